@@ -1,0 +1,101 @@
+"""Typed errors and exit codes: the one place that knows what a process exit means."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a process of ours says by its exit status (design section 3)."""
+
+    OK = 0
+    DIVERGENCE = 1
+    USAGE = 2
+    INTERNAL = 3
+    INCONCLUSIVE = 4
+
+
+class AprFalsifyError(Exception):
+    """Unusable input or an unusable environment, told so that a reader can act on it.
+
+    Args:
+        what: what is wrong, in one sentence.
+        where: the file, option or stage it concerns.
+        expected: what would have been right.
+        remedy: what to do next, a command where there is one.
+
+    """
+
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, what: str, *, where: object = None, expected: str = "", remedy: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.expected = expected
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        lines = [head]
+        if self.expected:
+            lines.append(f"  expected: {self.expected}")
+        if self.remedy:
+            lines.append(f"  try: {self.remedy}")
+        return "\n".join(lines)
+
+
+class UsageError(AprFalsifyError):
+    """The command line asks for something that cannot be."""
+
+
+class StageError(AprFalsifyError):
+    """A stage name that no table knows, or a stage the model does not have."""
+
+
+class LayerRangeError(AprFalsifyError):
+    """A layer range that is malformed or outside the model."""
+
+
+class AprtError(AprFalsifyError):
+    """A file that is not a whole APRT stage file."""
+
+
+class TraceError(AprFalsifyError):
+    """A trace directory that cannot be trusted."""
+
+
+class TokensError(AprFalsifyError):
+    """Token ids that are missing, out of range, or not those of the trace."""
+
+
+class GeometryError(AprFalsifyError):
+    """Model geometry that is missing, contradictory or absurd."""
+
+
+class UnknownFamilyError(AprFalsifyError):
+    """A model family that the table of families does not list."""
+
+
+class ModelError(AprFalsifyError):
+    """A model file or directory that cannot be used."""
+
+
+class MissingDependencyError(AprFalsifyError):
+    """An optional package that this command needs is not installed."""
+
+
+class DeviceError(AprFalsifyError):
+    """The requested device is not there; it is never replaced by another."""
+
+
+class OutputError(AprFalsifyError):
+    """The result could not be written."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``known``'s closest match to ``name`` as a hint, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {match[0]!r}?" if match else ""
