@@ -65,6 +65,9 @@ class Family:
     gguf_interleaved: bool = False
 
 
+ACTIVATIONS: tuple[str, ...] = ("silu",)
+"""The feed-forward activations that have a formula, by the name that config.json uses."""
+
 _HF_LAYER = "model.layers.{n}."
 _HF_DECODER: Mapping[str, str] = {
     "embed": "model.embed_tokens.weight",

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import GeometryError, LayerRangeError, ModelError
-from apr_falsify.families import Family, Presence, Window, family, family_of_gguf, family_of_model_type
+from apr_falsify.families import (
+    ACTIVATIONS,
+    Family,
+    Presence,
+    Window,
+    family,
+    family_of_gguf,
+    family_of_model_type,
+)
 
 # Far above any published model; below them a wrong file cannot ask for an absurd allocation.
 _LIMITS: Mapping[str, int] = {
@@ -122,6 +130,7 @@ class Geometry:
             "qkv": (self.heads + 2 * self.kv_heads) * self.head_dim,
             "ffn": self.intermediate,
             "vocab": self.vocab,
+            "head_dim": self.head_dim,
         }
 
     def check_layers(self, layers: range) -> range:
@@ -166,6 +175,10 @@ def _check_constants(geometry: Geometry) -> None:
         raise GeometryError(f"{len(geometry.windows)} attention windows for {geometry.layers} layers")
     if not (math.isfinite(geometry.norm_eps) and geometry.norm_eps >= 0):
         raise GeometryError(f"norm_eps is {geometry.norm_eps}", expected="a small number of at least 0")
+    if geometry.activation not in ACTIVATIONS:
+        raise GeometryError(
+            f"the activation {geometry.activation!r} has no formula here", expected=", ".join(ACTIVATIONS)
+        )
     rope = geometry.rope
     if not (math.isfinite(rope.theta) and rope.theta > 0):
         raise GeometryError(f"rope theta is {rope.theta}", expected="a number above 0")

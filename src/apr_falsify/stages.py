@@ -7,6 +7,7 @@ stores a stage instead is said by layout words (:class:`Layout`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -259,3 +260,26 @@ def canonical_shape(name: str, dims: Mapping[str, int]) -> tuple[int, ...]:
 
     """
     return tuple(dims[axis] for axis in STAGES[name].axes)
+
+
+def stored_shape(
+    name: str, layout: Iterable[Layout], dims: Mapping[str, int], values: int
+) -> tuple[int, ...] | None:
+    """Return the shape in which a stage of ``values`` values lies in ``layout``, ``None`` if none fits.
+
+    Args:
+        name: a stage of the table.
+        layout: how it is stored.
+        dims: sizes of the axis words, see :func:`canonical_shape`, and ``head_dim``.
+        values: how many values were stored.
+
+    """
+    words = set(layout)
+    shape = list(canonical_shape(name, dims))
+    if Layout.HEAD_MAJOR in words:
+        shape = [shape[1] // dims["head_dim"], shape[0], dims["head_dim"]]
+    if Layout.LAST_TOKEN in words:
+        shape = shape[1:] if STAGES[name].axes[0] == "tokens" else shape
+    if Layout.PADDED_KEYS in words:
+        shape[-1] = max(shape[-1], values // max(1, math.prod(shape[:-1])))
+    return tuple(shape) if math.prod(shape) == values else None
