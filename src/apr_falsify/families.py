@@ -7,8 +7,9 @@ GGUF specification. ``{n}`` is the layer. A role that a family lacks has no row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from apr_falsify.errors import UnknownFamilyError, nearest
 
@@ -48,6 +49,8 @@ class Family:
         qk_norm: whether q and k pass a per-head RMSNorm before RoPE.
         window: which layers have a sliding window.
         gguf_interleaved: whether conversion to GGUF permutes q and k into interleaved rotary pairs.
+        config_defaults: what transformers 5 takes for a key that config.json leaves out, where that is
+            neither a plain default nor derived from another key.
 
     """
 
@@ -63,6 +66,7 @@ class Family:
     qk_norm: bool = False
     window: Window = Window.NONE
     gguf_interleaved: bool = False
+    config_defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 ACTIVATIONS: tuple[str, ...] = ("silu",)
@@ -120,6 +124,12 @@ _GGUF_QK_NORM: Mapping[str, str] = {
     "k_norm": "blk.{n}.attn_k_norm.weight",
 }
 
+_QWEN_DEFAULTS: Mapping[str, Any] = {
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+
 FAMILIES: tuple[Family, ...] = (
     Family(
         name="qwen2",
@@ -130,6 +140,7 @@ FAMILIES: tuple[Family, ...] = (
         gguf_weights=_GGUF_DECODER,
         qkv_bias=Presence.ALWAYS,
         window=Window.LAYER_TYPES,
+        config_defaults=_QWEN_DEFAULTS,
     ),
     Family(
         name="llama",
@@ -154,6 +165,7 @@ FAMILIES: tuple[Family, ...] = (
         output_bias=Presence.CONFIG,
         qk_norm=True,
         window=Window.LAYER_TYPES,
+        config_defaults={**_QWEN_DEFAULTS, "head_dim": 128},
     ),
     Family(
         name="mistral",
@@ -164,6 +176,7 @@ FAMILIES: tuple[Family, ...] = (
         gguf_weights=_GGUF_DECODER,
         window=Window.EVERY_LAYER,
         gguf_interleaved=True,
+        config_defaults={"num_key_value_heads": 8, "sliding_window": 4096},
     ),
 )
 """The families that can be captured, run and replayed."""

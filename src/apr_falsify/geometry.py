@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from apr_falsify.errors import GeometryError, LayerRangeError, ModelError
+from apr_falsify.errors import AprFalsifyError, GeometryError, LayerRangeError, ModelError
 from apr_falsify.families import (
     ACTIVATIONS,
     Family,
@@ -19,6 +17,18 @@ from apr_falsify.families import (
     family_of_gguf,
     family_of_model_type,
 )
+from apr_falsify.reading import flag, items, mapping, number, read_json, text, whole
+from apr_falsify.rope import ROPE_KINDS, Rope, check_rope, rope_of_config, rope_of_gguf
+
+__all__ = [
+    "ROPE_KINDS",
+    "Geometry",
+    "Rope",
+    "geometry_of_config",
+    "geometry_of_gguf",
+    "geometry_of_hf_dir",
+    "read_config",
+]
 
 # Far above any published model; below them a wrong file cannot ask for an absurd allocation.
 _LIMITS: Mapping[str, int] = {
@@ -30,34 +40,6 @@ _LIMITS: Mapping[str, int] = {
     "intermediate": 1 << 20,
     "vocab": 1 << 22,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rope:
-    """Rotary embedding: base, scaling rule and that rule's parameters, as config.json names them.
-
-    Attributes:
-        theta: the base.
-        kind: ``default``, ``linear``, ``llama3``, ``yarn`` or ``divided``.
-        parameters: the rule's own parameters (``factor``, ``beta_fast`` ...).
-        divisors: for ``divided``: what each pair's frequency is divided by (GGUF's ``rope_freqs``).
-
-    """
-
-    theta: float
-    kind: str = "default"
-    parameters: Mapping[str, float] = field(default_factory=dict)
-    divisors: tuple[float, ...] = ()
-
-
-ROPE_KINDS: Mapping[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": ("factor", "original_max_position_embeddings"),
-    "divided": (),
-}
-"""The rotary scaling rules that have a formula here, and the parameters each cannot do without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,17 +84,14 @@ class Geometry:
     tied: bool = False
 
     def __post_init__(self) -> None:
-        for name, limit in _LIMITS.items():
-            value = getattr(self, name)
-            if not 1 <= value <= limit:
-                raise GeometryError(f"{name} is {value}", expected=f"a whole number from 1 to {limit}")
-        if self.heads % self.kv_heads:
-            raise GeometryError(f"{self.heads} query heads cannot share {self.kv_heads} kv heads evenly")
-        if self.head_dim % 2:
-            raise GeometryError(f"head_dim is {self.head_dim}", expected="an even number: RoPE turns pairs")
-        if not self.windows:
-            object.__setattr__(self, "windows", (None,) * self.layers)
-        _check_constants(self)
+        try:
+            _check_sizes(self)
+            if not self.windows:
+                object.__setattr__(self, "windows", (None,) * self.layers)
+            _check_constants(self)
+            check_rope(self.rope, self.head_dim)
+        except ValueError as error:
+            raise GeometryError(str(error)) from error
 
     @property
     def row(self) -> Family:
@@ -161,34 +140,44 @@ class Geometry:
 
         """
         try:
-            values = dict(data)
-            rope = dict(values["rope"])
-            values["rope"] = Rope(**{**rope, "divisors": tuple(rope.get("divisors", ()))})
-            values["windows"] = tuple(values["windows"])
+            values = dict(mapping(data, "the geometry"))
+            rope = dict(mapping(values["rope"], "rope"))
+            rope["divisors"] = tuple(items(rope.get("divisors", []), "rope divisors"))
+            values["rope"] = Rope(**rope)
+            values["windows"] = tuple(items(values["windows"], "windows"))
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise GeometryError(f"the geometry cannot be read: {error}", where=where) from error
+        except AprFalsifyError as error:
+            raise error.at(where) from None
+
+
+def _check_sizes(geometry: Geometry) -> None:
+    for name, limit in _LIMITS.items():
+        value = whole(getattr(geometry, name), name)
+        if not 1 <= value <= limit:
+            raise GeometryError(f"{name} is {value}", expected=f"a whole number from 1 to {limit}")
+    if geometry.heads % geometry.kv_heads:
+        raise GeometryError(f"{geometry.heads} query heads cannot share {geometry.kv_heads} kv heads evenly")
+    if geometry.head_dim % 2:
+        raise GeometryError(f"head_dim is {geometry.head_dim}", expected="an even number: RoPE turns pairs")
 
 
 def _check_constants(geometry: Geometry) -> None:
+    family(text(geometry.family, "the family"))
+    for name in ("qkv_bias", "output_bias", "mlp_bias", "tied"):
+        flag(getattr(geometry, name), name)
     if len(geometry.windows) != geometry.layers:
         raise GeometryError(f"{len(geometry.windows)} attention windows for {geometry.layers} layers")
-    if not (math.isfinite(geometry.norm_eps) and geometry.norm_eps >= 0):
+    for window in geometry.windows:
+        if window is not None and whole(window, "an attention window") < 1:
+            raise GeometryError(f"an attention window is {window}", expected="a whole number above 0")
+    if number(geometry.norm_eps, "norm_eps") < 0:
         raise GeometryError(f"norm_eps is {geometry.norm_eps}", expected="a small number of at least 0")
     if geometry.activation not in ACTIVATIONS:
         raise GeometryError(
             f"the activation {geometry.activation!r} has no formula here", expected=", ".join(ACTIVATIONS)
         )
-    rope = geometry.rope
-    if not (math.isfinite(rope.theta) and rope.theta > 0):
-        raise GeometryError(f"rope theta is {rope.theta}", expected="a number above 0")
-    if rope.kind not in ROPE_KINDS:
-        raise GeometryError(f"rope scaling {rope.kind!r} has no formula here", expected=", ".join(ROPE_KINDS))
-    if rope.kind == "divided" and len(rope.divisors) != geometry.head_dim // 2:
-        raise GeometryError(f"{len(rope.divisors)} rope divisors for {geometry.head_dim // 2} pairs")
-    missing = [name for name in ROPE_KINDS[rope.kind] if name not in rope.parameters]
-    if missing:
-        raise GeometryError(f"rope scaling {rope.kind!r} lacks {', '.join(missing)}")
 
 
 def geometry_of_hf_dir(directory: Path) -> Geometry:
@@ -212,7 +201,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except OSError as error:
         raise ModelError(
             f"no config.json ({error.strerror})",
@@ -241,72 +230,79 @@ def geometry_of_config(config: Mapping[str, Any], where: object = None) -> Geome
         GeometryError: a size is missing, contradictory or absurd.
 
     """
-    row = family_of_model_type(str(config.get("model_type")), where)
     try:
-        heads = int(config["num_attention_heads"])
-        layers = int(config["num_hidden_layers"])
-        hidden = int(config["hidden_size"])
-        return Geometry(
-            family=row.name,
-            layers=layers,
-            hidden=hidden,
-            heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // max(heads, 1)),
-            intermediate=int(config["intermediate_size"]),
-            vocab=int(config["vocab_size"]),
-            norm_eps=float(config["rms_norm_eps"]),
-            rope=_rope_of_config(config),
-            activation=str(config.get("hidden_act", "silu")),
-            windows=_windows(row, config, layers),
-            qkv_bias=_present(row.qkv_bias, config, "attention_bias"),
-            output_bias=_present(row.output_bias, config, "attention_bias"),
-            mlp_bias=_present(row.mlp_bias, config, "mlp_bias"),
-            tied=bool(config.get("tie_word_embeddings", False)),
-        )
+        row = family_of_model_type(text(config.get("model_type"), "model_type"), where)
+        return _geometry_of_config(row, {**row.config_defaults, **config})
     except KeyError as error:
         raise GeometryError(f"config.json has no {error}", where=where) from error
-    except (TypeError, ValueError) as error:
-        raise GeometryError(f"config.json holds a value of the wrong type: {error}", where=where) from error
-    except GeometryError as error:
-        raise GeometryError(error.what, where=where, expected=error.expected, remedy=error.remedy) from error
+    except ValueError as error:
+        raise GeometryError(f"config.json holds an unusable value: {error}", where=where) from error
+    except AprFalsifyError as error:
+        raise error.at(where) from None
+
+
+def _geometry_of_config(row: Family, config: Mapping[str, Any]) -> Geometry:
+    heads = whole(config["num_attention_heads"], "num_attention_heads")
+    hidden = whole(config["hidden_size"], "hidden_size")
+    kv_heads, head_dim = config.get("num_key_value_heads"), config.get("head_dim")
+    return Geometry(
+        family=row.name,
+        layers=_layers(config["num_hidden_layers"]),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=heads if kv_heads is None else kv_heads,
+        head_dim=hidden // max(heads, 1) if head_dim is None else head_dim,
+        intermediate=config["intermediate_size"],
+        vocab=config["vocab_size"],
+        norm_eps=number(config["rms_norm_eps"], "rms_norm_eps"),
+        rope=rope_of_config(config),
+        activation=config.get("hidden_act", "silu"),
+        windows=_windows(row, config),
+        qkv_bias=_present(row.qkv_bias, config, "attention_bias"),
+        output_bias=_present(row.output_bias, config, "attention_bias"),
+        mlp_bias=_present(row.mlp_bias, config, "mlp_bias"),
+        tied=flag(config.get("tie_word_embeddings", False), "tie_word_embeddings"),
+    )
+
+
+def _layers(value: object) -> int:
+    """Return the number of layers; checked here already, as rows per layer are made from it."""
+    layers = whole(value, "num_hidden_layers")
+    if not 1 <= layers <= _LIMITS["layers"]:
+        raise GeometryError(
+            f"num_hidden_layers is {layers}", expected=f"a whole number from 1 to {_LIMITS['layers']}"
+        )
+    return layers
 
 
 def _present(presence: Presence, config: Mapping[str, Any], key: str) -> bool:
     if presence is Presence.CONFIG:
-        return bool(config.get(key, False))
+        return flag(config.get(key, False), key)
     return presence is Presence.ALWAYS
 
 
-def _windows(row: Family, config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
-    size = config.get("sliding_window")
+def _windows(row: Family, config: Mapping[str, Any]) -> tuple[int | None, ...]:
+    layers, size = _layers(config["num_hidden_layers"]), config.get("sliding_window")
     if row.window is Window.NONE or size is None:
         return (None,) * layers
+    size = whole(size, "sliding_window")
     if row.window is Window.EVERY_LAYER:
-        return (int(size),) * layers
-    if not config.get("use_sliding_window", False):
+        return (size,) * layers
+    if not flag(config.get("use_sliding_window", False), "use_sliding_window"):
         return (None,) * layers
     kinds = config.get("layer_types")
     if kinds is None:
-        full = int(config.get("max_window_layers", layers))
-        kinds = ["full_attention" if n < full else "sliding_attention" for n in range(layers)]
-    return tuple(int(size) if kind == "sliding_attention" else None for kind in kinds)
+        full = whole(config.get("max_window_layers", layers), "max_window_layers")
+        return tuple(None if n < full else size for n in range(layers))
+    return tuple(size if _slides(kind) else None for kind in items(kinds, "layer_types"))
 
 
-def _rope_of_config(config: Mapping[str, Any]) -> Rope:
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = scaling.get("rope_theta", config.get("rope_theta", 10_000.0))
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    parameters = {
-        key: float(value)
-        for key, value in scaling.items()
-        if key not in ("rope_theta", "rope_type", "type") and isinstance(value, int | float)
-    }
-    if kind in ("yarn", "llama3"):
-        parameters.setdefault(
-            "original_max_position_embeddings", float(config.get("max_position_embeddings", 0))
+def _slides(kind: object) -> bool:
+    if kind not in ("full_attention", "sliding_attention"):
+        raise GeometryError(
+            f"the layer type {kind!r} has no formula here", expected="full_attention or sliding_attention"
         )
-    return Rope(theta=float(theta), kind=str(kind), parameters=parameters)
+    return kind == "sliding_attention"
 
 
 def geometry_of_gguf(
@@ -328,55 +324,51 @@ def geometry_of_gguf(
         GeometryError: a size is missing, contradictory or absurd.
 
     """
-    architecture = str(metadata.get("general.architecture"))
-    row = family_of_gguf(architecture, where)
-
-    def value(key: str) -> Any:
-        return metadata[f"{architecture}.{key}"]
-
-    def optional(key: str, default: Any) -> Any:
-        return metadata.get(f"{architecture}.{key}", default)
-
     try:
-        heads, hidden = int(value("attention.head_count")), int(value("embedding_length"))
-        has = {
-            role: row.gguf_weights[role].format(n=0) in tensors for role in ("q_bias", "o_bias", "up_bias")
-        }
-        return Geometry(
-            family=row.name,
-            layers=int(value("block_count")),
-            hidden=hidden,
-            heads=heads,
-            kv_heads=int(optional("attention.head_count_kv", heads)),
-            head_dim=int(optional("attention.key_length", hidden // max(heads, 1))),
-            intermediate=int(value("feed_forward_length")),
-            vocab=int(tensors[row.gguf_weights["embed"]][0]),
-            norm_eps=float(value("attention.layer_norm_rms_epsilon")),
-            rope=_rope_of_gguf(optional, rope_divisors),
-            qkv_bias=has["q_bias"],
-            output_bias=has["o_bias"],
-            mlp_bias=has["up_bias"],
-            tied=row.gguf_weights["lm_head"] not in tensors,
-        )
+        architecture = text(metadata.get("general.architecture"), "general.architecture")
+        row = family_of_gguf(architecture, where)
+        prefix = f"{architecture}."
+        values = {key[len(prefix) :]: value for key, value in metadata.items() if key.startswith(prefix)}
+        return _geometry_of_gguf(row, values, tensors, rope_divisors)
     except KeyError as error:
-        raise GeometryError(f"the GGUF metadata has no {error}", where=where) from error
-    except (TypeError, ValueError) as error:
-        raise GeometryError(
-            f"the GGUF metadata holds a value of the wrong type: {error}", where=where
-        ) from error
-    except GeometryError as error:
-        raise GeometryError(error.what, where=where, expected=error.expected, remedy=error.remedy) from error
+        raise GeometryError(f"the GGUF file has no {error}", where=where) from error
+    except ValueError as error:
+        raise GeometryError(f"the GGUF metadata holds an unusable value: {error}", where=where) from error
+    except AprFalsifyError as error:
+        raise error.at(where) from None
 
 
-def _rope_of_gguf(optional: Callable[[str, Any], Any], divisors: tuple[float, ...]) -> Rope:
-    theta = float(optional("rope.freq_base", 10_000.0))
-    if divisors:
-        return Rope(theta=theta, kind="divided", divisors=divisors)
-    kind = str(optional("rope.scaling.type", "none"))
-    if kind == "none":
-        return Rope(theta=theta)
-    parameters = {"factor": float(optional("rope.scaling.factor", 1.0))}
-    original = optional("rope.scaling.original_context_length", None)
-    if original is not None:
-        parameters["original_max_position_embeddings"] = float(original)
-    return Rope(theta=theta, kind=kind, parameters=parameters)
+def _geometry_of_gguf(
+    row: Family,
+    values: Mapping[str, Any],
+    tensors: Mapping[str, tuple[int, ...]],
+    rope_divisors: tuple[float, ...],
+) -> Geometry:
+    heads = whole(values["attention.head_count"], "attention.head_count")
+    hidden = whole(values["embedding_length"], "embedding_length")
+    head_dim = whole(values.get("attention.key_length", hidden // max(heads, 1)), "attention.key_length")
+    _whole_heads(values, head_dim)
+    has = {role: row.gguf_weights[role].format(n=0) in tensors for role in ("q_bias", "o_bias", "up_bias")}
+    return Geometry(
+        family=row.name,
+        layers=values["block_count"],
+        hidden=hidden,
+        heads=heads,
+        kv_heads=values.get("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        intermediate=values["feed_forward_length"],
+        vocab=(tensors[row.gguf_weights["embed"]] or (0,))[0],
+        norm_eps=values["attention.layer_norm_rms_epsilon"],
+        rope=rope_of_gguf(values.get, rope_divisors),
+        qkv_bias=has["q_bias"],
+        output_bias=has["o_bias"],
+        mlp_bias=has["up_bias"],
+        tied=row.gguf_weights["lm_head"] not in tensors,
+    )
+
+
+def _whole_heads(values: Mapping[str, Any], head_dim: int) -> None:
+    """Refuse heads of which only a part is rotated, and values of another width than keys."""
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if values.get(key, head_dim) != head_dim:
+            raise GeometryError(f"{key} is {values[key]}", expected=f"{head_dim}, as the keys' width")
