@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -31,6 +33,19 @@ from apr_falsify.trace import (
     relative_path,
     trace_json,
 )
+
+
+@cache
+def source_commit() -> str | None:
+    """Return the git commit of the checkout that this program runs from, ``None`` where it is in none."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # an installed package may lie within somebody else's checkout
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
