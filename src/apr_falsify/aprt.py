@@ -7,8 +7,11 @@ little-endian, then that many f32 little-endian. It stores neither shape nor lay
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
+import resource
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,18 +52,33 @@ def read_aprt(path: Path) -> AprtFile:
 
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(None, "not a regular file")  # a pipe would be waited for without end
         with path.open("rb") as file:
-            header = file.read(HEADER.size)
-        size = path.stat().st_size
+            header, size = file.read(HEADER.size), path.stat().st_size
+        layer, count = _parse_header(header, size, path)
+        return AprtFile(layer=layer, values=_map(path, count) if count else np.empty(0, dtype="<f4"))
     except OSError as error:
         raise AprtError(
             f"cannot be read: {error.strerror}", where=path, remedy="capture the stage again"
         ) from error
-    layer, count = _parse_header(header, size, path)
-    if count == 0:
-        return AprtFile(layer=layer, values=np.empty(0, dtype="<f4"))
-    values = np.memmap(path, dtype="<f4", mode="r", offset=HEADER.size, shape=(count,))
-    return AprtFile(layer=layer, values=values)
+
+
+def _map(path: Path, count: int) -> npt.NDArray[np.float32]:
+    try:
+        return np.memmap(path, dtype="<f4", mode="r", offset=HEADER.size, shape=(count,))
+    except OSError as error:
+        # A map holds a descriptor: two traces of 30 layers exceed the usual soft limit of 1024.
+        if error.errno != errno.EMFILE or not _allow_more_files():
+            raise
+        return np.memmap(path, dtype="<f4", mode="r", offset=HEADER.size, shape=(count,))
+
+
+def _allow_more_files() -> bool:
+    """Raise the soft limit of open files to the hard one; whether that changed anything."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft != hard
 
 
 def _parse_header(header: bytes, size: int, path: Path) -> tuple[int | None, int]:
@@ -93,14 +111,19 @@ def _parse_header(header: bytes, size: int, path: Path) -> tuple[int | None, int
 def write_aprt(file: BinaryIO, values: npt.NDArray[np.generic], layer: int | None) -> str:
     """Write ``values``, flattened in C order and as f32, to ``file``; return the sha256 of its bytes.
 
-    Values pass through block by block, so that no second copy of a large tensor is made.
+    Values pass through block by block, so that no second copy of a large contiguous tensor is made.
+    What is beyond the range of f32 becomes infinite.
 
     Raises:
-        AprtError: more values than the header can count.
+        AprtError: more values than the header can count, no real numbers, or a layer that it cannot hold.
 
     """
     if values.size > MAX_VALUES:
         raise AprtError(f"{values.size} values", expected=f"at most {MAX_VALUES}, the header's u32")
+    if values.dtype.kind not in "fiub":
+        raise AprtError(f"values of type {values.dtype}", expected="real numbers")
+    if layer is not None and not 0 <= layer < WHOLE_MODEL_LAYER:
+        raise AprtError(f"layer {layer}", expected=f"a layer from 0 to {WHOLE_MODEL_LAYER - 1}")
     digest = hashlib.sha256()
     header = HEADER.pack(MAGIC, WHOLE_MODEL_LAYER if layer is None else layer, values.size)
     blocks: Iterator[bytes | memoryview] = itertools.chain((header,), _blocks(values))
@@ -113,4 +136,6 @@ def write_aprt(file: BinaryIO, values: npt.NDArray[np.generic], layer: int | Non
 def _blocks(values: npt.NDArray[np.generic]) -> Iterator[memoryview]:
     flat = values.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
-        yield np.ascontiguousarray(flat[start : start + _BLOCK], dtype="<f4").view(np.uint8).data
+        with np.errstate(over="ignore"):
+            block = np.ascontiguousarray(flat[start : start + _BLOCK], dtype="<f4")
+        yield block.view(np.uint8).data

@@ -32,9 +32,15 @@ class Format:
     round: Callable[[Array], Array]
 
 
+def round_f32(values: Array) -> npt.NDArray[np.float32]:
+    """Round to IEEE binary32, to nearest, ties to even; beyond its range is infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)
+
+
 def round_bf16(values: Array) -> npt.NDArray[np.float32]:
-    """Round to bfloat16 (the upper 16 bits of f32), to nearest, ties to even; NaN stays NaN."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    """Round f32 to bfloat16 (its upper 16 bits), to nearest, ties to even; NaN stays NaN."""
+    bits = np.array(round_f32(values), order="C").view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(values), np.float32(np.nan), rounded.view(np.float32))
 
@@ -47,7 +53,7 @@ def round_f16(values: Array) -> npt.NDArray[np.float32]:
 
 FORMATS: Mapping[str, Format] = {
     "f64": Format(name="f64", compute=np.float64, unit_roundoff=2.0**-53, round=lambda x: x),
-    "f32": Format(name="f32", compute=np.float32, unit_roundoff=2.0**-24, round=lambda x: x),
+    "f32": Format(name="f32", compute=np.float32, unit_roundoff=2.0**-24, round=round_f32),
     "f16": Format(name="f16", compute=np.float32, unit_roundoff=2.0**-11, round=round_f16),
     "bf16": Format(name="bf16", compute=np.float32, unit_roundoff=2.0**-8, round=round_bf16),
 }

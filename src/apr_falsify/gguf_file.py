@@ -33,6 +33,8 @@ _SCALARS: Mapping[int, str] = {
 }
 _STRING, _ARRAY = 8, 9
 _MAX_COUNT = 1 << 24  # more keys, tensors or array items than any model has
+_MAX_AXES = 4  # ggml's own limit
+_MAX_ALIGNMENT = 1 << 20
 _DEFAULT_ALIGNMENT = 32
 
 
@@ -80,14 +82,17 @@ class _Cursor:
             )
         return value
 
-    def string(self) -> str:
-        length: int = self.scalar("<Q")
-        end = self.at + length
-        if end > len(self.data):
+    def skip(self, length: int) -> int:
+        """Step over ``length`` bytes and return where they start."""
+        start = self.at
+        if length > len(self.data) - start:
             raise _truncated(self.path)
-        text = self.data[self.at : end].decode("utf-8", errors="surrogateescape")
-        self.at = end
-        return text
+        self.at = start + length
+        return start
+
+    def string(self) -> str:
+        start = self.skip(self.scalar("<Q"))
+        return self.data[start : self.at].decode("utf-8", errors="surrogateescape")
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -100,14 +105,11 @@ class _Cursor:
         kind, count = self.scalar("<I"), self.count()
         if kind == _STRING:
             for _ in range(count):
-                length: int = self.scalar("<Q")
-                self.at += length
+                self.skip(self.scalar("<Q"))
         elif kind in _SCALARS:
-            self.at += count * struct.calcsize(_SCALARS[kind])
+            self.skip(count * struct.calcsize(_SCALARS[kind]))
         else:
             raise ModelError(f"GGUF array type {kind} is unknown", where=self.path)
-        if self.at > len(self.data):
-            raise _truncated(self.path)
 
     def array(self) -> list[Any]:
         kind, count = self.scalar("<I"), self.count()
@@ -139,7 +141,10 @@ class GgufFile:
         self._arrays: dict[str, int] = {}
         for _ in range(key_count):
             self._read_key(cursor)
-        self.tensors = {info.name: info for info in self._read_tensors(cursor, tensor_count)}
+        self.tensors: dict[str, GgufTensorInfo] = {}
+        for info in self._read_tensors(cursor, tensor_count):
+            self._once(info.name, self.tensors)
+            self.tensors[info.name] = info
 
     def _check_version(self, cursor: _Cursor) -> None:
         if self.data[:4] != _MAGIC:
@@ -157,11 +162,17 @@ class GgufFile:
 
     def _read_key(self, cursor: _Cursor) -> None:
         key, kind = cursor.string(), cursor.scalar("<I")
+        self._once(key, self.metadata)
+        self._once(key, self._arrays)
         if kind == _ARRAY:
             self._arrays[key] = cursor.at
             cursor.skip_array()
         else:
             self.metadata[key] = cursor.value(kind)
+
+    def _once(self, name: str, known: Mapping[str, object]) -> None:
+        if name in known:
+            raise ModelError(f"{name} is there twice", where=self.path, remedy="download the file again")
 
     def array(self, key: str) -> list[Any] | None:
         """Return the metadata array called ``key``, ``None`` where the file has none."""
@@ -175,11 +186,23 @@ class GgufFile:
         rows = []
         for _ in range(count):
             name, axes = cursor.string(), cursor.scalar("<I")
-            shape = tuple(cursor.scalar("<Q") for _ in range(min(axes, 8)))[::-1]
+            if axes > _MAX_AXES:
+                raise ModelError(f"tensor {name} has {axes} axes", where=self.path, expected="a sound file")
+            shape = tuple(cursor.scalar("<Q") for _ in range(axes))[::-1]
             rows.append((name, shape, cursor.scalar("<I"), cursor.scalar("<Q")))
-        alignment = int(self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)) or _DEFAULT_ALIGNMENT
-        start = -(-cursor.at // alignment) * alignment
+        start = -(-cursor.at // self._alignment) * self._alignment
         return [self._info(name, shape, kind, start + offset) for name, shape, kind, offset in rows]
+
+    @property
+    def _alignment(self) -> int:
+        alignment = self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if type(alignment) is not int or not 1 <= alignment <= _MAX_ALIGNMENT:
+            raise ModelError(
+                f"general.alignment is {alignment!r}",
+                where=self.path,
+                expected=f"a whole number from 1 to {_MAX_ALIGNMENT}",
+            )
+        return alignment
 
     def _info(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensorInfo:
         try:
@@ -193,6 +216,8 @@ class GgufFile:
         nbytes = row_bytes
         for size in shape[:-1]:
             nbytes *= size
+        if nbytes == 0:
+            raise ModelError(f"tensor {name} has the shape {list(shape)}", where=self.path)
         if offset + nbytes > len(self.data):
             raise ModelError(
                 f"tensor {name} reaches beyond the end of the file",

@@ -10,127 +10,38 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.errors import ModelError
+from apr_falsify.errors import GeometryError, ModelError
 from apr_falsify.geometry import Geometry, geometry_of_gguf, geometry_of_hf_dir
 from apr_falsify.gguf_file import GgufFile, GgufTensorInfo
+from apr_falsify.reading import mapping, read_json, text
+from apr_falsify.tensors import (
+    SAFETENSORS_TYPES,
+    DeinterleavedTensor,
+    FloatArray,
+    PlainTensor,
+    QuantisedTensor,
+    Tensor,
+    UnreadableTensor,
+)
 
-FloatArray = npt.NDArray[np.floating[Any]]
-
-
-class Tensor(Protocol):
-    """One weight tensor, decoded row by row."""
-
-    @property
-    def name(self) -> str:
-        """Its name in the file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape, [out, in] for a projection."""
-
-    @property
-    def type(self) -> str:
-        """The number format it is stored in: ``f32``, ``f16``, ``bf16``, ``q4_k`` ..."""
-
-    def rows(self, start: int, stop: int) -> FloatArray:
-        """Return rows ``start`` to ``stop`` decoded exactly (f32, or f64 where the file holds f64)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlainTensor:
-    """A tensor of plain numbers, memory-mapped. bf16 is held as its u16 bit patterns."""
-
-    name: str
-    type: str
-    data: npt.NDArray[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.data.shape
-
-    def rows(self, start: int, stop: int) -> FloatArray:
-        """Return the rows as f32 (exact for f16 and bf16), f64 where the file holds f64."""
-        part = np.asarray(self.data[start:stop])
-        if self.type == "bf16":
-            return (part.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return part if part.dtype in (np.float32, np.float64) else part.astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantisedTensor:
-    """A tensor of ggml blocks; its rows are dequantised by the ``gguf`` package."""
-
-    info: GgufTensorInfo
-    data: npt.NDArray[np.uint8]
-
-    @property
-    def name(self) -> str:
-        """Its name in the file."""
-        return self.info.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape, rows first."""
-        return self.info.shape
-
-    @property
-    def type(self) -> str:
-        """Its ggml type."""
-        return self.info.type
-
-    def rows(self, start: int, stop: int) -> FloatArray:
-        """Return the rows dequantised to f32, as the format's definition says."""
-        import gguf
-
-        kind = gguf.GGMLQuantizationType[self.info.type.upper()]
-        try:
-            values: FloatArray = gguf.quants.dequantize(self.data[start:stop], kind)
-        except NotImplementedError as error:
-            raise ModelError(
-                f"tensor {self.name} has type {self.type}, which cannot be dequantised"
-            ) from error
-        return values
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeinterleavedTensor:
-    """A q or k projection whose file holds interleaved rotary pairs, seen half-split.
-
-    GGUF conversion of the llama family stores row 2i and 2i+1 of a head where the original has
-    rows i and i + D/2.
-    """
-
-    base: Tensor
-    head_dim: int
-
-    @property
-    def name(self) -> str:
-        """Its name in the file."""
-        return self.base.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.base.shape
-
-    @property
-    def type(self) -> str:
-        """The number format it is stored in."""
-        return self.base.type
-
-    def rows(self, start: int, stop: int) -> FloatArray:
-        """Return the rows in half-split order."""
-        head_dim = self.head_dim
-        first, last = start // head_dim * head_dim, -(-stop // head_dim) * head_dim
-        heads = self.base.rows(first, last)
-        pairs = heads.reshape(-1, head_dim // 2, 2, *heads.shape[1:])
-        return np.swapaxes(pairs, 1, 2).reshape(heads.shape)[start - first : stop - first]
+__all__ = [
+    "ROLE_AXES",
+    "DeinterleavedTensor",
+    "FloatArray",
+    "Model",
+    "PlainTensor",
+    "QuantisedTensor",
+    "Tensor",
+    "UnreadableTensor",
+    "Weights",
+    "open_model",
+    "safetensors_files",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +174,12 @@ def open_model(path: Path) -> Model:
 def _open_hf_dir(directory: Path) -> Model:
     geometry = geometry_of_hf_dir(directory)
     files = safetensors_files(directory)
-    tensors = {tensor.name: tensor for file in files for tensor in _read_safetensors(file)}
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        for tensor in _read_safetensors(file):
+            if tensor.name in tensors:
+                raise ModelError(f"tensor {tensor.name} is there twice", where=file)
+            tensors[tensor.name] = tensor
     weights = Weights(
         geometry=geometry, names=geometry.row.weights, tensors=tensors, interleaved=False, where=directory
     )
@@ -277,21 +193,37 @@ def safetensors_files(directory: Path) -> tuple[Path, ...]:
         ModelError: none there, one of the index missing, or only pickled weights.
 
     """
-    index = directory / "model.safetensors.index.json"
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
     if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"not a safetensors index: {error}", where=index) from error
-        files = tuple(directory / str(name) for name in names)
+        files = tuple(directory / name for name in _indexed(index))
+    elif single.exists():  # beside it, some repositories keep the same weights under other names
+        files = (single,)
     else:
         files = tuple(sorted(directory.glob("*.safetensors")))
-    missing = [file.name for file in files if not file.exists() or file.parent != directory]
+    missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise ModelError(f"weight files are missing: {', '.join(missing)}", where=directory)
+        raise ModelError(
+            f"weight files are missing: {', '.join(missing)}",
+            where=directory,
+            remedy="download the model again; it is incomplete",
+        )
     if not files:
         raise _no_weights(directory)
     return files
+
+
+def _indexed(index: Path) -> list[str]:
+    try:
+        weight_map = mapping(read_json(index)["weight_map"], "weight_map")
+        names = sorted({text(name, "a file name") for name in weight_map.values()})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"not a safetensors index: {error}", where=index) from error
+    outside = [name for name in names if name != Path(name).name]
+    if outside:
+        raise ModelError(
+            f"the index names {outside[0]!r}", where=index, expected="files in the directory itself"
+        )
+    return names
 
 
 def _no_weights(directory: Path) -> ModelError:
@@ -308,15 +240,7 @@ def _no_weights(directory: Path) -> ModelError:
     )
 
 
-_SAFETENSORS_TYPES: Mapping[str, tuple[str, str]] = {
-    "F64": ("f64", "<f8"),
-    "F32": ("f32", "<f4"),
-    "F16": ("f16", "<f2"),
-    "BF16": ("bf16", "<u2"),
-}
-
-
-def _read_safetensors(path: Path) -> list[PlainTensor]:
+def _read_safetensors(path: Path) -> list[Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -330,18 +254,19 @@ def _read_safetensors(path: Path) -> list[PlainTensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(length))
+    if path.stat().st_size == 8 + length:
+        return []
     data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
-    return [
-        _plain(name, entry, data)
-        for name, entry in header.items()
-        if name != "__metadata__" and entry["dtype"] in _SAFETENSORS_TYPES
-    ]
+    return [_plain(name, entry, data) for name, entry in header.items() if name != "__metadata__"]
 
 
-def _plain(name: str, entry: Mapping[str, Any], data: npt.NDArray[np.uint8]) -> PlainTensor:
-    kind, dtype = _SAFETENSORS_TYPES[entry["dtype"]]
+def _plain(name: str, entry: Mapping[str, Any], data: npt.NDArray[np.uint8]) -> Tensor:
+    shape = tuple(entry["shape"])
+    if entry["dtype"] not in SAFETENSORS_TYPES:
+        return UnreadableTensor(name=name, type=entry["dtype"], shape=shape)
+    kind, dtype = SAFETENSORS_TYPES[entry["dtype"]]
     start, stop = entry["data_offsets"]
-    return PlainTensor(name=name, type=kind, data=data[start:stop].view(dtype).reshape(entry["shape"]))
+    return PlainTensor(name=name, type=kind, data=data[start:stop].view(dtype).reshape(shape))
 
 
 _GGUF_PLAIN: Mapping[str, str] = {"f64": "<f8", "f32": "<f4", "f16": "<f2", "bf16": "<u2"}
@@ -374,4 +299,8 @@ def _gguf_tensor(file: GgufFile, info: GgufTensorInfo) -> Tensor:
 
 def _rope_divisors(tensors: Mapping[str, Tensor]) -> tuple[float, ...]:
     tensor = tensors.get("rope_freqs.weight")
-    return () if tensor is None else tuple(float(value) for value in tensor.rows(0, tensor.shape[0]))
+    if tensor is None:
+        return ()
+    if len(tensor.shape) != 1:
+        raise GeometryError(f"rope_freqs.weight has the shape {list(tensor.shape)}", expected="one axis")
+    return tuple(float(value) for value in tensor.rows(0, tensor.shape[0]))
