@@ -21,7 +21,7 @@ except ImportError as error:
 transformers: Any = _transformers
 """Untyped on purpose: its annotations cover only a part of what it exports."""
 
-__all__ = ["device_named", "dtype_named", "torch", "transformers"]
+__all__ = ["cuda_devices", "device_named", "dtype_named", "torch", "transformers"]
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "f64": torch.float64,
@@ -61,3 +61,10 @@ def device_named(name: str) -> torch.device:
             remedy="--device cpu, or see `apr-falsify doctor`",
         )
     return torch.device(name)
+
+
+def cuda_devices() -> tuple[str, ...]:
+    """Return the names of the GPUs that torch can use."""
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))

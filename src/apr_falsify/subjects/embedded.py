@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from apr_falsify import __version__
 from apr_falsify.arithmetic import Format, format_named
 from apr_falsify.capture import Request, Sink
+from apr_falsify.geometry import Geometry
+from apr_falsify.identity import difference, model_sha256
 from apr_falsify.ops import Array, Site, compute, inputs_of, stages_of
 from apr_falsify.stages import STAGES, Scope
+from apr_falsify.subjects.interface import Target
 from apr_falsify.trace import Key, Provenance, Trace, utc_now
-from apr_falsify.weights import Model
+from apr_falsify.weights import Model, open_model
 
 
 def capture(model: Model, request: Request, sink: Sink, *, dtype: str = "f32") -> Trace:
@@ -82,6 +87,7 @@ def _provenance(model: Model, request: Request, dtype: str, logits: Array | None
         version=__version__,
         driver=f"apr-falsify {__version__}",
         model=str(model.path),
+        model_sha256=model_sha256(model.files),
         prompt=request.prompt,
         argmax=None if logits is None else {"id": int(np.argmax(logits))},
         dtype=dtype,
@@ -92,3 +98,44 @@ def _provenance(model: Model, request: Request, dtype: str, logits: Array | None
         stages=request.stages,
         created=utc_now(),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedSubject:
+    """A model to be run by the embedded runtime.
+
+    Attributes:
+        model: the model.
+        dtype: the number format to run it in.
+
+    """
+
+    model: Model
+    dtype: str = "f32"
+    tokens: tuple[int, ...] | None = None
+    prompt: str | None = None
+    layers: tuple[int, ...] | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry of its model."""
+        return self.model.geometry
+
+    def capture(self, request: Request, sink: Sink) -> Trace:
+        """Run the model on ``request``."""
+        return capture(self.model, request, sink, dtype=self.dtype)
+
+    def differs(self, trace: Trace, request: Request) -> str | None:
+        """Say how ``trace`` is not what :meth:`capture` would give."""
+        wanted = {
+            "runtime": "embedded",
+            "version": __version__,
+            "model_sha256": model_sha256(self.model.files),
+            "dtype": self.dtype,
+        }
+        return difference(trace, request, self.geometry, wanted)
+
+
+def open_embedded(target: Target) -> EmbeddedSubject:
+    """Return the model at ``target`` as a subject."""
+    return EmbeddedSubject(model=open_model(target.path), dtype=format_named(target.dtype).name)
