@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -150,17 +151,30 @@ class TraceWriter:
         self.directory = directory
         self._stages: dict[Key, StageArray] = {}
         self._finished = False
-        if directory.exists():
+        if directory.exists() or directory.is_symlink():
             raise OutputError(
                 "exists already", where=directory, remedy="remove it, or choose another place with --out"
             )
-        with _writing(directory):
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(directory)
-            prefix = f"{_partial_prefix(directory)}{os.getpid()}-"
-            self._partial = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
-            self._partial.chmod(0o777 & ~_umask())
-            (self._partial / INCOMPLETE).touch()
+        self._made = [folder for folder in directory.parents if not folder.exists()]
+        try:
+            with _writing(directory):
+                directory.parent.mkdir(parents=True, exist_ok=True)
+                _sweep(directory)
+                prefix = f"{_partial_prefix(directory)}{os.getpid()}-"
+                self._partial = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+                self._partial.chmod(0o777 & ~_umask())
+                (self._partial / INCOMPLETE).touch()
+        except BaseException:
+            self._clear()
+            raise
+
+    def _clear(self) -> None:
+        """Remove what was written, and the folders that were made for it."""
+        if hasattr(self, "_partial"):
+            shutil.rmtree(self._partial, ignore_errors=True)
+        for folder in self._made:
+            with suppress(OSError):  # not made, or others have put something there
+                folder.rmdir()
 
     def add(self, key: Key, data: npt.NDArray[Any], layout: tuple[Layout, ...] = ()) -> None:
         """Write one stage.
@@ -213,7 +227,7 @@ class TraceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not self._finished:
-            shutil.rmtree(self._partial, ignore_errors=True)
+            self._clear()
 
 
 def _partial_prefix(directory: Path) -> str:
@@ -222,7 +236,7 @@ def _partial_prefix(directory: Path) -> str:
 
 def _sweep(directory: Path) -> None:
     """Remove what writers of the same trace left behind when they were killed."""
-    for path in directory.parent.glob(f"{_partial_prefix(directory)}*"):
+    for path in directory.parent.glob(f"{glob.escape(_partial_prefix(directory))}*"):
         pid = path.name.removeprefix(_partial_prefix(directory)).partition("-")[0]
         if pid.isdecimal() and not Path("/proc", pid).exists() and Path("/proc").exists():
             shutil.rmtree(path, ignore_errors=True)

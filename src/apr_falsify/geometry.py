@@ -116,14 +116,14 @@ class Geometry:
         """Return ``layers`` if the model has them all.
 
         Raises:
-            LayerRangeError: the range reaches beyond the last layer.
+            LayerRangeError: it reaches beyond the first or the last layer.
 
         """
-        if layers.stop > self.layers:
+        if layers.start < 0 or layers.stop > self.layers:
             raise LayerRangeError(
                 f"layers {layers.start}..{layers.stop} reach beyond the model",
                 expected=f"a range within 0..{self.layers}",
-                remedy=f"--layers {min(layers.start, self.layers - 1)}..{self.layers}",
+                remedy=f"--layers {max(0, min(layers.start, self.layers - 1))}..{self.layers}",
             )
         return layers
 

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import StageError
-from apr_falsify.geometry import Geometry, Rope
+from apr_falsify.geometry import Geometry
+from apr_falsify.rope import Rope
 from apr_falsify.stages import LAYER_INPUT, STAGES, Scope
-from apr_falsify.weights import Tensor, Weights
+from apr_falsify.tensors import Tensor
+from apr_falsify.weights import Weights
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -334,4 +336,6 @@ def compute(name: str, inputs: Inputs, site: Site) -> Array:
         site: weights, layer, tokens and number format.
 
     """
-    return FORMULAS[name](inputs, site)
+    # Values that are not finite are data, and so is what they, or an overflow, lead to.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return FORMULAS[name](inputs, site)

@@ -14,6 +14,8 @@ from enum import StrEnum
 
 from apr_falsify.errors import LayerRangeError, StageError, nearest
 
+_MAX_LAYER = 2**32 - 2  # what an APRT header can hold; the next number means the whole model
+
 WHOLE_MODEL: None = None
 """The layer of a stage that exists once per model."""
 
@@ -238,7 +240,7 @@ def parse_layers(text: str) -> range:
 
     """
     first, dots, last = text.strip().partition("..")
-    if not (dots and first.isdecimal() and last.isdecimal()):
+    if not (dots and _small_number(first) and _small_number(last)):
         raise LayerRangeError(f"not a layer range: {text!r}", expected="A..B, end exclusive, e.g. 0..1")
     layers = range(int(first), int(last))
     if not layers:
@@ -247,6 +249,10 @@ def parse_layers(text: str) -> range:
             expected=f"an end above the start, e.g. {first}..{int(first) + 1}",
         )
     return layers
+
+
+def _small_number(digits: str) -> bool:
+    return digits.isascii() and digits.isdecimal() and len(digits) <= len(str(_MAX_LAYER))
 
 
 def canonical_shape(name: str, dims: Mapping[str, int]) -> tuple[int, ...]:
@@ -258,8 +264,18 @@ def canonical_shape(name: str, dims: Mapping[str, int]) -> tuple[int, ...]:
             ``q`` (H*D), ``kv`` (K*D), ``qkv`` ((H+2K)*D), ``ffn`` (F), ``vocab`` (V),
             ``chosen_experts`` (k); see :meth:`Geometry.dims`.
 
+    Raises:
+        StageError: the model has no such axis, and so no such stage.
+
     """
-    return tuple(dims[axis] for axis in STAGES[name].axes)
+    try:
+        return tuple(dims[axis] for axis in STAGES[name].axes)
+    except KeyError as error:
+        raise StageError(f"the model has no stage {name}: its geometry knows no {error}") from error
+
+
+_PER_HEAD = ("q_post_rope", "k_post_rope", "attention")
+_SQUARES = ("attn_scores", "attn_softmax")
 
 
 def stored_shape(
@@ -276,10 +292,10 @@ def stored_shape(
     """
     words = set(layout)
     shape = list(canonical_shape(name, dims))
-    if Layout.HEAD_MAJOR in words:
+    if Layout.HEAD_MAJOR in words and name in _PER_HEAD:
         shape = [shape[1] // dims["head_dim"], shape[0], dims["head_dim"]]
-    if Layout.LAST_TOKEN in words:
-        shape = shape[1:] if STAGES[name].axes[0] == "tokens" else shape
-    if Layout.PADDED_KEYS in words:
+    if Layout.LAST_TOKEN in words and STAGES[name].axes[0] == "tokens":
+        shape.pop(-2)
+    if Layout.PADDED_KEYS in words and name in _SQUARES:
         shape[-1] = max(shape[-1], values // max(1, math.prod(shape[:-1])))
     return tuple(shape) if math.prod(shape) == values else None

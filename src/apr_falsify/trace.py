@@ -6,12 +6,10 @@ On disk: ``layer-<N>/<stage>.bin`` and ``<stage>.bin`` (APRT files), and ``trace
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,28 @@ import numpy.typing as npt
 from apr_falsify.aprt import AprtFile, read_aprt
 from apr_falsify.errors import AprFalsifyError, StageError, TraceError
 from apr_falsify.geometry import Geometry
-from apr_falsify.stages import Layout, Scope, stage, stored_shape
+from apr_falsify.provenance import Provenance, utc_now
+from apr_falsify.reading import flag, items, mapping, read_json, text, whole
+from apr_falsify.stages import STAGES, Layout, Scope, stage, stored_shape
+
+__all__ = [
+    "INCOMPLETE",
+    "SCHEMA",
+    "TRACE_JSON",
+    "Key",
+    "Provenance",
+    "StageArray",
+    "Trace",
+    "is_trace",
+    "read_stage",
+    "read_trace",
+    "relative_path",
+    "scan",
+    "sha256_of",
+    "shaped",
+    "trace_json",
+    "utc_now",
+]
 
 SCHEMA = "apr-falsify/trace/v1"
 TRACE_JSON = "trace.json"
@@ -31,7 +50,7 @@ INCOMPLETE = "INCOMPLETE"
 Key = tuple[int | None, str]
 """A stage of a run: its layer (``None`` for a whole-model stage) and its name."""
 
-_LAYER_DIRECTORY = re.compile(r"layer-(\d+)")
+_LAYER_DIRECTORY = re.compile(r"layer-([0-9]{1,10})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,66 +67,6 @@ class StageArray:
     data: npt.NDArray[Any]
     layout: tuple[Layout, ...] = ()
     sha256: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
-    """Where a trace comes from: what a reviewer needs to make it again.
-
-    Attributes:
-        runtime: name of the runtime (``hf``, ``embedded``, ``apr`` ...).
-        version: its version, ``unknown`` where it reports none.
-        binary_sha256: digest of its binary, where it is one.
-        driver: the program that ran it, with version.
-        model: path or hub id of the model.
-        model_sha256: digest of the model's weight files.
-        prompt: the text, where there was one.
-        argmax: id and text of the most likely next token, where the logits were captured.
-        dtype: number format of weights and activations.
-        device: ``cpu``, ``cuda`` or ``unknown``.
-        arithmetic: how sums are done, in the words of ``arithmetic.py``.
-        libraries: versions of the libraries that computed it.
-        layers: the layers asked for, ``None`` where that is not known.
-        stages: the stages asked for, ``None`` where that is not known.
-        created: UTC time, ISO 8601.
-        commit: git commit of the program that captured it.
-
-    """
-
-    runtime: str
-    version: str = "unknown"
-    binary_sha256: str | None = None
-    driver: str = ""
-    model: str = ""
-    model_sha256: str | None = None
-    prompt: str | None = None
-    argmax: Mapping[str, Any] | None = None
-    dtype: str = "unknown"
-    device: str = "unknown"
-    arithmetic: str = "unknown"
-    libraries: Mapping[str, str] = field(default_factory=dict)
-    layers: tuple[int, int] | None = None
-    stages: tuple[str, ...] | None = None
-    created: str = ""
-    commit: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Provenance:
-        """Read what :meth:`to_json` wrote; keys of a later version are passed over."""
-        known = {key: value for key, value in data.items() if key in cls.__dataclass_fields__}
-        for key in ("layers", "stages"):
-            if known.get(key) is not None:
-                known[key] = tuple(known[key])
-        return cls(**known)
-
-
-def utc_now() -> str:
-    """Return the time as ISO 8601, UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,20 +114,19 @@ def read_trace(directory: Path) -> Trace:
     """
     data = _read_json(directory)
     try:
+        tokens = tuple(whole(token, "a token") for token in items(data["tokens"], "tokens"))
         geometry = Geometry.from_json(data["geometry"], directory / TRACE_JSON)
-        provenance = Provenance.from_json(data["provenance"])
-        tokens = tuple(int(token) for token in data["tokens"])
-        listed = {_key(entry): entry for entry in data["stages"]}
-        verified = bool(data.get("tokens_verified", True))
-    except (KeyError, TypeError, ValueError) as error:
-        raise TraceError(
-            f"trace.json lacks or garbles {error}", where=directory, remedy="capture the trace again"
-        ) from error
-    if len(listed) != len(data["stages"]):
-        raise TraceError("trace.json lists a stage twice", where=directory)
+        provenance = Provenance.from_json(mapping(data["provenance"], "the provenance"))
+        entries = [_entry(entry) for entry in items(data["stages"], "stages")]
+        verified = flag(data.get("tokens_verified", True), "tokens_verified")
+        listed = _by_key(entries, geometry, tokens)
+    except KeyError as error:
+        raise _garbled(directory, f"{TRACE_JSON} has no {error}") from error
+    except ValueError as error:
+        raise _garbled(directory, f"{TRACE_JSON} holds an unusable value: {error}") from error
     files = scan(directory)
     _same_stages(directory, listed, files)
-    stages = {key: _load(directory, key, files[key], listed[key], geometry, len(tokens)) for key in listed}
+    stages = {key: _load(files[key], entry, geometry, len(tokens)) for key, entry in listed.items()}
     return Trace(
         provenance=provenance,
         geometry=geometry,
@@ -179,10 +137,51 @@ def read_trace(directory: Path) -> Trace:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """What trace.json says about one stage."""
+
+    key: Key
+    shape: tuple[int, ...]
+    layout: tuple[Layout, ...]
+    sha256: str
+
+
+def _entry(data: object) -> _Entry:
+    entry = mapping(data, "a stage")
+    layer = entry["layer"]
+    return _Entry(
+        key=(None if layer is None else whole(layer, "a layer"), text(entry["stage"], "a stage's name")),
+        shape=tuple(whole(size, "a size") for size in items(entry["shape"], "a shape")),
+        layout=tuple(Layout(text(word, "a layout word")) for word in items(entry["layout"], "a layout")),
+        sha256=text(entry["sha256"], "a digest"),
+    )
+
+
+def _by_key(entries: list[_Entry], geometry: Geometry, tokens: tuple[int, ...]) -> dict[Key, _Entry]:
+    """Return the entries by key, after checking what they say against tokens and geometry."""
+    if not tokens:
+        raise ValueError("no tokens")
+    for token in tokens:
+        if not 0 <= token < geometry.vocab:
+            raise ValueError(f"token {token} is outside the vocabulary of {geometry.vocab}")
+    listed = {entry.key: entry for entry in entries}
+    if len(listed) != len(entries):
+        raise ValueError("a stage is listed twice")
+    for layer, name in listed:
+        if layer is not None and not 0 <= layer < geometry.layers:
+            raise ValueError(f"{name} of layer {layer} in a model of {geometry.layers} layers")
+    return listed
+
+
+def _garbled(directory: Path, what: str) -> TraceError:
+    return TraceError(what, where=directory, remedy="capture the trace again")
+
+
 def _read_json(directory: Path) -> dict[str, Any]:
     path = directory / TRACE_JSON
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except OSError as error:
         raise TraceError(
             f"no {TRACE_JSON} ({error.strerror})",
@@ -190,8 +189,8 @@ def _read_json(directory: Path) -> dict[str, Any]:
             expected="a directory that `apr-falsify capture` wrote",
             remedy="for a directory straight from apr: recorded:DIR with --oracle MODEL and --tokens 1,2,3",
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise TraceError(f"{TRACE_JSON} is no JSON: {error}", where=directory) from error
+    except ValueError as error:
+        raise TraceError(f"{TRACE_JSON} is no usable JSON: {error}", where=directory) from error
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         found = data.get("schema") if isinstance(data, dict) else None
         raise TraceError(
@@ -201,11 +200,6 @@ def _read_json(directory: Path) -> dict[str, Any]:
             remedy="use the version of apr-falsify that wrote it, or capture again",
         )
     return data
-
-
-def _key(entry: Mapping[str, Any]) -> Key:
-    layer = entry["layer"]
-    return (None if layer is None else int(layer)), str(entry["stage"])
 
 
 def _same_stages(directory: Path, listed: Mapping[Key, Any], files: Mapping[Key, Path]) -> None:
@@ -225,24 +219,22 @@ def _same_stages(directory: Path, listed: Mapping[Key, Any], files: Mapping[Key,
         )
 
 
-def _load(
-    directory: Path, key: Key, path: Path, entry: Mapping[str, Any], geometry: Geometry, tokens: int
-) -> StageArray:
-    layout = tuple(Layout(word) for word in entry["layout"])
+def _load(path: Path, entry: _Entry, geometry: Geometry, tokens: int) -> StageArray:
+    values = read_stage(path, entry.key)
     found = sha256_of(path)
-    if found != entry["sha256"]:
+    if found != entry.sha256:
         raise TraceError(
             f"its sha256 is {found}",
             where=path,
-            expected=f"{entry['sha256']}, as trace.json says",
+            expected=f"{entry.sha256}, as {TRACE_JSON} says",
             remedy="capture the trace again; the file was changed after it was written",
         )
-    array = shaped(read_stage(path, key), key, layout, geometry, tokens, path)
-    if list(array.shape) != entry["shape"]:
+    array = shaped(values, entry.key, entry.layout, geometry, tokens, path)
+    if array.shape != entry.shape:
         raise TraceError(
-            f"trace.json gives the shape {entry['shape']}", where=path, expected=str(list(array.shape))
+            f"{TRACE_JSON} gives the shape {list(entry.shape)}", where=path, expected=str(list(array.shape))
         )
-    return StageArray(data=array, layout=layout, sha256=found)
+    return StageArray(data=array, layout=entry.layout, sha256=found)
 
 
 def sha256_of(path: Path) -> str:
@@ -286,9 +278,12 @@ def shaped(
 
     """
     dims = geometry.dims(tokens)
-    shape = stored_shape(key[1], layout, dims, values.size)
+    try:
+        shape = stored_shape(key[1], layout, dims, values.size)
+    except StageError as error:
+        raise TraceError(error.what, where=path, remedy="remove the file") from error
     if shape is None:
-        expected = " x ".join(f"{dims[axis]} {axis}" for axis in stage(key[1]).axes)
+        expected = " x ".join(f"{dims[axis]} {axis}" for axis in STAGES[key[1]].axes)
         raise TraceError(
             f"{values.size} values fit no shape of {key[1]}",
             where=path,
@@ -306,6 +301,13 @@ def scan(directory: Path) -> dict[Key, Path]:
             twice, a link that leaves the directory, or no stage at all.
 
     """
+    try:
+        return _scan(directory)
+    except OSError as error:
+        raise TraceError(f"cannot be read: {error.strerror}", where=directory) from error
+
+
+def _scan(directory: Path) -> dict[Key, Path]:
     if not directory.is_dir():
         raise TraceError("no such directory", where=directory, expected="a directory of APRT stage files")
     if (directory / INCOMPLETE).exists():
@@ -338,11 +340,15 @@ def _stage_files(directory: Path) -> Iterator[tuple[int | None, Path]]:
     folders: list[tuple[int | None, Path]] = [*layers, (None, directory)]
     for layer, folder in folders:
         for path in sorted(folder.glob("*.bin")):
-            if not path.resolve().is_relative_to(root):
-                raise TraceError(
-                    "a link leads out of the trace", where=path, expected="files within the directory"
-                )
+            _check_place(path, root)
             yield layer, path
+
+
+def _check_place(path: Path, root: Path) -> None:
+    if not path.is_file():
+        raise TraceError("is no regular file", where=path, expected="an APRT stage file")
+    if not path.resolve().is_relative_to(root):
+        raise TraceError("a link leads out of the trace", where=path, expected="files within the directory")
 
 
 def _stage_name(path: Path, layer: int | None) -> str:
