@@ -50,18 +50,22 @@ _ROTARY_COLUMNS: Mapping[str, Callable[[Geometry], int]] = {
 """Stage -> how many of its leading columns are rotary pairs; v is not rotated."""
 
 
-def _acts(word: Layout, name: str) -> bool:
-    """Whether ``word`` says anything about stage ``name``."""
-    axes = STAGES[name].axes
-    return {
-        Layout.HEAD_MAJOR: axes[0] == "tokens" and axes[-1] in ("q", "kv", "qkv"),
-        Layout.INTERLEAVED: name in _ROTARY_COLUMNS,
-        # Not attn_softmax: it is zero there by meaning, and zeroing the other side would hide a fault.
-        Layout.CAUSAL_ZEROED: name == "attn_scores",
-        Layout.UNSCALED: name == "attn_scores",
-        Layout.PADDED_KEYS: axes[-1] == "tokens",
-        Layout.LAST_TOKEN: axes[0] == "tokens",
-    }[word]
+_ACTS: Mapping[Layout, Callable[[str], bool]] = {
+    Layout.HEAD_MAJOR: lambda name: (
+        STAGES[name].axes in (("tokens", "q"), ("tokens", "kv"), ("tokens", "qkv"))
+    ),
+    Layout.INTERLEAVED: lambda name: name in _ROTARY_COLUMNS,
+    # Not attn_softmax: it is zero there by meaning, and zeroing the other side would hide a fault.
+    Layout.CAUSAL_ZEROED: lambda name: name == "attn_scores",
+    Layout.UNSCALED: lambda name: name == "attn_scores",
+    Layout.PADDED_KEYS: lambda name: STAGES[name].axes[-1] == "tokens",
+    Layout.LAST_TOKEN: lambda name: STAGES[name].axes[0] == "tokens",
+}
+"""Whether each word says anything about a stage; elsewhere it is passed over."""
+
+
+def _effective(array: StageArray, name: str) -> set[Layout]:
+    return {word for word in array.layout if _ACTS[word](name)}
 
 
 def canonical(array: StageArray, name: str, geometry: Geometry, tokens: int) -> Array:
@@ -80,7 +84,7 @@ def canonical(array: StageArray, name: str, geometry: Geometry, tokens: int) -> 
         TraceError: the number of values fits no shape of this layout and geometry.
 
     """
-    words = {word for word in array.layout if _acts(word, name)}
+    words = _effective(array, name)
     data = array.data
     for word, undo in _UNDO.items():
         if word in words:
@@ -166,7 +170,7 @@ def aligned(name: str, oracle: StageArray, subject: StageArray, geometry: Geomet
 
     """
     sides = [canonical(side, name, geometry, tokens) for side in (oracle, subject)]
-    declared = [{word for word in side.layout if _acts(word, name)} for side in (oracle, subject)]
+    declared = [_effective(side, name) for side in (oracle, subject)]
     words = declared[0] | declared[1]
     axes = axes_of(name, geometry)
     if Layout.LAST_TOKEN in words:

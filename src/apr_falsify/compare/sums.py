@@ -25,10 +25,14 @@ F64 = npt.NDArray[np.float64]
 ORACLE, SUBJECT, DIFFERENCE, EXCLUDED = range(4)
 """The rows of a table of sums: |o|^2, |s|^2, |s - o|^2, and how many positions were left out."""
 
-_TILE = 1 << 14
-"""Values in a tile: three f64 copies are 384 KiB, which an L2 cache holds."""
+_TILE = 1 << 17
+"""Values in a tile: small enough for three f64 copies (3 MiB) to stay in the last cache, large enough that
+threads seldom meet at the interpreter's lock between operations; measured by benchmarks/bench_compare.py."""
 
-_SEGMENT = 1 << 20
+_TILE_WIDTH = 1 << 12
+"""Columns in a tile: few, so that summing by column has several rows to add at once."""
+
+_SEGMENT = 1 << 21
 """Values in a segment, the unit of work of a thread."""
 
 _MAX_THREADS = 4
@@ -67,7 +71,7 @@ class Sums:
 def sums(oracle: Array, subject: Array) -> Sums:
     """Sum two arrays [R, C] of one shape, neither axis empty.
 
-    Peak memory beyond the result: 0.4 MB of tiles a thread, and 32 bytes a column for each segment.
+    Peak memory beyond the result: 3 MiB of tiles a thread, and 32 bytes a column for each segment.
     """
     scale = _scale(oracle, subject)
     rows, columns = oracle.shape
@@ -104,7 +108,7 @@ def _add(total: Sums, part: Sums, start: int, stop: int) -> None:
 def _segment(oracle: Array, subject: Array, scale: float, rows: tuple[int, int]) -> Sums:
     o, s = oracle[slice(*rows)], subject[slice(*rows)]
     part = Sums(rows=np.zeros((4, o.shape[0])), columns=np.zeros((4, o.shape[1])))
-    buffer = np.empty((3, _TILE))
+    buffer = np.empty((3, min(_TILE, o.size)))
     # Inf - Inf is met here and sorted out below; error states do not pass from thread to thread.
     with np.errstate(invalid="ignore", over="ignore"):
         for tile in _tiles(*o.shape):
@@ -113,7 +117,7 @@ def _segment(oracle: Array, subject: Array, scale: float, rows: tuple[int, int])
 
 
 def _tiles(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
-    width = min(columns, _TILE)
+    width = min(columns, _TILE_WIDTH)
     height = _TILE // width
     for top in range(0, rows, height):
         for left in range(0, columns, width):
@@ -136,7 +140,7 @@ def _tile(
     if mask is not None:
         squares[:, mask] = 0.0
     np.square(flat, out=flat)
-    by_row = squares.sum(axis=2)
+    by_row = np.einsum("kij->ki", squares)  # on short rows several times as fast as sum
     if not np.isfinite(by_row).all():
         _tile(part, tile, o, s, buffer, scale, _leave_out(part, tile, o, s))
         return
@@ -170,9 +174,12 @@ def _leave_out(part: Sums, tile: tuple[slice, slice], o: Array, s: Array) -> npt
 
 def _find_greatest(part: Sums, tile: tuple[slice, slice], squares: F64, width: int) -> None:
     greatest = float(squares.max())
-    if greatest > part.best:
-        row, column = divmod(int(squares.argmax()), width)
-        part.best, part.best_at = greatest, (tile[0].start + row, tile[1].start + column)
+    if greatest < max(part.best, 0.0):
+        return
+    row, column = divmod(int(squares.argmax()), width)
+    at = (tile[0].start + row, tile[1].start + column)
+    if greatest > part.best or at < part.best_at:
+        part.best, part.best_at = greatest, at
 
 
 def _scale(*arrays: Array) -> float:
