@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import traceback
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -90,6 +89,8 @@ def _internal(error: Exception) -> str:
 
 def _report(debug: bool, message: str, code: int) -> int:
     if debug:
+        import traceback  # only here: it costs a tenth of what --help takes
+
         traceback.print_exc()
     click.echo(message, err=True)
     return code
