@@ -5,7 +5,8 @@ With o the oracle's values, s the subject's and d = s - o, all sums in f64:
 * ``rel_l2`` = |d| / |o|
 * ``norm_ratio`` = |s| / |o|, which sees a wrong scale that a cosine cannot
 * ``cosine`` = 1 - (|d|^2 - (|o| - |s|)^2) / (2 |o| |s|), the law of cosines. Unlike o.s / (|o| |s|) it loses
-  no digits where o and s are nearly equal, and no rounding brings it above 1.
+  no digits where o and s are nearly equal, and no rounding brings it above 1. It loses them where one norm
+  is many times the other; there s is first brought to |o| by a power of two, which turns nothing.
 
 Two zero vectors are equal: cosine 1, rel_l2 0, norm_ratio 1. Where only one is zero the cosine is 0; where
 that is the oracle's, ``rel_l2`` and ``norm_ratio`` are infinite. Positions where either side is NaN or
@@ -28,6 +29,9 @@ from apr_falsify.compare.sums import DIFFERENCE, EXCLUDED, ORACLE, SUBJECT, Sums
 from apr_falsify.errors import TraceError
 
 F64 = npt.NDArray[np.float64]
+
+_UNBALANCED = 64.0
+"""The ratio of norms from which the cosine is taken from a second pass: 14 digits are left there."""
 
 LEFT_OUT: tuple[int, ...] = (1, 2, 8)
 """How many of the oracle's largest channels are left out for ``cosine_without``."""
@@ -131,16 +135,19 @@ def compare_arrays(oracle: npt.NDArray[Any], subject: npt.NDArray[Any], axes: Ax
     """
     _check(oracle.shape, subject.shape, axes)
     columns = oracle.shape[-1]
-    found = sums(oracle.reshape(-1, columns), subject.reshape(-1, columns))
+    sides = oracle.reshape(-1, columns), subject.reshape(-1, columns)
+    found = sums(*sides)
     at = _unravelled(found, oracle.shape)
     compared = oracle.size - int(found.rows[EXCLUDED].sum())
     energies = found.rows.sum(axis=1)
     rel_l2, norm_ratio = _figures(energies, oracle.size)
     o, s, d = (math.sqrt(energies[row]) / found.scale for row in (ORACLE, SUBJECT, DIFFERENCE))
+    stretch = _stretch(o, s)
+    balanced = found if stretch == 1.0 else sums(*sides, stretch=stretch)
     return Metrics(
         elements=oracle.size,
         compared=compared,
-        cosine=_cosine(energies) if compared else math.nan,
+        cosine=_cosine(balanced.rows.sum(axis=1)) if compared else math.nan,
         rel_l2=float(rel_l2),
         norm_ratio=float(norm_ratio),
         max_abs=math.nan if at is None else abs(float(subject[at]) - float(oracle[at])),
@@ -152,7 +159,7 @@ def compare_arrays(oracle: npt.NDArray[Any], subject: npt.NDArray[Any], axes: Ax
         nonfinite_oracle=found.oracle_nonfinite,
         nonfinite_subject=found.subject_nonfinite,
         nonfinite_mismatch=found.mismatched,
-        cosine_without=_cosines_without(found),
+        cosine_without=_cosines_without(balanced),
         per=_profiles(found, oracle.shape, axes),
     )
 
@@ -191,6 +198,13 @@ def _figures(energies: F64, elements: int) -> tuple[F64, F64]:
         norm_ratio = np.where((o == 0) & (s == 0), 1.0, np.sqrt(s / o))
     nothing = energies[EXCLUDED] == elements
     return np.where(nothing, np.nan, rel_l2), np.where(nothing, np.nan, norm_ratio)
+
+
+def _stretch(o: float, s: float) -> float:
+    """Return the power of two that brings the norm s near o, 1 where it is near or either is zero."""
+    if o == 0 or s == 0 or 1 / _UNBALANCED < s / o < _UNBALANCED:
+        return 1.0
+    return 2.0 ** round(math.log2(o) - math.log2(s))
 
 
 def _cosine(energies: F64) -> float:
