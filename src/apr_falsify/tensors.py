@@ -91,8 +91,11 @@ class QuantisedTensor:
 
         kind = gguf.GGMLQuantizationType[self.info.type.upper()]
         one_row = len(self.shape) < 2  # its values lie in the blocks of a single row
+        blocks = self.data if one_row else self.data[start:stop]
+        if not blocks.size:  # the package cannot reshape no blocks
+            return np.empty((0, *self.shape[1:]), dtype=np.float32)
         try:
-            values: FloatArray = gguf.quants.dequantize(self.data if one_row else self.data[start:stop], kind)
+            values: FloatArray = gguf.quants.dequantize(blocks, kind)
         except NotImplementedError as error:
             raise ModelError(
                 f"tensor {self.name} has type {self.type}, which cannot be dequantised"
