@@ -50,8 +50,9 @@ def bisect(
     Without --oracle and --subject: the tiny Qwen2 checkpoint of this package, HuggingFace against the
     embedded NumPy runtime, offline.
     """
+    from apr_falsify.commands.progress import busy
     from apr_falsify.commands.report import emit, write_bisection
-    from apr_falsify.commands.sides import capture_sides, make_plan
+    from apr_falsify.commands.sides import capture_sides, make_plan, whole_or_nothing
     from apr_falsify.compare.localise import bisect as compare
 
     plan = make_plan(
@@ -64,16 +65,18 @@ def bisect(
         tokens=tokens,
         arithmetic=arithmetic,
     )
-    ours, theirs = capture_sides(plan, dtype=dtype, device=device, run=out)
-    result = compare(
-        ours,
-        theirs,
-        layers=plan.judged,
-        stages=plan.request.stages,
-        findings=plan.findings,
-        not_checked=plan.not_checked,
-    )
-    if out is not None:
-        write_bisection(result, out)
+    with whole_or_nothing(out):
+        ours, theirs = capture_sides(plan, dtype=dtype, device=device, run=out)
+        with busy("comparing"):
+            result = compare(
+                ours,
+                theirs,
+                layers=plan.judged,
+                stages=plan.request.stages,
+                findings=plan.findings,
+                not_checked=plan.not_checked,
+            )
+        if out is not None:
+            write_bisection(result, out)
     emit(result, output)
     return int(result.exit_code)

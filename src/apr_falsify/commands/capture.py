@@ -7,13 +7,20 @@ from pathlib import Path
 import click
 
 from apr_falsify.commands import options
+from apr_falsify.commands.output import tell
 from apr_falsify.errors import UsageError
 
 
 @click.command()
 @click.argument("side", metavar="oracle|RUNTIME:PATH")
 @click.argument("model", required=False)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The trace directory to write.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="TRACE",
+    required=True,
+    help="The directory to write; a capture of the same is used again.",
+)
 @options.layers
 @options.stages
 @options.substages
@@ -59,4 +66,4 @@ def capture(
         arithmetic=arithmetic,
     )
     trace = capture_one(plan, oracle=side == "oracle", dtype=dtype, device=device, out=out)
-    click.echo(f"{len(trace.stages)} stages of {len(trace.tokens)} tokens in {out}")
+    tell(f"{len(trace.stages)} stages of {len(trace.tokens)} tokens in {out}")

@@ -36,6 +36,7 @@ def compare(
 
     A directory without trace.json is read as apr leaves it.
     """
+    from apr_falsify.commands.progress import busy
     from apr_falsify.commands.report import emit
     from apr_falsify.compare.localise import bisect
     from apr_falsify.subjects.interface import Target
@@ -45,7 +46,9 @@ def compare(
     model = None if weights is None else open_model(weights)
     oracle = open_recorded(Target(path=oracle_trace, model=model, tokens=tokens)).trace
     subject = open_recorded(Target(path=subject_trace, model=model, reference=oracle, tokens=tokens))
-    judged = subject.layers if layers is None else tuple(oracle.geometry.check_layers(layers))
-    result = bisect(oracle, subject.trace, layers=judged, stages=stages)
+    with options.naming_the_option():
+        judged = subject.layers if layers is None else tuple(oracle.geometry.check_layers(layers))
+    with busy("comparing"):
+        result = bisect(oracle, subject.trace, layers=judged, stages=stages)
     emit(result, output)
     return int(result.exit_code)

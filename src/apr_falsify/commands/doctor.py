@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import shutil
 import sys
@@ -84,7 +83,9 @@ def _package(name: str, needed_for: str, remedy: str, absent: State) -> Callable
     def check() -> Check:
         if importlib.util.find_spec(name) is None:
             return Check(part=name, state=absent, detail=f"needed for {needed_for}", remedy=remedy)
-        return Check(part=name, state=State.FOUND, detail=importlib.metadata.version(name))
+        from importlib.metadata import version  # here, for --help
+
+        return Check(part=name, state=State.FOUND, detail=version(name))
 
     return check
 

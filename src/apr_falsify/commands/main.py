@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Mapping
 from typing import NoReturn
@@ -31,7 +32,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return the verb's command."""
         if cmd_name not in VERBS:
-            return None
+            raise click.NoSuchCommand(cmd_name, possibilities=VERBS, ctx=ctx)
         command: click.Command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
         return command
 
@@ -53,6 +54,9 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run ``apr-falsify``; the entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter is no error of ours
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(guarded(cli, sys.argv[1:], "apr-falsify"))
 
 
@@ -62,6 +66,8 @@ def guarded(command: click.Command, arguments: list[str], prog_name: str) -> int
     try:
         result = command.main(args=arguments, prog_name=prog_name, standalone_mode=False)
         return int(result or 0)
+    except SystemExit:  # click's way to say that the reader of the help went away
+        return int(ExitCode.OK)
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:
@@ -71,9 +77,6 @@ def guarded(command: click.Command, arguments: list[str], prog_name: str) -> int
         return _report(debug, f"error: {error}", int(error.exit_code))
     except (KeyboardInterrupt, click.Abort):
         return _report(debug, "interrupted: no unfinished trace was left behind", 130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away; there is nobody to tell
-        return int(ExitCode.OK)
     except MemoryError:
         return _report(debug, "error: out of memory\n  try: fewer --layers or --stages", int(ExitCode.USAGE))
     except Exception as error:  # the last resort: an internal error has an exit code of its own

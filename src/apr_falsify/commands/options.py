@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from apr_falsify.errors import TokensError
+from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError
 from apr_falsify.stages import parse_layers, parse_stages
+
+_OPTION_OF: Mapping[type[AprFalsifyError], str] = {
+    LayerRangeError: "--layers",
+    StageError: "--stages",
+    TokensError: "--tokens",
+}
+"""Error -> the option that a reader has to change where the error names no file."""
+
+
+@contextmanager
+def naming_the_option() -> Iterator[None]:
+    """Let an error that names no place name the option it is about."""
+    try:
+        yield
+    except tuple(_OPTION_OF) as error:
+        raise error.at(_OPTION_OF[type(error)]) from error.__cause__
 
 
 class Layers(click.ParamType[range]):
@@ -18,7 +36,8 @@ class Layers(click.ParamType[range]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> range:
         """Return the range."""
-        return value if isinstance(value, range) else parse_layers(value)
+        with naming_the_option():
+            return value if isinstance(value, range) else parse_layers(value)
 
 
 class Stages(click.ParamType[tuple[str, ...]]):
@@ -30,7 +49,8 @@ class Stages(click.ParamType[tuple[str, ...]]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
         """Return the names in forward order."""
-        return value if isinstance(value, tuple) else parse_stages(value)
+        with naming_the_option():
+            return value if isinstance(value, tuple) else parse_stages(value)
 
 
 class Tokens(click.ParamType[tuple[int, ...]]):
@@ -53,10 +73,15 @@ class Tokens(click.ParamType[tuple[int, ...]]):
 layers = click.option(
     "--layers",
     type=Layers(),
-    help="Layers to judge, end exclusive.  [default: 0..1; a recording: all it holds]",
+    help="Layers, end exclusive.  [default: those that a trace or recording holds, else 0..1]",
 )
 stages = click.option(
-    "--stages", type=Stages(), default="all", show_default=True, help="Stages to judge, or 'all'."
+    "--stages",
+    type=Stages(),
+    metavar="a,b,c|all",
+    default="all",
+    show_default=True,
+    help="Stages, named as apr names them.",
 )
 substages = click.option(
     "--with-attn-substages/--no-attn-substages",
@@ -64,7 +89,7 @@ substages = click.option(
     help="Capture q_post_rope, k_post_rope, attn_scores and attn_softmax.  [default: with]",
 )
 prompt = click.option("--prompt", metavar="TEXT", help="Text to run.  [default: What is 2+2?]")
-tokens = click.option("--tokens", type=Tokens(), help="Token ids to run, or those of a bare recording.")
+tokens = click.option("--tokens", type=Tokens(), help="Token ids to run, or that a bare recording ran.")
 device = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -90,4 +115,9 @@ output_format = click.option(
 debug = click.option(
     "--debug", is_flag=True, expose_value=False, help="Print the traceback of an error."
 )  # commands.main looks for it
-out = click.option("--out", type=click.Path(path_type=Path), help="Directory to write.")
+out = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Keep both traces and bisection.json there; a side that is there already is used again.",
+)

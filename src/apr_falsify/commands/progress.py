@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from apr_falsify.capture import Sink
 from apr_falsify.geometry import Geometry
@@ -16,27 +18,17 @@ from apr_falsify.trace import Key, Provenance, Trace
 
 
 class ProgressSink:
-    """Passes stages on and shows how many of them are through.
+    """Passes stages on and counts them.
 
     Args:
         sink: where the stages go.
-        title: what is being captured.
-        total: how many stages are expected.
+        progress: where they are counted.
+        task: which of its bars.
 
     """
 
-    def __init__(self, sink: Sink, title: str, total: int) -> None:
-        self._sink = sink
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._progress.add_task(f"capturing the {title}", total=total)
-        self._progress.start()
+    def __init__(self, sink: Sink, progress: Progress, task: TaskID) -> None:
+        self._sink, self._progress, self._task = sink, progress, task
 
     def add(self, key: Key, data: npt.NDArray[Any], layout: tuple[Layout, ...] = ()) -> None:
         """Pass one stage on."""
@@ -44,11 +36,26 @@ class ProgressSink:
         self._progress.advance(self._task)
 
     def finish(self, *, provenance: Provenance, geometry: Geometry, tokens: tuple[int, ...]) -> Trace:
-        """Finish the trace and take the bar away."""
-        self._progress.stop()
+        """Finish the trace."""
         return self._sink.finish(provenance=provenance, geometry=geometry, tokens=tokens)
 
 
-def progress_sink(sink: Sink, title: str, total: int) -> Sink:
-    """Return ``sink`` with a progress bar on a terminal, as it is elsewhere."""
-    return ProgressSink(sink, title, total) if sys.stderr.isatty() else sink
+@contextmanager
+def counted(sink: Sink, title: str, total: int) -> Iterator[Sink]:
+    """Give ``sink``, on a terminal with a bar that counts its stages and goes away in the end."""
+    if not sys.stderr.isatty():
+        yield sink
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield ProgressSink(sink, progress, progress.add_task(title, total=total))
+
+
+@contextmanager
+def busy(title: str) -> Iterator[None]:
+    """Say on a terminal what is being done, until it is done."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with Console(stderr=True).status(title):
+        yield

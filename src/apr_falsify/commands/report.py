@@ -10,16 +10,16 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from apr_falsify.commands.output import tell
 from apr_falsify.compare.bisection import Bisection, Finding, Kind, Row, Status, Verdict, compared
 from apr_falsify.compare.metrics import Metrics
-from apr_falsify.compare.published import PublishedRule
-from apr_falsify.errors import OutputError
+from apr_falsify.compare.published import THRESHOLD, PublishedRule
+from apr_falsify.errors import ExitCode, OutputError
 from apr_falsify.trace import Provenance
 
 WIDTH = 80
@@ -40,9 +40,12 @@ _HEADLINES: Mapping[Kind, tuple[str, str]] = {
 def emit(result: Bisection, output: str) -> None:
     """Print ``result`` on stdout as ``text`` or ``json``."""
     if output == "json":
-        click.echo(json.dumps(result.to_json(), indent=1))
-    else:
-        print_text(result, Console(width=None if os.isatty(1) else WIDTH, highlight=False))
+        tell(json.dumps(result.to_json(), indent=1))
+        return
+    console = Console(width=None if os.isatty(1) else WIDTH, highlight=False)
+    with console.capture() as captured:
+        print_text(result, console)
+    tell(captured.get().rstrip("\n"))
 
 
 def write_bisection(result: Bisection, run: Path) -> Path:
@@ -76,6 +79,9 @@ def print_text(result: Bisection, console: Console) -> None:
     colour, sentence = _HEADLINES[result.kind]
     count = len(compared(result.rows))
     console.print(f"[bold {colour}]{result.kind.value}[/]: {sentence} ({count} stages compared)")
+    if result.kind is Kind.CONSISTENT and result.exit_code is not ExitCode.OK:
+        types = ", ".join(dict.fromkeys(finding.type.value for finding in result.findings))
+        console.print(f"[bold red]but[/] see below: {types} (exit code {result.exit_code:d})")
     console.print()
     for side, provenance in (("oracle", result.oracle), ("subject", result.subject)):
         console.print(f"{side:8}{escape(_told(provenance))}", no_wrap=True, overflow="ellipsis")
@@ -84,8 +90,7 @@ def print_text(result: Bisection, console: Console) -> None:
     console.print()
     _print_rows(result.rows, console)
     _print_findings(result.findings, console)
-    for rule in result.published:
-        _print_published(rule, console)
+    _print_published(result.published, console)
     for line in result.not_checked:
         console.print(f"not checked: {escape(line)}")
 
@@ -170,11 +175,13 @@ def _print_findings(findings: Iterable[Finding], console: Console) -> None:
             console.print(f"  try: {escape(finding.advice)}")
 
 
-def _print_published(rule: PublishedRule, console: Console) -> None:
-    if not rule.chain:
-        return
-    crossings = ", ".join(f"{before} -> {after}" for before, after in rule.crossings) or "none"
+def _print_published(rules: Iterable[PublishedRule], console: Console) -> None:
+    """Print the published rule's answer, neighbouring layers with the same one in one line."""
     console.print()
-    console.print(
-        f"published rule, layer {rule.layer}: {len(rule.chain)} cosines, crossings of 0.999: {crossings}"
-    )
+    for crossings, group in itertools.groupby(
+        (rule for rule in rules if rule.chain), key=lambda rule: rule.crossings
+    ):
+        layers = [rule.layer for rule in group]
+        where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+        said = ", ".join(f"{before} -> {after}" for before, after in crossings) or "none"
+        console.print(f"published rule, {where}: crossings of {THRESHOLD}: {said}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from apr_falsify.capture import MemorySink, Request, Sink, TraceWriter
-from apr_falsify.commands.progress import progress_sink
+from apr_falsify.commands.options import naming_the_option
+from apr_falsify.commands.progress import counted
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.errors import ModelError, OutputError, TokensError, UsageError
 from apr_falsify.geometry import Geometry
@@ -138,12 +141,15 @@ def make_plan(
     subject = open_subject(runtime, target)
     judged = _layers(layers, oracle, subject)
     fixed = subject.tokens or (None if oracle.trace is None else oracle.trace.tokens)
-    text = prompt or subject.prompt or (None if tokens else DEFAULT_PROMPT)
+    text = subject.prompt if prompt is None else prompt
+    if text is None and tokens is None:
+        text = DEFAULT_PROMPT
     ids = fixed or tokens or _encode(oracle, text)
     findings, not_checked = _tokenizer_check(oracle, subject, text, ids)
     wanted = stages if substages else tuple(name for name in stages if name not in ATTENTION_SUBSTAGES)
     request = Request(tokens=ids, layers=range(judged[0], judged[-1] + 1), stages=wanted, prompt=text)
-    request.check(oracle.geometry)
+    with naming_the_option():
+        request.check(oracle.geometry)
     return Plan(
         oracle=oracle,
         subject=subject,
@@ -179,7 +185,8 @@ def _layers(layers: range | None, oracle: OracleSide, subject: Subject) -> tuple
         held = oracle.trace.layers
     if layers is None:
         return held or tuple(DEFAULT_LAYERS)
-    return tuple(oracle.geometry.check_layers(layers))
+    with naming_the_option():
+        return tuple(oracle.geometry.check_layers(layers))
 
 
 def _encode(oracle: OracleSide, text: str | None) -> tuple[int, ...]:
@@ -223,12 +230,33 @@ def capture_sides(plan: Plan, *, dtype: str | None, device: str, run: Path | Non
         OutputError: another capture lies there, or it cannot be written to.
 
     """
-    subject = _captured(run, "subject", plan.request, plan.subject.geometry, plan.subject)
-    if plan.oracle.trace is not None:
-        return plan.oracle.trace, subject
-    assert plan.oracle.model is not None
-    oracle = OracleRun(model=plan.oracle.model, dtype=dtype or DEFAULT_DTYPES[device], device=device)
-    return _captured(run, "oracle", plan.request, oracle.model.geometry, oracle), subject
+    oracle = plan.oracle.trace
+    if oracle is None:  # first: it is the side that may lack a library or a device
+        assert plan.oracle.model is not None
+        ours = OracleRun(model=plan.oracle.model, dtype=dtype or DEFAULT_DTYPES[device], device=device)
+        oracle = _captured(run, "oracle", plan.request, ours.model.geometry, ours)
+    return oracle, _captured(run, "subject", plan.request, plan.subject.geometry, plan.subject)
+
+
+@contextmanager
+def whole_or_nothing(run: Path | None) -> Iterator[None]:
+    """Remove what was captured into ``run`` where the bisection fails all the same.
+
+    What lay there before stays.
+    """
+    folders = () if run is None else (run, *run.parents)
+    sides = () if run is None else (run / "oracle", run / "subject")
+    made = [folder for folder in folders if not folder.exists()]
+    written = [side for side in sides if not side.exists()]
+    try:
+        yield
+    except BaseException:
+        for side in written:
+            shutil.rmtree(side, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # not made, or others have put something there
+                folder.rmdir()
+        raise
 
 
 def capture_one(plan: Plan, *, oracle: bool, dtype: str | None, device: str, out: Path) -> Trace:
@@ -287,13 +315,15 @@ class _Capturable(Protocol):
 
 def _captured(run: Path | None, name: str, request: Request, geometry: Geometry, side: _Capturable) -> Trace:
     count = len(request.keys(geometry))
+    title = f"capturing {name}"
     if run is None:
-        return side.capture(request, progress_sink(MemorySink(), name, count))
+        with counted(MemorySink(), title, count) as sink:
+            return side.capture(request, sink)
     directory = run / name
     if directory.exists():
         return _reused(directory, request, side)
-    with TraceWriter(directory) as writer:
-        return side.capture(request, progress_sink(writer, name, count))
+    with TraceWriter(directory) as writer, counted(writer, title, count) as sink:
+        return side.capture(request, sink)
 
 
 def _reused(directory: Path, request: Request, side: _Capturable) -> Trace:
