@@ -11,7 +11,7 @@ from apr_falsify.arithmetic import Format, format_named
 from apr_falsify.capture import Request, Sink
 from apr_falsify.geometry import Geometry
 from apr_falsify.identity import difference, model_sha256
-from apr_falsify.ops import Array, Site, compute, inputs_of, stages_of
+from apr_falsify.ops import Array, ModelSite, compute, inputs_of, stages_of
 from apr_falsify.stages import STAGES, Scope
 from apr_falsify.subjects.interface import Target
 from apr_falsify.trace import Key, Provenance, Trace, utc_now
@@ -21,8 +21,8 @@ from apr_falsify.weights import Model, open_model
 def capture(model: Model, request: Request, sink: Sink, *, dtype: str = "f32") -> Trace:
     """Run ``model`` on ``request.tokens`` and hand the requested stages to ``sink``.
 
-    Every stage's values are rounded to ``dtype``; sums are done in f32 (f64 for ``f64``). Layers beyond
-    the last requested one do not run.
+    Every stage's values are rounded to ``dtype``; sums are done in f32 (f64 for ``f64``). What lies beyond
+    the last requested stage does not run.
 
     Raises:
         TokensError: a token outside the vocabulary.
@@ -49,16 +49,13 @@ def capture(model: Model, request: Request, sink: Sink, *, dtype: str = "f32") -
 
 def forward_order(model: Model, request: Request) -> list[Key]:
     """Return every stage that must run to reach the last requested one, in order."""
-    geometry = model.geometry
-    names = stages_of(geometry)
+    names = stages_of(model.geometry)
     order: list[Key] = [(0, "embedding")]
     for layer in range(request.layers.stop):
         order += [(layer, name) for name in names if STAGES[name].scope is Scope.LAYER]
-    wanted = request.keys(geometry)
-    order += [(None, name) for name in names if STAGES[name].scope is Scope.MODEL and (None, name) in wanted]
-    if (None, "lm_head") in order and (None, "final_norm") not in order:
-        order.insert(-1, (None, "final_norm"))
-    return order
+    order += [(None, name) for name in names if STAGES[name].scope is Scope.MODEL]
+    wanted = set(request.keys(model.geometry))
+    return order[: 1 + max(index for index, key in enumerate(order) if key in wanted)]
 
 
 def run_stage(
@@ -66,7 +63,7 @@ def run_stage(
 ) -> Array:
     """Compute one stage from ``values`` and round it to ``number_format``."""
     layer, name = key
-    site = Site(weights=model.weights, layer=layer, tokens=tokens, dtype=number_format.compute)
+    site = ModelSite(weights=model.weights, layer=layer, tokens=tokens, dtype=number_format.compute)
     inputs = {role: values[source] for role, source in inputs_of(name, model.geometry, layer).items()}
     return np.asarray(number_format.round(compute(name, inputs, site)))
 
