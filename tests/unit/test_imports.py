@@ -46,7 +46,8 @@ ORDER = (
 GAPS: Mapping[str, tuple[str, ...]] = {
     "subjects": ("oracle",),
     "compare": ("oracle", "subjects"),
-    "symbols": ("oracle", "subjects", "compare", "faults"),
+    "faults": ("oracle", "subjects"),
+    "symbols": ("trace", "capture", "oracle", "subjects", "compare", "faults"),
     "contracts": ("trace", "capture", "oracle", "subjects", "compare", "evidence"),
     "evidence": ("oracle", "subjects", "contracts.rules"),
 }
@@ -173,6 +174,16 @@ PLANTED = {
         "commands/x.py",
         "def f():\n    from transformers import AutoConfig",
         "only oracle may import transformers",
+    ),
+    "faults-choose-a-runtime": (
+        "faults.py",
+        "from apr_falsify.subjects.embedded import capture",
+        "faults may not know subjects",
+    ),
+    "symbols-know-traces": (
+        "symbols/x.py",
+        "from apr_falsify.trace import Trace",
+        "symbols may not know trace",
     ),
     "contracts-know-traces": (
         "contracts/x.py",

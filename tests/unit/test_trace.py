@@ -253,6 +253,12 @@ def test_a_link_to_a_layer_outside_is_refused(run: Path, tmp_path: Path) -> None
     refusal_of(run, "leads out of the trace")
 
 
+def test_a_link_to_a_trace_json_outside_is_refused(run: Path, tmp_path: Path) -> None:
+    (run / "trace.json").rename(tmp_path / "outside.json")
+    (run / "trace.json").symlink_to(tmp_path / "outside.json")
+    refusal_of(run, "leads out of the trace")
+
+
 def test_a_folder_whose_name_starts_like_the_trace_is_outside(run: Path, tmp_path: Path) -> None:
     (run / "layer-1").rename(tmp_path / "run-other")
     (run / "layer-1").symlink_to(tmp_path / "run-other")
