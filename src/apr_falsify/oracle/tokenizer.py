@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,16 +114,31 @@ _DIGITS_TO_3, _DIGIT = r"\p{N}{1,3}", r"\p{N}"
 _WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
-    "default": (_GPT2,),
-    "gpt-2": (_GPT2,),
-    "llama-bpe": (_WORDS % _DIGITS_TO_3,),
-    "qwen2": (_WORDS % _DIGIT,),
-    "smollm": (_DIGIT, _GPT2),
-}
-"""``tokenizer.ggml.pre`` -> the patterns by which text is split, one after the other, before the merges.
 
-They are those of the tokenizer.json of GPT-2, Llama 3, Qwen2 and SmolLM."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreTokenizer:
+    """How text is prepared for the merges.
+
+    Attributes:
+        patterns: what splits it, one after the other.
+        nfc: whether it is brought to Unicode's composed form first.
+        ignore_merges: whether a piece that is a token as a whole is taken as it is.
+
+    """
+
+    patterns: tuple[str, ...]
+    nfc: bool = False
+    ignore_merges: bool = False
+
+
+PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
+    "default": PreTokenizer(patterns=(_GPT2,)),
+    "gpt-2": PreTokenizer(patterns=(_GPT2,)),
+    "llama-bpe": PreTokenizer(patterns=(_WORDS % _DIGITS_TO_3,), ignore_merges=True),
+    "qwen2": PreTokenizer(patterns=(_WORDS % _DIGIT,), nfc=True),
+    "smollm": PreTokenizer(patterns=(_DIGIT, _GPT2)),
+}
+"""``tokenizer.ggml.pre`` -> what the tokenizer.json of GPT-2, Llama 3, Qwen2 and SmolLM does."""
 
 _SPECIAL_TYPES = (3, 4)
 """``tokenizer.ggml.token_type``: control and user-defined tokens are found in the text as they stand."""
@@ -151,12 +167,16 @@ def _of_gguf(path: Path) -> _Tokenizer:
 
 def _build_bpe(tokens: list[str], merges: list[str], pre: str, special: list[str]) -> Any:
     try:
-        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     except ImportError as error:
         raise _missing(error) from error
+    rule = PRE_TOKENIZERS[pre]
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    tokenizer = Tokenizer(models.BPE(vocab={token: n for n, token in enumerate(tokens)}, merges=pairs))
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre]]
+    vocab = {token: n for n, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=rule.ignore_merges))
+    if rule.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
