@@ -160,6 +160,10 @@ ROPES: dict[str, dict[str, Any]] = {
             "mscale_all_dim": 1.0,
         },
     },
+    "yarn-ramp-beyond-the-last-pair": {
+        "rope_theta": 1e4,
+        "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 10**9},
+    },
     "yarn-tiny-context": {
         "rope_theta": 1e4,
         "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 4},
