@@ -191,6 +191,20 @@ class Replayer:
             place = "" if layer is None else f" of layer {layer}"
             return Missing(what=f"{name}{place}", remedy=f"capture {name}{place} too")
 
+    def inputs(self, key: Key) -> dict[str, Known]:
+        """Return what a stage is computed from, composed where it was not captured.
+
+        Raises:
+            WeightsNeeded: something must be composed, and there are no weights.
+            LookupError: something must be composed that cannot be.
+
+        """
+        return self._inputs(key, [])
+
+    def evaluate(self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...] = (PLAIN,)) -> Replay:
+        """Compute one stage from ``inputs``, whatever they are: what it would be under a hypothesis."""
+        return self._evaluated(key, inputs, rules, ())
+
     def _inputs(self, key: Key, composed: list[str]) -> dict[str, Known]:
         sources = inputs_of(key[1], self.trace.geometry, key[0])
         return {role: self._known(source, composed) for role, source in sources.items()}
@@ -249,7 +263,7 @@ class Replayer:
         return halves.swapaxes(-1, -2).reshape(x.shape)
 
 
-class _NotCaptured(Exception):
+class _NotCaptured(LookupError):
     def __init__(self, key: Key) -> None:
         super().__init__(key)
         self.key = key
