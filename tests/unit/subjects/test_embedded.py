@@ -187,10 +187,10 @@ def test_only_what_is_needed_runs(
     ran: list[Key] = []
     original = embedded.run_stage
 
-    def spy(model: Model, tokens: Any, values: Any, key: Key, number_format: Any) -> Any:
+    def spy(model: Model, tokens: Any, values: Any, key: Key, *rest: Any) -> Any:
         ran.append(key)
         assert len(values) <= 18  # one layer's stages and what entered it
-        return original(model, tokens, values, key, number_format)
+        return original(model, tokens, values, key, *rest)
 
     monkeypatch.setattr(embedded, "run_stage", spy)
     trace = run(small_model(), TOKENS, layers, stages)
