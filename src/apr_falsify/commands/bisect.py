@@ -71,6 +71,8 @@ def bisect(
             result = compare(
                 ours,
                 theirs,
+                weights=None if plan.oracle.model is None else plan.oracle.model.weights,
+                subject_weights=None if plan.subject.model is None else plan.subject.model.weights,
                 layers=plan.judged,
                 stages=plan.request.stages,
                 findings=plan.findings,

@@ -59,6 +59,17 @@ class Replay:
     weight_type: str
 
 
+PROJECTIONS: Mapping[str, tuple[str, ...]] = {
+    "qkv_matmul": ("q", "k", "v"),
+    "attn_out": ("o",),
+    "ffn_gate": ("gate",),
+    "ffn_up": ("up",),
+    "ffn_out": ("down",),
+    "lm_head": ("lm_head",),
+}
+"""Stage -> the roles of the weights it multiplies with."""
+
+
 class WeightsNeeded(Exception):
     """A replay needs weights where there are none; becomes :class:`Missing`."""
 
@@ -190,6 +201,14 @@ class Replayer:
             layer, name = missing.key
             place = "" if layer is None else f" of layer {layer}"
             return Missing(what=f"{name}{place}", remedy=f"capture {name}{place} too")
+
+    def weight_type(self, key: Key) -> str:
+        """Return the number format of a projection's weights, ``""`` where that is not known."""
+        if self.weights is None:
+            return ""
+        roles = PROJECTIONS[key[1]]
+        tensors = (self.weights.find(role, key[0]) for role in roles)
+        return _common(tensor.type for tensor in tensors if tensor is not None)
 
     def inputs(self, key: Key) -> dict[str, Known]:
         """Return what a stage is computed from, composed where it was not captured.
