@@ -327,6 +327,12 @@ def test_tiny_f64_values_are_not_taken_for_zero() -> None:
     assert found.rel_l2 == pytest.approx(math.sqrt(2), rel=1e-14)
 
 
+def test_a_norm_beyond_f64_is_infinite_and_the_cosine_is_right_nevertheless() -> None:
+    found = vector([1.7e308] * 4, [1e200] * 4, np.float64)
+    assert found.oracle_norm == math.inf
+    assert found.cosine == pytest.approx(1.0, abs=1e-15)
+
+
 # --- refusals, formats, promises --------------------------------------------------------------------
 
 
