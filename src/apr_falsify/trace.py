@@ -390,5 +390,5 @@ def is_trace(path: Path) -> bool:
     """Whether ``path`` looks like a finished trace of ours, or a bare directory of stage files."""
     try:
         return (path / TRACE_JSON).is_file() or bool(path.is_dir() and scan(path))
-    except AprFalsifyError:
+    except (AprFalsifyError, OSError):
         return False
