@@ -65,6 +65,10 @@ def bisect(
         tokens=tokens,
         arithmetic=arithmetic,
     )
+    if plan.oracle.trace is not None:
+        options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
+    if plan.runtime != "embedded":
+        options.refuse_idle(("arithmetic",), "only the embedded runtime has a choice of number formats")
     with whole_or_nothing(out):
         ours, theirs = capture_sides(plan, dtype=dtype, device=device, run=out)
         with busy("comparing"):

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError
+from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError, UsageError
 from apr_falsify.stages import parse_layers, parse_stages
 
 _OPTION_OF: Mapping[type[AprFalsifyError], str] = {
@@ -27,6 +28,20 @@ def naming_the_option() -> Iterator[None]:
         yield
     except tuple(_OPTION_OF) as error:
         raise error.at(_OPTION_OF[type(error)]) from error.__cause__
+
+
+def refuse_idle(names: tuple[str, ...], because: str) -> None:
+    """Refuse options that the user gave and that would change nothing.
+
+    Raises:
+        UsageError: one of ``names`` stands on the command line.
+
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"it changes nothing: {because}", where=option, remedy=f"leave {option} out")
 
 
 class Layers(click.ParamType[range]):
