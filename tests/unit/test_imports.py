@@ -34,6 +34,7 @@ ORDER = (
     "oracle",
     "subjects",
     "compare",
+    "seeding",
     "faults",
     "symbols",
     "contracts",
@@ -46,6 +47,7 @@ ORDER = (
 GAPS: Mapping[str, tuple[str, ...]] = {
     "subjects": ("oracle",),
     "compare": ("oracle", "subjects"),
+    "seeding": ("oracle", "subjects", "compare"),
     "faults": ("oracle", "subjects"),
     "symbols": ("trace", "capture", "oracle", "subjects", "compare", "faults"),
     "contracts": ("trace", "capture", "oracle", "subjects", "compare", "evidence"),
