@@ -15,7 +15,7 @@ from apr_falsify.identity import difference, model_sha256
 from apr_falsify.ops import Array, Inputs, ModelSite, inputs_of, stages_of
 from apr_falsify.stages import STAGES, Scope
 from apr_falsify.subjects.interface import Target
-from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite, run_at
+from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite
 from apr_falsify.trace import Key, Provenance, Trace, utc_now
 from apr_falsify.weights import Model, open_model
 
@@ -25,7 +25,7 @@ Step = Callable[[Key, Inputs, RuntimeSite], Array]
 
 def as_defined(key: Key, inputs: Inputs, site: RuntimeSite) -> Array:
     """Compute a stage as ``ops`` defines it."""
-    return run_at(site, key[1], inputs)
+    return site.run(key[1], inputs)
 
 
 def capture(

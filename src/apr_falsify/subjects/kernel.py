@@ -11,7 +11,7 @@ import numpy.typing as npt
 from apr_falsify import quantise
 from apr_falsify.arithmetic import Format, format_named
 from apr_falsify.geometry import Geometry
-from apr_falsify.ops import Array, ModelSite, compute, linear
+from apr_falsify.ops import Array, Inputs, ModelSite, compute, linear
 from apr_falsify.rules import OPERATIONS, PLAIN, Operation, Rule
 from apr_falsify.tensors import Tensor, block_minima, has_block_minima
 
@@ -89,20 +89,25 @@ class RuntimeSite:
         """Return the rows of the embedding table for ``tokens``."""
         return self.model.embed()
 
-    def of(self, *, layer: int | None) -> RuntimeSite:
-        """Return the same place in another layer."""
-        return replace(self, model=replace(self.model, layer=layer))
+    def run(self, name: str, inputs: Inputs) -> Array:
+        """Compute stage ``name`` here from ``inputs`` and round it to the arithmetic's format."""
+        held = _operands(self, name, dict(inputs))
+        return np.asarray(self.arithmetic.store.round(compute(name, held, self)))
 
-    def with_geometry(self, geometry: Geometry) -> RuntimeSite:
-        """Return the same place, taken to be in a model of ``geometry``."""
-        weights = replace(self.model.weights, geometry=geometry)
-        return replace(self, model=replace(self.model, weights=weights))
-
-
-def run_at(site: RuntimeSite, name: str, inputs: Mapping[str, Array]) -> Array:
-    """Compute stage ``name`` at ``site`` from ``inputs`` and round it to the arithmetic's format."""
-    held = _operands(site, name, dict(inputs))
-    return np.asarray(site.arithmetic.store.round(compute(name, held, site)))
+    def moved(
+        self,
+        *,
+        layer: int | None = None,
+        tokens: tuple[int, ...] | None = None,
+        geometry: Geometry | None = None,
+    ) -> RuntimeSite:
+        """Return the same place in another layer, with other tokens, or taken to be of another geometry."""
+        place = self.model
+        weights = place.weights if geometry is None else replace(place.weights, geometry=geometry)
+        layer = place.layer if layer is None else layer
+        return replace(
+            self, model=replace(place, weights=weights, layer=layer, tokens=tokens or place.tokens)
+        )
 
 
 _HELD: Mapping[Operation, tuple[str, str]] = {
