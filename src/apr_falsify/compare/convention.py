@@ -9,7 +9,7 @@ that were computed unscaled do not.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from apr_falsify.compare.bisection import Finding, FindingType
@@ -80,9 +80,9 @@ def declared_or_solved(
     for trial in _trials():
         if not any(entry.in_error for entry in judged.values()):
             break
-        touched = _touched(trace, trial, keys)
-        if not any(judged[key].in_error for key in touched if key in judged):
+        if not all(_plausible(convention, judged) for convention in trial):
             continue
+        touched = _touched(trace, trial, keys)
         changed = _changed(trace, trial)
         if changed is None:
             continue
@@ -98,6 +98,21 @@ def _trials() -> Iterator[tuple[Convention, ...]]:
     for first, second in itertools.combinations(CONVENTIONS, 2):
         if first.word is not second.word:
             yield first, second
+
+
+_REORDERED = (Layout.INTERLEAVED, Layout.HEAD_MAJOR, Layout.TRANSPOSED)
+
+_SAME_NORM = 0.05
+"""How far the norm of a stage that is only reordered may be from its replay's, 4-bit rounding included."""
+
+
+def _plausible(convention: Convention, judged: Mapping[Key, Judged]) -> bool:
+    """Whether a stage of the convention fails its replay, and in a way that reordering could mend."""
+    failing = [entry for entry in judged.values() if entry.key[1] in convention.stages and entry.in_error]
+    if convention.word not in _REORDERED:
+        return bool(failing)
+    ratios = [entry.introduced.norm_ratio for entry in failing if entry.introduced is not None]
+    return bool(ratios) and all(abs(ratio - 1) <= _SAME_NORM for ratio in ratios)
 
 
 def _touched(trace: Trace, trial: Iterable[Convention], keys: Sequence[Key]) -> list[Key]:

@@ -145,8 +145,8 @@ def _without_padding(data: Array, name: str, geometry: Geometry, tokens: int) ->
 
 
 def _untransposed(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
-    """[..., C, S] -> [..., S, C]."""
-    return data.swapaxes(-1, -2)
+    """[..., C, S] -> [..., S, C]; a single row is the same either way."""
+    return data.swapaxes(-1, -2) if data.ndim > 1 else data
 
 
 _UNDO: Mapping[Layout, Callable[[Array, str, Geometry, int], Array]] = {

@@ -70,6 +70,10 @@ PROJECTIONS: Mapping[str, tuple[str, ...]] = {
 """Stage -> the roles of the weights it multiplies with."""
 
 
+RECOMPUTED: Mapping[str, tuple[str, ...]] = {"hf": ("qkv_matmul",)}
+"""Runtime -> stages that its capture computes beside the forward pass: q, k, v add their bias within."""
+
+
 class WeightsNeeded(Exception):
     """A replay needs weights where there are none; becomes :class:`Missing`."""
 
@@ -178,6 +182,7 @@ class Replayer:
         self.trace = trace
         self.weights = weights
         self.store = store
+        self._sigmas: dict[Key, F64] = {}
 
     def captured(self, key: Key) -> F64 | None:
         """Return a captured stage in canonical shape, f64; a last-token stage keeps a token axis of 1."""
@@ -231,12 +236,20 @@ class Replayer:
     def _known(self, key: Key, composed: list[str]) -> Known:
         values = self.captured(key)
         if values is not None:
-            return Known(value=values)
+            return Known(value=values, sigma=self._recomputed(key))
         if key[1] in ("post_ffn_residual", "post_attn_residual"):
             raise _NotCaptured(key)  # a residual stream can be composed only by replaying whole layers
         composed.append(key[1])
         found = self._evaluated(key, self._inputs(key, composed), (PLAIN,), ())
         return Known(value=found.values[0], sigma=found.sigma)
+
+    def _recomputed(self, key: Key) -> F64 | None:
+        """Return the rounding of a captured stage that is not the very tensor the runtime went on with."""
+        if key[1] not in RECOMPUTED.get(self.trace.provenance.runtime, ()) or self.weights is None:
+            return None
+        if key not in self._sigmas:
+            self._sigmas[key] = self._evaluated(key, self._inputs(key, []), (PLAIN,), ()).sigma
+        return self._sigmas[key]
 
     def _evaluated(
         self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...], composed: tuple[str, ...]
@@ -258,6 +271,7 @@ class Replayer:
             values = np.stack([compute(name, self._operands(operation, plain, rule), site) for rule in rules])
         exact = np.asarray(values, dtype=np.float64)
         sigma = rounding(name, inputs, exact[0], site, self.store)
+        self._sigmas[key] = sigma
         return Replay(values=exact, sigma=sigma, composed=composed, weight_type=_common(site.types))
 
     def _operands(self, operation: Operation, inputs: dict[str, F64], rule: Rule) -> dict[str, F64]:
