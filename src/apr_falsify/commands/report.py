@@ -79,6 +79,8 @@ def print_text(result: Bisection, console: Console) -> None:
     colour, sentence = _HEADLINES[result.kind]
     count = len(compared(result.rows))
     console.print(f"[bold {colour}]{result.kind.value}[/]: {sentence} ({count} stages compared)")
+    for source in result.sources:
+        console.print(f"source: [bold]{escape(_place(source))}[/]")
     if result.kind is Kind.CONSISTENT and result.exit_code is not ExitCode.OK:
         types = ", ".join(dict.fromkeys(finding.type.value for finding in result.findings))
         console.print(f"[bold red]but[/] see below: {types} (exit code {result.exit_code:d})")
@@ -93,6 +95,11 @@ def print_text(result: Bisection, console: Console) -> None:
     _print_published(result.published, console)
     for line in result.not_checked:
         console.print(f"not checked: {escape(line)}")
+
+
+def _place(finding: Finding) -> str:
+    where = "whole model" if finding.layer is None else f"layer {finding.layer}"
+    return f"{where}, {', '.join(finding.stages)}"
 
 
 def _told(provenance: Provenance) -> str:
@@ -115,20 +122,39 @@ def _print_rows(rows: Iterable[Row], console: Console) -> None:
     for layer, group in itertools.groupby(shown, key=lambda row: row.layer):
         table.add_row(Text(_layer_title(layer), style="bold"))
         for row in group:
-            table.add_row(*_cells(row), style="red" if _differs(row) else None)
+            table.add_row(*_cells(row), style=_STYLES.get(_mark(row)))
     console.print(table)
+    for mark in dict.fromkeys(_mark(row) for row in shown):
+        if mark in _LEGEND:
+            console.print(f"{mark} {_LEGEND[mark]}")
 
 
 def _layer_title(layer: int | None) -> str:
     return "whole model" if layer is None else f"layer {layer}"
 
 
-def _differs(row: Row) -> bool:
-    return row.status is Status.COMPARED and row.verdict is not Verdict.WITHIN_FLOOR
+_MARKS: Mapping[Verdict, str] = {
+    Verdict.WITHIN_FLOOR: " ",
+    Verdict.INTRODUCES: "!",
+    Verdict.INHERITS: "~",
+    Verdict.LAYOUT: "=",
+    Verdict.UNMEASURED: "?",
+}
+_LEGEND: Mapping[str, str] = {
+    "!": "is not what its inputs make it",
+    "~": "differs from the oracle, as its inputs do",
+    "=": "is equal in another layout",
+    "?": "could not be judged",
+}
+_STYLES: Mapping[str, str] = {"!": "bold red", "~": "red", "=": "yellow", "?": "yellow"}
+
+
+def _mark(row: Row) -> str:
+    return _MARKS[row.verdict] if row.status is Status.COMPARED else " "
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    name = f"{'!' if _differs(row) else ' '}{row.stage}"
+    name = f"{_mark(row)}{row.stage}"
     if row.accumulated is None:
         return name, "", "", "", _ABSENT[row.status]
     metrics = row.accumulated
