@@ -154,6 +154,14 @@ def test_a_vector_equals_itself(values: Array) -> None:
     assert (found.cosine, found.rel_l2, found.norm_ratio, found.max_abs) == (1.0, 0.0, 1.0, 0.0)
 
 
+def test_no_rounding_takes_a_cosine_out_of_its_bounds() -> None:
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        oracle = rng.standard_normal(17)
+        found = vector(oracle, oracle * rng.uniform(-60, 60), np.float64).cosine
+        assert 1 - 1e-13 < abs(found) <= 1.0
+
+
 # --- where ------------------------------------------------------------------------------------------
 
 
