@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,7 +53,7 @@ def decode(model: Model, ids: tuple[int, ...]) -> str:
 
 @lru_cache(maxsize=2)
 def _tokenizer(path: Path, model_format: str) -> _Tokenizer:
-    return {"safetensors": _of_directory, "gguf": _of_gguf}[model_format](path)
+    return {"safetensors": _of_directory, "gguf": _Bpe}[model_format](path)
 
 
 def _of_directory(path: Path) -> _Tokenizer:
@@ -97,16 +97,57 @@ class _Auto:
 
 
 class _Bpe:
-    """A byte-level BPE tokenizer built from GGUF metadata."""
+    """A byte-level BPE tokenizer in the metadata of a GGUF file; built when a text is to be encoded."""
 
-    def __init__(self, tokenizer: Any, first: list[int]) -> None:
-        self._tokenizer, self._first = tokenizer, first
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, GgufFile(path)
+        tokens = self._file.array("tokenizer.ggml.tokens")
+        if tokens is None or "tokenizer.ggml.model" not in self._file.metadata:
+            raise ModelError("the GGUF file carries no tokenizer", where=path, remedy=_USE_TOKENS)
+        self._tokens = [str(token) for token in tokens]
 
     def encode(self, prompt: str) -> list[int]:
-        return self._first + list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+        ids = self._bpe.encode(prompt, add_special_tokens=False).ids
+        metadata = self._file.metadata
+        bos = metadata.get("tokenizer.ggml.bos_token_id")
+        if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", False):
+            return [int(bos), *ids]
+        return list(ids)
 
     def decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+        return b"".join(_bytes_of(self._tokens[token]) for token in ids).decode("utf-8", errors="replace")
+
+    @cached_property
+    def _bpe(self) -> Any:
+        metadata, merges = self._file.metadata, self._file.array("tokenizer.ggml.merges")
+        kind, pre = metadata["tokenizer.ggml.model"], str(metadata.get("tokenizer.ggml.pre", "default"))
+        if kind != "gpt2" or merges is None or pre not in PRE_TOKENIZERS:
+            raise ModelError(
+                f"the tokenizer (model {kind!r}, pre-tokenizer {pre!r}) cannot be built here",
+                where=self._path,
+                expected=f"model 'gpt2' with merges and a pre-tokenizer of {', '.join(PRE_TOKENIZERS)}",
+                remedy=_USE_TOKENS,
+            )
+        types = self._file.array("tokenizer.ggml.token_type") or []
+        numbered = zip(self._tokens, types, strict=False)
+        special = [token for token, number in numbered if number in _SPECIAL_TYPES]
+        return _build_bpe(self._tokens, merges, pre, special)
+
+
+def _bytes_of(token: str) -> bytes:
+    """Return the bytes that ``token`` stands for; a token with other letters than GPT-2's is its own text."""
+    letters = _byte_letters()
+    if all(letter in letters for letter in token):
+        return bytes(letters[letter] for letter in token)
+    return token.encode("utf-8", errors="surrogateescape")
+
+
+@cache
+def _byte_letters() -> Mapping[str, int]:
+    """Return GPT-2's letters: printable Latin-1 stands for itself, the other bytes for 256 and on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -144,30 +185,9 @@ _SPECIAL_TYPES = (3, 4)
 """``tokenizer.ggml.token_type``: control and user-defined tokens are found in the text as they stand."""
 
 
-def _of_gguf(path: Path) -> _Tokenizer:
-    file = GgufFile(path)
-    kind = file.metadata.get("tokenizer.ggml.model")
-    tokens, merges = file.array("tokenizer.ggml.tokens"), file.array("tokenizer.ggml.merges")
-    if kind is None or tokens is None:
-        raise ModelError("the GGUF file carries no tokenizer", where=path, remedy=_USE_TOKENS)
-    pre = str(file.metadata.get("tokenizer.ggml.pre", "default"))
-    if kind != "gpt2" or merges is None or pre not in PRE_TOKENIZERS:
-        raise ModelError(
-            f"the tokenizer (model {kind!r}, pre-tokenizer {pre!r}) cannot be built here",
-            where=path,
-            expected=f"model 'gpt2' with merges and a pre-tokenizer of {', '.join(PRE_TOKENIZERS)}",
-            remedy=_USE_TOKENS,
-        )
-    types = file.array("tokenizer.ggml.token_type") or []
-    special = [token for token, number in zip(tokens, types, strict=False) if number in _SPECIAL_TYPES]
-    bos = file.metadata.get("tokenizer.ggml.bos_token_id")
-    first = [int(bos)] if file.metadata.get("tokenizer.ggml.add_bos_token", False) and bos is not None else []
-    return _Bpe(_build_bpe(tokens, merges, pre, special), first)
-
-
 def _build_bpe(tokens: list[str], merges: list[str], pre: str, special: list[str]) -> Any:
     try:
-        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+        from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
     except ImportError as error:
         raise _missing(error) from error
     rule = PRE_TOKENIZERS[pre]
@@ -179,6 +199,5 @@ def _build_bpe(tokens: list[str], merges: list[str], pre: str, special: list[str
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer
