@@ -22,7 +22,9 @@ from apr_falsify.compare.variations import (
     biases,
     common,
     feedforward,
+    kept,
     norms,
+    places,
     projected,
     rotary,
 )
@@ -94,13 +96,17 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="qkv-order", stages=_QKV, guesses=projected.other_order),
     Variation(name="rotary-order", stages=(*_QKV, *rotary.ROTATED), guesses=projected.rotary_order),
     Variation(name="next-step-included", stages=_PROJECTIONS, guesses=projected.other_use),
+    Variation(name="soft-cap", stages=("attn_scores", "lm_head"), guesses=kept.soft_capped),
+    Variation(name="precision", guesses=kept.fewer_bits),
     # What has a free parameter.
     Variation(name="factor", guesses=common.any_factor),
     Variation(name="factor", stages=_QKV, guesses=common.part_factor),
     Variation(name="epsilon", stages=norms.NORMS, guesses=norms.measured_epsilon),
+    Variation(name="clipped", guesses=kept.clipped),
     # What stands in another place.
     Variation(name="moved-tokens", guesses=common.moved_tokens),
     Variation(name="moved-heads", stages=_HEADED, guesses=common.moved_heads),
+    Variation(name="moved-channels", stages=_PROJECTIONS, guesses=common.moved_channels),
     Variation(
         name="heads-before-tokens",
         stages=(*rotary.ROTATED, "attn_scores", "attn_softmax", "attention"),
@@ -110,7 +116,7 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="stale-cache", stages=("attention",), guesses=attend.stale_values),
     Variation(name="other-row", stages=("embedding",), guesses=projected.other_rows),
     # What is wrong in one place alone.
-    Variation(name="one-place", guesses=common.one_place),
+    Variation(name="one-place", guesses=places.one_place),
     Variation(name="one-input-channel", stages=_ONE_INPUT, guesses=projected.one_input_channel),
     # What multiplies with weights again.
     Variation(name="other-weights", stages=_REWEIGHED, guesses=projected.sibling_weights, multiplies=True),
@@ -223,7 +229,7 @@ def error_sits(subject: F64, expected: F64, sigma: F64, limit: float, axes: Axes
         exceeds = ~same & ~(np.abs(subject - expected) <= limit * sigma)
     if not exceeds.any():
         return "nowhere"
-    found = common.places(exceeds, axes)
+    found = places.places(exceeds, axes)
     if axes.head_dim is not None:
         found.pop(
             "channel" if len(found["channel of every head"][0]) < axes.head_dim else "channel of every head"

@@ -135,12 +135,14 @@ def other_mask(case: Case) -> Iterator[Guess]:
 
 
 def _masks(case: Case, tokens: int, window: int | None) -> Iterator[tuple[str, Mask]]:
+    first = np.zeros((tokens, tokens), dtype=np.bool_)
+    first[0, 0] = True
     back, inside = _back(tokens), _back(tokens) < (window or tokens)
     yield "no mask at all", np.ones((tokens, tokens), dtype=np.bool_)
     yield "a mask that lets each token see the next one", (back >= -1) & inside
     yield (
         "a mask that hides each token from itself",
-        ((back >= 1) & inside) | (np.eye(tokens) * (back[:, :1] == 0) > 0),
+        ((back >= 1) & inside) | first,
     )
     yield "an inverted mask (only later tokens seen)", back <= 0
     if window is not None:
@@ -148,6 +150,10 @@ def _masks(case: Case, tokens: int, window: int | None) -> Iterator[tuple[str, M
     seen = int(np.max(np.count_nonzero(case.subject, axis=-1)))
     if seen < tokens and seen != window:
         yield f"a window of {seen}", (back >= 0) & (back < seen)
+    yield (
+        "a mask that hides the first token",
+        ((back >= 0) & inside & (back < np.arange(tokens)[:, None])) | first,
+    )
     yield "only the last key seen", np.broadcast_to(np.arange(tokens) == tokens - 1, back.shape)
 
 
@@ -175,7 +181,8 @@ def padding(case: Case) -> Iterator[Guess]:
     counts = [1, *(-tokens % block for block in (8, 16, 32, 64, 128, 256)), round(min(max(measured, 0), 1e6))]
     for count in dict.fromkeys(count for count in counts if count > 0):
         values = case.expected * total / (total + count * np.exp(-top))
-        yield case.guess(f"{count} padded key{'s' * (count > 1)} of score 0 in the denominator", values)
+        keys = "a sink: one more key" if count == 1 else f"{count} padded keys"
+        yield case.guess(f"{keys} of score 0 in the sum", values)
 
 
 _TEMPERATURES: Mapping[str, Callable[[int], float]] = {

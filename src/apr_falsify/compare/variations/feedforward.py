@@ -34,6 +34,7 @@ ACTIVATIONS: Mapping[str, Callable[[F64], F64]] = {
     "gelu (exact)": _gelu,
     "gelu (tanh)": _gelu_tanh,
     "gelu (sigmoid of 1.702 x)": lambda x: x * _sigmoid(1.702 * x),
+    "hard silu (x * clip(x / 6 + 1/2, 0, 1))": lambda x: x * np.clip(x / 6 + 0.5, 0.0, 1.0),
     "relu": lambda x: np.maximum(x, 0.0),
     "relu squared": lambda x: np.square(np.maximum(x, 0.0)),
     "sigmoid": _sigmoid,
@@ -113,7 +114,7 @@ def _residual_words(stream: str, a: float, branch: str, b: float) -> str:
     words = {0.0: "left out", 2.0: "added twice", -1.0: "subtracted"}
     said = [f"{role} {words[x]}" for role, x in ((stream, a), (branch, b)) if x in words]
     other = [f"{role} x {x:.5g}" for role, x in ((stream, a), (branch, b)) if x != 1 and x not in words]
-    return " and ".join(said + other) or f"{stream} + {branch}"
+    return f"in the residual sum {' and '.join(said + other) or 'both'}"
 
 
 def other_stream(case: Case) -> Iterator[Guess]:

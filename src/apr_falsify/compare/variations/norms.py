@@ -37,7 +37,7 @@ _FORMS: Mapping[str, _Form] = {
     "division by the weight": lambda x, w, eps: _scaled(x, eps) / w,
     "LayerNorm for RMSNorm (the mean taken off)": lambda x, w, eps: _scaled(_centred(x), eps) * w,
     "no normalisation, only the weight,": lambda x, w, eps: x * w,
-    "no norm at all": lambda x, w, eps: x,
+    "the norm skipped": lambda x, w, eps: x,
     "epsilon added outside the root": lambda x, w, eps: (
         x / (np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True)) + eps) * w
     ),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.arithmetic import round_bf16, round_f16
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import parts
 from apr_falsify.ops import rope_frequencies
@@ -211,6 +212,10 @@ def other_direction(case: Case) -> Iterator[Guess]:
     swapped = z * 1j * np.conj(own.rotor)  # cos for sin and sin for cos: i * exp(-i a)
     yield case.guess("cos and sin exchanged", _flat(swapped))
     yield case.guess("the cosine part alone", _flat(z * own.rotor.real))
+    for kind, rounded in (("bf16", round_bf16), ("f16", round_f16)):
+        rotor = rounded(own.rotor.real) + 1j * rounded(own.rotor.imag)
+        says = f"cos and sin of the rotation kept as {kind}"
+        yield case.guess(says, _flat(z * rotor), name="precision")
 
 
 def other_pairing(case: Case) -> Iterator[Guess]:
