@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import quantise
-from apr_falsify.arithmetic import round_bf16, round_f16
+from apr_falsify.arithmetic import FORMATS, round_bf16, round_f16
+from apr_falsify.errors import UsageError, nearest
 
 F64 = npt.NDArray[np.float64]
 Values = npt.NDArray[np.floating[Any]]
@@ -155,7 +156,41 @@ _EXPECTED: Mapping[str, Mapping[Operation, Mapping[str, str]]] = {
 """Runtime -> operation -> weight type ("" where there is none) -> the rule its defaults use."""
 
 
-def expected_rule(runtime: str, operation: Operation, weight_type: str) -> Rule:
-    """Return the rule that ``runtime``'s defaults use; the plain one where the table has no other."""
+SEPARATOR = "; "
+"""Between the parts of a stated arithmetic: rule names have commas of their own."""
+
+
+def stated_rules(text: str) -> dict[Operation, Rule]:
+    """Read a stated arithmetic, e.g. ``f32; q8_0 blocks of 32``: what is stated for each operation.
+
+    A number format alone (``f16``) states the format that stages are kept in and no rule.
+
+    Raises:
+        UsageError: a part that is neither a format nor a rule of the table.
+
+    """
+    found: dict[Operation, Rule] = {}
+    for part in (part.strip() for part in text.split(SEPARATOR.strip())):
+        rows = [
+            (operation, rule) for operation, rules in RULES.items() for rule in rules if rule.name == part
+        ]
+        if rows and part not in FORMATS:
+            found[rows[0][0]] = rows[0][1]
+        elif part not in FORMATS and part != "unknown":
+            names = [*FORMATS, *(rule.name for rules in RULES.values() for rule in rules)]
+            raise UsageError(
+                f"unknown arithmetic {part!r}",
+                expected="parts separated by ';': " + ", ".join(dict.fromkeys(names)),
+                remedy=nearest(part, names),
+            )
+    return found
+
+
+def expected_rule(
+    runtime: str, operation: Operation, weight_type: str, stated: Mapping[Operation, Rule] | None = None
+) -> Rule:
+    """Return the rule that is stated, else the one that ``runtime``'s defaults use, else the plain one."""
+    if stated and operation in stated:
+        return stated[operation]
     name = _EXPECTED.get(runtime, {}).get(operation, {}).get(weight_type, PLAIN.name)
     return next(rule for rule in RULES[operation] if rule.name == name)

@@ -41,7 +41,7 @@ def bisect(
     tokens: tuple[int, ...] | None,
     device: str,
     dtype: str | None,
-    arithmetic: str,
+    arithmetic: str | None,
     out: Path | None,
     output: str,
 ) -> int:
@@ -67,8 +67,6 @@ def bisect(
     )
     if plan.oracle.trace is not None:
         options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
-    if plan.runtime != "embedded":
-        options.refuse_idle(("arithmetic",), "only the embedded runtime has a choice of number formats")
     with whole_or_nothing(out):
         ours, theirs = capture_sides(plan, dtype=dtype, device=device, run=out)
         with busy("comparing"):
@@ -80,6 +78,7 @@ def bisect(
                 layers=plan.judged,
                 stages=plan.request.stages,
                 findings=plan.findings,
+                arithmetic=arithmetic,
                 not_checked=plan.not_checked,
             )
         if out is not None:

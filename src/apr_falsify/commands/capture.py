@@ -41,7 +41,7 @@ def capture(
     tokens: tuple[int, ...] | None,
     device: str,
     dtype: str | None,
-    arithmetic: str,
+    arithmetic: str | None,
 ) -> None:
     """Run one side and keep its stages as a trace.
 

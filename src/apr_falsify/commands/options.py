@@ -119,10 +119,9 @@ dtype = click.option(
 )
 arithmetic = click.option(
     "--arithmetic",
-    type=click.Choice(["f64", "f32", "f16", "bf16"]),
-    default="f32",
-    show_default=True,
-    help="Number format of the embedded runtime.",
+    metavar="SPEC",
+    help="What the subject computes in, e.g. 'f32; q8_0 blocks of 32'; the embedded runtime runs in it.  "
+    "[default: f32, or what the runtime is known for]",
 )
 output_format = click.option(
     "--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True

@@ -121,7 +121,7 @@ def make_plan(
     substages: bool,
     prompt: str | None,
     tokens: tuple[int, ...] | None,
-    arithmetic: str,
+    arithmetic: str | None,
 ) -> Plan:
     """Open both sides and decide tokens, layers and stages.
 
@@ -138,7 +138,7 @@ def make_plan(
         model=oracle.model,
         reference=oracle.trace,
         tokens=tokens,
-        dtype=arithmetic,
+        arithmetic=arithmetic,
     )
     subject = open_subject(runtime, target)
     judged = _layers(layers, oracle, subject)

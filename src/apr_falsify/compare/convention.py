@@ -66,7 +66,7 @@ CONVENTIONS: tuple[Convention, ...] = (
 
 
 def declared_or_solved(
-    trace: Trace, weights: Weights | None, keys: Sequence[Key]
+    trace: Trace, weights: Weights | None, keys: Sequence[Key], arithmetic: str | None = None
 ) -> tuple[Trace, dict[Key, Judged], list[Finding]]:
     """Judge ``trace`` as declared; where stages fail, look for a convention that mends them.
 
@@ -75,7 +75,7 @@ def declared_or_solved(
         convention that fits and is not declared.
 
     """
-    judged = judge(trace, weights, keys)
+    judged = judge(trace, weights, keys, arithmetic)
     findings: list[Finding] = []
     for trial in _trials():
         if not any(entry.in_error for entry in judged.values()):
@@ -86,7 +86,7 @@ def declared_or_solved(
         changed = _changed(trace, trial)
         if changed is None:
             continue
-        again = judge(changed, weights, touched)
+        again = judge(changed, weights, touched, arithmetic)
         if again and all(entry.fit is not None and not entry.in_error for entry in again.values()):
             trace, judged = changed, {**judged, **again}
             findings += [_finding(convention) for convention in trial]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict
+from apr_falsify.compare.causes import error_sits, explain
 from apr_falsify.compare.judge import LIMIT, Judged, comparable, store_of
 from apr_falsify.compare.replay import Replay, Replayer
 from apr_falsify.compare.structure import consumers
@@ -92,10 +93,6 @@ def _source(
 
 
 def _explained(replayer: Replayer, entry: Judged) -> list[str]:
-    try:
-        from apr_falsify.compare.causes import error_sits, explain
-    except ImportError:
-        return []
 
     assert entry.fit is not None
     subject = replayer.captured(entry.key)

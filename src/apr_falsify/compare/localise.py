@@ -63,6 +63,7 @@ def bisect(
     subject_weights: Weights | None = None,
     layers: Sequence[int] | None = None,
     stages: Iterable[str] | None = None,
+    arithmetic: str | None = None,
     findings: Sequence[Finding] = (),
     not_checked: Sequence[str] = (),
 ) -> Bisection:
@@ -76,6 +77,7 @@ def bisect(
             source may be a wrong weight as well as a wrong computation.
         layers: the layers to judge; ``None`` for every layer of which either side has anything.
         stages: the stages to judge; ``None`` for all.
+        arithmetic: what the user states of the subject's arithmetic, in the words of ``rules.py``.
         findings: what is known already (a tokenizer that differs, say).
         not_checked: what is known not to have been looked at.
 
@@ -93,7 +95,7 @@ def bisect(
     layouts: list[Finding] = []
     known = _weights_findings(weights, subject_weights, keys)
     reference = judge(oracle, weights, keys)
-    subject, judged, layouts = declared_or_solved(subject, subject_weights or weights, keys)
+    subject, judged, layouts = declared_or_solved(subject, subject_weights or weights, keys, arithmetic)
     rows = _rows(keys, oracle, subject, judged, {finding.stages for finding in layouts})
     if not compared(rows) and not judged:
         raise TraceError(

@@ -50,6 +50,8 @@ class Replay:
         sigma: [*canonical shape]: the root mean square of the rounding that f32 sums bring.
         composed: the stages that were computed because they were not captured.
         weight_type: the number format of the projection's weights, ``""`` where there is none.
+        skipped: of ``attention`` with values that are not finite: the plain result of a runtime that
+            passes over the keys of weight zero, where 0 * NaN would be NaN; else ``None``.
 
     """
 
@@ -57,6 +59,7 @@ class Replay:
     sigma: F64
     composed: tuple[str, ...]
     weight_type: str
+    skipped: F64 | None = None
 
 
 PROJECTIONS: Mapping[str, tuple[str, ...]] = {
@@ -272,7 +275,13 @@ class Replayer:
         exact = np.asarray(values, dtype=np.float64)
         sigma = rounding(name, inputs, exact[0], site, self.store)
         self._sigmas[key] = sigma
-        return Replay(values=exact, sigma=sigma, composed=composed, weight_type=_common(site.types))
+        return Replay(
+            values=exact,
+            sigma=sigma,
+            composed=composed,
+            weight_type=_common(site.types),
+            skipped=_skipping(plain, site) if operation is Operation.MIX else None,
+        )
 
     def _operands(self, operation: Operation, inputs: dict[str, F64], rule: Rule) -> dict[str, F64]:
         """Apply ``rule`` to the operands of scores and mix, in the order in which the runtime holds them."""
@@ -300,6 +309,19 @@ class _NotCaptured(LookupError):
     def __init__(self, key: Key) -> None:
         super().__init__(key)
         self.key = key
+
+
+def _skipping(inputs: Mapping[str, F64], site: ReplaySite) -> F64 | None:
+    """Return ``attention`` without the keys of weight zero where a value is not finite, else ``None``."""
+    qkv = inputs["qkv_bias"]
+    width = site.geometry.kv_heads * site.geometry.head_dim
+    broken = ~np.isfinite(qkv)
+    if not broken[:, -width:].any():
+        return None
+    result = compute("attention", {**inputs, "qkv_bias": np.where(broken, 0.0, qkv)}, site)
+    seen = (inputs["attn_softmax"] > 0).astype(np.float64)
+    reached = compute("attention", {"attn_softmax": seen, "qkv_bias": broken.astype(np.float64)}, site)
+    return np.where(reached > 0, np.nan, result)
 
 
 def _common(types: Iterable[str]) -> str:

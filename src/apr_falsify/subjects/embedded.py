@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from apr_falsify.identity import difference, model_sha256
 from apr_falsify.ops import Array, Inputs, ModelSite, inputs_of, stages_of
 from apr_falsify.stages import STAGES, Scope
 from apr_falsify.subjects.interface import Target
-from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite
+from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite, arithmetic_named
 from apr_falsify.trace import Key, Provenance, Trace, utc_now
 from apr_falsify.weights import Model, open_model
 
@@ -137,12 +137,12 @@ class EmbeddedSubject:
 
     Attributes:
         model: the model.
-        dtype: the number format to run it in.
+        arithmetic: what to compute in.
 
     """
 
     model: Model
-    dtype: str = "f32"
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)
     tokens: tuple[int, ...] | None = None
     prompt: str | None = None
     layers: tuple[int, ...] | None = None
@@ -154,7 +154,7 @@ class EmbeddedSubject:
 
     def capture(self, request: Request, sink: Sink) -> Trace:
         """Run the model on ``request``."""
-        return capture(self.model, request, sink, dtype=self.dtype)
+        return capture(self.model, request, sink, arithmetic=self.arithmetic)
 
     def differs(self, trace: Trace, request: Request) -> str | None:
         """Say how ``trace`` is not what :meth:`capture` would give."""
@@ -162,11 +162,13 @@ class EmbeddedSubject:
             "runtime": "embedded",
             "version": __version__,
             "model_sha256": model_sha256(self.model.files),
-            "dtype": self.dtype,
+            "arithmetic": self.arithmetic.name,
         }
         return difference(trace, request, self.geometry, wanted)
 
 
 def open_embedded(target: Target) -> EmbeddedSubject:
     """Return the model at ``target`` as a subject."""
-    return EmbeddedSubject(model=open_model(target.path), dtype=format_named(target.dtype).name)
+    return EmbeddedSubject(
+        model=open_model(target.path), arithmetic=arithmetic_named(target.arithmetic or "f32")
+    )

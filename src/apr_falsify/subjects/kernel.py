@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import quantise
-from apr_falsify.arithmetic import Format, format_named
+from apr_falsify.arithmetic import FORMATS, Format, format_named
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array, Inputs, ModelSite, compute, linear
-from apr_falsify.rules import OPERATIONS, PLAIN, Operation, Rule
+from apr_falsify.rules import OPERATIONS, PLAIN, Operation, Rule, stated_rules
 from apr_falsify.tensors import Tensor, block_minima, has_block_minima
 
 
@@ -40,6 +40,18 @@ class Arithmetic:
     def name(self) -> str:
         """Its name: the format, and what is not plain."""
         return "; ".join([self.store.name, *(rule.name for rule in self.rules.values())])
+
+
+def arithmetic_named(text: str) -> Arithmetic:
+    """Read what :attr:`Arithmetic.name` gives, e.g. ``f32; q8_0 blocks of 32``.
+
+    Raises:
+        UsageError: a part that is neither a number format nor a rule of the table.
+
+    """
+    rules = stated_rules(text)
+    formats = [part for part in (part.strip() for part in text.split(";")) if part in FORMATS]
+    return Arithmetic(store=format_named(formats[0] if formats else "f32"), rules=rules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
