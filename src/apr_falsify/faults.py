@@ -45,7 +45,6 @@ class Fault:
         edit: which tensors replace sound ones.
         config: which config replaces the sound one.
         needs: what a model must have, see :data:`NEEDS`.
-        low_precision: whether it is a format narrower than f32, which half-precision runs have anyway.
 
     """
 
@@ -58,7 +57,6 @@ class Fault:
     edit: t.Edit | None = None
     config: t.ConfigEdit | None = None
     needs: tuple[str, ...] = ()
-    low_precision: bool = False
 
     def fits(self, geometry: Geometry) -> bool:
         """Whether a model of ``geometry`` can have it."""
@@ -131,7 +129,7 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("embedding-one-token", "embedding", "one token reads its neighbour's row", _TOKEN,
            formula=p.one_token, **_ONCE),
     _fault("embedding-narrow", "embedding", "embeddings kept in fewer bits than declared", _PRECISION,
-           formula=p.coarse(6), low_precision=True, **_ONCE),
+           formula=p.coarse(6), **_ONCE),
     # norms
     _fault("norm-epsilon", _NORMS, "another family's epsilon", r"epsilon",
            formula=f.other_epsilon, config=t.epsilon(1e-3), **_EVERY),
@@ -152,7 +150,7 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("ffn-norm-skipped", "ffn_norm", "the norm before the feed-forward is skipped", _UNNAMED + "|skip",
            formula=p.from_input("post_attn_residual")),
     _fault("ffn-norm-narrow", "ffn_norm", "the norm is computed in bf16", _PRECISION,
-           formula=p.coarse(8), low_precision=True),
+           formula=p.coarse(8)),
     _fault("final-norm-skipped", "final_norm", "the last norm is skipped", _UNNAMED + "|skip",
            formula=p.from_input("post_ffn_residual"), **_ONCE),
     _fault("final-norm-scaled", "final_norm", "the last norm's weight is 1 % too large", _FACTOR,
@@ -209,8 +207,7 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("rope-backwards", _QK, "the rotation goes the other way", _ROPE, formula=f.turned_backwards),
     _fault("rope-half", _QK, "only the first half of the pairs turns", _ROPE + "|" + _UNNAMED,
            formula=f.partly_rotated),
-    _fault("rope-narrow", _QK, "cos and sin are kept in bf16", _PRECISION, formula=f.coarse_angles,
-           low_precision=True),
+    _fault("rope-narrow", _QK, "cos and sin are kept in bf16", _PRECISION, formula=f.coarse_angles),
     _fault("rope-exponent", _QK, "theta ** (-i / D) for pair i", _ROPE + "|base",
            formula=f.exponent_by_pairs),
     _fault("rope-scaling-ignored", _QK, "the model's rope scaling is ignored", _ROPE + "|scaling", **_EVERY,
@@ -244,7 +241,7 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("scores-soft-capped", "attn_scores", "scores are soft-capped at 50", _UNNAMED + "|cap",
            formula=f.soft_capped(50)),
     _fault("scores-narrow", "attn_scores", "scores are kept in 8 bits of precision", _PRECISION,
-           formula=p.coarse(8), low_precision=True),
+           formula=p.coarse(8)),
     # softmax
     _fault("mask-missing", "attn_softmax", "tokens see the future", r"mask|future",
            formula=f.masked(lambda back, s: back > -s.tokens)),
@@ -270,8 +267,7 @@ CATALOGUE: tuple[Fault, ...] = (
            formula=f.tempered(0.9)),
     _fault("softmax-sink", "attn_softmax", "1 is added to the denominator", _UNNAMED + "|sink|sum",
            formula=f.with_sink),
-    _fault("softmax-narrow", "attn_softmax", "softmax in bf16", _PRECISION, formula=p.coarse(8),
-           low_precision=True),
+    _fault("softmax-narrow", "attn_softmax", "softmax in bf16", _PRECISION, formula=p.coarse(8)),
     # attention and its projection
     _fault("values-modulo", "attention", "query head h mixes v of kv head h % K", _MAPPING,
            formula=f.mapped("qkv_bias", lambda h, k: h % k), needs=("groups",)),
