@@ -31,7 +31,7 @@ UNIT = 2.0**-24
 TINY = 2.0**-126
 """The smallest normal f32: below it a runtime may flush to zero."""
 
-_FEW = 4.0
+FEW = 4.0
 """Roundings of a library function (exp, sqrt, division) and of the operations around it."""
 
 
@@ -104,7 +104,7 @@ def _embedding(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
 
 def norm_variance(y: F64, width: int, store: float) -> F64:
     """Return the variance of a norm over ``width`` values: its sum of squares, and its own roundings."""
-    relative = UNIT * (math.sqrt(width) / 6 + _FEW)
+    relative = UNIT * (math.sqrt(width) / 6 + FEW)
     return _sq(y * relative) + _stored(y, store, 2)
 
 
@@ -192,7 +192,7 @@ def _softmax(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     visible = np.where(y > 0, known.value, -np.inf)
     top = np.max(visible, axis=-1, keepdims=True)
     depth = np.where(y > 0, top - known.value, 0.0)
-    relative = UNIT * (np.nan_to_num(depth) + math.sqrt(y.shape[-1]) / 3 + _FEW)
+    relative = UNIT * (np.nan_to_num(depth) + math.sqrt(y.shape[-1]) / 3 + FEW)
     own = _sq(y * relative) + _stored(y, store)
     if known.sigma is None:
         return np.asarray(own)
@@ -229,7 +229,7 @@ def _residual(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
 def _activation(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     """Count exp(-x): its relative error grows with x, and matters where the sigmoid is far from 1."""
     (known,) = ins.values()
-    own = _sq(y * UNIT * (np.abs(known.value) + _FEW)) + _stored(y, store)
+    own = _sq(y * UNIT * (np.abs(known.value) + FEW)) + _stored(y, store)
     return np.asarray(own + 1.21 * _var(known))  # 1.1 bounds the slope of silu and gelu
 
 
