@@ -84,6 +84,19 @@ RECIPES: Mapping[str, Recipe] = {
     "llama-linear-mha": Recipe(
         family="llama", config={"rope_parameters": _LINEAR, "num_key_value_heads": 4, "head_dim": None}
     ),
+    "llama-yarn-mscale": Recipe(
+        family="llama",
+        config={
+            "rope_parameters": {
+                **_YARN,
+                "truncate": False,
+                "beta_fast": 6.0,
+                "beta_slow": 2.0,
+                "mscale": 0.8,
+                "mscale_all_dim": 0.5,
+            }
+        },
+    ),
     "qwen3": Recipe(family="qwen3", config={"tie_word_embeddings": True}),
     "qwen3-biased-yarn-window": Recipe(
         family="qwen3",
@@ -96,6 +109,9 @@ RECIPES: Mapping[str, Recipe] = {
         },
     ),
     "mistral": Recipe(family="mistral", config={"sliding_window": 5, "num_key_value_heads": 1}),
+    "mistral-yarn-factor": Recipe(
+        family="mistral", config={"rope_parameters": {**_YARN, "attention_factor": 1.3}}
+    ),
     "mistral-linear": Recipe(family="mistral", config={"sliding_window": None, "rope_parameters": _LINEAR}),
 }
 """Every family, and every knob of its config that changes a formula."""
