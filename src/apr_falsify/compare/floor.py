@@ -80,8 +80,18 @@ def rounding(name: str, inputs: Ins, value: F64, site: NoisySite, store: float) 
 
     """
     variance = SIGMAS[name](inputs, value, site, store)
-    sigma: F64 = np.sqrt(variance) + TINY
+    sigma: F64 = np.sqrt(variance + smallest_rounding(store) ** 2) + TINY
     return sigma
+
+
+_SMALLEST_STEPS: Mapping[float, float] = {2.0**-11: 2.0**-24}
+"""Unit roundoff of a format -> the step between its smallest numbers, where that matters: f16 has 5 bits
+of exponent, and below 2**-14 its steps no longer shrink; f32 and bf16 reach down to 2**-126."""
+
+
+def smallest_rounding(store: float) -> float:
+    """Return the sigma of one rounding to the smallest numbers of a format: step / sqrt(12)."""
+    return _SMALLEST_STEPS.get(store, 0.0) / math.sqrt(12)
 
 
 def _sq(x: Any) -> F64:

@@ -15,7 +15,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.floor import FEW, TINY, UNIT
+from apr_falsify.compare.floor import FEW, TINY, UNIT, smallest_rounding
 from apr_falsify.compare.judge import LIMIT, store_of
 from apr_falsify.compare.layout import canonical
 from apr_falsify.errors import TraceError
@@ -181,6 +181,7 @@ def _rows(trace: Trace, layer: int) -> _Found:
     weights = _values(trace, layer, "attn_softmax")
     total = np.sum(weights, axis=-1)
     stored = np.sqrt(np.sum(np.square(weights), axis=-1)) * store_of(trace) / math.sqrt(3)
+    stored = stored + math.sqrt(weights.shape[-1]) * smallest_rounding(store_of(trace))
     computed = np.abs(total) * UNIT * (math.sqrt(weights.shape[-1]) / 3 + FEW)
     ratio, at = _worst(total - 1, LIMIT * np.hypot(stored, computed) + TINY)
     size = abs(float(total[at]) - 1)
@@ -242,7 +243,8 @@ def _lengths(before: F64, after: F64, head_dim: int, store: float) -> tuple[floa
     old, new = (
         np.hypot(*np.moveaxis(x.reshape(len(x), -1, 2, head_dim // 2), 2, 0)) for x in (before, after)
     )
-    allowed = LIMIT * old * math.hypot(2 * UNIT, math.sqrt(2 / 3) * max(store, UNIT)) + TINY
+    allowed = LIMIT * old * math.hypot(2 * UNIT, math.sqrt(2 / 3) * max(store, UNIT))
+    allowed += LIMIT * 2 * smallest_rounding(store) + TINY
     ratio, at = _worst(new - old, allowed)
     return ratio, abs(float(new[at] - old[at])) / max(float(old[at]), TINY), at
 
