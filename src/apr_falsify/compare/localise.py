@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from apr_falsify.compare.bisection import (
     Bisection,
@@ -19,11 +20,13 @@ from apr_falsify.compare.bisection import (
     Row,
     Status,
     Verdict,
-    compared,
 )
 from apr_falsify.compare.convention import declared_or_solved
 from apr_falsify.compare.findings import (
+    NO_DIVERGENCE,
     arithmetic_findings,
+    comparative_findings,
+    differing_on_equal_inputs,
     foreign_weights,
     reference_findings,
     source_findings,
@@ -47,12 +50,6 @@ from apr_falsify.errors import TraceError
 from apr_falsify.stages import Layout
 from apr_falsify.trace import Key, Trace
 from apr_falsify.weights import Weights
-
-NO_DIVERGENCE = 1e-5
-"""Accumulated relative L2 up to which a stage that cannot be replayed is taken to agree.
-
-Two correct f32 runs of 30 layers stay within 2e-6 of each other, in every stage.
-"""
 
 
 def bisect(
@@ -97,7 +94,12 @@ def bisect(
     reference = judge(oracle, weights, keys)
     subject, judged, layouts = declared_or_solved(subject, subject_weights or weights, keys, arithmetic)
     rows = _rows(keys, oracle, subject, judged, {finding.stages for finding in layouts})
-    if not compared(rows) and not judged:
+    compared_only = differing_on_equal_inputs(rows, judged, oracle.geometry)
+    rows = tuple(
+        replace(row, verdict=Verdict.INTRODUCES) if (row.layer, row.stage) in compared_only else row
+        for row in rows
+    )
+    if not structural and all(row.accumulated is None for row in rows):
         raise TraceError(
             "the two traces have no stage in common",
             expected="at least one stage that both sides captured",
@@ -112,12 +114,13 @@ def bisect(
         *structural,
         *known,
         *sources,
+        *comparative_findings(compared_only),
         *layouts,
         *arithmetic_findings(judged),
         *unmeasured_findings(rows, judged),
     )
     return Bisection(
-        kind=_kind(found),
+        kind=_kind(found, rows),
         rows=rows,
         findings=found,
         published=_published(rows),
@@ -206,7 +209,7 @@ def _arithmetic(entry: Judged | None) -> str | None:
     return f"{entry.weight_type} x {rule}" if entry.weight_type else rule
 
 
-def _kind(findings: Sequence[Finding]) -> Kind:
+def _kind(findings: Sequence[Finding], rows: Sequence[Row]) -> Kind:
     types = [finding.type for finding in findings]
     sources = types.count(FindingType.SOURCE) + types.count(FindingType.WEIGHTS)
     if FindingType.REFERENCE in types:
@@ -217,14 +220,17 @@ def _kind(findings: Sequence[Finding]) -> Kind:
         return Kind.LAYOUT_MISMATCH
     if FindingType.UNMEASURED in types or FindingType.NOT_THE_SUBJECTS_WEIGHTS in types:
         return Kind.UNMEASURED
-    return Kind.CONSISTENT
+    # Nothing judged is never a pass.
+    judged = any(row.verdict in (Verdict.WITHIN_FLOOR, Verdict.INHERITS) for row in rows)
+    return Kind.CONSISTENT if judged else Kind.UNMEASURED
 
 
 def _published(rows: Sequence[Row]) -> tuple[PublishedRule, ...]:
-    cosines: dict[int, dict[str, float]] = {}
+    cosines: dict[int, dict[str, float | None]] = {}
     for row in rows:
-        if row.layer is not None and row.accumulated is not None:
-            cosines.setdefault(row.layer, {})[row.stage] = row.accumulated.cosine
+        if row.layer is not None and row.status is not Status.NOT_APPLICABLE:
+            measured = None if row.accumulated is None else row.accumulated.cosine
+            cosines.setdefault(row.layer, {})[row.stage] = measured
     return tuple(published_rule(layer, stages) for layer, stages in cosines.items())
 
 
