@@ -73,6 +73,7 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rope-position", stages=rotary.ROTATED, guesses=rotary.other_positions),
     Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rotary.other_scaling),
     Variation(name="rope-partial", stages=rotary.ROTATED, guesses=rotary.partial),
+    Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rotary.invented_scaling),
     Variation(name="head-norm", stages=rotary.ROTATED, guesses=rotary.other_head_norm),
     Variation(name="qkv-order", stages=rotary.ROTATED, guesses=rotary.other_part),
     Variation(name="missing-bias", stages=(*rotary.ROTATED, "attention"), guesses=biases.composed_bias),
@@ -158,7 +159,7 @@ def explain(replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: float
 
 def _explained(case: Case) -> Cause | None:
     right = Guess(says="the replay", values=case.expected, sigma=case.sigma)
-    if case.fits(right):
+    if not case.exceeds.any():
         return Cause(name="", sentence="everything else fits", residual=case.residual(right), fits=True)
     best: Cause | None = None
     fitting: list[Cause] = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.floor import UNIT, Known, rounding
+from apr_falsify.compare.floor import TINY, UNIT, Known, rounding
 from apr_falsify.compare.replay import Replayer, ReplaySite, WeightsNeeded
 from apr_falsify.geometry import Geometry
 from apr_falsify.rules import OPERATIONS, Operation, Rule
@@ -145,13 +145,13 @@ class Case:
         sigma = rounding(self.name, known, values, site, self.replayer.store)
         return Guess(says=says, values=values, sigma=sigma, **words)
 
-    def ratio(self, guess: Guess) -> F64:
+    def ratio(self, guess: Guess, more_roundings: float = _MORE_ROUNDINGS) -> F64:
         """Return |subject - guess| in sigma, 0 where either is not finite."""
         values = self.shaped(guess.values)
         sigma = self.shaped(self.sigma if guess.sigma is None else guess.sigma)
         unit = max(self.replayer.store, UNIT)
         with np.errstate(invalid="ignore", over="ignore"):
-            allowed = np.sqrt(np.square(sigma) + np.square(values * unit) * (_MORE_ROUNDINGS / 3))
+            allowed = np.sqrt(np.square(sigma) + np.square(values * unit) * (more_roundings / 3)) + TINY
             ratio = np.abs(self.subject - values) / allowed
         counted = np.isfinite(self.subject) & np.isfinite(values)
         return np.where(counted, ratio, 0.0)
@@ -162,6 +162,12 @@ class Case:
         if not np.array_equal(np.isfinite(self.shaped(self.expected)), np.isfinite(values)):
             return False
         return bool(np.all(self.ratio(guess) <= self.limit))
+
+    @property
+    def exceeds(self) -> npt.NDArray[np.bool_]:
+        """Where the subject is not what the replay says, and finite."""
+        right = Guess(says="", values=self.expected, sigma=self.sigma)
+        return np.asarray(self.ratio(right, more_roundings=0.0) > self.limit)
 
     def residual(self, guess: Guess) -> float:
         """Return the relative L2 of what is left under ``guess``, over finite values."""

@@ -105,9 +105,15 @@ def measured_residual(case: Case) -> Iterator[Guess]:
     used = np.isfinite(case.subject) & np.isfinite(sides[0] + sides[1])
     columns = np.stack([side[used] / sigma[used] for side in sides], axis=-1)
     found, *_ = np.linalg.lstsq(columns, case.subject[used] / sigma[used], rcond=None)
-    a, b = (next((n for n in (0.0, 1.0, 2.0, -1.0) if abs(x - n) < _NEAR), float(x)) for x in found)
-    values = a * case.inputs[stream] + b * case.inputs[branch]
-    yield case.guess(_residual_words(stream, a, branch, b), values)
+    for digits in (2, 3, 5, 17):
+        a, b = (_rounded(float(x), digits) for x in found)
+        values = a * case.inputs[stream] + b * case.inputs[branch]
+        yield case.guess(_residual_words(stream, a, branch, b), values)
+
+
+def _rounded(value: float, digits: int) -> float:
+    whole = next((n for n in (0.0, 1.0, 2.0, -1.0) if abs(value - n) < _NEAR), value)
+    return float(f"{whole:.{digits}g}")
 
 
 def _residual_words(stream: str, a: float, branch: str, b: float) -> str:

@@ -15,7 +15,7 @@ from apr_falsify.compare.variations.common import Indices
 
 def one_place(case: Case) -> Iterator[Guess]:
     """Yield the replay with one token, head, channel or value alone as the subject has it."""
-    exceeds = case.ratio(Guess(says="", values=case.expected, sigma=case.sigma)) > case.limit
+    exceeds = case.exceeds
     axes = axes_of(case.name, case.geometry)
     single = {
         name: indices[0]

@@ -171,7 +171,7 @@ _PLAIN_SCALINGS: Mapping[str, Rope] = {
 
 
 def other_scaling(case: Case) -> Iterator[Guess]:
-    """Yield the rotation without the model's scaling or its attention factor, and with one it lacks."""
+    """Yield the rotation without the model's scaling or its attention factor."""
     rope, own = case.geometry.rope, declared(case)
     instead = f"the model declares {'no' if rope.kind == 'default' else rope.kind} scaling"
     plain, _ = rope_frequencies(Rope(theta=rope.theta), case.geometry.head_dim)
@@ -184,6 +184,12 @@ def other_scaling(case: Case) -> Iterator[Guess]:
         yield turned(case, says, replace(own, factor=1.0), instead)
         twice = replace(own, factor=own.factor**2)
         yield turned(case, "RoPE with the attention factor applied twice", twice, instead)
+
+
+def invented_scaling(case: Case) -> Iterator[Guess]:
+    """Yield the rotation with a scaling that the model does not have."""
+    rope, own = case.geometry.rope, declared(case)
+    instead = f"the model declares {'no' if rope.kind == 'default' else rope.kind} scaling"
     for says, other in _PLAIN_SCALINGS.items():
         frequencies, factor = rope_frequencies(replace(other, theta=rope.theta), case.geometry.head_dim)
         yield turned(case, says, replace(own, frequencies=frequencies, factor=factor), instead)
