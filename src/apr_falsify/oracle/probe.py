@@ -42,8 +42,9 @@ def probed(module: torch.nn.Module, wanted: Collection[Key], emit: Emit) -> Iter
             names.setdefault(layer, set()).add(name)
     with ExitStack() as undo:
         for layer, here in names.items():
+            modules = dict(decoder.get_submodule(f"layers.{layer}").named_modules())
             for path, hook in _layer_hooks(layer, here, emit):
-                _add_hook(undo, decoder.get_submodule(f"layers.{layer}.{path}".rstrip(".")), hook)
+                _add_hook(undo, modules[path], hook)
         for place, hook in _end_hooks(module, decoder, wanted, emit):
             _add_hook(undo, place, hook)
         _replace_attention(undo, decoder, names, emit)
