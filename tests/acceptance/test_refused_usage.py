@@ -30,7 +30,7 @@ BISECT: dict[tuple[str, ...], tuple[str, ...]] = {
     ("--subject", "x"): ("--subject", "recorded:DIRECTORY"),
     ("--device", "tpu"): ("--device", "'cpu', 'cuda'"),
     ("--dtype", "f8"): ("--dtype", "'f16', 'bf16', 'f32'"),
-    ("--arithmetic", "int3"): ("--arithmetic", "'f64'"),
+    ("--arithmetic", "int3"): ("'int3'", "f64", "q8_0 blocks of 32"),
     ("--format", "xml"): ("--format", "'text', 'json'"),
     ("--bogus",): ("--bogus",),
     ("extra",): ("unexpected extra argument",),

@@ -43,7 +43,7 @@ def test_a_second_run_reads_what_lies_there_and_runs_nothing(
     ("options", "said"),
     [
         (("--dtype", "bf16"), "dtype is f32, wanted bf16"),
-        (("--arithmetic", "f64"), "dtype is f32, wanted f64"),
+        (("--arithmetic", "f64"), "arithmetic is f32, wanted f64"),
         (("--prompt", "another text"), "tokens are"),
         (("--layers", "0..2"), "wanted stages are not in it"),
     ],

@@ -29,8 +29,11 @@ NO_DIVERGENCE = 1e-5
 Two correct f32 runs of 30 layers stay within 2e-6 of each other, in every stage.
 """
 
-CLEAR_DIVERGENCE = 1e-3
-"""Accumulated relative L2 from which an elementwise stage is wrong if its inputs agree."""
+CLEAR_DIVERGENCE = 2e-2
+"""Accumulated relative L2 from which an elementwise stage is wrong if its inputs agree.
+
+Several times what keeping it in bf16, the coarsest format of the table, can bring (2**-8).
+"""
 
 HEALED = 0.01
 """A consumer with less than this share of the introduced error does not show it."""

@@ -76,6 +76,8 @@ def _same(ours: Any, theirs: Any) -> bool:
         return _close(ours.theta, theirs.theta) and (
             kinds == {"llama3", "divided"} or (ours.kind == theirs.kind and _same_scaling(ours, theirs))
         )
+    if isinstance(ours, tuple) and isinstance(theirs, tuple):
+        return all(_same(a, b) for a, b in zip(ours, theirs, strict=False))  # depth has a line of its own
     return _close(ours, theirs) if isinstance(ours, float) else bool(ours == theirs)
 
 
