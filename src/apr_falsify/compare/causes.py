@@ -36,6 +36,9 @@ from apr_falsify.trace import Key
 NEAREST = 0.1
 """A cause that does not fit is named as the nearest one where it leaves at most this share of the error."""
 
+_CLEARLY = 0.5
+"""A less plausible cause is nearer only where it leaves at most this share of what a likelier one leaves."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
@@ -169,7 +172,7 @@ def _explained(case: Case) -> Cause | None:
             fitting.append(cause)
             if len(case.replayer.trace.tokens) > 1:
                 break
-        elif not best or cause.residual < best.residual:
+        elif not best or cause.residual < _CLEARLY * best.residual:
             best = cause
     if fitting:
         return _with_others(fitting)
@@ -232,14 +235,12 @@ def error_sits(subject: F64, expected: F64, sigma: F64, limit: float, axes: Axes
         return "nowhere"
     found = places.places(exceeds, axes)
     if axes.head_dim is not None:
-        found.pop(
-            "channel" if len(found["channel of every head"][0]) < axes.head_dim else "channel of every head"
-        )
+        found.pop("channel")  # told within the heads
     share = f" ({np.count_nonzero(exceeds)} of {exceeds.size} values)"
     limited = {name: where for name, where in found.items() if len(where[0]) < where[1]}
     whole = [name for name in found if name not in limited and found[name][1] > 1]
     said = [_limited(name, indices, count, axes) for name, (indices, count) in limited.items()]
-    said += [f"every {name}" for name in whole if name != "channel of every head"]
+    said += [f"every {name.removesuffix(places.OF_EVERY_HEAD)}" for name in whole]
     return ", ".join(said) + share
 
 
@@ -251,9 +252,10 @@ def _limited(name: str, indices: npt.NDArray[np.intp], count: int, axes: Axes) -
     if name == "head" and axes.heads:
         named = [axes.heads[index] for index in indices[: _LISTED + 1]]
         return ", ".join(named) if len(indices) <= _LISTED else f"{len(indices)} of {count} heads"
-    noun, within = ("channel", " of every head") if name == "channel of every head" else (name, "")
+    noun = name.removesuffix(places.OF_EVERY_HEAD)
+    within = " of the head" if noun != name else ""
     if len(indices) == 1:
-        return f"{noun} {indices[0]} of {count}{within}" if "channel" in name else f"{noun} {indices[0]} only"
+        return f"{noun} {indices[0]} of {count}{within}" if noun == "channel" else f"{noun} {indices[0]} only"
     first, last = int(indices[0]), int(indices[-1])
     if last - first + 1 == len(indices):
         return f"{noun}s {first} to {last}{within}"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -14,19 +15,27 @@ import pytest
 import torch
 
 from apr_falsify.compare.axes import Axes, axes_of
-from apr_falsify.compare.causes import TABLE, error_sits
+from apr_falsify.compare.causes import TABLE, Cause, error_sits, explain
+from apr_falsify.compare.judge import LIMIT, store_of
+from apr_falsify.compare.replay import Replayer
 from apr_falsify.ops import stages_of
-from apr_falsify.rules import RULES, Operation
+from apr_falsify.rules import PLAIN, RULES, Operation, Rule
 from apr_falsify.stages import STAGES
+from apr_falsify.subjects.interface import Target
+from apr_falsify.subjects.llama_cpp import open_llama_cpp
+from apr_falsify.subjects.recorded import open_recorded
+from apr_falsify.trace import Key, StageArray, Trace
+from apr_falsify.weights import Model, open_model
+from tests.real_model import smollm2_or_skip
+from tests.support import DATA
 from tests.unit.compare.wrong_stages import (
-    LAYER,
+    F64,
     MODULO,
     OWN,
     ROUND,
     TOKENS,
     D,
     E,
-    F64,
     H,
     K,
     Run,
@@ -48,6 +57,7 @@ from tests.unit.compare.wrong_stages import (
     v_of,
     with_biases,
 )
+from tests.unit.helpers import KNOBS, TINY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +105,7 @@ def layer_norm(run: Run) -> F64:
 
 
 Q, V = "self_attn.q_proj.weight", "self_attn.v_proj.weight"
-O, GATE, UP, DOWN = (
+WO, GATE, UP, DOWN = (
     "self_attn.o_proj.weight",
     "mlp.gate_proj.weight",
     "mlp.up_proj.weight",
@@ -141,8 +151,8 @@ FAULTS: dict[str, Wrong] = {
     "epsilon": wrong(
         "attn_norm",
         "epsilon",
-        "epsilon 1e-05",
-        lambda r: rms(r["layer_input"], r.w("input_layernorm.weight"), 1e-5),
+        "epsilon 0.0001",
+        lambda r: rms(r["layer_input"], r.w("input_layernorm.weight"), 1e-4),
         f16=False,
     ),
     "odd epsilon": wrong(
@@ -430,15 +440,15 @@ FAULTS: dict[str, Wrong] = {
         lambda r: np.vstack((r["attention"][:4], r["attention"][2:3], r["attention"][5:])),
     ),
     # projections
-    "o transposed": wrong("attn_out", "transposed", "o transposed", lambda r: r["attention"] @ r.w(O)),
+    "o transposed": wrong("attn_out", "transposed", "o transposed", lambda r: r["attention"] @ r.w(WO)),
     "o of a neighbour": wrong(
-        "attn_out", "neighbour-weights", "layer 2", lambda r: r["attention"] @ r.w(O, 2).T
+        "attn_out", "neighbour-weights", "layer 2", lambda r: r["attention"] @ r.w(WO, 2).T
     ),
     "o of reversed heads": wrong(
         "attn_out",
         "other-input",
         "heads in reverse",
-        lambda r: merged(split(r["attention"], H)[::-1]) @ r.w(O).T,
+        lambda r: merged(split(r["attention"], H)[::-1]) @ r.w(WO).T,
     ),
     "residual too early": wrong(
         "attn_out", "residual-included", "residual", lambda r: r["attn_out"] + r["layer_input"]
@@ -558,3 +568,306 @@ def test_a_fault_gets_its_name(name: str, dtype: str) -> None:
     assert cause is not None
     assert (cause.name, cause.fits) == (fault.cause, True), cause
     assert re.search(fault.says, cause.sentence), cause.sentence
+
+
+@pytest.mark.parametrize("dtype", ROUND)
+@pytest.mark.parametrize("stage", list(stages_of(run_in("f32").trace.geometry)))
+def test_a_correct_stage_has_no_cause(stage: str, dtype: str) -> None:
+    run = run_in(dtype)
+    assert explained(run, stage, run[stage]) is None
+
+
+@pytest.mark.parametrize("stage", list(stages_of(run_in("f32").trace.geometry)))
+def test_noise_has_no_cause(stage: str) -> None:
+    run = run_in("f32")
+    noise = np.random.default_rng(1).normal(1, 0.01, run[stage].shape)
+    cause = explained(run, stage, (run[stage] * noise).astype(np.float32))
+    assert cause is None or not cause.fits, cause
+
+
+SMALL_FAULTS: dict[str, tuple[dict[str, object], Wrong]] = {
+    "head norm skipped": (
+        {"model_type": "qwen3", "head_dim": 8},
+        wrong("q_post_rope", "head-norm", "no norm before RoPE", lambda r: turned_small(r, normed=False)),
+    ),
+    "head norm late": (
+        {"model_type": "qwen3", "head_dim": 8},
+        wrong("q_post_rope", "head-norm", "after RoPE", lambda r: late_norm(r)),
+    ),
+    "o bias missing": (
+        {"attention_bias": True, "mlp_bias": True},
+        wrong("attn_out", "missing-bias", "bias of o missing", lambda r: r["attention"] @ r.w(WO).T),
+    ),
+    "gate bias doubled": (
+        {"attention_bias": True, "mlp_bias": True},
+        wrong(
+            "ffn_gate",
+            "doubled-bias",
+            "gate added twice",
+            lambda r: r["ffn_gate"] + r.w("mlp.gate_proj.bias"),
+        ),
+    ),
+    "window ignored": (
+        {"model_type": "mistral", "sliding_window": 3},
+        wrong("attn_softmax", "mask", "no sliding window", lambda r: softmax(r["attn_scores"], back(5) >= 0)),
+    ),
+    "window too long": (
+        {"model_type": "mistral", "sliding_window": 3},
+        wrong(
+            "attn_softmax",
+            "mask",
+            "window of 4.*model's window is 3",
+            lambda r: softmax(r["attn_scores"], (back(5) >= 0) & (back(5) < 4)),
+        ),
+    ),
+    "scaling ignored": (
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        wrong("q_post_rope", "rope-scaling", "without scaling.*declares linear", lambda r: turned_small(r)),
+    ),
+    "yarn's attention factor missing": (
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+        wrong(
+            "q_post_rope",
+            "rope-scaling",
+            "without the attention factor 1.1386",
+            lambda r: r["q_post_rope"] / (0.1 * math.log(4) + 1),
+        ),
+    ),
+}
+
+
+def turned_small(run: Run, normed: bool = True, theta: float = 10_000.0) -> F64:
+    """RoPE of a small model's q by complex numbers, after its head norm where it has one."""
+    geometry = run.trace.geometry
+    size, fused = geometry.head_dim, run["qkv_bias" if geometry.qkv_bias else "qkv_matmul"]
+    heads = fused[:, : geometry.heads * size].reshape(len(fused), -1, size)
+    if geometry.row.qk_norm and normed:
+        heads = rms(heads, run.w("self_attn.q_norm.weight"), geometry.norm_eps)
+    angles = np.outer(np.arange(len(fused)), theta ** (-np.arange(0, size, 2) / size))
+    z = (heads[..., : size // 2] + 1j * heads[..., size // 2 :]) * np.exp(1j * angles)[:, None]
+    return np.concatenate((z.real, z.imag), -1).reshape(len(fused), -1)
+
+
+def late_norm(run: Run) -> F64:
+    bare = turned_small(run, normed=False)
+    heads = bare.reshape(len(bare), -1, run.trace.geometry.head_dim)
+    return rms(heads, run.w("self_attn.q_norm.weight"), run.trace.geometry.norm_eps).reshape(bare.shape)
+
+
+@pytest.mark.parametrize("name", SMALL_FAULTS)
+def test_faults_that_only_some_families_can_have(name: str) -> None:
+    knobs, fault = SMALL_FAULTS[name]
+    run = small_run(**knobs)
+    cause = explained(run, fault.stage, fault.make(run).astype(np.float32))
+    assert cause is not None
+    assert (cause.name, cause.fits) == (fault.cause, True), cause
+    assert re.search(fault.says, cause.sentence), cause.sentence
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+def test_correct_stages_of_other_families_have_no_cause(family: str) -> None:
+    run = small_run(**KNOBS[family])
+    for stage in stages_of(run.trace.geometry):
+        assert explained(run, stage, run[stage]) is None, stage
+
+
+def test_a_missing_bias_shows_where_q_k_v_with_bias_was_not_captured() -> None:
+    run = run_in("f32")
+    bare = rotated(run["qkv_matmul"][:, H * D : (H + K) * D], THETA).astype(np.float32)
+    cause = explained(run, "k_post_rope", bare, without=("qkv_bias",))
+    assert cause is not None
+    assert (cause.name, cause.fits) == ("missing-bias", True)
+
+
+def test_one_token_names_what_it_cannot_tell_apart() -> None:
+    run = tiny_run(tokens=(274,))
+    x, w = run["layer_input"], run.w("input_layernorm.weight")
+    cause = explained(run, "attn_norm", rms(x, w, 0.5).astype(np.float32))
+    assert cause is not None
+    assert cause.fits
+    assert cause.name == "factor"
+    assert "one token cannot tell it from: epsilon" in cause.sentence
+
+
+def test_values_that_are_not_finite_are_counted_and_the_rest_is_explained() -> None:
+    run = run_in("f32")
+    values = with_biases(run, k=0).astype(np.float32)
+    values[2, 5], values[3, 7] = np.nan, np.inf
+    cause = explained(run, "qkv_bias", values)
+    assert cause is not None
+    assert (cause.name, cause.fits) == ("missing-bias", True)
+    assert cause.sentence.startswith("2 of 2688 values are not finite; ")
+
+
+def test_values_that_are_not_finite_in_a_stage_that_fits_otherwise_are_the_cause() -> None:
+    run = run_in("f32")
+    values = run["ffn_out"].astype(np.float32)
+    values[0, 0] = np.nan
+    cause = explained(run, "ffn_out", values)
+    assert cause is not None
+    assert cause.name == "not-finite"
+
+
+def test_without_weights_causes_that_need_none_are_still_found() -> None:
+    run = run_in("f32")
+    wrong_base = rotated(q_of(run), 1e4).astype(np.float32)
+    cause = explained(replace(run, model=None), "q_post_rope", wrong_base)
+    assert cause is not None
+    assert cause.name == "rope-base"
+
+
+def test_two_causes_in_one_stage_fit_none_but_the_nearest_is_named() -> None:
+    run = run_in("f32")
+    twice = changed(2 * run["ffn_out"], np.s_[3, 5], 1.001)
+    cause = explained(run, "ffn_out", twice.astype(np.float32))
+    assert cause is not None
+    assert (cause.name, cause.fits) == ("factor", False)
+    assert "without fitting" in cause.sentence
+
+
+def test_what_multiplies_again_stands_behind_what_does_not() -> None:
+    multiplying = [index for index, row in enumerate(TABLE) if row.multiplies]
+    cheap = [
+        index for index, row in enumerate(TABLE) if not row.multiplies and row.name in ("factor", "mask")
+    ]
+    assert max(cheap) < min(multiplying)
+    assert all(set(row.stages) <= set(STAGES) for row in TABLE)
+
+
+# real recordings
+
+
+def recorded(
+    folder: str, model: Path, tokens: tuple[int, ...] = (274, 272, 332, 13, 20, 33)
+) -> tuple[Trace, Model]:
+    opened = open_model(model)
+    target = Target(path=DATA / folder, model=opened, tokens=tokens)
+    return open_recorded(target).trace, opened
+
+
+def cause_in(trace: Trace, model: Model, key: Key, rule: Rule = PLAIN) -> Cause | None:
+    replayer = Replayer(trace, model.weights, store_of(trace))
+    subject = replayer.captured(key)
+    assert subject is not None
+    return explain(replayer, key, rule, subject, LIMIT)
+
+
+def test_a_norm_weight_scaled_and_kept_as_f16_in_a_real_apr_is_a_factor() -> None:
+    cause = cause_in(*recorded("apr-tiny-qwen2/norm-scaled", TINY), (0, "attn_norm"))
+    assert cause is not None
+    assert (cause.name, cause.fits) == ("factor", True)
+    assert "x 1.01," in cause.sentence
+
+
+def test_the_zeroed_k_bias_of_a_real_apr_is_missing() -> None:
+    cause = cause_in(*recorded("apr-tiny-qwen2/k-bias-zero", TINY), (0, "qkv_bias"))
+    assert cause is not None
+    assert (cause.name, cause.fits) == ("missing-bias", True)
+    assert "bias of k missing" in cause.sentence
+
+
+def test_the_pairs_that_a_real_apr_rotates_on_a_huggingface_llama_are_named() -> None:
+    folder = "apr-tiny-llama-hf"
+    trace, model = recorded(f"{folder}/trace", DATA / folder / "model")
+    for stage in ("q_post_rope", "k_post_rope"):
+        cause = cause_in(trace, model, (0, stage))
+        assert cause is not None
+        assert (cause.name, cause.fits) == ("rope-pairing", True)
+    assert cause_in(trace, model, (0, "attn_scores")) is None
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("stage", ["q_post_rope", "k_post_rope"])
+def test_the_rotary_base_of_a_real_llama_cpp_is_named(stage: str) -> None:
+    model = open_model(smollm2_or_skip())
+    path = DATA / "llama-cpp-smollm2-135m" / "rope-base-50000.npz"
+    trace = open_llama_cpp(Target(path=path, model=model)).trace
+    cause = cause_in(trace, model, (29, stage))
+    assert cause is not None
+    assert (cause.name, cause.fits) == ("rope-base", True)
+    assert "50000" in cause.sentence
+
+
+Q4K = next(rule for rule in RULES[Operation.PROJECTION] if rule.name == "q8 blocks of 256")
+Q4K_FAULTS: dict[str, tuple[str, Rule, str, str, Callable[[F64], F64]]] = {
+    "halved": ("attn_out", Q4K, "factor", "1/2", lambda y: y / 2),
+    "a row": ("ffn_gate", Q4K, "one-channel", "channel 17: x 1.02", lambda y: changed(y, np.s_[:, 17], 1.02)),
+    "a head of q": ("qkv_matmul", Q4K, "one-head", "q head 2", lambda y: changed(y, np.s_[:, 64:96], 1.05)),
+    "k scaled": ("qkv_matmul", Q4K, "factor", "k x ", lambda y: changed(y, np.s_[:, 256:320], 3)),
+    "order": ("qkv_matmul", Q4K, "qkv-order", r"q\|v\|k", lambda y: y[:, np.r_[:256, 320:384, 256:320]]),
+    "a token": ("ffn_out", Q4K, "one-token", "token 3", lambda y: np.vstack((y[:3], y[1:2], y[4:]))),
+    "logits": ("lm_head", PLAIN, "factor", "x 0.7", lambda y: 0.7 * y),
+    "channel of the stream": (
+        "post_ffn_residual",
+        PLAIN,
+        "one-channel",
+        "x 1.01",
+        lambda y: changed(y, np.s_[:, 9], 1.01),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", Q4K_FAULTS)
+def test_a_fault_in_a_real_4_bit_run_gets_its_name(name: str) -> None:
+    stage, rule, expected, says, change = Q4K_FAULTS[name]
+    trace, model = recorded("apr-tiny-qwen2/base-q4k", DATA / "apr-tiny-qwen2" / "base-q4k.gguf")
+    key = (None if stage == "lm_head" else 0, stage)
+    array = trace.stages[key]
+    wrong_values = change(array.data.astype(np.float64)).astype(np.float32)
+    stages = {**trace.stages, key: StageArray(data=wrong_values, layout=array.layout)}
+    cause = cause_in(replace(trace, stages=stages), model, key, rule)
+    assert cause is not None
+    assert (cause.name, cause.fits) == (expected, True), cause
+    assert re.search(says, cause.sentence), cause.sentence
+
+
+# where an error sits
+
+TOKEN_CHANNEL = Axes(names=("token", "channel"))
+HEADED = axes_of("q_post_rope", run_in("f32").trace.geometry)
+SITES: dict[str, tuple[Axes, tuple[int, ...], object, str]] = {
+    "one channel": (
+        TOKEN_CHANNEL,
+        (7, 256),
+        np.s_[:, 17],
+        "channel 17 of 256, every token (7 of 1792 values)",
+    ),
+    "tokens": (TOKEN_CHANNEL, (7, 256), np.s_[4:], "tokens 4 to 6, every channel (768 of 1792 values)"),
+    "one head": (
+        HEADED,
+        (7, 256),
+        np.s_[:, 96:128],
+        "head 3, every token, every channel (224 of 1792 values)",
+    ),
+    "one channel of a head": (
+        HEADED,
+        (7, 256),
+        np.s_[:, 101],
+        "head 3, channel 5 of 32 of the head, every token (7 of 1792 values)",
+    ),
+    "everything": (TOKEN_CHANNEL, (7, 256), np.s_[:], "every token, every channel (1792 of 1792 values)"),
+    "keys": (
+        Axes(names=("head", "token", "key")),
+        (8, 7, 7),
+        np.s_[2, :, [1, 3, 6]],
+        "head 2 only, keys 1, 3, 6, every token (21 of 392 values)",
+    ),
+    "nothing": (TOKEN_CHANNEL, (7, 256), np.s_[:0], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_an_error_is_said_to_sit_where_it_does(name: str) -> None:
+    axes, shape, at, said = SITES[name]
+    expected = np.random.default_rng(0).normal(size=shape)
+    subject = expected.copy()
+    subject[at] += 1  # type: ignore[index]
+    assert error_sits(subject, expected, np.full(shape, 1e-7), LIMIT, axes) == said
+
+
+def test_values_that_are_not_finite_sit_somewhere_too() -> None:
+    expected = np.zeros((3, 4))
+    subject = expected.copy()
+    subject[1, 2] = np.nan
+    said = error_sits(subject, expected, np.full((3, 4), 1e-7), LIMIT, TOKEN_CHANNEL)
+    assert said == "token 1 only, channel 2 of 4 (1 of 12 values)"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ import torch
 from safetensors.numpy import load_file
 
 from apr_falsify.capture import MemorySink, Request
-from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.causes import Cause, explain
 from apr_falsify.compare.judge import LIMIT, store_of
 from apr_falsify.compare.replay import Replayer
@@ -43,7 +41,7 @@ class Run:
     """A captured run, its stages by name in one layer, and its weights by their names in the file."""
 
     trace: Trace
-    model: Model
+    model: Model | None
     tensors: Mapping[str, npt.NDArray[Any]]
     layer: int = LAYER
 
@@ -85,10 +83,9 @@ def explained(
     stages = {key: value for key, value in run.trace.stages.items() if key[1] not in without}
     stages[layer, stage] = StageArray(data=wrong.reshape(array.data.shape), layout=array.layout)
     trace = replace(run.trace, stages=stages)
-    replayer = Replayer(trace, run.model.weights, store_of(trace))
+    replayer = Replayer(trace, run.model.weights if run.model else None, store_of(trace))
     subject = replayer.captured((layer, stage))
     assert subject is not None
-    assert axes_of(stage, trace.geometry)
     return explain(replayer, (layer, stage), rule, subject, LIMIT)
 
 

@@ -12,6 +12,9 @@ from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.compare.variations.case import Case, Guess, scalar
 from apr_falsify.compare.variations.common import Indices
 
+OF_EVERY_HEAD = " of every head"
+"""Marks the channels that heads side by side have alike."""
+
 
 def one_place(case: Case) -> Iterator[Guess]:
     """Yield the replay with one token, head, channel or value alone as the subject has it."""
