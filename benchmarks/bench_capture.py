@@ -13,6 +13,7 @@ that of a process of its own (VmHWM), above what it used when it had run a model
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -70,6 +71,7 @@ def ratios(plain: Callable[[], object], other: Callable[[], object], pairs: int)
 
 def write_and_hash(trace: Trace, folder: Path) -> float:
     """Return how long writing and hashing the trace's stages takes when nothing else is done."""
+    folder.mkdir()
     start = time.perf_counter()
     for number, ((layer, _), array) in enumerate(trace.stages.items()):
         with (folder / f"{number}.bin").open("wb") as file:
@@ -133,16 +135,20 @@ def main() -> None:
     print(f"in memory  {kept:.3f} x plain   (target <= {TARGET})")
     print(f"dropped    {dropped:.3f} x plain   first touch of as much memory: {touch / base:.3f} x plain")
     with tempfile.TemporaryDirectory() as folder:
-        alone = statistics.median(write_and_hash(trace, Path(folder)) for _ in range(5))
+        fresh = (Path(folder) / str(number) for number in itertools.count())
 
-    def to_disk() -> object:
-        with tempfile.TemporaryDirectory() as parent, TraceWriter(Path(parent) / "trace") as writer:
-            return oracle.capture(asked, writer)
+        def to_disk() -> object:
+            with TraceWriter(next(fresh)) as writer:
+                return oracle.capture(asked, writer)
 
-    disk, extra = ratios(plain, to_disk, 7)
+        writing = [write_and_hash(trace, next(fresh))]
+        disk, extra = ratios(plain, to_disk, 7)
+        writing += [write_and_hash(trace, next(fresh)) for _ in range(4)]
+    alone = statistics.median(writing)
     print(f"to disk    {disk:.3f} x plain, {extra * 1e3:.0f} ms above it;", end=" ")
     print(f"writing and hashing alone {alone * 1e3:.0f} ms, {captured / alone / 1e6:.0f} MB/s")
-    print(f"           above plain {extra / alone:.2f} x what writing and hashing takes alone")
+    allowed = (TARGET - 1) * base + alone
+    print(f"           {extra / allowed:.2f} x the allowed {allowed * 1e3:.0f} ms (0.06 x plain + writing)")
     del trace
     found = in_own_process(__file__, "--peak")
     limit = found["weights"] + found["captured"]
