@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from apr_falsify.faults import Fault
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array, Inputs
 from apr_falsify.seeding.scene import Scene
+from apr_falsify.seeding.tensors import ConfigEdit
 from apr_falsify.stages import Layout
 from apr_falsify.subjects.embedded import Step, as_defined, capture
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite
@@ -172,24 +174,28 @@ class TorchHost:
             for (role, layer), values in each.tensors(sound.weights).items()
         }
         edits = [each.fault.config for each in rest if each.fault.config is not None]
-        oracle = self._oracle(store, case) if not edits else self._of_config(store, case, edits)
-        with faulted(oracle.module, tensors=tensors, patches=patches):
+        with (
+            self._oracle(store, case, edits) as oracle,
+            faulted(oracle.module, tensors=tensors, patches=patches),
+        ):
             trace = oracle.capture(request, _As(sink, sound.geometry))
         return Ran(trace=trace)
 
-    def _oracle(self, store: Store, case: Case) -> Any:
+    @contextmanager
+    def _oracle(self, store: Store, case: Case, edits: Sequence[ConfigEdit]) -> Iterator[Any]:
+        """Give the model of ``case`` in torch: a cached one, or one of a wrong config, which is removed."""
         key = (case.material, case.setting.store)
-        if key not in self._loaded:
-            self._loaded[key] = _load(store.model(case.material), case.setting.store)
-        return self._loaded[key]
-
-    def _of_config(self, store: Store, case: Case, edits: list[Any]) -> Any:
+        if not edits:
+            if key not in self._loaded:
+                self._loaded[key] = _load(store.model(case.material), case.setting.store)
+            yield self._loaded[key]
+            return
         config = store.config(case.material)
         for edit in edits:
             config = edit(config)
         path = store.spoiled(case.material, config, {})
         try:
-            return _load(open_model(path), case.setting.store)
+            yield _load(open_model(path), case.setting.store)
         finally:
             shutil.rmtree(path)
 

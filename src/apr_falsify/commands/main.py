@@ -17,6 +17,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "bisect": ("apr_falsify.commands.bisect", "Capture both sides, compare them, say where they part."),
     "capture": ("apr_falsify.commands.capture", "Run one side and keep its stages as a trace."),
     "compare": ("apr_falsify.commands.compare", "Compare two traces; runs nothing, writes nothing."),
+    "faults": ("apr_falsify.commands.faults", "Examine the suite itself, with seeded faults."),
     "doctor": ("apr_falsify.commands.doctor", "Say what is there, what is missing, and what mends it."),
 }
 """Verb -> the module that holds it and a line of help; the module is imported when it is asked for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -85,14 +85,25 @@ def _says(patterns: Iterable[str], text: str) -> bool:
     return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
 
 
-def published_mark(result: Bisection, truth: set[Key]) -> Mark:
+def published_mark(result: Bisection, truths: Sequence[set[Key]]) -> Mark:
     """Mark the published rule, generously.
 
-    Its first layer with a crossing counts; there it must cross once, into a stage that is wrong.
+    Its first layer with a crossing counts; there it must cross once, into a stage that is wrong. Of several
+    faults it must cross into each, in any layer, and nowhere else.
+
+    Args:
+        result: the comparison.
+        truths: per fault, the stages that are wrong.
+
     """
     crossing = [rule for rule in result.published if rule.crossings]
     if not crossing:
-        return Mark.MISSED if truth else Mark.LOCATED
+        return Mark.MISSED if truths else Mark.LOCATED
+    if len(truths) > 1:
+        into: set[Key] = {(rule.layer, after) for rule in crossing for _, after in rule.crossings}
+        right = all(into & truth for truth in truths) and into <= {key for truth in truths for key in truth}
+        return Mark.LOCATED if right else Mark.WRONG
     first = min(crossing, key=lambda rule: rule.layer)
-    right = len(first.crossings) == 1 and (first.layer, first.crossings[0][1]) in truth
+    place: Key = (first.layer, first.crossings[0][1])
+    right = len(first.crossings) == 1 and any(place in truth for truth in truths)
     return Mark.LOCATED if right else Mark.WRONG

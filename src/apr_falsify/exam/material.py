@@ -18,7 +18,7 @@ from apr_falsify.rules import RULES, Operation, Rule
 from apr_falsify.weights import Model, open_model
 
 _BASE: Mapping[str, Any] = {
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "vocab_size": 512,
     "rms_norm_eps": 1e-5,
     "hidden_act": "silu",
@@ -58,6 +58,21 @@ BLUEPRINTS: Mapping[str, Blueprint] = {
     for row in (
         Blueprint(name="tiny-qwen2", kinds=("q4_0", "q4_1", "q8_0", "q4_k")),
         Blueprint(
+            name="qwen2-like",
+            config={
+                **_BASE,
+                "architectures": ["Qwen2ForCausalLM"],
+                "model_type": "qwen2",
+                "hidden_size": 128,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 4,
+                "intermediate_size": 160,
+                "rope_theta": 100000.0,
+                "use_sliding_window": False,
+            },
+            kinds=("q4_0", "q8_0"),
+        ),
+        Blueprint(
             name="llama-like",
             config={
                 **_BASE,
@@ -83,7 +98,7 @@ BLUEPRINTS: Mapping[str, Blueprint] = {
                 "hidden_size": 256,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
-                "head_dim": 96,
+                "head_dim": 64,
                 "intermediate_size": 256,
                 "rms_norm_eps": 1e-6,
                 "rope_theta": 1000000.0,
@@ -101,7 +116,7 @@ BLUEPRINTS: Mapping[str, Blueprint] = {
                 "hidden_size": 96,
                 "num_attention_heads": 6,
                 "num_key_value_heads": 3,
-                "head_dim": 16,
+                "head_dim": 24,
                 "intermediate_size": 160,
                 "rope_theta": 10000.0,
                 "sliding_window": 5,
@@ -170,11 +185,6 @@ SETTINGS: Mapping[str, Setting] = {
     )
 }
 """Name -> setting."""
-
-FAULT_SETTINGS = ("f32", "f16", "q4_0 x q8_0 of 32")
-"""The settings in which every fault is seeded; the last with 4-bit weights where the model has them."""
-
-CORRECT_SETTINGS = tuple(SETTINGS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

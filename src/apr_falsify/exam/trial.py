@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -87,7 +88,10 @@ class Examiner:
         try:
             oracle = self._oracle_trace(case.material, request)
             weights = self.store.model(case.material).weights
-            result = bisect(oracle, ran.trace, weights=weights, subject_weights=ran.own_weights)
+            try:
+                result = bisect(oracle, ran.trace, weights=weights, subject_weights=ran.own_weights)
+            except Exception as error:  # a comparison that breaks down has failed this trial, not the exam
+                return _broken_down(case, error)
             return self._outcome(case, ran, result)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
@@ -124,7 +128,7 @@ class Examiner:
         return Outcome(
             case=case,
             mark=mark_of(required, truth, set(answer.found)),
-            published=published_mark(result, truth),
+            published=published_mark(result, wrong),
             explained=explained(case, answer, truth),
             level=min((max(each.values(), default=0.0) for each in levels), default=0.0),
             required=tuple(required),
@@ -163,6 +167,20 @@ class Examiner:
                 return trace
             self._sound[key] = trace
         return self._sound[key]
+
+
+def _broken_down(case: Case, error: Exception) -> Outcome:
+    return Outcome(
+        case=case,
+        mark=Mark.WRONG,
+        published=Mark.WRONG,
+        explained=False,
+        level=math.inf,
+        required=(),
+        found=(),
+        said=(f"the comparison broke down: {type(error).__name__}: {error}",),
+        excess=math.inf,
+    )
 
 
 def level_of(change: F64, replayer: Replayer, key: Key) -> float:

@@ -1,0 +1,185 @@
+"""Which cases the exam holds: single faults, random pairs, correct runs. Everything is drawn from seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from apr_falsify.exam.cases import Case, Host, Seeded
+from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, Setting, Store, tokens_of
+from apr_falsify.faults import CATALOGUE, Fault
+from apr_falsify.geometry import Geometry
+
+SMOLLM2 = "smollm2-135m"
+
+MODELS: tuple[str, ...] = ("tiny-qwen2", "llama-like", "qwen3-like", "mistral-like", "qwen2-like", SMOLLM2)
+"""The models that can be asked for."""
+
+SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
+    "formula": ("f32", "f16", "q4_0 x q8_0 of 32"),
+    "tensors": ("f32", "q4_0 x q8 of 256", "f16"),
+    "conversion": ("q4_0 x q8_0 of 32", "f16", "f32"),
+    "torch": ("f32", "f16"),
+    "apr": ("f32",),
+}
+"""Host -> the settings in which it has every fault, taken in turn over models and seeds."""
+
+APR_MODELS = ("tiny-qwen2", "qwen2-like")
+"""The models on which ``apr`` 0.72.3 is right.
+
+On a HuggingFace Llama or Mistral it turns neighbouring channels and ignores rope scaling and windows, on a
+Qwen3 it skips the head norms: a correct run of those is no correct run.
+"""
+
+_ONLY_FOR: Mapping[str, str] = {"mistral-like": "window"}
+"""Model -> what a fault must need to be seeded in it."""
+
+SMOLLM2_FAULTS = 20
+SMOLLM2_SETTING = replace(SETTINGS["q4_1 x q8_1 of 32"], kind="")
+"""What llama.cpp does with that file, whose weights are q4_1 already."""
+
+LENGTHS = ((2, 5, 8, 16, 33, 64, 128, 256), (3, 4, 7, 9, 12, 21, 40, 96))
+"""Token counts of correct runs, by seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much the exam asks.
+
+    Attributes:
+        models: the models.
+        seeds: how many seeds of each.
+        faults: the faults.
+        pairs: how many pairs.
+        correct: how many of the correct runs are held: every n-th.
+
+    """
+
+    models: tuple[str, ...]
+    seeds: int = 3
+    faults: tuple[Fault, ...] = CATALOGUE
+    pairs: int = 520
+    correct: int = 1
+
+
+def singles(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+    """Give the cases of one fault: each in every model and seed, on every host that can have it."""
+    for at, fault in enumerate(plan.faults):
+        for host in hosts:
+            for turn, name in enumerate(plan.models):
+                for seed in range(plan.seeds):
+                    yield from _single(store, hosts, host, fault, name, seed, at + turn + seed)
+
+
+def _single(
+    store: Store, hosts: Mapping[str, Host], host: str, fault: Fault, name: str, seed: int, turn: int
+) -> Iterator[Case]:
+    if name == SMOLLM2 or name not in _models_of(host):
+        return
+    if host in ("tensors", "conversion") and (turn % 2 == 0) != (host == "tensors"):
+        return
+    if name in _ONLY_FOR and _ONLY_FOR[name] not in fault.needs:
+        return
+    setting = _setting(host, name, turn)
+    material = Material(name=name, seed=seed, kind=setting.kind)
+    geometry = store.model(material).geometry
+    if hosts[host].runs(material, setting) and hosts[host].can(fault, geometry, setting):
+        yield Case(
+            host=host,
+            material=material,
+            setting=setting,
+            tokens=tokens_of(seed, 6 + turn % 4, geometry.vocab),
+            seeded=(Seeded(fault=fault, layer=_layer(geometry, turn), seed=turn),),
+        )
+
+
+def _models_of(host: str) -> tuple[str, ...]:
+    return APR_MODELS if host == "apr" else tuple(name for name in MODELS if name != "qwen2-like")
+
+
+def _setting(host: str, model: str, turn: int) -> Setting:
+    names = SETTINGS_OF[host]
+    chosen = SETTINGS[names[turn % len(names)]]
+    return chosen if not chosen.kind or chosen.kind in BLUEPRINTS[model].kinds else SETTINGS["f32"]
+
+
+def _layer(geometry: Geometry, turn: int) -> int:
+    return turn % min(geometry.layers, 3)
+
+
+def smollm2_singles(store: Store, host: str = "formula") -> Iterator[Case]:
+    """Give up to 20 single faults in SmolLM2's first three layers."""
+    geometry = store.model(Material(name=SMOLLM2, seed=0)).geometry
+    fitting = [fault for fault in CATALOGUE if fault.formula and fault.fits(geometry) and _in_layers(fault)]
+    for turn, fault in enumerate(fitting[:: max(1, len(fitting) // SMOLLM2_FAULTS)][:SMOLLM2_FAULTS]):
+        yield Case(
+            host=host,
+            material=Material(name=SMOLLM2, seed=0),
+            setting=SMOLLM2_SETTING,
+            tokens=tokens_of(turn, 7, geometry.vocab),
+            seeded=(Seeded(fault=fault, layer=_layer(geometry, turn), seed=turn),),
+        )
+
+
+def _in_layers(fault: Fault) -> bool:
+    return not {"final_norm", "lm_head"}.intersection(fault.stages)
+
+
+def pairs(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+    """Give ``plan.pairs`` cases of two faults in different stages or layers, drawn at random."""
+    rng = np.random.default_rng(20240607)
+    names = [name for name in plan.models if name in BLUEPRINTS and name != "qwen2-like"]
+    able = [host for host in ("formula", "formula", "torch", "tensors") if host in hosts]
+    given = 0
+    while given < plan.pairs:
+        host, name = able[int(rng.integers(len(able)))], names[int(rng.integers(len(names)))]
+        seed, turn = int(rng.integers(plan.seeds)), int(rng.integers(1 << 16))
+        setting = _setting(host, name, turn)
+        material = Material(name=name, seed=seed, kind=setting.kind)
+        geometry = store.model(material).geometry
+        possible = [fault for fault in plan.faults if hosts[host].can(fault, geometry, setting)]
+        seeded = tuple(
+            Seeded(
+                fault=possible[int(rng.integers(len(possible)))],
+                layer=int(rng.integers(geometry.layers)),
+                seed=int(rng.integers(1 << 16)),
+            )
+            for _ in range(2)
+        )
+        if hosts[host].runs(material, setting) and _apart(seeded, geometry):
+            given += 1
+            tokens = tokens_of(turn, 6 + turn % 5, geometry.vocab)
+            yield Case(host=host, material=material, setting=setting, tokens=tokens, seeded=seeded)
+
+
+def _apart(seeded: Sequence[Seeded], geometry: Geometry) -> bool:
+    first, second = (set(each.truth(geometry)) for each in seeded)
+    return not first & second
+
+
+def correct_runs(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+    """Give correct runs: models x settings x lengths, on every host."""
+    yield from islice(_all_correct(plan, store, hosts), 0, None, plan.correct)
+
+
+def _all_correct(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+    for name in plan.models:
+        for setting in SETTINGS.values() if name != SMOLLM2 else (SMOLLM2_SETTING,):
+            if setting.kind and setting.kind not in BLUEPRINTS[name].kinds:
+                continue
+            for seed in range(min(plan.seeds, len(LENGTHS))):
+                material = Material(name=name, seed=seed, kind=setting.kind)
+                for host in ("formula", "torch", "apr"):
+                    if host in hosts and hosts[host].runs(material, setting):
+                        yield from _lengths(store, host, material, setting, name == SMOLLM2)
+
+
+def _lengths(store: Store, host: str, material: Material, setting: Setting, few: bool) -> Iterator[Case]:
+    vocab = store.model(material).geometry.vocab
+    lengths = LENGTHS[material.seed][:3] if few else LENGTHS[material.seed]
+    for length in lengths if host != "apr" else (0,):
+        tokens = tokens_of(100 + length, length, vocab)
+        yield Case(host=host, material=material, setting=setting, tokens=tokens)
