@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import signal
@@ -93,17 +92,32 @@ main()
 """
 
 
+def as_nobody(tmp_path: Path, *arguments: object) -> Outcome:
+    """Run the program without rights of its own, in a folder that everybody may enter."""
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        if folder == tmp_path or folder.name.startswith(("pytest-", "popen-")):
+            folder.chmod(0o755)
+    command = [sys.executable, "-c", AS_NOBODY, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
 def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
     shutil.copytree(TINY, tmp_path / "model")
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
     before = listing(tmp_path)
-    command = ("capture", f"embedded:{tmp_path / 'model'}", "--tokens", "1,2", "--out", str(locked / "t"))
-    done = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, *command], capture_output=True, text=True, check=False
-    )
-    assert_refused(Outcome(done.returncode, done.stdout, done.stderr), locked / "t", "Permission denied")
+    command = ("capture", f"embedded:{tmp_path / 'model'}", "--tokens", "1,2", "--out", locked / "t")
+    assert_refused(as_nobody(tmp_path, *command), locked / "t", "Permission denied")
     assert listing(tmp_path) == before
-    assert os.stat(locked).st_mode & 0o777 == 0o555
+
+
+@pytest.mark.parametrize("option", ["--oracle", "--subject"])
+def test_a_model_that_may_not_be_looked_into_is_refused(tmp_path: Path, option: str) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(TINY, place)
+    place.chmod(0)
+    spec = place if option == "--oracle" else f"embedded:{place}"
+    outcome = as_nobody(tmp_path, "bisect", option, spec, "--tokens", "1,2")
+    place.chmod(0o755)
+    assert_refused(outcome, place, "Permission denied")

@@ -78,6 +78,10 @@ def guarded(command: click.Command, arguments: list[str], prog_name: str) -> int
         return _report(debug, f"error: {error}", int(error.exit_code))
     except (KeyboardInterrupt, click.Abort):
         return _report(debug, "interrupted: no unfinished trace was left behind", 130)
+    except OSError as error:
+        if error.filename is None:
+            return _report(debug, _internal(error), int(ExitCode.INTERNAL))
+        return _report(debug, f"error: {error.filename}: {error.strerror}", int(ExitCode.USAGE))
     except MemoryError:
         return _report(debug, "error: out of memory\n  try: fewer --layers or --stages", int(ExitCode.USAGE))
     except Exception as error:  # the last resort: an internal error has an exit code of its own

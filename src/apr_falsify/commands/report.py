@@ -193,6 +193,9 @@ def _number(value: float, form: str) -> str:
     return format(value, form) if math.isfinite(value) else str(value)
 
 
+_SHORT_WORDS = {"channel": "ch", "token": "tok", "vocabulary ": "", "kv head": "head"}
+
+
 def _largest(metrics: Metrics) -> str:
     parts = []
     if metrics.nonfinite_oracle or metrics.nonfinite_subject:
@@ -202,7 +205,9 @@ def _largest(metrics: Metrics) -> str:
     elif metrics.max_abs == 0:
         parts.append("none")
     else:
-        where = metrics.where.replace("channel", "ch").replace("token", "tok").replace("vocabulary ", "")
+        where = metrics.where
+        for word, short in _SHORT_WORDS.items():
+            where = where.replace(word, short)
         parts.append(f"{metrics.max_abs:.1e} {where}")
     return " ".join(parts)
 
