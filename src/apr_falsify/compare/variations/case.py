@@ -22,7 +22,8 @@ from apr_falsify.weights import Weights
 F64 = npt.NDArray[np.float64]
 
 _MORE_ROUNDINGS = 2.0
-"""How many roundings of its result a wrong computation may have beyond those of the right one."""
+"""How many roundings a wrong computation may have beyond those of the right one: of its own result, or of
+the right one, where it went by way of that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +151,9 @@ class Case:
         values = self.shaped(guess.values)
         sigma = self.shaped(self.sigma if guess.sigma is None else guess.sigma)
         unit = max(self.replayer.store, UNIT)
+        largest = np.maximum(np.abs(values), np.abs(self.shaped(self.expected)))
         with np.errstate(invalid="ignore", over="ignore"):
-            allowed = np.sqrt(np.square(sigma) + np.square(values * unit) * (more_roundings / 3)) + TINY
+            allowed = np.sqrt(np.square(sigma) + np.square(largest * unit) * (more_roundings / 3)) + TINY
             ratio = np.abs(self.subject - values) / allowed
         counted = np.isfinite(self.subject) & np.isfinite(values)
         return np.where(counted, ratio, 0.0)

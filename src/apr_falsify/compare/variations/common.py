@@ -30,6 +30,7 @@ _SCALES: Mapping[str, Callable[[Geometry], float]] = {
     "sqrt(E)": lambda g: math.sqrt(g.hidden),
     "1/sqrt(E)": lambda g: 1 / math.sqrt(g.hidden),
     "sqrt(D)/sqrt(E/H)": lambda g: math.sqrt(g.head_dim * g.heads / g.hidden),
+    "sqrt(D)/sqrt(E)": lambda g: math.sqrt(g.head_dim / g.hidden),
 }
 """Name of a factor -> its value; D head_dim, E hidden, H heads."""
 
@@ -37,6 +38,7 @@ _MEANS: Mapping[tuple[str, str], str] = {
     ("attn_scores", "sqrt(D)"): "the scale 1/sqrt(D) is missing",
     ("attn_scores", "1/sqrt(D)"): "the scale 1/sqrt(D) is applied twice, or 1/D instead",
     ("attn_scores", "sqrt(D)/sqrt(E/H)"): "the scale takes E/H for head_dim",
+    ("attn_scores", "sqrt(D)/sqrt(E)"): "the scale takes the hidden size for head_dim",
     ("attn_norm", "1/sqrt(E)"): "the sum of squares stands for their mean",
     ("ffn_norm", "1/sqrt(E)"): "the sum of squares stands for their mean",
     ("final_norm", "1/sqrt(E)"): "the sum of squares stands for their mean",
@@ -51,8 +53,8 @@ def named_factor(case: Case) -> Iterator[Guess]:
     measured = case.scalar(case.expected)
     for label, value_of in _SCALES.items():
         value = value_of(case.geometry)
-        if abs(measured - value) <= _NEAR * max(abs(value), _NEAR):
-            shown = label if label.lstrip("-").isdigit() else f"{label} = {value:.6g}"
+        if value != 1 and abs(measured - value) <= _NEAR * max(abs(value), _NEAR):
+            shown = label if "(" not in label else f"{label} = {value:.6g}"
             says = "all zeros" if value == 0 else f"x {shown}"
             yield _scaled(case, value, says, _MEANS.get((case.name, label), ""))
 

@@ -288,11 +288,11 @@ def one_input_channel(case: Case) -> Iterator[Guess]:
     x, e = case.inputs[role], case.shaped(case.expected)
     if e.ndim != 2 or min(e.shape) < 3 or len(x) != len(e):
         return
-    left, sizes, right = np.linalg.svd(np.nan_to_num(case.subject - e), full_matrices=False)
-    rank_one = e + np.outer(left[:, 0] * sizes[0], right[0])
+    left, _, _ = np.linalg.svd(np.nan_to_num(case.subject - e), full_matrices=False)
     norms = np.linalg.norm(x, axis=0)
     likeness = np.abs(left[:, 0] @ x) / np.where(norms > 0, norms, np.inf)
     channel = int(np.argmax(likeness))
-    if likeness[channel] > 1 - 1e-4:
-        says = f"channel {channel} of {role} alone entering by another weight"
-        yield Guess(says=says, values=rank_one, sigma=case.sigma, name="one-input-channel")
+    column, share = x[:, channel, None], 1 / np.square(case.shaped(case.sigma))
+    slope = np.sum(column * (case.subject - e) * share, axis=0) / np.sum(column**2 * share, axis=0)
+    says = f"channel {channel} of {role} alone entering by another weight"
+    yield Guess(says=says, values=e + column * slope, sigma=case.sigma)

@@ -7,6 +7,7 @@ angles that a runtime used can be read off: they are the argument of subject / u
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -121,36 +122,44 @@ def angles(case: Case) -> tuple[F64, F64]:
     return np.angle(product), np.abs(product)
 
 
-def _mismatch(phases: F64, weights: F64, frequencies: F64) -> F64:
-    """Return how badly each row of ``frequencies`` [..., pairs] explains the angles [S, pairs]."""
+def _mismatch(phases: F64, weights: F64, frequencies: F64) -> float:
+    """Return how badly ``frequencies`` [pairs] explain the angles [S, pairs]."""
     positions = np.arange(len(phases))[:, None]
-    return np.asarray(
-        np.sum(weights * (1 - np.cos(phases - positions * frequencies[..., None, :])), axis=(-1, -2))
-    )
+    return float(np.sum(weights * (1 - np.cos(phases - positions * frequencies))))
 
 
-_GRID = 10.0 ** np.linspace(1, 9, 801)
+_GRID: tuple[float, ...] = tuple(float(base) for base in 10.0 ** np.linspace(1, 9, 801))
 
 
 def _measured_base(case: Case) -> float | None:
-    """Return the base that explains the angles best: best of a grid, then Gauss-Newton on its log."""
-    if len(case.expected) < 2 or case.geometry.rope.kind not in ("default", "linear"):
+    """Return the base that explains the angles best, under the model's scaling rule.
+
+    That is the best of a grid, then Gauss-Newton on the base's logarithm.
+    """
+    if len(case.expected) < 2:
         return None
     phases, weights = angles(case)
     weights = weights / (np.max(weights) or 1.0)
-    share = np.arange(phases.shape[1]) / phases.shape[1]
-    scale = 1 / case.geometry.rope.parameters.get("factor", 1.0)
-    exponent = float(np.log(_GRID[np.argmin([_mismatch(phases, weights, scale * t**-share) for t in _GRID])]))
+    exponent = math.log(min(_GRID, key=lambda base: _mismatch(phases, weights, _frequencies(case, base))))
     positions = np.arange(len(phases))[:, None]
-    for _ in range(30):
-        predicted = positions * (scale * np.exp(-share * exponent))
-        slope = -share * predicted
-        left = np.angle(np.exp(1j * (phases - predicted)))
+    for _ in range(_STEPS):
+        low, middle, high = (_frequencies(case, math.exp(exponent + h)) for h in (-_NUDGE, 0.0, _NUDGE))
+        left = np.angle(np.exp(1j * (phases - positions * middle)))
+        slope = positions * (high - low) / (2 * _NUDGE)
         energy = float(np.sum(weights * slope**2))
         if energy == 0:
             return None
         exponent += float(np.sum(weights * slope * left)) / energy
-    return float(np.exp(exponent)) if 0 < exponent < 60 else None
+        if not 0 < exponent < math.log(_HIGHEST):
+            return None
+    return math.exp(exponent)
+
+
+_STEPS, _NUDGE, _HIGHEST = 30, 1e-5, 1e12
+
+
+def _frequencies(case: Case, base: float) -> F64:
+    return rope_frequencies(replace(case.geometry.rope, theta=base), case.geometry.head_dim)[0]
 
 
 _PLAIN_SCALINGS: Mapping[str, Rope] = {
