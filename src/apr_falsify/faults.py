@@ -318,7 +318,7 @@ CATALOGUE: tuple[Fault, ...] = (
            formula=f.activated(lambda x: x)),
     _fault("activated-twice", "ffn_swigl", "gate is activated once more", r"twice",
            formula=f.activated_twice),
-    _fault("gate-and-up-summed", "ffn_swigl", "gate and up are added", r"gate \+ up|added|sum", formula=f.summed),
+    _fault("gate-and-up-summed", "ffn_swigl", "gate and up are added", r"gate \+ up", formula=f.summed),
     _fault("swiglu-one-token", "ffn_swigl", "one token gets its neighbour's row", _TOKEN,
            formula=p.one_token),
     _fault("down-one-channel", "ffn_out", "one output channel is 1 % off", _CHANNEL,

@@ -36,6 +36,7 @@ ORDER = (
     "compare",
     "seeding",
     "faults",
+    "exam",
     "symbols",
     "contracts",
     "evidence",
@@ -49,7 +50,8 @@ GAPS: Mapping[str, tuple[str, ...]] = {
     "compare": ("oracle", "subjects"),
     "seeding": ("oracle", "subjects", "compare"),
     "faults": ("oracle", "subjects"),
-    "symbols": ("trace", "capture", "oracle", "subjects", "compare", "faults"),
+    "exam": ("oracle", "subjects"),
+    "symbols": ("trace", "capture", "oracle", "subjects", "compare", "faults", "exam"),
     "contracts": ("trace", "capture", "oracle", "subjects", "compare", "evidence"),
     "evidence": ("oracle", "subjects", "contracts.rules"),
 }

@@ -32,7 +32,7 @@ CACHE_VARIABLE = "APR_FALSIFY_CACHE"
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-QUICK_FAULTS = 5
+QUICK_FAULTS = 6
 """With ``--quick``: every n-th fault."""
 
 

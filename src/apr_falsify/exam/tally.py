@@ -83,7 +83,9 @@ def to_json(sitting: Sitting) -> dict[str, Any]:
         "by_model": _split(sitting.single, lambda outcome: outcome.case.material.name),
         "by_setting": _split(sitting.single, lambda outcome: outcome.case.setting.name),
         "correct_by_setting": _split(sitting.correct, lambda outcome: outcome.case.setting.name),
-        "nearest_to_the_floor": max((outcome.excess for outcome in sitting.correct), default=0.0),
+        "nearest_to_the_floor": max(
+            (value for outcome in sitting.correct for value in outcome.right), default=0.0
+        ),
         "rows": [row_of(fault, sitting) for fault in CATALOGUE],
         "failures": [
             _failure(outcome)

@@ -43,7 +43,8 @@ class Outcome:
         required: the stages that had to be named.
         found: the stages that were.
         said: the explanations.
-        excess: the largest excess of any stage outside the truth: how near a right one came to its floor.
+        right: the excess of every stage that is right: how near each came to its floor.
+        guilty: the excess of every stage that had to be named.
 
     """
 
@@ -55,7 +56,8 @@ class Outcome:
     required: tuple[Key, ...]
     found: tuple[Key, ...]
     said: tuple[str, ...]
-    excess: float
+    right: tuple[float, ...] = ()
+    guilty: tuple[float, ...] = ()
 
 
 OracleRun = Callable[[Material, Request, Path], Trace]
@@ -124,7 +126,7 @@ class Examiner:
         truth = {key for keys in wrong for key in keys}
         required = {key for each in levels for key, level in each.items() if level >= COUNTS_FROM}
         answer = Answer.of(result, truth)
-        clean = [row for row in result.rows if row.excess is not None and (row.layer, row.stage) not in truth]
+        excess = {(row.layer, row.stage): row.excess for row in result.rows if row.excess is not None}
         return Outcome(
             case=case,
             mark=mark_of(required, truth, set(answer.found)),
@@ -134,7 +136,8 @@ class Examiner:
             required=tuple(required),
             found=answer.found,
             said=answer.said,
-            excess=max((row.excess or 0.0 for row in clean), default=0.0),
+            right=tuple(value for key, value in excess.items() if key not in truth),
+            guilty=tuple(value for key, value in excess.items() if key in required),
         )
 
     def _levels(self, case: Case, index: int, keys: set[Key], ran: Ran) -> dict[Key, float]:
@@ -179,7 +182,6 @@ def _broken_down(case: Case, error: Exception) -> Outcome:
         required=(),
         found=(),
         said=(f"the comparison broke down: {type(error).__name__}: {error}",),
-        excess=math.inf,
     )
 
 
