@@ -75,6 +75,7 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rope-direction", stages=rotary.ROTATED, guesses=rotary.other_direction),
     Variation(name="rope-position", stages=rotary.ROTATED, guesses=rotary.other_positions),
     Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rotary.other_scaling),
+    Variation(name="rope-base", stages=rotary.ROTATED, guesses=rotary.other_base_unscaled),
     Variation(name="rope-partial", stages=rotary.ROTATED, guesses=rotary.partial),
     Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rotary.invented_scaling),
     Variation(name="head-norm", stages=rotary.ROTATED, guesses=rotary.other_head_norm),

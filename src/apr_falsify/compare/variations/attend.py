@@ -132,6 +132,14 @@ def other_mask(case: Case) -> Iterator[Guess]:
     for says, visible in _masks(case, scores.shape[-1], window):
         yield case.guess(says, _weights(scores, visible), {"attn_scores": scores}, instead=instead)
     yield from _soft_masks(case, scores)
+    seen = np.any(case.subject > 0, axis=0)
+    token = int(np.argmax(np.any(seen != np.any(case.expected > 0, axis=0), axis=1)))
+    keys = ", ".join(map(str, np.flatnonzero(seen[token])[:_LISTED])) or "none"
+    says = f"another mask (token {token} sees the keys {keys})"
+    yield case.guess(says, _weights(scores, seen), {"attn_scores": scores}, instead=instead)
+
+
+_LISTED = 8
 
 
 def _masks(case: Case, tokens: int, window: int | None) -> Iterator[tuple[str, Mask]]:

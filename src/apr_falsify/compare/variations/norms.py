@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from apr_falsify.compare.floor import UNIT
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.stages import LAYER_INPUT
 
@@ -66,7 +68,12 @@ def wrong_form(case: Case) -> Iterator[Guess]:
     for says, form in _FORMS.items():
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             values = form(x, weight, case.geometry.norm_eps)
-        yield case.guess(says, values)
+        guess = case.guess(says, values)
+        if "mean taken off" in says and guess.sigma is not None:
+            guess = replace(
+                guess, sigma=np.hypot(guess.sigma, UNIT * np.abs(weight))
+            )  # that of the mean itself
+        yield guess
 
 
 def usual_epsilon(case: Case) -> Iterator[Guess]:

@@ -285,7 +285,7 @@ def _nearest_rows(case: Case, table: Tensor) -> Guess:
 def one_input_channel(case: Case) -> Iterator[Guess]:
     """Yield the replay plus a multiple of one input channel: what is left over has rank 1."""
     (role,) = case.known
-    x, e = case.inputs[role], case.shaped(case.expected)
+    x, e = case.rule.left(case.inputs[role]), case.shaped(case.expected)
     if e.ndim != 2 or min(e.shape) < 3 or len(x) != len(e):
         return
     left, _, _ = np.linalg.svd(np.nan_to_num(case.subject - e), full_matrices=False)

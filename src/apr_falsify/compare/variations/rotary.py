@@ -98,20 +98,33 @@ _BASES = (1e4, 1e6, 5e5, 1e5, 5e4, 8e6, 1e7, 5e6, 2e6, 3e5, 1e3, 1e2, 1.5e5, 2.5
 
 def other_base(case: Case) -> Iterator[Guess]:
     """Yield the rotation with usual bases, then with the one that the angles have."""
-    yield from (_with_base(case, base) for base in _BASES if base != case.geometry.rope.theta)
-    measured = _measured_base(case)
+    own = case.geometry.rope
+    yield from (_with_base(case, own, base) for base in _BASES if base != own.theta)
+    yield from _with_measured_base(case, own)
+
+
+def other_base_unscaled(case: Case) -> Iterator[Guess]:
+    """Yield the rotation without the model's scaling and with the base that the angles then have."""
+    if case.geometry.rope.kind != "default":
+        yield from _with_measured_base(case, Rope(theta=case.geometry.rope.theta))
+
+
+def _with_measured_base(case: Case, rope: Rope) -> Iterator[Guess]:
+    measured = _measured_base(case, rope)
     if measured is not None:
-        rounded = dict.fromkeys(float(f"{measured:.{digits}g}") for digits in (2, 3, 4, 6))
-        yield from (_with_base(case, base) for base in rounded)
-        yield _with_base(case, measured)
+        bases = dict.fromkeys([*(float(f"{measured:.{digits}g}") for digits in (2, 3, 4, 6)), measured])
+        yield from (_with_base(case, rope, base) for base in bases if base != rope.theta)
 
 
-def _with_base(case: Case, base: float) -> Guess:
-    rope = replace(case.geometry.rope, theta=base)
-    frequencies, factor = rope_frequencies(rope, case.geometry.head_dim)
-    instead = f"the model declares {case.geometry.rope.theta:.10g}"
+def _with_base(case: Case, rope: Rope, base: float) -> Guess:
+    frequencies, factor = rope_frequencies(replace(rope, theta=base), case.geometry.head_dim)
     turn = replace(declared(case), frequencies=frequencies, factor=factor)
-    return turned(case, f"RoPE base {base:.10g}", turn, instead)
+    own = case.geometry.rope
+    without = " without scaling" if rope.kind != own.kind else ""
+    scaled = f" with {own.kind} scaling" if without else ""
+    return turned(
+        case, f"RoPE base {base:.10g}{without}", turn, f"the model declares {own.theta:.10g}{scaled}"
+    )
 
 
 def angles(case: Case) -> tuple[F64, F64]:
@@ -131,8 +144,8 @@ def _mismatch(phases: F64, weights: F64, frequencies: F64) -> float:
 _GRID: tuple[float, ...] = tuple(float(base) for base in 10.0 ** np.linspace(1, 9, 801))
 
 
-def _measured_base(case: Case) -> float | None:
-    """Return the base that explains the angles best, under the model's scaling rule.
+def _measured_base(case: Case, rope: Rope) -> float | None:
+    """Return the base that explains the angles best, under the scaling rule of ``rope``.
 
     That is the best of a grid, then Gauss-Newton on the base's logarithm.
     """
@@ -140,10 +153,12 @@ def _measured_base(case: Case) -> float | None:
         return None
     phases, weights = angles(case)
     weights = weights / (np.max(weights) or 1.0)
-    exponent = math.log(min(_GRID, key=lambda base: _mismatch(phases, weights, _frequencies(case, base))))
+    exponent = math.log(
+        min(_GRID, key=lambda base: _mismatch(phases, weights, _frequencies(case, rope, base)))
+    )
     positions = np.arange(len(phases))[:, None]
     for _ in range(_STEPS):
-        low, middle, high = (_frequencies(case, math.exp(exponent + h)) for h in (-_NUDGE, 0.0, _NUDGE))
+        low, middle, high = (_frequencies(case, rope, math.exp(exponent + h)) for h in (-_NUDGE, 0.0, _NUDGE))
         left = np.angle(np.exp(1j * (phases - positions * middle)))
         slope = positions * (high - low) / (2 * _NUDGE)
         energy = float(np.sum(weights * slope**2))
@@ -158,8 +173,8 @@ def _measured_base(case: Case) -> float | None:
 _STEPS, _NUDGE, _HIGHEST = 30, 1e-5, 1e12
 
 
-def _frequencies(case: Case, base: float) -> F64:
-    return rope_frequencies(replace(case.geometry.rope, theta=base), case.geometry.head_dim)[0]
+def _frequencies(case: Case, rope: Rope, base: float) -> F64:
+    return rope_frequencies(replace(rope, theta=base), case.geometry.head_dim)[0]
 
 
 _PLAIN_SCALINGS: Mapping[str, Rope] = {
