@@ -147,7 +147,9 @@ def attention_scores(q: Array, k: Array, geometry: Geometry) -> Array:
     """Return q.k / sqrt(D) before the mask: [H, S, S] from [S, H*D] and [S, K*D]."""
     scale = q.dtype.type(1 / math.sqrt(geometry.head_dim))
     queries, keys = _heads(q, geometry.head_dim), _heads(k, geometry.head_dim)
-    return np.asarray(queries @ _repeat_kv(keys, geometry).swapaxes(-1, -2) * scale)
+    scores = queries @ _repeat_kv(keys, geometry).swapaxes(-1, -2)
+    scores *= scale
+    return np.asarray(scores)
 
 
 def attention_softmax(scores: Array, window: int | None) -> Array:
@@ -156,10 +158,11 @@ def attention_softmax(scores: Array, window: int | None) -> Array:
     Token i sees j <= i, and with a sliding window only the last ``window`` of those.
     """
     visible = visible_keys(scores.shape[-1], window)
-    masked = np.where(visible, scores, -np.inf)
-    shifted = masked - np.max(masked, axis=-1, keepdims=True)
-    weights = np.exp(shifted)
-    return np.asarray(weights / np.sum(weights, axis=-1, keepdims=True))
+    weights = np.where(visible, scores, -np.inf)  # the one copy: at 512 tokens each is the largest stage
+    weights -= np.max(weights, axis=-1, keepdims=True)
+    np.exp(weights, out=weights)
+    weights /= np.sum(weights, axis=-1, keepdims=True)
+    return weights
 
 
 def visible_keys(tokens: int, window: int | None) -> npt.NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from collections.abc import Mapping
 from typing import NoReturn
@@ -55,6 +56,9 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run ``apr-falsify``; the entry point of the console script."""
+    # Replays are many small products: one thread does them several times faster than two that wait for
+    # each other. NumPy reads this when it is imported; torch does not.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter is no error of ours
             stream.reconfigure(errors="backslashreplace")

@@ -79,8 +79,10 @@ def rounding(name: str, inputs: Ins, value: F64, site: NoisySite, store: float) 
         store: unit roundoff of the format in which the runtime keeps what it computes.
 
     """
-    variance = SIGMAS[name](inputs, value, site, store)
-    sigma: F64 = np.sqrt(variance + smallest_rounding(store) ** 2) + TINY
+    variance = np.array(SIGMAS[name](inputs, value, site, store), copy=None)
+    variance += smallest_rounding(store) ** 2
+    sigma: F64 = np.sqrt(variance, out=variance)
+    sigma += TINY
     return sigma
 
 
@@ -168,8 +170,9 @@ def _scores(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     geometry = site.geometry
     q, k = (_heads(ins[name].value, geometry.head_dim) for name in ("q_post_rope", "k_post_rope"))
     k = np.repeat(k, geometry.heads // geometry.kv_heads, axis=0)
-    terms = _sq(q) @ _sq(k).swapaxes(-1, -2) / geometry.head_dim
-    own = sum_variance(terms, y, geometry.head_dim) + _stored(y, max(store, UNIT), 2)
+    own = _sq(q) @ (_sq(k) / geometry.head_dim).swapaxes(-1, -2)
+    own *= geometry.head_dim / 6 * UNIT**2  # as sum_variance, in place: each copy is the largest stage
+    own += np.square(y) * (geometry.head_dim / 9 * UNIT**2 + 2 * max(store, UNIT) ** 2 / 3)
     carried = [
         _carried(ins, "q_post_rope", geometry, lambda s: s @ _sq(k).swapaxes(-1, -2)),
         _carried(
@@ -179,7 +182,9 @@ def _scores(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
             lambda s: _sq(q) @ np.repeat(s, geometry.heads // geometry.kv_heads, axis=0).swapaxes(-1, -2),
         ),
     ]
-    return np.asarray(own + sum(carried))
+    for variance in carried:
+        own += variance
+    return own
 
 
 def _carried(ins: Ins, name: str, geometry: Geometry, through: Callable[[F64], F64]) -> F64 | float:
@@ -199,13 +204,16 @@ def _heads(x: F64, head_dim: int) -> F64:
 def _softmax(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     """Count exp of a rounded difference (its error grows with the difference) and the sum over the keys."""
     known = ins["attn_scores"]
-    visible = np.where(y > 0, known.value, -np.inf)
-    top = np.max(visible, axis=-1, keepdims=True)
-    depth = np.where(y > 0, top - known.value, 0.0)
-    relative = UNIT * (np.nan_to_num(depth) + math.sqrt(y.shape[-1]) / 3 + FEW)
-    own = _sq(y * relative) + _stored(y, store)
+    top = np.max(known.value, axis=-1, keepdims=True, where=y > 0, initial=-np.inf)
+    own: F64 = np.nan_to_num(top - known.value)  # how far below the row's largest score, then step by step:
+    np.clip(own, 0.0, None, out=own)
+    own += math.sqrt(y.shape[-1]) / 3 + FEW
+    own *= UNIT
+    np.square(own, out=own)
+    own += store * store / 3
+    own *= np.square(y)
     if known.sigma is None:
-        return np.asarray(own)
+        return own
     spread = np.sum(_sq(y * known.sigma), axis=-1, keepdims=True)
     return np.asarray(own + _sq(y) * (_sq(known.sigma) + spread))
 

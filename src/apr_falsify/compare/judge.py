@@ -13,9 +13,9 @@ The procedure, over the whole trace, since one runtime has one arithmetic per ki
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ from apr_falsify.trace import Key, Trace
 from apr_falsify.weights import Weights
 
 F64 = npt.NDArray[np.float64]
+Stored = npt.NDArray[Any]
+"""A captured stage in canonical shape, in the format it is stored in."""
 
 LIMIT = 8.0
 """The floor, in units of the rounding's root mean square (``compare.floor``): the one constant.
@@ -146,7 +148,7 @@ def _first_look(replayer: Replayer, key: Key, stated: Mapping[Operation, Rule]) 
     found = replayer.replay(key, rules)
     if isinstance(found, Missing):
         return Judged(key=key, missing=found, expected=expected)
-    subject = replayer.captured(key)
+    subject = replayer.stored(key)
     assert subject is not None
     fits = fits_of(replayer, key, subject, found, rules)
     if not any(fit.explains for fit in fits):
@@ -156,13 +158,17 @@ def _first_look(replayer: Replayer, key: Key, stated: Mapping[Operation, Rule]) 
         key=key,
         fits=fits,
         expected=expected,
-        introduced=compare_arrays(plain, subject, axes_of(key[1], replayer.trace.geometry)),
+        introduced=replace(
+            # Profiles are as long as the stage is wide; of the whole trace nobody reads them.
+            compare_arrays(plain, subject, axes_of(key[1], replayer.trace.geometry)),
+            per={},
+        ),
         composed=found.composed,
         weight_type=found.weight_type,
     )
 
 
-def _other_fits(replayer: Replayer, key: Key, subject: F64, tried: tuple[Rule, ...]) -> tuple[Fit, ...]:
+def _other_fits(replayer: Replayer, key: Key, subject: Stored, tried: tuple[Rule, ...]) -> tuple[Fit, ...]:
     operation = OPERATIONS.get(key[1], Operation.ELEMENTWISE)
     dims = replayer.trace.geometry.head_dim
     others = tuple(
@@ -178,7 +184,7 @@ def _other_fits(replayer: Replayer, key: Key, subject: F64, tried: tuple[Rule, .
 
 
 def fits_of(
-    replayer: Replayer, key: Key, subject: F64, found: Replay, rules: Sequence[Rule]
+    replayer: Replayer, key: Key, subject: Stored, found: Replay, rules: Sequence[Rule]
 ) -> tuple[Fit, ...]:
     """Return how well each of ``rules`` explains ``subject``, a captured stage."""
     fits = []
@@ -191,7 +197,7 @@ def fits_of(
     return tuple(fits)
 
 
-def comparable(trace: Trace, key: Key, subject: F64, values: F64, sigma: F64) -> tuple[F64, F64]:
+def comparable(trace: Trace, key: Key, subject: Stored, values: F64, sigma: F64) -> tuple[F64, F64]:
     """Return a replay and its sigma in the form in which the runtime keeps the stage."""
     layout = trace.stages[key].layout
     if Layout.CAUSAL_ZEROED in layout and key[1] == "attn_scores":
@@ -201,16 +207,18 @@ def comparable(trace: Trace, key: Key, subject: F64, values: F64, sigma: F64) ->
     return values, sigma
 
 
-def fit_of(rule: Rule, subject: F64, expected: F64, sigma: F64) -> Fit:
+def fit_of(rule: Rule, subject: Stored, expected: F64, sigma: F64) -> Fit:
     """Return how well ``expected``, rounded as ``sigma`` says, explains ``subject``."""
     finite = np.isfinite(subject) & np.isfinite(expected)
     same = finite | (np.isnan(subject) & np.isnan(expected)) | (subject == expected)
     with np.errstate(invalid="ignore"):
-        ratio = np.where(finite, np.abs(subject - expected) / sigma, 0.0)
+        ratio = np.asarray(subject - expected)
+    ratio[~finite] = 0.0
+    norm, left, allowed = (_norm(values, finite) for values in (expected, ratio, sigma))
+    allowed *= LIMIT
+    ratio /= sigma
+    np.abs(ratio, out=ratio)
     ratio[~same] = np.inf
-    norm = math.sqrt(float(np.sum(np.square(expected[finite]))))
-    left = math.sqrt(float(np.sum(np.square(subject[finite] - expected[finite]))))
-    allowed = LIMIT * math.sqrt(float(np.sum(np.square(sigma[finite]))))
     return Fit(
         rule=rule,
         residual=left / norm if norm else (0.0 if left == 0 else math.inf),
@@ -218,6 +226,11 @@ def fit_of(rule: Rule, subject: F64, expected: F64, sigma: F64) -> Fit:
         excess=excess_of(ratio),
         share=float(np.mean(ratio <= LIMIT)),
     )
+
+
+def _norm(values: F64, finite: npt.NDArray[np.bool_]) -> float:
+    flat = (values if finite.all() else np.where(finite, values, 0.0)).reshape(-1)
+    return math.sqrt(float(np.dot(flat, flat)))
 
 
 def excess_of(ratio: F64) -> float:
@@ -236,21 +249,30 @@ def excess_of(ratio: F64) -> float:
         count = rows.shape[axis]
         if count > 1:
             with np.errstate(over="ignore"):
-                groups = np.sqrt(np.mean(np.square(rows), axis=axis))
+                groups = np.sqrt(np.einsum("ij,ij->" + "ji"[axis], rows, rows) / count)
             worst = max(worst, float(np.max(groups)) / (LIMIT * (0.25 + 0.75 / math.sqrt(count))))
     return worst
 
 
 def _settled(judged: Iterable[Judged]) -> dict[tuple[Operation, str], Rule]:
-    """Return, per kind, the arithmetic that explains it; a kind that none explains has no entry."""
-    votes: dict[tuple[Operation, str], Counter[str]] = {}
+    """Return, per kind, the arithmetic that explains it; a kind that none explains has no entry.
+
+    The expected arithmetic needs to explain one stage only, since faults may spoil all the others. Of
+    the rest the one that explains most stages is taken, and of equal ones that which leaves least.
+    """
+    votes: dict[tuple[Operation, str], dict[Rule, list[float]]] = {}
+    expected: dict[tuple[Operation, str], Rule] = {}
     for entry in judged:
-        counter = votes.setdefault(entry.kind, Counter())
-        explaining = {fit.rule.name for fit in entry.fits if fit.explains}
-        # The expected arithmetic needs one stage only: faults may spoil all the others.
-        counter.update({name: 1000 if name == entry.expected.name else 1 for name in explaining})
-    named = {operation: {rule.name: rule for rule in rules} for operation, rules in RULES.items()}
-    return {kind: named[kind[0]][counter.most_common(1)[0][0]] for kind, counter in votes.items() if counter}
+        for fit in entry.fits:
+            if fit.explains:
+                votes.setdefault(entry.kind, {}).setdefault(fit.rule, []).append(fit.residual)
+                if fit.rule is entry.expected:
+                    expected[entry.kind] = fit.rule
+    most = {
+        kind: max(found, key=lambda rule: (len(found[rule]), -sum(found[rule])))
+        for kind, found in votes.items()
+    }
+    return {**most, **expected}
 
 
 def _decided(replayer: Replayer, entry: Judged, settled: Mapping[tuple[Operation, str], Rule]) -> Judged:
@@ -261,7 +283,7 @@ def _decided(replayer: Replayer, entry: Judged, settled: Mapping[tuple[Operation
         return _simulated(replayer, entry)
     fits = {fit.rule.name: fit for fit in entry.fits}
     if rule.name not in fits:  # the kind's arithmetic was found elsewhere and not yet tried here
-        subject = replayer.captured(entry.key)
+        subject = replayer.stored(entry.key)
         found = replayer.replay(entry.key, (rule,))
         assert subject is not None
         assert isinstance(found, Replay)
@@ -276,7 +298,7 @@ def _simulated(replayer: Replayer, entry: Judged) -> Judged:
     own = next(fit for fit in entry.fits if fit.rule.name == entry.expected.name)
     if entry.expected is PLAIN:
         return replace(entry, fit=own)
-    subject = replayer.captured(entry.key)
+    subject = replayer.stored(entry.key)
     found = replayer.replay(entry.key, (PLAIN, entry.expected))
     assert subject is not None
     assert isinstance(found, Replay)

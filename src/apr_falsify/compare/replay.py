@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ from apr_falsify.trace import Key, Trace
 from apr_falsify.weights import Weights
 
 F64 = npt.NDArray[np.float64]
-_BLOCK_VALUES = 1 << 20
+_BLOCK_VALUES = 1 << 18
+"""How many weights are decoded at once: 2 MB as f64, which stays in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,17 +154,19 @@ def product(operands: F64, x: Array, carried: F64 | None, weight: Tensor) -> tup
 
     """
     out, width = weight.shape
-    values = np.empty((*operands.shape[:-1], out))
-    noise = np.empty((*x.shape[:-1], out))
+    left = operands.reshape(-1, width)
     squares = np.square(x) * (width / 6) + (0.0 if carried is None else np.square(carried))
+    # Variances need no more than f32, and half the memory traffic.
+    energies = squares.reshape(-1, width).astype(np.float32)
+    values, noise = np.empty((len(left), out)), np.empty((len(energies), out))
     step = max(1, _BLOCK_VALUES // width)
     for start in range(0, out, step):
         stop = min(out, start + step)
         rows = weight.rows(start, stop)
-        values[..., start:stop] = operands @ rows.astype(np.float64).T
-        # Variances need no more than f32, and half the memory traffic.
-        noise[..., start:stop] = squares.astype(np.float32) @ np.square(rows, dtype=np.float32).T
-    return values, noise + np.square(values[0]) * (width / 9)
+        values[:, start:stop] = left @ rows.astype(np.float64).T
+        noise[:, start:stop] = energies @ np.square(rows, dtype=np.float32).T
+    shaped = values.reshape(*operands.shape[:-1], out)
+    return shaped, noise.reshape(*x.shape[:-1], out) + np.square(shaped[0]) * (width / 9)
 
 
 def _minimum_terms(x: Array, weight: Tensor) -> F64:
@@ -189,10 +193,15 @@ class Replayer:
 
     def captured(self, key: Key) -> F64 | None:
         """Return a captured stage in canonical shape, f64; a last-token stage keeps a token axis of 1."""
+        values = self.stored(key)
+        return None if values is None else values.astype(np.float64)
+
+    def stored(self, key: Key) -> npt.NDArray[Any] | None:
+        """Return a captured stage like :meth:`captured`, in the format it is stored in, not copied."""
         array = self.trace.stages.get(key)
         if array is None:
             return None
-        values = canonical(array, key[1], self.trace.geometry, len(self.trace.tokens)).astype(np.float64)
+        values = canonical(array, key[1], self.trace.geometry, len(self.trace.tokens))
         if Layout.LAST_TOKEN in array.layout and STAGES[key[1]].axes[0] == "tokens":
             values = values[None]
         return values
@@ -271,10 +280,14 @@ class Replayer:
         if operation is Operation.PROJECTION:
             values = compute(name, plain, site)
         else:
-            values = np.stack([compute(name, self._operands(operation, plain, rule), site) for rule in rules])
+            made = [compute(name, self._operands(operation, plain, rule), site) for rule in rules]
+            values = made[0][None] if len(made) == 1 else np.stack(made)
+            del made
         exact = np.asarray(values, dtype=np.float64)
+        del values
         sigma = rounding(name, inputs, exact[0], site, self.store)
-        self._sigmas[key] = sigma
+        if name in RECOMPUTED.get(self.trace.provenance.runtime, ()):
+            self._sigmas = {key: sigma}  # the next stage will ask for it; older ones are done with
         return Replay(
             values=exact,
             sigma=sigma,
