@@ -1,0 +1,1 @@
+"""The programs: one verb a file."""

@@ -1,0 +1,192 @@
+"""Rules on figures: a stated count agrees with its list, a changelog with the version."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Contract, Place, entries, place_of
+from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.rules.shape import version_key
+from apr_falsify.contracts.rules.status import _at
+from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
+
+_WORDS = {
+    word: number
+    for number, word in enumerate(
+        """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+    sixteen seventeen eighteen nineteen twenty
+    """.split()  # noqa: SIM905 - words read best as words
+    )
+}
+_NUMBER = rf"\d+|{'|'.join(_WORDS)}"
+_THINGS = r"(?:points?|stages?|elements?|entries|items|variants|steps|values|cosines|names|capture\s+points)"
+# "9-element cosine sequence [a, b, c]": the list follows within a few words
+_COUNTED_LIST = re.compile(
+    rf"\b(?P<count>{_NUMBER})[- ](?:element|item|stage|point|entry|step|name)s?\b"
+    r"[^\[\]\n.;:]{0,40}\s*\[(?P<list>[^\[\]]*)\]",
+    re.IGNORECASE,
+)
+# "5 stages from parent contract: A, B, C, D, E"
+_COUNT_COLON = re.compile(
+    rf"^\s*(?P<count>{_NUMBER})\s+(?:[\w-]+\s+){{0,3}}?{_THINGS}\b"
+    r"[^:,;.()\[\]]{0,40}:\s*(?P<list>[\w`'., -]+?)\s*\.?\s*$",
+    re.IGNORECASE,
+)
+# "8 capture points, of which 2 are new": a whole count, standing first
+_COUNT_ALONE = re.compile(
+    rf"^\s*(?:exactly\s+|all\s+|the\s+)?(?P<count>{_NUMBER})\s+(?:[\w-]+\s+){{0,2}}?{_THINGS}\s*(?:$|[,;.(]|in\s+(?:total|all|order)\b)",
+    re.IGNORECASE,
+)
+_CHANGELOG = re.compile(
+    r"^[ \t]*[-*]?[ \t]*\**v?(\d+\.\d+\.\d+)\**[ \t]*(?:\([^)\n]*\))?[ \t]*[:\u2014\u2013]", re.MULTILINE
+)
+_TOTALS = {
+    "total_obligations": ("proof_obligations",),
+    "total_proof_obligations": ("proof_obligations",),
+    "obligation_count": ("proof_obligations",),
+    "total_equations": ("equations",),
+    "equation_count": ("equations",),
+    **dict.fromkeys(
+        (
+            "total_falsifiers", "falsifier_count", "total_falsification_tests", "falsification_test_count",
+            "num_falsifiers", "total_gates", "gate_count",
+        ),
+        FALSIFIER_BLOCKS,
+    ),
+}  # fmt: skip
+_ALL_TESTS = re.compile(
+    rf"\b(?:all|exactly)\s+(?P<count>{_NUMBER})\s+(?:falsification\s+tests|falsifiers|falsification\s+gates)\b",
+    re.IGNORECASE,
+)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else _WORDS[text.lower()]
+
+
+def _items(text: str) -> list[str]:
+    lines = (line.partition("#")[0] for line in text.splitlines())
+    return [item for part in " ".join(lines).split(",") if (item := part.strip())]
+
+
+def count_disagrees(contract: Contract) -> Iterator[Problem]:
+    """A stated number of things equals the number that is listed."""
+    for place, text in _all_texts(contract.data, ""):
+        for pattern in (_COUNTED_LIST, _COUNT_COLON):
+            for match in pattern.finditer(text):
+                listed = _listed(match["list"])
+                if listed and _number(match["count"]) != listed:
+                    yield _disagreement(contract, place, match.group(), _number(match["count"]), listed)
+    yield from _equation_counts(contract)
+    yield from _totals(contract)
+
+
+def _listed(text: str) -> int:
+    """How many names a written-out list has; 0 where it is no plain list (``...``, ranges, prose)."""
+    items = _items(text)
+    names = all(re.match(r"^[`'\"]?[A-Za-z_][\w.:()-]*[`'\"]?$", item) for item in items)
+    return len(items) if names and len(items) > 1 and "..." not in text and "…" not in text else 0
+
+
+def _disagreement(contract: Contract, place: Place, text: str, count: int, listed: int) -> Problem:
+    shown = " ".join(text.split())
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    message = f"{shown!r} says {count}, {listed} are listed"
+    return _at(
+        contract, "count-disagrees", place, message, subject=shown, hint=f"write {listed}, or mend the list"
+    )
+
+
+def _equation_counts(contract: Contract) -> Iterator[Problem]:
+    """``where: '8 capture points, ...'`` beside a formula that lists nine."""
+    for key, equation in _equations(contract.data.get(Text("equations"))):
+        listed = _formula_length(equation)
+        for name in ("where", "note", "invariants"):
+            for where, text in entries(equation.get(Text(name)), f"{key}.{name}"):
+                match = _COUNT_ALONE.match(text) if isinstance(text, Text) else None
+                if match and listed and _number(match["count"]) != listed:
+                    place = place_of(text, where)
+                    yield _disagreement(
+                        contract, place, match.group().strip(" ,;.("), _number(match["count"]), listed
+                    )
+
+
+def _equations(value: Value) -> Iterator[tuple[str, Mapping]]:
+    if isinstance(value, Mapping):
+        items = [(f"equations.{name}", item) for name, item in value.items()]
+    else:
+        items = list(entries(value, "equations"))
+    yield from ((key, item) for key, item in items if isinstance(item, Mapping))
+
+
+def _formula_length(equation: Mapping) -> int:
+    """Elements of the bracketed list that is the formula's right-hand side; 0 where there is none."""
+    formula = equation.get(Text("formula"))
+    match = re.match(r"^\s*\w+\s*=\s*\[(.*)\]\s*$", formula, re.DOTALL) if isinstance(formula, Text) else None
+    if not match:
+        return 0
+    body, depth, commas = "\n".join(line.partition("#")[0] for line in match[1].splitlines()).strip(), 0, 0
+    for char in body:
+        depth += (char in "([{") - (char in ")]}")
+        commas += char == "," and depth == 0
+    return commas + (not body.endswith(",")) if commas else 0
+
+
+def _totals(contract: Contract) -> Iterator[Problem]:
+    """``total_obligations: 4`` and "All 2 falsification tests pass"."""
+    for place, key, text in _keyed_texts(contract.data, ""):
+        blocks = _TOTALS.get(key, ())
+        count = int(text) if blocks and text.isdigit() else -1
+        if (
+            not blocks
+            and (match := _ALL_TESTS.search(text))
+            and ("qa_gate" in place.key or key == "pass_criteria")
+        ):
+            blocks, count = FALSIFIER_BLOCKS, _number(match["count"])
+        listed = _length(contract, blocks)
+        if count >= 0 and listed is not None and count != listed:
+            message = f"{key} says {count}, there are {listed}"
+            yield _at(contract, "count-disagrees", place, message, subject=key, hint=f"write {listed}")
+
+
+def _length(contract: Contract, blocks: tuple[str, ...]) -> int | None:
+    values = [contract.data.get(Text(block)) for block in blocks]
+    present = [value for value in values if isinstance(value, Mapping | Sequence)]
+    return sum(len(value) for value in present) if present else None
+
+
+def _all_texts(value: Value, key: str) -> Iterator[tuple[Place, str]]:
+    for place, _, text in _keyed_texts(value, key):
+        if any(char.isdigit() for char in text[:400]) or "[" in text or ":" in text:
+            yield place, text
+
+
+def _keyed_texts(value: Value, key: str, last: str = "") -> Iterator[tuple[Place, str, str]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _keyed_texts(item, f"{key}.{name}" if key else str(name), str(name))
+    elif isinstance(value, Sequence):
+        for at, item in enumerate(value):
+            yield from _keyed_texts(item, f"{key}[{at}]", last)
+    elif value:
+        yield place_of(value, key), last, str(value)
+
+
+def changelog_version(contract: Contract) -> Iterator[Problem]:
+    """Where the description keeps a changelog, its newest entry is the contract's version."""
+    logged = [version_key(found) for found in _CHANGELOG.findall(contract.description)]
+    own = version_key(contract.version)
+    if not logged or not own or max(logged) == own:
+        return
+    if own > max(logged) and re.search(
+        rf"\bv?{re.escape(contract.version.lstrip('v'))}\b", contract.description
+    ):
+        return  # a folded description runs its entries together: it is there, not at a line's start
+    newest = ".".join(map(str, max(logged)))
+    value = contract.metadata.get(Text("version")) or contract.data.get(Text("version"))
+    place = place_of(value, "metadata.version")
+    message = f"version is {contract.version}, the newest changelog entry is {newest}"
+    hint = "add the missing changelog line" if own > max(logged) else f"write version {newest}"
+    yield _at(contract, "changelog-version", place, message, subject=contract.id, hint=hint)

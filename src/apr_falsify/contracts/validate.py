@@ -1,0 +1,102 @@
+"""Validating a set of contracts, in this order:
+
+1. read each file and apply the rules that need nothing else (``facts``);
+2. resolve what each cites against the trees (``resolve``);
+3. apply the rules across contracts (``rules.suite``);
+4. apply the rules on evidence, where the command knows its state (``rules.evidence``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from apr_falsify.contracts.facts import Facts, gather
+from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.resolve import State, resolve
+from apr_falsify.contracts.roots import Roots
+from apr_falsify.contracts.rules.names import name_problems
+from apr_falsify.contracts.source import read_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Denominators: what was looked at, and what became of it."""
+
+    files: int = 0
+    contracts: int = 0
+    falsifiers: int = 0
+    resolved: int = 0
+    missing: int = 0
+    unresolved: int = 0
+    unchecked: int = 0
+    evidence_unchecked: int = 0
+
+    @property
+    def names(self) -> int:
+        """All names cited."""
+        return self.resolved + self.missing + self.unresolved + self.unchecked
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All problems of all files, in the order of the files, and the counts."""
+
+    problems: tuple[Problem, ...]
+    counts: Counts
+    suite: tuple[Facts, ...] = ()
+
+
+def read_facts(path: Path, shown: str) -> Facts:
+    """Read one file; one that cannot be read is a value with a problem."""
+    raw = read_bytes(path)
+    if isinstance(raw, Problem):
+        return Facts(path=shown, problems=(_at(raw, shown),))
+    return gather(shown, raw)
+
+
+def _at(problem: Problem, shown: str) -> Problem:
+    return Problem(
+        code=problem.code, path=shown, line=1, column=1, message=problem.message, hint=problem.hint
+    )
+
+
+def resolve_names(facts: Facts, path: Path, roots: Roots) -> tuple[tuple[Problem, ...], Counts]:
+    """Resolve all that one contract cites."""
+    states = dict.fromkeys(State, 0)
+    problems: list[Problem] = []
+    for citation in facts.citations:
+        resolution = resolve(citation, path, roots)
+        states[resolution.state] += 1
+        problems.extend(name_problems(facts.path, citation, resolution))
+    counts = Counts(
+        files=1,
+        contracts=int(facts.is_contract),
+        falsifiers=len(facts.falsifiers),
+        resolved=states[State.RESOLVED],
+        missing=states[State.MISSING],
+        unresolved=states[State.UNRESOLVED],
+        unchecked=states[State.UNCHECKED],
+    )
+    return tuple(dict.fromkeys(problems)), counts
+
+
+def across(
+    suite: Sequence[Facts],
+    known: Sequence[Facts],
+    owns: Mapping[str, bool],
+    evidence: Mapping[str, str] | None,
+) -> Iterator[Problem]:
+    """Problems that no contract has alone."""
+    from apr_falsify.contracts.rules import evidence as evidence_rules
+    from apr_falsify.contracts.rules import suite as suite_rules
+
+    yield from suite_rules.duplicate_falsifier_id(suite)
+    yield from suite_rules.duplicate_contract_id(suite)
+    yield from suite_rules.siblings(suite, known, lambda path: owns.get(path, False))
+    if evidence is not None:
+        yield from evidence_rules.evidence_problems(suite, evidence)
