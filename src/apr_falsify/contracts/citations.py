@@ -49,11 +49,11 @@ def _of_falsifier(falsifier: Falsifier, *, contract_unbuilt: bool) -> Iterator[C
     for key, block in falsifier.evidence:
         yield from _evidence(block, key, absent, paths)
     yield from _group(falsifier.data, falsifier.place.key, absent, paths)
-    for name in TEST_KEYS:
-        for key, value in entries(falsifier.data.get(Text(name)), f"{falsifier.place.key}.{name}"):
+    for name in [name for name in falsifier.data if name in TEST_KEYS]:
+        for key, value in entries(falsifier.data[name], f"{falsifier.place.key}.{name}"):
             if isinstance(value, Text):
                 yield from _tests(value, place_of(value, key), absent, tuple(paths))
-    evidence = falsifier.data.get(Text("evidence"))
+    evidence = falsifier.data.get("evidence")
     for key, value in entries(evidence, f"{falsifier.place.key}.evidence"):
         if isinstance(value, Text):
             yield from _tests(value, place_of(value, key), absent, tuple(paths), bare=False)
@@ -72,8 +72,8 @@ def _evidence(block: Value, key: str, absent: bool, paths: list[PathName]) -> It
 def _group(mapping: Mapping, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
     """Files and names given side by side: each name must be in one of the files."""
     own: list[PathName] = []
-    for name in _FILE_KEYS:
-        value = mapping.get(Text(name))
+    for name in [name for name in mapping if name in _FILE_KEYS]:
+        value = mapping[name]
         if isinstance(value, Mapping):
             yield from _names_by_file(value, f"{key}.{name}", absent, own)
             continue
@@ -83,8 +83,8 @@ def _group(mapping: Mapping, key: str, absent: bool, paths: list[PathName]) -> I
             elif isinstance(item, Mapping):
                 yield from _group(item, where, absent, own)
     paths.extend(own)
-    for name in _NAME_KEYS:
-        for where, item in entries(mapping.get(Text(name)), f"{key}.{name}"):
+    for name in [name for name in mapping if name in _NAME_KEYS]:
+        for where, item in entries(mapping[name], f"{key}.{name}"):
             if isinstance(item, Text):
                 yield from _symbols(item, place_of(item, where), absent, tuple(own or paths))
             elif isinstance(item, Mapping):
@@ -94,15 +94,15 @@ def _group(mapping: Mapping, key: str, absent: bool, paths: list[PathName]) -> I
 
 
 def _group_tests(mapping: Mapping, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
-    for name in _TEST_NAME_KEYS:
-        for where, item in entries(mapping.get(Text(name)), f"{key}.{name}"):
+    for name in [name for name in mapping if name in _TEST_NAME_KEYS]:
+        for where, item in entries(mapping[name], f"{key}.{name}"):
             if isinstance(item, Text):
                 yield from _tests(item, place_of(item, where), absent, tuple(paths))
 
 
 def _named_item(item: Mapping, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
     """``{name: f, file: a.py}`` inside a list of names."""
-    name = item.get(Text("name"))
+    name = item.get("name")
     own: list[PathName] = []
     yield from _group(item, key, absent, own)
     if isinstance(name, Text):
@@ -113,7 +113,8 @@ def _names_by_file(mapping: Mapping, key: str, absent: bool, own: list[PathName]
     """``{a.py: [f, g]}``: names under the file they are in."""
     for file, names in mapping.items():
         mine: list[PathName] = []
-        yield from _files(file, place_of(file, f"{key}.{file}"), absent, mine)
+        if isinstance(file, Text):
+            yield from _files(file, place_of(file, f"{key}.{file}"), absent, mine)
         for where, item in entries(names, f"{key}.{file}"):
             if isinstance(item, Text):
                 yield from _symbols(item, place_of(item, where), absent, tuple(mine))
@@ -212,7 +213,7 @@ def _shown(path: PathName) -> str:
 
 def _like(text: Text, other: str) -> Text:
     made = Text(other)
-    made.line, made.column, made.kind = text.line, text.column, text.kind
+    made.line, made.column = text.line, text.column
     return made
 
 
@@ -265,8 +266,8 @@ def _locations(value: Value, key: str, skip: set[str], absent: bool) -> Iterator
 
 
 def _top_files(contract: Contract, absent: bool) -> Iterator[Citation]:
-    for key, item in entries(contract.data.get(Text("files")), "files"):
-        if isinstance(item, Mapping) and isinstance(item.get(Text("path")), Text):
-            value = item[Text("path")]
+    for key, item in entries(contract.data.get("files"), "files"):
+        if isinstance(item, Mapping) and isinstance(item.get("path"), Text):
+            value = item["path"]
             assert isinstance(value, Text)
             yield from _files(value, place_of(value, f"{key}.path"), absent, [])

@@ -87,7 +87,7 @@ def _id_place(contract: Contract) -> Place | None:
 
     for holder, prefix in ((contract.metadata, "metadata."), (contract.data, "")):
         for key in ("id", "contract"):
-            value = holder.get(Text(key))
+            value = holder.get(key)
             if isinstance(value, Text) and value == contract.id:
                 return place_of(value, prefix + key)
     return None
@@ -95,7 +95,6 @@ def _id_place(contract: Contract) -> Place | None:
 
 def _falsifier_facts(contract: Contract) -> list[FalsifierFacts]:
     from apr_falsify.contracts.model import text_of
-    from apr_falsify.contracts.source import Text
 
     return [
         FalsifierFacts(
@@ -103,7 +102,7 @@ def _falsifier_facts(contract: Contract) -> list[FalsifierFacts]:
             place=one.place,
             status=one.status,
             rung=rung_of(one.status) or "",
-            has_bundle=isinstance(block := one.data.get(Text("evidence")), Mapping)
+            has_bundle=isinstance(block := one.data.get("evidence"), Mapping)
             and bool(text_of(block, "bundle")),
         )
         for one in contract.falsifiers

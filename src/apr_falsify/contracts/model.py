@@ -90,13 +90,13 @@ class Contract:
     @property
     def metadata(self) -> Mapping:
         """The metadata block; empty where there is none."""
-        block = self.data.get(Text("metadata"))
+        block = self.data.get("metadata")
         return block if isinstance(block, Mapping) else Mapping()
 
 
 def text_of(mapping: Mapping, key: str) -> str:
     """A scalar as text; empty where it is absent or no scalar."""
-    value = mapping.get(Text(key))
+    value = mapping.get(key)
     return str(value) if isinstance(value, Text) else ""
 
 
@@ -120,7 +120,7 @@ def entries(value: Value, key: str) -> Iterator[tuple[str, Value]]:
 
 def read_contract(path: str, data: Mapping) -> Contract:
     """Read any dialect. Never fails: what has the wrong shape is left to the schema to report."""
-    metadata = data.get(Text("metadata"))
+    metadata = data.get("metadata")
     meta = metadata if isinstance(metadata, Mapping) else Mapping()
     stem = PurePosixPath(path).stem
     own = text_of(meta, "id") or text_of(data, "id") or text_of(data, "contract") or text_of(meta, "name")
@@ -140,7 +140,7 @@ def read_contract(path: str, data: Mapping) -> Contract:
 
 def _falsifiers(data: Mapping) -> Iterator[Falsifier]:
     for block in FALSIFIER_BLOCKS:
-        value = data.get(Text(block))
+        value = data.get(block)
         if isinstance(value, Mapping):
             for name, item in value.items():
                 if isinstance(item, Mapping):
@@ -152,9 +152,7 @@ def _falsifiers(data: Mapping) -> Iterator[Falsifier]:
 
 
 def _falsifier(data: Mapping, key: str, name: str) -> Falsifier:
-    evidence = tuple(
-        (f"{key}.{one}", data[Text(one)]) for one in _EVIDENCE_KEYS if data.get(Text(one)) is not None
-    )
+    evidence = tuple((f"{key}.{one}", data[one]) for one in _EVIDENCE_KEYS if data.get(one) is not None)
     status, status_place = _status(data, key)
     return Falsifier(
         id=text_of(data, "id") or name,
@@ -168,13 +166,13 @@ def _falsifier(data: Mapping, key: str, name: str) -> Falsifier:
 
 def _status(data: Mapping, key: str) -> tuple[str, Place | None]:
     """The status beside the evidence, else inside it."""
-    inside = data.get(Text("algorithm_evidence"))
+    inside = data.get("algorithm_evidence")
     holders = [(data, key)]
     if isinstance(inside, Mapping):
         holders.append((inside, f"{key}.algorithm_evidence"))
     for holder, where in holders:
         for name in _STATUS_KEYS:
-            value = holder.get(Text(name))
+            value = holder.get(name)
             if isinstance(value, Text) and value.strip():
                 return str(value), place_of(value, f"{where}.{name}")
     return "", None
@@ -183,9 +181,9 @@ def _status(data: Mapping, key: str) -> tuple[str, Place | None]:
 def _siblings(data: Mapping, meta: Mapping) -> Iterator[Sibling]:
     for holder, prefix in ((data, ""), (meta, "metadata.")):
         for name in _SIBLING_KEYS:
-            for key, value in entries(holder.get(Text(name)), prefix + name):
+            for key, value in entries(holder.get(name), prefix + name):
                 yield from _sibling(value, key, must_exist=True)
-        for key, value in entries(holder.get(Text("references")), prefix + "references"):
+        for key, value in entries(holder.get("references"), prefix + "references"):
             if isinstance(value, Text) and re.match(r"^\s*`?contracts/[\w./-]+\.ya?ml", value):
                 yield from _sibling(value, key, must_exist=False)
 

@@ -6,6 +6,7 @@ certainly a name is never held against the contract.
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ def expand_braces(text: str) -> list[str]:
     return [one for part in match[1].split(",") for one in expand_braces(head + part.strip() + tail)]
 
 
+@functools.lru_cache(4096)
 def parse_path(text: str, *, surely: bool = False) -> PathName | None:
     """Read a cited path, remarks and line numbers dropped; None where the text is no path.
 
@@ -87,6 +89,7 @@ def parse_path(text: str, *, surely: bool = False) -> PathName | None:
     )
 
 
+@functools.lru_cache(4096)
 def parse_symbols(text: str) -> tuple[str, ...]:
     """Read the names of functions, types or variants in one entry; empty where it is prose."""
     bare = _bare(text)
@@ -173,6 +176,7 @@ class TestNames:
     bare: tuple[str, ...] = ()
 
 
+@functools.lru_cache(4096)
 def parse_test(text: str) -> TestNames:
     """Read the tests a text names: node ids anywhere, commands at the start of a line, one bare name."""
     nodes, cargo, files = [], [], []

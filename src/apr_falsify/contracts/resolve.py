@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.names import PathName
-from apr_falsify.contracts.roots import Found, Roots
+from apr_falsify.contracts.roots import Found, Scope
 from apr_falsify.symbols.index import SymbolIndex
 from apr_falsify.symbols.match import fits, is_inherited, is_reexported, lookup
 from apr_falsify.symbols.tree import INDEXERS, SourceTree
@@ -52,34 +51,34 @@ def unresolved(message: str, hint: str = "give its tree with --source NAME=DIR")
     return Resolution(state=State.UNRESOLVED, code="unresolved-name", message=message, hint=hint)
 
 
-def resolve(citation: Citation, contract: Path, roots: Roots) -> Resolution:
-    """Resolve one citation of the contract at ``contract``."""
+def resolve(citation: Citation, scope: Scope) -> Resolution:
+    """Resolve one citation of the contract that ``scope`` is of."""
     if citation.kind == "prose":
         return UNCHECKED
     if citation.kind == "file":
-        return _file(citation, contract, roots)
+        return _file(citation, scope)
     if citation.kind == "symbol":
-        return _symbol(citation, contract, roots)
+        return _symbol(citation, scope)
     from apr_falsify.contracts import resolve_tests
 
-    return resolve_tests.resolve_test(citation, contract, roots)
+    return resolve_tests.resolve_test(citation, scope)
 
 
-def file_resolution(path: PathName, contract: Path, roots: Roots, role: str) -> Resolution:
+def file_resolution(path: PathName, scope: Scope, role: str) -> Resolution:
     """Resolve one path."""
     if path.is_placeholder:
         return UNCHECKED
-    if roots.find(contract, path):
+    if scope.find(path):
         return RESOLVED
     shown = f"{path.source}:{path.path}" if path.source else path.path
     if path.escapes:
         message = f"{shown!r} leads out of the source tree and is not looked at"
         return missing("path-outside-source", message, "cite it relative to the source root")
-    if path.source and path.source not in roots.sources:
+    if path.source and path.source not in scope.sources:
         return unresolved(f"{shown!r} is of source {path.source!r}", f"--source {path.source}=DIR")
-    if not roots.surely_missing(contract, path, role=role):
+    if not scope.surely_missing(path, role=role):
         return unresolved(f"{shown!r} is in no tree that was given")
-    like = roots.like(contract, path)
+    like = scope.like(path)
     return missing("file-not-found", f"{shown!r} does not exist", _did_you_mean(like))
 
 
@@ -87,11 +86,12 @@ def _did_you_mean(names: list[str]) -> str:
     return "did you mean " + ", ".join(repr(name) for name in names) + "?" if names else ""
 
 
-def _file(citation: Citation, contract: Path, roots: Roots) -> Resolution:
-    resolution = file_resolution(citation.paths[0], contract, roots, citation.role)
-    if resolution is not RESOLVED:
-        return resolution
-    return Resolution(state=State.RESOLVED, broken=_broken(roots.find(contract, citation.paths[0])))
+def _file(citation: Citation, scope: Scope) -> Resolution:
+    found = scope.find(citation.paths[0])
+    if not found:
+        return file_resolution(citation.paths[0], scope, citation.role)
+    broken = _broken(found)
+    return Resolution(state=State.RESOLVED, broken=broken) if broken else RESOLVED
 
 
 def _broken(files: tuple[Found, ...]) -> tuple[tuple[str, int, str], ...]:
@@ -104,23 +104,23 @@ def _broken(files: tuple[Found, ...]) -> tuple[tuple[str, int, str], ...]:
     return tuple(broken)
 
 
-def _symbol(citation: Citation, contract: Path, roots: Roots) -> Resolution:
+def _symbol(citation: Citation, scope: Scope) -> Resolution:
     paths = [path for path in citation.paths if path.path]
-    files = [found for path in paths for found in roots.find(contract, path)]
+    files = [found for path in paths for found in scope.find(path)]
     if files:
-        return _in_files(citation.name, files, contract, roots)
+        return _in_files(citation.name, files, scope)
     if paths:  # the file itself is the problem, and is reported as such
-        states = [file_resolution(path, contract, roots, citation.role).state for path in paths]
+        states = [file_resolution(path, scope, citation.role).state for path in paths]
         if State.UNRESOLVED in states:
             return Resolution(state=State.UNRESOLVED)
         return UNCHECKED
     prefix = next((path.source for path in citation.paths), "")
-    if prefix and prefix not in roots.sources:
+    if prefix and prefix not in scope.sources:
         return unresolved(f"{prefix}:{citation.name} is of source {prefix!r}", f"--source {prefix}=DIR")
-    return _anywhere(citation.name, contract, roots, prefix)
+    return _anywhere(citation.name, scope, prefix)
 
 
-def _in_files(name: str, files: list[Found], contract: Path, roots: Roots) -> Resolution:
+def _in_files(name: str, files: list[Found], scope: Scope) -> Resolution:
     checkable = False
     for found in files:
         state = _in_one(name, found)
@@ -129,7 +129,7 @@ def _in_files(name: str, files: list[Found], contract: Path, roots: Roots) -> Re
         checkable |= state is State.MISSING
     if not checkable:
         return UNCHECKED
-    trees = list(dict.fromkeys([*(found.tree for found in files), *roots.trees(contract)]))
+    trees = list(dict.fromkeys([*(found.tree for found in files), *scope.trees]))
     shown = ", ".join(found.shown for found in files[:3]) + (" ..." if len(files) > 3 else "")
     return _report_missing(name, shown, files, trees)
 
@@ -213,9 +213,9 @@ def _offerable(found: Found, last: str) -> list[str]:
     return style or [one.name for one in wired or parts]
 
 
-def _anywhere(name: str, contract: Path, roots: Roots, prefix: str) -> Resolution:
+def _anywhere(name: str, scope: Scope, prefix: str) -> Resolution:
     """A name cited without a file: somewhere in the trees."""
-    trees = [roots.sources[prefix]] if prefix else list(roots.trees(contract))
+    trees = [scope.sources[prefix]] if prefix else list(scope.trees)
     *qualifiers, last = name.split("::")
     if "*" in name:
         return UNCHECKED
@@ -223,7 +223,7 @@ def _anywhere(name: str, contract: Path, roots: Roots, prefix: str) -> Resolutio
         for file, one in tree.find(last, limit=200):
             if fits(one, qualifiers, file, tree.index(file) or _EMPTY):
                 return RESOLVED
-    sure = prefix or roots.owns(contract) or any(_knows_file(tree, qualifiers) for tree in trees)
+    sure = prefix or scope.owns() or any(_knows_file(tree, qualifiers) for tree in trees)
     if not sure:
         return unresolved(f"{name!r} is in no tree that was given")
     return missing("symbol-not-found", f"{name!r} exists nowhere", nearest_in(name, [], trees))

@@ -6,7 +6,6 @@ Nothing is run or imported: a test is really collected when the parsed file says
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.names import CargoTest, PathName
@@ -21,7 +20,7 @@ from apr_falsify.contracts.resolve import (
     missing,
     unresolved,
 )
-from apr_falsify.contracts.roots import Found, Roots
+from apr_falsify.contracts.roots import Found, Scope
 from apr_falsify.symbols.collect import (
     PytestSettings,
     is_file_collected,
@@ -34,27 +33,27 @@ from apr_falsify.symbols.match import fits, is_inherited
 from apr_falsify.symbols.tree import SourceTree
 
 
-def resolve_test(citation: Citation, contract: Path, roots: Roots) -> Resolution:
+def resolve_test(citation: Citation, scope: Scope) -> Resolution:
     """Resolve a citation of kind pytest, unittest, cargo or test."""
     if citation.kind == "pytest":
-        return _pytest(citation, contract, roots)
+        return _pytest(citation, scope)
     if citation.kind == "unittest":
-        return _unittest(citation, contract, roots)
+        return _unittest(citation, scope)
     if citation.kind == "cargo":
         assert citation.cargo is not None
-        return _cargo(citation.cargo, contract, roots)
-    return _bare(citation, contract, roots)
+        return _cargo(citation.cargo, scope)
+    return _bare(citation, scope)
 
 
-def _pytest(citation: Citation, contract: Path, roots: Roots) -> Resolution:
+def _pytest(citation: Citation, scope: Scope) -> Resolution:
     path = citation.paths[0]
-    resolution = file_resolution(path, contract, roots, "test")
+    resolution = file_resolution(path, scope, "test")
     if resolution is not RESOLVED:
         return resolution
-    return _node(roots.find(contract, path)[0], citation.name.split("::"), roots, contract)
+    return _node(scope.find(path)[0], citation.name.split("::"), scope)
 
 
-def _node(found: Found, parts: list[str], roots: Roots, contract: Path) -> Resolution:
+def _node(found: Found, parts: list[str], scope: Scope) -> Resolution:
     index = found.tree.index(found.relative)
     if index is None:
         return UNCHECKED
@@ -63,7 +62,7 @@ def _node(found: Found, parts: list[str], roots: Roots, contract: Path) -> Resol
     shown = f"{found.shown}::{'::'.join(parts)}"
     defined = [one for one in index.named(parts[-1]) if [*one.parents, one.name] == parts]
     if not defined:
-        return _absent_node(found, index, parts, shown, roots.trees(contract))
+        return _absent_node(found, index, parts, shown, scope.trees)
     settings = read_settings(found.tree.root)
     return _collected(defined[-1], index, settings, found.relative, shown)
 
@@ -116,27 +115,25 @@ def _has_foreign_base(index: SymbolIndex, name: str) -> bool:
     return any(base not in index.classes and base not in ("object", "TestCase") for base in bases)
 
 
-def _unittest(citation: Citation, contract: Path, roots: Roots) -> Resolution:
+def _unittest(citation: Citation, scope: Scope) -> Resolution:
     """``tests.unit.test_x.TestX.test_y``: as many leading parts as make a file."""
     words = citation.name.split(".")
     for count in range(len(words), 0, -1):
-        found = roots.find(contract, PathName(path="/".join(words[:count]) + ".py"))
+        found = scope.find(PathName(path="/".join(words[:count]) + ".py"))
         if found:
-            return RESOLVED if count == len(words) else _node(found[0], words[count:], roots, contract)
-    if roots.find(contract, PathName(path="/".join(words))):
+            return RESOLVED if count == len(words) else _node(found[0], words[count:], scope)
+    if scope.find(PathName(path="/".join(words))):
         return RESOLVED
     path = PathName(path="/".join(words) + ".py")
-    if not roots.surely_missing(contract, path, role="test"):
+    if not scope.surely_missing(path, role="test"):
         return unresolved(f"{citation.name!r} is in no tree that was given")
-    return missing(
-        "test-not-found", f"no file for {citation.name!r}", _did_you_mean(roots.like(contract, path))
-    )
+    return missing("test-not-found", f"no file for {citation.name!r}", _did_you_mean(scope.like(path)))
 
 
-def _bare(citation: Citation, contract: Path, roots: Roots) -> Resolution:
+def _bare(citation: Citation, scope: Scope) -> Resolution:
     """A test named without its file: somewhere in the trees, whatever it is called there."""
     *qualifiers, last = citation.name.split("::")
-    trees = roots.trees(contract)
+    trees = scope.trees
     for tree in trees:
         for file, one in tree.find(last, limit=200):
             if fits(
@@ -149,7 +146,7 @@ def _bare(citation: Citation, contract: Path, roots: Roots) -> Resolution:
     known = any(
         tree.find_file(f"{part}.rs") or tree.find_file(f"{part}.py") for tree in trees for part in qualifiers
     )
-    if not known and not roots.owns(contract):
+    if not known and not scope.owns():
         return unresolved(f"{citation.name!r} is in no tree that was given")
     near = [name for tree in trees for name in tree.nearest(last, _all_tests(tree))][:3]
     return missing("test-not-found", f"test {citation.name!r} exists nowhere", _did_you_mean(near))
@@ -170,11 +167,11 @@ def _all_tests(tree: SourceTree) -> list[str]:
     ]
 
 
-def _cargo(command: CargoTest, contract: Path, roots: Roots) -> Resolution:
+def _cargo(command: CargoTest, scope: Scope) -> Resolution:
     """The crate is there, the test binaries it names are there, and each filter matches a test that runs."""
-    crates = [crate for tree in roots.trees(contract) for crate in _crates(tree, command.package)]
+    crates = [crate for tree in scope.trees for crate in _crates(tree, command.package)]
     if not crates:
-        return _no_crate(command, contract, roots)
+        return _no_crate(command, scope)
     for target in command.targets:
         if not any(_target(tree, folder, target) for tree, folder in crates):
             files = [
@@ -190,10 +187,10 @@ def _cargo(command: CargoTest, contract: Path, roots: Roots) -> Resolution:
     return next((result for result in results if result is not RESOLVED), RESOLVED)
 
 
-def _no_crate(command: CargoTest, contract: Path, roots: Roots) -> Resolution:
-    known = {name: tree for tree in roots.trees(contract) for name in _packages(tree)}
-    local = {name for tree in roots.local(contract) for name in _packages(tree)}
-    if command.package and local and roots.owns(contract):
+def _no_crate(command: CargoTest, scope: Scope) -> Resolution:
+    known = {name: tree for tree in scope.trees for name in _packages(tree)}
+    local = {name for tree in scope.local for name in _packages(tree)}
+    if command.package and local and scope.owns():
         near = next(iter(known.values())).nearest(command.package, sorted(known))[:2]
         return missing(
             "test-not-found", f"no crate {command.package!r} in this workspace", _did_you_mean(near)

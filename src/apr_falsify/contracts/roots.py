@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import glob as globbing
 import os
 from dataclasses import dataclass
@@ -36,48 +37,59 @@ class Roots:
         self.sources = {name: SourceTree(root, name, load) for name, root in sources.items()}
         self._load = load
         self._local: dict[Path, SourceTree] = {}
-        self._owned: set[Path] = set()
-        self._chains: dict[Path, tuple[SourceTree, ...]] = {}
-        self._found: dict[tuple[Path, PathName], tuple[Found, ...]] = {}
+        self._chains: dict[str, tuple[SourceTree, ...]] = {}
+        self.found: dict[str, dict[PathName, tuple[Found, ...]]] = {}
 
-    def local(self, contract: Path) -> tuple[SourceTree, ...]:
-        """Trees a contract is part of: its nearest project, then the repository around it."""
-        folder = contract.parent
+    def local(self, folder: str) -> tuple[SourceTree, ...]:
+        """Trees a contract in ``folder`` is part of: its nearest project, then the repository around it."""
         if folder not in self._chains:
-            self._chains[folder] = tuple(self._tree(root) for root in _projects(folder))
+            self._chains[folder] = tuple(self._tree(root) for root in _projects(Path(folder)))
         return self._chains[folder]
 
     def _tree(self, root: Path) -> SourceTree:
         if root not in self._local:
             self._local[root] = SourceTree(root, "", self._load)
-            if any((root / marker).exists() for marker in _MARKERS):
-                self._owned.add(root)
         return self._local[root]
 
-    def owns(self, contract: Path) -> bool:
-        """Whether the contract's own tree is there: a project's marker, or a file of it that was found."""
-        return any(tree.root in self._owned for tree in self.local(contract))
+    def all_trees(self) -> list[SourceTree]:
+        """Every tree of the run."""
+        return [*self._local.values(), *self.sources.values()]
 
-    def trees(self, contract: Path) -> tuple[SourceTree, ...]:
-        """Every tree a name without a prefix may be in."""
-        return (*self.local(contract), *self.sources.values())
 
-    def find(self, contract: Path, path: PathName) -> tuple[Found, ...]:
+class Scope:
+    """What one contract sees: its own trees, then the named sources."""
+
+    def __init__(self, contract: Path, roots: Roots) -> None:
+        folder = os.path.dirname(contract)
+        self._folder = folder
+        self.sources = roots.sources
+        self.local = roots.local(folder)
+        self.trees = (*self.local, *roots.sources.values())
+        self._found = roots.found.setdefault(folder, {})
+        self._cites_its_own = False
+
+    def owns(self) -> bool:
+        """Whether the contract's own tree is there: a project's marker, or a file of it that it cites."""
+        return self._cites_its_own or any(_is_project(tree.root) for tree in self.local)
+
+    def find(self, path: PathName) -> tuple[Found, ...]:
         """Existing files a cited path stands for; a pattern may stand for several."""
-        key = (contract.parent, path)
-        if key not in self._found:
-            self._found[key] = tuple(self._find(contract, path))
-        return self._found[key]
+        found = self._found.get(path)
+        if found is None:
+            found = self._found[path] = tuple(self._find(path))
+        for one in found:
+            one.tree.touched.add(one.relative)
+            self._cites_its_own |= not one.tree.name
+        return found
 
-    def _find(self, contract: Path, path: PathName) -> list[Found]:
+    def _find(self, path: PathName) -> list[Found]:
         if path.source:
             tree = self.sources.get(path.source)
             return _in_tree(tree, path.path) if tree and not path.escapes else []
-        for tree in self.local(contract):
-            for base in _bases(contract, tree.root, path):
+        for tree in self.local:
+            for base in _bases(Path(self._folder), tree.root, path):
                 found = _in_tree(tree, base)
                 if found:
-                    self._owned.add(tree.root)
                     return found
         if not path.escapes:
             for tree in self.sources.values():
@@ -86,22 +98,21 @@ class Roots:
                     return found
         return []
 
-    def surely_missing(self, contract: Path, path: PathName, *, role: str) -> bool:
+    def surely_missing(self, path: PathName, *, role: str) -> bool:
         """Whether a path that was not found is certainly missing, rather than of a tree not given."""
         if path.source:
             return path.source in self.sources
         top = path.path.split("/")[0]
-        if self.owns(contract):
-            return role != "location" or any((tree.root / top).exists() for tree in self.local(contract))
+        if self.owns():
+            return role != "location" or any((tree.root / top).exists() for tree in self.local)
         folder = os.path.dirname(path.path)
-        return bool(folder) and any(tree.locate(folder) for tree in self.trees(contract))
+        return bool(folder) and any(tree.locate(folder) for tree in self.trees)
 
-    def like(self, contract: Path, path: PathName) -> list[str]:
+    def like(self, path: PathName) -> list[str]:
         """Existing paths a missing one may have meant: the same file elsewhere, else a near spelling."""
         named = self.sources.get(path.source)
-        trees = (named,) if named else self.trees(contract)
         found: list[str] = []
-        for tree in trees:
+        for tree in (named,) if named else self.trees:
             same = tree.find_file(path.path.rpartition("/")[2])
             folder = tree.locate(os.path.dirname(path.path) or ".")
             beside = _listing(folder, tree) if folder and folder.is_dir() else []
@@ -109,6 +120,11 @@ class Roots:
             prefix = f"{tree.name}:" if tree.name else ""
             found.extend(prefix + one for one in [*same[:2], *near])
         return list(dict.fromkeys(found))[:3]
+
+
+@functools.cache
+def _is_project(root: Path) -> bool:
+    return any((root / marker).exists() for marker in _MARKERS)
 
 
 def _listing(folder: Path, tree: SourceTree) -> list[str]:
@@ -122,7 +138,7 @@ def _projects(folder: Path) -> list[Path]:
     """The nearest project around ``folder`` and the git repository around that; else a plain guess."""
     folder = folder.resolve()
     ancestors = [folder, *folder.parents]
-    nearest = next((one for one in ancestors if any((one / mark).exists() for mark in _MARKERS)), None)
+    nearest = next((one for one in ancestors if _is_project(one)), None)
     outer = next((one for one in ancestors if (one / ".git").exists()), None)
     if nearest is None:
         named = next((one for one in ancestors if one.name == "contracts"), None)
@@ -135,12 +151,12 @@ def _working_directory(folder: Path) -> Path:
     return here if here == folder or here in folder.parents else folder
 
 
-def _bases(contract: Path, root: Path, path: PathName) -> list[str]:
+def _bases(folder: Path, root: Path, path: PathName) -> list[str]:
     """``path`` as seen from the root, then from each directory between the root and the contract."""
     if path.path.startswith(("/", "~")):
         return []
     try:
-        folder = contract.parent.resolve().relative_to(root)
+        folder = folder.resolve().relative_to(root)
     except ValueError:
         return [] if path.escapes else [path.path]
     steps = ["", *("/".join(folder.parts[:count]) for count in range(len(folder.parts), 0, -1))]

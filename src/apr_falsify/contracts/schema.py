@@ -9,7 +9,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, cast
 
 from apr_falsify.contracts.model import Place, place_of
-from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
+from apr_falsify.contracts.source import Mapping, Sequence, Value
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -78,7 +78,7 @@ def _place(data: Value, parts: list[str | int]) -> Place:
     for part in parts:
         key = f"{key}[{part}]" if isinstance(part, int) else f"{key}.{part}".lstrip(".")
         if isinstance(here, Mapping):
-            here = here.get(Text(part))
+            here = here.get(str(part))
         elif isinstance(here, Sequence) and isinstance(part, int):
             here = here[part]
         place = place_of(here, key, place)

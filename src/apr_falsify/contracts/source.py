@@ -21,20 +21,45 @@ MOST_BYTES = 2 * 2**20
 _MOST_DEPTH = 200
 _MOST_VALUES = 200_000
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_NULLS = frozenset(("", "~", "null", "Null", "NULL"))
+_NULL, _MERGE, _STR = (f"tag:yaml.org,2002:{name}" for name in ("null", "merge", "str"))
+# libyaml's parser where PyYAML was built with it: the pure one is some forty times slower
+_PARSER: Any = yaml.CSafeLoader.__mro__[1] if yaml.__with_libyaml__ else yaml.SafeLoader
+
+
+class _Loader(_PARSER):  # type: ignore[misc]
+    """A parser that tells only null and merge keys from text: everything else stays as it is written."""
+
+    def resolve(self, kind: type, value: Any, implicit: Any) -> str:
+        """Tag of a node without one; called by the composer."""
+        if kind is yaml.ScalarNode and implicit[0]:
+            return _NULL if value in _NULLS else _MERGE if value == "<<" else _STR
+        return _STR
+
+    def descend_resolver(self, *_: Any) -> None:
+        """No path decides on a tag here."""
+
+    def ascend_resolver(self) -> None:
+        """No path decides on a tag here."""
+
+    def dispose(self) -> None:
+        """Nothing is held; ``yaml.parse`` calls this."""
 
 
 class Text(str):
-    """A scalar as written, with its position (from 1) and YAML's word for its type."""
+    """A scalar as written, with its position (from 1)."""
 
-    __slots__ = ("column", "kind", "line")
+    __slots__ = ("column", "line")
     line: int
     column: int
-    kind: str
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """Pickled it is the bare text: what is kept between runs carries its place apart."""
+        return str, (str(self),)
 
 
-class Mapping(dict[Text, "Value"]):
-    """A mapping with its position."""
+class Mapping(dict[str, "Value"]):
+    """A mapping with its position. Its keys are ``Text`` too, so that a key's place is known."""
 
     __slots__ = ("column", "line")
     line: int
@@ -147,7 +172,7 @@ def _check_depth(text: str) -> None:
         return
     depth = 0
     try:
-        for event in yaml.parse(text, Loader=_LOADER):
+        for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > _MOST_DEPTH:
                 raise _Refused("yaml-too-deep", f"nests deeper than {_MOST_DEPTH} levels", *_mark(event))
@@ -162,7 +187,8 @@ def _mark(event: yaml.Event) -> tuple[int, int]:
 
 def _compose(text: str) -> yaml.Node | None:
     try:
-        return yaml.compose(text, Loader=_LOADER)
+        node: yaml.Node | None = _Loader(text).get_single_node()
+        return node
     except yaml.MarkedYAMLError as error:
         raise _syntax(error, text) from None
     except yaml.YAMLError as error:
@@ -214,7 +240,7 @@ class _Converter:
         merged: list[Value] = []
         for key_node, value_node in node.value:
             value = self.convert(value_node, depth + 1)
-            if key_node.tag == "tag:yaml.org,2002:merge":
+            if key_node.tag == _MERGE:
                 merged.extend(value if isinstance(value, Sequence) else [value])
                 continue
             key = self._key(key_node)
@@ -222,8 +248,8 @@ class _Converter:
                 self._duplicate(key)
             result[key] = value
         for other in merged:
-            for key, value in other.items() if isinstance(other, Mapping) else ():
-                result.setdefault(key, value)
+            for name, item in other.items() if isinstance(other, Mapping) else ():
+                result.setdefault(name, item)
         return result
 
     def _key(self, node: yaml.Node) -> Text:
@@ -231,7 +257,7 @@ class _Converter:
             mark = node.start_mark
             raise _Refused("yaml-syntax", "a key is not a scalar", mark.line + 1, mark.column + 1)
         text = Text(node.value)
-        text.line, text.column, text.kind = node.start_mark.line + 1, node.start_mark.column + 1, "str"
+        text.line, text.column = node.start_mark.line + 1, node.start_mark.column + 1
         return text
 
     def _duplicate(self, key: Text) -> None:
@@ -250,9 +276,9 @@ class _Converter:
 
 
 def _scalar(node: yaml.ScalarNode) -> Text | None:
-    kind = node.tag.rpartition(":")[2]
-    if kind == "null" and node.style is None:
+    if node.tag == _NULL:
         return None
     text = Text(node.value)
-    text.line, text.column, text.kind = node.start_mark.line + 1, node.start_mark.column + 1, kind
+    mark = node.start_mark
+    text.line, text.column = mark.line + 1, mark.column + 1
     return text

@@ -15,7 +15,7 @@ from pathlib import Path
 from apr_falsify.contracts.facts import Facts, gather
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.resolve import State, resolve
-from apr_falsify.contracts.roots import Roots
+from apr_falsify.contracts.roots import Scope
 from apr_falsify.contracts.rules.names import name_problems
 from apr_falsify.contracts.source import read_bytes
 
@@ -65,12 +65,14 @@ def _at(problem: Problem, shown: str) -> Problem:
     )
 
 
-def resolve_names(facts: Facts, path: Path, roots: Roots) -> tuple[tuple[Problem, ...], Counts]:
+def resolve_names(facts: Facts, scope: Scope) -> tuple[tuple[Problem, ...], Counts]:
     """Resolve all that one contract cites."""
     states = dict.fromkeys(State, 0)
+    for cited in {cited for citation in facts.citations for cited in citation.paths}:
+        scope.find(cited)  # first of all: what is found tells whether the contract's own tree is there
     problems: list[Problem] = []
     for citation in facts.citations:
-        resolution = resolve(citation, path, roots)
+        resolution = resolve(citation, scope)
         states[resolution.state] += 1
         problems.extend(name_problems(facts.path, citation, resolution))
     counts = Counts(

@@ -55,6 +55,9 @@ class SourceTree:
         self._texts: dict[str, bytes] = {}
         self._frequency: Counter[str] | None = None
         self._exists: dict[str, Path | None] = {}
+        # what answers rested on since they were last cleared: files looked into, and the whole listing
+        self.touched: set[str] = set()
+        self.walked = False
 
     def locate(self, relative: str) -> Path | None:
         """Return the existing path for ``relative``, or None; never one outside the root."""
@@ -76,6 +79,7 @@ class SourceTree:
 
     def index(self, relative: str) -> SymbolIndex | None:
         """Index of one file of the tree, or None where it is no readable Python or Rust file."""
+        self.touched.add(relative)
         if relative not in self._indexes:
             self._indexes[relative] = self._read(relative)
         return self._indexes[relative]
@@ -134,6 +138,7 @@ class SourceTree:
 
     def files(self) -> list[str]:
         """Every Python and Rust file of the tree, links not followed."""
+        self.walked = True
         if self._files is None:
             self._files = list(self._walk())
         return self._files

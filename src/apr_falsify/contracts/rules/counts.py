@@ -73,14 +73,24 @@ def _items(text: str) -> list[str]:
 
 def count_disagrees(contract: Contract) -> Iterator[Problem]:
     """A stated number of things equals the number that is listed."""
-    for place, text in _all_texts(contract.data, ""):
-        for pattern in (_COUNTED_LIST, _COUNT_COLON):
-            for match in pattern.finditer(text):
-                listed = _listed(match["list"])
-                if listed and _number(match["count"]) != listed:
-                    yield _disagreement(contract, place, match.group(), _number(match["count"]), listed)
+    for key, text, trail in _texts(contract.data):
+        for match in _counted(text):
+            listed = _listed(match["list"])
+            if listed and _number(match["count"]) != listed:
+                place = place_of(text, _key(trail))
+                yield _disagreement(contract, place, match.group(), _number(match["count"]), listed)
+        if key in _TOTALS or key in ("pass_criteria", "falsification"):
+            yield from _total(contract, key, text, place_of(text, _key(trail)))
     yield from _equation_counts(contract)
-    yield from _totals(contract)
+
+
+def _counted(text: Text) -> Iterator[re.Match[str]]:
+    """Counts that stand with their list; the cheap tests first, since nearly every text has neither."""
+    if "[" in text and "]" in text:
+        yield from _COUNTED_LIST.finditer(text)
+    match = _COUNT_COLON.match(text) if ":" in text else None
+    if match:
+        yield match
 
 
 def _listed(text: str) -> int:
@@ -101,10 +111,10 @@ def _disagreement(contract: Contract, place: Place, text: str, count: int, liste
 
 def _equation_counts(contract: Contract) -> Iterator[Problem]:
     """``where: '8 capture points, ...'`` beside a formula that lists nine."""
-    for key, equation in _equations(contract.data.get(Text("equations"))):
+    for key, equation in _equations(contract.data.get("equations")):
         listed = _formula_length(equation)
         for name in ("where", "note", "invariants"):
-            for where, text in entries(equation.get(Text(name)), f"{key}.{name}"):
+            for where, text in entries(equation.get(name), f"{key}.{name}"):
                 match = _COUNT_ALONE.match(text) if isinstance(text, Text) else None
                 if match and listed and _number(match["count"]) != listed:
                     place = place_of(text, where)
@@ -123,7 +133,7 @@ def _equations(value: Value) -> Iterator[tuple[str, Mapping]]:
 
 def _formula_length(equation: Mapping) -> int:
     """Elements of the bracketed list that is the formula's right-hand side; 0 where there is none."""
-    formula = equation.get(Text("formula"))
+    formula = equation.get("formula")
     match = re.match(r"^\s*\w+\s*=\s*\[(.*)\]\s*$", formula, re.DOTALL) if isinstance(formula, Text) else None
     if not match:
         return 0
@@ -134,44 +144,46 @@ def _formula_length(equation: Mapping) -> int:
     return commas + (not body.endswith(",")) if commas else 0
 
 
-def _totals(contract: Contract) -> Iterator[Problem]:
+def _total(contract: Contract, key: str, text: Text, place: Place) -> Iterator[Problem]:
     """``total_obligations: 4`` and "All 2 falsification tests pass"."""
-    for place, key, text in _keyed_texts(contract.data, ""):
-        blocks = _TOTALS.get(key, ())
-        count = int(text) if blocks and text.isdigit() else -1
-        if (
-            not blocks
-            and (match := _ALL_TESTS.search(text))
-            and ("qa_gate" in place.key or key == "pass_criteria")
-        ):
-            blocks, count = FALSIFIER_BLOCKS, _number(match["count"])
-        listed = _length(contract, blocks)
-        if count >= 0 and listed is not None and count != listed:
-            message = f"{key} says {count}, there are {listed}"
-            yield _at(contract, "count-disagrees", place, message, subject=key, hint=f"write {listed}")
+    blocks, count = _TOTALS.get(key, ()), int(text) if text.isdigit() else -1
+    match = _ALL_TESTS.search(text) if not blocks else None
+    if match:
+        blocks, count = FALSIFIER_BLOCKS, _number(match["count"])
+    listed = _length(contract, blocks)
+    if count >= 0 and listed is not None and count != listed:
+        message = f"{key} says {count}, there are {listed}"
+        yield _at(contract, "count-disagrees", place, message, subject=key, hint=f"write {listed}")
 
 
 def _length(contract: Contract, blocks: tuple[str, ...]) -> int | None:
-    values = [contract.data.get(Text(block)) for block in blocks]
+    values = [contract.data.get(block) for block in blocks]
     present = [value for value in values if isinstance(value, Mapping | Sequence)]
     return sum(len(value) for value in present) if present else None
 
 
-def _all_texts(value: Value, key: str) -> Iterator[tuple[Place, str]]:
-    for place, _, text in _keyed_texts(value, key):
-        if any(char.isdigit() for char in text[:400]) or "[" in text or ":" in text:
-            yield place, text
+_Trail = tuple["_Trail | None", str | int]
 
 
-def _keyed_texts(value: Value, key: str, last: str = "") -> Iterator[tuple[Place, str, str]]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _keyed_texts(item, f"{key}.{name}" if key else str(name), str(name))
-    elif isinstance(value, Sequence):
-        for at, item in enumerate(value):
-            yield from _keyed_texts(item, f"{key}[{at}]", last)
-    elif value:
-        yield place_of(value, key), last, str(value)
+def _texts(data: Mapping) -> Iterator[tuple[str, Text, _Trail | None]]:
+    """Every text, the key it stands under, and the way to it: joined only where it is needed."""
+    pending: list[tuple[Value, str, _Trail | None]] = [(data, "", None)]
+    while pending:
+        value, last, trail = pending.pop()
+        if isinstance(value, Text):
+            yield last, value, trail
+        elif isinstance(value, Mapping):
+            pending.extend([(item, name, (trail, name)) for name, item in value.items()])
+        elif isinstance(value, Sequence):
+            pending.extend([(item, last, (trail, at)) for at, item in enumerate(value)])
+
+
+def _key(trail: _Trail | None) -> str:
+    parts: list[str] = []
+    while trail:
+        trail, part = trail
+        parts.append(f"[{part}]" if isinstance(part, int) else f".{part}")
+    return "".join(reversed(parts)).lstrip(".")
 
 
 def changelog_version(contract: Contract) -> Iterator[Problem]:
@@ -185,7 +197,7 @@ def changelog_version(contract: Contract) -> Iterator[Problem]:
     ):
         return  # a folded description runs its entries together: it is there, not at a line's start
     newest = ".".join(map(str, max(logged)))
-    value = contract.metadata.get(Text("version")) or contract.data.get(Text("version"))
+    value = contract.metadata.get("version") or contract.data.get("version")
     place = place_of(value, "metadata.version")
     message = f"version is {contract.version}, the newest changelog entry is {newest}"
     hint = "add the missing changelog line" if own > max(logged) else f"write version {newest}"

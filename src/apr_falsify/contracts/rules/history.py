@@ -8,7 +8,7 @@ from apr_falsify.contracts.model import Contract, Falsifier, Place, place_of, te
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.rules.shape import version_key
 from apr_falsify.contracts.rules.status import _at
-from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
+from apr_falsify.contracts.source import Mapping, Sequence, Value
 from apr_falsify.contracts.statuses import LADDER, rung_of
 
 
@@ -22,7 +22,7 @@ def _plain(value: Value) -> object:
 
 
 def _version_place(contract: Contract) -> Place:
-    value = contract.metadata.get(Text("version")) or contract.data.get(Text("version"))
+    value = contract.metadata.get("version") or contract.data.get("version")
     return place_of(value, "metadata.version")
 
 
@@ -67,7 +67,7 @@ def _by_id(contract: Contract) -> dict[str, Falsifier]:
 
 
 def _bundle(falsifier: Falsifier) -> bool:
-    block = falsifier.data.get(Text("evidence"))
+    block = falsifier.data.get("evidence")
     return isinstance(block, Mapping) and bool(text_of(block, "bundle"))
 
 
@@ -113,10 +113,7 @@ def _evidence(falsifier: Falsifier) -> object:
 
 def _changelog(contract: Contract) -> str:
     return (
-        contract.description
-        + " "
-        + text_of(contract.data, "changelog")
-        + str(contract.data.get(Text("changelog")))
+        contract.description + " " + text_of(contract.data, "changelog") + str(contract.data.get("changelog"))
     )
 
 

@@ -56,7 +56,7 @@ def unknown_block(contract: Contract) -> Iterator[Problem]:
     if not contract.falsifiers and "metadata" not in contract.data:
         return  # data of another kind that happens to lie beside contracts
     for key in contract.data:
-        if key not in _KNOWN_BLOCKS:
+        if key not in _KNOWN_BLOCKS and isinstance(key, Text):
             place = Place(line=key.line, column=key.column, key=str(key))
             yield _at(
                 contract,
@@ -69,7 +69,7 @@ def unknown_block(contract: Contract) -> Iterator[Problem]:
 
 def version_not_semver(contract: Contract) -> Iterator[Problem]:
     """metadata.version is a semantic version."""
-    version = contract.metadata.get(Text("version"))
+    version = contract.metadata.get("version")
     if isinstance(version, Text) and not _SEMVER.match(version):
         place = place_of(version, "metadata.version")
         yield _at(contract, "version-not-semver", place, f"version {str(version)!r} is not MAJOR.MINOR.PATCH")
@@ -77,7 +77,7 @@ def version_not_semver(contract: Contract) -> Iterator[Problem]:
 
 def version_disagrees(contract: Contract) -> Iterator[Problem]:
     """Where a version is given twice, the two agree; a bare ``1`` means 1.0.0."""
-    top, meta = contract.data.get(Text("version")), text_of(contract.metadata, "version")
+    top, meta = contract.data.get("version"), text_of(contract.metadata, "version")
     if isinstance(top, Text) and meta and version_key(top) != version_key(meta):
         place = place_of(top, "version")
         message = f"version is {str(top)!r} here and {meta!r} in metadata"
