@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import Self
 
 
 class ExitCode(IntEnum):
@@ -36,6 +37,12 @@ class AprFalsifyError(Exception):
         self.where = None if where is None else str(where)
         self.expected = expected
         self.remedy = remedy
+
+    def at(self, where: object) -> Self:
+        """Return the same error, placed at ``where`` unless it names a place already."""
+        if self.where is None and where is not None:
+            self.where = str(where)
+        return self
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what

@@ -1,1 +1,1 @@
-"""The programs: one verb a file."""
+"""One verb a file; main.py wires them."""

@@ -1,0 +1,260 @@
+"""What a capture is asked for, and where its stages go: into memory, or into a directory, whole or not."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.aprt import read_aprt, write_aprt
+from apr_falsify.errors import OutputError, StageError, TokensError
+from apr_falsify.geometry import Geometry
+from apr_falsify.ops import stages_of
+from apr_falsify.stages import STAGES, Layout, Scope
+from apr_falsify.trace import (
+    INCOMPLETE,
+    TRACE_JSON,
+    Key,
+    Provenance,
+    StageArray,
+    Trace,
+    relative_path,
+    trace_json,
+)
+
+
+@cache
+def source_commit() -> str | None:
+    """Return the git commit of the checkout that this program runs from, ``None`` where it is in none."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # an installed package may lie within somebody else's checkout
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a run shall do and which of its stages to keep.
+
+    Attributes:
+        tokens: the token ids to run.
+        layers: the layers to keep, end exclusive.
+        stages: the stages to keep.
+        prompt: the text the ids come from, where there is one.
+
+    """
+
+    tokens: tuple[int, ...]
+    layers: range
+    stages: tuple[str, ...]
+    prompt: str | None = None
+
+    def keys(self, geometry: Geometry) -> tuple[Key, ...]:
+        """Return every stage to keep that a model of ``geometry`` has, in forward order.
+
+        Whole-model stages are kept only where all layers run.
+        """
+        wanted = [name for name in stages_of(geometry) if name in self.stages]
+        keys: list[Key] = []
+        for layer in geometry.check_layers(self.layers):
+            for name in wanted:
+                scope = STAGES[name].scope
+                if scope is Scope.LAYER or (scope is Scope.FIRST_LAYER and layer == 0):
+                    keys.append((layer, name))
+        if len(self.layers) == geometry.layers:
+            keys += [(None, name) for name in wanted if STAGES[name].scope is Scope.MODEL]
+        return tuple(keys)
+
+    def check(self, geometry: Geometry) -> None:
+        """Check the request against a model before anything is run.
+
+        Raises:
+            TokensError: no token, or one outside the vocabulary.
+            LayerRangeError: layers the model does not have.
+            StageError: no stage would be kept.
+
+        """
+        if not self.tokens:
+            raise TokensError(
+                "no tokens", expected="at least one token id", remedy="--prompt TEXT or --tokens 1,2"
+            )
+        outside = [token for token in self.tokens if not 0 <= token < geometry.vocab]
+        if outside:
+            raise TokensError(
+                f"token {outside[0]} is outside the vocabulary",
+                expected=f"ids from 0 to {geometry.vocab - 1}",
+            )
+        if not self.keys(geometry):
+            raise StageError(
+                f"none of the stages {', '.join(self.stages)} exists in layers "
+                f"{self.layers.start}..{self.layers.stop} of this model",
+                expected=", ".join(stages_of(geometry)),
+            )
+
+
+class Sink(Protocol):
+    """What a capture hands its stages to, in the order in which they are computed."""
+
+    def add(self, key: Key, data: npt.NDArray[Any], layout: tuple[Layout, ...] = ()) -> None:
+        """Keep one stage; ``data`` must not change afterwards."""
+
+    def finish(self, *, provenance: Provenance, geometry: Geometry, tokens: tuple[int, ...]) -> Trace:
+        """Return the finished trace."""
+
+
+class MemorySink:
+    """Keeps the stages as they are."""
+
+    def __init__(self) -> None:
+        self._stages: dict[Key, StageArray] = {}
+
+    def add(self, key: Key, data: npt.NDArray[Any], layout: tuple[Layout, ...] = ()) -> None:
+        """Keep one stage."""
+        self._stages[key] = StageArray(data=data, layout=layout)
+
+    def finish(self, *, provenance: Provenance, geometry: Geometry, tokens: tuple[int, ...]) -> Trace:
+        """Return the trace in memory."""
+        return Trace(provenance=provenance, geometry=geometry, tokens=tokens, stages=self._stages)
+
+
+class TraceWriter:
+    """Writes a trace directory; a context manager that leaves nothing behind unless it finished.
+
+    Values are stored as f32, which is exact for f32, f16 and bf16 runs.
+
+    Args:
+        directory: where the finished trace shall be; it must not exist.
+
+    Raises:
+        OutputError: it exists, or its parent cannot be written to.
+
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._stages: dict[Key, StageArray] = {}
+        self._finished = False
+        if directory.exists() or directory.is_symlink():
+            raise OutputError(
+                "exists already", where=directory, remedy="remove it, or choose another place with --out"
+            )
+        self._made = [folder for folder in directory.parents if not folder.exists()]
+        try:
+            with _writing(directory):
+                directory.parent.mkdir(parents=True, exist_ok=True)
+                _sweep(directory)
+                prefix = f"{_partial_prefix(directory)}{os.getpid()}-"
+                self._partial = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+                self._partial.chmod(0o777 & ~_umask())
+                (self._partial / INCOMPLETE).touch()
+        except BaseException:
+            self._clear()
+            raise
+
+    def _clear(self) -> None:
+        """Remove what was written, and the folders that were made for it."""
+        if hasattr(self, "_partial"):
+            shutil.rmtree(self._partial, ignore_errors=True)
+        for folder in self._made:
+            with suppress(OSError):  # not made, or others have put something there
+                folder.rmdir()
+
+    def add(self, key: Key, data: npt.NDArray[Any], layout: tuple[Layout, ...] = ()) -> None:
+        """Write one stage.
+
+        Raises:
+            OutputError: it could not be written, for want of space, say.
+
+        """
+        path = self._partial / relative_path(key)
+        with _writing(self.directory):
+            path.parent.mkdir(exist_ok=True)
+            with path.open("wb") as file:
+                digest = write_aprt(file, data, key[0])
+        # Only the shape is kept: the values are on disk now, and memory stays free for the run.
+        placeholder = np.broadcast_to(np.float32(0), data.shape)
+        self._stages[key] = StageArray(data=placeholder, layout=layout, sha256=digest)
+
+    def finish(self, *, provenance: Provenance, geometry: Geometry, tokens: tuple[int, ...]) -> Trace:
+        """Write ``trace.json``, move the directory to its place and return it opened.
+
+        Raises:
+            OutputError: it could not be written.
+
+        """
+        trace = Trace(
+            provenance=provenance, geometry=geometry, tokens=tokens, stages=self._stages, path=self.directory
+        )
+        with _writing(self.directory):
+            text = json.dumps(trace_json(trace), indent=1) + "\n"
+            (self._partial / TRACE_JSON).write_text(text, encoding="utf-8")
+            (self._partial / INCOMPLETE).unlink()
+            self._partial.rename(self.directory)
+        self._finished = True
+        return Trace(
+            provenance=provenance,
+            geometry=geometry,
+            tokens=tokens,
+            stages={key: self._reopened(key, array) for key, array in self._stages.items()},
+            path=self.directory,
+        )
+
+    def _reopened(self, key: Key, array: StageArray) -> StageArray:
+        values = read_aprt(self.directory / relative_path(key)).values
+        return StageArray(data=values.reshape(array.data.shape), layout=array.layout, sha256=array.sha256)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._finished:
+            self._clear()
+
+
+def _partial_prefix(directory: Path) -> str:
+    return f".{directory.name}.partial-"
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what writers of the same trace left behind when they were killed."""
+    for path in directory.parent.glob(f"{glob.escape(_partial_prefix(directory))}*"):
+        pid = path.name.removeprefix(_partial_prefix(directory)).partition("-")[0]
+        if pid.isdecimal() and not Path("/proc", pid).exists() and Path("/proc").exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"the trace cannot be written: {error.strerror}",
+            where=directory,
+            remedy="free space or choose another place with --out; nothing was left behind",
+        ) from error

@@ -1,0 +1,82 @@
+"""``apr-falsify bisect``: capture both sides, compare them, say where they part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from apr_falsify.commands import options
+
+
+@click.command()
+@click.option(
+    "--oracle",
+    metavar="MODEL|TRACE",
+    help="The reference: HF directory, .gguf, hub id, or a trace.  [default: a tiny Qwen2]",
+)
+@click.option(
+    "--subject",
+    metavar="RUNTIME:PATH|TRACE",
+    help="The run in question, e.g. recorded:DIR.  [default: embedded:ORACLE]",
+)
+@options.layers
+@options.stages
+@options.substages
+@options.prompt
+@options.tokens
+@options.device
+@options.dtype
+@options.arithmetic
+@options.out
+@options.output_format
+@options.debug
+def bisect(
+    oracle: str | None,
+    subject: str | None,
+    layers: range | None,
+    stages: tuple[str, ...],
+    with_attn_substages: bool,
+    prompt: str | None,
+    tokens: tuple[int, ...] | None,
+    device: str,
+    dtype: str | None,
+    arithmetic: str,
+    out: Path | None,
+    output: str,
+) -> int:
+    """Capture both sides, compare them stage by stage, say where they part.
+
+    Without --oracle and --subject: the tiny Qwen2 checkpoint of this package, HuggingFace against the
+    embedded NumPy runtime, offline.
+    """
+    from apr_falsify.commands.progress import busy
+    from apr_falsify.commands.report import emit, write_bisection
+    from apr_falsify.commands.sides import capture_sides, make_plan, whole_or_nothing
+    from apr_falsify.compare.localise import bisect as compare
+
+    plan = make_plan(
+        oracle,
+        subject,
+        layers=layers,
+        stages=stages,
+        substages=with_attn_substages,
+        prompt=prompt,
+        tokens=tokens,
+        arithmetic=arithmetic,
+    )
+    with whole_or_nothing(out):
+        ours, theirs = capture_sides(plan, dtype=dtype, device=device, run=out)
+        with busy("comparing"):
+            result = compare(
+                ours,
+                theirs,
+                layers=plan.judged,
+                stages=plan.request.stages,
+                findings=plan.findings,
+                not_checked=plan.not_checked,
+            )
+        if out is not None:
+            write_bisection(result, out)
+    emit(result, output)
+    return int(result.exit_code)

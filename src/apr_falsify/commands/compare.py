@@ -1,0 +1,54 @@
+"""``apr-falsify compare``: compare two traces; runs nothing, writes nothing, needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from apr_falsify.commands import options
+
+
+@click.command()
+@click.argument("oracle_trace", type=click.Path(path_type=Path))
+@click.argument("subject_trace", type=click.Path(path_type=Path))
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="The model both ran; names geometry and checks tokens of a bare recording.",
+)
+@options.layers
+@options.stages
+@options.tokens
+@options.output_format
+@options.debug
+def compare(
+    oracle_trace: Path,
+    subject_trace: Path,
+    weights: Path | None,
+    layers: range | None,
+    stages: tuple[str, ...],
+    tokens: tuple[int, ...] | None,
+    output: str,
+) -> int:
+    """Compare two traces; runs nothing, writes nothing, needs no torch.
+
+    A directory without trace.json is read as apr leaves it.
+    """
+    from apr_falsify.commands.progress import busy
+    from apr_falsify.commands.report import emit
+    from apr_falsify.compare.localise import bisect
+    from apr_falsify.subjects.interface import Target
+    from apr_falsify.subjects.recorded import open_recorded
+    from apr_falsify.weights import open_model
+
+    model = None if weights is None else open_model(weights)
+    oracle = open_recorded(Target(path=oracle_trace, model=model, tokens=tokens)).trace
+    subject = open_recorded(Target(path=subject_trace, model=model, reference=oracle, tokens=tokens))
+    with options.naming_the_option():
+        judged = subject.layers if layers is None else tuple(oracle.geometry.check_layers(layers))
+    with busy("comparing"):
+        result = bisect(oracle, subject.trace, layers=judged, stages=stages)
+    emit(result, output)
+    return int(result.exit_code)

@@ -1,0 +1,145 @@
+"""``apr-falsify doctor``: say what is there, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import click
+
+from apr_falsify.commands import options
+from apr_falsify.errors import ExitCode
+
+
+class State(StrEnum):
+    """What was found of one part."""
+
+    FOUND = "found"
+    OPTIONAL = "absent"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What one check said.
+
+    Attributes:
+        part: what was looked for.
+        state: whether it is there; ``absent`` is something that only some commands need.
+        detail: version, path, or what it is needed for.
+        remedy: the command that mends it.
+
+    """
+
+    part: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+@click.command()
+@options.output_format
+@options.debug
+def doctor(output: str) -> int:
+    """Say what is there, what is missing, and the command that mends it."""
+    checks = [check() for check in CHECKS]
+    if output == "json":
+        import json
+
+        rows = [{**_json(check)} for check in checks]
+        click.echo(json.dumps({"schema": "apr-falsify/doctor/v1", "checks": rows}, indent=1))
+    else:
+        for check in checks:
+            _print(check)
+    return int(ExitCode.USAGE if any(check.state is State.MISSING for check in checks) else ExitCode.OK)
+
+
+def _json(check: Check) -> dict[str, str]:
+    return {
+        "part": check.part,
+        "state": check.state.value,
+        "detail": check.detail,
+        "try": check.remedy,
+    }
+
+
+def _print(check: Check) -> None:
+    click.echo(f"{check.state.value:8} {check.part:14} {check.detail}")
+    if check.remedy and check.state is not State.FOUND:
+        click.echo(f"{'':24}try: {check.remedy}")
+
+
+def _python() -> Check:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    state = State.FOUND if sys.version_info >= (3, 11) else State.MISSING
+    return Check(part="python", state=state, detail=version, remedy="install Python 3.11 or later")
+
+
+def _package(name: str, needed_for: str, remedy: str, absent: State) -> Callable[[], Check]:
+    def check() -> Check:
+        if importlib.util.find_spec(name) is None:
+            return Check(part=name, state=absent, detail=f"needed for {needed_for}", remedy=remedy)
+        from importlib.metadata import version  # here, for --help
+
+        return Check(part=name, state=State.FOUND, detail=version(name))
+
+    return check
+
+
+def _cuda() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check(part="cuda", state=State.OPTIONAL, detail="not looked for: torch is not installed")
+    from apr_falsify.oracle.libraries import cuda_devices
+
+    found = cuda_devices()
+    if not found:
+        return Check(
+            part="cuda",
+            state=State.OPTIONAL,
+            detail="needed for --device cuda",
+            remedy="an NVIDIA driver, and a CUDA build of torch",
+        )
+    return Check(part="cuda", state=State.FOUND, detail=", ".join(found))
+
+
+def _apr() -> Check:
+    path = shutil.which("apr")
+    if path is None:
+        return Check(
+            part="apr",
+            state=State.OPTIONAL,
+            detail="the real apr; recordings of it need none",
+            remedy="cargo install apr-cli",
+        )
+    return Check(part="apr", state=State.FOUND, detail=path)
+
+
+def _default_model() -> Check:
+    from apr_falsify.commands.sides import DEFAULT_MODEL
+    from apr_falsify.weights import open_model
+
+    geometry = open_model(DEFAULT_MODEL).geometry
+    detail = f"{geometry.row.title}, {geometry.layers} layers, carried by the package"
+    return Check(part="default model", state=State.FOUND, detail=detail)
+
+
+_ORACLE = "pip install 'apr-falsify[oracle]'"
+_BASE = "pip install apr-falsify"
+
+CHECKS: tuple[Callable[[], Check], ...] = (
+    _python,
+    _package("numpy", "everything", _BASE, State.MISSING),
+    _package("safetensors", "reading models", _BASE, State.MISSING),
+    _package("gguf", "reading .gguf models", _BASE, State.MISSING),
+    _default_model,
+    _package("torch", "the oracle", _ORACLE, State.OPTIONAL),
+    _package("transformers", "the oracle", _ORACLE, State.OPTIONAL),
+    _package("tokenizers", "--prompt", _ORACLE, State.OPTIONAL),
+    _cuda,
+    _apr,
+)
+"""What is looked for, in the order of the report."""

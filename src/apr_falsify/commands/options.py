@@ -1,0 +1,123 @@
+"""Options that several verbs share, so that they read and mean the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError
+from apr_falsify.stages import parse_layers, parse_stages
+
+_OPTION_OF: Mapping[type[AprFalsifyError], str] = {
+    LayerRangeError: "--layers",
+    StageError: "--stages",
+    TokensError: "--tokens",
+}
+"""Error -> the option that a reader has to change where the error names no file."""
+
+
+@contextmanager
+def naming_the_option() -> Iterator[None]:
+    """Let an error that names no place name the option it is about."""
+    try:
+        yield
+    except tuple(_OPTION_OF) as error:
+        raise error.at(_OPTION_OF[type(error)]) from error.__cause__
+
+
+class Layers(click.ParamType[range]):
+    """``A..B``, end exclusive."""
+
+    name = "A..B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> range:
+        """Return the range."""
+        with naming_the_option():
+            return value if isinstance(value, range) else parse_layers(value)
+
+
+class Stages(click.ParamType[tuple[str, ...]]):
+    """Names separated by commas, or ``all``."""
+
+    name = "a,b,c"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Return the names in forward order."""
+        with naming_the_option():
+            return value if isinstance(value, tuple) else parse_stages(value)
+
+
+class Tokens(click.ParamType[tuple[int, ...]]):
+    """Token ids separated by commas."""
+
+    name = "1,2,3"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return the ids."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in value.strip("[] ").split(",")]
+        if not all(part.isdecimal() for part in parts):
+            raise TokensError(f"not token ids: {value!r}", where="--tokens", expected="e.g. 274,272,332,13")
+        return tuple(int(part) for part in parts)
+
+
+layers = click.option(
+    "--layers",
+    type=Layers(),
+    help="Layers, end exclusive.  [default: those that a trace or recording holds, else 0..1]",
+)
+stages = click.option(
+    "--stages",
+    type=Stages(),
+    metavar="a,b,c|all",
+    default="all",
+    show_default=True,
+    help="Stages, named as apr names them.",
+)
+substages = click.option(
+    "--with-attn-substages/--no-attn-substages",
+    default=True,
+    help="Capture q_post_rope, k_post_rope, attn_scores and attn_softmax.  [default: with]",
+)
+prompt = click.option("--prompt", metavar="TEXT", help="Text to run.  [default: What is 2+2?]")
+tokens = click.option("--tokens", type=Tokens(), help="Token ids to run, or that a bare recording ran.")
+device = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where the oracle runs.",
+)
+dtype = click.option(
+    "--dtype",
+    type=click.Choice(["f16", "bf16", "f32"]),
+    help="The oracle's number format.  [default: f32 on cpu, f16 on cuda]",
+)
+arithmetic = click.option(
+    "--arithmetic",
+    type=click.Choice(["f64", "f32", "f16", "bf16"]),
+    default="f32",
+    show_default=True,
+    help="Number format of the embedded runtime.",
+)
+output_format = click.option(
+    "--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
+debug = click.option(
+    "--debug", is_flag=True, expose_value=False, help="Print the traceback of an error."
+)  # commands.main looks for it
+out = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Keep both traces and bisection.json there; a side that is there already is used again.",
+)

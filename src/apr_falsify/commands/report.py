@@ -1,0 +1,187 @@
+"""A bisection for people (80 columns) and for machines (JSON), and its file in a run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from apr_falsify.commands.output import tell
+from apr_falsify.compare.bisection import Bisection, Finding, Kind, Row, Status, Verdict, compared
+from apr_falsify.compare.metrics import Metrics
+from apr_falsify.compare.published import THRESHOLD, PublishedRule
+from apr_falsify.errors import ExitCode, OutputError
+from apr_falsify.trace import Provenance
+
+WIDTH = 80
+"""The columns that text output keeps to where it is no terminal."""
+
+BISECTION_JSON = "bisection.json"
+
+_HEADLINES: Mapping[Kind, tuple[str, str]] = {
+    Kind.CONSISTENT: ("green", "every compared stage agrees with the oracle"),
+    Kind.LOCALISED: ("red", "one stage introduced the error"),
+    Kind.SEVERAL: ("red", "the subject departs from the oracle"),
+    Kind.LAYOUT_MISMATCH: ("yellow", "equal after a transformation that the runtime does not declare"),
+    Kind.REFERENCE_SUSPECT: ("yellow", "the oracle's own trace fails its replay"),
+    Kind.UNMEASURED: ("yellow", "no error was found, but something needed could not be judged"),
+}
+
+
+def emit(result: Bisection, output: str) -> None:
+    """Print ``result`` on stdout as ``text`` or ``json``."""
+    if output == "json":
+        tell(json.dumps(result.to_json(), indent=1))
+        return
+    console = Console(width=None if os.isatty(1) else WIDTH, highlight=False)
+    with console.capture() as captured:
+        print_text(result, console)
+    tell(captured.get().rstrip("\n"))
+
+
+def write_bisection(result: Bisection, run: Path) -> Path:
+    """Write ``bisection.json`` into ``run``, whole or not at all, and return its path.
+
+    Raises:
+        OutputError: it cannot be written.
+
+    """
+    path = run / BISECTION_JSON
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{BISECTION_JSON}.", dir=run)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(result.to_json(), file, indent=1)
+                file.write("\n")
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(
+            f"the result cannot be written: {error.strerror}", where=path, remedy="choose another --out"
+        ) from error
+    return path
+
+
+def print_text(result: Bisection, console: Console) -> None:
+    """Print ``result`` for people: the headline, the two sides, the rows, the findings."""
+    colour, sentence = _HEADLINES[result.kind]
+    count = len(compared(result.rows))
+    console.print(f"[bold {colour}]{result.kind.value}[/]: {sentence} ({count} stages compared)")
+    if result.kind is Kind.CONSISTENT and result.exit_code is not ExitCode.OK:
+        types = ", ".join(dict.fromkeys(finding.type.value for finding in result.findings))
+        console.print(f"[bold red]but[/] see below: {types} (exit code {result.exit_code:d})")
+    console.print()
+    for side, provenance in (("oracle", result.oracle), ("subject", result.subject)):
+        console.print(f"{side:8}{escape(_told(provenance))}", no_wrap=True, overflow="ellipsis")
+    ids = " ".join(str(token) for token in result.tokens)
+    console.print(f"{'tokens':8}{len(result.tokens)}: {ids}", no_wrap=True, overflow="ellipsis")
+    console.print()
+    _print_rows(result.rows, console)
+    _print_findings(result.findings, console)
+    _print_published(result.published, console)
+    for line in result.not_checked:
+        console.print(f"not checked: {escape(line)}")
+
+
+def _told(provenance: Provenance) -> str:
+    words = [provenance.runtime, provenance.version, provenance.dtype, f"on {provenance.device}"]
+    known = [word for word in words if "unknown" not in word]
+    return f"{' '.join(known)}: {_short(provenance.model)}" if provenance.model else " ".join(known)
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= 48 else "..." + path[-45:]
+
+
+def _print_rows(rows: Iterable[Row], console: Console) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("stage", no_wrap=True)
+    for name in ("cosine", "rel L2", "norm"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("largest difference", overflow="fold")
+    shown = [row for row in rows if row.status not in (Status.NOT_REQUESTED, Status.NOT_APPLICABLE)]
+    for layer, group in itertools.groupby(shown, key=lambda row: row.layer):
+        table.add_row(Text(_layer_title(layer), style="bold"))
+        for row in group:
+            table.add_row(*_cells(row), style="red" if _differs(row) else None)
+    console.print(table)
+
+
+def _layer_title(layer: int | None) -> str:
+    return "whole model" if layer is None else f"layer {layer}"
+
+
+def _differs(row: Row) -> bool:
+    return row.status is Status.COMPARED and row.verdict is not Verdict.WITHIN_FLOOR
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    name = f"{'!' if _differs(row) else ' '}{row.stage}"
+    if row.accumulated is None:
+        return name, "", "", "", _ABSENT[row.status]
+    metrics = row.accumulated
+    return (
+        name,
+        _number(metrics.cosine, ".7f"),
+        _number(metrics.rel_l2, ".1e"),
+        _number(metrics.norm_ratio, ".4f" if metrics.norm_ratio < 1000 else ".1e"),
+        _largest(metrics),
+    )
+
+
+_ABSENT: Mapping[Status, str] = {
+    Status.MISSING_IN_SUBJECT: "missing in the subject",
+    Status.MISSING_IN_ORACLE: "missing in the oracle",
+    Status.NOT_REPLAYABLE: "not comparable",
+}
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else str(value)
+
+
+def _largest(metrics: Metrics) -> str:
+    parts = []
+    if metrics.nonfinite_oracle or metrics.nonfinite_subject:
+        parts.append(f"not finite: oracle {metrics.nonfinite_oracle}, subject {metrics.nonfinite_subject};")
+    if metrics.at is None:
+        parts.append("nothing finite to compare")
+    elif metrics.max_abs == 0:
+        parts.append("none")
+    else:
+        where = metrics.where.replace("channel", "ch").replace("vocabulary ", "")
+        parts.append(f"{metrics.max_abs:.1e} {where}")
+    return " ".join(parts)
+
+
+def _print_findings(findings: Iterable[Finding], console: Console) -> None:
+    for finding in findings:
+        place = "" if finding.layer is None else f" (layer {finding.layer})"
+        console.print()
+        console.print(f"[bold]{finding.type.value}{place}[/]: {escape(finding.explanation)}")
+        if finding.advice:
+            console.print(f"  try: {escape(finding.advice)}")
+
+
+def _print_published(rules: Iterable[PublishedRule], console: Console) -> None:
+    """Print the published rule's answer, neighbouring layers with the same one in one line."""
+    console.print()
+    for crossings, group in itertools.groupby(
+        (rule for rule in rules if rule.chain), key=lambda rule: rule.crossings
+    ):
+        layers = [rule.layer for rule in group]
+        where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
+        said = ", ".join(f"{before} -> {after}" for before, after in crossings) or "none"
+        console.print(f"published rule, {where}: crossings of {THRESHOLD}: {said}")

@@ -1,0 +1,221 @@
+"""What a comparison of two traces says: rows, findings, sources, and the kind that sums them up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from apr_falsify.compare.metrics import Metrics
+from apr_falsify.compare.published import PublishedRule
+from apr_falsify.errors import ExitCode
+from apr_falsify.stages import Layout
+from apr_falsify.trace import Provenance
+
+SCHEMA = "apr-falsify/bisection/v1"
+
+
+class Kind(StrEnum):
+    """The headline of a bisection."""
+
+    REFERENCE_SUSPECT = "reference-suspect"
+    LOCALISED = "localised"
+    SEVERAL = "several"
+    LAYOUT_MISMATCH = "layout-mismatch"
+    UNMEASURED = "unmeasured"
+    CONSISTENT = "consistent"
+
+
+class FindingType(StrEnum):
+    """What a finding is about."""
+
+    SOURCE = "source"
+    WEIGHTS = "weights"
+    GEOMETRY = "geometry"
+    TOKENIZER = "tokenizer"
+    LAYOUT = "layout"
+    ARITHMETIC = "arithmetic"
+    REFERENCE = "reference"
+    UNMEASURED = "unmeasured"
+    NOT_THE_SUBJECTS_WEIGHTS = "not-the-subjects-weights"
+
+
+class Status(StrEnum):
+    """What could be done with a stage."""
+
+    COMPARED = "compared"
+    MISSING_IN_SUBJECT = "missing-in-subject"
+    MISSING_IN_ORACLE = "missing-in-oracle"
+    NOT_APPLICABLE = "not-applicable"
+    NOT_REQUESTED = "not-requested"
+    NOT_REPLAYABLE = "not-replayable"
+
+
+class Verdict(StrEnum):
+    """What is said of a stage."""
+
+    WITHIN_FLOOR = "within-floor"
+    INTRODUCES = "introduces"
+    INHERITS = "inherits"
+    LAYOUT = "layout"
+    UNMEASURED = "unmeasured"
+
+
+_EXIT: dict[Kind, ExitCode] = {
+    Kind.REFERENCE_SUSPECT: ExitCode.INCONCLUSIVE,
+    Kind.LOCALISED: ExitCode.DIVERGENCE,
+    Kind.SEVERAL: ExitCode.DIVERGENCE,
+    Kind.LAYOUT_MISMATCH: ExitCode.DIVERGENCE,
+    Kind.UNMEASURED: ExitCode.INCONCLUSIVE,
+    Kind.CONSISTENT: ExitCode.OK,
+}
+_DIVERGENT_ALONE = (FindingType.TOKENIZER, FindingType.GEOMETRY, FindingType.ARITHMETIC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing found, in words a person can act on.
+
+    Attributes:
+        type: what it is about.
+        explanation: what was seen.
+        advice: what to do next (``try`` in JSON).
+        layer: the layer, ``None`` for the whole model.
+        stages: the stages concerned; more than one only for a span.
+        size: how large it is, in the unit that the explanation names.
+
+    """
+
+    type: FindingType
+    explanation: str
+    advice: str = ""
+    layer: int | None = None
+    stages: tuple[str, ...] = ()
+    size: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "type": self.type.value,
+            "layer": self.layer,
+            "stages": list(self.stages),
+            "size": finite(self.size),
+            "explanation": self.explanation,
+            "try": self.advice,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One stage of the comparison.
+
+    Attributes:
+        layer: its layer, ``None`` for a whole-model stage.
+        stage: its name.
+        status: what could be done with it.
+        verdict: what is said of it.
+        accumulated: subject against oracle, where both have it.
+        layout: the layout words that were undone on either side.
+        shape: the compared shape.
+
+    """
+
+    layer: int | None
+    stage: str
+    status: Status
+    verdict: Verdict = Verdict.UNMEASURED
+    accumulated: Metrics | None = None
+    layout: tuple[Layout, ...] = ()
+    shape: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values; what a later release measures is null."""
+        metrics = self.accumulated
+        return {
+            "layer": self.layer,
+            "stage": self.stage,
+            "status": self.status.value,
+            "shape": list(self.shape),
+            "layout": [word.value for word in self.layout],
+            "nonfinite": None if metrics is None else metrics.nonfinite_json(),
+            "accumulated": None if metrics is None else metrics.to_json(),
+            "introduced": None,
+            "arithmetic": None,
+            "residual": None,
+            "floor": None,
+            "verdict": self.verdict.value,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bisection:
+    """The comparison of two traces.
+
+    Attributes:
+        kind: the headline.
+        rows: one per stage, in forward order.
+        findings: everything found.
+        published: the published rule's answer, one per layer.
+        not_checked: what was not looked at, and why.
+        tokens: the token ids of both runs.
+        oracle: where the oracle's trace comes from.
+        subject: where the subject's trace comes from.
+
+    """
+
+    kind: Kind
+    rows: tuple[Row, ...]
+    findings: tuple[Finding, ...]
+    published: tuple[PublishedRule, ...]
+    not_checked: tuple[str, ...]
+    tokens: tuple[int, ...]
+    oracle: Provenance
+    subject: Provenance
+
+    @property
+    def sources(self) -> tuple[Finding, ...]:
+        """The findings that name a source."""
+        return tuple(f for f in self.findings if f.type in (FindingType.SOURCE, FindingType.WEIGHTS))
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything needed was measured."""
+        return not any(finding.type is FindingType.UNMEASURED for finding in self.findings)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the process says of it: a tokenizer, geometry or arithmetic finding alone is a divergence."""
+        code = _EXIT[self.kind]
+        if self.kind is not Kind.REFERENCE_SUSPECT and any(f.type in _DIVERGENT_ALONE for f in self.findings):
+            return ExitCode.DIVERGENCE
+        return code
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of schema ``apr-falsify/bisection/v1``."""
+        layers = [rule.to_json() for rule in self.published]
+        first = layers[0] if layers else {"chain": [], "cosines": [], "crossings": []}
+        return {
+            "schema": SCHEMA,
+            "kind": self.kind.value,
+            "complete": self.complete,
+            "findings": [finding.to_json() for finding in self.findings],
+            "sources": [finding.to_json() for finding in self.sources],
+            "stages": [row.to_json() for row in self.rows],
+            "published_rule": {**first, "layers": layers},
+            "not_checked": list(self.not_checked),
+            "tokens": list(self.tokens),
+            "oracle": self.oracle.to_json(),
+            "subject": self.subject.to_json(),
+        }
+
+
+def finite(value: float | None) -> float | None:
+    """Return ``value`` where JSON can hold it, ``None`` for NaN and infinities."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def compared(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows in which something was compared."""
+    return [row for row in rows if row.status is Status.COMPARED]

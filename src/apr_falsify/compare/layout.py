@@ -1,0 +1,187 @@
+"""Bring captured stages to their canonical shape by their declared layout words.
+
+Only what a runtime declares is undone; nothing is guessed here. What one side does not hold (scores
+above the diagonal, tokens before the last) is left out on both sides, and the result says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.compare.axes import Axes, axes_of
+from apr_falsify.errors import TraceError
+from apr_falsify.geometry import Geometry
+from apr_falsify.stages import STAGES, Layout
+from apr_falsify.trace import StageArray
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aligned:
+    """One stage of both sides in a comparable form.
+
+    Attributes:
+        oracle: the oracle's values.
+        subject: the subject's, in the same shape where the geometries agree.
+        axes: what the axes mean.
+        layout: the layout words that were acted upon, on either side, in the order of :class:`Layout`.
+
+    """
+
+    oracle: Array
+    subject: Array
+    axes: Axes
+    layout: tuple[Layout, ...]
+
+
+_ROTARY_COLUMNS: Mapping[str, Callable[[Geometry], int]] = {
+    "q_post_rope": lambda geometry: geometry.heads * geometry.head_dim,
+    "k_post_rope": lambda geometry: geometry.kv_heads * geometry.head_dim,
+    "qkv_matmul": lambda geometry: (geometry.heads + geometry.kv_heads) * geometry.head_dim,
+    "qkv_bias": lambda geometry: (geometry.heads + geometry.kv_heads) * geometry.head_dim,
+}
+"""Stage -> how many of its leading columns are rotary pairs; v is not rotated."""
+
+
+_ACTS: Mapping[Layout, Callable[[str], bool]] = {
+    Layout.HEAD_MAJOR: lambda name: (
+        STAGES[name].axes in (("tokens", "q"), ("tokens", "kv"), ("tokens", "qkv"))
+    ),
+    Layout.INTERLEAVED: lambda name: name in _ROTARY_COLUMNS,
+    # Not attn_softmax: it is zero there by meaning, and zeroing the other side would hide a fault.
+    Layout.CAUSAL_ZEROED: lambda name: name == "attn_scores",
+    Layout.UNSCALED: lambda name: name == "attn_scores",
+    Layout.PADDED_KEYS: lambda name: STAGES[name].axes[-1] == "tokens",
+    Layout.LAST_TOKEN: lambda name: STAGES[name].axes[0] == "tokens",
+}
+"""Whether each word says anything about a stage; elsewhere it is passed over."""
+
+
+def _effective(array: StageArray, name: str) -> set[Layout]:
+    return {word for word in array.layout if _ACTS[word](name)}
+
+
+def canonical(array: StageArray, name: str, geometry: Geometry, tokens: int) -> Array:
+    """Return a stage in its canonical shape; the very data where there is nothing to do.
+
+    What was not stored cannot be restored: a ``last-token`` stage comes back without its token axis, a
+    ``causal-zeroed`` one with its zeros; :func:`aligned` deals with both.
+
+    Args:
+        array: the stage as captured.
+        name: its name.
+        geometry: the model's geometry.
+        tokens: S, the number of tokens that were run.
+
+    Raises:
+        TraceError: the number of values fits no shape of this layout and geometry.
+
+    """
+    words = _effective(array, name)
+    data = array.data
+    for word, undo in _UNDO.items():
+        if word in words:
+            data = undo(data, name, geometry, 1 if Layout.LAST_TOKEN in words else tokens)
+    shape = _shape(name, geometry, tokens, Layout.LAST_TOKEN in words)
+    if data.size != math.prod(shape):
+        raise TraceError(
+            f"{array.data.size} values in the shape {list(array.data.shape)} do not fit {name}",
+            where=name,
+            expected=f"{list(shape)}, stored as: {', '.join(array.layout) or 'canonical'}",
+            remedy="check that model, token ids and the runtime's declared layout belong to the trace",
+        )
+    return data.reshape(shape)
+
+
+def _shape(name: str, geometry: Geometry, tokens: int, last_only: bool) -> tuple[int, ...]:
+    dims = geometry.dims(tokens)
+    shape = tuple(dims[axis] for axis in STAGES[name].axes)
+    return shape[1:] if last_only else shape
+
+
+def _sized(data: Array, name: str, shape: tuple[int, ...]) -> Array:
+    if data.size != math.prod(shape):
+        raise TraceError(f"the shape is {list(data.shape)}", where=name, expected=str(list(shape)))
+    return data.reshape(shape)
+
+
+def _token_major(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
+    """[heads, S, D] -> [S, heads * D]."""
+    width = geometry.dims(tokens)[STAGES[name].axes[-1]]
+    heads = _sized(data, name, (width // geometry.head_dim, tokens, geometry.head_dim))
+    return heads.swapaxes(0, 1).reshape(tokens, width)
+
+
+def _half_split(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
+    """Within each head, (0,1), (2,3) ... -> (0, D/2), (1, D/2 + 1) ...; columns of v stay."""
+    width = geometry.dims(tokens)[STAGES[name].axes[-1]]
+    split = np.array(_sized(data, name, (tokens, width)))
+    columns = _ROTARY_COLUMNS[name](geometry)
+    pairs = split[:, :columns].reshape(tokens, -1, geometry.head_dim // 2, 2)
+    split[:, :columns] = pairs.swapaxes(-1, -2).reshape(tokens, columns)
+    return split
+
+
+def _scaled(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
+    """q.k -> q.k / sqrt(D), in f64: rounding here would be taken for the runtime's."""
+    return np.multiply(data, 1 / math.sqrt(geometry.head_dim), dtype=np.float64)
+
+
+def _without_padding(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
+    """[heads, S, padded] -> [heads, S, S]; what lies beyond S is no data."""
+    rows = geometry.heads * tokens
+    if data.size % rows or data.size < rows * tokens:
+        expected = f"{geometry.heads} heads x {tokens} tokens x at least {tokens} keys"
+        raise TraceError(f"the shape is {list(data.shape)}", where=name, expected=expected)
+    return data.reshape(geometry.heads, tokens, -1)[:, :, :tokens]
+
+
+_UNDO: Mapping[Layout, Callable[[Array, str, Geometry, int], Array]] = {
+    Layout.PADDED_KEYS: _without_padding,
+    Layout.HEAD_MAJOR: _token_major,
+    Layout.INTERLEAVED: _half_split,
+    Layout.UNSCALED: _scaled,
+}
+"""What undoes each word, in the order in which they are undone."""
+
+
+def aligned(name: str, oracle: StageArray, subject: StageArray, geometry: Geometry, tokens: int) -> Aligned:
+    """Bring a stage of both sides to one form, by their declared layouts.
+
+    Where one side keeps only the last token, the other's last row is taken; where one side's scores
+    are zero above the diagonal, the other's are made so.
+
+    Args:
+        name: the stage.
+        oracle: as the oracle stores it.
+        subject: as the subject stores it.
+        geometry: the model's geometry.
+        tokens: S, the number of tokens that were run.
+
+    Raises:
+        TraceError: a side's values fit no shape of its layout and this geometry.
+
+    """
+    sides = [canonical(side, name, geometry, tokens) for side in (oracle, subject)]
+    declared = [_effective(side, name) for side in (oracle, subject)]
+    words = declared[0] | declared[1]
+    axes = axes_of(name, geometry)
+    if Layout.LAST_TOKEN in words:
+        axes = axes.of_last_token()
+        sides = [
+            side if Layout.LAST_TOKEN in own else side[-1] for side, own in zip(sides, declared, strict=True)
+        ]
+    if Layout.CAUSAL_ZEROED in words:
+        sides = [
+            side if Layout.CAUSAL_ZEROED in own else np.tril(side)
+            for side, own in zip(sides, declared, strict=True)
+        ]
+    in_order = tuple(word for word in Layout if word in words)
+    return Aligned(oracle=sides[0], subject=sides[1], axes=axes, layout=in_order)

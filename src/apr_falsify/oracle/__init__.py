@@ -1,0 +1,1 @@
+"""HuggingFace capture: the only room that imports torch and transformers."""

@@ -1,0 +1,70 @@
+"""torch and transformers, imported in one place, and the words for their devices and number formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apr_falsify.arithmetic import format_named
+from apr_falsify.errors import DeviceError, MissingDependencyError
+
+try:
+    import torch
+    import transformers as _transformers
+except ImportError as error:
+    raise MissingDependencyError(
+        f"the oracle cannot import {error.name or 'torch'} ({error})",
+        expected="torch and transformers",
+        remedy="pip install 'apr-falsify[oracle]'",
+    ) from error
+
+transformers: Any = _transformers
+"""Untyped on purpose: its annotations cover only a part of what it exports."""
+
+__all__ = ["cuda_devices", "device_named", "dtype_named", "torch", "transformers"]
+
+_DTYPES: Mapping[str, torch.dtype] = {
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+_DEVICES = ("cpu", "cuda")
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """Return torch's type for one of ``arithmetic.FORMATS``.
+
+    Raises:
+        UsageError: no format has that name.
+
+    """
+    return _DTYPES[format_named(name).name]
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device called ``name``; another one is never put in its place.
+
+    Raises:
+        DeviceError: an unknown device, or CUDA without a usable GPU.
+
+    """
+    if name not in _DEVICES:
+        raise DeviceError(f"unknown device {name!r}", expected=" or ".join(_DEVICES))
+    if name == "cuda" and not torch.cuda.is_available():
+        build = f"torch {torch.__version__} is built " + (
+            f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        )
+        raise DeviceError(
+            f"CUDA is not available: {build}",
+            expected="an NVIDIA GPU, its driver, and a CUDA build of torch",
+            remedy="--device cpu, or see `apr-falsify doctor`",
+        )
+    return torch.device(name)
+
+
+def cuda_devices() -> tuple[str, ...]:
+    """Return the names of the GPUs that torch can use."""
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))

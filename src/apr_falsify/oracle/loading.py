@@ -1,0 +1,119 @@
+"""A HuggingFace model with just the layers that are needed, from safetensors or GGUF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from apr_falsify.geometry import Geometry
+from apr_falsify.oracle.config import hf_config
+from apr_falsify.oracle.libraries import torch, transformers
+from apr_falsify.weights import Model
+
+Site = tuple[str, int | None]
+"""A weight: its role of ``families.py`` and its layer."""
+
+
+def load_module(
+    model: Model, *, layers: int, head: bool, dtype: torch.dtype, device: torch.device
+) -> torch.nn.Module:
+    """Return the first ``layers`` layers of ``model`` in eager attention, ready to run.
+
+    Without ``head`` it is the base model. Where not all layers are loaded the final norm's weight is 1:
+    what it makes of a middle layer's output is no stage of anything.
+
+    Raises:
+        ModelError: a weight is missing or of another shape than the geometry's.
+
+    """
+    config = hf_config(model, layers)
+    state = _state(model, weight_sites(model.geometry, layers, head), dtype)
+    if layers < model.geometry.layers:
+        state[model.geometry.row.weights["final_norm"]] = torch.ones(model.geometry.hidden, dtype=dtype)
+    classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING if head else transformers.MODEL_MAPPING
+    with _no_progress_bar():
+        module: torch.nn.Module = classes[type(config)].from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, attn_implementation="eager"
+        )
+    _divide_rope(module, model.geometry)
+    return module.to(device).eval()
+
+
+def weight_sites(geometry: Geometry, layers: int, head: bool) -> list[Site]:
+    """Return the weights that the first ``layers`` layers need, with those around them.
+
+    Args:
+        geometry: the model's geometry.
+        layers: how many layers run.
+        head: whether the output head does.
+
+    """
+    absent = _absent_roles(geometry)
+    whole = {"final_norm": layers == geometry.layers, "lm_head": head and not geometry.tied, "embed": True}
+    per_layer = [role for role in geometry.row.weights if role not in whole and role not in absent]
+    sites: list[Site] = [(role, None) for role, needed in whole.items() if needed]
+    return sites + [(role, layer) for layer in range(layers) for role in per_layer]
+
+
+def _absent_roles(geometry: Geometry) -> set[str]:
+    biases: Mapping[str, bool] = {
+        "q_bias": geometry.qkv_bias,
+        "k_bias": geometry.qkv_bias,
+        "v_bias": geometry.qkv_bias,
+        "o_bias": geometry.output_bias,
+        "gate_bias": geometry.mlp_bias,
+        "up_bias": geometry.mlp_bias,
+        "down_bias": geometry.mlp_bias,
+    }
+    return {role for role, present in biases.items() if not present}
+
+
+def _state(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    readers = {"safetensors": _mapped, "gguf": _dequantised}
+    return readers[model.format](model, sites, dtype)
+
+
+def _mapped(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    names = {model.weights.tensor(role, layer).name for role, layer in sites}
+    state: dict[str, torch.Tensor] = {}
+    for path in model.files:
+        with safe_open(path, framework="pt") as file:
+            state.update({name: file.get_tensor(name) for name in names.intersection(file.keys())})
+    return state
+
+
+def _dequantised(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    state = {}
+    for role, layer in sites:
+        tensor = model.weights.tensor(role, layer)
+        # torch wants memory that it may write to; only tensors stored as f32 are copied for it.
+        values = np.require(tensor.rows(0, tensor.shape[0]), requirements=["C", "W"])
+        name = model.geometry.row.weights[role].format(n=layer)
+        state[name] = torch.from_numpy(values).to(dtype)
+    return state
+
+
+def _divide_rope(module: Any, geometry: Geometry) -> None:
+    """Put GGUF's ``rope_freqs`` into the rotary embedding; transformers has no name for that rule."""
+    if geometry.rope.kind != "divided":
+        return
+    rotary = module.get_submodule("model.rotary_emb" if hasattr(module, "lm_head") else "rotary_emb")
+    divisors = torch.tensor(geometry.rope.divisors, dtype=torch.float32)
+    rotary.inv_freq = rotary.inv_freq / divisors
+    rotary.original_inv_freq = rotary.inv_freq.clone()
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

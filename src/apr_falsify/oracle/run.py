@@ -1,0 +1,131 @@
+"""One loaded oracle: the plain eager forward, and the same with its stages captured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify import __version__
+from apr_falsify.capture import Request, Sink, source_commit
+from apr_falsify.errors import LayerRangeError, ModelError
+from apr_falsify.identity import model_sha256
+from apr_falsify.oracle.libraries import device_named, dtype_named, torch, transformers
+from apr_falsify.oracle.loading import load_module
+from apr_falsify.oracle.probe import probed
+from apr_falsify.oracle.tokenizer import decode
+from apr_falsify.trace import Key, Provenance, Trace, utc_now
+from apr_falsify.weights import Model
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Oracle:
+    """A model in transformers, ready to run.
+
+    Attributes:
+        model: the model on disk.
+        module: the same in transformers: its first layers, with or without the output head.
+        dtype: number format of weights and activations.
+        device: where it runs.
+
+    """
+
+    model: Model
+    module: torch.nn.Module
+    dtype: str
+    device: str
+
+    @classmethod
+    def load(cls, model: Model, *, layers: int | None, head: bool, dtype: str, device: str) -> Self:
+        """Load ``model``; see :func:`apr_falsify.oracle.load`."""
+        count = model.geometry.layers if layers is None else layers
+        model.geometry.check_layers(range(count))
+        if not count or (head and count < model.geometry.layers):
+            raise LayerRangeError(
+                f"{count} layers cannot be loaded {'with' if head else 'without'} the output head",
+                expected=f"1 to {model.geometry.layers}, all of them with the output head",
+            )
+        module = load_module(
+            model, layers=count, head=head, dtype=dtype_named(dtype), device=device_named(device)
+        )
+        return cls(model=model, module=module, dtype=dtype, device=device)
+
+    @classmethod
+    def for_request(cls, model: Model, request: Request, *, dtype: str, device: str) -> Self:
+        """Load what ``request`` needs and no more, after it was checked."""
+        request.check(model.geometry)
+        head = (None, "lm_head") in request.keys(model.geometry)
+        return cls.load(model, layers=request.layers.stop, head=head, dtype=dtype, device=device)
+
+    def run(self, tokens: tuple[int, ...]) -> Any:
+        """Run the module on ``tokens`` and return what transformers returns."""
+        ids = torch.tensor([tokens], device=self.device)
+        with torch.inference_mode():
+            return self.module(input_ids=ids, use_cache=False)
+
+    def logits(self, tokens: tuple[int, ...]) -> FloatArray:
+        """Return the logits [S, V] of the plain forward."""
+        return to_numpy(self.run(tokens).logits[0])
+
+    def capture(self, request: Request, sink: Sink) -> Trace:
+        """Run ``request`` and hand its stages to ``sink``, each as it is computed.
+
+        Raises:
+            TokensError, LayerRangeError, StageError: the request does not fit the model.
+
+        """
+        geometry = self.model.geometry
+        request.check(geometry)
+        logits: list[FloatArray] = []
+
+        def emit(key: Key, values: torch.Tensor) -> None:
+            array = to_numpy(values)
+            if key == (None, "lm_head"):
+                logits.append(array)
+            sink.add(key, array)
+
+        with probed(self.module, request.keys(geometry), emit):
+            self.run(request.tokens)
+        provenance = self._provenance(request, logits[0] if logits else None)
+        return sink.finish(provenance=provenance, geometry=geometry, tokens=request.tokens)
+
+    def _provenance(self, request: Request, logits: FloatArray | None) -> Provenance:
+        return Provenance(
+            runtime="hf",
+            version=transformers.__version__,
+            driver=f"apr-falsify {__version__}",
+            model=str(self.model.path),
+            model_sha256=model_sha256(self.model.files),
+            prompt=request.prompt,
+            argmax=None if logits is None else _argmax(self.model, int(np.argmax(logits))),
+            dtype=self.dtype,
+            device=self.device,
+            arithmetic=self.dtype,
+            libraries={
+                "torch": str(torch.__version__),
+                "transformers": transformers.__version__,
+                "numpy": np.__version__,
+            },
+            layers=(request.layers.start, request.layers.stop),
+            stages=request.stages,
+            created=utc_now(),
+            commit=source_commit(),
+        )
+
+
+def _argmax(model: Model, token: int) -> dict[str, Any]:
+    try:
+        return {"id": token, "text": decode(model, (token,))}
+    except ModelError:  # a model without a tokenizer still has a most likely token
+        return {"id": token, "text": None}
+
+
+def to_numpy(values: torch.Tensor) -> FloatArray:
+    """Return ``values`` on the CPU as f32 or f64; f16 and bf16 widen exactly, the others are not copied."""
+    host = values.detach().cpu()
+    array: FloatArray = (host.float() if host.dtype.itemsize < 4 else host).numpy()
+    return array

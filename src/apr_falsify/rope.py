@@ -1,0 +1,161 @@
+"""Rotary embedding as models state it: base, scaling rule and that rule's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from apr_falsify.errors import GeometryError
+from apr_falsify.reading import mapping, number, text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """Rotary embedding: base, scaling rule and that rule's parameters, as config.json names them.
+
+    Attributes:
+        theta: the base.
+        kind: ``default``, ``linear``, ``llama3``, ``yarn`` or ``divided``.
+        parameters: the rule's own parameters (``factor``, ``beta_fast`` ...).
+        divisors: for ``divided``: what each pair's frequency is divided by (GGUF's ``rope_freqs``).
+
+    """
+
+    theta: float
+    kind: str = "default"
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    divisors: tuple[float, ...] = ()
+
+
+ROPE_KINDS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "divided": (),
+}
+"""The rotary scaling rules that have a formula here, and the parameters each cannot do without."""
+
+_DEFAULT_THETA = 10_000.0  # what transformers and llama.cpp take where a model names none
+
+
+def check_rope(rope: Rope, head_dim: int) -> None:
+    """Check that ``rope`` has a formula here, with parameters for which it is defined.
+
+    Raises:
+        GeometryError: an unknown rule, or a parameter that is missing or makes no sense.
+        ValueError: a value of the wrong type.
+
+    """
+    if number(rope.theta, "rope theta") <= 0:
+        raise GeometryError(f"rope theta is {rope.theta}", expected="a number above 0")
+    required = ROPE_KINDS.get(text(rope.kind, "the rope scaling"))
+    if required is None:
+        raise GeometryError(f"rope scaling {rope.kind!r} has no formula here", expected=", ".join(ROPE_KINDS))
+    values = {
+        name: number(value, f"the rope parameter {name}")
+        for name, value in mapping(rope.parameters, "the rope parameters").items()
+    }
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise GeometryError(f"rope scaling {rope.kind!r} lacks {', '.join(missing)}")
+    _check_values(rope, values)
+    _check_divisors(rope, head_dim)
+
+
+def _check_values(rope: Rope, values: Mapping[str, float]) -> None:
+    for name in ROPE_KINDS[rope.kind]:
+        if values[name] <= 0:
+            raise GeometryError(f"the rope parameter {name} is {values[name]}", expected="a number above 0")
+    if values.get("partial_rotary_factor", 1.0) != 1.0:
+        raise GeometryError(
+            f"only a share of {values['partial_rotary_factor']} of each head is rotated",
+            expected="a model that rotates whole heads; there is no formula for others here",
+        )
+    if rope.kind == "llama3" and values["low_freq_factor"] >= values["high_freq_factor"]:
+        raise GeometryError("low_freq_factor is not below high_freq_factor")
+    if rope.kind == "yarn":
+        _check_yarn(rope.theta, values)
+
+
+def _check_yarn(theta: float, values: Mapping[str, float]) -> None:
+    if theta <= 1:
+        raise GeometryError(f"rope theta is {theta}", expected="a number above 1 with yarn scaling")
+    for name in ("beta_fast", "beta_slow", "attention_factor"):
+        if values.get(name, 1.0) < 0:
+            raise GeometryError(f"the rope parameter {name} is {values[name]}", expected="no negative number")
+
+
+def _check_divisors(rope: Rope, head_dim: int) -> None:
+    if rope.kind == "divided" and len(rope.divisors) != head_dim // 2:
+        raise GeometryError(f"{len(rope.divisors)} rope divisors for {head_dim // 2} pairs")
+    if any(number(value, "a rope divisor") <= 0 for value in rope.divisors):
+        raise GeometryError("a rope divisor is not above 0")
+
+
+def rope_of_config(config: Mapping[str, Any]) -> Rope:
+    """Return the rotary embedding that a config.json describes.
+
+    Where a value stands in more than one place, transformers' order decides: ``rope_scaling`` before
+    ``rope_parameters``, and within them before the top level.
+
+    Raises:
+        GeometryError: parameters by layer type.
+        ValueError: a value of the wrong type.
+
+    """
+    scaling = mapping(config.get("rope_scaling") or config.get("rope_parameters") or {}, "the rope scaling")
+    if any(isinstance(value, Mapping) for value in scaling.values()):
+        raise GeometryError("the rope parameters differ by layer type; there is no formula for that here")
+    theta = scaling.get("rope_theta", config.get("rope_theta", _DEFAULT_THETA))
+    kind = text(scaling.get("rope_type", scaling.get("type", "default")), "rope_type")
+    parameters = {
+        key: float(value) if isinstance(value, bool) else number(value, f"the rope parameter {key}")
+        for key, value in scaling.items()
+        if key not in ("rope_theta", "rope_type", "type") and isinstance(value, int | float)
+    }
+    if "partial_rotary_factor" in config:
+        parameters.setdefault("partial_rotary_factor", number(config["partial_rotary_factor"], "its factor"))
+    if kind in ("yarn", "llama3"):
+        _complete_context(parameters, config)
+    return Rope(theta=number(theta, "rope_theta"), kind=kind, parameters=parameters)
+
+
+def _complete_context(parameters: dict[str, float], config: Mapping[str, Any]) -> None:
+    name = "original_max_position_embeddings"
+    if config.get(name) is not None:
+        parameters[name] = number(config[name], name)
+    elif name not in parameters and "max_position_embeddings" in config:
+        parameters[name] = number(config["max_position_embeddings"], "max_position_embeddings")
+
+
+_GGUF_YARN: Mapping[str, str] = {
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
+    "rope.scaling.yarn_beta_fast": "beta_fast",
+    "rope.scaling.yarn_beta_slow": "beta_slow",
+}
+
+
+def rope_of_gguf(optional: Callable[[str, Any], Any], divisors: tuple[float, ...]) -> Rope:
+    """Return the rotary embedding that GGUF metadata describes.
+
+    Args:
+        optional: gives the value of an architecture's key, or the default that it is handed.
+        divisors: the content of ``rope_freqs.weight``, where the file has it.
+
+    Raises:
+        ValueError: a value of the wrong type.
+
+    """
+    theta = number(optional("rope.freq_base", _DEFAULT_THETA), "rope.freq_base")
+    if divisors:
+        return Rope(theta=theta, kind="divided", divisors=divisors)
+    kind = text(optional("rope.scaling.type", "none"), "rope.scaling.type")
+    if kind == "none":
+        return Rope(theta=theta)
+    parameters = {"factor": number(optional("rope.scaling.factor", 1.0), "rope.scaling.factor")}
+    for key, name in _GGUF_YARN.items():
+        if (value := optional(key, None)) is not None:
+            parameters[name] = number(value, key)
+    return Rope(theta=theta, kind=kind, parameters=parameters)

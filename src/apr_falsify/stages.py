@@ -1,0 +1,301 @@
+"""The stages of a decoder's forward pass: names, canonical shapes, layout words, who feeds whom.
+
+The names are those that ``apr`` 0.72 accepts for ``--save-tensor``, spelling included
+(``ffn_swigl``). A canonical shape is the one in which two traces are compared; how a runtime
+stores a stage instead is said by layout words (:class:`Layout`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from apr_falsify.errors import LayerRangeError, StageError, nearest
+
+_MAX_LAYER = 2**32 - 2  # what an APRT header can hold; the next number means the whole model
+
+WHOLE_MODEL: None = None
+"""The layer of a stage that exists once per model."""
+
+LAYER_INPUT = "layer_input"
+"""What enters a layer: ``embedding`` in layer 0, else the layer before's ``post_ffn_residual``."""
+
+
+class Scope(StrEnum):
+    """Where a stage exists."""
+
+    FIRST_LAYER = "first-layer"
+    LAYER = "layer"
+    MODEL = "model"
+
+
+class Layout(StrEnum):
+    """How a runtime stores a stage where it is not the canonical way.
+
+    Each word names one difference from the canonical shape; ``compare.layout`` undoes it.
+    """
+
+    HEAD_MAJOR = "head-major"
+    """[heads, S, D] where the canonical shape is [S, heads * D]."""
+    INTERLEAVED = "interleaved"
+    """Rotary pairs are (0,1), (2,3) ...; canonical is half-split: (0, D/2), (1, D/2 + 1) ..."""
+    CAUSAL_ZEROED = "causal-zeroed"
+    """Zero above the diagonal, where the canonical stage holds the full square."""
+    UNSCALED = "unscaled"
+    """Scores before the multiplication with 1/sqrt(D)."""
+    PADDED_KEYS = "padded-keys"
+    """The key axis is longer than S; what lies beyond S is no data."""
+    LAST_TOKEN = "last-token"
+    """Only the last token's row is stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One named tensor of the forward pass.
+
+    Attributes:
+        name: the name that traces, commands and contracts use.
+        axes: canonical shape, in the words of :func:`canonical_shape`.
+        scope: whether it exists per layer, once per model, or in layer 0 alone.
+        inputs: the stages it is computed from (``layer_input`` is resolved per layer).
+        what: one line for people.
+
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    what: str
+    scope: Scope = Scope.LAYER
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether the stage's file lies in a layer's directory."""
+        return self.scope is not Scope.MODEL
+
+
+def _table(*stages: Stage) -> Mapping[str, Stage]:
+    return {stage.name: stage for stage in stages}
+
+
+STAGES: Mapping[str, Stage] = _table(
+    Stage(
+        name="embedding",
+        axes=("tokens", "hidden"),
+        inputs=(),
+        what="token embedding, with whatever the family adds or scales before layer 0",
+        scope=Scope.FIRST_LAYER,
+    ),
+    Stage(name="attn_norm", axes=("tokens", "hidden"), inputs=(LAYER_INPUT,), what="norm before attention"),
+    Stage(name="qkv_matmul", axes=("tokens", "qkv"), inputs=("attn_norm",), what="q|k|v before the bias"),
+    Stage(name="qkv_bias", axes=("tokens", "qkv"), inputs=("qkv_matmul",), what="q|k|v after the bias"),
+    Stage(name="q_post_rope", axes=("tokens", "q"), inputs=("qkv_bias",), what="queries after RoPE"),
+    Stage(name="k_post_rope", axes=("tokens", "kv"), inputs=("qkv_bias",), what="keys after RoPE"),
+    Stage(
+        name="attn_scores",
+        axes=("heads", "tokens", "tokens"),
+        inputs=("q_post_rope", "k_post_rope"),
+        what="scaled q.k before the mask",
+    ),
+    Stage(
+        name="attn_softmax",
+        axes=("heads", "tokens", "tokens"),
+        inputs=("attn_scores",),
+        what="attention weights after mask and softmax",
+    ),
+    Stage(
+        name="attention",
+        axes=("tokens", "q"),
+        inputs=("attn_softmax", "qkv_bias"),
+        what="weights times values, before the output projection",
+    ),
+    Stage(name="attn_out", axes=("tokens", "hidden"), inputs=("attention",), what="attention's output"),
+    Stage(
+        name="post_attn_residual",
+        axes=("tokens", "hidden"),
+        inputs=(LAYER_INPUT, "attn_out"),
+        what="hidden state after attention is added",
+    ),
+    Stage(
+        name="ffn_norm",
+        axes=("tokens", "hidden"),
+        inputs=("post_attn_residual",),
+        what="norm before the feed-forward block",
+    ),
+    Stage(name="ffn_gate", axes=("tokens", "ffn"), inputs=("ffn_norm",), what="gate projection"),
+    Stage(name="ffn_up", axes=("tokens", "ffn"), inputs=("ffn_norm",), what="up projection"),
+    Stage(name="ffn_silu", axes=("tokens", "ffn"), inputs=("ffn_gate",), what="activation of the gate"),
+    Stage(
+        name="ffn_swigl",
+        axes=("tokens", "ffn"),
+        inputs=("ffn_silu", "ffn_up"),
+        what="activated gate times up",
+    ),
+    Stage(name="ffn_out", axes=("tokens", "hidden"), inputs=("ffn_swigl",), what="feed-forward output"),
+    Stage(
+        name="post_ffn_residual",
+        axes=("tokens", "hidden"),
+        inputs=("post_attn_residual", "ffn_out"),
+        what="hidden state after the feed-forward block is added",
+    ),
+    Stage(
+        name="moe_router",
+        axes=("chosen_experts",),
+        inputs=("ffn_norm",),
+        what="last token's weights of the chosen experts",
+    ),
+    Stage(name="moe_ffn_out", axes=("hidden",), inputs=("ffn_norm",), what="last token's mixture output"),
+    Stage(
+        name="moe_router_indices",
+        axes=("chosen_experts",),
+        inputs=("ffn_norm",),
+        what="last token's chosen experts",
+    ),
+    Stage(
+        name="final_norm",
+        axes=("tokens", "hidden"),
+        inputs=("post_ffn_residual",),
+        what="norm before the output head",
+        scope=Scope.MODEL,
+    ),
+    Stage(
+        name="lm_head",
+        axes=("vocab",),
+        inputs=("final_norm",),
+        what="last token's logits",
+        scope=Scope.MODEL,
+    ),
+)
+"""Every stage of ``apr`` 0.72, in the order of its own list, which is a forward order but for MoE."""
+
+ALIASES: Mapping[str, str] = {"layer_output": "post_ffn_residual"}
+"""Other names that ``apr`` accepts for a stage."""
+
+ATTENTION_CHAIN: tuple[str, ...] = (
+    "attn_norm",
+    "qkv_matmul",
+    "qkv_bias",
+    "q_post_rope",
+    "k_post_rope",
+    "attn_scores",
+    "attn_softmax",
+    "attention",
+    "attn_out",
+)
+"""The nine stages whose cosines the published rule reads, in its order."""
+
+ATTENTION_SUBSTAGES: tuple[str, ...] = ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax")
+"""What ``--no-attn-substages`` leaves out."""
+
+
+def stage(name: str) -> Stage:
+    """Return the stage called ``name`` (case-insensitive, aliases resolved).
+
+    Raises:
+        StageError: no stage has that name; the nearest known one is offered.
+
+    """
+    wanted = name.strip().lower()
+    wanted = ALIASES.get(wanted, wanted)
+    try:
+        return STAGES[wanted]
+    except KeyError:
+        raise StageError(
+            f"unknown stage {name!r}",
+            expected=", ".join(STAGES),
+            remedy=nearest(wanted, [*STAGES, *ALIASES]),
+        ) from None
+
+
+def parse_stages(text: str) -> tuple[str, ...]:
+    """Read a comma-separated list of stages as ``apr trace --save-tensor`` does; ``all`` means every one.
+
+    Case does not matter, blanks around commas are fine, an empty name between commas is an error.
+
+    Raises:
+        StageError: an empty or unknown name.
+
+    """
+    if text.strip().lower() == "all":
+        return tuple(STAGES)
+    names = text.split(",")
+    if any(not name.strip() for name in names):
+        raise StageError(f"an empty stage name in {text!r}", expected="names separated by single commas")
+    return in_forward_order({stage(name).name for name in names})
+
+
+def in_forward_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return ``names`` in the order of the table."""
+    wanted = set(names)
+    return tuple(name for name in STAGES if name in wanted)
+
+
+def parse_layers(text: str) -> range:
+    """Read ``A..B``, end exclusive, as ``apr trace --save-tensor-layers`` does.
+
+    Raises:
+        LayerRangeError: not two whole numbers around two dots, or an empty range.
+
+    """
+    first, dots, last = text.strip().partition("..")
+    if not (dots and _small_number(first) and _small_number(last)):
+        raise LayerRangeError(f"not a layer range: {text!r}", expected="A..B, end exclusive, e.g. 0..1")
+    layers = range(int(first), int(last))
+    if not layers:
+        raise LayerRangeError(
+            f"the layer range {text!r} is empty",
+            expected=f"an end above the start, e.g. {first}..{int(first) + 1}",
+        )
+    return layers
+
+
+def _small_number(digits: str) -> bool:
+    return digits.isascii() and digits.isdecimal() and len(digits) <= len(str(_MAX_LAYER))
+
+
+def canonical_shape(name: str, dims: Mapping[str, int]) -> tuple[int, ...]:
+    """Return the canonical shape of stage ``name``.
+
+    Args:
+        name: a stage of the table.
+        dims: the size of each axis word: ``tokens`` (S), ``hidden`` (E), ``heads`` (H),
+            ``q`` (H*D), ``kv`` (K*D), ``qkv`` ((H+2K)*D), ``ffn`` (F), ``vocab`` (V),
+            ``chosen_experts`` (k); see :meth:`Geometry.dims`.
+
+    Raises:
+        StageError: the model has no such axis, and so no such stage.
+
+    """
+    try:
+        return tuple(dims[axis] for axis in STAGES[name].axes)
+    except KeyError as error:
+        raise StageError(f"the model has no stage {name}: its geometry knows no {error}") from error
+
+
+_PER_HEAD = ("q_post_rope", "k_post_rope", "attention")
+_SQUARES = ("attn_scores", "attn_softmax")
+
+
+def stored_shape(
+    name: str, layout: Iterable[Layout], dims: Mapping[str, int], values: int
+) -> tuple[int, ...] | None:
+    """Return the shape in which a stage of ``values`` values lies in ``layout``, ``None`` if none fits.
+
+    Args:
+        name: a stage of the table.
+        layout: how it is stored.
+        dims: sizes of the axis words, see :func:`canonical_shape`, and ``head_dim``.
+        values: how many values were stored.
+
+    """
+    words = set(layout)
+    shape = list(canonical_shape(name, dims))
+    if Layout.HEAD_MAJOR in words and name in _PER_HEAD:
+        shape = [shape[1] // dims["head_dim"], shape[0], dims["head_dim"]]
+    if Layout.LAST_TOKEN in words and STAGES[name].axes[0] == "tokens":
+        shape.pop(-2)
+    if Layout.PADDED_KEYS in words and name in _SQUARES:
+        shape[-1] = max(shape[-1], values // max(1, math.prod(shape[:-1])))
+    return tuple(shape) if math.prod(shape) == values else None

@@ -1,0 +1,1 @@
+"""Programs that produce a trace: one file a runtime, one interface, one table."""

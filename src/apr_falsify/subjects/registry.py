@@ -1,0 +1,60 @@
+"""The runtimes that can be a subject: one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from apr_falsify.errors import UsageError, nearest
+from apr_falsify.subjects.embedded import open_embedded
+from apr_falsify.subjects.interface import Runtime, Subject, Target
+from apr_falsify.subjects.recorded import open_recorded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One runtime.
+
+    Attributes:
+        open: opens a subject of this runtime.
+        path: what its PATH is.
+        what: one line for people.
+
+    """
+
+    open: Runtime
+    path: str
+    what: str
+
+
+RUNTIMES: Mapping[str, Entry] = {
+    "embedded": Entry(
+        open=open_embedded,
+        path="HF_DIR or MODEL.gguf",
+        what="the NumPy decoder of this package",
+    ),
+    "recorded": Entry(
+        open=open_recorded,
+        path="DIRECTORY",
+        what="a trace from elsewhere: a directory with trace.json, or as apr leaves it",
+    ),
+}
+"""Name -> runtime, for ``RUNTIME:PATH``."""
+
+
+def open_subject(runtime: str, target: Target) -> Subject:
+    """Return the subject of ``runtime`` at ``target``.
+
+    Raises:
+        UsageError: no runtime has that name.
+
+    """
+    try:
+        entry = RUNTIMES[runtime]
+    except KeyError:
+        raise UsageError(
+            f"unknown runtime {runtime!r}",
+            expected=", ".join(f"{name}:{row.path}" for name, row in RUNTIMES.items()),
+            remedy=nearest(runtime, RUNTIMES),
+        ) from None
+    return entry.open(target)

@@ -1,0 +1,159 @@
+"""One weight tensor as it lies in a file, decoded row by row: plain numbers or ggml blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.errors import ModelError
+from apr_falsify.gguf_file import GgufTensorInfo
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+SAFETENSORS_TYPES: Mapping[str, tuple[str, str]] = {
+    "F64": ("f64", "<f8"),
+    "F32": ("f32", "<f4"),
+    "F16": ("f16", "<f2"),
+    "BF16": ("bf16", "<u2"),
+}
+"""Names of number formats in safetensors -> ours, and the NumPy type of their bits."""
+
+
+class Tensor(Protocol):
+    """One weight tensor, decoded row by row."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, [out, in] for a projection."""
+
+    @property
+    def type(self) -> str:
+        """The number format it is stored in: ``f32``, ``f16``, ``bf16``, ``q4_k`` ..."""
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Return rows ``start`` to ``stop`` decoded exactly (f32, or f64 where the file holds f64)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainTensor:
+    """A tensor of plain numbers, memory-mapped. bf16 is held as its u16 bit patterns."""
+
+    name: str
+    type: str
+    data: npt.NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.data.shape
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Return the rows as f32 (exact for f16 and bf16), f64 where the file holds f64."""
+        part = np.asarray(self.data[start:stop])
+        if self.type == "bf16":
+            return (part.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return part if part.dtype in (np.float32, np.float64) else part.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantisedTensor:
+    """A tensor of ggml blocks; its rows are dequantised by the ``gguf`` package."""
+
+    info: GgufTensorInfo
+    data: npt.NDArray[np.uint8]
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        return self.info.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, rows first."""
+        return self.info.shape
+
+    @property
+    def type(self) -> str:
+        """Its ggml type."""
+        return self.info.type
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Return the rows dequantised to f32, as the format's definition says."""
+        import gguf
+
+        kind = gguf.GGMLQuantizationType[self.info.type.upper()]
+        one_row = len(self.shape) < 2  # its values lie in the blocks of a single row
+        blocks = self.data if one_row else self.data[start:stop]
+        if not blocks.size:  # the package cannot reshape no blocks
+            return np.empty((0, *self.shape[1:]), dtype=np.float32)
+        try:
+            values: FloatArray = gguf.quants.dequantize(blocks, kind)
+        except NotImplementedError as error:
+            raise ModelError(
+                f"tensor {self.name} has type {self.type}, which cannot be dequantised"
+            ) from error
+        return values[start:stop] if one_row else values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadableTensor:
+    """A tensor in a number format that is not read here; it is refused only when it is asked for."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Refuse.
+
+        Raises:
+            ModelError: always.
+
+        """
+        raise ModelError(
+            f"tensor {self.name} has type {self.type}, which is not read here",
+            expected=", ".join(SAFETENSORS_TYPES),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeinterleavedTensor:
+    """A q or k projection whose file holds interleaved rotary pairs, seen half-split.
+
+    GGUF conversion of the llama family stores row 2i and 2i+1 of a head where the original has
+    rows i and i + D/2.
+    """
+
+    base: Tensor
+    head_dim: int
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        return self.base.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.base.shape
+
+    @property
+    def type(self) -> str:
+        """The number format it is stored in."""
+        return self.base.type
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Return the rows in half-split order."""
+        head_dim = self.head_dim
+        first, last = start // head_dim * head_dim, -(-stop // head_dim) * head_dim
+        heads = self.base.rows(first, last)
+        pairs = heads.reshape(-1, head_dim // 2, 2, *heads.shape[1:])
+        return np.swapaxes(pairs, 1, 2).reshape(heads.shape)[start - first : stop - first]

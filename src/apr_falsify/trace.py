@@ -1,0 +1,393 @@
+"""A trace: the captured stages of one run, in memory and as a directory in apr's own layout.
+
+On disk: ``layer-<N>/<stage>.bin`` and ``<stage>.bin`` (APRT files), and ``trace.json`` beside them
+(schema ``apr-falsify/trace/v1``). A directory is written under a temporary name and renamed last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.aprt import AprtFile, read_aprt
+from apr_falsify.errors import AprFalsifyError, StageError, TraceError
+from apr_falsify.geometry import Geometry
+from apr_falsify.provenance import Provenance, utc_now
+from apr_falsify.reading import flag, items, mapping, read_json, text, whole
+from apr_falsify.stages import STAGES, Layout, Scope, stage, stored_shape
+
+__all__ = [
+    "INCOMPLETE",
+    "SCHEMA",
+    "TRACE_JSON",
+    "Key",
+    "Provenance",
+    "StageArray",
+    "Trace",
+    "is_trace",
+    "read_stage",
+    "read_trace",
+    "relative_path",
+    "scan",
+    "sha256_of",
+    "shaped",
+    "trace_json",
+    "utc_now",
+]
+
+SCHEMA = "apr-falsify/trace/v1"
+TRACE_JSON = "trace.json"
+INCOMPLETE = "INCOMPLETE"
+"""A file that stands in a directory while it is being written; nothing reads such a directory."""
+
+Key = tuple[int | None, str]
+"""A stage of a run: its layer (``None`` for a whole-model stage) and its name."""
+
+_LAYER_DIRECTORY = re.compile(r"layer-([0-9]{1,10})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageArray:
+    """One captured stage.
+
+    Attributes:
+        data: the values, in the shape in which the runtime stores them.
+        layout: how that differs from the canonical shape; empty where it does not.
+        sha256: digest of its APRT file, where it lies on disk.
+
+    """
+
+    data: npt.NDArray[Any]
+    layout: tuple[Layout, ...] = ()
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The captured stages of one run.
+
+    Attributes:
+        provenance: where it comes from.
+        geometry: the model's geometry.
+        tokens: the token ids that were run.
+        stages: what was captured.
+        path: its directory, ``None`` for a trace in memory.
+        tokens_verified: whether the ids were checked against something the run itself wrote.
+
+    """
+
+    provenance: Provenance
+    geometry: Geometry
+    tokens: tuple[int, ...]
+    stages: Mapping[Key, StageArray]
+    path: Path | None = None
+    tokens_verified: bool = True
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers of which anything was captured."""
+        return tuple(sorted({layer for layer, _ in self.stages if layer is not None}))
+
+
+def relative_path(key: Key) -> str:
+    """Return where a stage's file lies in its trace."""
+    layer, name = key
+    return f"{name}.bin" if layer is None else f"layer-{layer}/{name}.bin"
+
+
+def read_trace(directory: Path) -> Trace:
+    """Open the trace at ``directory``; its stages are memory maps.
+
+    Every file is checked: header, size, shape, digest, and that none is missing or extra.
+
+    Raises:
+        TraceError: no trace.json, another schema, or a file that is not as trace.json says.
+        AprtError: a file that is not a whole APRT file.
+
+    """
+    data = _read_json(directory)
+    try:
+        tokens = tuple(whole(token, "a token") for token in items(data["tokens"], "tokens"))
+        geometry = Geometry.from_json(data["geometry"], directory / TRACE_JSON)
+        provenance = Provenance.from_json(mapping(data["provenance"], "the provenance"))
+        entries = [_entry(entry) for entry in items(data["stages"], "stages")]
+        verified = flag(data.get("tokens_verified", True), "tokens_verified")
+        listed = _by_key(entries, geometry, tokens)
+    except KeyError as error:
+        raise _garbled(directory, f"{TRACE_JSON} has no {error}") from error
+    except ValueError as error:
+        raise _garbled(directory, f"{TRACE_JSON} holds an unusable value: {error}") from error
+    files = scan(directory)
+    _same_stages(directory, listed, files)
+    stages = {key: _load(files[key], entry, geometry, len(tokens)) for key, entry in listed.items()}
+    return Trace(
+        provenance=provenance,
+        geometry=geometry,
+        tokens=tokens,
+        stages=stages,
+        path=directory,
+        tokens_verified=verified,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """What trace.json says about one stage."""
+
+    key: Key
+    shape: tuple[int, ...]
+    layout: tuple[Layout, ...]
+    sha256: str
+
+
+def _entry(data: object) -> _Entry:
+    entry = mapping(data, "a stage")
+    layer = entry["layer"]
+    return _Entry(
+        key=(None if layer is None else whole(layer, "a layer"), text(entry["stage"], "a stage's name")),
+        shape=tuple(whole(size, "a size") for size in items(entry["shape"], "a shape")),
+        layout=tuple(Layout(text(word, "a layout word")) for word in items(entry["layout"], "a layout")),
+        sha256=text(entry["sha256"], "a digest"),
+    )
+
+
+def _by_key(entries: list[_Entry], geometry: Geometry, tokens: tuple[int, ...]) -> dict[Key, _Entry]:
+    """Return the entries by key, after checking what they say against tokens and geometry."""
+    if not tokens:
+        raise ValueError("no tokens")
+    for token in tokens:
+        if not 0 <= token < geometry.vocab:
+            raise ValueError(f"token {token} is outside the vocabulary of {geometry.vocab}")
+    listed = {entry.key: entry for entry in entries}
+    if len(listed) != len(entries):
+        raise ValueError("a stage is listed twice")
+    for layer, name in listed:
+        if layer is not None and not 0 <= layer < geometry.layers:
+            raise ValueError(f"{name} of layer {layer} in a model of {geometry.layers} layers")
+    return listed
+
+
+def _garbled(directory: Path, what: str) -> TraceError:
+    return TraceError(what, where=directory, remedy="capture the trace again")
+
+
+def _read_json(directory: Path) -> dict[str, Any]:
+    path = directory / TRACE_JSON
+    try:
+        data = read_json(path)
+    except OSError as error:
+        raise TraceError(
+            f"no {TRACE_JSON} ({error.strerror})",
+            where=directory,
+            expected="a directory that `apr-falsify capture` wrote",
+            remedy="for a directory straight from apr: recorded:DIR with --oracle MODEL and --tokens 1,2,3",
+        ) from error
+    except ValueError as error:
+        raise TraceError(f"{TRACE_JSON} is no usable JSON: {error}", where=directory) from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        found = data.get("schema") if isinstance(data, dict) else None
+        raise TraceError(
+            f"the schema of {TRACE_JSON} is {found!r}",
+            where=directory,
+            expected=SCHEMA,
+            remedy="use the version of apr-falsify that wrote it, or capture again",
+        )
+    return data
+
+
+def _same_stages(directory: Path, listed: Mapping[Key, Any], files: Mapping[Key, Path]) -> None:
+    missing = sorted(relative_path(key) for key in listed.keys() - files.keys())
+    extra = sorted(relative_path(key) for key in files.keys() - listed.keys())
+    if missing:
+        raise TraceError(
+            f"{len(missing)} stage files of trace.json are missing, the first is {missing[0]}",
+            where=directory,
+            remedy="capture the trace again",
+        )
+    if extra:
+        raise TraceError(
+            f"{len(extra)} stage files are not in trace.json, the first is {extra[0]}",
+            where=directory,
+            remedy="remove what does not belong to the trace, or capture it again",
+        )
+
+
+def _load(path: Path, entry: _Entry, geometry: Geometry, tokens: int) -> StageArray:
+    values = read_stage(path, entry.key)
+    found = sha256_of(path)
+    if found != entry.sha256:
+        raise TraceError(
+            f"its sha256 is {found}",
+            where=path,
+            expected=f"{entry.sha256}, as {TRACE_JSON} says",
+            remedy="capture the trace again; the file was changed after it was written",
+        )
+    array = shaped(values, entry.key, entry.layout, geometry, tokens, path)
+    if array.shape != entry.shape:
+        raise TraceError(
+            f"{TRACE_JSON} gives the shape {list(entry.shape)}", where=path, expected=str(list(array.shape))
+        )
+    return StageArray(data=array, layout=entry.layout, sha256=found)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of the file at ``path`` in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_stage(path: Path, key: Key) -> npt.NDArray[np.float32]:
+    """Return the values of a stage file, flat; its header must name the layer of its path.
+
+    Raises:
+        AprtError: not a whole APRT file.
+        TraceError: the header names another layer.
+
+    """
+    file: AprtFile = read_aprt(path)
+    if file.layer != key[0]:
+        named: dict[int | None, str] = {None: "the whole model"}
+        raise TraceError(
+            f"the header names {named.get(file.layer, f'layer {file.layer}')}",
+            where=path,
+            expected=named.get(key[0], f"layer {key[0]}") + ", as its path says",
+            remedy="capture again; files of different layers were mixed",
+        )
+    return file.values
+
+
+def shaped(
+    values: npt.NDArray[np.float32],
+    key: Key,
+    layout: tuple[Layout, ...],
+    geometry: Geometry,
+    tokens: int,
+    path: Path,
+) -> npt.NDArray[np.float32]:
+    """Return ``values`` in the shape that ``layout`` says.
+
+    Raises:
+        TraceError: their number fits no shape of this geometry.
+
+    """
+    dims = geometry.dims(tokens)
+    try:
+        shape = stored_shape(key[1], layout, dims, values.size)
+    except StageError as error:
+        raise TraceError(error.what, where=path, remedy="remove the file") from error
+    if shape is None:
+        expected = " x ".join(f"{dims[axis]} {axis}" for axis in STAGES[key[1]].axes)
+        raise TraceError(
+            f"{values.size} values fit no shape of {key[1]}",
+            where=path,
+            expected=f"{expected} ({geometry.family}, {tokens} tokens)",
+            remedy="check that the model and --tokens are those of the trace",
+        )
+    return values.reshape(shape)
+
+
+def scan(directory: Path) -> dict[Key, Path]:
+    """Return the stage files under ``directory``, by layer and stage, in the table's order.
+
+    Raises:
+        TraceError: an unfinished directory, an unknown or misplaced stage, a stage that is there
+            twice, a link that leaves the directory, or no stage at all.
+
+    """
+    try:
+        return _scan(directory)
+    except OSError as error:
+        raise TraceError(f"cannot be read: {error.strerror}", where=directory) from error
+
+
+def _scan(directory: Path) -> dict[Key, Path]:
+    if not directory.is_dir():
+        raise TraceError("no such directory", where=directory, expected="a directory of APRT stage files")
+    if (directory / INCOMPLETE).exists():
+        raise TraceError(
+            "the capture that wrote it did not finish", where=directory, remedy="remove it and capture again"
+        )
+    found: dict[Key, Path] = {}
+    for layer, path in _stage_files(directory):
+        key = (layer, _stage_name(path, layer))
+        if key in found:
+            raise TraceError(f"{path.name} is there twice: also as {found[key]}", where=path)
+        found[key] = path
+    if not found:
+        raise TraceError(
+            "no stage files",
+            where=directory,
+            expected="layer-<N>/<stage>.bin",
+            remedy="capture the run first",
+        )
+    return found
+
+
+def _stage_files(directory: Path) -> Iterator[tuple[int | None, Path]]:
+    root = directory.resolve()
+    layers = sorted(
+        (int(match[1]), path)
+        for path in directory.iterdir()
+        if (match := _LAYER_DIRECTORY.fullmatch(path.name)) and path.is_dir()
+    )
+    folders: list[tuple[int | None, Path]] = [*layers, (None, directory)]
+    for layer, folder in folders:
+        for path in sorted(folder.glob("*.bin")):
+            _check_place(path, root)
+            yield layer, path
+
+
+def _check_place(path: Path, root: Path) -> None:
+    if not path.is_file():
+        raise TraceError("is no regular file", where=path, expected="an APRT stage file")
+    if not path.resolve().is_relative_to(root):
+        raise TraceError("a link leads out of the trace", where=path, expected="files within the directory")
+
+
+def _stage_name(path: Path, layer: int | None) -> str:
+    try:
+        row = stage(path.stem)
+    except StageError as error:
+        raise TraceError(error.what, where=path, expected=error.expected, remedy=error.remedy) from error
+    if (layer is None) != (row.scope is Scope.MODEL):
+        place = "beside the layer directories" if row.scope is Scope.MODEL else "in a directory layer-<N>"
+        raise TraceError(f"{row.name} lies in the wrong place", where=path, expected=place)
+    if row.scope is Scope.FIRST_LAYER and layer != 0:
+        raise TraceError(f"{row.name} exists in layer 0 alone", where=path)
+    return row.name
+
+
+def trace_json(trace: Trace) -> dict[str, Any]:
+    """Return the content of ``trace.json``."""
+    return {
+        "schema": SCHEMA,
+        "provenance": trace.provenance.to_json(),
+        "geometry": trace.geometry.to_json(),
+        "tokens": list(trace.tokens),
+        "tokens_verified": trace.tokens_verified,
+        "stages": [
+            {
+                "layer": layer,
+                "stage": name,
+                "shape": list(array.data.shape),
+                "layout": list(array.layout),
+                "sha256": array.sha256,
+            }
+            for (layer, name), array in trace.stages.items()
+        ],
+    }
+
+
+def is_trace(path: Path) -> bool:
+    """Whether ``path`` looks like a finished trace of ours, or a bare directory of stage files."""
+    try:
+        return (path / TRACE_JSON).is_file() or bool(path.is_dir() and scan(path))
+    except AprFalsifyError:
+        return False

@@ -1,0 +1,404 @@
+"""Weights by role: exact values from safetensors and GGUF, and every broken model refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
+
+from apr_falsify.errors import GeometryError, ModelError
+from apr_falsify.tensors import DeinterleavedTensor, PlainTensor, Tensor
+from apr_falsify.weights import Model, open_model, safetensors_files
+from tests.support import DATA
+from tests.unit.gguf_models import (
+    QUANTISABLE,
+    converted,
+    metadata_of,
+    permuted_by_llama_cpp,
+    random_blocks,
+    write_gguf,
+)
+from tests.unit.helpers import CONFIG, KNOBS, TINY, model_directory, random_tensors, roles_of, small_geometry
+
+REAL = DATA / "apr-tiny-qwen2" / "base-q4k.gguf"
+
+
+def whole(tensor: Tensor) -> npt.NDArray[Any]:
+    return tensor.rows(0, tensor.shape[0])
+
+
+def plain(data: npt.NDArray[Any], kind: str = "f32") -> PlainTensor:
+    return PlainTensor(name="x", type=kind, data=data)
+
+
+# safetensors
+
+
+def test_every_tensor_of_the_tiny_checkpoint_equals_torchs() -> None:
+    from safetensors.torch import load_file
+
+    theirs = load_file(TINY / "model.safetensors")
+    ours = open_model(TINY).weights.tensors
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].shape == tuple(tensor.shape)
+        np.testing.assert_array_equal(whole(ours[name]), tensor.to(torch.float32).numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_values_are_exact_in_every_plain_format(tmp_path: Path, dtype: torch.dtype) -> None:
+    geometry = small_geometry()
+    torch.manual_seed(0)
+    tensors = {
+        name: (torch.randn(data.shape, dtype=torch.float64) * 10.0 ** torch.randint(-9, 5, data.shape)).to(
+            dtype
+        )
+        for name, data in random_tensors(geometry).items()
+    }
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    save_torch(tensors, tmp_path / "model.safetensors")
+    ours = open_model(tmp_path).weights.tensors
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for name, tensor in tensors.items():
+        values = whole(ours[name])
+        assert values.dtype == (np.float64 if dtype == torch.float64 else np.float32)
+        np.testing.assert_array_equal(values, tensor.to(wide).numpy())
+
+
+def test_every_bit_pattern_of_bf16_is_decoded_as_torch_decodes_it() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    theirs = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).to(torch.float32).numpy()
+    ours = whole(plain(bits, "bf16"))
+    np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+
+
+def sharded(directory: Path, names: dict[str, str] | None = None) -> Path:
+    """A model in two files with an index; ``names`` overrides where the index sends a tensor."""
+    model_directory(directory)
+    (directory / "model.safetensors").unlink()
+    tensors = random_tensors(small_geometry())
+    weight_map = {}
+    for number, part in enumerate((list(tensors)[::2], list(tensors)[1::2]), start=1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, directory / file)
+        weight_map.update(dict.fromkeys(part, file))
+    index = {"metadata": {}, "weight_map": {**weight_map, **(names or {})}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory
+
+
+def test_a_sharded_model_is_read_whole(tmp_path: Path) -> None:
+    model = open_model(sharded(tmp_path))
+    for name, data in random_tensors(small_geometry()).items():
+        np.testing.assert_array_equal(whole(model.weights.tensors[name]), data)
+    assert len(model.files) == 2
+
+
+def test_an_index_that_names_a_missing_file_is_refused(tmp_path: Path) -> None:
+    sharded(tmp_path, {"x": "model-00003-of-00002.safetensors"})
+    with pytest.raises(ModelError, match="model-00003-of-00002") as refusal:
+        open_model(tmp_path)
+    assert refusal.value.where == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/x.safetensors", "", ".", ".."])
+def test_an_index_that_names_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    model_directory(tmp_path)
+    sharded(tmp_path / "inner", {"x": name})
+    with pytest.raises(ModelError, match=r"the index names|are missing"):
+        open_model(tmp_path / "inner")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 3}}', b'{"a":' * 50_000, b"\xff"],
+)
+def test_a_garbled_index_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    sharded(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_bytes(content)
+    with pytest.raises(ModelError, match="not a safetensors index") as refusal:
+        open_model(tmp_path)
+    assert refusal.value.where == str(tmp_path / "model.safetensors.index.json")
+
+
+def test_links_into_a_cache_are_followed(tmp_path: Path) -> None:
+    model_directory(tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blobs" / name)
+    assert len(open_model(tmp_path / "snapshot").files) == 1
+
+
+def test_the_usual_name_is_taken_before_other_copies_of_the_weights(tmp_path: Path) -> None:
+    model_directory(tmp_path)
+    (tmp_path / "consolidated.safetensors").write_bytes(b"junk")
+    assert safetensors_files(tmp_path) == (tmp_path / "model.safetensors",)
+
+
+def test_a_tensor_that_two_files_hold_is_refused(tmp_path: Path) -> None:
+    model_directory(tmp_path)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").rename(tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match="is there twice"):
+        open_model(tmp_path)
+
+
+@pytest.mark.parametrize("pickled", ["pytorch_model.bin", "model.pt", "model.pth"])
+def test_pickled_weights_are_refused_and_not_opened(tmp_path: Path, pickled: str) -> None:
+    model_directory(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    (tmp_path / pickled).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ModelError, match="pickled") as refusal:
+        open_model(tmp_path)
+    assert "safetensors" in refusal.value.expected
+    assert "safe_serialization" in refusal.value.remedy
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
+    model_directory(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no weights"):
+        open_model(tmp_path)
+
+
+def broken_header(content: bytes, header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"1234567",
+        b"PK\x03\x04" + bytes(100),
+        struct.pack("<Q", 2**63) + bytes(100),
+        broken_header(b"", b"{"),
+        broken_header(b"", b"[]"),
+        broken_header(b"", b'{"a": 3}'),
+        broken_header(b"abcd", b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}'),
+        broken_header(b"abcd", b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 999]}}'),
+        broken_header(b"abcd", b'{"a": {"dtype": "WAT", "shape": [1], "data_offsets": [0, 4]}}'),
+    ],
+    ids=["empty", "short", "zip", "absurd", "no-json", "list", "no-entry", "shape", "offsets", "dtype"],
+)
+def test_a_garbled_safetensors_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    model_directory(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match="not a whole safetensors file") as refusal:
+        open_model(tmp_path)
+    assert refusal.value.where == str(tmp_path / "model.safetensors")
+
+
+def test_a_safetensors_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+    model_directory(tmp_path)
+    path = tmp_path / "model.safetensors"
+    for size in range(path.stat().st_size - 1, 0, -97):
+        os.truncate(path, size)
+        with pytest.raises(ModelError):
+            open_model(tmp_path)
+
+
+def test_a_file_without_tensors_lacks_every_tensor(tmp_path: Path) -> None:
+    model_directory(tmp_path)
+    save_file({}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model\.norm\.weight is missing"):
+        open_model(tmp_path).weights.tensor("final_norm")
+
+
+def test_a_number_format_that_is_not_read_is_named_and_not_called_missing(tmp_path: Path) -> None:
+    model_directory(tmp_path)
+    tensors: dict[str, Any] = dict(random_tensors(small_geometry()))
+    tensors["model.norm.weight"] = np.ones(16, dtype=np.int8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    weights = open_model(tmp_path).weights
+    with pytest.raises(ModelError, match=r"model\.norm\.weight has type I8"):
+        weights.vector("final_norm")
+
+
+def test_a_missing_tensor_is_refused_by_name(tmp_path: Path) -> None:
+    model_directory(tmp_path)
+    tensors = random_tensors(small_geometry())
+    del tensors["model.layers.1.self_attn.k_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    weights = open_model(tmp_path).weights
+    assert weights.find("k", 1) is None
+    with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.k_proj\.weight is missing") as refusal:
+        weights.tensor("k", 1)
+    assert refusal.value.where == str(tmp_path)
+
+
+def test_a_tensor_of_another_shape_is_refused_by_name(tmp_path: Path) -> None:
+    model_directory(tmp_path)
+    tensors = random_tensors(small_geometry())
+    tensors["model.layers.0.mlp.up_proj.weight"] = np.zeros((24, 15), dtype=np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.mlp\.up_proj\.weight") as refusal:
+        open_model(tmp_path).weights.tensor("up", 0)
+    assert "[24, 16]" in refusal.value.expected
+
+
+def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
+    weights = open_model(model_directory(tmp_path, tie_word_embeddings=True)).weights
+    assert weights.tensor("lm_head").name == "model.embed_tokens.weight"
+
+
+def test_nothing_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        open_model(tmp_path / "none")
+
+
+# GGUF
+
+
+@pytest.mark.parametrize("row", range(0, 40, 5))
+def test_a_real_q4_k_file_is_dequantised_as_the_gguf_package_does(row: int) -> None:
+    tensors = gguf.GGUFReader(REAL).tensors
+    ours = open_model(REAL).weights.tensors
+    for theirs in tensors[row : row + 5]:
+        expected = gguf.quants.dequantize(theirs.data, theirs.tensor_type)
+        np.testing.assert_array_equal(whole(ours[theirs.name]), expected)
+
+
+def test_a_real_q4_k_file_is_near_the_checkpoint_it_came_from() -> None:
+    ours, original = open_model(REAL).weights, open_model(TINY).weights
+    for role, layer in roles_of(original.geometry):
+        values, reference = whole(ours.tensor(role, layer)), whole(original.tensor(role, layer))
+        assert np.linalg.norm(values - reference) <= 0.12 * np.linalg.norm(reference), role
+
+
+@pytest.mark.parametrize("kind", [*QUANTISABLE, "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"])
+def test_every_type_is_dequantised_as_the_gguf_package_does(tmp_path: Path, kind: str) -> None:
+    geometry = small_geometry(hidden_size=256, head_dim=4)
+    shape = (geometry.vocab, 256)
+    ggml = gguf.GGMLQuantizationType[kind]
+    if kind in QUANTISABLE:
+        raw = gguf.quants.quantize(np.random.default_rng(3).normal(size=shape).astype(np.float32), ggml)
+    else:
+        raw = random_blocks(shape, kind)
+    path = write_gguf(
+        tmp_path / "x.gguf", {"token_embd.weight": raw}, metadata_of(geometry), {"token_embd.weight": kind}
+    )
+    tensor = open_model(path).weights.tensor("embed")
+    expected = gguf.quants.dequantize(raw, ggml)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(whole(tensor), expected)
+    for start, stop in ((0, 1), (3, 8), (31, 32), (5, 5)):
+        np.testing.assert_array_equal(tensor.rows(start, stop), expected[start:stop])
+
+
+def test_a_quantised_vector_is_decoded_by_element(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    raw = gguf.quants.quantize(values[None], gguf.GGMLQuantizationType.Q8_0)
+    tensors = {"token_embd.weight": np.zeros((32, 64), np.float32), "output_norm.weight": raw[0]}
+    metadata = metadata_of(small_geometry(hidden_size=64, head_dim=4))
+    path = write_gguf(tmp_path / "x.gguf", tensors, metadata, {"output_norm.weight": "Q8_0"})
+    expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType.Q8_0)[0]
+    weights = open_model(path).weights
+    np.testing.assert_array_equal(weights.vector("final_norm"), expected)
+    np.testing.assert_array_equal(weights.tensor("final_norm").rows(7, 9), expected[7:9])
+
+
+def test_a_type_that_cannot_be_dequantised_is_refused_by_name(tmp_path: Path) -> None:
+    tensors = {
+        "token_embd.weight": np.zeros((32, 16), np.float32),
+        "output_norm.weight": np.zeros(16, np.int32),
+    }
+    path = write_gguf(tmp_path / "x.gguf", tensors, metadata_of(small_geometry()))
+    with pytest.raises(ModelError, match=r"output_norm\.weight has type i32"):
+        open_model(path).weights.vector("final_norm")
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-biased", "qwen2", "qwen3"])
+def test_a_converted_model_gives_back_every_tensor_of_the_original(tmp_path: Path, name: str) -> None:
+    path, original = converted(tmp_path / "x.gguf", **KNOBS[name])
+    model = open_model(path)
+    geometry = model.geometry
+    assert geometry == small_geometry(**KNOBS[name], rms_norm_eps=geometry.norm_eps)
+    for role, layer in roles_of(geometry):
+        data = original[geometry.row.weights[role].format(n=layer)]
+        np.testing.assert_array_equal(whole(model.weights.tensor(role, layer)), data)
+
+
+@given(
+    heads=st.integers(1, 5),
+    pairs=st.integers(1, 4),
+    width=st.integers(1, 3),
+    span=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+)
+def test_any_rows_of_an_interleaved_projection_are_those_of_the_original(
+    heads: int, pairs: int, width: int, span: tuple[int, int]
+) -> None:
+    rows = heads * pairs * 2
+    original = np.arange(rows * width, dtype=np.float32).reshape(rows, width)
+    base = plain(permuted_by_llama_cpp(original, heads))
+    tensor = DeinterleavedTensor(base=base, head_dim=2 * pairs)
+    start, stop = sorted(min(bound, rows) for bound in span)
+    np.testing.assert_array_equal(tensor.rows(start, stop), original[start:stop])
+
+
+@given(heads=st.integers(1, 5), pairs=st.integers(1, 4))
+def test_an_interleaved_bias_is_put_back_in_order(heads: int, pairs: int) -> None:
+    original = np.arange(heads * pairs * 2, dtype=np.float32)
+    base = plain(permuted_by_llama_cpp(original, heads))
+    np.testing.assert_array_equal(whole(DeinterleavedTensor(base=base, head_dim=2 * pairs)), original)
+
+
+def test_rope_divisors_become_part_of_the_geometry(tmp_path: Path) -> None:
+    tensors = {
+        "token_embd.weight": np.zeros((32, 16), np.float32),
+        "rope_freqs.weight": np.array([1.0, 8.0], np.float32),
+    }
+    model = open_model(write_gguf(tmp_path / "x.gguf", tensors, metadata_of(small_geometry())))
+    assert model.geometry.rope.divisors == (1.0, 8.0)
+
+
+def test_rope_divisors_with_two_axes_are_refused(tmp_path: Path) -> None:
+    tensors = {
+        "token_embd.weight": np.zeros((32, 16), np.float32),
+        "rope_freqs.weight": np.ones((2, 2), np.float32),
+    }
+    path = write_gguf(tmp_path / "x.gguf", tensors, metadata_of(small_geometry()))
+    with pytest.raises(GeometryError, match="rope_freqs"):
+        open_model(path)
+
+
+def test_a_gguf_without_an_embedding_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "x.gguf", {"a": np.zeros(1, np.float32)}, metadata_of(small_geometry()))
+    with pytest.raises(GeometryError, match=r"token_embd\.weight"):
+        open_model(path)
+
+
+def test_a_pickled_file_given_as_a_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ModelError, match="starts with"):
+        open_model(tmp_path / "pytorch_model.bin")
+
+
+def test_weights_are_mapped_and_not_copied() -> None:
+    model: Model = open_model(TINY)
+    tensor = model.weights.tensors["model.embed_tokens.weight"]
+    assert isinstance(tensor, PlainTensor)
+    base = tensor.data
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    assert isinstance(base, np.memmap)
