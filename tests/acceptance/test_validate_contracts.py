@@ -56,3 +56,14 @@ def test_a_renamed_function_is_reported_with_place_and_nearest_name(tmp_path: Pa
     assert "contracts/parser-v1.yaml:14:22 error symbol-not-found 'parse_stages_list'" in done.stdout
     assert "did you mean 'parse_stage_list'?" in done.stdout
     assert "falsification_tests[0].algorithm_evidence.function_names[0]" in done.stdout
+
+
+def test_one_bad_file_never_stops_the_rest(tmp_path: Path) -> None:
+    root = project(tmp_path, CONTRACT.replace("parse_stage_list", "parse_stages_list"))
+    (root / "contracts" / "a-broken.yaml").write_bytes(b"\x00\xff{")
+    (root / "contracts" / "b-loop.yaml").symlink_to("b-loop.yaml")
+    (root / "contracts" / "c-deep.yaml").write_text("[" * 10_000, encoding="utf-8")
+    done = run(root)
+    assert done.returncode == 1
+    for code in ("not-utf8", "unreadable-file", "yaml-too-deep", "symbol-not-found"):
+        assert code in done.stdout

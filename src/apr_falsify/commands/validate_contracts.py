@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from apr_falsify.errors import AprFalsifyError, ExitCode, UsageError
+from apr_falsify.commands.main import guarded
+from apr_falsify.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from apr_falsify.contracts.outcome import Outcome
@@ -52,7 +53,7 @@ def command(
     print_schema: bool,
     list_rules: bool,
     debug: bool,
-) -> None:
+) -> int:
     """Check contracts: every file, function, type and test they name exists, and no status claims too much.
 
     PATHS are contract files or directories of them; 'contracts' where none is given.
@@ -61,10 +62,10 @@ def command(
         from apr_falsify.contracts.schema import schema_text
 
         click.echo(schema_text(), nl=False)
-        return
+        return int(ExitCode.OK)
     if list_rules:
         _list_rules()
-        return
+        return int(ExitCode.OK)
     from apr_falsify.contracts.output import render
 
     outcome = validate(
@@ -77,7 +78,7 @@ def command(
         cached=not no_cache,
     )
     click.echo(render(outcome, form), nl=False)
-    raise SystemExit(int(outcome.exit_code))
+    return int(outcome.exit_code)
 
 
 def validate(
@@ -141,28 +142,9 @@ def _list_rules() -> None:
         click.echo(f"{rule.code:36} {rule.severity:8} {rule.reason}")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the program: turns errors into messages and exit codes."""
-    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
-    try:
-        command.main(args=arguments, prog_name="validate-contracts", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        raise SystemExit(done.exit_code) from None
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(int(ExitCode.USAGE)) from None
-    except click.Abort:
-        raise SystemExit(int(ExitCode.USAGE)) from None
-    except AprFalsifyError as error:
-        click.echo(f"error: {error}", err=True)
-        raise SystemExit(int(error.exit_code)) from None
-    except Exception as error:
-        if debug:
-            raise
-        click.echo(
-            f"internal error: {type(error).__name__}: {error}\n  try: --debug, and report it", err=True
-        )
-        raise SystemExit(int(ExitCode.INTERNAL)) from None
+def main() -> NoReturn:
+    """Run ``validate-contracts``; the entry point of the console script."""
+    sys.exit(guarded(command, sys.argv[1:], "validate-contracts"))
 
 
 if __name__ == "__main__":
