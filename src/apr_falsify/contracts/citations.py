@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from apr_falsify.contracts.model import (
     TEST_KEYS,
@@ -19,10 +20,12 @@ from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.contracts.statuses import BLOCKER, UNBUILT, rung_of, word_of
 
 _FILE_KEYS = ("file_paths", "file_path", "files", "file", "paths", "path", "source_files", "source_file")
-_NAME_KEYS = """
-    function_names functions function symbols symbol names function_name types type_names structs
-    enums variants classes methods constants macros traits
+_NAME_KEYS = ("function_names", "function_name", "functions", "function", "symbols", "symbol")
+# words that name code only where files stand beside them inside an evidence block
+_NAME_KEYS_IN_EVIDENCE = """
+    names types type_names structs enums variants classes methods constants macros traits
     """.split()  # noqa: SIM905 - words read best as words
+_FILE_KEYS_OUTSIDE = ("file_paths", "file_path", "source_files", "source_file")
 _TEST_NAME_KEYS = ("test_names", "test_functions", "test_name", "tests", "test")
 _LOCATION_KEYS = frozenset(("applies_to", "implementation", "location", "implemented_in", "implemented_by"))
 _PATH_IN_PROSE = re.compile(
@@ -72,7 +75,8 @@ def _evidence(block: Value, key: str, absent: bool, paths: list[PathName]) -> It
 def _group(mapping: Mapping, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
     """Files and names given side by side: each name must be in one of the files."""
     own: list[PathName] = []
-    for name in [name for name in mapping if name in _FILE_KEYS]:
+    inside = ".algorithm_evidence" in key or ".evidence_discharged_by" in key
+    for name in [name for name in mapping if name in (_FILE_KEYS if inside else _FILE_KEYS_OUTSIDE)]:
         value = mapping[name]
         if isinstance(value, Mapping):
             yield from _names_by_file(value, f"{key}.{name}", absent, own)
@@ -83,13 +87,14 @@ def _group(mapping: Mapping, key: str, absent: bool, paths: list[PathName]) -> I
             elif isinstance(item, Mapping):
                 yield from _group(item, where, absent, own)
     paths.extend(own)
-    for name in [name for name in mapping if name in _NAME_KEYS]:
+    loose = _NAME_KEYS_IN_EVIDENCE if inside and own else ()
+    for name in [name for name in mapping if name in _NAME_KEYS or name in loose]:
         for where, item in entries(mapping[name], f"{key}.{name}"):
             if isinstance(item, Text):
                 yield from _symbols(item, place_of(item, where), absent, tuple(own or paths))
             elif isinstance(item, Mapping):
                 yield from _named_item(item, where, absent, own or paths)
-    if ".algorithm_evidence" in key or ".evidence_discharged_by" in key:
+    if inside:
         yield from _group_tests(mapping, key, absent, own or paths)
 
 
@@ -256,7 +261,8 @@ def _locations(value: Value, key: str, skip: set[str], absent: bool) -> Iterator
             if name in _LOCATION_KEYS and isinstance(item, Text):
                 path = parse_path(item)
                 if path and path.path.endswith((".py", ".rs", ".pyi")):
-                    yield from _files(item, place_of(item, where), absent, [])
+                    for one in _files(item, place_of(item, where), absent, []):
+                        yield replace(one, role="location")
             elif isinstance(item, Mapping | Sequence):
                 yield from _locations(item, where, skip, absent)
     elif isinstance(value, Sequence):
@@ -270,4 +276,5 @@ def _top_files(contract: Contract, absent: bool) -> Iterator[Citation]:
         if isinstance(item, Mapping) and isinstance(item.get("path"), Text):
             value = item["path"]
             assert isinstance(value, Text)
-            yield from _files(value, place_of(value, f"{key}.path"), absent, [])
+            for one in _files(value, place_of(value, f"{key}.path"), absent, []):
+                yield replace(one, role="location")
