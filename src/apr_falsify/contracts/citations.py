@@ -218,7 +218,7 @@ def _shown(path: PathName) -> str:
 
 def _like(text: Text, other: str) -> Text:
     made = Text(other)
-    made.line, made.column = text.line, text.column
+    made.line, made.column, made.is_block = text.line, text.column, False
     return made
 
 
@@ -231,7 +231,7 @@ def _tests(
         return Citation(
             kind=kind,
             text=shown,
-            place=place,
+            place=_line_of(shown, text, place),
             expected_absent=absent,
             role="test",
             **more,  # type: ignore[arg-type]
@@ -249,6 +249,14 @@ def _tests(
             yield cite("file", _shown(file), paths=(file,))
     for name in names.bare if bare else ():
         yield cite("test", name, name=name, paths=paths)
+
+
+def _line_of(part: str, text: Text, place: Place) -> Place:
+    """The line of a literal block that a part of it stands in; else the value's own place."""
+    at = text.find(part) if text.is_block else -1
+    if at < 0:
+        return place
+    return Place(line=place.line + 1 + text.count("\n", 0, at), column=1, key=place.key)
 
 
 def _locations(value: Value, key: str, skip: set[str], absent: bool) -> Iterator[Citation]:

@@ -47,11 +47,15 @@ class _Loader(_PARSER):  # type: ignore[misc]
 
 
 class Text(str):
-    """A scalar as written, with its position (from 1)."""
+    """A scalar as written, with its position (from 1).
 
-    __slots__ = ("column", "line")
+    ``is_block`` tells a literal block (``|``): its lines are the file's, one below the other.
+    """
+
+    __slots__ = ("column", "is_block", "line")
     line: int
     column: int
+    is_block: bool
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         """Pickled it is the bare text: what is kept between runs carries its place apart."""
@@ -258,6 +262,7 @@ class _Converter:
             raise _Refused("yaml-syntax", "a key is not a scalar", mark.line + 1, mark.column + 1)
         text = Text(node.value)
         text.line, text.column = node.start_mark.line + 1, node.start_mark.column + 1
+        text.is_block = False
         return text
 
     def _duplicate(self, key: Text) -> None:
@@ -281,4 +286,5 @@ def _scalar(node: yaml.ScalarNode) -> Text | None:
     text = Text(node.value)
     mark = node.start_mark
     text.line, text.column = mark.line + 1, mark.column + 1
+    text.is_block = node.style == "|"
     return text
