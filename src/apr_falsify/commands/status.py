@@ -36,7 +36,7 @@ def read(contracts: Path) -> Tally:
 
     """
     from apr_falsify.contracts.discover import discover
-    from apr_falsify.contracts.engine import shown_path
+    from apr_falsify.contracts.files import shown_path
     from apr_falsify.contracts.tally import tally
     from apr_falsify.contracts.validate import read_facts
 

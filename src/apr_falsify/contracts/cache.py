@@ -18,19 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify import __version__
-from apr_falsify.contracts.facts import Facts
 from apr_falsify.contracts.problem import Problem
-from apr_falsify.contracts.validate import Counts
+from apr_falsify.contracts.report import Counts
 
-_FORMAT = 1
+_FORMAT = 2
 _MOST_PROJECTS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What validating one contract gave, and the source files that rests on (root, path in it)."""
+    """What validating one contract gave.
 
-    facts: Facts  # without citations: enough for the rules across contracts
+    ``facts`` is frozen: it is needed only where the rules across contracts run anew. ``rests_on`` are the
+    source files the answer rests on, as (root, path in it).
+    """
+
+    facts: bytes
     problems: tuple[Problem, ...]
     counts: Counts
     owns: bool
@@ -39,13 +42,20 @@ class Record:
 
 @dataclass(slots=True, kw_only=True)
 class Cache:
-    """Pickled records by contract and content, pickled indexes by content, digests of the source files."""
+    """What is kept of a project between runs. Values are frozen, so that only what is needed is thawed."""
 
     path: Path | None
     records: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)  # shown path -> digest, record
-    indexes: dict[bytes, bytes] = field(default_factory=dict)
-    sources: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    indexes: dict[bytes, bytes] = field(default_factory=dict)  # digest of a source file -> its index
+    sources: dict[tuple[str, str], bytes] = field(default_factory=dict)  # source file -> digest
+    shapes: frozenset[bytes] = frozenset()  # digests of document shapes that the schema accepts
+    suite: tuple[bytes, bytes] = (b"", b"")  # identity of all contracts, problems across them
     changed: bool = False
+
+    @property
+    def kept(self) -> tuple[object, ...]:
+        """What is written."""
+        return self.records, self.indexes, self.sources, self.shapes, self.suite
 
 
 def digest(data: bytes) -> bytes:
@@ -60,7 +70,7 @@ _OURS = {
     ("apr_falsify.contracts.model", "Place"),
     ("apr_falsify.contracts.model", "Sibling"),
     ("apr_falsify.contracts.problem", "Problem"),
-    ("apr_falsify.contracts.validate", "Counts"),
+    ("apr_falsify.contracts.report", "Counts"),
     ("apr_falsify.symbols.index", "Definition"),
     ("apr_falsify.symbols.index", "ClassShape"),
     ("apr_falsify.symbols.index", "SymbolIndex"),
@@ -96,12 +106,12 @@ def open_cache(identity: str) -> Cache:
     key = digest(f"{_FORMAT} {__version__} {sys.version_info[:2]} {_code_age()} {identity}".encode())
     try:
         path = _folder() / f"{key.hex()}.pickle"
-        records, indexes, sources = thaw(path.read_bytes())
+        records, indexes, sources, shapes, suite = thaw(path.read_bytes())
     except (OSError, RuntimeError):  # not there, or no home directory
         return Cache(path=None if "path" not in locals() else path)
     except (pickle.UnpicklingError, ValueError, EOFError, AttributeError, TypeError, ImportError, IndexError):
         return Cache(path=path)
-    return Cache(path=path, records=records, indexes=indexes, sources=sources)
+    return Cache(path=path, records=records, indexes=indexes, sources=sources, shapes=shapes, suite=suite)
 
 
 def _code_age() -> int:
@@ -118,7 +128,7 @@ def save_cache(cache: Cache) -> None:
     beside = cache.path.with_name(f"{cache.path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         cache.path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(freeze((cache.records, cache.indexes, cache.sources)))
+        beside.write_bytes(freeze(cache.kept))
         os.replace(beside, cache.path)
         _prune(cache.path.parent)
 

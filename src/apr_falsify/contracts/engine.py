@@ -3,7 +3,9 @@
 1. discover the files, read and digest them;
 2. take the records of contracts whose bytes, and whose source files' bytes, are as they were;
 3. validate the others, on all cores where there are many;
-4. apply the rules across contracts, and keep the new records.
+4. apply the rules across contracts, where any of what they look at changed, and keep what was found.
+
+Only what a step needs is imported: a run in which nothing changed reads no YAML and parses no code.
 """
 
 from __future__ import annotations
@@ -13,16 +15,18 @@ import gc
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apr_falsify.contracts.cache import Cache, Record, digest, freeze, open_cache, save_cache, thaw
 from apr_falsify.contracts.discover import discover
-from apr_falsify.contracts.facts import Facts, gather
+from apr_falsify.contracts.files import read_bytes, shown_path
 from apr_falsify.contracts.problem import Problem
-from apr_falsify.contracts.roots import Roots, Scope
-from apr_falsify.contracts.source import read_bytes
-from apr_falsify.contracts.validate import Counts, Report, across, read_facts, resolve_names
-from apr_falsify.symbols.index import SymbolIndex
-from apr_falsify.symbols.tree import build_index
+from apr_falsify.contracts.report import Counts, Report
+
+if TYPE_CHECKING:
+    from apr_falsify.contracts.facts import Facts
+    from apr_falsify.contracts.roots import Roots
+    from apr_falsify.symbols.index import SymbolIndex
 
 _WORTH_A_PROCESS = 80  # starting one costs as much as validating so many contracts
 
@@ -37,12 +41,13 @@ class _Read:
     digest: bytes
 
 
-def shown_path(path: Path) -> str:
-    """A path relative to the working directory, with forward slashes: what every format prints."""
-    try:
-        return os.path.relpath(path).replace(os.sep, "/")
-    except ValueError:  # another drive
-        return path.as_posix()
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What one process found: frozen records, whether each may be kept, and new indexes and shapes."""
+
+    records: dict[str, tuple[bytes, bytes, bool]]
+    indexes: dict[bytes, bytes]
+    shapes: frozenset[bytes]
 
 
 def run(
@@ -80,17 +85,13 @@ def _run(
     kept = _still_true(cache, files)
     fresh = _validate([file for file in files if file.shown not in kept], sources, cache)
     records = [kept.get(file.shown) or fresh[file.shown] for file in files]
+    problems = [problem for record in records for problem in record.problems]
+    problems.extend(_across(files, records, sources, cache, evidence))
     save_cache(cache)
-    suite = [record.facts for record in records]
-    problems = [problem for record in records for problem in (*record.facts.problems, *record.problems)]
-    known = _read_siblings(suite, files, Roots(sources))
-    owns = {record.facts.path: record.owns for record in records}
-    problems.extend(across(suite, known, owns, evidence))
     counts = sum((record.counts for record in records), Counts())
     if evidence is None:
-        unchecked = sum(one.rung == "FUNCTIONAL" for facts in suite for one in facts.falsifiers)
-        counts = dataclasses.replace(counts, evidence_unchecked=unchecked)
-    return Report(problems=tuple(problems), counts=counts, suite=tuple(suite))
+        counts = dataclasses.replace(counts, evidence_unchecked=counts.functional)
+    return Report(problems=tuple(problems), counts=counts)
 
 
 def _read(path: Path) -> _Read:
@@ -130,41 +131,45 @@ def _validate(files: Sequence[_Read], sources: dict[str, Path], cache: Cache) ->
     """Validate contracts, in parts on several processes where there are many, and note them in the cache."""
     cores = min(os.cpu_count() or 1, 4, len(files) // _WORTH_A_PROCESS)
     if cores < 2:
-        parts = [_validate_part(files, sources, cache.indexes)] if files else []
+        parts = [_validate_part(files, sources, cache.indexes, cache.shapes)] if files else []
     else:
         from concurrent.futures import ProcessPoolExecutor
 
         with ProcessPoolExecutor(cores) as pool:
             slices = [files[at::cores] for at in range(cores)]
-            parts = list(pool.map(_validate_part, slices, [sources] * cores, [cache.indexes] * cores))
+            same = ([value] * cores for value in (sources, cache.indexes, cache.shapes))
+            parts = list(pool.map(_validate_part, slices, *same))
     fresh: dict[str, Record] = {}
-    for frozen, indexes in parts:
-        cache.indexes.update(indexes)
-        for shown, (was, data, keep) in frozen.items():
-            fresh[shown] = thaw(data)
-            if keep:
-                cache.records[shown] = (was, data)
-            else:
-                cache.records.pop(shown, None)
-            cache.changed = True
-    _note_sources(cache, fresh)
+    for part in parts:
+        fresh.update(_note(part, cache))
+    for source in {source for record in fresh.values() for source in record.rests_on}:
+        if source not in cache.sources:
+            cache.sources[source] = _digest_of(source)
     return fresh
 
 
-def _note_sources(cache: Cache, fresh: Mapping[str, Record]) -> None:
-    for record in fresh.values():
-        for source in record.rests_on:
-            if source not in cache.sources:
-                cache.sources[source] = _digest_of(source)
+def _note(part: _Part, cache: Cache) -> dict[str, Record]:
+    cache.changed = True
+    cache.indexes.update(part.indexes)
+    cache.shapes |= part.shapes
+    for shown, (was, data, keep) in part.records.items():
+        if keep:
+            cache.records[shown] = (was, data)
+        else:
+            cache.records.pop(shown, None)
+    return {shown: thaw(data) for shown, (_, data, _) in part.records.items()}
 
 
-_Part = tuple[dict[str, tuple[bytes, bytes, bool]], dict[bytes, bytes]]
+def _validate_part(
+    files: Sequence[_Read], sources: dict[str, Path], known: dict[bytes, bytes], shapes: frozenset[bytes]
+) -> _Part:
+    """Validate some contracts, in this process."""
+    from apr_falsify.contracts.roots import Roots
+    from apr_falsify.symbols.tree import build_index
 
-
-def _validate_part(files: Sequence[_Read], sources: dict[str, Path], known: dict[bytes, bytes]) -> _Part:
-    """Validate some contracts; returns pickled records, whether each may be kept, and new indexes."""
     gc.disable()
     new: dict[bytes, bytes] = {}
+    accepted = set(shapes)
 
     def load(suffix: str, source: bytes) -> SymbolIndex:
         key = digest(suffix.encode() + b"\0" + source)
@@ -177,24 +182,30 @@ def _validate_part(files: Sequence[_Read], sources: dict[str, Path], known: dict
         return index
 
     roots = Roots(sources, load)
-    return {file.shown: _one(file, roots) for file in files}, new
+    records = {file.shown: _one(file, roots, accepted) for file in files}
+    return _Part(records=records, indexes=new, shapes=frozenset(accepted) - shapes)
 
 
-def _one(file: _Read, roots: Roots) -> tuple[bytes, bytes, bool]:
+def _one(file: _Read, roots: Roots, accepted: set[bytes]) -> tuple[bytes, bytes, bool]:
+    from apr_falsify.contracts.facts import Facts, gather
+    from apr_falsify.contracts.roots import Scope
+    from apr_falsify.contracts.validate import resolve_names
+
     for tree in roots.all_trees():
         tree.touched.clear()
         tree.walked = False
     if isinstance(file.raw, Problem):
         facts = Facts(path=file.shown, problems=(dataclasses.replace(file.raw, path=file.shown),))
     else:
-        facts = gather(file.shown, file.raw)
-    path = file.path.absolute()
-    scope = Scope(path, roots)
+        facts = gather(file.shown, file.raw, accepted)
+    if facts.shape:
+        accepted.add(facts.shape)
+    scope = Scope(file.path.absolute(), roots)
     problems, counts = resolve_names(facts, scope)
     trees = roots.all_trees()
     record = Record(
-        facts=dataclasses.replace(facts, citations=()),
-        problems=problems,
+        facts=freeze(dataclasses.replace(facts, citations=(), problems=(), shape=b"")),
+        problems=(*facts.problems, *problems),
         counts=counts,
         owns=scope.owns(),
         rests_on=tuple((str(tree.root), relative) for tree in trees for relative in sorted(tree.touched)),
@@ -204,14 +215,46 @@ def _one(file: _Read, roots: Roots) -> tuple[bytes, bytes, bool]:
     return file.digest, freeze(record), settled and bool(file.digest)
 
 
-def _read_siblings(suite: list[Facts], files: Sequence[_Read], roots: Roots) -> list[Facts]:
-    """Cited contracts not validated now that lie beside those that are, or in a tree's contracts folder."""
+def _across(
+    files: Sequence[_Read],
+    records: Sequence[Record],
+    sources: dict[str, Path],
+    cache: Cache,
+    evidence: Mapping[str, str] | None,
+) -> list[Problem]:
+    """Problems that no contract has alone; as the last time where all that they rest on is."""
+    identity = digest(b"".join(record.facts + bytes([record.owns]) for record in records))
+    if evidence is None and cache.suite[0] == identity:
+        last: list[Problem] = thaw(cache.suite[1])
+        return last
+    from apr_falsify.contracts.roots import Roots
+    from apr_falsify.contracts.validate import across
+
+    suite: list[Facts] = [thaw(record.facts) for record in records]
+    known, complete = _read_siblings(suite, files, Roots(sources))
+    owns = {facts.path: record.owns for facts, record in zip(suite, records, strict=True)}
+    problems = list(across(suite, known, owns, evidence))
+    if complete and evidence is None:
+        cache.suite, cache.changed = (identity, freeze(problems)), True
+    return problems
+
+
+def _read_siblings(suite: list[Facts], files: Sequence[_Read], roots: Roots) -> tuple[list[Facts], bool]:
+    """Cited contracts not validated now that lie beside those that are, or in a tree's contracts folder.
+
+    Also whether none was looked for outside the suite: then the suite alone decides.
+    """
+    from apr_falsify.contracts.roots import Scope
+    from apr_falsify.contracts.validate import read_facts
+
     have = {alias for facts in suite for alias in facts.aliases}
     known: dict[str, Facts] = {}
+    complete = True
     for facts, file in zip(suite, files, strict=True):
         for sibling in facts.siblings:
             if sibling.name in have or sibling.name in known:
                 continue
+            complete = False
             path = file.path.absolute()
             folders = [path.parent, *(tree.root / "contracts" for tree in Scope(path, roots).trees)]
             places = [
@@ -220,4 +263,4 @@ def _read_siblings(suite: list[Facts], files: Sequence[_Read], roots: Roots) -> 
             place = next((place for place in places if place.is_file()), None)
             if place is not None:
                 known[sibling.name] = read_facts(place, shown_path(place))
-    return list(known.values())
+    return list(known.values()), complete

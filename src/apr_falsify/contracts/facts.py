@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from apr_falsify.contracts.citations import citations
@@ -37,11 +38,17 @@ class Facts:
     siblings: tuple[Sibling, ...] = ()
     citations: tuple[Citation, ...] = ()
     problems: tuple[Problem, ...] = ()
+    shape: bytes = b""  # digest of the document's shape, where the schema accepts it
 
 
-def gather(path: str, raw: bytes) -> Facts:
-    """Read one file and apply every rule that needs nothing but the file itself."""
+def gather(path: str, raw: bytes, accepted: Collection[bytes] = ()) -> Facts:
+    """Read one file and apply every rule that needs nothing but the file itself.
+
+    ``accepted`` are shapes of documents that the schema is known to accept.
+    """
     from apr_falsify.contracts.rules import contract_rules
+    from apr_falsify.contracts.rules.shape import schema_violation
+    from apr_falsify.contracts.schema import shape_of
 
     source = parse(path, raw)
     if not isinstance(source.data, Mapping):
@@ -52,6 +59,8 @@ def gather(path: str, raw: bytes) -> Facts:
     contract = read_contract(path, source.data)
     if not contract.falsifiers and not _claims_to_be_one(source.data):
         return Facts(path=path, problems=source.problems)  # data of another kind beside the contracts
+    shape = shape_of(source.data)
+    violations = () if shape in accepted else tuple(schema_violation(contract))
     found = [problem for check in contract_rules() for problem in check(contract)]
     return Facts(
         path=path,
@@ -64,7 +73,8 @@ def gather(path: str, raw: bytes) -> Facts:
         falsifiers=tuple(_falsifier_facts(contract)),
         siblings=contract.siblings,
         citations=tuple(citations(contract)),
-        problems=(*source.problems, *found),
+        problems=(*source.problems, *violations, *found),
+        shape=b"" if violations else shape,
     )
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from apr_falsify.contracts.discover import discover
-from apr_falsify.contracts.engine import shown_path
+from apr_falsify.contracts.files import read_bytes, shown_path
 from apr_falsify.contracts.model import Contract, read_contract
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.rules.history import HISTORY_RULES, removed_file
-from apr_falsify.contracts.source import Mapping, parse, read_bytes
+from apr_falsify.contracts.source import Mapping, parse
 from apr_falsify.errors import UsageError, nearest
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from apr_falsify.contracts.baseline import Baseline
 from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.report import Counts
 from apr_falsify.contracts.rules import ERROR, WARNING
 from apr_falsify.contracts.settings import Ignore, Settings
-from apr_falsify.contracts.validate import Counts
 from apr_falsify.errors import ExitCode
 
 

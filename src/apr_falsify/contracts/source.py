@@ -6,18 +6,14 @@ Scalars stay text exactly as written, so a version ``1.10`` does not become 1.1,
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from apr_falsify.contracts.problem import Problem
 
-MOST_BYTES = 2 * 2**20
 _MOST_DEPTH = 200
 _MOST_VALUES = 200_000
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
@@ -96,23 +92,6 @@ class _Refused(Exception):
     def __init__(self, code: str, message: str, line: int = 1, column: int = 1, hint: str = "") -> None:
         super().__init__(message)
         self.code, self.message, self.line, self.column, self.hint = code, message, line, column, hint
-
-
-def read_bytes(path: Path) -> bytes | Problem:
-    """Read a contract's bytes; what cannot be read is a problem with a code."""
-    shown = path.as_posix()
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            return _problem(shown, "unreadable-file", "is not a regular file", hint="name a YAML file")
-        if status.st_size > MOST_BYTES:
-            size = f"{status.st_size / 2**20:.1f} MiB"
-            return _problem(shown, "file-too-large", f"is {size}", hint="contracts are at most 2 MiB")
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
-    except (OSError, ValueError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        return _problem(shown, "unreadable-file", f"cannot be read: {reason}")
 
 
 def parse(path: str, raw: bytes) -> Source:

@@ -1,7 +1,7 @@
 """The tally of falsifiers, the roadmap, and how much of each model ships: computed, never written by hand.
 
-The roadmap is a YAML file of schema ``apr-falsify/roadmap/v1`` beside the contracts: steps and models, bound to
-falsifiers by id. It says what is to be reached and what a step waits for, never where it stands.
+The roadmap is a YAML file of schema ``apr-falsify/roadmap/v1`` beside the contracts: steps and models bound
+to falsifiers by id. It says what is to be reached and what a step waits for, never where it stands.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apr_falsify.contracts.facts import Facts
+from apr_falsify.contracts.files import read_bytes
 from apr_falsify.contracts.model import text_of
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.source import Mapping as YamlMapping
-from apr_falsify.contracts.source import Sequence, Text, Value, parse, read_bytes
+from apr_falsify.contracts.source import Sequence, Text, Value, parse
 from apr_falsify.contracts.statuses import FUNCTIONAL, LADDER, PARTIAL
 from apr_falsify.errors import UsageError, nearest
 

@@ -9,46 +9,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from apr_falsify.contracts.facts import Facts, gather
+from apr_falsify.contracts.files import read_bytes
 from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.report import Counts
 from apr_falsify.contracts.resolve import State, resolve
 from apr_falsify.contracts.roots import Scope
 from apr_falsify.contracts.rules.names import name_problems
-from apr_falsify.contracts.source import read_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """Denominators: what was looked at, and what became of it."""
-
-    files: int = 0
-    contracts: int = 0
-    falsifiers: int = 0
-    resolved: int = 0
-    missing: int = 0
-    unresolved: int = 0
-    unchecked: int = 0
-    evidence_unchecked: int = 0
-
-    @property
-    def names(self) -> int:
-        """All names cited."""
-        return self.resolved + self.missing + self.unresolved + self.unchecked
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """All problems of all files, in the order of the files, and the counts."""
-
-    problems: tuple[Problem, ...]
-    counts: Counts
-    suite: tuple[Facts, ...] = ()
+from apr_falsify.contracts.statuses import FUNCTIONAL
 
 
 def read_facts(path: Path, shown: str) -> Facts:
@@ -83,6 +53,7 @@ def resolve_names(facts: Facts, scope: Scope) -> tuple[tuple[Problem, ...], Coun
         missing=states[State.MISSING],
         unresolved=states[State.UNRESOLVED],
         unchecked=states[State.UNCHECKED],
+        functional=sum(one.rung == FUNCTIONAL for one in facts.falsifiers),
     )
     return tuple(dict.fromkeys(problems)), counts
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apr_falsify.contracts.files import MOST_BYTES, read_bytes
 from apr_falsify.contracts.problem import Problem
-from apr_falsify.contracts.source import MOST_BYTES, Mapping, Sequence, Text, parse, read_bytes
+from apr_falsify.contracts.source import Mapping, Sequence, Text, parse
 
 
 def value(text: str) -> Mapping:
