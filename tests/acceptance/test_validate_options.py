@@ -287,3 +287,10 @@ def test_many_contracts_on_several_processes_are_reported_as_one_by_one(tmp_path
     assert data["counts"]["contracts"] == 201
     assert data["counts"]["names"]["missing"] == sum(1 for number in range(200) if number % 3)
     assert [row["path"] for row in data["problems"]] == sorted(row["path"] for row in data["problems"])
+
+
+def test_a_cached_answer_changes_with_pytests_own_settings(tmp_path: Path) -> None:
+    root, cache = project(tmp_path / "p"), tmp_path / "cache"
+    assert cached_runs(root, cache).returncode == 0
+    settings(root, "[tool.pytest.ini_options]\npython_functions = 'check_*'\n")
+    assert cached_runs(root, cache).returncode == 1

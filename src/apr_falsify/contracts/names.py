@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _PATH = re.compile(
     r"^[`'\"]?(?:(?P<source>[A-Za-z][\w-]*):(?![:/\d\s]))?"
@@ -41,6 +41,7 @@ class PathName:
     path: str
     source: str = ""
     symbol: str = ""
+    within: str = ""  # where a command changed to before: the path may be meant from there
 
     @property
     def is_placeholder(self) -> bool:
@@ -133,6 +134,7 @@ _RUNNER = re.compile(
     r"^(?:\$\s+)?(?:\w+=\S+\s+)*(?:(?:uv|poetry|hatch|pdm|rye)\s+run\s+)?"
     r"(?P<tool>(?:python3?\s+-m\s+)?pytest|python3?\s+-m\s+unittest|python3?|bash|sh|cargo)\b(?P<rest>.*)$"
 )
+_CHANGE = re.compile(r"(?:^|\s|\()cd\s+(\S+)\s*(?:&&|;)\s*")
 _SHELL_END = re.compile(r"\s(?:&&|\|\|?|;|2?>&?1?|>)(?:\s|$).*")
 _CARGO_VALUES = frozenset(
     """
@@ -179,20 +181,24 @@ class TestNames:
 @functools.lru_cache(4096)
 def parse_test(text: str) -> TestNames:
     """Read the tests a text names: node ids anywhere, commands at the start of a line, one bare name."""
-    nodes, cargo, files = [], [], []
+    nodes: list[PytestNode] = []
+    cargo: list[CargoTest] = []
+    files: list[PathName] = []
+    change = _CHANGE.search(text)
+    within = change[1].strip("'\"").rstrip("/") if change else ""
     for match in _PYTEST_NODE.finditer(text):
         path = parse_path(match["path"])
         if path:
             parts = re.sub(r"\[[^\]]*\]", "", match["parts"]).split("::")[1:]
-            nodes.append(PytestNode(path=path, parts=tuple(parts)))
+            nodes.append(PytestNode(path=replace(path, within=within), parts=tuple(parts)))
     for line in text.replace("\\\n", " ").splitlines():
-        command = _RUNNER.match(line.strip().strip("`"))
+        command = _RUNNER.match(_CHANGE.sub("", line).strip().strip("`"))
         if command and command["tool"] == "cargo":
             cargo.extend(_cargo(command["rest"]))
         elif command:
             found_nodes, found_files = _script(command["tool"], command["rest"])
             nodes.extend(found_nodes)
-            files.extend(found_files)
+            files.extend(replace(one, within=within) for one in found_files)
     whole = parse_path(text) if "\n" not in text.strip() else None
     if whole and not whole.symbol and not nodes and whole.path.endswith((".py", ".rs", ".sh")):
         files.append(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -10,7 +11,7 @@ from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.names import PathName
 from apr_falsify.contracts.roots import Found, Scope
 from apr_falsify.symbols.index import SymbolIndex
-from apr_falsify.symbols.match import fits, is_inherited, is_reexported, lookup
+from apr_falsify.symbols.match import fits, has_foreign_base, is_inherited, is_reexported, lookup
 from apr_falsify.symbols.tree import INDEXERS, SourceTree
 
 _MOST_FILES_OF_A_DIRECTORY = 400
@@ -157,7 +158,21 @@ def _in_source(name: str, tree: SourceTree, relative: str) -> State:
         return State.UNCHECKED
     if index.error_line is not None and _in_text(name, tree, relative) is State.RESOLVED:
         return State.UNCHECKED  # it stands there, but the file does not parse: that is reported
-    return State.RESOLVED if is_inherited(tree, relative, name) else State.MISSING
+    if is_inherited(tree, relative, name):
+        return State.RESOLVED
+    return State.UNCHECKED if _may_be_foreign(name, tree, relative) else State.MISSING
+
+
+def _may_be_foreign(name: str, tree: SourceTree, relative: str) -> bool:
+    """A method that a library's base class may have, and that is no near spelling of one written here."""
+    if not has_foreign_base(tree, relative, name):
+        return False
+    owner, _, last = name.rpartition("::")
+    index = tree.index(relative) or _EMPTY
+    written = [
+        one.name for one in index.definitions if one.parents and one.parents[-1] == owner.split("::")[-1]
+    ]
+    return not difflib.get_close_matches(last, written, n=1, cutoff=0.75)
 
 
 def _in_text(name: str, tree: SourceTree, relative: str) -> State:
@@ -177,7 +192,7 @@ def _report_missing(name: str, shown: str, files: list[Found], trees: list[Sourc
         f"{tree.name + ':' if tree.name else ''}{file}:{one.line}"
         for tree in trees
         for file, one in tree.find(last)
-        if fits(one, qualifiers, file, tree.index(file) or _EMPTY)
+        if fits(one, qualifiers, file, tree.index(file) or _EMPTY, tree.package_of(file))
     ]
     if elsewhere:
         hint = "it is defined in " + ", ".join(elsewhere[:3])
@@ -221,7 +236,7 @@ def _anywhere(name: str, scope: Scope, prefix: str) -> Resolution:
         return UNCHECKED
     for tree in trees:
         for file, one in tree.find(last, limit=200):
-            if fits(one, qualifiers, file, tree.index(file) or _EMPTY):
+            if fits(one, qualifiers, file, tree.index(file) or _EMPTY, tree.package_of(file)):
                 return RESOLVED
     sure = prefix or scope.owns() or any(_knows_file(tree, qualifiers) for tree in trees)
     if not sure:

@@ -22,6 +22,7 @@ from apr_falsify.contracts.resolve import (
 )
 from apr_falsify.contracts.roots import Found, Scope
 from apr_falsify.symbols.collect import (
+    SETTINGS_FILES,
     PytestSettings,
     is_file_collected,
     read_settings,
@@ -63,8 +64,17 @@ def _node(found: Found, parts: list[str], scope: Scope) -> Resolution:
     defined = [one for one in index.named(parts[-1]) if [*one.parents, one.name] == parts]
     if not defined:
         return _absent_node(found, index, parts, shown, scope.trees)
-    settings = read_settings(found.tree.root)
+    settings = _settings_of(found)
     return _collected(defined[-1], index, settings, found.relative, shown)
+
+
+def _settings_of(found: Found) -> PytestSettings:
+    """Pytest's settings nearest to a file: those of a project inside the repository before its own."""
+    root = found.tree.root
+    folders = [
+        folder for folder in (root / found.relative).parents if folder == root or root in folder.parents
+    ]
+    return next((one for folder in folders if (one := read_settings(folder)) is not None), PytestSettings())
 
 
 def _collected(

@@ -6,7 +6,7 @@ import difflib
 import functools
 import glob as globbing
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apr_falsify.contracts.names import PathName
@@ -76,7 +76,8 @@ class Scope:
         """Existing files a cited path stands for; a pattern may stand for several."""
         found = self._found.get(path)
         if found is None:
-            found = self._found[path] = tuple(self._find(path))
+            inner = replace(path, path=f"{path.within}/{path.path}", within="") if path.within else None
+            found = self._found[path] = tuple((inner and self._find(inner)) or self._find(path))
         for one in found:
             one.tree.touched.add(one.relative)
             self._cites_its_own |= not one.tree.name
@@ -102,6 +103,8 @@ class Scope:
         """Whether a path that was not found is certainly missing, rather than of a tree not given."""
         if path.source:
             return path.source in self.sources
+        if path.within:  # from a directory that only the command's own runner knows
+            return any(tree.locate(path.within) for tree in self.local)
         top = path.path.split("/")[0]
         if self.owns():
             return role != "location" or any((tree.root / top).exists() for tree in self.local)

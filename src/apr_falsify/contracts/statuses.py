@@ -26,7 +26,9 @@ LIFECYCLE = frozenset(
     STABLE EXPERIMENTAL FINAL PASS PASSED PASSING FAIL FAILED FAILING GREEN RED SKIPPED NOT_RUN
     VERIFIED VALIDATED PROVEN PROVED TESTED UNTESTED DONE COMPLETE COMPLETED READY AUTHORITATIVE
     LOCKED KAIZEN STUB REGISTERED PUBLISHED RELEASED FROZEN ARCHIVED NEW UNKNOWN NONE NA SURVIVED
-    FALSIFIED REFUTED CONFIRMED DEFERRED SATISFIED MET UNMET HOLDS VIOLATED ENABLED DISABLED
+    FALSIFIED REFUTED CONFIRMED DEFERRED SATISFIED MET UNMET HOLDS VIOLATED NOT_STARTED STARTED
+    UNVERIFIED AUTOMATED MANUAL COVERED UNCOVERED WONTFIX BOUND OBSERVED MEASURED REGRESSED FIXED ENABLED
+    DISABLED
     """.split()  # noqa: SIM905 - words read best as words
 )
 # a text in one of these has not been built yet: what it names may well be absent
@@ -54,7 +56,11 @@ def rung_of(status: str) -> str | None:
 def is_known(status: str) -> bool:
     """Whether the word is in one of the tables, so that its meaning is certain."""
     word = word_of(status)
-    return word in _WORDS or word in LIFECYCLE
+    words = status.split()
+    joined = "_".join(words).upper().replace("-", "_")  # "in progress" is IN_PROGRESS
+    if word in _WORDS or word in LIFECYCLE or joined in LIFECYCLE or joined in _WORDS:
+        return True
+    return len(words) >= 3 and not words[0].isupper() and words[1][:1].isalpha()  # a sentence, no word
 
 
 def known_words() -> list[str]:

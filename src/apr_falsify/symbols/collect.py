@@ -12,6 +12,7 @@ from pathlib import Path
 
 from apr_falsify.symbols.index import ClassShape, Definition, SymbolIndex
 
+SETTINGS_FILES = ("pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
 _TEST_CASES = ("TestCase", "IsolatedAsyncioTestCase")
 
 
@@ -24,8 +25,8 @@ class PytestSettings:
     functions: tuple[str, ...] = ("test",)
 
 
-def read_settings(root: Path) -> PytestSettings:
-    """Read the first of pytest.ini, pyproject.toml, tox.ini, setup.cfg that configures pytest."""
+def read_settings(root: Path) -> PytestSettings | None:
+    """Read the first of pytest.ini, pyproject.toml, tox.ini, setup.cfg that configures pytest, if any."""
     for reader in (_from_pytest_ini, _from_pyproject, _from_tox, _from_setup):
         options = reader(root)
         if options is not None:
@@ -35,7 +36,7 @@ def read_settings(root: Path) -> PytestSettings:
                 classes=_words(options.get("python_classes"), default.classes),
                 functions=_words(options.get("python_functions"), default.functions),
             )
-    return PytestSettings()
+    return None
 
 
 def _words(value: object, default: tuple[str, ...]) -> tuple[str, ...]:

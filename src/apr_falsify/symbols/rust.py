@@ -136,6 +136,8 @@ class _Reader:
         marks = (*inherited, *_marks(attributes))
         kind = _KINDS[node.type]
         line = node.start_point[0] + 1
+        if derived := _derived(attributes):
+            self.traits.setdefault(name, []).extend(derived)
         self.found.append(Definition(name=name, kind=kind, line=line, parents=parents, marks=marks))
         body = node.child_by_field_name("body")
         if body is not None and node.type in _CONTAINERS:
@@ -196,6 +198,12 @@ def _marks(attributes: list[str]) -> tuple[str, ...]:
         elif attribute.startswith("cfg("):
             marks.append(attribute)
     return tuple(marks)
+
+
+def _derived(attributes: list[str]) -> list[str]:
+    """Traits of ``derive(A, b::C)``: they give a type methods that stand nowhere."""
+    inside = [one.partition("(")[2].rstrip(")") for one in attributes if one.startswith("derive")]
+    return [_bare_type(part) for text in inside for part in text.split(",") if part.strip()]
 
 
 def _path_attribute(attributes: list[str]) -> str:

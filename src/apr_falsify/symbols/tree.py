@@ -55,6 +55,7 @@ class SourceTree:
         self._texts: dict[str, bytes] = {}
         self._frequency: Counter[str] | None = None
         self._exists: dict[str, Path | None] = {}
+        self._packages: dict[str, str] = {}
         # what answers rested on since they were last cleared: files looked into, and the whole listing
         self.touched: set[str] = set()
         self.walked = False
@@ -93,6 +94,7 @@ class SourceTree:
 
     def read_bytes(self, relative: str) -> bytes | None:
         """A file's bytes, or None where it cannot be read or is too large to be a source file."""
+        self.touched.add(relative)
         path = self.locate(relative)
         try:
             if path is None or path.stat().st_size > _MOST_BYTES:
@@ -100,6 +102,17 @@ class SourceTree:
             return path.read_bytes()
         except OSError:
             return None
+
+    def package_of(self, relative: str) -> str:
+        """Name of the crate a Rust file is of, by the manifest beside its ``src``; empty if there is none."""
+        folder, found, _ = f"/{relative}".rpartition("/src/")
+        if not found or not relative.endswith(".rs"):
+            return ""
+        if folder not in self._packages:
+            manifest = self.read_bytes(f"{folder}/Cargo.toml".lstrip("/")) or b""
+            match = re.search(rb'^\s*name\s*=\s*"([^"]+)"', manifest, re.MULTILINE)
+            self._packages[folder] = match[1].decode("utf-8", "replace") if match else ""
+        return self._packages[folder]
 
     def parts(self, relative: str) -> Iterator[tuple[str, SymbolIndex]]:
         """A file and what it pulls in: itself, ``include!`` files, then child modules, depth first."""

@@ -39,6 +39,7 @@ _COUNT_ALONE = re.compile(
     rf"^\s*(?:exactly\s+|all\s+|the\s+)?(?P<count>{_NUMBER})\s+(?:[\w-]+\s+){{0,2}}?{_THINGS}\s*(?:$|[,;.(]|in\s+(?:total|all|order)\b)",
     re.IGNORECASE,
 )
+_FAR_OFF = 3  # a figure further from a list's length counts something else
 _CHANGELOG = re.compile(
     r"^[ \t]*[-*]?[ \t]*\**v?(\d+\.\d+\.\d+)\**[ \t]*(?:\([^)\n]*\))?[ \t]*[:\u2014\u2013]", re.MULTILINE
 )
@@ -116,7 +117,7 @@ def _equation_counts(contract: Contract) -> Iterator[Problem]:
         for name in ("where", "note", "invariants"):
             for where, text in entries(equation.get(name), f"{key}.{name}"):
                 match = _COUNT_ALONE.match(text) if isinstance(text, Text) else None
-                if match and listed and _number(match["count"]) != listed:
+                if match and listed and 0 < abs(_number(match["count"]) - listed) <= _FAR_OFF:
                     place = place_of(text, where)
                     yield _disagreement(
                         contract, place, match.group().strip(" ,;.("), _number(match["count"]), listed

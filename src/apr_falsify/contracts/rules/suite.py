@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from apr_falsify.contracts.facts import Facts
@@ -62,6 +64,10 @@ def duplicate_contract_id(suite: Sequence[Facts]) -> Iterator[Problem]:
         first.setdefault(facts.id, facts.path)
 
 
+def _is_contract_name(name: str) -> bool:
+    return bool(re.search(r"-v\d+$|^C-[A-Z]", name))
+
+
 Owns = Callable[[str], bool]
 
 
@@ -83,6 +89,8 @@ def siblings(suite: Sequence[Facts], known: Sequence[Facts], owns: Owns) -> Iter
 
 def _absent(facts: Facts, sibling: Sibling, by_name: dict[str, Facts], owns: Owns) -> Iterator[Problem]:
     hint = nearest(sibling.name, by_name)
+    if not _is_contract_name(sibling.name) and not difflib.get_close_matches(sibling.name, by_name, 1, 0.85):
+        return  # a library, a crate, a tool: `depends_on` is used for these too
     message = f"contract {sibling.name!r} is not among the contracts"
     if owns(facts.path):
         code = "sibling-missing" if sibling.must_exist else "reference-missing"
