@@ -222,7 +222,7 @@ def test_python_drift_is_reported(tmp_path: Path, evidence: str, test: str, code
 @pytest.mark.parametrize(
     "more",
     [
-        "equations:\n  e:\n    formula: 'shape = [batch, tokens, heads]'\n    where: ['32 stages, all']\n",
+        "equations:\n  e:\n    formula: 'shape = [batch, tokens, head]'\n    where: ['32 stages, all']\n",
         "equations:\n  e:\n    where: ['2 stages: x and y', '3 values: 0.1, 0.2', '4 steps: a, ...']\n",
         "depends_on: [scikit-learn, 'python-dotenv >= 1', 'a sentence about it']\n",
         "verification_summary: {total_obligations: 0}\n",

@@ -74,6 +74,9 @@ def _settings_of(found: Found) -> PytestSettings:
     folders = [
         folder for folder in (root / found.relative).parents if folder == root or root in folder.parents
     ]
+    found.tree.touched.update(
+        found.tree.relative(folder / name) for folder in folders for name in SETTINGS_FILES
+    )
     return next((one for folder in folders if (one := read_settings(folder)) is not None), PytestSettings())
 
 
