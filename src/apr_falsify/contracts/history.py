@@ -5,6 +5,7 @@ Git is asked by argument lists, never through a shell, and only for objects: not
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -32,8 +33,10 @@ def history_problems(paths: Iterable[Path], ref: str) -> list[Problem]:
     commit = _commit(root, ref)
     problems: list[Problem] = []
     now = {os.path.realpath(path): path for path in discover(asked)}
-    for relative in _files(root, commit, asked):
+    for relative, blob in _files(root, commit, asked):
         path = os.path.realpath(root / relative)
+        if path in now and _is_blob(now[path], blob):
+            continue
         shown = shown_path(root / relative)
         before = _contract(shown, _show(root, commit, relative))
         after = _now(now[path], shown) if path in now else None
@@ -81,17 +84,26 @@ def _commit(root: Path, ref: str) -> str:
     return found.decode().strip()
 
 
-def _files(root: Path, commit: str, asked: list[Path]) -> list[str]:
-    """Contracts of the commit below the paths asked for."""
+def _files(root: Path, commit: str, asked: list[Path]) -> list[tuple[str, str]]:
+    """Contracts of the commit below the paths asked for, each with the id of its content."""
     inside = []
     for path in asked:
         try:
             inside.append(Path(os.path.realpath(path)).relative_to(os.path.realpath(root)).as_posix())
         except ValueError:
             raise UsageError("is not in the repository", where=path, expected=str(root)) from None
-    listed = _git(root, "ls-tree", "-r", "-z", "--name-only", commit, "--", *inside) or b""
-    names = [name.decode("utf-8", "surrogateescape") for name in listed.split(b"\0") if name]
-    return [name for name in names if re.search(r"\.ya?ml$", name)]
+    listed = _git(root, "ls-tree", "-r", "-z", commit, "--", *inside) or b""
+    rows = [row.decode("utf-8", "surrogateescape").partition("\t") for row in listed.split(b"\0") if row]
+    return [(name, head.split()[2]) for head, _, name in rows if re.search(r"\.ya?ml$", name)]
+
+
+def _is_blob(path: Path, blob: str) -> bool:
+    """Whether a file has the content of a git object: then nothing changed, and git need not be asked."""
+    raw = read_bytes(path)
+    if isinstance(raw, Problem):
+        return False
+    algorithm = "sha1" if len(blob) == 40 else "sha256"
+    return hashlib.new(algorithm, b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest() == blob
 
 
 def _show(root: Path, commit: str, relative: str) -> bytes:
