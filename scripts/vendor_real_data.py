@@ -29,6 +29,7 @@ VENDORED = {
 
 
 def vendor(source: Path) -> None:
+    """Copy what ``VENDORED`` names from ``source``."""
     for name, folder in VENDORED.items():
         target = folder / name
         if target.is_dir():
@@ -43,6 +44,7 @@ def vendor(source: Path) -> None:
 
 
 def write_digests() -> None:
+    """Write the digest of every vendored file."""
     lines = []
     for name, folder in VENDORED.items():
         files = [folder / name, *sorted((folder / name).rglob("*"))]
@@ -54,6 +56,7 @@ def write_digests() -> None:
 
 
 def main() -> None:
+    """Vendor from the folder on the command line."""
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit(f"usage: {sys.argv[0]} FOLDER (the folder of recordings)")
     vendor(Path(sys.argv[1]))

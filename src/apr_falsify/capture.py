@@ -151,11 +151,13 @@ class TraceWriter:
         self.directory = directory
         self._stages: dict[Key, StageArray] = {}
         self._finished = False
-        if directory.exists() or directory.is_symlink():
+        with _writing(directory):
+            taken = directory.exists() or directory.is_symlink()
+            self._made = [folder for folder in directory.parents if not folder.exists()]
+        if taken:
             raise OutputError(
                 "exists already", where=directory, remedy="remove it, or choose another place with --out"
             )
-        self._made = [folder for folder in directory.parents if not folder.exists()]
         try:
             with _writing(directory):
                 directory.parent.mkdir(parents=True, exist_ok=True)

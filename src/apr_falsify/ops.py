@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -194,9 +194,34 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {"silu": silu}
 """The feed-forward activations, by the name that config.json uses."""
 
 
+class Site(Protocol):
+    """What a formula asks of the place where its stage is computed."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """The model's geometry."""
+
+    @property
+    def layer(self) -> int | None:
+        """The layer, ``None`` for a whole-model stage."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The token ids of the run."""
+
+    def project(self, x: Array, role: str, biased: bool = False) -> Array:
+        """Return ``x`` through the projection in ``role``, with its bias where ``biased``."""
+
+    def vector(self, role: str) -> Array:
+        """Return the one-dimensional weight in ``role``."""
+
+    def embed(self) -> Array:
+        """Return the rows of the embedding table for ``tokens``: [S, E]."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """Where a stage is computed: all it needs beside its inputs.
+class ModelSite:
+    """A place in a model's forward pass, computed with its weights as they are.
 
     Attributes:
         weights: the model's weights.
@@ -226,9 +251,13 @@ class Site:
         vector: Array = self.weights.vector(role, self.layer).astype(self.dtype, copy=False)
         return vector
 
-    def norm(self, x: Array, role: str) -> Array:
-        """Return ``x`` through the norm in ``role``."""
-        return rms_norm(x, self.vector(role), self.geometry.norm_eps)
+    def embed(self) -> Array:
+        """Return the rows of the embedding table for ``tokens``, in the format to compute in."""
+        return embedding(self.tokens, self.weights.tensor("embed"), self.dtype)
+
+
+def _norm(x: Array, role: str, site: Site) -> Array:
+    return rms_norm(x, site.vector(role), site.geometry.norm_eps)
 
 
 Inputs = Mapping[str, Array]
@@ -236,7 +265,7 @@ Inputs = Mapping[str, Array]
 
 
 def _embedding(inputs: Inputs, site: Site) -> Array:
-    return embedding(site.tokens, site.weights.tensor("embed"), site.dtype)
+    return site.embed()
 
 
 def _qkv_matmul(inputs: Inputs, site: Site) -> Array:
@@ -253,7 +282,7 @@ def _rotated(inputs: Inputs, site: Site, role: str) -> Array:
     x = inputs["qkv_bias"][:, start:stop]
     if geometry.row.qk_norm:
         heads = x.reshape(len(x), -1, geometry.head_dim)
-        x = site.norm(heads, f"{role}_norm").reshape(x.shape)
+        x = _norm(heads, f"{role}_norm", site).reshape(x.shape)
     return rotate(x, geometry.rope, geometry.head_dim)
 
 
@@ -273,7 +302,7 @@ def _activation(inputs: Inputs, site: Site) -> Array:
 
 FORMULAS: Mapping[str, Callable[[Inputs, Site], Array]] = {
     "embedding": _embedding,
-    "attn_norm": lambda inputs, site: site.norm(inputs[LAYER_INPUT], "attn_norm"),
+    "attn_norm": lambda inputs, site: _norm(inputs[LAYER_INPUT], "attn_norm", site),
     "qkv_matmul": _qkv_matmul,
     "qkv_bias": _qkv_bias,
     "q_post_rope": lambda inputs, site: _rotated(inputs, site, "q"),
@@ -285,15 +314,15 @@ FORMULAS: Mapping[str, Callable[[Inputs, Site], Array]] = {
     "attention": lambda inputs, site: attention(inputs["attn_softmax"], inputs["qkv_bias"], site.geometry),
     "attn_out": lambda inputs, site: site.project(inputs["attention"], "o", site.geometry.output_bias),
     "post_attn_residual": lambda inputs, site: inputs[LAYER_INPUT] + inputs["attn_out"],
-    "ffn_norm": lambda inputs, site: site.norm(inputs["post_attn_residual"], "ffn_norm"),
+    "ffn_norm": lambda inputs, site: _norm(inputs["post_attn_residual"], "ffn_norm", site),
     "ffn_gate": lambda inputs, site: site.project(inputs["ffn_norm"], "gate", site.geometry.mlp_bias),
     "ffn_up": lambda inputs, site: site.project(inputs["ffn_norm"], "up", site.geometry.mlp_bias),
     "ffn_silu": _activation,
     "ffn_swigl": lambda inputs, site: inputs["ffn_silu"] * inputs["ffn_up"],
     "ffn_out": lambda inputs, site: site.project(inputs["ffn_swigl"], "down", site.geometry.mlp_bias),
     "post_ffn_residual": lambda inputs, site: inputs["post_attn_residual"] + inputs["ffn_out"],
-    "final_norm": lambda inputs, site: site.norm(inputs["post_ffn_residual"], "final_norm"),
-    "lm_head": lambda inputs, site: site.project(inputs["final_norm"][-1], "lm_head"),
+    "final_norm": lambda inputs, site: _norm(inputs["post_ffn_residual"], "final_norm", site),
+    "lm_head": lambda inputs, site: site.project(inputs["final_norm"][..., -1, :], "lm_head"),
 }
 """Stage -> its formula. A stage without a row has none yet (the mixture-of-experts stages)."""
 

@@ -49,6 +49,8 @@ class Layout(StrEnum):
     """The key axis is longer than S; what lies beyond S is no data."""
     LAST_TOKEN = "last-token"
     """Only the last token's row is stored."""
+    TRANSPOSED = "transposed"
+    """The last two axes are swapped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,4 +300,6 @@ def stored_shape(
         shape.pop(-2)
     if Layout.PADDED_KEYS in words and name in _SQUARES:
         shape[-1] = max(shape[-1], values // max(1, math.prod(shape[:-1])))
+    if Layout.TRANSPOSED in words and len(shape) > 1:
+        shape[-2:] = shape[:-3:-1]
     return tuple(shape) if math.prod(shape) == values else None

@@ -157,3 +157,31 @@ class DeinterleavedTensor:
         heads = self.base.rows(first, last)
         pairs = heads.reshape(-1, head_dim // 2, 2, *heads.shape[1:])
         return np.swapaxes(pairs, 1, 2).reshape(heads.shape)[start - first : stop - first]
+
+
+_MINIMUM_AT: Mapping[str, int] = {"q4_1": 2, "q5_1": 2}
+"""Types whose blocks of 32 start with an f16 scale and an f16 minimum -> the minimum's first byte."""
+
+
+def has_block_minima(tensor: Tensor) -> bool:
+    """Whether the tensor's blocks of 32 have a minimum of their own."""
+    return tensor.type in _MINIMUM_AT
+
+
+def block_minima(tensor: Tensor) -> npt.NDArray[np.float64]:
+    """Return the minimum of each block of 32 of a ``q4_1`` or ``q5_1`` tensor: [out, in / 32].
+
+    Raises:
+        ModelError: a type whose blocks have no minimum.
+
+    """
+    if isinstance(tensor, DeinterleavedTensor):
+        minima = block_minima(tensor.base)
+        pairs = minima.reshape(-1, tensor.head_dim // 2, 2, minima.shape[1])
+        return np.swapaxes(pairs, 1, 2).reshape(minima.shape)
+    if not isinstance(tensor, QuantisedTensor) or tensor.type not in _MINIMUM_AT:
+        raise ModelError(f"tensor {tensor.name} of type {tensor.type} has no block minima")
+    block_bytes = tensor.info.row_bytes // (tensor.shape[-1] // 32)
+    blocks = tensor.data.reshape(tensor.shape[0], -1, block_bytes)
+    at = _MINIMUM_AT[tensor.type]
+    return np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16)[..., 0].astype(np.float64)

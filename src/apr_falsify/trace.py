@@ -113,6 +113,7 @@ def read_trace(directory: Path) -> Trace:
 
     """
     data = _read_json(directory)
+    _check_place(directory / TRACE_JSON, directory.resolve())
     try:
         tokens = tuple(whole(token, "a token") for token in items(data["tokens"], "tokens"))
         geometry = Geometry.from_json(data["geometry"], directory / TRACE_JSON)
@@ -346,7 +347,7 @@ def _stage_files(directory: Path) -> Iterator[tuple[int | None, Path]]:
 
 def _check_place(path: Path, root: Path) -> None:
     if not path.is_file():
-        raise TraceError("is no regular file", where=path, expected="an APRT stage file")
+        raise TraceError("is no regular file", where=path, expected="a file of the trace")
     if not path.resolve().is_relative_to(root):
         raise TraceError("a link leads out of the trace", where=path, expected="files within the directory")
 
@@ -389,5 +390,5 @@ def is_trace(path: Path) -> bool:
     """Whether ``path`` looks like a finished trace of ours, or a bare directory of stage files."""
     try:
         return (path / TRACE_JSON).is_file() or bool(path.is_dir() and scan(path))
-    except AprFalsifyError:
+    except (AprFalsifyError, OSError):
         return False

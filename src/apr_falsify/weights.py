@@ -162,9 +162,13 @@ def open_model(path: Path) -> Model:
         GeometryError: a size is missing, contradictory or absurd.
 
     """
-    if path.is_dir():
-        return _open_hf_dir(path)
-    if not path.exists():
+    try:
+        if path.is_dir():
+            return _open_hf_dir(path)
+        found = path.exists()
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", where=error.filename or path) from error
+    if not found:
         raise ModelError(
             "no such file or directory", where=path, expected="a HuggingFace model directory or a .gguf file"
         )

@@ -66,7 +66,6 @@ def action_script() -> str:
     return script
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.mark.parametrize(("strict", "code"), [("false", 0), ("true", 1)])
 def test_the_action_passes_its_inputs_on(tmp_path: Path, strict: str, code: int) -> None:
     program = tmp_path / "bin" / "validate-contracts"

@@ -18,7 +18,7 @@ TABLE = tomllib.loads(
 )
 
 pytestmark = pytest.mark.skipif(
-    real_folder() is None, reason=f"{REAL_VARIABLE} names no folder with real contracts"
+    real_folder() is None, reason=f"{REAL_VARIABLE} names no folder"
 )
 
 

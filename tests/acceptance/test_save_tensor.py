@@ -15,7 +15,7 @@ APR = shutil.which("apr")
 
 @pytest.mark.real_apr
 @pytest.mark.skipif(APR is None, reason="no apr binary on PATH")
-@pytest.mark.skipif(real_folder() is None, reason="APR_FALSIFY_REAL names no folder with a .apr model")
+@pytest.mark.skipif(real_folder() is None, reason="APR_FALSIFY_REAL names no folder")
 def test_two_runs_of_the_real_apr_write_the_same_bytes(tmp_path: Path) -> None:
     folder = real_folder()
     assert folder is not None

@@ -35,8 +35,9 @@ def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[s
 
 def open_to_all(path: Path) -> Path:
     """Let every user enter ``path``, which pytest makes for its owner alone."""
-    for folder in [path, *path.parents[:2]]:
-        folder.chmod(0o755)
+    for folder in [path, *path.parents]:
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o755)
     return path
 
 

@@ -41,7 +41,7 @@ def bisect(
     tokens: tuple[int, ...] | None,
     device: str,
     dtype: str | None,
-    arithmetic: str,
+    arithmetic: str | None,
     out: Path | None,
     output: str,
 ) -> int:
@@ -65,15 +65,20 @@ def bisect(
         tokens=tokens,
         arithmetic=arithmetic,
     )
+    if plan.oracle.trace is not None:
+        options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
     with whole_or_nothing(out):
         ours, theirs = capture_sides(plan, dtype=dtype, device=device, run=out)
         with busy("comparing"):
             result = compare(
                 ours,
                 theirs,
+                weights=None if plan.oracle.model is None else plan.oracle.model.weights,
+                subject_weights=None if plan.subject.model is None else plan.subject.model.weights,
                 layers=plan.judged,
                 stages=plan.request.stages,
                 findings=plan.findings,
+                arithmetic=arithmetic,
                 not_checked=plan.not_checked,
             )
         if out is not None:

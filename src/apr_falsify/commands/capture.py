@@ -41,20 +41,18 @@ def capture(
     tokens: tuple[int, ...] | None,
     device: str,
     dtype: str | None,
-    arithmetic: str,
+    arithmetic: str | None,
 ) -> None:
     """Run one side and keep its stages as a trace.
 
     \b
     apr-falsify capture oracle MODEL --out TRACE
     apr-falsify capture embedded:MODEL --out TRACE
+    apr-falsify capture recorded:DIR MODEL --tokens 1,2,3 --out TRACE
     """
     from apr_falsify.commands.sides import capture_one, make_plan
 
-    if side == "oracle" and model is None:
-        raise UsageError("the oracle needs a model", remedy="apr-falsify capture oracle MODEL --out TRACE")
-    if side != "oracle" and model is not None and not side.startswith("recorded:"):
-        raise UsageError(f"unexpected argument {model!r}", remedy=f"apr-falsify capture {side} --out TRACE")
+    _check_sides(side, model)
     plan = make_plan(
         model,
         None if side == "oracle" else side,
@@ -67,3 +65,33 @@ def capture(
     )
     trace = capture_one(plan, oracle=side == "oracle", dtype=dtype, device=device, out=out)
     tell(f"{len(trace.stages)} stages of {len(trace.tokens)} tokens in {out}")
+
+
+def _check_sides(side: str, model: str | None) -> None:
+    """Refuse arguments and options that do not go with the side that is to be captured."""
+    from apr_falsify.commands.sides import split_subject
+    from apr_falsify.trace import TRACE_JSON
+
+    if side == "oracle":
+        if model is None:
+            raise UsageError(
+                "the oracle needs a model", remedy="apr-falsify capture oracle MODEL --out TRACE"
+            )
+        if (Path(model) / TRACE_JSON).exists():
+            raise UsageError(
+                "it is a trace already", where=model, remedy=f"apr-falsify compare {model} TRACE"
+            )
+        options.refuse_idle(("arithmetic",), "it is the embedded runtime's; the oracle has --dtype")
+        return
+    runtime, _ = split_subject(side)
+    options.refuse_idle(("dtype", "device"), "it is the oracle's; the embedded runtime has --arithmetic")
+    if runtime == "recorded":
+        options.refuse_idle(("layers", "stages", "arithmetic"), "a recording is taken as it is")
+        if model is None:
+            raise UsageError(
+                "nothing says which model was recorded",
+                where=side,
+                remedy=f"apr-falsify capture {side} MODEL --out TRACE",
+            )
+    elif model is not None:
+        raise UsageError(f"unexpected argument {model!r}", remedy=f"apr-falsify capture {side} --out TRACE")

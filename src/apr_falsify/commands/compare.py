@@ -49,6 +49,12 @@ def compare(
     with options.naming_the_option():
         judged = subject.layers if layers is None else tuple(oracle.geometry.check_layers(layers))
     with busy("comparing"):
-        result = bisect(oracle, subject.trace, layers=judged, stages=stages)
+        result = bisect(
+            oracle,
+            subject.trace,
+            weights=None if model is None else model.weights,
+            layers=judged,
+            stages=stages,
+        )
     emit(result, output)
     return int(result.exit_code)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError
+from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError, UsageError
 from apr_falsify.stages import parse_layers, parse_stages
 
 _OPTION_OF: Mapping[type[AprFalsifyError], str] = {
@@ -27,6 +28,20 @@ def naming_the_option() -> Iterator[None]:
         yield
     except tuple(_OPTION_OF) as error:
         raise error.at(_OPTION_OF[type(error)]) from error.__cause__
+
+
+def refuse_idle(names: tuple[str, ...], because: str) -> None:
+    """Refuse options that the user gave and that would change nothing.
+
+    Raises:
+        UsageError: one of ``names`` stands on the command line.
+
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"it changes nothing: {because}", where=option, remedy=f"leave {option} out")
 
 
 class Layers(click.ParamType[range]):
@@ -104,10 +119,9 @@ dtype = click.option(
 )
 arithmetic = click.option(
     "--arithmetic",
-    type=click.Choice(["f64", "f32", "f16", "bf16"]),
-    default="f32",
-    show_default=True,
-    help="Number format of the embedded runtime.",
+    metavar="SPEC",
+    help="What the subject computes in, e.g. 'f32; q8_0 blocks of 32'; the embedded runtime runs in it.  "
+    "[default: f32, or what the runtime is known for]",
 )
 output_format = click.option(
     "--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from apr_falsify.compare.bisection import Bisection, Finding, Kind, Row, Status,
 from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import THRESHOLD, PublishedRule
 from apr_falsify.errors import ExitCode, OutputError
+from apr_falsify.rules import OPERATIONS
 from apr_falsify.trace import Provenance
 
 WIDTH = 80
@@ -79,6 +81,10 @@ def print_text(result: Bisection, console: Console) -> None:
     colour, sentence = _HEADLINES[result.kind]
     count = len(compared(result.rows))
     console.print(f"[bold {colour}]{result.kind.value}[/]: {sentence} ({count} stages compared)")
+    for stages, group in itertools.groupby(
+        sorted(result.sources, key=lambda source: source.stages), key=lambda source: source.stages
+    ):
+        console.print(f"source: [bold]{escape(_places(stages, list(group)))}[/]")
     if result.kind is Kind.CONSISTENT and result.exit_code is not ExitCode.OK:
         types = ", ".join(dict.fromkeys(finding.type.value for finding in result.findings))
         console.print(f"[bold red]but[/] see below: {types} (exit code {result.exit_code:d})")
@@ -89,10 +95,17 @@ def print_text(result: Bisection, console: Console) -> None:
     console.print(f"{'tokens':8}{len(result.tokens)}: {ids}", no_wrap=True, overflow="ellipsis")
     console.print()
     _print_rows(result.rows, console)
+    _print_arithmetics(result.rows, console)
     _print_findings(result.findings, console)
     _print_published(result.published, console)
     for line in result.not_checked:
         console.print(f"not checked: {escape(line)}")
+
+
+def _places(stages: tuple[str, ...], sources: list[Finding]) -> str:
+    layers = [str(source.layer) for source in sources if source.layer is not None]
+    where = f"layer{'s' if len(layers) > 1 else ''} {', '.join(layers)}" if layers else "whole model"
+    return f"{where}, {', '.join(stages)}"
 
 
 def _told(provenance: Provenance) -> str:
@@ -108,37 +121,65 @@ def _short(path: str) -> str:
 def _print_rows(rows: Iterable[Row], console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("stage", no_wrap=True)
-    for name in ("cosine", "rel L2", "norm"):
+    for name in ("cosine", "rel L2", "norm", "floors"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("largest difference", overflow="fold")
     shown = [row for row in rows if row.status not in (Status.NOT_REQUESTED, Status.NOT_APPLICABLE)]
     for layer, group in itertools.groupby(shown, key=lambda row: row.layer):
         table.add_row(Text(_layer_title(layer), style="bold"))
         for row in group:
-            table.add_row(*_cells(row), style="red" if _differs(row) else None)
+            table.add_row(*_cells(row), style=_STYLES.get(_mark(row)))
     console.print(table)
+    console.print("floors: what a stage itself adds, in units of what rounding explains; >1 is wrong")
+    for mark in dict.fromkeys(_mark(row) for row in shown):
+        if mark in _LEGEND:
+            console.print(f"{mark} {_LEGEND[mark]}")
 
 
 def _layer_title(layer: int | None) -> str:
     return "whole model" if layer is None else f"layer {layer}"
 
 
-def _differs(row: Row) -> bool:
-    return row.status is Status.COMPARED and row.verdict is not Verdict.WITHIN_FLOOR
+_MARKS: Mapping[Verdict, str] = {
+    Verdict.WITHIN_FLOOR: " ",
+    Verdict.INTRODUCES: "!",
+    Verdict.INHERITS: "~",
+    Verdict.LAYOUT: "=",
+    Verdict.UNMEASURED: "?",
+}
+_LEGEND: Mapping[str, str] = {
+    "!": "is not what its inputs make it",
+    "~": "differs from the oracle, as its inputs do",
+    "=": "is equal in another layout",
+    "?": "could not be judged",
+}
+_STYLES: Mapping[str, str] = {"!": "bold red", "~": "red", "=": "yellow", "?": "yellow"}
+
+
+def _mark(row: Row) -> str:
+    return _MARKS[row.verdict] if row.status is Status.COMPARED else " "
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    name = f"{'!' if _differs(row) else ' '}{row.stage}"
+    name = f"{_mark(row)}{row.stage}"
     if row.accumulated is None:
-        return name, "", "", "", _ABSENT[row.status]
+        return name, "", "", "", _floors(row), _ABSENT[row.status]
     metrics = row.accumulated
     return (
         name,
-        _number(metrics.cosine, ".7f"),
+        _number(metrics.cosine, ".6f"),
         _number(metrics.rel_l2, ".1e"),
-        _number(metrics.norm_ratio, ".4f" if metrics.norm_ratio < 1000 else ".1e"),
+        _number(metrics.norm_ratio, ".3f" if metrics.norm_ratio < 1000 else ".1e"),
+        _floors(row),
         _largest(metrics),
     )
+
+
+def _floors(row: Row) -> str:
+    """Return what the stage introduces, in units of what rounding explains."""
+    if row.excess is None:
+        return "-"
+    return _number(row.excess, ".2f" if row.excess < 1000 else ".0e")
 
 
 _ABSENT: Mapping[Status, str] = {
@@ -161,18 +202,34 @@ def _largest(metrics: Metrics) -> str:
     elif metrics.max_abs == 0:
         parts.append("none")
     else:
-        where = metrics.where.replace("channel", "ch").replace("vocabulary ", "")
+        where = metrics.where.replace("channel", "ch").replace("token", "tok").replace("vocabulary ", "")
         parts.append(f"{metrics.max_abs:.1e} {where}")
     return " ".join(parts)
 
 
+def _print_arithmetics(rows: Iterable[Row], console: Console) -> None:
+    """Say which arithmetic explains the products, most frequent first."""
+    found = Counter(row.arithmetic for row in rows if row.arithmetic and OPERATIONS.get(row.stage))
+    if found:
+        told = ", ".join(f"{name} ({count})" for name, count in found.most_common())
+        console.print(f"arithmetic of the products: {told}")
+
+
 def _print_findings(findings: Iterable[Finding], console: Console) -> None:
+    """Print the findings; a stage that is a source in several layers is told once, for the first."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Finding]] = {}
     for finding in findings:
-        place = "" if finding.layer is None else f" (layer {finding.layer})"
+        groups.setdefault((finding.type.value, finding.stages), []).append(finding)
+    for (kind, stages), group in groups.items():
+        first, others = group[0], [finding.layer for finding in group[1:] if finding.layer is not None]
+        place = "" if first.layer is None else f" (layer {first.layer})"
         console.print()
-        console.print(f"[bold]{finding.type.value}{place}[/]: {escape(finding.explanation)}")
-        if finding.advice:
-            console.print(f"  try: {escape(finding.advice)}")
+        console.print(f"[bold]{kind}{place}[/]: {escape(first.explanation)}")
+        if others:
+            layers = ", ".join(str(layer) for layer in others)
+            console.print(f"  also {', '.join(stages)} of {len(others)} more layers: {layers}")
+        if first.advice:
+            console.print(f"  try: {escape(first.advice)}")
 
 
 def _print_published(rules: Iterable[PublishedRule], console: Console) -> None:

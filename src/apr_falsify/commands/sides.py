@@ -13,7 +13,7 @@ from apr_falsify.capture import MemorySink, Request, Sink, TraceWriter
 from apr_falsify.commands.options import naming_the_option
 from apr_falsify.commands.progress import counted
 from apr_falsify.compare.bisection import Finding, FindingType
-from apr_falsify.errors import ModelError, OutputError, TokensError, UsageError
+from apr_falsify.errors import MissingDependencyError, ModelError, OutputError, TokensError, UsageError
 from apr_falsify.geometry import Geometry
 from apr_falsify.identity import difference, model_sha256
 from apr_falsify.oracle.capture import capture as capture_oracle
@@ -94,6 +94,7 @@ class Plan:
 
     Attributes:
         oracle: the oracle.
+        runtime: the subject's runtime.
         subject: the subject.
         request: tokens, layers and stages for both.
         judged: the layers to judge.
@@ -103,6 +104,7 @@ class Plan:
     """
 
     oracle: OracleSide
+    runtime: str
     subject: Subject
     request: Request
     judged: tuple[int, ...]
@@ -119,7 +121,7 @@ def make_plan(
     substages: bool,
     prompt: str | None,
     tokens: tuple[int, ...] | None,
-    arithmetic: str,
+    arithmetic: str | None,
 ) -> Plan:
     """Open both sides and decide tokens, layers and stages.
 
@@ -136,7 +138,7 @@ def make_plan(
         model=oracle.model,
         reference=oracle.trace,
         tokens=tokens,
-        dtype=arithmetic,
+        arithmetic=arithmetic,
     )
     subject = open_subject(runtime, target)
     judged = _layers(layers, oracle, subject)
@@ -144,6 +146,10 @@ def make_plan(
     text = subject.prompt if prompt is None else prompt
     if text is None and tokens is None:
         text = DEFAULT_PROMPT
+    if tokens is not None and fixed not in (None, tokens):
+        raise TokensError(
+            "not the tokens of the trace", where="--tokens", expected=str(fixed), remedy="leave --tokens out"
+        )
     ids = fixed or tokens or _encode(oracle, text)
     findings, not_checked = _tokenizer_check(oracle, subject, text, ids)
     wanted = stages if substages else tuple(name for name in stages if name not in ATTENTION_SUBSTAGES)
@@ -152,6 +158,7 @@ def make_plan(
         request.check(oracle.geometry)
     return Plan(
         oracle=oracle,
+        runtime=runtime,
         subject=subject,
         request=request,
         judged=judged,
@@ -205,7 +212,7 @@ def _tokenizer_check(
         return (), ("the tokenizer: no prompt, or no model whose tokenizer could be asked",)
     try:
         ours = encode(oracle.model, text)
-    except ModelError as error:
+    except (MissingDependencyError, ModelError) as error:
         return (), (f"the tokenizer: {error.what}",)
     if ours == ids:
         return (), ()

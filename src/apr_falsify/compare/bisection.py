@@ -117,6 +117,12 @@ class Row:
         status: what could be done with it.
         verdict: what is said of it.
         accumulated: subject against oracle, where both have it.
+        introduced: subject against its plain replay, where it could be replayed.
+        arithmetic: what explains the stage: weight type and rule; ``None`` where nothing does.
+        residual: relative L2 of what is left once the arithmetic is explained.
+        floor: relative L2 of the largest residual that is no accusation.
+        excess: largest ratio of residual to floor over elements, channels and tokens.
+        simulated: whether the floor is the expected arithmetic's own error, for want of a better.
         layout: the layout words that were undone on either side.
         shape: the compared shape.
 
@@ -127,11 +133,17 @@ class Row:
     status: Status
     verdict: Verdict = Verdict.UNMEASURED
     accumulated: Metrics | None = None
+    introduced: Metrics | None = None
+    arithmetic: str | None = None
+    residual: float | None = None
+    floor: float | None = None
+    excess: float | None = None
+    simulated: bool = False
     layout: tuple[Layout, ...] = ()
     shape: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values; what a later release measures is null."""
+        """Return it as plain JSON values; what could not be measured is null."""
         metrics = self.accumulated
         return {
             "layer": self.layer,
@@ -141,10 +153,12 @@ class Row:
             "layout": [word.value for word in self.layout],
             "nonfinite": None if metrics is None else metrics.nonfinite_json(),
             "accumulated": None if metrics is None else metrics.to_json(),
-            "introduced": None,
-            "arithmetic": None,
-            "residual": None,
-            "floor": None,
+            "introduced": None if self.introduced is None else self.introduced.to_json(),
+            "arithmetic": self.arithmetic,
+            "residual": finite(self.residual),
+            "floor": finite(self.floor),
+            "excess": finite(self.excess),
+            "floor_is_simulated": self.simulated,
             "verdict": self.verdict.value,
         }
 

@@ -60,6 +60,7 @@ _ACTS: Mapping[Layout, Callable[[str], bool]] = {
     Layout.UNSCALED: lambda name: name == "attn_scores",
     Layout.PADDED_KEYS: lambda name: STAGES[name].axes[-1] == "tokens",
     Layout.LAST_TOKEN: lambda name: STAGES[name].axes[0] == "tokens",
+    Layout.TRANSPOSED: lambda name: len(STAGES[name].axes) > 1,
 }
 """Whether each word says anything about a stage; elsewhere it is passed over."""
 
@@ -143,7 +144,13 @@ def _without_padding(data: Array, name: str, geometry: Geometry, tokens: int) ->
     return data.reshape(geometry.heads, tokens, -1)[:, :, :tokens]
 
 
+def _untransposed(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
+    """[..., C, S] -> [..., S, C]; a single row is the same either way."""
+    return data.swapaxes(-1, -2) if data.ndim > 1 else data
+
+
 _UNDO: Mapping[Layout, Callable[[Array, str, Geometry, int], Array]] = {
+    Layout.TRANSPOSED: _untransposed,
     Layout.PADDED_KEYS: _without_padding,
     Layout.HEAD_MAJOR: _token_major,
     Layout.INTERLEAVED: _half_split,

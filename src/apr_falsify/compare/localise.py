@@ -1,9 +1,16 @@
-"""Compare two traces stage by stage and sum up what was found."""
+"""Compare two traces and name the stages that introduced the error.
+
+1. Structure: tokens, geometry, which stages there are.
+2. Weights: where the subject's own can be read, each tensor against the oracle's.
+3. Layout: where a stage is not what its replay says, try the conventions that a runtime may store it in.
+4. Replay: the oracle's trace and the subject's, each from its own inputs (``compare.judge``).
+5. Rows and findings; the kind sums them up.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import replace
 
 from apr_falsify.compare.bisection import (
     Bisection,
@@ -13,239 +20,228 @@ from apr_falsify.compare.bisection import (
     Row,
     Status,
     Verdict,
-    compared,
 )
+from apr_falsify.compare.convention import declared_or_solved
+from apr_falsify.compare.findings import (
+    NO_DIVERGENCE,
+    arithmetic_findings,
+    comparative_findings,
+    differing_on_equal_inputs,
+    foreign_weights,
+    reference_findings,
+    source_findings,
+    unmeasured_findings,
+)
+from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.layout import aligned
-from apr_falsify.compare.metrics import compare_arrays
+from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.published import PublishedRule, published_rule
-from apr_falsify.errors import TokensError, TraceError
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import inputs_of, stages_of
-from apr_falsify.stages import STAGES, Scope
+from apr_falsify.compare.structure import (
+    check_tokens,
+    consumers,
+    descendants,
+    geometry_findings,
+    keys_to_judge,
+    same_shapes,
+    status_of,
+)
+from apr_falsify.compare.weights import weights_findings
+from apr_falsify.errors import TraceError
+from apr_falsify.stages import Layout
 from apr_falsify.trace import Key, Trace
-
-CONSISTENT_REL_L2 = 1e-3
-"""The largest accumulated relative L2 that is called consistent."""
+from apr_falsify.weights import Weights
 
 
 def bisect(
     oracle: Trace,
     subject: Trace,
     *,
+    weights: Weights | None = None,
+    subject_weights: Weights | None = None,
     layers: Sequence[int] | None = None,
     stages: Iterable[str] | None = None,
+    arithmetic: str | None = None,
     findings: Sequence[Finding] = (),
     not_checked: Sequence[str] = (),
 ) -> Bisection:
-    """Compare ``subject`` with ``oracle``.
+    """Compare ``subject`` with ``oracle`` and name the stages that introduced the error.
 
     Args:
         oracle: the reference run.
         subject: the run in question.
+        weights: the oracle's weights; without them only the stages that need none are replayed.
+        subject_weights: the subject's own, where they can be read; else the oracle's are used, and a
+            source may be a wrong weight as well as a wrong computation.
         layers: the layers to judge; ``None`` for every layer of which either side has anything.
         stages: the stages to judge; ``None`` for all.
+        arithmetic: what the user states of the subject's arithmetic, in the words of ``rules.py``.
         findings: what is known already (a tokenizer that differs, say).
         not_checked: what is known not to have been looked at.
 
     Raises:
         TokensError: the runs have different token ids.
-        TraceError: the traces have no stage in common.
+        TraceError: there is nothing that could be judged.
 
     """
-    _same_tokens(oracle, subject)
-    geometry = _geometry_findings(oracle.geometry, subject.geometry)
+    check_tokens(oracle, subject)
+    structural = geometry_findings(oracle.geometry, subject.geometry)
+    keys = keys_to_judge(oracle, subject, layers, stages)
+    if not same_shapes(oracle.geometry, subject.geometry):
+        weights = subject_weights = None
+    own = subject_weights is not None
+    layouts: list[Finding] = []
+    known = _weights_findings(weights, subject_weights, keys)
+    reference = judge(oracle, weights, keys)
+    subject, judged, layouts = declared_or_solved(subject, subject_weights or weights, keys, arithmetic)
+    rows = _rows(keys, oracle, subject, judged, {finding.stages for finding in layouts})
+    compared_only = differing_on_equal_inputs(rows, judged, oracle.geometry)
     rows = tuple(
-        _row(key, oracle, subject, comparable=not geometry) for key in _keys(oracle, subject, layers, stages)
+        replace(row, verdict=Verdict.INTRODUCES) if (row.layer, row.stage) in compared_only else row
+        for row in rows
     )
-    if not geometry and not compared(rows):
+    if not structural and all(row.accumulated is None for row in rows):
         raise TraceError(
             "the two traces have no stage in common",
             expected="at least one stage that both sides captured",
             remedy="capture both with the same --layers and --stages",
         )
-    found = (*findings, *geometry, *_unmeasured_findings(rows), *_exceeding(rows, oracle.geometry))
+    sources = foreign_weights(judged, own) or source_findings(
+        subject, subject_weights or weights, judged, rows, own_weights=own
+    )
+    found = (
+        *findings,
+        *reference_findings(reference),
+        *structural,
+        *known,
+        *sources,
+        *comparative_findings(compared_only),
+        *layouts,
+        *arithmetic_findings(judged),
+        *unmeasured_findings(rows, judged),
+    )
     return Bisection(
-        kind=_kind(found),
+        kind=_kind(found, rows),
         rows=rows,
         findings=found,
         published=_published(rows),
-        not_checked=(*not_checked, *_not_checked(rows, subject)),
+        not_checked=(*not_checked, *_not_checked(rows, subject, weights)),
         tokens=oracle.tokens,
         oracle=oracle.provenance,
         subject=subject.provenance,
     )
 
 
-def _same_tokens(oracle: Trace, subject: Trace) -> None:
-    if oracle.tokens != subject.tokens:
-        raise TokensError(
-            f"the traces ran different tokens: oracle {list(oracle.tokens)}, subject {list(subject.tokens)}",
-            expected="the same token ids on both sides",
-            remedy="capture the oracle with --tokens " + ",".join(map(str, subject.tokens)),
-        )
+def _weights_findings(ours: Weights | None, theirs: Weights | None, keys: Sequence[Key]) -> list[Finding]:
+    if ours is None or theirs is None or ours.where == theirs.where:
+        return []
+    return weights_findings(ours, theirs, sorted({layer for layer, _ in keys if layer is not None}))
 
 
-def _geometry_findings(oracle: Geometry, subject: Geometry) -> list[Finding]:
-    differing = [
-        (field.name, getattr(oracle, field.name), getattr(subject, field.name))
-        for field in fields(Geometry)
-        if field.name in _SHAPING and getattr(oracle, field.name) != getattr(subject, field.name)
-    ]
-    return [
-        Finding(
-            type=FindingType.GEOMETRY,
-            explanation=f"{name} is {ours} in the oracle's model and {theirs} in the subject's",
-            advice="check that both sides run the same model, and how the subject's file was converted",
-        )
-        for name, ours, theirs in differing
-    ]
+def _rows(
+    keys: Sequence[Key],
+    oracle: Trace,
+    subject: Trace,
+    judged: Mapping[Key, Judged],
+    solved: set[tuple[str, ...]],
+) -> tuple[Row, ...]:
+    fed = consumers(keys, subject.geometry)
+    tainted = descendants([key for key, entry in judged.items() if entry.in_error], fed)
+    solved_stages = {name for names in solved for name in names}
+    return tuple(
+        _row(key, oracle, subject, judged.get(key), key in tainted, key[1] in solved_stages) for key in keys
+    )
 
 
-_SHAPING = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab")
-
-
-def _keys(
-    oracle: Trace, subject: Trace, layers: Sequence[int] | None, stages: Iterable[str] | None
-) -> list[Key]:
-    chosen = sorted({*oracle.layers, *subject.layers}) if layers is None else sorted(layers)
-    wanted = set(STAGES if stages is None else stages)
-    keys: list[Key] = [
-        (layer, name)
-        for layer in chosen
-        for name, row in STAGES.items()
-        if name in wanted and (row.scope is Scope.LAYER or (row.scope is Scope.FIRST_LAYER and layer == 0))
-    ]
-    return keys + [(None, name) for name, row in STAGES.items() if name in wanted and not row.per_layer]
-
-
-def _row(key: Key, oracle: Trace, subject: Trace, *, comparable: bool) -> Row:
+def _row(key: Key, oracle: Trace, subject: Trace, entry: Judged | None, tainted: bool, solved: bool) -> Row:
     layer, name = key
-    ours, theirs = oracle.stages.get(key), subject.stages.get(key)
-    if ours is None or theirs is None or not comparable:
-        status = _status(key, oracle, subject)
-        return Row(layer=layer, stage=name, status=status)
-    pair = aligned(name, ours, theirs, oracle.geometry, len(oracle.tokens))
-    metrics = compare_arrays(pair.oracle, pair.subject, pair.axes)
-    within = metrics.rel_l2 <= CONSISTENT_REL_L2 and not metrics.nonfinite_mismatch
+    status = status_of(key, oracle, subject)
+    metrics: Metrics | None = None
+    shape: tuple[int, ...] = ()
+    layout: tuple[Layout, ...] = ()
+    if status is Status.COMPARED:
+        if same_shapes(oracle.geometry, subject.geometry):
+            metrics, shape, layout = _accumulated(key, oracle, subject)
+        else:
+            status = Status.NOT_REPLAYABLE
+    fit = None if entry is None else entry.fit
+    verdict = _verdict(entry, metrics, tainted, solved)
+    if verdict is Verdict.UNMEASURED and status is Status.COMPARED:
+        status = Status.NOT_REPLAYABLE
     return Row(
         layer=layer,
         stage=name,
-        status=Status.COMPARED,
-        verdict=Verdict.WITHIN_FLOOR if within else Verdict.INHERITS,
+        status=status,
+        verdict=verdict,
         accumulated=metrics,
-        layout=pair.layout,
-        shape=pair.oracle.shape,
+        introduced=None if entry is None else entry.introduced,
+        arithmetic=_arithmetic(entry),
+        residual=None if fit is None else fit.residual,
+        floor=None if fit is None else fit.floor,
+        excess=None if fit is None else fit.excess,
+        simulated=entry is not None and entry.simulated,
+        layout=layout,
+        shape=shape,
     )
 
 
-def _status(key: Key, oracle: Trace, subject: Trace) -> Status:
-    if key[1] not in stages_of(oracle.geometry) and key not in subject.stages and key not in oracle.stages:
-        return Status.NOT_APPLICABLE
-    if key in oracle.stages and key not in subject.stages:
-        return Status.MISSING_IN_SUBJECT if _asked(key, subject) else Status.NOT_REQUESTED
-    if key in subject.stages and key not in oracle.stages:
-        return Status.MISSING_IN_ORACLE if _asked(key, oracle) else Status.NOT_REQUESTED
-    if key in subject.stages:
-        return Status.NOT_REPLAYABLE
-    return Status.MISSING_IN_SUBJECT if _asked(key, subject) and _asked(key, oracle) else Status.NOT_REQUESTED
+def _accumulated(
+    key: Key, oracle: Trace, subject: Trace
+) -> tuple[Metrics, tuple[int, ...], tuple[Layout, ...]]:
+    pair = aligned(key[1], oracle.stages[key], subject.stages[key], oracle.geometry, len(oracle.tokens))
+    return compare_arrays(pair.oracle, pair.subject, pair.axes), pair.oracle.shape, pair.layout
 
 
-def _asked(key: Key, trace: Trace) -> bool:
-    """Whether the run was asked for the stage; where that is not known, it was."""
-    layer, name = key
-    asked = trace.provenance
-    if asked.stages is not None and name not in asked.stages:
-        return False
-    if asked.layers is None:
-        return True
-    first, last = asked.layers
-    return last - first == trace.geometry.layers if layer is None else first <= layer < last
+def _verdict(entry: Judged | None, metrics: Metrics | None, tainted: bool, solved: bool) -> Verdict:
+    agrees = metrics is not None and metrics.rel_l2 <= NO_DIVERGENCE and not metrics.nonfinite_mismatch
+    if entry is None or entry.fit is None:
+        return Verdict.WITHIN_FLOOR if agrees else Verdict.UNMEASURED
+    if entry.in_error:
+        return Verdict.INTRODUCES
+    if solved:
+        return Verdict.LAYOUT
+    return Verdict.INHERITS if tainted and not agrees else Verdict.WITHIN_FLOOR
 
 
-def _unmeasured_findings(rows: Sequence[Row]) -> list[Finding]:
-    missing: dict[tuple[Status, int | None], list[str]] = {}
-    for row in rows:
-        if row.status in _MISSING:
-            missing.setdefault((row.status, row.layer), []).append(row.stage)
-    return [
-        Finding(
-            type=FindingType.UNMEASURED,
-            layer=layer,
-            stages=tuple(names),
-            explanation=f"{', '.join(names)}: {_MISSING[status][0]}",
-            advice=_MISSING[status][1],
-        )
-        for (status, layer), names in missing.items()
-    ]
+def _arithmetic(entry: Judged | None) -> str | None:
+    if entry is None or entry.fit is None or entry.simulated or not entry.fit.explains:
+        return None
+    rule = entry.fit.rule.name
+    return f"{entry.weight_type} x {rule}" if entry.weight_type else rule
 
 
-_MISSING: Mapping[Status, tuple[str, str]] = {
-    Status.MISSING_IN_SUBJECT: (
-        "the subject has no such file",
-        "capture the subject again with these stages; if it accepts the names and writes nothing, "
-        "its version does not store them",
-    ),
-    Status.MISSING_IN_ORACLE: (
-        "the oracle's trace has no such file",
-        "capture the oracle again: apr-falsify capture oracle MODEL --stages all",
-    ),
-    Status.NOT_REPLAYABLE: (
-        "the sides have different geometry",
-        "run both sides on the same model",
-    ),
-}
-
-
-def _exceeding(rows: Sequence[Row], geometry: Geometry) -> list[Finding]:
-    """Return the stages that exceed the bound while none of the compared stages that feed them does."""
-    exceeding = {(row.layer, row.stage) for row in compared(rows) if row.verdict is not Verdict.WITHIN_FLOOR}
-    return [
-        _exceeds(row)
-        for row in compared(rows)
-        if (row.layer, row.stage) in exceeding
-        and not exceeding.intersection(inputs_of(row.stage, geometry, row.layer).values())
-    ]
-
-
-def _exceeds(row: Row) -> Finding:
-    metrics = row.accumulated
-    assert metrics is not None
-    what = f"relative L2 {metrics.rel_l2:.2e} against the oracle, above {CONSISTENT_REL_L2:g}"
-    if metrics.nonfinite_mismatch:
-        what = f"{metrics.nonfinite_mismatch} values are not finite on one side only"
-    return Finding(
-        type=FindingType.SOURCE,
-        layer=row.layer,
-        stages=(row.stage,),
-        size=metrics.rel_l2,
-        explanation=f"{row.stage} differs while what feeds it agrees: {what}",
-        advice="look at the operation that computes this stage and at its weights",
-    )
-
-
-def _kind(findings: Sequence[Finding]) -> Kind:
-    types = {finding.type for finding in findings}
-    if FindingType.SOURCE in types:
-        return Kind.SEVERAL
-    if FindingType.UNMEASURED in types:
+def _kind(findings: Sequence[Finding], rows: Sequence[Row]) -> Kind:
+    types = [finding.type for finding in findings]
+    sources = types.count(FindingType.SOURCE) + types.count(FindingType.WEIGHTS)
+    if FindingType.REFERENCE in types:
+        return Kind.REFERENCE_SUSPECT
+    if sources:
+        return Kind.LOCALISED if sources == 1 else Kind.SEVERAL
+    if FindingType.LAYOUT in types:
+        return Kind.LAYOUT_MISMATCH
+    if FindingType.UNMEASURED in types or FindingType.NOT_THE_SUBJECTS_WEIGHTS in types:
         return Kind.UNMEASURED
-    return Kind.CONSISTENT
+    # Nothing judged is never a pass.
+    judged = any(row.verdict in (Verdict.WITHIN_FLOOR, Verdict.INHERITS) for row in rows)
+    return Kind.CONSISTENT if judged else Kind.UNMEASURED
 
 
 def _published(rows: Sequence[Row]) -> tuple[PublishedRule, ...]:
-    cosines: dict[int, dict[str, float]] = {}
-    for row in compared(rows):
-        if row.layer is not None and row.accumulated is not None:
-            cosines.setdefault(row.layer, {})[row.stage] = row.accumulated.cosine
+    cosines: dict[int, dict[str, float | None]] = {}
+    for row in rows:
+        if row.layer is not None and row.status is not Status.NOT_APPLICABLE:
+            measured = None if row.accumulated is None else row.accumulated.cosine
+            cosines.setdefault(row.layer, {})[row.stage] = measured
     return tuple(published_rule(layer, stages) for layer, stages in cosines.items())
 
 
-def _not_checked(rows: Sequence[Row], subject: Trace) -> list[str]:
+def _not_checked(rows: Sequence[Row], subject: Trace, weights: Weights | None) -> list[str]:
     unasked = [row for row in rows if row.status is Status.NOT_REQUESTED]
     said = []
     if unasked:
         names = ", ".join(dict.fromkeys(row.stage for row in unasked))
         said.append(f"{len(unasked)} stages that were not requested: {names}")
+    if weights is None:
+        said.append("the stages that need weights to be replayed: none were given (--weights MODEL)")
     if not subject.tokens_verified:
         said.append("the token ids: nothing in the subject's trace says which tokens it ran")
     if len(subject.tokens) == 1:

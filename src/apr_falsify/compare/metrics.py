@@ -120,7 +120,7 @@ def _json_number(value: float) -> float | None:
 
 
 def compare_arrays(oracle: npt.NDArray[Any], subject: npt.NDArray[Any], axes: Axes) -> Metrics:
-    """Compare two arrays of one shape in one pass.
+    """Compare two arrays of one shape in one pass; in two where one norm is over 64 times the other.
 
     Args:
         oracle: the reference's values, any real format, with one axis per name in ``axes``.
@@ -142,7 +142,7 @@ def compare_arrays(oracle: npt.NDArray[Any], subject: npt.NDArray[Any], axes: Ax
     energies = found.rows.sum(axis=1)
     rel_l2, norm_ratio = _figures(energies, oracle.size)
     o, s, d = (math.sqrt(energies[row]) / found.scale for row in (ORACLE, SUBJECT, DIFFERENCE))
-    stretch = _stretch(o, s)
+    stretch = _stretch(energies)
     balanced = found if stretch == 1.0 else sums(*sides, stretch=stretch)
     return Metrics(
         elements=oracle.size,
@@ -200,8 +200,9 @@ def _figures(energies: F64, elements: int) -> tuple[F64, F64]:
     return np.where(nothing, np.nan, rel_l2), np.where(nothing, np.nan, norm_ratio)
 
 
-def _stretch(o: float, s: float) -> float:
-    """Return the power of two that brings the norm s near o, 1 where it is near or either is zero."""
+def _stretch(energies: F64) -> float:
+    """Return the power of two that brings |s| near |o|, 1 where it is near or either is zero."""
+    o, s = math.sqrt(energies[ORACLE]), math.sqrt(energies[SUBJECT])
     if o == 0 or s == 0 or 1 / _UNBALANCED < s / o < _UNBALANCED:
         return 1.0
     return 2.0 ** round(math.log2(o) - math.log2(s))

@@ -11,6 +11,7 @@ from apr_falsify.errors import DeviceError, MissingDependencyError
 try:
     import torch
     import transformers as _transformers
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 except ImportError as error:
     raise MissingDependencyError(
         f"the oracle cannot import {error.name or 'torch'} ({error})",
@@ -21,7 +22,10 @@ except ImportError as error:
 transformers: Any = _transformers
 """Untyped on purpose: its annotations cover only a part of what it exports."""
 
-__all__ = ["cuda_devices", "device_named", "dtype_named", "torch", "transformers"]
+attention_functions: Any = ALL_ATTENTION_FUNCTIONS
+"""The process-wide table, by name, from which every attention module takes its function."""
+
+__all__ = ["attention_functions", "cuda_devices", "device_named", "dtype_named", "torch", "transformers"]
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "f64": torch.float64,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,11 @@ from safetensors import safe_open
 from apr_falsify.geometry import Geometry
 from apr_falsify.oracle.config import hf_config
 from apr_falsify.oracle.libraries import torch, transformers
-from apr_falsify.weights import Model
+from apr_falsify.tensors import Tensor
+from apr_falsify.weights import Model, open_model
+
+_BLOCK_VALUES = 1 << 20
+"""How many weights are decoded at once."""
 
 Site = tuple[str, int | None]
 """A weight: its role of ``families.py`` and its layer."""
@@ -87,14 +92,23 @@ def _mapped(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, to
 
 
 def _dequantised(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    state = {}
-    for role, layer in sites:
-        tensor = model.weights.tensor(role, layer)
-        # torch wants memory that it may write to; only tensors stored as f32 are copied for it.
-        values = np.require(tensor.rows(0, tensor.shape[0]), requirements=["C", "W"])
-        name = model.geometry.row.weights[role].format(n=layer)
-        state[name] = torch.from_numpy(values).to(dtype)
-    return state
+    # A map of the file that ends with this function: the pages read do not stay beside the weights.
+    weights = open_model(model.path).weights
+    names = model.geometry.row.weights
+    return {
+        names[role].format(n=layer): _decoded(weights.tensor(role, layer), dtype) for role, layer in sites
+    }
+
+
+def _decoded(tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return ``tensor`` whole, decoded block of rows by block of rows."""
+    values = torch.empty(tensor.shape, dtype=dtype)
+    step = max(1, _BLOCK_VALUES // math.prod(tensor.shape[1:]))
+    for start in range(0, len(values), step):
+        rows = tensor.rows(start, min(start + step, len(values)))
+        # torch wants memory that it may write to; only rows that are stored as f32 are copied for it.
+        values[start : start + step] = torch.from_numpy(np.require(rows, requirements=["C", "W"]))
+    return values
 
 
 def _divide_rope(module: Any, geometry: Geometry) -> None:

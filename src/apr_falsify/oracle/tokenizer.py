@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +53,7 @@ def decode(model: Model, ids: tuple[int, ...]) -> str:
 
 @lru_cache(maxsize=2)
 def _tokenizer(path: Path, model_format: str) -> _Tokenizer:
-    return {"safetensors": _of_directory, "gguf": _of_gguf}[model_format](path)
+    return {"safetensors": _of_directory, "gguf": _Bpe}[model_format](path)
 
 
 def _of_directory(path: Path) -> _Tokenizer:
@@ -96,16 +97,57 @@ class _Auto:
 
 
 class _Bpe:
-    """A byte-level BPE tokenizer built from GGUF metadata."""
+    """A byte-level BPE tokenizer in the metadata of a GGUF file; built when a text is to be encoded."""
 
-    def __init__(self, tokenizer: Any, first: list[int]) -> None:
-        self._tokenizer, self._first = tokenizer, first
+    def __init__(self, path: Path) -> None:
+        self._path, self._file = path, GgufFile(path)
+        tokens = self._file.array("tokenizer.ggml.tokens")
+        if tokens is None or "tokenizer.ggml.model" not in self._file.metadata:
+            raise ModelError("the GGUF file carries no tokenizer", where=path, remedy=_USE_TOKENS)
+        self._tokens = [str(token) for token in tokens]
 
     def encode(self, prompt: str) -> list[int]:
-        return self._first + list(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+        ids = self._bpe.encode(prompt, add_special_tokens=False).ids
+        metadata = self._file.metadata
+        bos = metadata.get("tokenizer.ggml.bos_token_id")
+        if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", False):
+            return [int(bos), *ids]
+        return list(ids)
 
     def decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+        return b"".join(_bytes_of(self._tokens[token]) for token in ids).decode("utf-8", errors="replace")
+
+    @cached_property
+    def _bpe(self) -> Any:
+        metadata, merges = self._file.metadata, self._file.array("tokenizer.ggml.merges")
+        kind, pre = metadata["tokenizer.ggml.model"], str(metadata.get("tokenizer.ggml.pre", "default"))
+        if kind != "gpt2" or merges is None or pre not in PRE_TOKENIZERS:
+            raise ModelError(
+                f"the tokenizer (model {kind!r}, pre-tokenizer {pre!r}) cannot be built here",
+                where=self._path,
+                expected=f"model 'gpt2' with merges and a pre-tokenizer of {', '.join(PRE_TOKENIZERS)}",
+                remedy=_USE_TOKENS,
+            )
+        types = self._file.array("tokenizer.ggml.token_type") or []
+        numbered = zip(self._tokens, types, strict=False)
+        special = [token for token, number in numbered if number in _SPECIAL_TYPES]
+        return _build_bpe(self._tokens, merges, pre, special)
+
+
+def _bytes_of(token: str) -> bytes:
+    """Return the bytes that ``token`` stands for; a token with other letters than GPT-2's is its own text."""
+    letters = _byte_letters()
+    if all(letter in letters for letter in token):
+        return bytes(letters[letter] for letter in token)
+    return token.encode("utf-8", errors="surrogateescape")
+
+
+@cache
+def _byte_letters() -> Mapping[str, int]:
+    """Return GPT-2's letters: printable Latin-1 stands for itself, the other bytes for 256 and on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -113,52 +155,49 @@ _DIGITS_TO_3, _DIGIT = r"\p{N}{1,3}", r"\p{N}"
 _WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
-    "default": (_GPT2,),
-    "gpt-2": (_GPT2,),
-    "llama-bpe": (_WORDS % _DIGITS_TO_3,),
-    "qwen2": (_WORDS % _DIGIT,),
-    "smollm": (_DIGIT, _GPT2),
-}
-"""``tokenizer.ggml.pre`` -> the patterns by which text is split, one after the other, before the merges.
 
-They are those of the tokenizer.json of GPT-2, Llama 3, Qwen2 and SmolLM."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreTokenizer:
+    """How text is prepared for the merges.
+
+    Attributes:
+        patterns: what splits it, one after the other.
+        nfc: whether it is brought to Unicode's composed form first.
+        ignore_merges: whether a piece that is a token as a whole is taken as it is.
+
+    """
+
+    patterns: tuple[str, ...]
+    nfc: bool = False
+    ignore_merges: bool = False
+
+
+PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
+    "default": PreTokenizer(patterns=(_GPT2,)),
+    "gpt-2": PreTokenizer(patterns=(_GPT2,)),
+    "llama-bpe": PreTokenizer(patterns=(_WORDS % _DIGITS_TO_3,), ignore_merges=True),
+    "qwen2": PreTokenizer(patterns=(_WORDS % _DIGIT,), nfc=True),
+    "smollm": PreTokenizer(patterns=(_DIGIT, _GPT2)),
+}
+"""``tokenizer.ggml.pre`` -> what the tokenizer.json of GPT-2, Llama 3, Qwen2 and SmolLM does."""
 
 _SPECIAL_TYPES = (3, 4)
 """``tokenizer.ggml.token_type``: control and user-defined tokens are found in the text as they stand."""
 
 
-def _of_gguf(path: Path) -> _Tokenizer:
-    file = GgufFile(path)
-    kind = file.metadata.get("tokenizer.ggml.model")
-    tokens, merges = file.array("tokenizer.ggml.tokens"), file.array("tokenizer.ggml.merges")
-    if kind is None or tokens is None:
-        raise ModelError("the GGUF file carries no tokenizer", where=path, remedy=_USE_TOKENS)
-    pre = str(file.metadata.get("tokenizer.ggml.pre", "default"))
-    if kind != "gpt2" or merges is None or pre not in PRE_TOKENIZERS:
-        raise ModelError(
-            f"the tokenizer (model {kind!r}, pre-tokenizer {pre!r}) cannot be built here",
-            where=path,
-            expected=f"model 'gpt2' with merges and a pre-tokenizer of {', '.join(PRE_TOKENIZERS)}",
-            remedy=_USE_TOKENS,
-        )
-    types = file.array("tokenizer.ggml.token_type") or []
-    special = [token for token, number in zip(tokens, types, strict=False) if number in _SPECIAL_TYPES]
-    bos = file.metadata.get("tokenizer.ggml.bos_token_id")
-    first = [int(bos)] if file.metadata.get("tokenizer.ggml.add_bos_token", False) and bos is not None else []
-    return _Bpe(_build_bpe(tokens, merges, pre, special), first)
-
-
 def _build_bpe(tokens: list[str], merges: list[str], pre: str, special: list[str]) -> Any:
     try:
-        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+        from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
     except ImportError as error:
         raise _missing(error) from error
+    rule = PRE_TOKENIZERS[pre]
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    tokenizer = Tokenizer(models.BPE(vocab={token: n for n, token in enumerate(tokens)}, merges=pairs))
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZERS[pre]]
+    vocab = {token: n for n, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=rule.ignore_merges))
+    if rule.nfc:
+        tokenizer.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer

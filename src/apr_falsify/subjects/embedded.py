@@ -1,28 +1,54 @@
-"""The embedded runtime: a NumPy decoder built on ``ops``, in f64, f32, f16 or bf16."""
+"""The embedded runtime: a NumPy decoder built on ``ops``, in any arithmetic of the table, faulted or not."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from apr_falsify import __version__
-from apr_falsify.arithmetic import Format, format_named
+from apr_falsify.arithmetic import format_named
 from apr_falsify.capture import Request, Sink
 from apr_falsify.geometry import Geometry
 from apr_falsify.identity import difference, model_sha256
-from apr_falsify.ops import Array, Site, compute, inputs_of, stages_of
+from apr_falsify.ops import Array, Inputs, ModelSite, inputs_of, stages_of
 from apr_falsify.stages import STAGES, Scope
 from apr_falsify.subjects.interface import Target
+from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite, arithmetic_named
 from apr_falsify.trace import Key, Provenance, Trace, utc_now
 from apr_falsify.weights import Model, open_model
 
+Step = Callable[[Key, Inputs, RuntimeSite], Array]
+"""Computes one stage at one place from its inputs."""
 
-def capture(model: Model, request: Request, sink: Sink, *, dtype: str = "f32") -> Trace:
+
+def as_defined(key: Key, inputs: Inputs, site: RuntimeSite) -> Array:
+    """Compute a stage as ``ops`` defines it."""
+    return site.run(key[1], inputs)
+
+
+def capture(
+    model: Model,
+    request: Request,
+    sink: Sink,
+    *,
+    dtype: str = "f32",
+    arithmetic: Arithmetic | None = None,
+    step: Step = as_defined,
+) -> Trace:
     """Run ``model`` on ``request.tokens`` and hand the requested stages to ``sink``.
 
-    Every stage's values are rounded to ``dtype``; sums are done in f32 (f64 for ``f64``). Layers beyond
-    the last requested one do not run.
+    Every stage's values are rounded to ``dtype``; sums are done in f32 (f64 for ``f64``). What lies beyond
+    the last requested stage does not run.
+
+    Args:
+        model: the model.
+        request: what to run and to keep.
+        sink: where the stages go.
+        dtype: the number format of a run in plain arithmetic.
+        arithmetic: what to compute in, where that is more than a number format.
+        step: what computes each stage; another one seeds faults.
 
     Raises:
         TokensError: a token outside the vocabulary.
@@ -30,6 +56,7 @@ def capture(model: Model, request: Request, sink: Sink, *, dtype: str = "f32") -
         ModelError: a weight is missing.
 
     """
+    chosen = arithmetic or Arithmetic(store=format_named(dtype))
     request.check(model.geometry)
     wanted = set(request.keys(model.geometry))
     values: dict[Key, Array] = {}
@@ -37,38 +64,42 @@ def capture(model: Model, request: Request, sink: Sink, *, dtype: str = "f32") -
     for key in forward_order(model, request):
         if key[1] == "attn_norm":
             _forget(values, key)
-        values[key] = run_stage(model, request.tokens, values, key, format_named(dtype))
+        values[key] = run_stage(model, request.tokens, values, key, chosen, step)
         if key in wanted:
             sink.add(key, values[key])
         if key == (None, "lm_head"):
             logits = values[key]
     return sink.finish(
-        provenance=_provenance(model, request, dtype, logits), geometry=model.geometry, tokens=request.tokens
+        provenance=_provenance(model, request, chosen, logits),
+        geometry=model.geometry,
+        tokens=request.tokens,
     )
 
 
 def forward_order(model: Model, request: Request) -> list[Key]:
     """Return every stage that must run to reach the last requested one, in order."""
-    geometry = model.geometry
-    names = stages_of(geometry)
+    names = stages_of(model.geometry)
     order: list[Key] = [(0, "embedding")]
     for layer in range(request.layers.stop):
         order += [(layer, name) for name in names if STAGES[name].scope is Scope.LAYER]
-    wanted = request.keys(geometry)
-    order += [(None, name) for name in names if STAGES[name].scope is Scope.MODEL and (None, name) in wanted]
-    if (None, "lm_head") in order and (None, "final_norm") not in order:
-        order.insert(-1, (None, "final_norm"))
-    return order
+    order += [(None, name) for name in names if STAGES[name].scope is Scope.MODEL]
+    wanted = set(request.keys(model.geometry))
+    return order[: 1 + max(index for index, key in enumerate(order) if key in wanted)]
 
 
 def run_stage(
-    model: Model, tokens: tuple[int, ...], values: dict[Key, Array], key: Key, number_format: Format
+    model: Model,
+    tokens: tuple[int, ...],
+    values: dict[Key, Array],
+    key: Key,
+    arithmetic: Arithmetic,
+    step: Step = as_defined,
 ) -> Array:
-    """Compute one stage from ``values`` and round it to ``number_format``."""
+    """Compute one stage from ``values``."""
     layer, name = key
-    site = Site(weights=model.weights, layer=layer, tokens=tokens, dtype=number_format.compute)
+    place = ModelSite(weights=model.weights, layer=layer, tokens=tokens, dtype=arithmetic.store.compute)
     inputs = {role: values[source] for role, source in inputs_of(name, model.geometry, layer).items()}
-    return np.asarray(number_format.round(compute(name, inputs, site)))
+    return step(key, inputs, RuntimeSite(model=place, arithmetic=arithmetic))
 
 
 def _forget(values: dict[Key, Array], key: Key) -> None:
@@ -81,7 +112,7 @@ def _forget(values: dict[Key, Array], key: Key) -> None:
     values[source] = kept
 
 
-def _provenance(model: Model, request: Request, dtype: str, logits: Array | None) -> Provenance:
+def _provenance(model: Model, request: Request, arithmetic: Arithmetic, logits: Array | None) -> Provenance:
     return Provenance(
         runtime="embedded",
         version=__version__,
@@ -90,9 +121,9 @@ def _provenance(model: Model, request: Request, dtype: str, logits: Array | None
         model_sha256=model_sha256(model.files),
         prompt=request.prompt,
         argmax=None if logits is None else {"id": int(np.argmax(logits))},
-        dtype=dtype,
+        dtype=arithmetic.store.name,
         device="cpu",
-        arithmetic=dtype,
+        arithmetic=arithmetic.name,
         libraries={"numpy": np.__version__},
         layers=(request.layers.start, request.layers.stop),
         stages=request.stages,
@@ -106,12 +137,12 @@ class EmbeddedSubject:
 
     Attributes:
         model: the model.
-        dtype: the number format to run it in.
+        arithmetic: what to compute in.
 
     """
 
     model: Model
-    dtype: str = "f32"
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)
     tokens: tuple[int, ...] | None = None
     prompt: str | None = None
     layers: tuple[int, ...] | None = None
@@ -123,7 +154,7 @@ class EmbeddedSubject:
 
     def capture(self, request: Request, sink: Sink) -> Trace:
         """Run the model on ``request``."""
-        return capture(self.model, request, sink, dtype=self.dtype)
+        return capture(self.model, request, sink, arithmetic=self.arithmetic)
 
     def differs(self, trace: Trace, request: Request) -> str | None:
         """Say how ``trace`` is not what :meth:`capture` would give."""
@@ -131,11 +162,13 @@ class EmbeddedSubject:
             "runtime": "embedded",
             "version": __version__,
             "model_sha256": model_sha256(self.model.files),
-            "dtype": self.dtype,
+            "arithmetic": self.arithmetic.name,
         }
         return difference(trace, request, self.geometry, wanted)
 
 
 def open_embedded(target: Target) -> EmbeddedSubject:
     """Return the model at ``target`` as a subject."""
-    return EmbeddedSubject(model=open_model(target.path), dtype=format_named(target.dtype).name)
+    return EmbeddedSubject(
+        model=open_model(target.path), arithmetic=arithmetic_named(target.arithmetic or "f32")
+    )

@@ -21,7 +21,7 @@ class Target:
         model: the model of the other side, where there is one: it supplies what a recording lacks.
         reference: the other side's trace, where there is one and no model.
         tokens: the token ids that the user gave.
-        dtype: the number format to run in, where the runtime has a choice.
+        arithmetic: what to compute in, in the words of ``rules.py``, where the runtime has a choice.
 
     """
 
@@ -29,7 +29,7 @@ class Target:
     model: Model | None = None
     reference: Trace | None = None
     tokens: tuple[int, ...] | None = None
-    dtype: str = "f32"
+    arithmetic: str | None = None
 
 
 class Subject(Protocol):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.subjects.embedded import open_embedded
 from apr_falsify.subjects.interface import Runtime, Subject, Target
+from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.recorded import open_recorded
 
 
@@ -32,6 +33,11 @@ RUNTIMES: Mapping[str, Entry] = {
         open=open_embedded,
         path="HF_DIR or MODEL.gguf",
         what="the NumPy decoder of this package",
+    ),
+    "llama-cpp": Entry(
+        open=open_llama_cpp,
+        path="CAPTURE.npz",
+        what="a recorded compute graph of llama.cpp",
     ),
     "recorded": Entry(
         open=open_recorded,

@@ -154,6 +154,14 @@ def test_a_vector_equals_itself(values: Array) -> None:
     assert (found.cosine, found.rel_l2, found.norm_ratio, found.max_abs) == (1.0, 0.0, 1.0, 0.0)
 
 
+def test_no_rounding_takes_a_cosine_out_of_its_bounds() -> None:
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        oracle = rng.standard_normal(17)
+        found = vector(oracle, oracle * rng.uniform(-60, 60), np.float64).cosine
+        assert 1 - 1e-13 < abs(found) <= 1.0
+
+
 # --- where ------------------------------------------------------------------------------------------
 
 
@@ -325,6 +333,12 @@ def test_tiny_f64_values_are_not_taken_for_zero() -> None:
     found = vector([3e-200, 0], [0, 3e-200], np.float64)
     assert found.cosine == pytest.approx(0.0, abs=1e-15)
     assert found.rel_l2 == pytest.approx(math.sqrt(2), rel=1e-14)
+
+
+def test_a_norm_beyond_f64_is_infinite_and_the_cosine_is_right_nevertheless() -> None:
+    found = vector([1.7e308] * 4, [1e200] * 4, np.float64)
+    assert found.oracle_norm == math.inf
+    assert found.cosine == pytest.approx(1.0, abs=1e-15)
 
 
 # --- refusals, formats, promises --------------------------------------------------------------------

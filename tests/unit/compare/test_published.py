@@ -40,6 +40,10 @@ def test_the_threshold_itself_is_good(cosine: float, crosses: bool) -> None:
     assert bool(crossings(attn_out=cosine)) is crosses
 
 
+def test_a_stage_at_the_threshold_is_good_enough_to_be_crossed_from() -> None:
+    assert crossings(attention=0.999, attn_out=0.998) == (("attention", "attn_out"),)
+
+
 def test_a_bad_first_stage_is_no_crossing() -> None:
     assert crossings(attn_norm=0.1) == ()
 

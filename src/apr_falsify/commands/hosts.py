@@ -1,0 +1,215 @@
+"""Two hosts of the exam: the embedded runtime, and a torch model through the oracle's room."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.arithmetic import format_named
+from apr_falsify.capture import Request, Sink
+from apr_falsify.exam.cases import Case, Ran, Seeded
+from apr_falsify.exam.checkpoints import as_held
+from apr_falsify.exam.material import Material, Setting, Store
+from apr_falsify.faults import Fault
+from apr_falsify.geometry import Geometry
+from apr_falsify.ops import Array, Inputs
+from apr_falsify.seeding.scene import Scene
+from apr_falsify.stages import Layout
+from apr_falsify.subjects.embedded import Step, as_defined, capture
+from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite
+from apr_falsify.tensors import PlainTensor
+from apr_falsify.trace import Key, Provenance, Trace
+from apr_falsify.weights import Model, Weights, open_model
+
+F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
+
+
+def arithmetic_of(setting: Setting) -> Arithmetic:
+    """Return the embedded runtime's arithmetic for ``setting``."""
+    return Arithmetic(
+        store=format_named(setting.store), rules=setting.operand_rules(), sequential=setting.sequential
+    )
+
+
+def with_tensors(weights: Weights, tensors: Mapping[tuple[str, int | None], F32]) -> Weights:
+    """Return ``weights`` with some tensors replaced, as a file of another name."""
+    replaced: dict[str, Any] = dict(weights.tensors)
+    for (role, layer), values in tensors.items():
+        name = weights.names[role].format(n=layer)
+        held = as_held(role, values, weights.geometry) if weights.interleaved else values
+        replaced[name] = PlainTensor(name=name, type="f32", data=held)
+    return replace(weights, tensors=replaced, where=Path(f"{weights.where}-spoiled"))
+
+
+def touches_tied_embedding(fault: Fault, geometry: Geometry) -> bool:
+    """Whether a fault in the embedding's tensor would spoil the output head too."""
+    return geometry.tied and fault.edit is not None and "embedding" in fault.stages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormulaHost:
+    """The embedded runtime with stages that are computed wrongly."""
+
+    fixed_tokens: tuple[int, ...] | None = None
+
+    def can(self, fault: Fault, geometry: Geometry, setting: Setting) -> bool:
+        """Whether the fault is a wrong formula."""
+        return fault.formula is not None and fault.fits(geometry)
+
+    def runs(self, material: Material, setting: Setting) -> bool:
+        """It runs everything."""
+        return True
+
+    def run(self, store: Store, case: Case, request: Request, sink: Sink) -> Ran:
+        """Run ``case``."""
+        model = store.model(case.material)
+        changes: dict[Key, F64] = {}
+        step = _wrong_step(case.seeded, model.geometry, changes)
+        trace = capture(model, request, sink, arithmetic=arithmetic_of(case.setting), step=step)
+        return Ran(trace=trace, changes=changes)
+
+
+def _wrong_step(seeded: tuple[Seeded, ...], geometry: Geometry, changes: dict[Key, F64]) -> Step:
+    at = {key: each for each in seeded for key in each.truth(geometry)}
+
+    def step(key: Key, inputs: Inputs, site: RuntimeSite) -> Array:
+        right = as_defined(key, inputs, site)
+        each = at.get(key)
+        if each is None or each.fault.formula is None:
+            return right
+        scene = Scene(name=key[1], inputs=inputs, site=site, seed=each.seed)
+        wrong = each.fault.formula(scene)
+        made = right + (wrong - right) * right.dtype.type(each.amount) if each.amount != 1 else wrong
+        made = np.asarray(site.arithmetic.store.round(np.asarray(made, dtype=right.dtype)))
+        changes[key] = np.abs(made.astype(np.float64) - right)
+        return made
+
+    return step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorHost:
+    """The embedded runtime on a checkpoint with wrong tensors.
+
+    Attributes:
+        readable: whether the comparison may read the tensors that were run: then a fault is a conversion
+            fault, else it shows only in what was computed.
+
+    """
+
+    readable: bool
+    fixed_tokens: tuple[int, ...] | None = None
+
+    def can(self, fault: Fault, geometry: Geometry, setting: Setting) -> bool:
+        """Whether the fault is one of tensors."""
+        return fault.edit is not None and fault.fits(geometry) and not touches_tied_embedding(fault, geometry)
+
+    def runs(self, material: Material, setting: Setting) -> bool:
+        """It runs everything."""
+        return True
+
+    def run(self, store: Store, case: Case, request: Request, sink: Sink) -> Ran:
+        """Run ``case``."""
+        sound = store.model(case.material)
+        tensors: dict[tuple[str, int | None], F32] = {}
+        for each in case.seeded:
+            tensors.update(each.tensors(sound.weights))
+        weights = with_tensors(sound.weights, tensors)
+        changes: dict[Key, F64] = {}
+        wrong = {key for each in case.seeded for key in each.truth(sound.geometry)}
+
+        def step(key: Key, inputs: Inputs, site: RuntimeSite) -> Array:
+            made = as_defined(key, inputs, site)
+            if key in wrong:
+                right = as_defined(
+                    key, inputs, replace(site, model=replace(site.model, weights=sound.weights))
+                )
+                changes[key] = np.abs(made.astype(np.float64) - right)
+            return made
+
+        model = replace(sound, weights=weights)
+        trace = capture(model, request, sink, arithmetic=arithmetic_of(case.setting), step=step)
+        return Ran(trace=trace, own_weights=weights if self.readable else None, changes=changes)
+
+
+class TorchHost:
+    """A model in transformers with patched modules, tensors or config, captured as a subject."""
+
+    fixed_tokens: tuple[int, ...] | None = None
+
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[Material, str], Any] = {}
+
+    def can(self, fault: Fault, geometry: Geometry, setting: Setting) -> bool:
+        """Whether the fault can be seeded in torch."""
+        from apr_falsify.oracle.faulted import PATCHES
+
+        seedable = fault.name in PATCHES or fault.edit is not None or fault.config is not None
+        return seedable and fault.fits(geometry) and not touches_tied_embedding(fault, geometry)
+
+    def runs(self, material: Material, setting: Setting) -> bool:
+        """It has torch's own arithmetics: whole formats and no blocks."""
+        return not (material.kind or setting.rules or setting.sequential) and setting.store in ("f32", "f16")
+
+    def run(self, store: Store, case: Case, request: Request, sink: Sink) -> Ran:
+        """Run ``case``."""
+        from apr_falsify.oracle.faulted import PATCHES, faulted
+
+        sound = store.model(case.material)
+        patches = tuple((s.fault.name, s.layer, s.seed) for s in case.seeded if s.fault.name in PATCHES)
+        rest = [s for s in case.seeded if s.fault.name not in PATCHES]
+        names = sound.geometry.row.weights
+        tensors = {
+            names[role].format(n=layer): values
+            for each in rest
+            for (role, layer), values in each.tensors(sound.weights).items()
+        }
+        edits = [each.fault.config for each in rest if each.fault.config is not None]
+        oracle = self._oracle(store, case) if not edits else self._of_config(store, case, edits)
+        with faulted(oracle.module, tensors=tensors, patches=patches):
+            trace = oracle.capture(request, _As(sink, sound.geometry))
+        return Ran(trace=trace)
+
+    def _oracle(self, store: Store, case: Case) -> Any:
+        key = (case.material, case.setting.store)
+        if key not in self._loaded:
+            self._loaded[key] = _load(store.model(case.material), case.setting.store)
+        return self._loaded[key]
+
+    def _of_config(self, store: Store, case: Case, edits: list[Any]) -> Any:
+        config = store.config(case.material)
+        for edit in edits:
+            config = edit(config)
+        path = store.spoiled(case.material, config, {})
+        try:
+            return _load(open_model(path), case.setting.store)
+        finally:
+            shutil.rmtree(path)
+
+
+def _load(model: Model, dtype: str) -> Any:
+    from apr_falsify.oracle.capture import load
+
+    return load(model, dtype=dtype)
+
+
+class _As:
+    """Passes stages on; the trace shall say the geometry that the runtime was meant to have."""
+
+    def __init__(self, sink: Sink, geometry: Geometry) -> None:
+        self._sink, self._geometry = sink, geometry
+
+    def add(self, key: Key, data: npt.NDArray[Any], layout: tuple[Layout, ...] = ()) -> None:
+        """Pass one stage on."""
+        self._sink.add(key, data, layout)
+
+    def finish(self, *, provenance: Provenance, geometry: Geometry, tokens: tuple[int, ...]) -> Trace:
+        """Finish the trace."""
+        return self._sink.finish(provenance=provenance, geometry=self._geometry, tokens=tokens)

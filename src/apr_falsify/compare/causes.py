@@ -1,0 +1,262 @@
+"""Named explanations of a stage that introduces an error, and where such an error sits.
+
+A cause is a *variation* of the replay - other geometry, weights, inputs, formula, or a change of the result -
+under which the subject is within the floor, under the same arithmetic. The table of variations is closed; its
+order is the order of plausibility, and the first that fits is the answer. Variations that only change
+the result or a cheap formula come first; those that multiply with the weights again run only when no
+other fits, and only on weights of at most ``projected.MOST_VALUES`` values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.compare.axes import Axes
+from apr_falsify.compare.replay import Replayer, WeightsNeeded
+from apr_falsify.compare.variations import (
+    attend,
+    biases,
+    common,
+    feedforward,
+    kept,
+    norms,
+    places,
+    projected,
+    rotary,
+)
+from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
+from apr_falsify.errors import ModelError
+from apr_falsify.rules import OPERATIONS, Operation, Rule
+from apr_falsify.trace import Key
+
+NEAREST = 0.1
+"""A cause that does not fit is named as the nearest one where it leaves at most this share of the error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """A named explanation.
+
+    Attributes:
+        name: stable identifier: ``rope-base``, ``missing-bias``, ``factor`` ...
+        sentence: for people, with the residual.
+        residual: relative L2 that is left when the cause is assumed.
+        fits: whether that is within the floor everywhere.
+
+    """
+
+    name: str
+    sentence: str
+    residual: float
+    fits: bool
+
+
+_RESIDUALS = ("post_attn_residual", "post_ffn_residual")
+_QKV = ("qkv_matmul", "qkv_bias")
+_MIXED = ("attn_scores", "attention")
+_HEADED = (*_QKV, *rotary.ROTATED, "attn_scores", "attn_softmax", "attention")
+_PROJECTIONS = tuple(name for name, kind in OPERATIONS.items() if kind is Operation.PROJECTION)
+_ONE_INPUT = tuple(name for name in _PROJECTIONS if name != "lm_head")
+_REWEIGHED = tuple(projected.WEIGHTED)
+
+TABLE: tuple[Variation, ...] = (
+    # What changes one thing and has no free parameter, or one that is rounded.
+    Variation(name="bias", stages=tuple(biases.BIASED), guesses=biases.measured_bias),
+    Variation(name="factor", guesses=common.named_factor),
+    Variation(name="rope-base", stages=rotary.ROTATED, guesses=rotary.other_base),
+    Variation(name="rope-pairing", stages=rotary.ROTATED, guesses=rotary.other_pairing),
+    Variation(name="rope-direction", stages=rotary.ROTATED, guesses=rotary.other_direction),
+    Variation(name="rope-position", stages=rotary.ROTATED, guesses=rotary.other_positions),
+    Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rotary.other_scaling),
+    Variation(name="rope-partial", stages=rotary.ROTATED, guesses=rotary.partial),
+    Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rotary.invented_scaling),
+    Variation(name="head-norm", stages=rotary.ROTATED, guesses=rotary.other_head_norm),
+    Variation(name="qkv-order", stages=rotary.ROTATED, guesses=rotary.other_part),
+    Variation(name="missing-bias", stages=(*rotary.ROTATED, "attention"), guesses=biases.composed_bias),
+    Variation(name="other-bias", stages=("qkv_bias",), guesses=biases.other_bias),
+    Variation(name="head-mapping", stages=_MIXED, guesses=attend.other_mapping),
+    Variation(name="rope-not-applied", stages=("attn_scores",), guesses=attend.unrotated_scores),
+    Variation(name="layout", stages=("attn_scores",), guesses=attend.masked_scores),
+    Variation(name="mask", stages=("attn_softmax",), guesses=attend.other_mask),
+    Variation(name="padding", stages=("attn_softmax",), guesses=attend.padding),
+    Variation(name="softmax-axis", stages=("attn_softmax",), guesses=attend.other_axis),
+    Variation(name="temperature", stages=("attn_softmax",), guesses=attend.temperature),
+    Variation(name="mixing", stages=("attention",), guesses=attend.other_mixing),
+    Variation(name="swapped-gate-up", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.swapped_gate_up),
+    Variation(name="activation", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.other_activation),
+    Variation(name="gate-product", stages=("ffn_swigl",), guesses=feedforward.other_product),
+    Variation(name="residual", stages=_RESIDUALS, guesses=feedforward.measured_residual),
+    Variation(name="residual-source", stages=_RESIDUALS, guesses=feedforward.other_stream),
+    Variation(name="epsilon", stages=norms.NORMS, guesses=norms.usual_epsilon),
+    Variation(name="norm-form", stages=norms.NORMS, guesses=norms.wrong_form),
+    Variation(name="norm-input", stages=norms.NORMS, guesses=norms.wrong_input),
+    Variation(name="qkv-order", stages=_QKV, guesses=projected.other_order),
+    Variation(name="rotary-order", stages=(*_QKV, *rotary.ROTATED), guesses=projected.rotary_order),
+    Variation(name="next-step-included", stages=_PROJECTIONS, guesses=projected.other_use),
+    Variation(name="soft-cap", stages=("attn_scores", "lm_head"), guesses=kept.soft_capped),
+    Variation(name="precision", guesses=kept.fewer_bits),
+    # What has a free parameter.
+    Variation(name="factor", guesses=common.any_factor),
+    Variation(name="factor", stages=_QKV, guesses=common.part_factor),
+    Variation(name="epsilon", stages=norms.NORMS, guesses=norms.measured_epsilon),
+    Variation(name="clipped", guesses=kept.clipped),
+    # What stands in another place.
+    Variation(name="moved-tokens", guesses=common.moved_tokens),
+    Variation(name="moved-heads", stages=_HEADED, guesses=common.moved_heads),
+    Variation(name="moved-channels", stages=_PROJECTIONS, guesses=common.moved_channels),
+    Variation(
+        name="heads-before-tokens",
+        stages=(*rotary.ROTATED, "attn_scores", "attn_softmax", "attention"),
+        guesses=common.heads_before_tokens,
+    ),
+    Variation(name="stale-cache", stages=("attn_scores",), guesses=common.stale_inputs),
+    Variation(name="stale-cache", stages=("attention",), guesses=attend.stale_values),
+    Variation(name="other-row", stages=("embedding",), guesses=projected.other_rows),
+    # What is wrong in one place alone.
+    Variation(name="one-place", guesses=places.one_place),
+    Variation(name="one-input-channel", stages=_ONE_INPUT, guesses=projected.one_input_channel),
+    # What multiplies with weights again.
+    Variation(name="other-weights", stages=_REWEIGHED, guesses=projected.sibling_weights, multiplies=True),
+    Variation(
+        name="neighbour-weights", stages=_REWEIGHED, guesses=projected.neighbour_weights, multiplies=True
+    ),
+    Variation(name="transposed", stages=_PROJECTIONS, guesses=projected.transposed_weights, multiplies=True),
+    Variation(name="other-input", stages=_PROJECTIONS, guesses=projected.other_input, multiplies=True),
+    Variation(name="weight-type", stages=_REWEIGHED, guesses=projected.quantised_weights, multiplies=True),
+    # What fits much, and is told last.
+    Variation(name="other-weight-vector", stages=norms.NORMS, guesses=common.own_factor_per_channel),
+    Variation(name="factor-per-token", guesses=common.own_factor_per_token),
+    Variation(name="constant-offset", stages=tuple(biases.BIASED), guesses=common.constant_offset),
+)
+"""The closed table of causes, in the order in which they are tried."""
+
+
+def explain(replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: float) -> Cause | None:
+    """Return the first cause that fits; else the one that comes near; ``None`` for neither.
+
+    Args:
+        replayer: replays the subject's trace.
+        key: a captured stage of it.
+        rule: the arithmetic that explains the runtime's stages of this kind.
+        subject: the captured stage in canonical shape.
+        limit: how many sigma (``compare.floor``) a correct value may be off.
+
+    A run of one token leaves several causes alike: the first is told, and which others fit as well. Values
+    that are not finite are left out, and counted in the sentence.
+
+    """
+    with np.errstate(all="ignore"):
+        case = open_case(replayer, key, rule, subject, limit)
+        if case is None:
+            return None
+        found = _explained(case)
+    return None if found is None else _with_nonfinite(found, case)
+
+
+def _explained(case: Case) -> Cause | None:
+    right = Guess(says="the replay", values=case.expected, sigma=case.sigma)
+    if not case.exceeds.any():
+        return Cause(name="", sentence="everything else fits", residual=case.residual(right), fits=True)
+    best: Cause | None = None
+    fitting: list[Cause] = []
+    for variation, guess in _guesses(case):
+        cause = _judged(case, variation, guess)
+        if cause.fits:
+            fitting.append(cause)
+            if len(case.replayer.trace.tokens) > 1:
+                break
+        elif not best or cause.residual < best.residual:
+            best = cause
+    if fitting:
+        return _with_others(fitting)
+    return best if best and best.residual <= NEAREST * case.residual(right) else None
+
+
+def _guesses(case: Case) -> Iterator[tuple[Variation, Guess]]:
+    for variation in TABLE:
+        if case.name not in variation.stages:
+            continue
+        try:
+            if variation.multiplies and not projected.small(case):
+                continue
+            for guess in variation.guesses(case):
+                yield variation, guess
+        except (WeightsNeeded, ModelError):
+            continue  # a hypothesis about something that this model or this trace does not have
+
+
+def _judged(case: Case, variation: Variation, guess: Guess) -> Cause:
+    residual, fits = case.residual(guess), case.fits(guess)
+    verb = "fits" if fits else "comes nearest, without fitting"
+    after = f"; {guess.instead}" if guess.instead else ""
+    sentence = f"{guess.says} {verb} (residual {residual:.0e}){after}"
+    return Cause(name=guess.name or variation.name, sentence=sentence, residual=residual, fits=fits)
+
+
+def _with_others(fitting: Sequence[Cause]) -> Cause:
+    first = fitting[0]
+    others = [name for name in dict.fromkeys(cause.name for cause in fitting) if name != first.name]
+    if not others:
+        return first
+    return replace(first, sentence=f"{first.sentence}; one token cannot tell it from: {', '.join(others)}")
+
+
+def _with_nonfinite(found: Cause, case: Case) -> Cause | None:
+    wrong = np.isfinite(case.shaped(case.expected)) & ~np.isfinite(case.subject)
+    count = int(np.count_nonzero(wrong))
+    if not count:
+        return found if found.name else None
+    said = f"{count} of {wrong.size} values are not finite; {found.sentence}"
+    return replace(found, name=found.name or "not-finite", sentence=said)
+
+
+def error_sits(subject: F64, expected: F64, sigma: F64, limit: float, axes: Axes) -> str:
+    """Say which tokens, heads and channels exceed the floor: ``channel 17 of 256, every token``.
+
+    Args:
+        subject: the captured stage.
+        expected: its replay, same shape.
+        sigma: the rounding of the replay, same shape.
+        limit: how many sigma are allowed.
+        axes: what the axes mean.
+
+    """
+    with np.errstate(all="ignore"):
+        same = (subject == expected) | (np.isnan(subject) & np.isnan(expected))
+        exceeds = ~same & ~(np.abs(subject - expected) <= limit * sigma)
+    if not exceeds.any():
+        return "nowhere"
+    found = places.places(exceeds, axes)
+    if axes.head_dim is not None:
+        found.pop(
+            "channel" if len(found["channel of every head"][0]) < axes.head_dim else "channel of every head"
+        )
+    share = f" ({np.count_nonzero(exceeds)} of {exceeds.size} values)"
+    limited = {name: where for name, where in found.items() if len(where[0]) < where[1]}
+    whole = [name for name in found if name not in limited and found[name][1] > 1]
+    said = [_limited(name, indices, count, axes) for name, (indices, count) in limited.items()]
+    said += [f"every {name}" for name in whole if name != "channel of every head"]
+    return ", ".join(said) + share
+
+
+_LISTED = 4
+
+
+def _limited(name: str, indices: npt.NDArray[np.intp], count: int, axes: Axes) -> str:
+    """Name the positions of one axis: one, a range, a few, or how many of how many."""
+    if name == "head" and axes.heads:
+        named = [axes.heads[index] for index in indices[: _LISTED + 1]]
+        return ", ".join(named) if len(indices) <= _LISTED else f"{len(indices)} of {count} heads"
+    noun, within = ("channel", " of every head") if name == "channel of every head" else (name, "")
+    if len(indices) == 1:
+        return f"{noun} {indices[0]} of {count}{within}" if "channel" in name else f"{noun} {indices[0]} only"
+    first, last = int(indices[0]), int(indices[-1])
+    if last - first + 1 == len(indices):
+        return f"{noun}s {first} to {last}{within}"
+    if len(indices) <= _LISTED:
+        return f"{noun}s {', '.join(map(str, indices))}{within}"
+    return f"{len(indices)} of {count} {noun}s{within}"

@@ -1,0 +1,312 @@
+"""From judged stages to findings: sources, arithmetics, a suspect reference, what could not be measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from apr_falsify.compare.axes import axes_of
+from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict
+from apr_falsify.compare.causes import error_sits, explain
+from apr_falsify.compare.judge import LIMIT, Judged, comparable, store_of
+from apr_falsify.compare.replay import Replay, Replayer
+from apr_falsify.compare.structure import consumers
+from apr_falsify.geometry import Geometry
+from apr_falsify.ops import inputs_of
+from apr_falsify.rules import Operation
+from apr_falsify.trace import Key, Trace
+from apr_falsify.weights import Weights
+
+FOREIGN_SHARE = 0.9
+"""Share of all projections in error from which the weights, not the stages, are suspected."""
+
+FOREIGN_AT_LEAST = 4
+"""Projections that must have been judged before that is said."""
+
+NO_DIVERGENCE = 1e-5
+"""Accumulated relative L2 up to which a stage that cannot be replayed is taken to agree.
+
+Two correct f32 runs of 30 layers stay within 2e-6 of each other, in every stage.
+"""
+
+CLEAR_DIVERGENCE = 2e-2
+"""Accumulated relative L2 from which an elementwise stage is wrong if its inputs agree.
+
+Several times what keeping it in bf16, the coarsest format of the table, can bring (2**-8).
+"""
+
+HEALED = 0.01
+"""A consumer with less than this share of the introduced error does not show it."""
+
+EXPLAINED_AT_MOST = 24
+"""Sources for which a cause is looked for; each may take several passes over the weights."""
+
+
+def place(key: Key) -> str:
+    """Return a stage in words."""
+    layer, name = key
+    return name if layer is None else f"layer {layer} {name}"
+
+
+def source_findings(
+    trace: Trace,
+    weights: Weights | None,
+    judged: Mapping[Key, Judged],
+    rows: Sequence[Row],
+    *,
+    own_weights: bool,
+) -> list[Finding]:
+    """Return a finding for each stage that is not what its own inputs make it.
+
+    Args:
+        trace: the subject's trace, in the layout it was judged in.
+        weights: the weights it was judged with.
+        judged: its stages.
+        rows: the rows of the comparison, for what later stages show of the error.
+        own_weights: whether ``weights`` are known to be the subject's own.
+
+    """
+    replayer = Replayer(trace, weights, store_of(trace))
+    accumulated = {(row.layer, row.stage): row for row in rows}
+    fed = consumers(accumulated, trace.geometry)
+    sources = [entry for entry in judged.values() if entry.in_error]
+    return [
+        _source(replayer, entry, accumulated, fed, own_weights, look=index < EXPLAINED_AT_MOST)
+        for index, entry in enumerate(sources)
+    ]
+
+
+def _source(
+    replayer: Replayer,
+    entry: Judged,
+    rows: Mapping[Key, Row],
+    fed: Mapping[Key, Sequence[Key]],
+    own_weights: bool,
+    *,
+    look: bool,
+) -> Finding:
+    fit = entry.fit
+    assert fit is not None
+    sentences = [f"{place(entry.key)} is not what its inputs make it: residual {fit.residual:.1e}"]
+    sentences[0] += f", floor {fit.floor:.1e}"
+    sentences += _explained(replayer, entry) if look else ["no cause was looked for"]
+    if entry.composed:
+        sentences.append(
+            f"{', '.join(entry.composed)} was not captured, so the source cannot be narrowed further"
+        )
+    sentences += _visibility(entry, rows, fed)
+    if entry.weight_type and not own_weights:
+        sentences.append("the subject's own weights were not read: its weights may be wrong instead")
+    return Finding(
+        type=FindingType.SOURCE,
+        layer=entry.key[0],
+        stages=(*entry.composed, entry.key[1]),
+        size=fit.residual,
+        explanation="; ".join(sentences),
+        advice=f"look at the code and the weights of {place(entry.key)}",
+    )
+
+
+def _explained(replayer: Replayer, entry: Judged) -> list[str]:
+
+    assert entry.fit is not None
+    subject = replayer.captured(entry.key)
+    found = replayer.replay(entry.key, (entry.fit.rule,))
+    assert subject is not None
+    assert isinstance(found, Replay)
+    cause = explain(replayer, entry.key, entry.fit.rule, subject, LIMIT)
+    if cause is not None and cause.fits:
+        return [cause.sentence]
+    expected, sigma = comparable(replayer.trace, entry.key, subject, found.values[0], found.sigma)
+    axes = axes_of(entry.key[1], replayer.trace.geometry)
+    return ["no named cause fits", error_sits(subject, expected, sigma, LIMIT, axes)]
+
+
+def _visibility(entry: Judged, rows: Mapping[Key, Row], fed: Mapping[Key, Sequence[Key]]) -> list[str]:
+    """Say where the error does not show further down, as of a rotation that is off by one position."""
+    introduced = entry.introduced
+    after = [rows[key] for key in fed.get(entry.key, ()) if key in rows and rows[key].accumulated is not None]
+    if introduced is None or not after:
+        return []
+    shown = [row for row in after if row.accumulated and row.accumulated.rel_l2 > HEALED * introduced.rel_l2]
+    if shown:
+        return []
+    return [f"{', '.join(row.stage for row in after)} does not show it"]
+
+
+def differing_on_equal_inputs(
+    rows: Sequence[Row], judged: Mapping[Key, Judged], geometry: Geometry
+) -> dict[Key, tuple[Row, float]]:
+    """Return the stages that must be in error although they could not be replayed for want of weights.
+
+    An elementwise stage whose inputs agree with the oracle's cannot differ from the oracle's by itself,
+    in any arithmetic. A projection can: 8-bit activations alone make a percent of difference.
+
+    Returns:
+        Stage -> its row, and the largest accumulated difference of its inputs.
+
+    """
+    known = {(row.layer, row.stage): row for row in rows if row.accumulated is not None}
+    found = {}
+    for key, row in known.items():
+        entry = judged.get(key)
+        if entry is None or entry.missing is None or entry.kind[0] is not Operation.ELEMENTWISE:
+            continue
+        sources = list(inputs_of(key[1], geometry, key[0]).values())
+        if not sources or any(source not in known for source in sources):
+            continue
+        inputs = max(_accumulated(known[source]) for source in sources)
+        if inputs <= NO_DIVERGENCE and _accumulated(row) > CLEAR_DIVERGENCE:
+            found[key] = row, inputs
+    return found
+
+
+def _accumulated(row: Row) -> float:
+    return math.inf if row.accumulated is None else row.accumulated.rel_l2
+
+
+def comparative_findings(found: Mapping[Key, tuple[Row, float]]) -> list[Finding]:
+    """Return a finding for each stage that differs from the oracle's while its inputs do not."""
+    return [
+        Finding(
+            type=FindingType.SOURCE,
+            layer=key[0],
+            stages=(key[1],),
+            size=_accumulated(row),
+            explanation=(
+                f"{place(key)} differs from the oracle's by {_accumulated(row):.1e} while what it is "
+                f"computed from agrees to {inputs:.1e}"
+            ),
+            advice="name the weights for an explanation: --weights MODEL",
+        )
+        for key, (row, inputs) in found.items()
+    ]
+
+
+def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool) -> list[Finding]:
+    """Return one finding where nearly every projection fails: the weights are not its own."""
+    if own_weights:
+        return []
+    projections = [
+        entry for entry in judged.values() if entry.kind[0] is Operation.PROJECTION and entry.fit is not None
+    ]
+    failing = [entry for entry in projections if entry.in_error]
+    stages = {entry.key[1] for entry in failing}
+    if len(projections) < FOREIGN_AT_LEAST or len(failing) < FOREIGN_SHARE * len(projections):
+        return []
+    if len(stages) < FOREIGN_AT_LEAST:
+        return []
+    sizes = sorted(entry.fit.residual for entry in failing if entry.fit is not None)
+    return [
+        Finding(
+            type=FindingType.NOT_THE_SUBJECTS_WEIGHTS,
+            stages=tuple(dict.fromkeys(entry.key[1] for entry in failing)),
+            size=sizes[len(sizes) // 2],
+            explanation=(
+                f"{len(failing)} of {len(projections)} projections differ from their replay, by "
+                f"{sizes[0]:.1e} to {sizes[-1]:.1e}: the weights it was replayed with are not those it ran"
+            ),
+            advice="name the subject's own file, e.g. its GGUF: --oracle FILE.gguf or --weights FILE.gguf",
+        )
+    ]
+
+
+def reference_findings(judged: Mapping[Key, Judged]) -> list[Finding]:
+    """Return a finding where the oracle's own trace fails its replay."""
+    failing = [entry for entry in judged.values() if entry.in_error]
+    if not failing:
+        return []
+    first = failing[0]
+    assert first.fit is not None
+    return [
+        Finding(
+            type=FindingType.REFERENCE,
+            layer=first.key[0],
+            stages=(first.key[1],),
+            size=first.fit.residual,
+            explanation=(
+                f"the oracle's own trace fails its replay in {len(failing)} stages, first in "
+                f"{place(first.key)}: residual {first.fit.residual:.1e}, floor {first.fit.floor:.1e}"
+            ),
+            advice="capture the oracle again, in f32; nothing is concluded about the subject",
+        )
+    ]
+
+
+def arithmetic_findings(judged: Mapping[Key, Judged]) -> list[Finding]:
+    """Return a finding for each arithmetic that is not the expected one, over all layers that show it."""
+    groups: dict[tuple[str, str, str, bool], list[Judged]] = {}
+    for entry in judged.values():
+        fit = entry.fit
+        if fit is None or entry.in_error or (fit.rule is entry.expected and not entry.simulated):
+            continue
+        groups.setdefault((entry.key[1], entry.expected.name, fit.rule.name, entry.simulated), []).append(
+            entry
+        )
+    return [_arithmetic(*group, entries) for group, entries in groups.items()]
+
+
+def _arithmetic(
+    stage: str, expected: str, observed: str, simulated: bool, entries: Sequence[Judged]
+) -> Finding:
+    layers = [entry.key[0] for entry in entries]
+    sizes = [entry.fit.residual for entry in entries if entry.fit is not None]
+    told = f"layers {', '.join(str(layer) for layer in layers)}" if layers != [None] else "the whole model"
+    if simulated:
+        explanation = (
+            f"{stage} ({told}): no arithmetic of the table explains it, expected is {expected}; judged by "
+            f"the error that {expected} itself brings, so that smaller faults are not seen"
+        )
+    else:
+        explanation = f"{stage} ({told}): {observed} fits (residual {max(sizes):.1e}), expected is {expected}"
+    return Finding(
+        type=FindingType.ARITHMETIC,
+        layer=layers[0] if len(layers) == 1 else None,
+        stages=(stage,),
+        size=max(sizes),
+        explanation=explanation,
+        advice="check how the runtime was started and built; state what is wanted with --arithmetic",
+    )
+
+
+def unmeasured_findings(rows: Sequence[Row], judged: Mapping[Key, Judged]) -> list[Finding]:
+    """Return what was needed and could not be judged, with the command that would supply it."""
+    covered = {
+        (key[0], name) for key, entry in judged.items() if entry.fit is not None for name in entry.composed
+    }
+    groups: dict[tuple[str, str, int | None], list[str]] = {}
+    for row in rows:
+        if row.verdict is Verdict.INTRODUCES:
+            continue
+        reason = _reason(row, judged.get((row.layer, row.stage)), covered)
+        if reason is not None:
+            groups.setdefault((*reason, row.layer), []).append(row.stage)
+    return [
+        Finding(
+            type=FindingType.UNMEASURED,
+            layer=layer,
+            stages=tuple(names),
+            explanation=f"{', '.join(names)}: {what}",
+            advice=remedy,
+        )
+        for (what, remedy, layer), names in groups.items()
+    ]
+
+
+def _reason(row: Row, entry: Judged | None, covered: set[Key]) -> tuple[str, str] | None:
+    key = (row.layer, row.stage)
+    if row.status is Status.MISSING_IN_SUBJECT and key not in covered:
+        return "the subject has no such file", (
+            "capture the subject again with these stages; if it accepts the names and writes nothing, "
+            "its version does not store them"
+        )
+    if row.status is Status.MISSING_IN_ORACLE and row.verdict is Verdict.UNMEASURED:
+        return "the oracle's trace has no such file", "capture the oracle again with --stages all"
+    if row.status is not Status.NOT_REPLAYABLE:
+        return None
+    if entry is not None and entry.missing is not None:
+        return (
+            f"it differs from the oracle and cannot be replayed without {entry.missing.what}",
+            entry.missing.remedy,
+        )
+    return "the sides have different geometry", "run both sides on the same model"

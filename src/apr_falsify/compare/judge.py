@@ -1,0 +1,286 @@
+"""Judge every stage of one trace by its replay: which arithmetic explains it, and what is left.
+
+The procedure, over the whole trace, since one runtime has one arithmetic per kind of operation:
+
+1. Replay each stage plainly and under the arithmetic that the runtime is expected to use.
+2. Where neither explains it, replay it under every other arithmetic of the closed table.
+3. Per kind (operation and weight type) settle on the expected arithmetic where it explains any
+   stage of that kind, else on the one that explains most.
+4. Judge each stage under its kind's arithmetic: within its floor, explained by another arithmetic, or
+   in error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.arithmetic import FORMATS
+from apr_falsify.compare.axes import axes_of
+from apr_falsify.compare.floor import UNIT
+from apr_falsify.compare.metrics import Metrics, compare_arrays
+from apr_falsify.compare.replay import Missing, Replay, Replayer
+from apr_falsify.rules import OPERATIONS, PLAIN, RULES, Operation, Rule, expected_rule, stated_rules
+from apr_falsify.stages import Layout
+from apr_falsify.trace import Key, Trace
+from apr_falsify.weights import Weights
+
+F64 = npt.NDArray[np.float64]
+
+LIMIT = 8.0
+"""The floor, in units of the rounding's root mean square (``compare.floor``): the one constant.
+
+``benchmarks/bench_floor.py`` shows how far correct runs stay below it and faults lie above.
+"""
+
+EXPLAINED_SHARE = 0.9
+"""The share of elements within the limit from which an arithmetic is taken to be the runtime's own."""
+
+SIMULATED = 4.0
+"""Where no arithmetic explains a kind: how many times the expected one's own error is allowed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How well one arithmetic explains a stage.
+
+    Attributes:
+        rule: the arithmetic.
+        residual: relative L2 of what is left.
+        floor: relative L2 of the largest residual that is no accusation.
+        excess: the largest ratio of what is left to what is allowed, over elements, channels and
+            tokens; above 1 is an accusation.
+        share: the share of elements within the limit.
+
+    """
+
+    rule: Rule
+    residual: float
+    floor: float
+    excess: float
+    share: float
+
+    @property
+    def explains(self) -> bool:
+        """Whether the arithmetic is the runtime's own, whatever else may be wrong with the stage."""
+        return self.share >= EXPLAINED_SHARE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One stage, judged by its replay.
+
+    Attributes:
+        key: the stage.
+        missing: why it could not be replayed, ``None`` where it was.
+        fits: one per arithmetic tried.
+        fit: the one it is judged by.
+        expected: the arithmetic that the runtime is expected to use.
+        introduced: the stage against its plain replay.
+        composed: stages that were not captured and were computed.
+        weight_type: number format of the weights, ``""`` where there are none.
+        simulated: whether the floor is the expected arithmetic's own error, for want of a better.
+
+    """
+
+    key: Key
+    missing: Missing | None = None
+    fits: tuple[Fit, ...] = ()
+    fit: Fit | None = None
+    expected: Rule = PLAIN
+    introduced: Metrics | None = None
+    composed: tuple[str, ...] = ()
+    weight_type: str = ""
+    simulated: bool = False
+
+    @property
+    def in_error(self) -> bool:
+        """Whether the stage introduces an error."""
+        return self.fit is not None and self.fit.excess > 1
+
+    @property
+    def kind(self) -> tuple[Operation, str]:
+        """What shares one arithmetic."""
+        return OPERATIONS.get(self.key[1], Operation.ELEMENTWISE), self.weight_type
+
+
+def store_of(trace: Trace) -> float:
+    """Return the unit roundoff of the format in which a run keeps its stages; f32 where not known."""
+    known = FORMATS.get(trace.provenance.dtype)
+    return UNIT if known is None else max(known.unit_roundoff, UNIT)
+
+
+def judge(
+    trace: Trace, weights: Weights | None, keys: Iterable[Key], arithmetic: str | None = None
+) -> dict[Key, Judged]:
+    """Judge the captured ones of ``keys``.
+
+    Args:
+        trace: the run.
+        weights: what to replay it with, ``None`` where there are none.
+        keys: the stages to judge.
+        arithmetic: what the user states of it, in the words of ``rules.py``; ``None`` for what the
+            trace itself says.
+
+    Raises:
+        UsageError: an arithmetic that the table does not have.
+
+    """
+    replayer = Replayer(trace, weights, store_of(trace))
+    stated = stated_rules(arithmetic or trace.provenance.arithmetic)
+    judged = {key: _first_look(replayer, key, stated) for key in keys if key in trace.stages}
+    settled = _settled(judged.values())
+    return {key: _decided(replayer, entry, settled) for key, entry in judged.items()}
+
+
+def _first_look(replayer: Replayer, key: Key, stated: Mapping[Operation, Rule]) -> Judged:
+    operation = OPERATIONS.get(key[1], Operation.ELEMENTWISE)
+    kind = replayer.weight_type(key) if operation is Operation.PROJECTION else ""
+    expected = expected_rule(replayer.trace.provenance.runtime, operation, kind, stated)
+    rules = (PLAIN,) if expected is PLAIN else (PLAIN, expected)
+    found = replayer.replay(key, rules)
+    if isinstance(found, Missing):
+        return Judged(key=key, missing=found, expected=expected)
+    subject = replayer.captured(key)
+    assert subject is not None
+    fits = fits_of(replayer, key, subject, found, rules)
+    if not any(fit.explains for fit in fits):
+        fits += _other_fits(replayer, key, subject, rules)
+    plain, _ = comparable(replayer.trace, key, subject, found.values[0], found.sigma)
+    return Judged(
+        key=key,
+        fits=fits,
+        expected=expected,
+        introduced=compare_arrays(plain, subject, axes_of(key[1], replayer.trace.geometry)),
+        composed=found.composed,
+        weight_type=found.weight_type,
+    )
+
+
+def _other_fits(replayer: Replayer, key: Key, subject: F64, tried: tuple[Rule, ...]) -> tuple[Fit, ...]:
+    operation = OPERATIONS.get(key[1], Operation.ELEMENTWISE)
+    dims = replayer.trace.geometry.head_dim
+    others = tuple(
+        rule
+        for rule in RULES[operation]
+        if rule not in tried and (operation is Operation.PROJECTION or dims % rule.block == 0)
+    )
+    if not others:
+        return ()
+    found = replayer.replay(key, others)
+    assert isinstance(found, Replay)
+    return fits_of(replayer, key, subject, found, others)
+
+
+def fits_of(
+    replayer: Replayer, key: Key, subject: F64, found: Replay, rules: Sequence[Rule]
+) -> tuple[Fit, ...]:
+    """Return how well each of ``rules`` explains ``subject``, a captured stage."""
+    fits = []
+    for rule, values in zip(rules, found.values, strict=True):
+        expected, sigma = comparable(replayer.trace, key, subject, values, found.sigma)
+        if found.skipped is not None:
+            # A loop over the visible keys alone never meets what a matrix product turns into NaN.
+            expected = np.where(np.isfinite(subject) & ~np.isfinite(expected), found.skipped, expected)
+        fits.append(fit_of(rule, subject, expected, sigma))
+    return tuple(fits)
+
+
+def comparable(trace: Trace, key: Key, subject: F64, values: F64, sigma: F64) -> tuple[F64, F64]:
+    """Return a replay and its sigma in the form in which the runtime keeps the stage."""
+    layout = trace.stages[key].layout
+    if Layout.CAUSAL_ZEROED in layout and key[1] == "attn_scores":
+        values = np.tril(values)
+    if values.shape != subject.shape:  # a last-token stage: the last rows alone
+        values, sigma = values[-len(subject) :], sigma[-len(subject) :]
+    return values, sigma
+
+
+def fit_of(rule: Rule, subject: F64, expected: F64, sigma: F64) -> Fit:
+    """Return how well ``expected``, rounded as ``sigma`` says, explains ``subject``."""
+    finite = np.isfinite(subject) & np.isfinite(expected)
+    same = finite | (np.isnan(subject) & np.isnan(expected)) | (subject == expected)
+    with np.errstate(invalid="ignore"):
+        ratio = np.where(finite, np.abs(subject - expected) / sigma, 0.0)
+    ratio[~same] = np.inf
+    norm = math.sqrt(float(np.sum(np.square(expected[finite]))))
+    left = math.sqrt(float(np.sum(np.square(subject[finite] - expected[finite]))))
+    allowed = LIMIT * math.sqrt(float(np.sum(np.square(sigma[finite]))))
+    return Fit(
+        rule=rule,
+        residual=left / norm if norm else (0.0 if left == 0 else math.inf),
+        floor=allowed / norm if norm else 0.0,
+        excess=excess_of(ratio),
+        share=float(np.mean(ratio <= LIMIT)),
+    )
+
+
+def excess_of(ratio: F64) -> float:
+    """Return the largest ratio of a residual to its limit, over elements, channels and tokens.
+
+    The root mean square over m elements may reach a quarter of the limit, and as much more as chance
+    allows for few: ``LIMIT * (1/4 + 3/4 / sqrt(m))``. It sees a fault that is small everywhere.
+
+    Args:
+        ratio: |residual| / sigma per element, canonical shape.
+
+    """
+    worst = float(np.max(ratio)) / LIMIT
+    rows = ratio.reshape(-1, ratio.shape[-1])
+    for axis in (0, 1):
+        count = rows.shape[axis]
+        if count > 1:
+            with np.errstate(over="ignore"):
+                groups = np.sqrt(np.mean(np.square(rows), axis=axis))
+            worst = max(worst, float(np.max(groups)) / (LIMIT * (0.25 + 0.75 / math.sqrt(count))))
+    return worst
+
+
+def _settled(judged: Iterable[Judged]) -> dict[tuple[Operation, str], Rule]:
+    """Return, per kind, the arithmetic that explains it; a kind that none explains has no entry."""
+    votes: dict[tuple[Operation, str], Counter[str]] = {}
+    for entry in judged:
+        counter = votes.setdefault(entry.kind, Counter())
+        explaining = {fit.rule.name for fit in entry.fits if fit.explains}
+        # The expected arithmetic needs one stage only: faults may spoil all the others.
+        counter.update({name: 1000 if name == entry.expected.name else 1 for name in explaining})
+    named = {operation: {rule.name: rule for rule in rules} for operation, rules in RULES.items()}
+    return {kind: named[kind[0]][counter.most_common(1)[0][0]] for kind, counter in votes.items() if counter}
+
+
+def _decided(replayer: Replayer, entry: Judged, settled: Mapping[tuple[Operation, str], Rule]) -> Judged:
+    if entry.missing is not None:
+        return entry
+    rule = settled.get(entry.kind)
+    if rule is None:
+        return _simulated(replayer, entry)
+    fits = {fit.rule.name: fit for fit in entry.fits}
+    if rule.name not in fits:  # the kind's arithmetic was found elsewhere and not yet tried here
+        subject = replayer.captured(entry.key)
+        found = replayer.replay(entry.key, (rule,))
+        assert subject is not None
+        assert isinstance(found, Replay)
+        (fits[rule.name],) = fits_of(replayer, entry.key, subject, found, (rule,))
+    own = fits[rule.name]
+    best = min(fits.values(), key=lambda fit: fit.excess)
+    return replace(entry, fits=tuple(fits.values()), fit=best if own.excess > 1 >= best.excess else own)
+
+
+def _simulated(replayer: Replayer, entry: Judged) -> Judged:
+    """Judge by the expected arithmetic's own error where no arithmetic explains the kind."""
+    own = next(fit for fit in entry.fits if fit.rule.name == entry.expected.name)
+    if entry.expected is PLAIN:
+        return replace(entry, fit=own)
+    subject = replayer.captured(entry.key)
+    found = replayer.replay(entry.key, (PLAIN, entry.expected))
+    assert subject is not None
+    assert isinstance(found, Replay)
+    cost = np.sqrt(np.mean(np.square(found.values[1] - found.values[0]), axis=-1, keepdims=True))
+    sigma = found.sigma + np.broadcast_to(cost, found.sigma.shape) * (SIMULATED / LIMIT)
+    expected, sigma = comparable(replayer.trace, entry.key, subject, found.values[1], sigma)
+    return replace(entry, fit=fit_of(entry.expected, subject, expected, sigma), simulated=True)

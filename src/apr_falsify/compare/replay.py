@@ -1,0 +1,339 @@
+"""Every stage once more, from the same trace's own earlier stages: what each stage should have been.
+
+A replay is f64 throughout. Where an earlier stage was not captured, it is computed from what feeds it,
+and the rounding that the runtime must have done there is carried along (``compare.floor``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify import quantise
+from apr_falsify.compare.floor import UNIT, Known, rounding
+from apr_falsify.compare.layout import canonical
+from apr_falsify.geometry import Geometry
+from apr_falsify.ops import Array, compute, embedding, inputs_of
+from apr_falsify.rules import OPERATIONS, PLAIN, Operation, Rule
+from apr_falsify.stages import STAGES, Layout
+from apr_falsify.tensors import Tensor, block_minima, has_block_minima
+from apr_falsify.trace import Key, Trace
+from apr_falsify.weights import Weights
+
+F64 = npt.NDArray[np.float64]
+_BLOCK_VALUES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """Why a stage could not be replayed.
+
+    Attributes:
+        what: what is not there.
+        remedy: the command that would supply it.
+
+    """
+
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """What a stage should have been.
+
+    Attributes:
+        values: [rules, *canonical shape], f64: one per rule.
+        sigma: [*canonical shape]: the root mean square of the rounding that f32 sums bring.
+        composed: the stages that were computed because they were not captured.
+        weight_type: the number format of the projection's weights, ``""`` where there is none.
+        skipped: of ``attention`` with values that are not finite: the plain result of a runtime that
+            passes over the keys of weight zero, where 0 * NaN would be NaN; else ``None``.
+
+    """
+
+    values: F64
+    sigma: F64
+    composed: tuple[str, ...]
+    weight_type: str
+    skipped: F64 | None = None
+
+
+PROJECTIONS: Mapping[str, tuple[str, ...]] = {
+    "qkv_matmul": ("q", "k", "v"),
+    "attn_out": ("o",),
+    "ffn_gate": ("gate",),
+    "ffn_up": ("up",),
+    "ffn_out": ("down",),
+    "lm_head": ("lm_head",),
+}
+"""Stage -> the roles of the weights it multiplies with."""
+
+
+RECOMPUTED: Mapping[str, tuple[str, ...]] = {"hf": ("qkv_matmul",)}
+"""Runtime -> stages that its capture computes beside the forward pass: q, k, v add their bias within."""
+
+
+class WeightsNeeded(Exception):
+    """A replay needs weights where there are none; becomes :class:`Missing`."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplaySite:
+    """A place of the forward pass, replayed: an :class:`apr_falsify.ops.Site` that knows rules and rounding.
+
+    Attributes:
+        weights: the weights to replay with, ``None`` where there are none.
+        geometry: the model's geometry.
+        layer: the layer, ``None`` for a whole-model stage.
+        tokens: the token ids of the run.
+        rules: what becomes of a projection's operand; more than one gives [rules, ...] results.
+        input_sigma: the rounding that the stage's input carries already.
+        noise: per projection: the variance of its sums, in squared unit roundoffs.
+        types: per projection: the number format of its weights.
+
+    """
+
+    weights: Weights | None
+    geometry: Geometry
+    layer: int | None
+    tokens: tuple[int, ...]
+    rules: tuple[Rule, ...] = (PLAIN,)
+    input_sigma: F64 | None = None
+    noise: list[F64] = field(default_factory=list)
+    types: list[str] = field(default_factory=list)
+
+    def project(self, x: Array, role: str, biased: bool = False) -> Array:
+        """Return ``x`` [..., in] through the projection in ``role``, once per rule: [rules, ..., out]."""
+        tensor = self.known_weights.tensor(role, self.layer)
+        operands = np.stack([rule.left(x) for rule in self.rules])
+        carried = None if self.input_sigma is None else self.input_sigma / UNIT
+        values, noise = product(operands, x, carried, tensor)
+        for index, rule in enumerate(self.rules):
+            if rule.block_sums and has_block_minima(tensor):
+                values[index] += _minimum_terms(x, tensor)
+        if biased:
+            values += self.vector(f"{role}_bias")
+        self.noise.append(noise)
+        self.types.append(tensor.type)
+        return values
+
+    def vector(self, role: str) -> Array:
+        """Return the one-dimensional weight in ``role``."""
+        return self.known_weights.vector(role, self.layer).astype(np.float64)
+
+    def embed(self) -> Array:
+        """Return the rows of the embedding table for ``tokens``."""
+        return embedding(self.tokens, self.known_weights.tensor("embed"), np.float64)
+
+    @property
+    def known_weights(self) -> Weights:
+        """The weights; raises :class:`WeightsNeeded` where there are none."""
+        if self.weights is None:
+            raise WeightsNeeded
+        return self.weights
+
+
+def product(operands: F64, x: Array, carried: F64 | None, weight: Tensor) -> tuple[F64, F64]:
+    """Multiply with ``weight`` [out, in], decoding it once, and return the rounding of the sums too.
+
+    Args:
+        operands: [rules, ..., in], what the rules leave of ``x``.
+        x: [..., in].
+        carried: the sigma that ``x`` carries, in unit roundoffs.
+        weight: the projection's weights.
+
+    Returns:
+        [rules, ..., out] in f64, and the variance [..., out] of a plain f32 sum in squared unit
+        roundoffs (see ``compare.floor``).
+
+    """
+    out, width = weight.shape
+    values = np.empty((*operands.shape[:-1], out))
+    noise = np.empty((*x.shape[:-1], out))
+    squares = np.square(x) * (width / 6) + (0.0 if carried is None else np.square(carried))
+    step = max(1, _BLOCK_VALUES // width)
+    for start in range(0, out, step):
+        stop = min(out, start + step)
+        rows = weight.rows(start, stop)
+        values[..., start:stop] = operands @ rows.astype(np.float64).T
+        # Variances need no more than f32, and half the memory traffic.
+        noise[..., start:stop] = squares.astype(np.float32) @ np.square(rows, dtype=np.float32).T
+    return values, noise + np.square(values[0]) * (width / 9)
+
+
+def _minimum_terms(x: Array, weight: Tensor) -> F64:
+    """Return what separately rounded block sums add: see :func:`quantise.q8_1_block_sums`."""
+    minima = block_minima(weight)
+    return quantise.q8_1_block_sums(x) @ minima.T
+
+
+class Replayer:
+    """Replays the stages of one trace.
+
+    Args:
+        trace: the trace.
+        weights: the weights to replay with, ``None`` where there are none.
+        store: unit roundoff of the format in which the runtime keeps its stages.
+
+    """
+
+    def __init__(self, trace: Trace, weights: Weights | None, store: float) -> None:
+        self.trace = trace
+        self.weights = weights
+        self.store = store
+        self._sigmas: dict[Key, F64] = {}
+
+    def captured(self, key: Key) -> F64 | None:
+        """Return a captured stage in canonical shape, f64; a last-token stage keeps a token axis of 1."""
+        array = self.trace.stages.get(key)
+        if array is None:
+            return None
+        values = canonical(array, key[1], self.trace.geometry, len(self.trace.tokens)).astype(np.float64)
+        if Layout.LAST_TOKEN in array.layout and STAGES[key[1]].axes[0] == "tokens":
+            values = values[None]
+        return values
+
+    def replay(self, key: Key, rules: tuple[Rule, ...]) -> Replay | Missing:
+        """Replay one stage under each of ``rules``."""
+        composed: list[str] = []
+        try:
+            inputs = self._inputs(key, composed)
+            return self._evaluated(key, inputs, rules, tuple(composed))
+        except WeightsNeeded:
+            return Missing(what="the weights", remedy="--weights MODEL")
+        except _NotCaptured as missing:
+            layer, name = missing.key
+            place = "" if layer is None else f" of layer {layer}"
+            return Missing(what=f"{name}{place}", remedy=f"capture {name}{place} too")
+
+    def weight_type(self, key: Key) -> str:
+        """Return the number format of a projection's weights, ``""`` where that is not known."""
+        if self.weights is None:
+            return ""
+        roles = PROJECTIONS[key[1]]
+        tensors = (self.weights.find(role, key[0]) for role in roles)
+        return _common(tensor.type for tensor in tensors if tensor is not None)
+
+    def inputs(self, key: Key) -> dict[str, Known]:
+        """Return what a stage is computed from, composed where it was not captured.
+
+        Raises:
+            WeightsNeeded: something must be composed, and there are no weights.
+            LookupError: something must be composed that cannot be.
+
+        """
+        return self._inputs(key, [])
+
+    def evaluate(self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...] = (PLAIN,)) -> Replay:
+        """Compute one stage from ``inputs``, whatever they are: what it would be under a hypothesis."""
+        return self._evaluated(key, inputs, rules, ())
+
+    def _inputs(self, key: Key, composed: list[str]) -> dict[str, Known]:
+        sources = inputs_of(key[1], self.trace.geometry, key[0])
+        return {role: self._known(source, composed) for role, source in sources.items()}
+
+    def _known(self, key: Key, composed: list[str]) -> Known:
+        values = self.captured(key)
+        if values is not None:
+            return Known(value=values, sigma=self._recomputed(key))
+        if key[1] in ("post_ffn_residual", "post_attn_residual"):
+            raise _NotCaptured(key)  # a residual stream can be composed only by replaying whole layers
+        composed.append(key[1])
+        found = self._evaluated(key, self._inputs(key, composed), (PLAIN,), ())
+        return Known(value=found.values[0], sigma=found.sigma)
+
+    def _recomputed(self, key: Key) -> F64 | None:
+        """Return the rounding of a captured stage that is not the very tensor the runtime went on with."""
+        if key[1] not in RECOMPUTED.get(self.trace.provenance.runtime, ()) or self.weights is None:
+            return None
+        if key not in self._sigmas:
+            self._sigmas[key] = self._evaluated(key, self._inputs(key, []), (PLAIN,), ()).sigma
+        return self._sigmas[key]
+
+    def _evaluated(
+        self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...], composed: tuple[str, ...]
+    ) -> Replay:
+        layer, name = key
+        operation = OPERATIONS.get(name, Operation.ELEMENTWISE)
+        site = ReplaySite(
+            weights=self.weights,
+            geometry=self.trace.geometry,
+            layer=layer,
+            tokens=self.trace.tokens,
+            rules=rules,
+            input_sigma=next((known.sigma for known in inputs.values() if known.sigma is not None), None),
+        )
+        plain = {role: known.value for role, known in inputs.items()}
+        if operation is Operation.PROJECTION:
+            values = compute(name, plain, site)
+        else:
+            values = np.stack([compute(name, self._operands(operation, plain, rule), site) for rule in rules])
+        exact = np.asarray(values, dtype=np.float64)
+        sigma = rounding(name, inputs, exact[0], site, self.store)
+        self._sigmas[key] = sigma
+        return Replay(
+            values=exact,
+            sigma=sigma,
+            composed=composed,
+            weight_type=_common(site.types),
+            skipped=_skipping(plain, site) if operation is Operation.MIX else None,
+        )
+
+    def _operands(self, operation: Operation, inputs: dict[str, F64], rule: Rule) -> dict[str, F64]:
+        """Apply ``rule`` to the operands of scores and mix, in the order in which the runtime holds them."""
+        if rule is PLAIN or operation not in _OPERANDS:
+            return inputs
+        left, right = _OPERANDS[operation]
+        a, b = inputs[left], inputs[right]
+        if operation is Operation.SCORES and self._interleaved:
+            a, b = self._as_held(a), self._as_held(b)  # q.k does not depend on a common order
+        if rule.rotated:
+            a, b = _turned(a, self.trace.geometry.head_dim), _turned(b, self.trace.geometry.head_dim)
+        return {**inputs, left: rule.left(a), right: rule.right(b)}
+
+    @property
+    def _interleaved(self) -> bool:
+        arrays = (array for (_, name), array in self.trace.stages.items() if name == "k_post_rope")
+        return any(Layout.INTERLEAVED in array.layout for array in arrays)
+
+    def _as_held(self, x: F64) -> F64:
+        halves = x.reshape(len(x), -1, 2, self.trace.geometry.head_dim // 2)
+        return halves.swapaxes(-1, -2).reshape(x.shape)
+
+
+class _NotCaptured(LookupError):
+    def __init__(self, key: Key) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _skipping(inputs: Mapping[str, F64], site: ReplaySite) -> F64 | None:
+    """Return ``attention`` without the keys of weight zero where a value is not finite, else ``None``."""
+    qkv = inputs["qkv_bias"]
+    width = site.geometry.kv_heads * site.geometry.head_dim
+    broken = ~np.isfinite(qkv)
+    if not broken[:, -width:].any():
+        return None
+    result = compute("attention", {**inputs, "qkv_bias": np.where(broken, 0.0, qkv)}, site)
+    seen = (inputs["attn_softmax"] > 0).astype(np.float64)
+    reached = compute("attention", {"attn_softmax": seen, "qkv_bias": broken.astype(np.float64)}, site)
+    return np.where(reached > 0, np.nan, result)
+
+
+def _common(types: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(types))
+
+
+_OPERANDS: Mapping[Operation, tuple[str, str]] = {
+    Operation.SCORES: ("q_post_rope", "k_post_rope"),
+    Operation.MIX: ("attn_softmax", "qkv_bias"),
+}
+
+
+def _turned(x: F64, head_dim: int) -> F64:
+    heads = x.reshape(*x.shape[:-1], -1, head_dim)
+    return (heads @ quantise.hadamard(head_dim)).astype(np.float32).astype(np.float64).reshape(x.shape)

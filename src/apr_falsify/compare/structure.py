@@ -1,0 +1,166 @@
+"""Structure before values: tokens, geometry, and which stages there are to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from apr_falsify.compare.bisection import Finding, FindingType, Status
+from apr_falsify.errors import TokensError
+from apr_falsify.geometry import Geometry
+from apr_falsify.ops import inputs_of, stages_of
+from apr_falsify.rope import Rope
+from apr_falsify.stages import STAGES, Scope
+from apr_falsify.trace import Key, Trace
+
+SHAPING = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab")
+"""The sizes without which no stage can be compared."""
+
+_USED_BY: Mapping[str, tuple[str, ...]] = {
+    "rope": ("q_post_rope", "k_post_rope"),
+    "norm_eps": ("attn_norm", "ffn_norm", "final_norm"),
+    "activation": ("ffn_silu",),
+    "windows": ("attn_softmax",),
+    "qkv_bias": ("qkv_bias",),
+    "output_bias": ("attn_out",),
+    "mlp_bias": ("ffn_gate", "ffn_up", "ffn_out"),
+}
+"""Constant of the geometry -> the stages that use it."""
+
+_SAME = 1e-6
+"""Constants that agree to f32 are the same: GGUF stores them so."""
+
+
+def check_tokens(oracle: Trace, subject: Trace) -> None:
+    """Check that both runs ran the same tokens.
+
+    Raises:
+        TokensError: they did not.
+
+    """
+    if oracle.tokens != subject.tokens:
+        raise TokensError(
+            f"the traces ran different tokens: oracle {list(oracle.tokens)}, subject {list(subject.tokens)}",
+            expected="the same token ids on both sides",
+            remedy="capture the oracle with --tokens " + ",".join(map(str, subject.tokens)),
+        )
+
+
+def same_shapes(oracle: Geometry, subject: Geometry) -> bool:
+    """Whether stages of the two models can be compared element by element."""
+    return all(getattr(oracle, name) == getattr(subject, name) for name in SHAPING)
+
+
+def geometry_findings(oracle: Geometry, subject: Geometry) -> list[Finding]:
+    """Return a finding for each size or constant in which the two models differ."""
+    return [
+        Finding(
+            type=FindingType.GEOMETRY,
+            stages=_USED_BY.get(field.name, ()),
+            explanation=(
+                f"{field.name} is {_told(ours)} in the oracle's model, {_told(theirs)} in the subject's"
+            ),
+            advice="check that both sides run the same model, and how the subject's file was converted",
+        )
+        for field in fields(Geometry)
+        for ours, theirs in [(getattr(oracle, field.name), getattr(subject, field.name))]
+        if (field.name in SHAPING or field.name in _USED_BY) and not _same(ours, theirs)
+    ]
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, Rope) and isinstance(theirs, Rope):
+        kinds = {ours.kind, theirs.kind}
+        # GGUF keeps llama3 scaling as one divisor per pair: other words for the same rotation.
+        return _close(ours.theta, theirs.theta) and (
+            kinds == {"llama3", "divided"} or (ours.kind == theirs.kind and _same_scaling(ours, theirs))
+        )
+    if isinstance(ours, tuple) and isinstance(theirs, tuple):
+        return all(_same(a, b) for a, b in zip(ours, theirs, strict=False))  # depth has a line of its own
+    return _close(ours, theirs) if isinstance(ours, float) else bool(ours == theirs)
+
+
+def _same_scaling(ours: Rope, theirs: Rope) -> bool:
+    shared = ours.parameters.keys() & theirs.parameters.keys()
+    return all(_close(ours.parameters[name], theirs.parameters[name]) for name in shared) and all(
+        _close(a, b) for a, b in zip(ours.divisors, theirs.divisors, strict=False)
+    )
+
+
+def _close(ours: float, theirs: float) -> bool:
+    return abs(ours - theirs) <= _SAME * max(abs(ours), abs(theirs))
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Rope):
+        return f"{value.kind} with base {value.theta:g}"
+    if isinstance(value, tuple) and len(set(value)) == 1:
+        return f"{value[0]} in every layer"
+    return str(value)
+
+
+def keys_to_judge(
+    oracle: Trace, subject: Trace, layers: Sequence[int] | None, stages: Iterable[str] | None
+) -> list[Key]:
+    """Return every stage of the table in the chosen layers, and the whole-model ones, in forward order."""
+    chosen = sorted({*oracle.layers, *subject.layers}) if layers is None else sorted(layers)
+    wanted = set(STAGES if stages is None else stages)
+    keys: list[Key] = [
+        (layer, name)
+        for layer in chosen
+        for name, row in STAGES.items()
+        if name in wanted and (row.scope is Scope.LAYER or (row.scope is Scope.FIRST_LAYER and layer == 0))
+    ]
+    return keys + [(None, name) for name, row in STAGES.items() if name in wanted and not row.per_layer]
+
+
+def status_of(key: Key, oracle: Trace, subject: Trace) -> Status:
+    """Return what can be done with a stage."""
+    ours, theirs = key in oracle.stages, key in subject.stages
+    if ours and theirs:
+        return Status.COMPARED
+    if not ours and not theirs and key[1] not in stages_of(oracle.geometry):
+        return Status.NOT_APPLICABLE
+    if ours or theirs:
+        lacking = subject if ours else oracle
+        if not _asked(key, lacking):
+            return Status.NOT_REQUESTED
+        return Status.MISSING_IN_SUBJECT if ours else Status.MISSING_IN_ORACLE
+    both = _asked(key, subject) and _asked(key, oracle)
+    return Status.MISSING_IN_SUBJECT if both else Status.NOT_REQUESTED
+
+
+def _asked(key: Key, trace: Trace) -> bool:
+    """Whether the run was asked for the stage; where that is not known, it was."""
+    layer, name = key
+    asked = trace.provenance
+    if asked.stages is not None and name not in asked.stages:
+        return False
+    if asked.layers is None:
+        return True
+    first, last = asked.layers
+    return last - first == trace.geometry.layers if layer is None else first <= layer < last
+
+
+def consumers(keys: Iterable[Key], geometry: Geometry) -> dict[Key, list[Key]]:
+    """Return, for each stage, those of ``keys`` that are computed from it."""
+    fed: dict[Key, list[Key]] = {}
+    present = set(stages_of(geometry))
+    for key in keys:
+        if key[1] in present:
+            for source in inputs_of(key[1], geometry, key[0]).values():
+                fed.setdefault(source, []).append(key)
+    return fed
+
+
+def descendants(sources: Iterable[Key], fed: Mapping[Key, Sequence[Key]]) -> set[Key]:
+    """Return every stage that is computed, directly or not, from one of ``sources``."""
+    reached: set[Key] = set()
+    waiting = list(sources)
+    while waiting:
+        for key in fed.get(waiting.pop(), ()):
+            if key not in reached:
+                reached.add(key)
+                waiting.append(key)
+    return reached

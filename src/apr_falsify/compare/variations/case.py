@@ -1,0 +1,258 @@
+"""One stage that differs from its replay, and what variations need to compute it otherwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.compare.floor import TINY, UNIT, Known, rounding
+from apr_falsify.compare.replay import Replayer, ReplaySite, WeightsNeeded
+from apr_falsify.geometry import Geometry
+from apr_falsify.rules import OPERATIONS, Operation, Rule
+from apr_falsify.stages import STAGES, Layout
+from apr_falsify.tensors import FloatArray, Tensor
+from apr_falsify.trace import Key
+from apr_falsify.weights import Weights
+
+F64 = npt.NDArray[np.float64]
+
+_MORE_ROUNDINGS = 2.0
+"""How many roundings of its result a wrong computation may have beyond those of the right one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guess:
+    """A stage under one hypothesis.
+
+    Attributes:
+        says: the hypothesis, the subject of a sentence that goes on with "fits".
+        values: what the stage would be, in its canonical shape.
+        sigma: the rounding of that; ``None`` where it is that of the replay.
+        instead: what the model says instead, or what follows; a clause, or empty.
+        name: the cause, where it is not the variation's own name.
+
+    """
+
+    says: str
+    values: F64
+    sigma: F64 | None = None
+    instead: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One captured stage beside its replay.
+
+    Attributes:
+        replayer: replays the trace.
+        key: the stage.
+        rule: the arithmetic under which it is replayed.
+        subject: the captured stage, canonical shape, f64.
+        limit: how many sigma a correct value may be off.
+        known: what it is computed from.
+        expected: its replay, canonical shape.
+        sigma: the rounding of the replay.
+
+    """
+
+    replayer: Replayer
+    key: Key
+    rule: Rule
+    subject: F64
+    limit: float
+    known: Mapping[str, Known]
+    expected: F64
+    sigma: F64
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.key[1]
+
+    @property
+    def layer(self) -> int | None:
+        """The stage's layer."""
+        return self.key[0]
+
+    @property
+    def geometry(self) -> Geometry:
+        """The model's geometry."""
+        return self.replayer.trace.geometry
+
+    @property
+    def weights(self) -> Weights:
+        """The weights; raises :class:`WeightsNeeded` where there are none."""
+        if self.replayer.weights is None:
+            raise WeightsNeeded
+        return self.replayer.weights
+
+    @property
+    def inputs(self) -> dict[str, F64]:
+        """What the stage is computed from."""
+        return {role: known.value for role, known in self.known.items()}
+
+    def captured(self, name: str, layer: int | None = None) -> F64 | None:
+        """Return another captured stage, of the same layer unless another is named."""
+        return self.replayer.captured((self.layer if layer is None else layer, name))
+
+    def vector(self, role: str) -> F64:
+        """Return a one-dimensional weight of this layer."""
+        return self.weights.vector(role, self.layer).astype(np.float64)
+
+    def shaped(self, values: F64) -> F64:
+        """Return ``values`` in the form in which the runtime keeps the stage."""
+        layout = self.replayer.trace.stages[self.key].layout
+        if Layout.CAUSAL_ZEROED in layout and self.name == "attn_scores":
+            values = np.tril(values)
+        return values if values.shape == self.subject.shape else values[-len(self.subject) :]
+
+    def evaluated(
+        self,
+        says: str,
+        inputs: Mapping[str, F64] | None = None,
+        geometry: Geometry | None = None,
+        weights: Weights | None = None,
+        **words: str,
+    ) -> Guess:
+        """Compute the stage with other inputs, geometry or weights, under the same arithmetic."""
+        known = dict(self.known)
+        for role, value in (inputs or {}).items():
+            known[role] = Known(value=value)
+        replayer = self.replayer
+        if geometry is not None or weights is not None:
+            trace = replace(replayer.trace, geometry=geometry or self.geometry)
+            replayer = Replayer(trace, weights or replayer.weights, replayer.store)
+        found = replayer.evaluate(self.key, known, (self.rule,))
+        return Guess(says=says, values=found.values[0], sigma=found.sigma, **words)
+
+    def guess(self, says: str, values: F64, inputs: Mapping[str, F64] | None = None, **words: str) -> Guess:
+        """Return a stage that was computed here, with the rounding that such values bring."""
+        if OPERATIONS.get(self.name) is Operation.PROJECTION:
+            return Guess(says=says, values=values, sigma=None, **words)
+        known = {**self.known, **{role: Known(value=value) for role, value in (inputs or {}).items()}}
+        site = ReplaySite(
+            weights=self.replayer.weights,
+            geometry=self.geometry,
+            layer=self.layer,
+            tokens=self.replayer.trace.tokens,
+        )
+        sigma = rounding(self.name, known, values, site, self.replayer.store)
+        return Guess(says=says, values=values, sigma=sigma, **words)
+
+    def ratio(self, guess: Guess, more_roundings: float = _MORE_ROUNDINGS) -> F64:
+        """Return |subject - guess| in sigma, 0 where either is not finite."""
+        values = self.shaped(guess.values)
+        sigma = self.shaped(self.sigma if guess.sigma is None else guess.sigma)
+        unit = max(self.replayer.store, UNIT)
+        with np.errstate(invalid="ignore", over="ignore"):
+            allowed = np.sqrt(np.square(sigma) + np.square(values * unit) * (more_roundings / 3)) + TINY
+            ratio = np.abs(self.subject - values) / allowed
+        counted = np.isfinite(self.subject) & np.isfinite(values)
+        return np.where(counted, ratio, 0.0)
+
+    def fits(self, guess: Guess) -> bool:
+        """Whether every finite value of the subject is within the limit, and none is left uncompared."""
+        values = self.shaped(guess.values)
+        if not np.array_equal(np.isfinite(self.shaped(self.expected)), np.isfinite(values)):
+            return False
+        return bool(np.all(self.ratio(guess) <= self.limit))
+
+    @property
+    def exceeds(self) -> npt.NDArray[np.bool_]:
+        """Where the subject is not what the replay says, and finite."""
+        right = Guess(says="", values=self.expected, sigma=self.sigma)
+        return np.asarray(self.ratio(right, more_roundings=0.0) > self.limit)
+
+    def residual(self, guess: Guess) -> float:
+        """Return the relative L2 of what is left under ``guess``, over finite values."""
+        values = self.shaped(guess.values)
+        finite = np.isfinite(self.subject) & np.isfinite(values)
+        left = float(np.linalg.norm(self.subject[finite] - values[finite]))
+        norms = (float(np.linalg.norm(side[finite])) for side in (values, self.subject))
+        return left / max(*norms, math.ulp(0.0)) if left else 0.0
+
+    def scalar(self, e: F64, s: F64 | None = None) -> float:
+        """Return the a for which a * e comes nearest to s (the subject), each value in its own sigma."""
+        s = self.subject if s is None else s
+        e, sigma = self.shaped(e), self.shaped(self.sigma)
+        used = np.isfinite(s) & np.isfinite(e) & (e != 0)
+        return scalar(e[used], s[used], sigma[used])
+
+
+def scalar(e: F64, s: F64, sigma: F64) -> float:
+    """Return the weighted least-squares a of s = a * e; NaN where e has no value."""
+    scaled = e / sigma
+    energy = float(scaled @ scaled)
+    return float(scaled @ (s / sigma)) / energy if energy else math.nan
+
+
+def open_case(replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: float) -> Case | None:
+    """Return the case of a captured stage, ``None`` where it cannot be replayed."""
+    try:
+        known = replayer.inputs(key)
+        found = replayer.evaluate(key, known, (rule,))
+    except (WeightsNeeded, LookupError):
+        return None
+    return Case(
+        replayer=replayer,
+        key=key,
+        rule=rule,
+        subject=subject,
+        limit=limit,
+        known=known,
+        expected=found.values[0],
+        sigma=found.sigma,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variation:
+    """One row of the table of causes.
+
+    Attributes:
+        name: the cause.
+        stages: the stages it applies to.
+        guesses: computes those stages under the hypothesis, the likeliest first.
+        multiplies: whether it multiplies with the weights again.
+
+    """
+
+    name: str
+    guesses: Callable[[Case], Iterator[Guess]]
+    stages: Sequence[str] = field(default=tuple(STAGES))
+    multiplies: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeTensor:
+    """A weight as a hypothesis has it, decoded row by row from another."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    decode: Callable[[int, int], FloatArray]
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Return rows ``start`` to ``stop``."""
+        return self.decode(start, stop)
+
+
+def reweighed(case: Case, changed: Mapping[str, Tensor]) -> Weights:
+    """Return the weights with other tensors in some roles, seen in the canonical order of rows."""
+    weights = case.weights
+    tensors: dict[str, Any] = {
+        role: tensor for role in weights.names if (tensor := weights.find(role, case.layer)) is not None
+    }
+    return replace(
+        weights,
+        geometry=replace(weights.geometry, tied=False),
+        names={role: role for role in weights.names},
+        tensors={**tensors, **changed},
+        interleaved=False,
+    )

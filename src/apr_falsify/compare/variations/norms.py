@@ -1,0 +1,134 @@
+"""What goes wrong in a norm: epsilon, weight, mean, input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from apr_falsify.compare.variations.case import F64, Case, Guess
+from apr_falsify.stages import LAYER_INPUT
+
+NORMS = ("attn_norm", "ffn_norm", "final_norm")
+
+_EPSILONS = (1e-5, 1e-6, 0.0, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3)
+"""Those of published models and of libraries' defaults."""
+
+_SMALLEST = 1e-12
+
+
+def _scaled(x: F64, eps: float) -> F64:
+    return np.asarray(x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + eps))
+
+
+def _centred(x: F64) -> F64:
+    return np.asarray(x - np.mean(x, axis=-1, keepdims=True))
+
+
+_Form = Callable[[F64, F64, float], F64]
+
+_FORMS: Mapping[str, _Form] = {
+    "the norm's weight ignored": lambda x, w, eps: _scaled(x, eps),
+    "1 + weight for the weight": lambda x, w, eps: _scaled(x, eps) * (1 + w),
+    "the weight for 1 + weight": lambda x, w, eps: _scaled(x, eps) * w,
+    "the weight - 1 for the weight": lambda x, w, eps: _scaled(x, eps) * (w - 1),
+    "the weight applied twice": lambda x, w, eps: _scaled(x, eps) * w * w,
+    "division by the weight": lambda x, w, eps: _scaled(x, eps) / w,
+    "LayerNorm for RMSNorm (the mean taken off)": lambda x, w, eps: _scaled(_centred(x), eps) * w,
+    "no normalisation, only the weight,": lambda x, w, eps: x * w,
+    "the norm skipped": lambda x, w, eps: x,
+    "epsilon added outside the root": lambda x, w, eps: (
+        x / (np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True)) + eps) * w
+    ),
+    "the sum of squares for their mean": lambda x, w, eps: (
+        _scaled(x, eps * x.shape[-1]) * w / math.sqrt(x.shape[-1])
+    ),
+    "one scale for all tokens": lambda x, w, eps: x / np.sqrt(np.mean(np.square(x)) + eps) * w,
+    "division by the mean square, without the root,": lambda x, w, eps: (
+        x / (np.mean(np.square(x), axis=-1, keepdims=True) + eps) * w
+    ),
+    "division by the standard deviation, without taking the mean off,": lambda x, w, eps: (
+        x / np.sqrt(np.var(x, axis=-1, keepdims=True) + eps) * w
+    ),
+}
+"""A wrong norm -> its formula over input, weight and epsilon."""
+
+
+def _input(case: Case) -> F64:
+    (value,) = case.inputs.values()
+    return value
+
+
+def wrong_form(case: Case) -> Iterator[Guess]:
+    """Yield each wrong formula of the norm."""
+    x, weight = _input(case), case.vector(case.name)
+    for says, form in _FORMS.items():
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            values = form(x, weight, case.geometry.norm_eps)
+        yield case.guess(says, values)
+
+
+def usual_epsilon(case: Case) -> Iterator[Guess]:
+    """Yield the norm with each epsilon that models commonly have."""
+    for eps in _EPSILONS:
+        if eps != case.geometry.norm_eps:
+            yield _with_epsilon(case, eps)
+
+
+def measured_epsilon(case: Case) -> Iterator[Guess]:
+    """Yield the norm with the epsilon that the subject's scale has: eps = 1 / r^2 - mean(x^2)."""
+    x = case.shaped(_input(case))
+    bare = x * case.vector(case.name)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.sum(case.subject * bare, axis=-1) / np.sum(np.square(bare), axis=-1)
+        energy = np.mean(np.square(x), axis=-1)
+        eps = 1 / np.square(scale) - energy
+    if not np.isfinite(eps).any():
+        return
+    best = float(eps[np.nanargmin(np.where(np.isfinite(eps), energy, np.nan))])  # where it matters most
+    if best > _SMALLEST:
+        yield _with_epsilon(case, float(f"{best:.2g}"))
+        yield _with_epsilon(case, best)
+
+
+def _with_epsilon(case: Case, eps: float) -> Guess:
+    values = _scaled(_input(case), eps) * case.vector(case.name)
+    instead = f"the model declares {case.geometry.norm_eps:g}"
+    return case.guess(f"epsilon {eps:.3g}", values, instead=instead)
+
+
+_INPUTS: Mapping[str, tuple[str, ...]] = {
+    "attn_norm": ("embedding", "post_attn_residual"),
+    "ffn_norm": ("attn_out", LAYER_INPUT, "attn_norm"),
+    "final_norm": ("post_attn_residual", "ffn_out", "ffn_norm"),
+}
+"""Norm -> the stages that it may take for its input by mistake."""
+
+
+def wrong_input(case: Case) -> Iterator[Guess]:
+    """Yield the norm of another stage than its input."""
+    layer = case.geometry.layers - 1 if case.layer is None else case.layer
+    (role,) = case.known
+    sources = [(name, layer) for name in _INPUTS[case.name]]
+    if case.layer is None:
+        sources += [("post_ffn_residual", earlier) for earlier in range(layer)]
+    for name, place in sources:
+        value = (
+            layer_input(case)
+            if name == LAYER_INPUT
+            else case.captured(name, 0 if name == "embedding" else place)
+        )
+        if value is not None:
+            yield case.evaluated(f"the norm of {name} of layer {place}", {role: value})
+
+
+def layer_input(case: Case) -> F64 | None:
+    """Return what enters the case's layer, where that was captured."""
+    if case.layer is None:
+        return None
+    return (
+        case.captured("embedding", 0)
+        if case.layer == 0
+        else case.captured("post_ffn_residual", case.layer - 1)
+    )

@@ -1,0 +1,85 @@
+"""Where an error sits: one token, head, channel or value alone, and the positions of each axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.compare.axes import Axes, axes_of
+from apr_falsify.compare.variations.case import Case, Guess, scalar
+from apr_falsify.compare.variations.common import Indices
+
+
+def one_place(case: Case) -> Iterator[Guess]:
+    """Yield the replay with one token, head, channel or value alone as the subject has it."""
+    exceeds = case.exceeds
+    axes = axes_of(case.name, case.geometry)
+    single = {
+        name: indices[0]
+        for name, (indices, count) in places(exceeds, axes).items()
+        if len(indices) == 1 and count > 1
+    }
+    if not single:
+        return
+    if "channel" in single:  # which says which head's, too
+        single = {name: single[name] for name in single if name in ("channel", "token")}
+    region = _region(exceeds, axes, single)
+    values = np.where(region, case.subject, case.shaped(case.expected))
+    words = ", ".join(_place_words(name, index, axes) for name, index in single.items())
+    name = "one-value" if exceeds.sum() == 1 else f"one-{_most_telling(single)}"
+    yield Guess(says=f"only {words}: {_by_how_much(case, region)}", values=values, name=name)
+
+
+def _most_telling(single: Mapping[str, int]) -> str:
+    order = ("vocabulary entry", "channel", "channel of every head", "key", "head", "token", "part")
+    return next(name for name in order if name in single).replace(" ", "-")
+
+
+def _place_words(name: str, index: int, axes: Axes) -> str:
+    if name == "head" and axes.heads:
+        return axes.heads[index]
+    return f"channel {index} of every head" if name == "channel of every head" else f"{name} {index}"
+
+
+def places(exceeds: npt.NDArray[np.bool_], axes: Axes) -> dict[str, tuple[Indices, int]]:
+    """Return by kind of place: the indices that have any of ``exceeds``, and how many there are."""
+    at = np.nonzero(exceeds)
+    found = {
+        name: (np.unique(at[axis]), exceeds.shape[axis])
+        for axis, name in enumerate(axes.names[-exceeds.ndim :])
+    }
+    if axes.head_dim is not None:
+        found["head"] = (np.unique(at[-1] // axes.head_dim), len(axes.heads))
+        found["channel of every head"] = (np.unique(at[-1] % axes.head_dim), axes.head_dim)
+    return found
+
+
+def _region(exceeds: npt.NDArray[np.bool_], axes: Axes, single: Mapping[str, int]) -> npt.NDArray[np.bool_]:
+    region = np.ones(exceeds.shape, dtype=np.bool_)
+    last = np.arange(exceeds.shape[-1])
+    for name, index in single.items():
+        if axes.head_dim is not None and name == "head":
+            region &= last // axes.head_dim == index
+        elif name == "channel of every head":
+            region &= last % (axes.head_dim or 1) == index
+        else:
+            axis = axes.names[-exceeds.ndim :].index(name) - exceeds.ndim
+            region &= (
+                np.moveaxis(np.arange(exceeds.shape[axis])[(...,) + (None,) * (-axis - 1)], 0, 0) == index
+            )
+    return region
+
+
+def _by_how_much(case: Case, region: npt.NDArray[np.bool_]) -> str:
+    e, sigma = case.shaped(case.expected)[region], case.shaped(case.sigma)[region]
+    s = case.subject[region]
+    value = scalar(e, s, sigma)
+    scaled = np.where(region, case.subject, 0.0)
+    scaled[region] = value * e
+    guess = Guess(says="", values=np.where(region, scaled, case.subject), sigma=case.shaped(case.sigma))
+    if math.isfinite(value) and case.fits(guess):
+        return "all zeros there" if value == 0 else f"x {value:.5g} there"
+    return "by no constant factor; everything else"

@@ -1,0 +1,298 @@
+"""What goes wrong where a stage is multiplied with weights: order, other weights, other input."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from apr_falsify.arithmetic import round_bf16, round_f16
+from apr_falsify.compare.variations.case import F64, Case, Guess, MadeTensor, reweighed
+from apr_falsify.compare.variations.common import parts
+from apr_falsify.compare.variations.feedforward import ACTIVATIONS
+from apr_falsify.compare.variations.norms import layer_input
+from apr_falsify.tensors import FloatArray, Tensor
+
+WEIGHTED: Mapping[str, tuple[str, ...]] = {
+    "embedding": ("embed",),
+    "attn_norm": ("attn_norm",),
+    "qkv_matmul": ("q", "k", "v"),
+    "qkv_bias": ("q_bias", "k_bias", "v_bias"),
+    "q_post_rope": ("q_norm",),
+    "k_post_rope": ("k_norm",),
+    "attn_out": ("o",),
+    "ffn_norm": ("ffn_norm",),
+    "ffn_gate": ("gate",),
+    "ffn_up": ("up",),
+    "ffn_out": ("down",),
+    "final_norm": ("final_norm",),
+    "lm_head": ("lm_head",),
+}
+"""Stage -> the roles of the weights it uses."""
+
+MOST_VALUES = 1 << 26
+"""Above this many weights a stage is not multiplied again for an explanation (7B: seconds per pass)."""
+
+
+def small(case: Case) -> bool:
+    """Whether the stage's weights are few enough to multiply with them again."""
+    tensors = _tensors(case)
+    return bool(tensors) and sum(int(np.prod(tensor.shape)) for tensor in tensors.values()) <= MOST_VALUES
+
+
+def _tensors(case: Case, layer: int | None = None) -> dict[str, Tensor]:
+    layer = case.layer if layer is None else layer
+    roles = [role for role in WEIGHTED.get(case.name, ()) if role in case.weights.names]
+    found = {role: case.weights.find(role, layer) for role in roles}
+    return {role: tensor for role, tensor in found.items() if tensor is not None}
+
+
+def other_order(case: Case) -> Iterator[Guess]:
+    """Yield q|k|v in other orders: of the parts, by kv group, and of rotary rows."""
+    columns = parts(case)
+    for order in list(itertools.permutations("qkv"))[1:]:
+        yield _gathered(
+            case, f"the order {'|'.join(order)} for q|k|v", np.r_[*(columns[role] for role in order)]
+        )
+    everything = np.arange(case.expected.shape[1])
+    g = case.geometry
+    grouped = [everything[columns[role]].reshape(g.kv_heads, -1) for role in "qkv"]
+    says = "q, k and v side by side per kv head, not end to end,"
+    yield _gathered(case, says, np.concatenate(grouped, axis=1).reshape(-1))
+
+
+def rotary_order(case: Case) -> Iterator[Guess]:
+    """Yield q and k with each head's rows in the order of the other kind of rotary pairs."""
+    size = case.geometry.head_dim
+    width = parts(case)["v"].start if case.name.startswith("qkv") else case.expected.shape[1]
+    everything = np.arange(case.expected.shape[1])
+    orders = {"interleaved for half-split": (2, size // 2), "half-split for interleaved": (size // 2, 2)}
+    for says, shape in orders.items():
+        order = everything.copy()
+        order[:width] = everything[:width].reshape(-1, *shape).swapaxes(1, 2).reshape(-1)
+        yield _gathered(case, f"channels of each q and k head in rotary order {says}", order)
+
+
+def _gathered(case: Case, says: str, order: np.typing.NDArray[np.intp]) -> Guess:
+    return Guess(says=says, values=case.expected[:, order], sigma=case.sigma[:, order])
+
+
+def other_use(case: Case) -> Iterator[Guess]:
+    """Yield the product with what belongs to the next stage done already."""
+    stream = case.captured("post_attn_residual") if case.name == "ffn_out" else layer_input(case)
+    if case.name in ("attn_out", "ffn_out") and stream is not None:
+        yield case.guess("the residual added here already", case.expected + stream, name="residual-included")
+    if case.name == "ffn_gate":
+        values = ACTIVATIONS["silu"](case.expected)
+        yield case.guess("the activation applied here already", values, name="activation-included")
+    if case.name == "lm_head":
+        top = np.max(case.expected)
+        total = top + np.log(np.sum(np.exp(case.expected - top)))
+        yield case.guess("logarithms of probabilities for logits", case.expected - total, name="log-softmax")
+        probabilities = np.exp(case.expected - total)
+        yield case.guess("probabilities for logits", probabilities, name="softmax-included")
+
+
+_SIBLINGS: Mapping[str, tuple[str, ...]] = {
+    "gate": ("up",),
+    "up": ("gate",),
+    "k": ("v",),
+    "v": ("k",),
+    "k_bias": ("v_bias",),
+    "v_bias": ("k_bias",),
+    "q_norm": ("k_norm",),
+    "k_norm": ("q_norm",),
+    "attn_norm": ("ffn_norm", "final_norm"),
+    "ffn_norm": ("attn_norm", "final_norm"),
+    "final_norm": ("attn_norm", "ffn_norm"),
+    "lm_head": ("embed",),
+}
+"""Role -> the roles of weights of the same shape that may stand in its place."""
+
+
+def sibling_weights(case: Case) -> Iterator[Guess]:
+    """Yield the stage with another role's weights: gate and up swapped, k and v, one norm for another."""
+    own, swapped = _tensors(case), {}
+    last = case.geometry.layers - 1
+    for role in own:
+        for other in _SIBLINGS.get(role, ()):
+            tensor = case.weights.find(other, last if case.layer is None else case.layer)
+            if tensor is not None and tensor.shape == own[role].shape:
+                swapped[role] = tensor
+                weights = reweighed(case, {role: tensor})
+                name = "swapped-gate-up" if other in ("gate", "up") else ""
+                yield case.evaluated(f"the weights of {other} for {role}", weights=weights, name=name)
+    if len(swapped) > 1:
+        yield case.evaluated(
+            f"the weights of {' and '.join(swapped)} swapped", weights=reweighed(case, swapped)
+        )
+
+
+def neighbour_weights(case: Case) -> Iterator[Guess]:
+    """Yield the stage with the weights of the layer before or after, all of them or one role's."""
+    if case.layer is None:
+        return
+    own = _tensors(case)
+    for layer in (case.layer - 1, case.layer + 1):
+        if not 0 <= layer < case.geometry.layers:
+            continue
+        others = _tensors(case, layer)
+        yield case.evaluated(f"the weights of layer {layer}", weights=reweighed(case, others))
+        for role in own if len(own) > 1 else ():
+            weights = reweighed(case, {role: others[role]})
+            yield case.evaluated(f"{role} of layer {layer}", weights=weights)
+
+
+def transposed_weights(case: Case) -> Iterator[Guess]:
+    """Yield the product with a square weight transposed."""
+    for role, tensor in _tensors(case).items():
+        if len(tensor.shape) == 2 and tensor.shape[0] == tensor.shape[1] and case.name != "embedding":
+            whole = tensor.rows(0, tensor.shape[0]).T
+            yield case.evaluated(f"{role} transposed", weights=reweighed(case, {role: _made(tensor, whole)}))
+
+
+def _made(tensor: Tensor, values: FloatArray) -> MadeTensor:
+    return MadeTensor(
+        name=tensor.name, type="f32", shape=tensor.shape, decode=lambda start, stop: values[start:stop]
+    )
+
+
+def _through_gguf(kind: str) -> Callable[[FloatArray], FloatArray]:
+    def kept(values: FloatArray) -> FloatArray:
+        import gguf
+
+        quantised = gguf.quants.quantize(values.astype(np.float32), gguf.GGMLQuantizationType[kind])
+        result: FloatArray = gguf.quants.dequantize(quantised, gguf.GGMLQuantizationType[kind])
+        return result
+
+    return kept
+
+
+_TYPES: Mapping[str, tuple[int, Callable[[FloatArray], FloatArray]]] = {
+    "f16": (1, round_f16),
+    "bf16": (1, round_bf16),
+    "q8_0": (32, _through_gguf("Q8_0")),
+    "q4_0": (32, _through_gguf("Q4_0")),
+    "q4_1": (32, _through_gguf("Q4_1")),
+    "q5_0": (32, _through_gguf("Q5_0")),
+    "q5_1": (32, _through_gguf("Q5_1")),
+}
+"""Weight type -> its block, and what it keeps of a row; K-quants depend on the quantiser's search."""
+
+
+def quantised_weights(case: Case) -> Iterator[Guess]:
+    """Yield the stage with its weights kept in each coarser type."""
+    own = _tensors(case)
+    for kind, (block, keep) in _TYPES.items():
+        if any(tensor.shape[-1] % block or tensor.type == kind for tensor in own.values()):
+            continue
+        changed = {role: _kept(tensor, kind, keep) for role, tensor in own.items()}
+        types = " and ".join(dict.fromkeys(tensor.type for tensor in own.values()))
+        instead = f"the model's weights are {types}"
+        yield case.evaluated(f"weights kept as {kind}", weights=reweighed(case, changed), instead=instead)
+
+
+def _kept(tensor: Tensor, kind: str, keep: Callable[[FloatArray], FloatArray]) -> MadeTensor:
+    return MadeTensor(
+        name=tensor.name,
+        type=kind,
+        shape=tensor.shape,
+        decode=lambda start, stop: keep(tensor.rows(start, stop)),
+    )
+
+
+_TAILS = (1, 8, 16, 32, 64, 128, 256)
+
+
+def other_input(case: Case) -> Iterator[Guess]:
+    """Yield the product of another input: unnormed, heads in another order, its last channels left out."""
+    (role,) = case.known
+    x = case.inputs[role]
+    for says, value in _stand_ins(case):
+        if value.shape == x.shape:
+            yield case.evaluated(f"{says} for {role}", {role: value})
+    if case.name == "attn_out":
+        heads = x.reshape(len(x), -1, case.geometry.head_dim)
+        before = heads.swapaxes(0, 1).reshape(x.shape)
+        yield case.evaluated("[heads, tokens, D] read as [tokens, heads, D]", {role: before})
+        yield case.evaluated("heads in reverse order", {role: heads[:, ::-1].reshape(x.shape)})
+    for count in _TAILS:
+        if count < x.shape[-1]:
+            cut = x.copy()
+            cut[..., -count:] = 0
+            yield case.evaluated(
+                f"the last {count} channels of {role} left out", {role: cut}, name="truncated-sum"
+            )
+
+
+def _stand_ins(case: Case) -> Iterator[tuple[str, F64]]:
+    """Yield what may be multiplied in place of the stage's input."""
+    names = {
+        "qkv_matmul": ("ffn_norm",),
+        "ffn_gate": ("post_attn_residual", "attn_norm", "attn_out"),
+        "ffn_up": ("post_attn_residual", "attn_norm", "attn_out"),
+        "ffn_out": ("ffn_silu", "ffn_up", "ffn_gate"),
+        "attn_out": ("q_post_rope",),
+    }
+    if case.name == "qkv_matmul" and (stream := layer_input(case)) is not None:
+        yield "the layer's input, not normed,", stream
+    if case.name == "lm_head":
+        stream = case.captured("post_ffn_residual", case.geometry.layers - 1)
+        if stream is not None:
+            yield "the hidden state, not normed,", stream
+        normed = case.inputs["final_norm"]
+        yield from (
+            (f"token {t} instead of the last", np.roll(normed, -1 - t, axis=0))
+            for t in range(min(len(normed) - 1, 16))
+        )
+    for name in names.get(case.name, ()):
+        if (value := case.captured(name)) is not None:
+            yield name, value
+
+
+def other_rows(case: Case) -> Iterator[Guess]:
+    """Yield the embedding with rows beside the right ones."""
+    table, tokens = case.weights.tensor("embed"), case.replayer.trace.tokens
+    for shift in (1, -1):
+        rows = [min(max(token + shift, 0), table.shape[0] - 1) for token in tokens]
+        values = np.stack([table.rows(row, row + 1)[0] for row in rows]).astype(np.float64)
+        yield case.guess(f"the rows of token id {'+' if shift > 0 else '-'} 1", values)
+    if int(np.prod(table.shape)) <= MOST_VALUES:
+        yield _nearest_rows(case, table)
+        if table.shape[0] >= case.geometry.hidden:
+            flat = table.rows(0, table.shape[0]).reshape(table.shape[1], table.shape[0])
+            values = flat[:, list(tokens)].T.astype(np.float64)
+            yield case.guess("the table read as [E, V]", values, name="transposed")
+
+
+def _nearest_rows(case: Case, table: Tensor) -> Guess:
+    """Return the rows that are nearest to the subject's."""
+    energy, product = [], []
+    subject, step = np.nan_to_num(case.subject), max(1, (1 << 20) // table.shape[1])
+    for start in range(0, table.shape[0], step):
+        rows = table.rows(start, start + step).astype(np.float64)
+        energy.append(np.sum(np.square(rows), axis=1))
+        product.append(subject @ rows.T)
+    nearest = np.argmin(np.concatenate(energy) - 2 * np.concatenate(product, axis=1), axis=1)
+    values = np.stack([table.rows(int(row), int(row) + 1)[0] for row in nearest]).astype(np.float64)
+    tokens = np.asarray(case.replayer.trace.tokens)[-len(nearest) :]
+    wrong = np.flatnonzero(nearest != tokens)
+    at = ", ".join(f"{tokens[t]} (token {t}): row {nearest[t]}" for t in wrong[:4])
+    return case.guess(f"other rows of the table: for id {at}", values)
+
+
+def one_input_channel(case: Case) -> Iterator[Guess]:
+    """Yield the replay plus a multiple of one input channel: what is left over has rank 1."""
+    (role,) = case.known
+    x, e = case.inputs[role], case.shaped(case.expected)
+    if e.ndim != 2 or min(e.shape) < 3 or len(x) != len(e):
+        return
+    left, sizes, right = np.linalg.svd(np.nan_to_num(case.subject - e), full_matrices=False)
+    rank_one = e + np.outer(left[:, 0] * sizes[0], right[0])
+    norms = np.linalg.norm(x, axis=0)
+    likeness = np.abs(left[:, 0] @ x) / np.where(norms > 0, norms, np.inf)
+    channel = int(np.argmax(likeness))
+    if likeness[channel] > 1 - 1e-4:
+        says = f"channel {channel} of {role} alone entering by another weight"
+        yield Guess(says=says, values=rank_one, sigma=case.sigma, name="one-input-channel")

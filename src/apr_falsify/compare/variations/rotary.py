@@ -1,0 +1,340 @@
+"""What goes wrong in RoPE: base, scaling, pairs, direction, positions, and what is rotated.
+
+Su et al. 2021: pair p of a head, a complex number, is multiplied with exp(i * t * f_p) at position t. So the
+angles that a runtime used can be read off: they are the argument of subject / unrotated.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.arithmetic import round_bf16, round_f16
+from apr_falsify.compare.variations.case import F64, Case, Guess
+from apr_falsify.compare.variations.common import parts
+from apr_falsify.ops import rope_frequencies
+from apr_falsify.rope import Rope
+
+Complex = npt.NDArray[np.complex128]
+
+ROTATED = ("q_post_rope", "k_post_rope")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """How a rotation is done.
+
+    Attributes:
+        frequencies: angle per position, [pairs].
+        positions: [tokens].
+        factor: on cos and sin.
+
+    """
+
+    frequencies: F64
+    positions: F64
+    factor: float = 1.0
+
+    @property
+    def rotor(self) -> Complex:
+        """What each pair is multiplied with: [tokens, 1, pairs]."""
+        return np.asarray(np.exp(1j * np.outer(self.positions, self.frequencies)) * self.factor)[:, None, :]
+
+
+def _rms(heads: F64, weight: F64, eps: float) -> F64:
+    return np.asarray(heads / np.sqrt(np.mean(np.square(heads), axis=-1, keepdims=True) + eps) * weight)
+
+
+def _role(case: Case) -> str:
+    return case.name[0]
+
+
+def _part(case: Case) -> F64:
+    return case.inputs["qkv_bias"][:, parts(case)[_role(case)]]
+
+
+def unrotated(case: Case) -> F64:
+    """Return what is to be rotated: [S, heads * D], after the norm of q and k where a family has it."""
+    x = _part(case)
+    if not case.geometry.row.qk_norm:
+        return x
+    heads = x.reshape(len(x), -1, case.geometry.head_dim)
+    normed = _rms(heads, case.vector(f"{_role(case)}_norm"), case.geometry.norm_eps)
+    return normed.reshape(x.shape)
+
+
+def declared(case: Case) -> Turn:
+    """Return the rotation that the model declares."""
+    frequencies, factor = rope_frequencies(case.geometry.rope, case.geometry.head_dim)
+    return Turn(
+        frequencies=frequencies, positions=np.arange(len(case.expected), dtype=np.float64), factor=factor
+    )
+
+
+def _paired(x: F64, head_dim: int) -> Complex:
+    """[S, heads * D], half-split -> complex [S, heads, D / 2]."""
+    halves = x.reshape(len(x), -1, 2, head_dim // 2)
+    return halves[:, :, 0] + 1j * halves[:, :, 1]
+
+
+def _flat(z: Complex) -> F64:
+    return np.stack((z.real, z.imag), axis=2).reshape(len(z), -1)
+
+
+def turned(case: Case, says: str, turn: Turn, instead: str = "", name: str = "") -> Guess:
+    """Return the stage under another rotation."""
+    z = _paired(unrotated(case), case.geometry.head_dim) * turn.rotor
+    return case.guess(says, _flat(z), instead=instead, name=name)
+
+
+_BASES = (1e4, 1e6, 5e5, 1e5, 5e4, 8e6, 1e7, 5e6, 2e6, 3e5, 1e3, 1e2, 1.5e5, 2.5e5, 7.5e6)
+"""The bases of published models, and what lies near them."""
+
+
+def other_base(case: Case) -> Iterator[Guess]:
+    """Yield the rotation with usual bases, then with the one that the angles have."""
+    yield from (_with_base(case, base) for base in _BASES if base != case.geometry.rope.theta)
+    measured = _measured_base(case)
+    if measured is not None:
+        rounded = dict.fromkeys(float(f"{measured:.{digits}g}") for digits in (2, 3, 4, 6))
+        yield from (_with_base(case, base) for base in rounded)
+        yield _with_base(case, measured)
+
+
+def _with_base(case: Case, base: float) -> Guess:
+    rope = replace(case.geometry.rope, theta=base)
+    frequencies, factor = rope_frequencies(rope, case.geometry.head_dim)
+    instead = f"the model declares {case.geometry.rope.theta:.10g}"
+    turn = replace(declared(case), frequencies=frequencies, factor=factor)
+    return turned(case, f"RoPE base {base:.10g}", turn, instead)
+
+
+def angles(case: Case) -> tuple[F64, F64]:
+    """Return the angle by which each pair was turned and its weight, [S, pairs], over all heads."""
+    x = _paired(unrotated(case), case.geometry.head_dim)
+    s = _paired(np.nan_to_num(case.subject), case.geometry.head_dim)
+    product = np.sum(s * np.conj(x), axis=1)
+    return np.angle(product), np.abs(product)
+
+
+def _mismatch(phases: F64, weights: F64, frequencies: F64) -> F64:
+    """Return how badly each row of ``frequencies`` [..., pairs] explains the angles [S, pairs]."""
+    positions = np.arange(len(phases))[:, None]
+    return np.asarray(
+        np.sum(weights * (1 - np.cos(phases - positions * frequencies[..., None, :])), axis=(-1, -2))
+    )
+
+
+_GRID = 10.0 ** np.linspace(1, 9, 801)
+
+
+def _measured_base(case: Case) -> float | None:
+    """Return the base that explains the angles best: best of a grid, then Gauss-Newton on its log."""
+    if len(case.expected) < 2 or case.geometry.rope.kind not in ("default", "linear"):
+        return None
+    phases, weights = angles(case)
+    weights = weights / (np.max(weights) or 1.0)
+    share = np.arange(phases.shape[1]) / phases.shape[1]
+    scale = 1 / case.geometry.rope.parameters.get("factor", 1.0)
+    exponent = float(np.log(_GRID[np.argmin([_mismatch(phases, weights, scale * t**-share) for t in _GRID])]))
+    positions = np.arange(len(phases))[:, None]
+    for _ in range(30):
+        predicted = positions * (scale * np.exp(-share * exponent))
+        slope = -share * predicted
+        left = np.angle(np.exp(1j * (phases - predicted)))
+        energy = float(np.sum(weights * slope**2))
+        if energy == 0:
+            return None
+        exponent += float(np.sum(weights * slope * left)) / energy
+    return float(np.exp(exponent)) if 0 < exponent < 60 else None
+
+
+_PLAIN_SCALINGS: Mapping[str, Rope] = {
+    "llama3 scaling with factor 8": Rope(
+        theta=0.0,
+        kind="llama3",
+        parameters={
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192.0,
+        },
+    ),
+    "yarn scaling with factor 4": Rope(
+        theta=0.0, kind="yarn", parameters={"factor": 4.0, "original_max_position_embeddings": 32768.0}
+    ),
+}
+
+
+def other_scaling(case: Case) -> Iterator[Guess]:
+    """Yield the rotation without the model's scaling or its attention factor."""
+    rope, own = case.geometry.rope, declared(case)
+    instead = f"the model declares {'no' if rope.kind == 'default' else rope.kind} scaling"
+    plain, _ = rope_frequencies(Rope(theta=rope.theta), case.geometry.head_dim)
+    if rope.kind != "default":
+        yield turned(case, "RoPE without scaling", replace(own, frequencies=plain, factor=1.0), instead)
+        only = replace(own, frequencies=plain)
+        yield turned(case, "RoPE without scaling, but with its attention factor,", only, instead)
+    if own.factor != 1.0:
+        says = f"RoPE without the attention factor {own.factor:.5g}"
+        yield turned(case, says, replace(own, factor=1.0), instead)
+        twice = replace(own, factor=own.factor**2)
+        yield turned(case, "RoPE with the attention factor applied twice", twice, instead)
+
+
+def invented_scaling(case: Case) -> Iterator[Guess]:
+    """Yield the rotation with a scaling that the model does not have."""
+    rope, own = case.geometry.rope, declared(case)
+    instead = f"the model declares {'no' if rope.kind == 'default' else rope.kind} scaling"
+    for says, other in _PLAIN_SCALINGS.items():
+        frequencies, factor = rope_frequencies(replace(other, theta=rope.theta), case.geometry.head_dim)
+        yield turned(case, says, replace(own, frequencies=frequencies, factor=factor), instead)
+        yield turned(case, says, replace(own, frequencies=frequencies), instead)
+    yield from _stretched(case, own, instead)
+
+
+_STRETCHES = (2.0, 4.0, 8.0, 16.0, 32.0)
+
+
+def _stretched(case: Case, own: Turn, instead: str) -> Iterator[Guess]:
+    for factor in _STRETCHES:
+        slower = replace(own, frequencies=own.frequencies / factor)
+        yield turned(case, f"positions divided by {factor:g} (linear scaling)", slower, instead)
+        faster = replace(own, frequencies=own.frequencies * factor)
+        says = "rotation applied twice, or positions doubled," if factor == 2 else f"positions x {factor:g}"
+        yield turned(case, says, faster, instead)
+
+
+def other_direction(case: Case) -> Iterator[Guess]:
+    """Yield no rotation, the inverse one, and cos and sin exchanged."""
+    own = declared(case)
+    yield turned(case, "no rotation", replace(own, frequencies=0 * own.frequencies), name="rope-not-applied")
+    yield turned(case, "rotation in the other direction", replace(own, frequencies=-own.frequencies))
+    z = _paired(unrotated(case), case.geometry.head_dim)
+    swapped = z * 1j * np.conj(own.rotor)  # cos for sin and sin for cos: i * exp(-i a)
+    yield case.guess("cos and sin exchanged", _flat(swapped))
+    yield case.guess("the cosine part alone", _flat(z * own.rotor.real))
+    for kind, rounded in (("bf16", round_bf16), ("f16", round_f16)):
+        rotor = rounded(own.rotor.real) + 1j * rounded(own.rotor.imag)
+        says = f"cos and sin of the rotation kept as {kind}"
+        yield case.guess(says, _flat(z * rotor), name="precision")
+
+
+def other_pairing(case: Case) -> Iterator[Guess]:
+    """Yield the rotation of interleaved pairs for half-split ones, and the other way round."""
+    size, own = case.geometry.head_dim, declared(case)
+    x = unrotated(case)
+    held = "(0, 1), (2, 3) ..."
+    halves = f"(0, {size // 2}), (1, {size // 2 + 1}) ..."
+    for says, there, back, instead in (
+        (f"rotary pairs {held}", _to_halves, _to_pairs, f"the weights are made for {halves}"),
+        (f"rotary pairs {halves}", _to_pairs, _to_halves, f"the weights are stored for {held}"),
+    ):
+        z = _paired(there(x, size), size) * own.rotor
+        yield case.guess(says, back(_flat(z), size), instead=instead)
+    reverse = replace(own, frequencies=own.frequencies[::-1])
+    yield turned(case, "the pairs' frequencies in reverse order", reverse)
+
+
+def _to_halves(x: F64, size: int) -> F64:
+    return x.reshape(len(x), -1, size // 2, 2).swapaxes(-1, -2).reshape(x.shape)
+
+
+def _to_pairs(x: F64, size: int) -> F64:
+    return x.reshape(len(x), -1, 2, size // 2).swapaxes(-1, -2).reshape(x.shape)
+
+
+def partial(case: Case) -> Iterator[Guess]:
+    """Yield the rotation of a share of each head: its first r channels, or its first pairs."""
+    size, own = case.geometry.head_dim, declared(case)
+    x = unrotated(case)
+    heads = x.reshape(len(x), -1, size)
+    for rotated in sorted({size // 4 * 2, size // 8 * 2, size // 8 * 6} - {0}, reverse=True):
+        frequencies, _ = rope_frequencies(replace(case.geometry.rope, kind="default"), rotated)
+        first = _paired(heads[..., :rotated].reshape(len(x), -1), rotated)
+        done = _flat(first * replace(own, frequencies=frequencies).rotor).reshape(*heads.shape[:2], rotated)
+        values = np.concatenate((done, heads[..., rotated:]), axis=-1).reshape(x.shape)
+        yield case.guess(f"only the first {rotated} of {size} channels of each head rotated", values)
+        kept = np.where(np.arange(size // 2) < rotated // 2, own.frequencies, 0.0)
+        says = f"only the first {rotated // 2} of {size // 2} pairs rotated"
+        yield turned(case, says, replace(own, frequencies=kept))
+
+
+_FARTHEST = 8192
+
+
+def other_positions(case: Case) -> Iterator[Guess]:
+    """Yield the rotation with positions that start elsewhere, stand still, or run backwards."""
+    own = declared(case)
+    last = len(own.positions) - 1
+    yield turned(case, "positions in reverse order", replace(own, positions=own.positions[::-1]))
+    says = f"every token at position {last}"
+    yield turned(case, says, replace(own, positions=np.full_like(own.positions, last)))
+    at_zero = np.maximum(own.positions - 1, 0)
+    yield turned(case, "positions 0, 0, 1, 2 ...", replace(own, positions=at_zero))
+    for shift in _likely_shifts(case, own):
+        says = f"positions that start at {shift} instead of 0"
+        yield turned(case, says, replace(own, positions=own.positions + shift))
+
+
+def _likely_shifts(case: Case, own: Turn) -> Iterator[int]:
+    """Yield -1, 1, and the shift by which the angles exceed the declared ones on the average."""
+    yield from (1, -1)
+    phases, weights = angles(case)
+    rest = np.sum(weights * np.exp(1j * (phases - np.outer(own.positions, own.frequencies))), axis=0)
+    shifts = np.arange(-_FARTHEST, _FARTHEST)
+    score = np.exp(-1j * np.outer(shifts, own.frequencies)) @ rest
+    best = int(shifts[np.argmax(score.real)])
+    if best not in (-1, 0, 1):
+        yield best
+
+
+def other_part(case: Case) -> Iterator[Guess]:
+    """Yield the rotation of another part of q|k|v: its order is taken to be another."""
+    own, width = declared(case), case.expected.shape[1]
+    fused = case.inputs["qkv_bias"]
+    sizes = {role: columns.stop - columns.start for role, columns in parts(case).items()}
+    seen = {parts(case)[_role(case)].start}
+    for order in itertools.permutations("qkv"):
+        start = sum(sizes[role] for role in order[: order.index(_role(case))])
+        if start in seen or case.geometry.row.qk_norm:
+            continue
+        seen.add(start)
+        z = _paired(fused[:, start : start + width], case.geometry.head_dim) * own.rotor
+        yield case.guess(
+            f"{_role(case)} taken from where q|k|v in the order {'|'.join(order)} has it", _flat(z)
+        )
+
+
+_Norm = Callable[[F64, F64, float], F64]
+
+_HEAD_NORMS: Mapping[str, _Norm] = {
+    "no norm before RoPE": lambda heads, w, eps: heads,
+    "the weight of the norm before RoPE ignored": lambda heads, w, eps: _rms(heads, np.ones_like(w), eps),
+    "1 + weight in the norm before RoPE": lambda heads, w, eps: _rms(heads, 1 + w, eps),
+    "the norm before RoPE over all heads together": lambda heads, w, eps: (
+        heads / np.sqrt(np.mean(np.square(heads), axis=(-1, -2), keepdims=True) + eps) * w
+    ),
+    "epsilon 1e-5 in the norm before RoPE": lambda heads, w, eps: _rms(heads, w, 1e-5),
+    "epsilon 1e-6 in the norm before RoPE": lambda heads, w, eps: _rms(heads, w, 1e-6),
+}
+
+
+def other_head_norm(case: Case) -> Iterator[Guess]:
+    """Yield other norms of each head before RoPE, and the norm after it, in families that have one."""
+    if not case.geometry.row.qk_norm:
+        return
+    x, own, size = _part(case), declared(case), case.geometry.head_dim
+    heads, eps = x.reshape(len(x), -1, size), case.geometry.norm_eps
+    weight, other = (case.vector(f"{role}_norm") for role in (_role(case), "kq"["qk".index(_role(case))]))
+    for says, norm in _HEAD_NORMS.items():
+        z = _paired(np.asarray(norm(heads, weight, eps)).reshape(x.shape), size) * own.rotor
+        yield case.guess(says, _flat(z))
+    crossed = _paired(_rms(heads, other, eps).reshape(x.shape), size) * own.rotor
+    yield case.guess("q's norm before RoPE with k's weight, or k's with q's,", _flat(crossed))
+    after = _flat(_paired(x, size) * own.rotor).reshape(heads.shape)
+    yield case.guess("the norm after RoPE", _rms(after, weight, eps).reshape(x.shape))

@@ -1,0 +1,202 @@
+"""Weights first: is each of the subject's tensors the oracle's, up to what its number format costs?
+
+Two tensors are compared block by block (32 values, as the formats have them). A block of a plain format may
+differ by that format's rounding; a quantised one by one step of its own grid, computed from the range of the
+oracle's block. A fault in one row or one head then shows, wherever the rest of the tensor is right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.compare.bisection import Finding, FindingType
+from apr_falsify.tensors import Tensor
+from apr_falsify.weights import Weights
+
+F64 = npt.NDArray[np.float64]
+
+BLOCK = 32
+_ROWS = 1 << 20
+
+STAGE_OF_ROLE: Mapping[str, str] = {
+    "embed": "embedding",
+    "attn_norm": "attn_norm",
+    "q": "qkv_matmul",
+    "k": "qkv_matmul",
+    "v": "qkv_matmul",
+    "q_bias": "qkv_bias",
+    "k_bias": "qkv_bias",
+    "v_bias": "qkv_bias",
+    "q_norm": "q_post_rope",
+    "k_norm": "k_post_rope",
+    "o": "attn_out",
+    "o_bias": "attn_out",
+    "ffn_norm": "ffn_norm",
+    "gate": "ffn_gate",
+    "gate_bias": "ffn_gate",
+    "up": "ffn_up",
+    "up_bias": "ffn_up",
+    "down": "ffn_out",
+    "down_bias": "ffn_out",
+    "final_norm": "final_norm",
+    "lm_head": "lm_head",
+}
+"""Role -> the stage that uses the tensor."""
+
+WHOLE_MODEL_ROLES = ("embed", "final_norm", "lm_head")
+
+PLAIN_ROUNDING: Mapping[str, float] = {"f64": 2.0**-24, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
+"""Plain format -> relative rounding."""
+
+STEPS: Mapping[str, int] = {
+    "q4_0": 8,
+    "q4_1": 15,
+    "q5_0": 16,
+    "q5_1": 31,
+    "q8_0": 127,
+    "q4_k": 15,
+    "q5_k": 31,
+    "q6_k": 32,
+    "q3_k": 4,
+    "q2_k": 3,
+}
+"""Quantised format -> steps of its grid over the range of a block (over half of it where symmetric)."""
+
+ALLOWED_STEPS = 1.5
+"""Steps that a value may be off: half a step of rounding, and a grid whose end and scale are rounded too."""
+
+SUPER_BLOCK_TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+"""Formats whose block scales are themselves quantised to 6 or 8 bit, over 256 values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """How a tensor differs beyond what its format costs.
+
+    Attributes:
+        blocks: blocks that differ by more than is allowed.
+        total: all blocks.
+        rows: rows with such a block.
+        rel_l2: relative L2 of the whole tensor's difference.
+
+    """
+
+    blocks: int
+    total: int
+    rows: int
+    rel_l2: float
+
+
+def weights_findings(oracle: Weights, subject: Weights, layers: Sequence[int]) -> list[Finding]:
+    """Return a finding for each of the subject's tensors that is not the oracle's.
+
+    Args:
+        oracle: the oracle's weights.
+        subject: the subject's own.
+        layers: the layers to compare; whole-model tensors are compared too.
+
+    """
+    places: list[tuple[str, int | None]] = [
+        (role, layer) for layer in layers for role in STAGE_OF_ROLE if role not in WHOLE_MODEL_ROLES
+    ]
+    places += [(role, None) for role in WHOLE_MODEL_ROLES]
+    findings = [_finding(oracle, subject, role, layer) for role, layer in places]
+    return [finding for finding in findings if finding is not None]
+
+
+def _finding(oracle: Weights, subject: Weights, role: str, layer: int | None) -> Finding | None:
+    if role not in oracle.names or role not in subject.names:
+        return None
+    ours, theirs = oracle.find(role, layer), subject.find(role, layer)
+    if ours is None and theirs is None:
+        return None
+    place = f"{role} of layer {layer}" if layer is not None else role
+    if ours is None or theirs is None:
+        side = "oracle" if ours is None else "subject"
+        return _weights_finding(role, layer, f"the {side} has no tensor {place}", math.inf)
+    if ours.shape != theirs.shape:
+        shapes = f"{list(theirs.shape)}, the oracle's {list(ours.shape)}"
+        return _weights_finding(role, layer, f"the subject's {place} has the shape {shapes}", math.inf)
+    found = difference(ours, theirs)
+    if not found.blocks:
+        return None
+    told = (
+        f"the subject's {place} ({theirs.type}) is not the oracle's ({ours.type}): {found.blocks} of "
+        f"{found.total} blocks in {found.rows} of {ours.shape[0] if len(ours.shape) > 1 else 1} rows differ "
+        f"by more than {theirs.type} costs, relative L2 {found.rel_l2:.1e}"
+    )
+    return _weights_finding(role, layer, told, found.rel_l2)
+
+
+def _weights_finding(role: str, layer: int | None, explanation: str, size: float) -> Finding:
+    return Finding(
+        type=FindingType.WEIGHTS,
+        layer=layer if role != "embed" else 0,
+        stages=(STAGE_OF_ROLE[role],),
+        size=size,
+        explanation=explanation,
+        advice="look at how the subject's file was converted",
+    )
+
+
+def difference(oracle: Tensor, subject: Tensor) -> Difference:
+    """Compare two tensors of one shape, block by block."""
+    width = oracle.shape[-1]
+    count = oracle.shape[0] if len(oracle.shape) > 1 else 1
+    step = max(1, _ROWS // width)
+    blocks = total = rows = 0
+    squares = energy = 0.0
+    for start in range(0, count, step):
+        stop = min(count, start + step)
+        ours, theirs = (_rows_of(tensor, start, stop).astype(np.float64) for tensor in (oracle, subject))
+        wrong = _wrong_blocks(ours, theirs, oracle.type, subject.type)
+        blocks, total, rows = (
+            blocks + int(wrong.sum()),
+            total + wrong.size,
+            rows + int(wrong.any(axis=-1).sum()),
+        )
+        squares += float(np.sum(np.square(theirs - ours)))
+        energy += float(np.sum(np.square(ours)))
+    rel_l2 = math.sqrt(squares / energy) if energy else (0.0 if squares == 0 else math.inf)
+    return Difference(blocks=blocks, total=total, rows=rows, rel_l2=rel_l2)
+
+
+def _rows_of(tensor: Tensor, start: int, stop: int) -> npt.NDArray[np.floating]:
+    if len(tensor.shape) > 1:
+        return tensor.rows(start, stop)
+    return tensor.rows(0, tensor.shape[0])[None]
+
+
+def _blocked(values: F64, size: int) -> F64:
+    missing = -values.shape[-1] % size
+    padded = np.pad(values, ((0, 0), (0, missing)), mode="edge") if missing else values
+    return padded.reshape(len(values), -1, size)
+
+
+def _wrong_blocks(ours: F64, theirs: F64, our_type: str, their_type: str) -> npt.NDArray[np.bool_]:
+    """Return which blocks [rows, blocks] differ by more than both formats cost."""
+    a, b = _blocked(ours, BLOCK), _blocked(theirs, BLOCK)
+    allowed = _allowed(ours, a, our_type) + _allowed(ours, a, their_type)
+    with np.errstate(invalid="ignore"):
+        off = np.max(np.abs(b - a), axis=-1)
+    return np.asarray(~(off <= allowed))  # a NaN is no agreement
+
+
+def _allowed(values: F64, blocks: F64, kind: str) -> F64:
+    largest = np.max(np.abs(blocks), axis=-1)
+    if kind in PLAIN_ROUNDING:
+        return np.asarray(largest * PLAIN_ROUNDING[kind])
+    steps = STEPS.get(kind)
+    if steps is None:
+        return np.full_like(largest, np.inf)
+    spread = np.maximum(np.max(blocks, axis=-1) - np.minimum(np.min(blocks, axis=-1), 0), largest)
+    allowed = spread / steps * ALLOWED_STEPS
+    if kind in SUPER_BLOCK_TYPES:  # the scale of a quiet block is rounded on the grid of the loudest
+        loudest = np.max(np.abs(_blocked(values, 256)), axis=-1)
+        allowed += np.repeat(loudest, 8, axis=-1)[:, : allowed.shape[-1]] / 32
+    return np.asarray(allowed)

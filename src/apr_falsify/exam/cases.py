@@ -1,0 +1,119 @@
+"""One run of the exam: what is run where, with which faults; and what a host must be able to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.capture import Request, Sink
+from apr_falsify.exam.material import Material, Setting, Store
+from apr_falsify.faults import Fault, Spread
+from apr_falsify.geometry import Geometry
+from apr_falsify.seeding.tensors import Bench, Place
+from apr_falsify.trace import Key, Trace
+from apr_falsify.weights import Weights
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seeded:
+    """A fault in its place.
+
+    Attributes:
+        fault: the fault.
+        layer: the layer, where it sits in one.
+        seed: chooses channels, heads, tokens and rows.
+        amount: how much of its effect it has; less than 1 for the detection curve.
+
+    """
+
+    fault: Fault
+    layer: int
+    seed: int
+    amount: float = 1.0
+
+    def truth(self, geometry: Geometry) -> tuple[Key, ...]:
+        """Return the stages that it makes wrong."""
+        return self.fault.truth(geometry, self.layer)
+
+    def tensors(self, weights: Weights) -> dict[Place, F32]:
+        """Return the tensors that replace sound ones."""
+        edit = self.fault.edit
+        if edit is None:
+            return {}
+        layers: Mapping[Spread, Sequence[int | None]] = {
+            Spread.ONE: (self.layer,),
+            Spread.EVERY: range(weights.geometry.layers),
+            Spread.ONCE: (None,),
+        }
+        changed: dict[Place, F32] = {}
+        for layer in layers[self.fault.spread]:
+            changed.update(edit(Bench(weights=weights, layer=layer, seed=self.seed)))
+        return changed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One run of a host.
+
+    Attributes:
+        host: the host's name.
+        material: the model.
+        setting: the arithmetic.
+        tokens: the token ids; a host that fixes its prompt ignores them.
+        seeded: the faults; none for a correct run.
+
+    """
+
+    host: str
+    material: Material
+    setting: Setting
+    tokens: tuple[int, ...]
+    seeded: tuple[Seeded, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What a reader needs to run it again."""
+        faults = " + ".join(f"{s.fault.name}@{s.layer}" for s in self.seeded) or "correct"
+        where = f"{self.material.name} seed {self.material.seed}"
+        amount = "".join(f" x{s.amount:.3g}" for s in self.seeded if s.amount != 1)
+        return f"{faults}{amount} on {self.host}, {where}, {self.setting.name}, {len(self.tokens)} tokens"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a host ran.
+
+    Attributes:
+        trace: the finished trace.
+        own_weights: the weights that it ran with, where the exam lets the comparison read them.
+        changes: per wrong stage: |what it made - what it should have made from the same inputs|,
+            where the host knows that itself.
+
+    """
+
+    trace: Trace
+    own_weights: Weights | None = None
+    changes: Mapping[Key, npt.NDArray[np.float64]] | None = None
+
+
+class Host(Protocol):
+    """A runtime that faults can be put into."""
+
+    @property
+    def fixed_tokens(self) -> tuple[int, ...] | None:
+        """The token ids that it always runs, ``None`` where it runs any."""
+
+    def can(self, fault: Fault, geometry: Geometry, setting: Setting) -> bool:
+        """Whether it can have ``fault`` in a model of ``geometry``."""
+
+    def runs(self, material: Material, setting: Setting) -> bool:
+        """Whether it can run ``material`` in ``setting``."""
+
+    def run(self, store: Store, case: Case, request: Request, sink: Sink) -> Ran:
+        """Run ``case`` and hand its stages to ``sink``."""

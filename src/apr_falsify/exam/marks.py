@@ -1,0 +1,98 @@
+"""How an answer is marked: what the comparison named, and what the published rule did, against the truth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from apr_falsify.compare.bisection import Bisection, Finding, FindingType
+from apr_falsify.exam.cases import Case
+from apr_falsify.trace import Key
+
+
+class Mark(StrEnum):
+    """How an answer compares with the truth."""
+
+    LOCATED = "located"
+    WRONG = "wrong"
+    MISSED = "missed"
+
+
+ACCUSING = (
+    FindingType.SOURCE,
+    FindingType.WEIGHTS,
+    FindingType.REFERENCE,
+    FindingType.LAYOUT,
+    FindingType.NOT_THE_SUBJECTS_WEIGHTS,
+)
+"""The findings that say that something is wrong with a stage; of a correct run there may be none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a comparison accuses.
+
+    Attributes:
+        findings: its accusing findings.
+        found: the stages they name.
+
+    """
+
+    findings: tuple[Finding, ...]
+    found: tuple[Key, ...]
+
+    @classmethod
+    def of(cls, result: Bisection, truth: set[Key]) -> Self:
+        """Read the answer from ``result``; a span that holds a wrong stage names that one."""
+        findings = tuple(finding for finding in result.findings if finding.type in ACCUSING)
+        found = dict.fromkeys(key for finding in findings for key in named(finding, truth))
+        return cls(findings=findings, found=tuple(found))
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """Its explanations."""
+        return tuple(finding.explanation for finding in self.findings)
+
+
+def named(finding: Finding, truth: set[Key]) -> list[Key]:
+    """Return the stages that ``finding`` names."""
+    places: list[Key] = [(finding.layer, name) for name in finding.stages]
+    within = [key for key in places if key in truth]
+    return within if within and finding.type is not FindingType.NOT_THE_SUBJECTS_WEIGHTS else places
+
+
+def mark_of(required: set[Key], truth: set[Key], found: set[Key]) -> Mark:
+    """Mark an answer: every stage that had to be named, and none that is right."""
+    if found - truth:
+        return Mark.WRONG
+    return Mark.MISSED if required - found or (truth and not found) else Mark.LOCATED
+
+
+def explained(case: Case, answer: Answer, truth: set[Key]) -> bool:
+    """Whether one of the right findings says what is wrong; a finding on a tensor does by naming it."""
+    patterns = [seeded.fault.says for seeded in case.seeded]
+    return any(
+        finding.type is FindingType.WEIGHTS or _says(patterns, finding.explanation)
+        for finding in answer.findings
+        if truth.intersection(named(finding, truth))
+    )
+
+
+def _says(patterns: Iterable[str], text: str) -> bool:
+    return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
+
+
+def published_mark(result: Bisection, truth: set[Key]) -> Mark:
+    """Mark the published rule, generously.
+
+    Its first layer with a crossing counts; there it must cross once, into a stage that is wrong.
+    """
+    crossing = [rule for rule in result.published if rule.crossings]
+    if not crossing:
+        return Mark.MISSED if truth else Mark.LOCATED
+    first = min(crossing, key=lambda rule: rule.layer)
+    right = len(first.crossings) == 1 and (first.layer, first.crossings[0][1]) in truth
+    return Mark.LOCATED if right else Mark.WRONG

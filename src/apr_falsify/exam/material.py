@@ -1,0 +1,243 @@
+"""What the exam is held on: models, number formats and arithmetics, tokens. Three tables and a cache."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apr_falsify.arithmetic import format_named
+from apr_falsify.exam.checkpoints import random_weights, weights_of, write_gguf, write_hf
+from apr_falsify.geometry import geometry_of_config
+from apr_falsify.rules import RULES, Operation, Rule
+from apr_falsify.weights import Model, open_model
+
+_BASE: Mapping[str, Any] = {
+    "num_hidden_layers": 3,
+    "vocab_size": 512,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "dtype": "float32",
+    "tie_word_embeddings": False,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blueprint:
+    """A kind of model.
+
+    Attributes:
+        name: what tables call it.
+        config: its config.json; empty for a model that exists already.
+        kinds: the GGUF formats in which it can be written.
+
+    """
+
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
+
+
+BLUEPRINTS: Mapping[str, Blueprint] = {
+    row.name: row
+    for row in (
+        Blueprint(name="tiny-qwen2", kinds=("q4_0", "q4_1", "q8_0", "q4_k")),
+        Blueprint(
+            name="llama-like",
+            config={
+                **_BASE,
+                "architectures": ["LlamaForCausalLM"],
+                "model_type": "llama",
+                "hidden_size": 128,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 32,
+                "intermediate_size": 192,
+                "rope_theta": 500000.0,
+                "rope_scaling": _LLAMA3,
+            },
+            kinds=("q4_0", "q4_1", "q8_0"),
+        ),
+        Blueprint(
+            name="qwen3-like",
+            config={
+                **_BASE,
+                "architectures": ["Qwen3ForCausalLM"],
+                "model_type": "qwen3",
+                "dtype": "float16",
+                "hidden_size": 256,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 96,
+                "intermediate_size": 256,
+                "rms_norm_eps": 1e-6,
+                "rope_theta": 1000000.0,
+                "tie_word_embeddings": True,
+                "use_sliding_window": False,
+            },
+            kinds=("q4_0", "q4_1", "q8_0"),
+        ),
+        Blueprint(
+            name="mistral-like",
+            config={
+                **_BASE,
+                "architectures": ["MistralForCausalLM"],
+                "model_type": "mistral",
+                "hidden_size": 96,
+                "num_attention_heads": 6,
+                "num_key_value_heads": 3,
+                "head_dim": 16,
+                "intermediate_size": 160,
+                "rope_theta": 10000.0,
+                "sliding_window": 5,
+            },
+        ),
+    )
+}
+"""Name -> the kind of model: other families, sizes, heads, windows, rotary rules."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """An arithmetic and the number format of the weights that it is used with.
+
+    Attributes:
+        name: what tables call it.
+        store: the format in which the runtime keeps its stages.
+        rules: operation -> name of the rule for its operands.
+        kind: the GGUF format of the weights, ``""`` for the checkpoint as it is.
+        sequential: whether sums run one term after the other.
+
+    """
+
+    name: str
+    store: str = "f32"
+    rules: Mapping[Operation, str] = field(default_factory=dict)
+    kind: str = ""
+    sequential: bool = False
+
+    def operand_rules(self) -> dict[Operation, Rule]:
+        """Return the rows of ``rules.py`` that it names."""
+        return {
+            operation: next(rule for rule in RULES[operation] if rule.name == name)
+            for operation, name in self.rules.items()
+        }
+
+    @property
+    def unit_roundoff(self) -> float:
+        """The unit roundoff of its store."""
+        return format_named(self.store).unit_roundoff
+
+
+_GGML_ATTENTION = {Operation.SCORES: "f16 q and k", Operation.MIX: "f16 weights and v"}
+
+
+def _quantised(name: str, kind: str, rule: str, attention: Mapping[Operation, str]) -> Setting:
+    return Setting(name=name, kind=kind, rules={Operation.PROJECTION: rule, **attention})
+
+
+SETTINGS: Mapping[str, Setting] = {
+    row.name: row
+    for row in (
+        Setting(name="f32"),
+        Setting(name="f32, sums in sequence", sequential=True),
+        Setting(name="f16", store="f16"),
+        Setting(name="bf16", store="bf16"),
+        _quantised("q4_0 x q8_0 of 32", "q4_0", "q8_0 blocks of 32", _GGML_ATTENTION),
+        _quantised("q4_1 x q8_1 of 32", "q4_1", "q8_1 blocks of 32", _GGML_ATTENTION),
+        _quantised("q8_0 x q8_0 of 32", "q8_0", "q8_0 blocks of 32", {}),
+        _quantised("q4_0 x q8 of 256", "q4_0", "q8 blocks of 256", {}),
+        _quantised("q4_k x q8 of 256", "q4_k", "q8 blocks of 256", {}),
+        _quantised("q4_k x q8_k of 256", "q4_k", "q8_k blocks of 256", _GGML_ATTENTION),
+        _quantised(
+            "q4_0 x q8_0 of 32, q8_0 k cache", "q4_0", "q8_0 blocks of 32", {Operation.SCORES: "q8_0 k cache"}
+        ),
+    )
+}
+"""Name -> setting."""
+
+FAULT_SETTINGS = ("f32", "f16", "q4_0 x q8_0 of 32")
+"""The settings in which every fault is seeded; the last with 4-bit weights where the model has them."""
+
+CORRECT_SETTINGS = tuple(SETTINGS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """A model to be run: a kind, a seed, and the number format of its weights."""
+
+    name: str
+    seed: int
+    kind: str = ""
+
+
+class Store:
+    """Makes models where they are first asked for, in a directory of its own.
+
+    Args:
+        directory: where they are written.
+        tiny: the checkpoint that the package carries.
+        extra: name -> path of models that exist elsewhere.
+
+    """
+
+    def __init__(self, directory: Path, tiny: Path, extra: Mapping[str, Path] | None = None) -> None:
+        self._directory = directory
+        self._paths = {"tiny-qwen2": tiny, **(extra or {})}
+        self._tokenizer = tiny
+        self._models: dict[Material, Model] = {}
+
+    def model(self, material: Material) -> Model:
+        """Return the model of ``material``."""
+        if material not in self._models:
+            self._models[material] = open_model(self._made(material))
+        return self._models[material]
+
+    def config(self, material: Material) -> dict[str, Any]:
+        """Return the config.json of ``material``, to be changed."""
+        import json
+
+        text = (self.model(material).path / "config.json").read_text(encoding="utf-8")
+        config: dict[str, Any] = json.loads(text)
+        return copy.deepcopy(config)
+
+    def _made(self, material: Material) -> Path:
+        if material.kind:
+            sound = self.model(Material(name=material.name, seed=material.seed))
+            path = self._directory / f"{material.name}-{material.seed}-{material.kind}.gguf"
+            return write_gguf(path, sound.geometry, weights_of(sound), material.kind)
+        if material.name in self._paths:
+            return self._paths[material.name]
+        config = BLUEPRINTS[material.name].config
+        weights = random_weights(geometry_of_config(config), 1000 + material.seed)
+        return write_hf(
+            self._directory / f"{material.name}-{material.seed}", config, weights, self._tokenizer
+        )
+
+    def spoiled(self, material: Material, config: Mapping[str, Any], weights: Mapping[Any, Any]) -> Path:
+        """Write ``material`` once more with another config and other tensors; the caller removes it."""
+        sound = self.model(material)
+        path = self._directory / "spoiled"
+        shutil.rmtree(path, ignore_errors=True)
+        return write_hf(path, config, {**weights_of(sound), **weights}, self._tokenizer)
+
+
+def tokens_of(seed: int, length: int, vocab: int) -> tuple[int, ...]:
+    """Return ``length`` token ids, chosen by ``seed``."""
+    drawn: list[int] = np.random.default_rng(seed).integers(1, vocab, size=length).tolist()
+    return tuple(drawn)

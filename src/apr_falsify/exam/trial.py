@@ -1,0 +1,175 @@
+"""One case, all the way: captured to files, read back, compared with the oracle's cached capture, scored."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.capture import MemorySink, Request, TraceWriter
+from apr_falsify.compare.bisection import Bisection
+from apr_falsify.compare.judge import LIMIT
+from apr_falsify.compare.localise import bisect
+from apr_falsify.compare.replay import Missing, Replayer
+from apr_falsify.compare.structure import consumers, descendants
+from apr_falsify.exam.cases import Case, Host, Ran
+from apr_falsify.exam.marks import Answer, Mark, explained, mark_of, published_mark
+from apr_falsify.exam.material import Material, Store
+from apr_falsify.rules import PLAIN
+from apr_falsify.stages import STAGES
+from apr_falsify.trace import Key, Trace, read_trace
+
+F64 = npt.NDArray[np.float64]
+
+COUNTS_FROM = 10.0
+"""A fault counts from this many floors; below it is the detection curve."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one case.
+
+    Attributes:
+        case: the case.
+        mark: of the whole answer; of a correct run, ``located`` where nothing was accused.
+        published: of the published rule's answer.
+        explained: whether a right source's explanation says what was wrong.
+        level: how many floors the fault changes its stage by; the least of several faults.
+        required: the stages that had to be named.
+        found: the stages that were.
+        said: the explanations.
+        excess: the largest excess of any stage outside the truth: how near a right one came to its floor.
+
+    """
+
+    case: Case
+    mark: Mark
+    published: Mark
+    explained: bool
+    level: float
+    required: tuple[Key, ...]
+    found: tuple[Key, ...]
+    said: tuple[str, ...]
+    excess: float
+
+
+OracleRun = Callable[[Material, Request, Path], Trace]
+"""Captures the oracle into a directory."""
+
+
+class Examiner:
+    """Holds trials, in one process, with everything cached that several of them need.
+
+    Args:
+        store: where the models are.
+        hosts: name -> host.
+        oracle: captures the oracle.
+        directory: where traces are written; each subject's is removed when it is judged.
+
+    """
+
+    def __init__(self, store: Store, hosts: Mapping[str, Host], oracle: OracleRun, directory: Path) -> None:
+        self.store, self.hosts = store, hosts
+        self._oracle, self._directory = oracle, directory
+        self._oracles: dict[tuple[Material, tuple[int, ...]], Trace] = {}
+        self._sound: dict[tuple[str, Material, str, tuple[int, ...]], Trace] = {}
+        self._count = 0
+
+    def trial(self, case: Case) -> Outcome:
+        """Run ``case`` and judge what the comparison says of it."""
+        host = self.hosts[case.host]
+        request = self._request(case)
+        directory, ran = self._captured(host, case, request)
+        try:
+            oracle = self._oracle_trace(case.material, request)
+            weights = self.store.model(case.material).weights
+            result = bisect(oracle, ran.trace, weights=weights, subject_weights=ran.own_weights)
+            return self._outcome(case, ran, result)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _request(self, case: Case) -> Request:
+        layers = min(self.store.model(case.material).geometry.layers, 3)
+        tokens = self.hosts[case.host].fixed_tokens or case.tokens
+        return Request(tokens=tokens, layers=range(layers), stages=tuple(STAGES))
+
+    def _captured(self, host: Host, case: Case, request: Request) -> tuple[Path, Ran]:
+        self._count += 1
+        directory = self._directory / f"subject-{self._count}"
+        with TraceWriter(directory) as writer:
+            ran = host.run(self.store, case, request, writer)
+        read = Ran(trace=read_trace(directory), own_weights=ran.own_weights, changes=ran.changes)
+        return directory, read
+
+    def _oracle_trace(self, material: Material, request: Request) -> Trace:
+        key = (material, request.tokens)
+        if key not in self._oracles:
+            directory = self._directory / f"oracle-{len(self._oracles)}"
+            self._oracle(material, request, directory)
+            self._oracles[key] = read_trace(directory)
+        return self._oracles[key]
+
+    def _outcome(self, case: Case, ran: Ran, result: Bisection) -> Outcome:
+        geometry = ran.trace.geometry
+        wrong = [set(seeded.truth(geometry)) & ran.trace.stages.keys() for seeded in case.seeded]
+        levels = [self._levels(case, index, keys, ran) for index, keys in enumerate(wrong)]
+        truth = {key for keys in wrong for key in keys}
+        required = {key for each in levels for key, level in each.items() if level >= COUNTS_FROM}
+        answer = Answer.of(result, truth)
+        clean = [row for row in result.rows if row.excess is not None and (row.layer, row.stage) not in truth]
+        return Outcome(
+            case=case,
+            mark=mark_of(required, truth, set(answer.found)),
+            published=published_mark(result, truth),
+            explained=explained(case, answer, truth),
+            level=min((max(each.values(), default=0.0) for each in levels), default=0.0),
+            required=tuple(required),
+            found=answer.found,
+            said=answer.said,
+            excess=max((row.excess or 0.0 for row in clean), default=0.0),
+        )
+
+    def _levels(self, case: Case, index: int, keys: set[Key], ran: Ran) -> dict[Key, float]:
+        """Return by how many floors one of the case's faults changes its stages.
+
+        Where the host does not know what it should have made, the run is compared with one without this
+        fault, in those stages that no other stage of this fault feeds.
+        """
+        if ran.changes is not None:
+            changes = {key: change for key, change in ran.changes.items() if key in keys}
+        else:
+            without = replace(case, seeded=case.seeded[:index] + case.seeded[index + 1 :])
+            changes = self._against(without, keys, ran.trace)
+        replayer = Replayer(ran.trace, self.store.model(case.material).weights, case.setting.unit_roundoff)
+        return {key: level_of(change, replayer, key) for key, change in changes.items()}
+
+    def _against(self, case: Case, keys: set[Key], trace: Trace) -> dict[Key, F64]:
+        other = self._reference(case)
+        first = keys - descendants(keys, consumers(trace.stages, trace.geometry))
+        return {
+            key: np.abs(trace.stages[key].data.astype(np.float64) - other.stages[key].data) for key in first
+        }
+
+    def _reference(self, case: Case) -> Trace:
+        request = self._request(case)
+        key = (case.host, case.material, case.setting.name, request.tokens)
+        if case.seeded or key not in self._sound:
+            trace = self.hosts[case.host].run(self.store, case, request, MemorySink()).trace
+            if case.seeded:
+                return trace
+            self._sound[key] = trace
+        return self._sound[key]
+
+
+def level_of(change: F64, replayer: Replayer, key: Key) -> float:
+    """Return the largest ratio of ``change`` to the stage's floor."""
+    found = replayer.replay(key, (PLAIN,))
+    if isinstance(found, Missing):
+        return 0.0
+    sigma = found.sigma[-len(change) :] if found.sigma.shape != change.shape else found.sigma
+    ratio = np.nan_to_num(change.reshape(sigma.shape) / sigma, nan=np.inf)
+    return float(np.max(ratio)) / LIMIT

@@ -1,0 +1,196 @@
+"""The closed table of arithmetics: what a runtime does to the operands of a product before it sums.
+
+A rule changes operands, never sums: products of what it leaves are summed in f64, and what then remains
+between that and a runtime is the rounding of its own sums (``compare.floor``). Which rule each runtime
+uses was measured on its output or is published in its sources, as each row says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify import quantise
+from apr_falsify.arithmetic import FORMATS, round_bf16, round_f16
+from apr_falsify.errors import UsageError, nearest
+
+F64 = npt.NDArray[np.float64]
+Values = npt.NDArray[np.floating[Any]]
+Operand = Callable[[Values], F64]
+
+
+class Operation(StrEnum):
+    """The kinds of stage that differ in how their operands are kept."""
+
+    PROJECTION = "projection"
+    SCORES = "scores"
+    MIX = "mix"
+    ELEMENTWISE = "elementwise"
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "qkv_matmul": Operation.PROJECTION,
+    "attn_out": Operation.PROJECTION,
+    "ffn_gate": Operation.PROJECTION,
+    "ffn_up": Operation.PROJECTION,
+    "ffn_out": Operation.PROJECTION,
+    "lm_head": Operation.PROJECTION,
+    "attn_scores": Operation.SCORES,
+    "attention": Operation.MIX,
+}
+"""Stage -> its kind; a stage without a row is elementwise (or exact)."""
+
+
+def exact(values: Values) -> F64:
+    """Return ``values`` as they are."""
+    return values.astype(np.float64, copy=False)
+
+
+def _f16(values: Values) -> F64:
+    return round_f16(values).astype(np.float64)
+
+
+def _bf16(values: Values) -> F64:
+    return round_bf16(values).astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One row of the table.
+
+    Attributes:
+        name: what reports call it.
+        left: what becomes of the first operand: activations, queries, attention weights.
+        right: what becomes of the second, where that is no weight: keys, values.
+        block: the number of channels that left and right work on together; heads must be a multiple.
+        rotated: whether both operands are turned by the Hadamard matrix of head_dim first.
+        block_sums: whether a weight's minimum is multiplied with a separately rounded block sum.
+
+    """
+
+    name: str
+    left: Operand
+    right: Operand = exact
+    block: int = 1
+    rotated: bool = False
+    block_sums: bool = False
+
+
+PLAIN = Rule(name="f32", left=exact)
+"""Operands as they are."""
+
+RULES: Mapping[Operation, tuple[Rule, ...]] = {
+    Operation.PROJECTION: (
+        PLAIN,
+        Rule(name="f16", left=_f16),
+        Rule(name="bf16", left=_bf16),
+        Rule(name="q8 blocks of 256", left=quantise.q8_256, block=256),
+        Rule(name="q8_k blocks of 256", left=quantise.q8_k, block=256),
+        Rule(name="q8_0 blocks of 32", left=quantise.q8_0, block=32),
+        Rule(name="q8_1 blocks of 32", left=quantise.q8_0, block=32, block_sums=True),
+    ),
+    Operation.SCORES: (
+        PLAIN,
+        Rule(name="f16 q and k", left=_f16, right=_f16),
+        Rule(name="f16 k", left=exact, right=_f16),
+        Rule(name="bf16 q and k", left=_bf16, right=_bf16),
+        Rule(name="q8_0 k cache", left=quantise.q8_0, right=quantise.q8_0, block=32),
+        Rule(name="q4_0 k cache", left=quantise.q8_0, right=quantise.q4_0, block=32),
+        Rule(
+            name="q8_0 k cache, Hadamard-rotated",
+            left=quantise.q8_0,
+            right=quantise.q8_0,
+            block=32,
+            rotated=True,
+        ),
+        Rule(
+            name="q4_0 k cache, Hadamard-rotated",
+            left=quantise.q8_0,
+            right=quantise.q4_0,
+            block=32,
+            rotated=True,
+        ),
+    ),
+    Operation.MIX: (
+        PLAIN,
+        Rule(name="f16 weights and v", left=_f16, right=_f16),
+        Rule(name="f16 v", left=exact, right=_f16),
+        Rule(name="bf16 weights and v", left=_bf16, right=_bf16),
+        Rule(name="q8_0 v cache", left=exact, right=quantise.q8_0, block=32),
+        Rule(name="q4_0 v cache", left=exact, right=quantise.q4_0, block=32),
+    ),
+    Operation.ELEMENTWISE: (PLAIN,),
+}
+"""Operation -> the rules that are tried, the plain one first."""
+
+_LLAMA_CPP_PROJECTIONS: Mapping[str, str] = {
+    "f16": "f16",
+    "bf16": "bf16",
+    "q4_0": "q8_0 blocks of 32",
+    "q5_0": "q8_0 blocks of 32",
+    "q8_0": "q8_0 blocks of 32",
+    "q4_1": "q8_1 blocks of 32",
+    "q5_1": "q8_1 blocks of 32",
+    "q4_k": "q8_k blocks of 256",
+    "q5_k": "q8_k blocks of 256",
+    "q6_k": "q8_k blocks of 256",
+}
+"""Weight type -> activations, the ``vec_dot_type`` of ggml's CPU back end."""
+
+_APR_PROJECTIONS: Mapping[str, str] = dict.fromkeys(("q4_k", "q5_k", "q6_k"), "q8 blocks of 256")
+"""Weight type -> activations, measured on apr 0.72.3."""
+
+_EXPECTED: Mapping[str, Mapping[Operation, Mapping[str, str]]] = {
+    "apr": {Operation.PROJECTION: _APR_PROJECTIONS},
+    "llama-cpp": {
+        Operation.PROJECTION: _LLAMA_CPP_PROJECTIONS,
+        Operation.SCORES: {"": "f16 q and k"},
+        Operation.MIX: {"": "f16 weights and v"},
+    },
+}
+"""Runtime -> operation -> weight type ("" where there is none) -> the rule its defaults use."""
+
+
+SEPARATOR = "; "
+"""Between the parts of a stated arithmetic: rule names have commas of their own."""
+
+
+def stated_rules(text: str) -> dict[Operation, Rule]:
+    """Read a stated arithmetic, e.g. ``f32; q8_0 blocks of 32``: what is stated for each operation.
+
+    A number format alone (``f16``) states the format that stages are kept in and no rule.
+
+    Raises:
+        UsageError: a part that is neither a format nor a rule of the table.
+
+    """
+    found: dict[Operation, Rule] = {}
+    for part in (part.strip() for part in text.split(SEPARATOR.strip())):
+        rows = [
+            (operation, rule) for operation, rules in RULES.items() for rule in rules if rule.name == part
+        ]
+        if rows and part not in FORMATS:
+            found[rows[0][0]] = rows[0][1]
+        elif part not in FORMATS and part != "unknown":
+            names = [*FORMATS, *(rule.name for rules in RULES.values() for rule in rules)]
+            raise UsageError(
+                f"unknown arithmetic {part!r}",
+                expected="parts separated by ';': " + ", ".join(dict.fromkeys(names)),
+                remedy=nearest(part, names),
+            )
+    return found
+
+
+def expected_rule(
+    runtime: str, operation: Operation, weight_type: str, stated: Mapping[Operation, Rule] | None = None
+) -> Rule:
+    """Return the rule that is stated, else the one that ``runtime``'s defaults use, else the plain one."""
+    if stated and operation in stated:
+        return stated[operation]
+    name = _EXPECTED.get(runtime, {}).get(operation, {}).get(weight_type, PLAIN.name)
+    return next(rule for rule in RULES[operation] if rule.name == name)

@@ -1,0 +1,1 @@
+"""How faults are made: wrong formulas, wrong tensors, wrong configs."""

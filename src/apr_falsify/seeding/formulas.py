@@ -1,0 +1,340 @@
+"""Wrong formulas of single stages, each one that a port has really had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify import ops
+from apr_falsify.arithmetic import round_bf16
+from apr_falsify.ops import Array
+from apr_falsify.rope import Rope
+from apr_falsify.seeding.scene import Formula, Scene
+from apr_falsify.stages import LAYER_INPUT
+
+Mask = Callable[[npt.NDArray[np.intp], Scene], npt.NDArray[np.bool_]]
+"""Whether a token sees a key, by how far back the key lies ([S, S], negative ahead)."""
+
+
+def shifted_row(scene: Scene) -> Array:
+    """Read the embedding's next row."""
+    tokens = tuple((token + 1) % scene.geometry.vocab for token in scene.site.tokens)
+    return scene.site.moved(tokens=tokens).run(scene.name, scene.inputs)
+
+
+def other_epsilon(scene: Scene) -> Array:
+    """Use the epsilon of another family."""
+    eps = scene.geometry.norm_eps
+    return scene.in_geometry(replace(scene.geometry, norm_eps=1e-3 if eps < 1e-4 else 1e-6))
+
+
+def _norm_parts(scene: Scene) -> tuple[Array, Array, Array]:
+    """Return input, right output, and the weight that lies between them."""
+    (x,) = (scene.inputs[name] for name in scene.inputs)
+    return x, scene.right(), scene.site.vector(scene.name)
+
+
+def unweighted_norm(scene: Scene) -> Array:
+    """Leave the norm's weight out."""
+    x, _, weight = _norm_parts(scene)
+    return ops.rms_norm(x, np.ones_like(weight), scene.geometry.norm_eps)
+
+
+def offset_norm(scene: Scene) -> Array:
+    """Use 1 + weight, as Gemma does."""
+    x, _, weight = _norm_parts(scene)
+    return ops.rms_norm(x, 1 + weight, scene.geometry.norm_eps)
+
+
+def layer_norm(scene: Scene) -> Array:
+    """Subtract the mean, as LayerNorm does."""
+    x, _, weight = _norm_parts(scene)
+    return ops.rms_norm(x - np.mean(x, axis=-1, keepdims=True), weight, scene.geometry.norm_eps)
+
+
+def other_norm(role: str) -> Formula:
+    """Use the weight of the norm in ``role``."""
+
+    def wrong(scene: Scene) -> Array:
+        x, _, _ = _norm_parts(scene)
+        layer = scene.geometry.layers - 1 if scene.site.layer is None else scene.layer
+        weight = scene.site.moved(layer=layer).vector(role)
+        return ops.rms_norm(x, weight, scene.geometry.norm_eps)
+
+    return wrong
+
+
+def bias_times(roles: str, times: float) -> Formula:
+    """Add the biases of ``roles`` ``times`` times: 0 leaves them out, 2 doubles them."""
+
+    def wrong(scene: Scene) -> Array:
+        right = scene.right().copy()
+        for role in roles:
+            right[:, scene.columns(role)] += (times - 1) * scene.site.vector(f"{role}_bias")
+        return right
+
+    return wrong
+
+
+def swapped_parts(first: str, second: str) -> Formula:
+    """Write q, k and v in another order."""
+
+    def wrong(scene: Scene) -> Array:
+        right = scene.right()
+        order = {"q": "q", "k": "k", "v": "v", first: second, second: first}
+        return np.concatenate([right[:, scene.columns(order[role])] for role in "qkv"], axis=-1)
+
+    return wrong
+
+
+def _role(scene: Scene) -> str:
+    return scene.name[0]
+
+
+def _turned(scene: Scene, turn: Callable[[Array, Rope], Array]) -> Array:
+    """Return q or k as ``turn`` makes it of the normed heads [S, heads, D] and the rope."""
+    still = _unrotated(scene)
+    heads = still.reshape(len(still), -1, scene.geometry.head_dim)
+    return np.asarray(turn(heads, scene.geometry.rope).reshape(still.shape))
+
+
+def _unrotated(scene: Scene) -> Array:
+    """Return what enters the rotation: q or k after their norm, where they have one."""
+    x = scene.inputs["qkv_bias"][:, scene.columns(_role(scene))]
+    if not scene.geometry.row.qk_norm:
+        return x
+    heads = x.reshape(len(x), -1, scene.geometry.head_dim)
+    weight = scene.site.vector(f"{_role(scene)}_norm")
+    return ops.rms_norm(heads, weight, scene.geometry.norm_eps).reshape(x.shape)
+
+
+def _angles(scene: Scene, rope: Rope, first: float = 0.0) -> npt.NDArray[np.float64]:
+    frequencies, _ = ops.rope_frequencies(rope, scene.geometry.head_dim)
+    return np.outer(np.arange(scene.tokens) + first, frequencies)
+
+
+def _rotate(heads: Array, cos: npt.NDArray[Any], sin: npt.NDArray[Any]) -> Array:
+    half = heads.shape[-1] // 2
+    c, s = (table.astype(heads.dtype)[:, None, :] for table in (cos, sin))
+    a, b = heads[..., :half], heads[..., half:]
+    return np.concatenate((a * c - b * s, b * c + a * s), axis=-1)
+
+
+def positions_from(first: float, role: str = "qk") -> Formula:
+    """Count positions from ``first`` for the parts in ``role``."""
+
+    def wrong(scene: Scene) -> Array:
+        if _role(scene) not in role:
+            return scene.right()
+        angles = _angles(scene, scene.geometry.rope, first)
+        factor = ops.rope_frequencies(scene.geometry.rope, scene.geometry.head_dim)[1]
+        cos, sin = np.cos(angles) * factor, np.sin(angles) * factor
+        return _turned(scene, lambda heads, _: _rotate(heads, cos, sin))
+
+    return wrong
+
+
+def not_rotated(scene: Scene) -> Array:
+    """Skip the rotation."""
+    return np.array(_unrotated(scene))
+
+
+def turned_backwards(scene: Scene) -> Array:
+    """Turn the other way."""
+    angles = _angles(scene, scene.geometry.rope)
+    return _turned(scene, lambda heads, _: _rotate(heads, np.cos(angles), -np.sin(angles)))
+
+
+def interleaved(scene: Scene) -> Array:
+    """Pair neighbouring channels, where the model pairs halves."""
+    angles = _angles(scene, scene.geometry.rope)
+
+    def turn(heads: Array, _: Rope) -> Array:
+        pairs = heads.reshape(*heads.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(heads.shape)
+        turned = _rotate(pairs, np.cos(angles), np.sin(angles))
+        return turned.reshape(*heads.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(heads.shape)
+
+    return _turned(scene, turn)
+
+
+def partly_rotated(scene: Scene) -> Array:
+    """Turn only the first half of the pairs."""
+    angles = _angles(scene, scene.geometry.rope)
+    angles[:, angles.shape[1] // 2 :] = 0
+    return _turned(scene, lambda heads, _: _rotate(heads, np.cos(angles), np.sin(angles)))
+
+
+def coarse_angles(scene: Scene) -> Array:
+    """Keep the tables of cos and sin in bfloat16."""
+    angles = _angles(scene, scene.geometry.rope)
+    cos, sin = round_bf16(np.cos(angles)), round_bf16(np.sin(angles))
+    return _turned(scene, lambda heads, _: _rotate(heads, cos, sin))
+
+
+def exponent_by_pairs(scene: Scene) -> Array:
+    """Take theta ** -(i / D) for pair i, without its factor of 2."""
+    dim = scene.geometry.head_dim
+    angles = np.outer(np.arange(scene.tokens), scene.geometry.rope.theta ** -(np.arange(dim // 2) / dim))
+    return _turned(scene, lambda heads, _: _rotate(heads, np.cos(angles), np.sin(angles)))
+
+
+def theta_times(factor: float) -> Formula:
+    """Use another rotary base."""
+    return lambda scene: scene.re_rope(theta=scene.geometry.rope.theta * factor)
+
+
+def unscaled_rope(scene: Scene) -> Array:
+    """Ignore the model's rope scaling."""
+    return scene.re_rope(kind="default", parameters={})
+
+
+def linear_rope(factor: float) -> Formula:
+    """Interpolate positions where the model does not."""
+    return lambda scene: scene.re_rope(kind="linear", parameters={"factor": factor})
+
+
+def without_head_norm(scene: Scene) -> Array:
+    """Skip the norm of the heads before the rotation."""
+    heads = scene.inputs["qkv_bias"][:, scene.columns(_role(scene))]
+    return ops.rotate(heads, scene.geometry.rope, scene.geometry.head_dim)
+
+
+def head_norm_after_rope(scene: Scene) -> Array:
+    """Norm the heads after the rotation, not before it."""
+    turned = without_head_norm(scene).reshape(scene.tokens, -1, scene.geometry.head_dim)
+    weight = scene.site.vector(f"{_role(scene)}_norm")
+    return ops.rms_norm(turned, weight, scene.geometry.norm_eps).reshape(scene.tokens, -1)
+
+
+def other_head_norm(scene: Scene) -> Array:
+    """Use k's norm for q, or q's for k."""
+    heads = scene.inputs["qkv_bias"][:, scene.columns(_role(scene))]
+    heads = heads.reshape(scene.tokens, -1, scene.geometry.head_dim)
+    weight = scene.site.vector("k_norm" if _role(scene) == "q" else "q_norm")
+    normed = ops.rms_norm(heads, weight, scene.geometry.norm_eps).reshape(scene.tokens, -1)
+    return ops.rotate(normed, scene.geometry.rope, scene.geometry.head_dim)
+
+
+def _chosen_heads(x: Array, choice: npt.NDArray[np.intp], head_dim: int) -> Array:
+    heads = x.reshape(len(x), -1, head_dim)
+    return np.ascontiguousarray(heads[:, choice].reshape(len(x), -1))
+
+
+def mapped(name: str, choose: Callable[[npt.NDArray[np.intp], int], npt.NDArray[np.intp]]) -> Formula:
+    """Let query head h read kv head ``choose(h, K)``, where it should read h // (H / K)."""
+
+    def wrong(scene: Scene) -> Array:
+        geometry = scene.geometry
+        choice = choose(np.arange(geometry.heads), geometry.kv_heads)
+        x = scene.inputs[name]
+        kv = x[:, scene.columns("v")] if name == "qkv_bias" else x
+        spread = _chosen_heads(kv, choice, geometry.head_dim)
+        ungrouped = replace(geometry, kv_heads=geometry.heads)
+        site = scene.site.moved(geometry=ungrouped)
+        fed = np.concatenate((spread, spread, spread), axis=-1) if name == "qkv_bias" else spread
+        return site.run(scene.name, {**scene.inputs, name: fed})
+
+    return wrong
+
+
+def soft_capped(cap: float) -> Formula:
+    """Soft-cap the scores, as Gemma 2 does."""
+    return lambda scene: np.asarray(np.tanh(scene.right() / cap) * cap, dtype=scene.right().dtype)
+
+
+def masked(sees: Mask) -> Formula:
+    """Let each token see other keys than it should; one that sees none sees itself."""
+
+    def wrong(scene: Scene) -> Array:
+        scores = scene.inputs["attn_scores"]
+        back = np.arange(scene.tokens)[:, None] - np.arange(scene.tokens)[None, :]
+        visible = np.asarray(sees(back, scene))
+        visible |= (back == 0) & ~np.any(visible, axis=1, keepdims=True)
+        return _softmax(np.where(visible, scores, -np.inf))
+
+    return wrong
+
+
+def _softmax(scores: Array, sink: float = 0.0) -> Array:
+    top = np.max(scores, axis=-1, keepdims=True)
+    weights = np.exp(scores - top)
+    return np.asarray(weights / (np.sum(weights, axis=-1, keepdims=True) + sink * np.exp(-top)))
+
+
+def with_sink(scene: Scene) -> Array:
+    """Add 1 to the softmax's denominator ("off by one" softmax)."""
+    visible = ops.visible_keys(scene.tokens, scene.geometry.windows[scene.layer])
+    return _softmax(np.where(visible, scene.inputs["attn_scores"], -np.inf), 1.0)
+
+
+def tempered(factor: float) -> Formula:
+    """Apply a temperature within the softmax."""
+
+    def wrong(scene: Scene) -> Array:
+        scores = scene.inputs["attn_scores"]
+        return scene.fed(attn_scores=scores * scores.dtype.type(factor))
+
+    return wrong
+
+
+def window_of(scene: Scene) -> int:
+    """Return the layer's window, the whole run where it has none."""
+    return scene.geometry.windows[scene.layer] or scene.tokens
+
+
+def heads_not_transposed(scene: Scene) -> Array:
+    """Write [H, S, D] where [S, H, D] is read."""
+    right = scene.right()
+    heads = right.reshape(len(right), -1, scene.geometry.head_dim).swapaxes(0, 1)
+    return np.ascontiguousarray(heads).reshape(right.shape)
+
+
+def term(name: str, times: float) -> Formula:
+    """Add the term ``name`` of a residual ``times`` times."""
+
+    def wrong(scene: Scene) -> Array:
+        x = scene.inputs[name]
+        return np.asarray(scene.right() + x * x.dtype.type(times - 1))
+
+    return wrong
+
+
+def normed_stream(scene: Scene) -> Array:
+    """Add to the normed stream instead of the stream itself."""
+    stream = scene.inputs[LAYER_INPUT]
+    weight = scene.site.vector("attn_norm")
+    return scene.right() - stream + ops.rms_norm(stream, weight, scene.geometry.norm_eps)
+
+
+def activated(function: Callable[[Array], Array]) -> Formula:
+    """Use another activation."""
+    return lambda scene: np.asarray(function(scene.inputs["ffn_gate"]), dtype=scene.inputs["ffn_gate"].dtype)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """Return GELU by its tanh approximation."""
+    return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
+
+
+def hard_silu(x: Array) -> Array:
+    """Return x * clip(x / 6 + 1/2, 0, 1), the cheap stand-in for SiLU."""
+    return np.asarray(x * np.clip(x / 6 + 0.5, 0, 1))
+
+
+def activated_twice(scene: Scene) -> Array:
+    """Activate the gate once more before the product."""
+    return scene.fed(ffn_silu=ops.silu(scene.inputs["ffn_silu"]))
+
+
+def summed(scene: Scene) -> Array:
+    """Add gate and up instead of multiplying them."""
+    return np.asarray(scene.inputs["ffn_silu"] + scene.inputs["ffn_up"])
+
+
+def logits_of_token_before(scene: Scene) -> Array:
+    """Take the logits of the token before the last one."""
+    return scene.fed(final_norm=scene.inputs["final_norm"][..., :-1, :])

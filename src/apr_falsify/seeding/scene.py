@@ -1,0 +1,106 @@
+"""Where a wrong formula stands: one stage at one place, and how the host rightly computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from apr_falsify.geometry import Geometry
+from apr_falsify.ops import Array, Inputs, Site
+
+
+class Place(Site, Protocol):
+    """What a wrong formula asks of the host: the place, and how the host computes a stage at one like it."""
+
+    def run(self, name: str, inputs: Inputs) -> Array:
+        """Compute a stage here in the host's arithmetic."""
+
+    def moved(
+        self,
+        *,
+        layer: int | None = None,
+        tokens: tuple[int, ...] | None = None,
+        geometry: Geometry | None = None,
+    ) -> Place:
+        """Return the same place in another layer, with other tokens, or taken to be of another geometry."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A stage about to be computed.
+
+    Attributes:
+        name: the stage.
+        inputs: what it is computed from.
+        site: where.
+        seed: chooses channels, heads, tokens and rows.
+
+    """
+
+    name: str
+    inputs: Inputs
+    site: Place
+    seed: int
+
+    @property
+    def geometry(self) -> Geometry:
+        """The model's geometry."""
+        return self.site.geometry
+
+    @property
+    def layer(self) -> int:
+        """The layer; a whole-model stage has none and may not ask."""
+        assert self.site.layer is not None
+        return self.site.layer
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens run."""
+        return len(self.site.tokens)
+
+    def right(self) -> Array:
+        """Return what the stage should be."""
+        return self.site.run(self.name, self.inputs)
+
+    def fed(self, **inputs: Array) -> Array:
+        """Return the stage computed from other ``inputs``."""
+        return self.site.run(self.name, {**self.inputs, **inputs})
+
+    def in_geometry(self, geometry: Geometry) -> Array:
+        """Return the stage computed as in a model of ``geometry``."""
+        return self.site.moved(geometry=geometry).run(self.name, self.inputs)
+
+    def at(self, layer: int) -> Array:
+        """Return the stage computed with the weights of another ``layer``."""
+        return self.site.moved(layer=layer).run(self.name, self.inputs)
+
+    @property
+    def neighbour(self) -> int:
+        """The number of a neighbouring layer."""
+        return self.layer + 1 if self.layer + 1 < self.geometry.layers else self.layer - 1
+
+    def pick(self, count: int) -> int:
+        """Return one of ``count``, chosen by the seed."""
+        return int(np.random.default_rng(self.seed).integers(count))
+
+    def columns(self, role: str) -> slice:
+        """Return where q, k or v stand in ``qkv_matmul`` and ``qkv_bias``."""
+        dims = self.geometry.dims(1)
+        bounds = {
+            "q": (0, dims["q"]),
+            "k": (dims["q"], dims["q"] + dims["kv"]),
+            "v": (dims["q"] + dims["kv"], dims["qkv"]),
+        }
+        return slice(*bounds[role])
+
+    def re_rope(self, **changes: object) -> Array:
+        """Return the stage with other constants of the rotary embedding."""
+        rope = replace(self.geometry.rope, **changes)  # type: ignore[arg-type]  # fields by name, as the table gives them
+        return self.in_geometry(replace(self.geometry, rope=rope))
+
+
+Formula = Callable[[Scene], Array]
+"""Computes a stage wrongly."""

@@ -1,0 +1,159 @@
+"""How the embedded runtime multiplies: what becomes of the operands (``rules.py``), how its sums run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify import quantise
+from apr_falsify.arithmetic import FORMATS, Format, format_named
+from apr_falsify.geometry import Geometry
+from apr_falsify.ops import Array, Inputs, ModelSite, compute, linear
+from apr_falsify.rules import OPERATIONS, PLAIN, Operation, Rule, stated_rules
+from apr_falsify.tensors import Tensor, block_minima, has_block_minima
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arithmetic:
+    """What a run computes in.
+
+    Attributes:
+        store: the number format in which it keeps its stages.
+        rules: operation -> what becomes of the operands; an operation without a row is plain.
+        sequential: whether the sums of projections run over one term after the other, as the plainest
+            loop does, and not as a matrix library orders them.
+
+    """
+
+    store: Format = field(default_factory=lambda: format_named("f32"))
+    rules: Mapping[Operation, Rule] = field(default_factory=dict)
+    sequential: bool = False
+
+    def rule(self, operation: Operation) -> Rule:
+        """Return what becomes of the operands of ``operation``."""
+        return self.rules.get(operation, PLAIN)
+
+    @property
+    def name(self) -> str:
+        """Its name: the format, and what is not plain."""
+        return "; ".join([self.store.name, *(rule.name for rule in self.rules.values())])
+
+
+def arithmetic_named(text: str) -> Arithmetic:
+    """Read what :attr:`Arithmetic.name` gives, e.g. ``f32; q8_0 blocks of 32``.
+
+    Raises:
+        UsageError: a part that is neither a number format nor a rule of the table.
+
+    """
+    rules = stated_rules(text)
+    formats = [part for part in (part.strip() for part in text.split(";")) if part in FORMATS]
+    return Arithmetic(store=format_named(formats[0] if formats else "f32"), rules=rules)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeSite:
+    """A place in the embedded runtime's forward pass: an :class:`apr_falsify.ops.Site` in any arithmetic.
+
+    Attributes:
+        model: the place with its weights as they are.
+        arithmetic: what it computes in.
+
+    """
+
+    model: ModelSite
+    arithmetic: Arithmetic
+
+    @property
+    def geometry(self) -> Geometry:
+        """The model's geometry."""
+        return self.model.geometry
+
+    @property
+    def layer(self) -> int | None:
+        """The layer, ``None`` for a whole-model stage."""
+        return self.model.layer
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The token ids of the run."""
+        return self.model.tokens
+
+    def project(self, x: Array, role: str, biased: bool = False) -> Array:
+        """Return ``x`` through the projection in ``role``, with its bias where ``biased``."""
+        tensor = self.model.weights.tensor(role, self.layer)
+        rule = self.arithmetic.rule(Operation.PROJECTION)
+        operand = rule.left(x).astype(x.dtype, copy=False)
+        multiply = _sequential if self.arithmetic.sequential else linear
+        result = multiply(operand, tensor)
+        if rule.block_sums and has_block_minima(tensor):
+            result = result + (quantise.q8_1_block_sums(x) @ block_minima(tensor).T).astype(x.dtype)
+        return result + self.vector(f"{role}_bias") if biased else result
+
+    def vector(self, role: str) -> Array:
+        """Return the one-dimensional weight in ``role``."""
+        return self.model.vector(role)
+
+    def embed(self) -> Array:
+        """Return the rows of the embedding table for ``tokens``."""
+        return self.model.embed()
+
+    def run(self, name: str, inputs: Inputs) -> Array:
+        """Compute stage ``name`` here from ``inputs`` and round it to the arithmetic's format."""
+        held = _operands(self, name, dict(inputs))
+        return np.asarray(self.arithmetic.store.round(compute(name, held, self)))
+
+    def moved(
+        self,
+        *,
+        layer: int | None = None,
+        tokens: tuple[int, ...] | None = None,
+        geometry: Geometry | None = None,
+    ) -> RuntimeSite:
+        """Return the same place in another layer, with other tokens, or taken to be of another geometry."""
+        place = self.model
+        weights = place.weights if geometry is None else replace(place.weights, geometry=geometry)
+        layer = place.layer if layer is None else layer
+        return replace(
+            self, model=replace(place, weights=weights, layer=layer, tokens=tokens or place.tokens)
+        )
+
+
+_HELD: Mapping[Operation, tuple[str, str]] = {
+    Operation.SCORES: ("q_post_rope", "k_post_rope"),
+    Operation.MIX: ("attn_softmax", "qkv_bias"),
+}
+
+
+def _operands(site: RuntimeSite, name: str, inputs: dict[str, Array]) -> dict[str, Array]:
+    operation = OPERATIONS.get(name, Operation.ELEMENTWISE)
+    rule = site.arithmetic.rule(operation)
+    if rule is PLAIN or operation not in _HELD:
+        return inputs
+    left, right = _HELD[operation]
+    a, b = inputs[left], inputs[right]
+    dtype = a.dtype
+    if rule.rotated:
+        a, b = _turned(a, site.geometry.head_dim), _turned(b, site.geometry.head_dim)
+    return {
+        **inputs,
+        left: rule.left(a).astype(dtype, copy=False),
+        right: rule.right(b).astype(dtype, copy=False),
+    }
+
+
+def _turned(x: Array, head_dim: int) -> Array:
+    heads = x.reshape(len(x), -1, head_dim)
+    return np.asarray((heads @ quantise.hadamard(head_dim)).astype(x.dtype).reshape(x.shape))
+
+
+def _sequential(x: Array, weight: Tensor) -> Array:
+    """Return ``x @ weight.T``, each sum rounded after every term."""
+    rows: npt.NDArray[np.floating] = weight.rows(0, weight.shape[0]).astype(x.dtype, copy=False)
+    total = np.zeros((*x.shape[:-1], weight.shape[0]), dtype=x.dtype)
+    for index, column in enumerate(np.ascontiguousarray(rows.T)):
+        total += x[..., index, None] * column
+    return total

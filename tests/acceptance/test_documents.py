@@ -1,0 +1,75 @@
+"""What README.md and the other documents say is what the program does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from apr_falsify.commands.main import VERBS
+from apr_falsify.compare.bisection import Kind
+from apr_falsify.families import FAMILIES
+from tests.acceptance.programs import program
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUOTED = re.findall(r"```\n\$ (apr-falsify .*?(?:\\\n.*?)*)\n(.*?)\n```", README, flags=re.DOTALL)
+"""Command lines that README shows with a prompt, and what it shows below them."""
+
+HELP = [command for command, _ in QUOTED if command.endswith("--help")]
+
+
+def said(command: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(ROOT)
+    arguments = command.replace("\\\n", " ").split()[1:]
+    return [line.rstrip() for line in program(*arguments).out.rstrip().splitlines()]
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_the_help_that_readme_quotes_is_the_help(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said(command, monkeypatch) == dict(QUOTED)[command].splitlines()
+
+
+def test_the_output_that_readme_quotes_is_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((command, quoted),) = [(command, output) for command, output in QUOTED if command not in HELP]
+    *shown, rest = quoted.splitlines()
+    assert rest == "..."
+    printed = said(command, monkeypatch)
+
+    def stable(line: str) -> str:  # the last digits, and where the largest of tiny differences is, vary
+        return " ".join(line.split()[:1]) if re.search(r"\de[-+]\d", line) else line
+
+    assert [stable(line) for line in shown] == [stable(line) for line in printed[: len(shown)]]
+
+
+def test_readme_names_every_verb_kind_and_family() -> None:
+    for verb in VERBS:
+        assert f"apr-falsify {verb}" in README
+    for kind in Kind:
+        assert f"| `{kind.value}` |" in README
+    for family in FAMILIES:
+        assert re.split(r"\W", family.title)[0] in README
+
+
+ROOMS = ("src/apr_falsify", "src/apr_falsify/subjects", "tests/acceptance")
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_document_names_exists(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    paths = re.findall(r"`((?:src|tests|changelog\.d|benchmarks|\.ci)/[\w./-]*)`", text)
+    rooms = re.findall(r"`((?:oracle|subjects|compare|commands)/[\w./-]*|[a-z_]+\.py)`", text)
+    for path in [*links, *paths]:
+        assert (ROOT / path).exists(), path
+    for room in rooms:
+        assert any((ROOT / place / room).exists() for place in ROOMS), room
+
+
+def test_every_room_of_the_package_is_on_the_map() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    package = ROOT / "src" / "apr_falsify"
+    rooms = [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]
+    rooms += [path.name for path in package.glob("*.py") if path.name != "__init__.py"]
+    assert [room for room in rooms if f"`{room}`" not in text] == []

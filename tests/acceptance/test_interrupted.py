@@ -1,0 +1,109 @@
+"""A capture that is cut short - Ctrl-C, a full disk, a locked folder - leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.programs import PROGRAM, TINY, Outcome, assert_refused, listing
+
+MANY_TOKENS = ",".join(str(number % 512) for number in range(900))
+"""Enough of them for a capture to take long enough to be interrupted."""
+
+
+def interrupted(arguments: Sequence[object], *, when: Callable[[], bool]) -> Outcome:
+    """Start the program, send it Ctrl-C as soon as ``when`` holds, and return what it left."""
+    command = [str(PROGRAM), *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not when() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    return Outcome(process.returncode, out, err)
+
+
+def test_ctrl_c_in_mid_capture_exits_130_and_leaves_nothing(tmp_path: Path) -> None:
+    command = ("capture", f"embedded:{TINY}", "--tokens", MANY_TOKENS, "--layers", "0..3")
+    outcome = interrupted(
+        (*command, "--out", tmp_path / "deep" / "trace"),
+        when=lambda: any(tmp_path.glob("deep/.*/layer-0/attn_norm.bin")),
+    )
+    assert outcome.code == 130, outcome
+    assert "interrupted" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert listing(tmp_path) == {}
+
+
+def test_ctrl_c_while_the_second_side_runs_leaves_nothing_of_the_first(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    outcome = interrupted(
+        ("bisect", "--tokens", MANY_TOKENS, "--layers", "0..3", "--out", run),
+        when=(run / "oracle").exists,
+    )
+    assert outcome.code == 130, outcome
+    assert listing(tmp_path) == {}
+
+
+def limited(size: int, *arguments: object) -> Outcome:
+    """Run the program where no file can grow beyond ``size`` bytes: what a full disk does to a write."""
+    done = subprocess.run(
+        [str(PROGRAM), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("verb", [("bisect",), ("capture", f"embedded:{TINY}"), ("capture", "oracle", TINY)])
+def test_a_disk_that_takes_no_more_is_told_and_nothing_left(tmp_path: Path, verb: tuple[object, ...]) -> None:
+    outcome = limited(5000, *verb, "--out", tmp_path / "out")
+    assert_refused(outcome, tmp_path / "out", "cannot be written", "free space", "--out")
+    assert listing(tmp_path) == {}
+
+
+def test_a_result_that_cannot_be_written_takes_its_traces_with_it(tmp_path: Path, embedded_run: Path) -> None:
+    sizes = {path.name: path.stat().st_size for path in embedded_run.rglob("*") if path.is_file()}
+    result = sizes.pop("bisection.json")
+    assert result > max(sizes.values())
+    outcome = limited((result + max(sizes.values())) // 2, "bisect", "--out", tmp_path / "run")
+    assert_refused(outcome, "bisection.json", "--out")
+    assert listing(tmp_path) == {}
+
+
+AS_NOBODY = """
+import os, sys
+import apr_falsify.commands.capture, apr_falsify.commands.sides, apr_falsify.oracle.capture
+from apr_falsify.commands.main import main
+if os.getuid() == 0: os.setuid(65534)  # after the imports: the interpreter may lie in /root
+sys.argv = ["apr-falsify", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    shutil.copytree(TINY, tmp_path / "model")
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    before = listing(tmp_path)
+    command = ("capture", f"embedded:{tmp_path / 'model'}", "--tokens", "1,2", "--out", str(locked / "t"))
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, *command], capture_output=True, text=True, check=False
+    )
+    assert_refused(Outcome(done.returncode, done.stdout, done.stderr), locked / "t", "Permission denied")
+    assert listing(tmp_path) == before
+    assert os.stat(locked).st_mode & 0o777 == 0o555

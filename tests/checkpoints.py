@@ -1,0 +1,151 @@
+"""Small random HuggingFace checkpoints of every family, made by transformers itself."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+_SIZES: Mapping[str, Any] = {
+    "num_hidden_layers": 3,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,  # not hidden / heads, and 1/sqrt(24) is no power of two
+    "intermediate_size": 80,
+    "vocab_size": 97,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What makes one checkpoint.
+
+    Attributes:
+        family: its ``model_type``.
+        config: what differs from the common sizes.
+        large_biases: whether k and v biases reach hundreds, as Qwen2.5's do.
+
+    """
+
+    family: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    large_biases: bool = False
+
+
+RECIPES: Mapping[str, Recipe] = {
+    # Qwen2's own config knows no head_dim; 96 / 4 = 24
+    "qwen2": Recipe(family="qwen2", config={"hidden_size": 96, "head_dim": None}, large_biases=True),
+    "qwen2-tied-yarn-window": Recipe(
+        family="qwen2",
+        config={
+            "tie_word_embeddings": True,
+            "rope_parameters": _YARN,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+        },
+    ),
+    "llama": Recipe(family="llama"),
+    "llama-biased-tied-llama3": Recipe(
+        family="llama",
+        config={
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": _LLAMA3,
+        },
+    ),
+    "llama-linear-mha": Recipe(
+        family="llama", config={"rope_parameters": _LINEAR, "num_key_value_heads": 4, "head_dim": None}
+    ),
+    "llama-yarn-mscale": Recipe(
+        family="llama",
+        config={
+            "rope_parameters": {
+                **_YARN,
+                "truncate": False,
+                "beta_fast": 6.0,
+                "beta_slow": 2.0,
+                "mscale": 0.8,
+                "mscale_all_dim": 0.5,
+            }
+        },
+    ),
+    "qwen3": Recipe(family="qwen3", config={"tie_word_embeddings": True}),
+    "qwen3-biased-yarn-window": Recipe(
+        family="qwen3",
+        config={
+            "attention_bias": True,
+            "rope_parameters": _YARN,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "mistral": Recipe(family="mistral", config={"sliding_window": 5, "num_key_value_heads": 1}),
+    "mistral-yarn-factor": Recipe(
+        family="mistral", config={"rope_parameters": {**_YARN, "attention_factor": 1.3}}
+    ),
+    "mistral-linear": Recipe(family="mistral", config={"sliding_window": None, "rope_parameters": _LINEAR}),
+}
+"""Every family, and every knob of its config that changes a formula."""
+
+FAMILIES = ("qwen2", "llama", "qwen3", "mistral")
+"""One plain recipe of each family."""
+
+
+def make_checkpoint(directory: Path, name: str, dtype: torch.dtype = torch.float32) -> Path:
+    """Write the checkpoint of recipe ``name`` into ``directory``: config.json and safetensors."""
+    recipe = RECIPES[name]
+    values = {key: value for key, value in {**_SIZES, **recipe.config}.items() if value is not None}
+    config = transformers.CONFIG_MAPPING[recipe.family](**{**values, **_explicit_none(recipe)})
+    model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            weight.copy_(_random(key, weight.shape, generator, recipe.large_biases))
+    model.to(dtype).save_pretrained(directory)
+    return directory
+
+
+def _explicit_none(recipe: Recipe) -> dict[str, None]:
+    return {key: None for key, value in recipe.config.items() if value is None and key != "head_dim"}
+
+
+def _random(key: str, shape: torch.Size, generator: torch.Generator, large_biases: bool) -> torch.Tensor:
+    values = torch.randn(shape, generator=generator)
+    if "norm" in key:
+        return 1 + 0.3 * values
+    scale = 0.5 if key.endswith("bias") or "embed" in key else shape[-1] ** -0.5
+    if large_biases and "_proj.bias" in key:
+        # A large k times a large q would leave nothing of the softmax but its maximum.
+        scale = {"q_proj": 0.02, "k_proj": 250.0, "v_proj": 250.0}[key.split(".")[-2]]
+    if large_biases and "q_proj.weight" in key:
+        scale *= 0.02
+    return scale * values

@@ -1,0 +1,41 @@
+"""The skip ledger: a test may be skipped only for a reason that ``tests/skips.md`` lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+LEDGER = Path(__file__).parent / "skips.md"
+
+
+def ledger() -> list[str]:
+    """Return the reasons of the ledger, ``*`` standing for any text."""
+    return re.findall(r"^\| `([^`]+)` \|", LEDGER.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def _refuse_unlisted(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    said = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = said.removeprefix("Skipped: ")
+    if not any(fnmatchcase(reason, known) for known in ledger()):
+        report.outcome = "failed"
+        report.longrepr = f"skipped for a reason that tests/{LEDGER.name} does not list: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _refuse_unlisted(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _refuse_unlisted(report)
+    return report

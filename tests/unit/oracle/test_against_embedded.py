@@ -1,0 +1,90 @@
+"""The HuggingFace model and the embedded runtime, in f64, agree on every stage of every family."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from apr_falsify.capture import MemorySink, Request
+from apr_falsify.oracle.capture import capture
+from apr_falsify.stages import STAGES, canonical_shape
+from apr_falsify.subjects import embedded
+from apr_falsify.trace import Trace
+from apr_falsify.weights import Model
+from tests.checkpoints import RECIPES
+from tests.unit.oracle.conftest import OpenCheckpoint
+
+TOLERANCE = 1e-6
+"""transformers does norms, rotary angles and softmax in f32 whatever the model's number format."""
+
+
+def both(model: Model, tokens: int) -> tuple[Trace, Trace]:
+    """Return the oracle's trace and the embedded runtime's of the same random tokens, in f64."""
+    ids = np.random.default_rng(tokens).integers(0, model.geometry.vocab, tokens)
+    request = Request(
+        tokens=tuple(int(token) for token in ids), layers=range(model.geometry.layers), stages=tuple(STAGES)
+    )
+    return (
+        capture(model, request, MemorySink(), dtype="f64"),
+        embedded.capture(model, request, MemorySink(), dtype="f64"),
+    )
+
+
+def differences(oracle: Trace, subject: Trace) -> dict[str, float]:
+    return {
+        f"{layer} {name}": float(
+            np.linalg.norm(array.data - subject.stages[layer, name].data) / np.linalg.norm(array.data)
+        )
+        for (layer, name), array in oracle.stages.items()
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("tokens", [1, 13])
+def test_every_stage_agrees_with_the_embedded_runtime(
+    name: str, tokens: int, checkpoint: OpenCheckpoint
+) -> None:
+    model = checkpoint(name)
+    oracle, subject = both(model, tokens)
+
+    assert set(oracle.stages) == set(subject.stages)
+    dims = model.geometry.dims(tokens)
+    for (_, stage), array in oracle.stages.items():
+        assert array.data.dtype == np.float64
+        assert array.data.shape == canonical_shape(stage, dims)
+    too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= TOLERANCE}
+    assert not too_far
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2-tied-yarn-window", "qwen3-biased-yarn-window", "llama"])
+def test_a_prompt_much_longer_than_the_window_agrees(name: str, checkpoint: OpenCheckpoint) -> None:
+    model = checkpoint(name)
+    oracle, subject = both(model, 70)
+
+    too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= TOLERANCE}
+    assert not too_far
+
+
+@pytest.mark.parametrize(
+    ("name", "windowed"),
+    [
+        ("mistral", [True, True, True]),
+        ("qwen2-tied-yarn-window", [False, True, True]),
+        ("qwen3-biased-yarn-window", [True, False, True]),
+        ("mistral-linear", [False, False, False]),
+    ],
+)
+def test_the_window_is_on_the_layers_that_the_config_names(
+    name: str, windowed: list[bool], checkpoint: OpenCheckpoint
+) -> None:
+    oracle, _ = both(checkpoint(name), 13)
+
+    first_keys = [oracle.stages[layer, "attn_softmax"].data[:, -1, 0] for layer in range(3)]
+    assert [bool(np.all(weights == 0)) for weights in first_keys] == windowed
+
+
+def test_biases_in_the_hundreds_are_what_the_qwen2_recipe_has(checkpoint: OpenCheckpoint) -> None:
+    model = checkpoint("qwen2")
+
+    assert np.abs(model.weights.vector("k_bias", 0)).max() > 400
+    assert np.abs(model.weights.vector("v_bias", 0)).max() > 400

@@ -1,0 +1,126 @@
+"""What is captured under a stage's name is what transformers itself reports, or follows from it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from apr_falsify.capture import MemorySink
+from apr_falsify.oracle.capture import capture, load
+from apr_falsify.stages import STAGES
+from apr_falsify.trace import Trace
+from apr_falsify.weights import Model
+from tests.checkpoints import RECIPES
+from tests.unit.oracle.conftest import OpenCheckpoint
+from tests.unit.oracle.requests import request_for
+
+
+def reported(model: Model, tokens: tuple[int, ...]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return hidden states and attention weights as the plain model reports them."""
+    plain = transformers.AutoModelForCausalLM.from_pretrained(model.path, attn_implementation="eager")
+    with torch.no_grad():
+        out = plain(
+            torch.tensor([tokens]), use_cache=False, output_hidden_states=True, output_attentions=True
+        )
+    return [state[0].numpy() for state in out.hidden_states], [each[0].numpy() for each in out.attentions]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_hidden_states_and_attentions_are_those_that_transformers_reports(
+    name: str, checkpoint: OpenCheckpoint
+) -> None:
+    model = checkpoint(name)
+    request = request_for(model, tokens=11)
+    trace = capture(model, request, MemorySink())
+    states, attentions = reported(model, request.tokens)
+
+    expected = {
+        (0, "embedding"): states[0],
+        (0, "post_ffn_residual"): states[1],
+        (1, "post_ffn_residual"): states[2],
+        (None, "final_norm"): states[3],  # the last state that transformers reports is past the norm
+        **{(layer, "attn_softmax"): weights for layer, weights in enumerate(attentions)},
+    }
+    for key, values in expected.items():
+        assert trace.stages[key].data.tobytes() == values.tobytes(), key
+
+
+def follows(trace: Trace, layer: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return pairs that must be equal to the last bit: each a single f32 operation of two others."""
+    s = {name: trace.stages[layer, name].data for name in STAGES if (layer, name) in trace.stages}
+    entered = trace.stages[(0, "embedding") if layer == 0 else (layer - 1, "post_ffn_residual")].data
+    return {
+        "post_attn_residual": (s["post_attn_residual"], entered + s["attn_out"]),
+        "post_ffn_residual": (s["post_ffn_residual"], s["post_attn_residual"] + s["ffn_out"]),
+        "ffn_swigl": (s["ffn_swigl"], s["ffn_silu"] * s["ffn_up"]),
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_sums_and_products_of_captured_stages_are_captured_stages(
+    name: str, checkpoint: OpenCheckpoint
+) -> None:
+    model = checkpoint(name)
+    trace = capture(model, request_for(model), MemorySink())
+
+    for layer in range(model.geometry.layers):
+        for stage, (captured, expected) in follows(trace, layer).items():
+            assert np.array_equal(captured, expected), (layer, stage)
+
+
+def test_qkv_matmul_is_computed_without_the_bias_and_not_as_output_minus_bias(
+    checkpoint: OpenCheckpoint,
+) -> None:
+    model = checkpoint("qwen2")
+    oracle = load(model, dtype="f16")
+    trace = oracle.capture(request_for(model), MemorySink())
+    plain, biased = (trace.stages[0, name].data for name in ("qkv_matmul", "qkv_bias"))
+    bias = np.concatenate([model.weights.vector(f"{role}_bias", 0) for role in "qkv"]).astype(np.float16)
+
+    x = trace.stages[0, "attn_norm"].data.astype(np.float64)
+    weight = np.concatenate([model.weights.tensor(role, 0).rows(0, 10**6) for role in "qkv"])
+    exact = x @ weight.astype(np.float16).astype(np.float64).T
+
+    def far(values: np.ndarray) -> float:
+        return float(np.linalg.norm(values - exact) / np.linalg.norm(exact))
+
+    assert far(plain) < 1e-3
+    assert far(biased - bias) > 10 * far(plain)  # what the large bias has already cost
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+def test_a_model_without_a_bias_has_no_qkv_bias(name: str, checkpoint: OpenCheckpoint) -> None:
+    model = checkpoint(name)
+
+    assert not any(
+        stage == "qkv_bias" for _, stage in capture(model, request_for(model), MemorySink()).stages
+    )
+
+
+def test_provenance_says_what_ran(checkpoint: OpenCheckpoint) -> None:
+    model = checkpoint("llama")
+    request = request_for(model)
+
+    found = capture(model, request, MemorySink(), dtype="bf16").provenance
+
+    assert found.runtime == "hf"
+    assert found.version == transformers.__version__
+    assert found.libraries == {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+    }
+    assert (found.dtype, found.arithmetic, found.device) == ("bf16", "bf16", "cpu")
+    assert found.layers == (0, 3)
+    assert found.stages == request.stages
+    assert found.model == str(model.path)
+    assert found.argmax is not None
+    assert found.argmax["text"] is None  # the checkpoint has no tokenizer
+
+
+def test_logits_that_are_not_captured_leave_no_argmax(checkpoint: OpenCheckpoint) -> None:
+    model = checkpoint("llama")
+
+    assert capture(model, request_for(model, layers=range(1)), MemorySink()).provenance.argmax is None

@@ -1,0 +1,273 @@
+"""The map of design section 10, kept true: imports point one way, and only the oracle knows torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.unit.helpers import PACKAGE, run_script
+
+ORDER = (
+    "errors",
+    "reading",
+    "stages",
+    "families",
+    "rope",
+    "geometry",
+    "arithmetic",
+    "quantise",
+    "aprt",
+    "gguf_file",
+    "tensors",
+    "weights",
+    "ops",
+    "provenance",
+    "trace",
+    "capture",
+    "rules",
+    "identity",
+    "oracle",
+    "subjects",
+    "compare",
+    "seeding",
+    "faults",
+    "symbols",
+    "contracts",
+    "evidence",
+    "commands",
+    "pytest_plugin",
+)
+"""The rooms, from the bottom up: a room may import those before it, and itself."""
+
+GAPS: Mapping[str, tuple[str, ...]] = {
+    "subjects": ("oracle",),
+    "compare": ("oracle", "subjects"),
+    "seeding": ("oracle", "subjects", "compare"),
+    "faults": ("oracle", "subjects"),
+    "symbols": ("trace", "capture", "oracle", "subjects", "compare", "faults"),
+    "contracts": ("trace", "capture", "oracle", "subjects", "compare", "evidence"),
+    "evidence": ("oracle", "subjects", "contracts.rules"),
+}
+"""Room -> what it may not import although that stands before it."""
+
+HEAVY: Mapping[str, str] = {"torch": "oracle", "transformers": "oracle"}
+"""Foreign package -> the one room that may import it, lazily or not."""
+
+MAX_LINES = 399
+OURS = "apr_falsify"
+
+
+def modules_under(package: Path) -> Mapping[str, Path]:
+    """Dotted name within the package -> file; the package itself is the empty name."""
+    return {
+        ".".join(path.relative_to(package).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
+        for path in sorted(package.rglob("*.py"))
+    }
+
+
+def imports_of(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
+    """Every dotted name that is imported anywhere in ``tree``, in functions and under TYPE_CHECKING too."""
+    parents = f"{OURS}.{module}".rstrip(".").split(".")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                kept = parents[: len(parents) - node.level + is_package]
+                base = ".".join([*kept, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            first = node.args[0] if node.args else None
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                yield first.value
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def problem_of(module: str, imported: str) -> str | None:
+    """Say why ``module`` may not import ``imported``, ``None`` where it may."""
+    room, foreign = room_of(module), imported.partition(".")[0]
+    if foreign in HEAVY:
+        return None if room == HEAVY[foreign] else f"only {HEAVY[foreign]} may import {foreign}"
+    if foreign != OURS:
+        return None
+    target = imported.removeprefix(OURS).lstrip(".")
+    if target in ("", "__version__"):
+        return None
+    for gap in GAPS.get(room, ()):
+        if f"{target}.".startswith(f"{gap}."):
+            return f"{room} may not know {gap}"
+    if room_of(target) not in ORDER:
+        return f"{room_of(target)} is no room of the table"
+    if room and ORDER.index(room_of(target)) > ORDER.index(room):
+        return f"{room_of(target)} stands above {room}"
+    return None
+
+
+def violations(package: Path) -> list[str]:
+    found = []
+    for module, path in modules_under(package).items():
+        if module and room_of(module) not in ORDER:
+            found.append(f"{module}: no room of the table")
+            continue
+        tree = ast.parse(path.read_text(), str(path))
+        for imported in imports_of(tree, module, path.name == "__init__.py"):
+            if problem := problem_of(module, imported):
+                found.append(f"{module} imports {imported}: {problem}")
+    return found
+
+
+def test_every_import_points_one_way() -> None:
+    assert violations(PACKAGE) == []
+
+
+def test_the_checker_looked_at_every_room_that_exists() -> None:
+    rooms = {room_of(module) for module in modules_under(PACKAGE)} - {""}
+    assert {"errors", "ops", "trace", "oracle", "subjects", "compare", "commands"} <= rooms
+
+
+PLANTED = {
+    "upwards": ("stages.py", "import apr_falsify.geometry", "geometry stands above stages"),
+    "upwards-by-name": ("stages.py", "from apr_falsify import geometry", "geometry stands above stages"),
+    "lazily": ("ops.py", "def f():\n    from apr_falsify.trace import Trace", "trace stands above ops"),
+    "relative": ("errors.py", "from . import stages", "stages stands above errors"),
+    "relative-deep": ("compare/x.py", "from ..subjects import embedded", "compare may not know subjects"),
+    "relative-package": ("compare/__init__.py", "from ..oracle import run", "compare may not know oracle"),
+    "for-types-only": (
+        "errors.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from apr_falsify.trace import Trace",
+        "trace stands above errors",
+    ),
+    "by-string": (
+        "ops.py",
+        "import importlib\nimportlib.import_module('apr_falsify.oracle.run')",
+        "oracle stands above ops",
+    ),
+    "comparison-knows-a-runtime": (
+        "compare/x.py",
+        "from apr_falsify.subjects.embedded import capture",
+        "compare may not know subjects",
+    ),
+    "subject-knows-the-oracle": (
+        "subjects/x.py",
+        "from apr_falsify.oracle import run",
+        "subjects may not know oracle",
+    ),
+    "subject-knows-comparison": (
+        "subjects/x.py",
+        "import apr_falsify.compare.layout",
+        "compare stands above subjects",
+    ),
+    "oracle-knows-a-subject": (
+        "oracle/x.py",
+        "from apr_falsify.subjects import registry",
+        "subjects stands above oracle",
+    ),
+    "torch-outside-the-oracle": ("ops.py", "import torch.nn.functional as F", "only oracle may import torch"),
+    "transformers-lazily": (
+        "commands/x.py",
+        "def f():\n    from transformers import AutoConfig",
+        "only oracle may import transformers",
+    ),
+    "faults-choose-a-runtime": (
+        "faults.py",
+        "from apr_falsify.subjects.embedded import capture",
+        "faults may not know subjects",
+    ),
+    "symbols-know-traces": (
+        "symbols/x.py",
+        "from apr_falsify.trace import Trace",
+        "symbols may not know trace",
+    ),
+    "contracts-know-traces": (
+        "contracts/x.py",
+        "from apr_falsify.trace import Trace",
+        "contracts may not know trace",
+    ),
+    "contracts-know-evidence": (
+        "contracts/rules/x.py",
+        "from apr_falsify.evidence.bundle import Bundle",
+        "contracts may not know evidence",
+    ),
+    "evidence-knows-rules": (
+        "evidence/x.py",
+        "from apr_falsify.contracts.rules import names",
+        "evidence may not know contracts.rules",
+    ),
+    "commands-called-from-below": (
+        "evidence/x.py",
+        "from apr_falsify.commands import main",
+        "commands stands above evidence",
+    ),
+    "a-new-room": ("attic.py", "x = 1", "attic: no room of the table"),
+}
+
+
+@pytest.mark.parametrize(("file", "code", "problem"), PLANTED.values(), ids=list(PLANTED))
+def test_a_planted_violation_is_reported(tmp_path: Path, file: str, code: str, problem: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(code)
+    (found,) = violations(tmp_path)
+    assert problem in found
+
+
+ALLOWED = {
+    "downwards": ("ops.py", "from apr_falsify.stages import STAGES"),
+    "within-a-room": ("compare/x.py", "from . import layout\nfrom apr_falsify.compare.metrics import M"),
+    "the-oracle-and-torch": ("oracle/x.py", "import torch\nfrom apr_falsify.capture import Sink"),
+    "evidence-and-the-contracts-model": ("evidence/x.py", "from apr_falsify.contracts.model import C"),
+    "commands-and-runtimes": ("commands/x.py", "from apr_falsify.oracle.run import run"),
+    "the-version": ("trace.py", "from apr_falsify import __version__"),
+}
+
+
+@pytest.mark.parametrize(("file", "code"), ALLOWED.values(), ids=list(ALLOWED))
+def test_what_the_map_allows_is_not_reported(tmp_path: Path, file: str, code: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(code)
+    assert violations(tmp_path) == []
+
+
+def test_every_file_is_under_400_lines() -> None:
+    lengths = {module: len(path.read_text().splitlines()) for module, path in modules_under(PACKAGE).items()}
+    assert {module: count for module, count in lengths.items() if count > MAX_LINES} == {}
+
+
+def names_of(rooms_left_out: tuple[str, ...]) -> list[str]:
+    return [
+        f"{OURS}.{module}".rstrip(".")
+        for module in modules_under(PACKAGE)
+        if room_of(module) not in rooms_left_out
+    ]
+
+
+def test_every_module_imports_without_a_warning() -> None:
+    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    command = [sys.executable, "-W", "error", "-c", code, *names_of(())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_module_but_the_oracle_imports_where_torch_is_absent() -> None:
+    script = """
+import importlib
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "tokenizers", "matplotlib", "jinja2"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(len(sys.argv[1:]))
+"""
+    names = names_of(("oracle",))
+    done = run_script(script, *names)
+    assert done.stdout.strip() == str(len(names)), done.stderr
