@@ -17,9 +17,7 @@ TABLE = tomllib.loads(
     (Path(__file__).parents[1] / "corpus" / "real-contracts.toml").read_text(encoding="utf-8")
 )
 
-pytestmark = pytest.mark.skipif(
-    real_folder() is None, reason=f"{REAL_VARIABLE} names no folder"
-)
+pytestmark = pytest.mark.skipif(real_folder() is None, reason=f"{REAL_VARIABLE} names no folder")
 
 
 def contracts() -> Path:
