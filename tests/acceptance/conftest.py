@@ -1,12 +1,14 @@
-"""Runs that several tests look at; each is made once a session."""
+"""Runs and trees that several tests look at; each is made once a session."""
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.programs import APR_TOKENS, RECORDINGS, TINY, Outcome, run
+from tests.support import REAL_VARIABLE, real_folder
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +25,16 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     options = ("--oracle", TINY, "--tokens", APR_TOKENS, "--format", "json")
     names = ("base", "k-bias-zero", "norm-scaled", "base-q4k")
     return {name: run("bisect", "--subject", f"recorded:{RECORDINGS / name}", *options) for name in names}
+
+
+@pytest.fixture(scope="session")
+def aprender(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Rust trees of aprender 0.72.3, reduced to names."""
+    folder = real_folder()
+    archive = folder / "aprender-names-0.72.3.tar.xz" if folder else None
+    if archive is None or not archive.is_file():
+        pytest.skip(f"{REAL_VARIABLE} names no folder")
+    root = tmp_path_factory.mktemp("aprender")
+    with tarfile.open(archive) as tar:
+        tar.extractall(root, filter="data")
+    return root

@@ -1,0 +1,65 @@
+"""A baseline: the problems a project had when it adopted the validator. Known ones count, new ones fail."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from apr_falsify.contracts.problem import Problem
+from apr_falsify.errors import OutputError, UsageError
+
+_SCHEMA = "apr-falsify/baseline/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """Fingerprint of each known problem, with the words to show it by."""
+
+    known: dict[str, str]
+
+    def mended(self, problems: Iterable[Problem]) -> list[str]:
+        """Known problems that are no more: to be struck off, so that they cannot come back unseen."""
+        present = {problem.fingerprint for problem in problems}
+        return [shown for fingerprint, shown in self.known.items() if fingerprint not in present]
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read a baseline.
+
+    Raises:
+        UsageError: it is missing, or not one of ours.
+
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != _SCHEMA:
+            raise UsageError(f"schema {data['schema']!r} is unknown", where=path, expected=_SCHEMA)
+        return Baseline(known={row["fingerprint"]: row["shown"] for row in data["problems"]})
+    except OSError as error:
+        remedy = f"validate-contracts --baseline {path} --write-baseline"
+        raise UsageError(f"cannot be read: {error.strerror}", where=path, remedy=remedy) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"is no baseline: {error}", where=path, expected=f"JSON of schema {_SCHEMA}"
+        ) from None
+
+
+def write_baseline(path: Path, problems: Iterable[Problem]) -> None:
+    """Write the problems as the new baseline, beside the file and then in its place."""
+    rows = {
+        problem.fingerprint: {
+            "fingerprint": problem.fingerprint,
+            "shown": f"{problem.path}: {problem.code} {problem.message}",
+        }
+        for problem in problems
+    }
+    data = {"schema": _SCHEMA, "problems": sorted(rows.values(), key=lambda row: row["shown"])}
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=path) from None

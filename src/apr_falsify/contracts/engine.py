@@ -1,0 +1,266 @@
+"""Running a validation over files, with what is known from the last run.
+
+1. discover the files, read and digest them;
+2. take the records of contracts whose bytes, and whose source files' bytes, are as they were;
+3. validate the others, on all cores where there are many;
+4. apply the rules across contracts, where any of what they look at changed, and keep what was found.
+
+Only what a step needs is imported: a run in which nothing changed reads no YAML and parses no code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apr_falsify.contracts.cache import Cache, Record, digest, freeze, open_cache, save_cache, thaw
+from apr_falsify.contracts.discover import discover
+from apr_falsify.contracts.files import read_bytes, shown_path
+from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.report import Counts, Report
+
+if TYPE_CHECKING:
+    from apr_falsify.contracts.facts import Facts
+    from apr_falsify.contracts.roots import Roots
+    from apr_falsify.symbols.index import SymbolIndex
+
+_WORTH_A_PROCESS = 80  # starting one costs as much as validating so many contracts
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """One contract file as read: its bytes, or the problem with reading them."""
+
+    path: Path
+    shown: str
+    raw: bytes | Problem
+    digest: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What one process found: frozen records, whether each may be kept, and new indexes and shapes."""
+
+    records: dict[str, tuple[bytes, bytes, bool]]
+    indexes: dict[bytes, bytes]
+    shapes: frozenset[bytes]
+
+
+def run(
+    paths: Iterable[Path],
+    sources: dict[str, Path],
+    *,
+    cached: bool = True,
+    evidence: Mapping[str, str] | None = None,
+) -> Report:
+    """Validate every contract under ``paths`` against their own trees and the named sources.
+
+    ``evidence`` maps a falsifier's id to the state of its evidence, where the caller knows it.
+
+    Raises:
+        UsageError: there is nothing to validate.
+
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # a run allocates much, frees nothing in cycles, and ends: collecting doubles its time
+    try:
+        return _run(paths, sources, cached, evidence)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _run(
+    paths: Iterable[Path], sources: dict[str, Path], cached: bool, evidence: Mapping[str, str] | None
+) -> Report:
+    files = [_read(path) for path in discover(paths)]
+    identity = "\0".join(
+        [os.getcwd(), *(f"{name}={path.resolve()}" for name, path in sorted(sources.items()))]
+    )
+    cache = open_cache(identity) if cached else Cache(path=None)
+    kept = _still_true(cache, files)
+    fresh = _validate([file for file in files if file.shown not in kept], sources, cache)
+    records = [kept.get(file.shown) or fresh[file.shown] for file in files]
+    problems = [problem for record in records for problem in record.problems]
+    problems.extend(_across(files, records, sources, cache, evidence))
+    save_cache(cache)
+    counts = sum((record.counts for record in records), Counts())
+    if evidence is None:
+        counts = dataclasses.replace(counts, evidence_unchecked=counts.functional)
+    return Report(problems=tuple(problems), counts=counts)
+
+
+def _read(path: Path) -> _Read:
+    raw = read_bytes(path)
+    return _Read(
+        path=path, shown=shown_path(path), raw=raw, digest=digest(raw) if isinstance(raw, bytes) else b""
+    )
+
+
+def _still_true(cache: Cache, files: Sequence[_Read]) -> dict[str, Record]:
+    """Records whose contract and whose source files have the bytes they had."""
+    changed = {source for source, was in cache.sources.items() if _digest_of(source) != was}
+    kept: dict[str, Record] = {}
+    for file in files:
+        entry = cache.records.get(file.shown)
+        if entry and file.digest and entry[0] == file.digest:
+            record: Record = thaw(entry[1])
+            if changed.isdisjoint(record.rests_on):
+                kept[file.shown] = record
+    if changed:  # records that are not asked for now rest on them too
+        cache.records = {file.shown: cache.records[file.shown] for file in files if file.shown in kept}
+        cache.sources = {source: was for source, was in cache.sources.items() if source not in changed}
+        cache.changed = True
+    return kept
+
+
+def _digest_of(source: tuple[str, str]) -> bytes:
+    root, relative = source
+    try:
+        with open(f"{root}/{relative}", "rb", buffering=0) as file:
+            return digest(file.read())
+    except OSError:
+        return b""
+
+
+def _validate(files: Sequence[_Read], sources: dict[str, Path], cache: Cache) -> dict[str, Record]:
+    """Validate contracts, in parts on several processes where there are many, and note them in the cache."""
+    cores = min(os.cpu_count() or 1, 4, len(files) // _WORTH_A_PROCESS)
+    if cores < 2:
+        parts = [_validate_part(files, sources, cache.indexes, cache.shapes)] if files else []
+    else:
+        from concurrent.futures import ProcessPoolExecutor
+
+        with ProcessPoolExecutor(cores) as pool:
+            slices = [files[at::cores] for at in range(cores)]
+            same = ([value] * cores for value in (sources, cache.indexes, cache.shapes))
+            parts = list(pool.map(_validate_part, slices, *same))
+    fresh: dict[str, Record] = {}
+    for part in parts:
+        fresh.update(_note(part, cache))
+    for source in {source for record in fresh.values() for source in record.rests_on}:
+        if source not in cache.sources:
+            cache.sources[source] = _digest_of(source)
+    return fresh
+
+
+def _note(part: _Part, cache: Cache) -> dict[str, Record]:
+    cache.changed = True
+    cache.indexes.update(part.indexes)
+    cache.shapes |= part.shapes
+    for shown, (was, data, keep) in part.records.items():
+        if keep:
+            cache.records[shown] = (was, data)
+        else:
+            cache.records.pop(shown, None)
+    return {shown: thaw(data) for shown, (_, data, _) in part.records.items()}
+
+
+def _validate_part(
+    files: Sequence[_Read], sources: dict[str, Path], known: dict[bytes, bytes], shapes: frozenset[bytes]
+) -> _Part:
+    """Validate some contracts, in this process."""
+    from apr_falsify.contracts.roots import Roots
+    from apr_falsify.symbols.tree import build_index
+
+    gc.disable()
+    new: dict[bytes, bytes] = {}
+    accepted = set(shapes)
+
+    def load(suffix: str, source: bytes) -> SymbolIndex:
+        key = digest(suffix.encode() + b"\0" + source)
+        held = known.get(key) or new.get(key)
+        if held:
+            found: SymbolIndex = thaw(held)
+            return found
+        index = build_index(suffix, source)
+        new[key] = freeze(index)
+        return index
+
+    roots = Roots(sources, load)
+    records = {file.shown: _one(file, roots, accepted) for file in files}
+    return _Part(records=records, indexes=new, shapes=frozenset(accepted) - shapes)
+
+
+def _one(file: _Read, roots: Roots, accepted: set[bytes]) -> tuple[bytes, bytes, bool]:
+    from apr_falsify.contracts.facts import Facts, gather
+    from apr_falsify.contracts.roots import Scope
+    from apr_falsify.contracts.validate import resolve_names
+
+    for tree in roots.all_trees():
+        tree.touched.clear()
+        tree.walked = False
+    if isinstance(file.raw, Problem):
+        facts = Facts(path=file.shown, problems=(dataclasses.replace(file.raw, path=file.shown),))
+    else:
+        facts = gather(file.shown, file.raw, accepted)
+    if facts.shape:
+        accepted.add(facts.shape)
+    scope = Scope(file.path.absolute(), roots)
+    problems, counts = resolve_names(facts, scope)
+    trees = roots.all_trees()
+    record = Record(
+        facts=freeze(dataclasses.replace(facts, citations=(), problems=(), shape=b"")),
+        problems=(*facts.problems, *problems),
+        counts=counts,
+        owns=scope.owns(),
+        rests_on=tuple((str(tree.root), relative) for tree in trees for relative in sorted(tree.touched)),
+    )
+    # what rested on a whole listing, or on something being absent, is true of this moment only
+    settled = not counts.missing and not counts.unresolved and not any(tree.walked for tree in trees)
+    return file.digest, freeze(record), settled and bool(file.digest)
+
+
+def _across(
+    files: Sequence[_Read],
+    records: Sequence[Record],
+    sources: dict[str, Path],
+    cache: Cache,
+    evidence: Mapping[str, str] | None,
+) -> list[Problem]:
+    """Problems that no contract has alone; as the last time where all that they rest on is."""
+    identity = digest(b"".join(record.facts + bytes([record.owns]) for record in records))
+    if evidence is None and cache.suite[0] == identity:
+        last: list[Problem] = thaw(cache.suite[1])
+        return last
+    from apr_falsify.contracts.roots import Roots
+    from apr_falsify.contracts.validate import across
+
+    suite: list[Facts] = [thaw(record.facts) for record in records]
+    known, complete = _read_siblings(suite, files, Roots(sources))
+    owns = {facts.path: record.owns for facts, record in zip(suite, records, strict=True)}
+    problems = list(across(suite, known, owns, evidence))
+    if complete and evidence is None:
+        cache.suite, cache.changed = (identity, freeze(problems)), True
+    return problems
+
+
+def _read_siblings(suite: list[Facts], files: Sequence[_Read], roots: Roots) -> tuple[list[Facts], bool]:
+    """Cited contracts not validated now that lie beside those that are, or in a tree's contracts folder.
+
+    Also whether none was looked for outside the suite: then the suite alone decides.
+    """
+    from apr_falsify.contracts.roots import Scope
+    from apr_falsify.contracts.validate import read_facts
+
+    have = {alias for facts in suite for alias in facts.aliases}
+    known: dict[str, Facts] = {}
+    complete = True
+    for facts, file in zip(suite, files, strict=True):
+        for sibling in facts.siblings:
+            if sibling.name in have or sibling.name in known:
+                continue
+            complete = False
+            path = file.path.absolute()
+            folders = [path.parent, *(tree.root / "contracts" for tree in Scope(path, roots).trees)]
+            places = [
+                folder / f"{sibling.name}{suffix}" for folder in folders for suffix in (".yaml", ".yml")
+            ]
+            place = next((place for place in places if place.is_file()), None)
+            if place is not None:
+                known[sibling.name] = read_facts(place, shown_path(place))
+    return list(known.values()), complete

@@ -1,0 +1,119 @@
+"""What is kept of a contract once its document is put away: enough for every rule across contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from apr_falsify.contracts.citations import citations
+from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Citation, Contract, Place, Sibling, read_contract
+from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.source import Mapping, parse
+from apr_falsify.contracts.statuses import rung_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FalsifierFacts:
+    """One falsifier's identity and status; ``rung`` is empty where its word claims no rung."""
+
+    id: str
+    place: Place
+    status: str
+    rung: str
+    has_bundle: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """One file's facts. ``is_contract`` is false for an empty file, a list, a broken one."""
+
+    path: str
+    is_contract: bool = False
+    id: str = ""
+    id_place: Place | None = None
+    aliases: tuple[str, ...] = ()
+    version: str = ""
+    status: str = ""
+    falsifiers: tuple[FalsifierFacts, ...] = ()
+    siblings: tuple[Sibling, ...] = ()
+    citations: tuple[Citation, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    shape: bytes = b""  # digest of the document's shape, where the schema accepts it
+
+
+def gather(path: str, raw: bytes, accepted: Collection[bytes] = ()) -> Facts:
+    """Read one file and apply every rule that needs nothing but the file itself.
+
+    ``accepted`` are shapes of documents that the schema is known to accept.
+    """
+    from apr_falsify.contracts.rules import contract_rules
+    from apr_falsify.contracts.rules.shape import schema_violation
+    from apr_falsify.contracts.schema import shape_of
+
+    source = parse(path, raw)
+    if not isinstance(source.data, Mapping):
+        return Facts(
+            path=path,
+            problems=(*source.problems, *_no_mapping(source.path, source.data, raw, source.problems)),
+        )
+    contract = read_contract(path, source.data)
+    if not contract.falsifiers and not _claims_to_be_one(source.data):
+        return Facts(path=path, problems=source.problems)  # data of another kind beside the contracts
+    shape = shape_of(source.data)
+    violations = () if shape in accepted else tuple(schema_violation(contract))
+    found = [problem for check in contract_rules() for problem in check(contract)]
+    return Facts(
+        path=path,
+        is_contract=True,
+        id=contract.id,
+        id_place=_id_place(contract),
+        aliases=contract.aliases,
+        version=contract.version,
+        status=contract.status,
+        falsifiers=tuple(_falsifier_facts(contract)),
+        siblings=contract.siblings,
+        citations=tuple(citations(contract)),
+        problems=(*source.problems, *violations, *found),
+        shape=b"" if violations else shape,
+    )
+
+
+def _claims_to_be_one(data: Mapping) -> bool:
+    return any(key in data for key in ("metadata", "contract", "proof_obligations", *FALSIFIER_BLOCKS))
+
+
+def _no_mapping(path: str, data: object, raw: bytes, before: tuple[Problem, ...]) -> list[Problem]:
+    if any(problem.code != "byte-order-mark" for problem in before):
+        return []
+    if data is None:
+        return [Problem(code="empty-document", path=path, line=1, column=1, message="holds no data")]
+    message = "is a list or a scalar at the top, not a contract"
+    return [Problem(code="not-a-mapping", path=path, line=1, column=1, message=message)]
+
+
+def _id_place(contract: Contract) -> Place | None:
+    from apr_falsify.contracts.model import place_of
+    from apr_falsify.contracts.source import Text
+
+    for holder, prefix in ((contract.metadata, "metadata."), (contract.data, "")):
+        for key in ("id", "contract"):
+            value = holder.get(key)
+            if isinstance(value, Text) and value == contract.id:
+                return place_of(value, prefix + key)
+    return None
+
+
+def _falsifier_facts(contract: Contract) -> list[FalsifierFacts]:
+    from apr_falsify.contracts.model import text_of
+
+    return [
+        FalsifierFacts(
+            id=one.id,
+            place=one.place,
+            status=one.status,
+            rung=rung_of(one.status) or "",
+            has_bundle=isinstance(block := one.data.get("evidence"), Mapping)
+            and bool(text_of(block, "bundle")),
+        )
+        for one in contract.falsifiers
+    ]

@@ -1,0 +1,78 @@
+"""The outcome of a run: each problem with its severity in this project, and what the exit code is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from apr_falsify.contracts.baseline import Baseline
+from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.report import Counts
+from apr_falsify.contracts.rules import ERROR, WARNING
+from apr_falsify.contracts.settings import Ignore, Settings
+from apr_falsify.errors import ExitCode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A problem, its severity here, and why it does not count where it does not."""
+
+    problem: Problem
+    severity: str
+    let_be: str = ""  # the reason of an ignore, or "baseline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Everything that is printed, in any format."""
+
+    judged: tuple[Judged, ...]
+    counts: Counts
+    mended: tuple[str, ...] = ()
+    unused_ignores: tuple[Ignore, ...] = ()
+
+    @property
+    def shown(self) -> tuple[Judged, ...]:
+        """Problems that count."""
+        return tuple(one for one in self.judged if not one.let_be)
+
+    def number(self, severity: str) -> int:
+        """How many problems of a severity count."""
+        return sum(one.severity == severity for one in self.shown)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0 valid, 1 invalid, 4 nothing conclusive: not one name could be resolved."""
+        if self.number(ERROR) or self.mended:
+            return ExitCode.DIVERGENCE
+        return ExitCode.OK if self.counts.resolved else ExitCode.INCONCLUSIVE
+
+
+def judge(
+    problems: Iterable[Problem],
+    counts: Counts,
+    settings: Settings,
+    baseline: Baseline | None,
+    *,
+    strict: bool,
+) -> Outcome:
+    """Give each problem its severity; with ``strict`` a warning is an error."""
+    problems = list(problems)
+    judged = []
+    used: set[Ignore] = set()
+    for problem in problems:
+        severity = settings.severity(problem.code)
+        if strict and severity == WARNING:
+            severity = ERROR
+        ignore = next((one for one in settings.ignores if one.covers(problem)), None)
+        if ignore:
+            used.add(ignore)
+        known = baseline is not None and problem.fingerprint in baseline.known
+        let_be = ignore.reason if ignore else ("baseline" if known else "")
+        judged.append(Judged(problem=problem, severity=severity, let_be=let_be))
+    return Outcome(
+        judged=tuple(judged),
+        counts=counts,
+        mended=tuple(baseline.mended(problems)) if baseline else (),
+        unused_ignores=tuple(one for one in settings.ignores if one not in used),
+    )

@@ -1,0 +1,248 @@
+"""Resolving what a contract cites against the trees: found, missing, unresolved, or not checkable."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from apr_falsify.contracts.model import Citation
+from apr_falsify.contracts.names import PathName
+from apr_falsify.contracts.roots import Found, Scope
+from apr_falsify.symbols.index import SymbolIndex
+from apr_falsify.symbols.match import fits, has_foreign_base, is_inherited, is_reexported, lookup
+from apr_falsify.symbols.tree import INDEXERS, SourceTree
+
+_MOST_FILES_OF_A_DIRECTORY = 400
+_EMPTY = SymbolIndex(language="")
+
+
+class State(Enum):
+    """What became of one citation; only ``RESOLVED`` counts as checked and right."""
+
+    RESOLVED = "resolved"
+    MISSING = "missing"
+    UNRESOLVED = "unresolved"  # of a tree that was not given
+    UNCHECKED = "not checkable"  # prose, a placeholder, or in a file that is itself missing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """The outcome for one citation; ``code`` and ``message`` where it is a problem."""
+
+    state: State
+    code: str = ""
+    message: str = ""
+    hint: str = ""
+    broken: tuple[tuple[str, int, str], ...] = ()  # cited files that do not parse: shown path, line, why
+
+
+RESOLVED = Resolution(state=State.RESOLVED)
+UNCHECKED = Resolution(state=State.UNCHECKED)
+
+
+def missing(code: str, message: str, hint: str = "") -> Resolution:
+    """A problem: the name certainly does not exist where it is said to be."""
+    return Resolution(state=State.MISSING, code=code, message=message, hint=hint)
+
+
+def unresolved(message: str, hint: str = "give its tree with --source NAME=DIR") -> Resolution:
+    """Not a verdict: the tree it would be in was not given."""
+    return Resolution(state=State.UNRESOLVED, code="unresolved-name", message=message, hint=hint)
+
+
+def resolve(citation: Citation, scope: Scope) -> Resolution:
+    """Resolve one citation of the contract that ``scope`` is of."""
+    if citation.kind == "prose":
+        return UNCHECKED
+    if citation.kind == "file":
+        return _file(citation, scope)
+    if citation.kind == "symbol":
+        return _symbol(citation, scope)
+    from apr_falsify.contracts import resolve_tests
+
+    return resolve_tests.resolve_test(citation, scope)
+
+
+def file_resolution(path: PathName, scope: Scope, role: str) -> Resolution:
+    """Resolve one path."""
+    if path.is_placeholder:
+        return UNCHECKED
+    if scope.find(path):
+        return RESOLVED
+    shown = f"{path.source}:{path.path}" if path.source else path.path
+    if path.escapes:
+        message = f"{shown!r} leads out of the source tree and is not looked at"
+        return missing("path-outside-source", message, "cite it relative to the source root")
+    if path.source and path.source not in scope.sources:
+        return unresolved(f"{shown!r} is of source {path.source!r}", f"--source {path.source}=DIR")
+    if not scope.surely_missing(path, role=role):
+        return unresolved(f"{shown!r} is in no tree that was given")
+    like = scope.like(path)
+    return missing("file-not-found", f"{shown!r} does not exist", _did_you_mean(like))
+
+
+def _did_you_mean(names: list[str]) -> str:
+    return "did you mean " + ", ".join(repr(name) for name in names) + "?" if names else ""
+
+
+def _file(citation: Citation, scope: Scope) -> Resolution:
+    found = scope.find(citation.paths[0])
+    if not found:
+        return file_resolution(citation.paths[0], scope, citation.role)
+    broken = _broken(found)
+    return Resolution(state=State.RESOLVED, broken=broken) if broken else RESOLVED
+
+
+def _broken(files: tuple[Found, ...]) -> tuple[tuple[str, int, str], ...]:
+    """Those of the named files that do not parse."""
+    broken = []
+    for found in files:
+        index = None if found.is_directory else found.tree.index(found.relative)
+        if index is not None and index.error_line is not None:
+            broken.append((found.shown, index.error_line, index.error))
+    return tuple(broken)
+
+
+def _symbol(citation: Citation, scope: Scope) -> Resolution:
+    paths = [path for path in citation.paths if path.path]
+    files = [found for path in paths for found in scope.find(path)]
+    if files:
+        return _in_files(citation.name, files, scope)
+    if paths:  # the file itself is the problem, and is reported as such
+        states = [file_resolution(path, scope, citation.role).state for path in paths]
+        if State.UNRESOLVED in states:
+            return Resolution(state=State.UNRESOLVED)
+        return UNCHECKED
+    prefix = next((path.source for path in citation.paths), "")
+    if prefix and prefix not in scope.sources:
+        return unresolved(f"{prefix}:{citation.name} is of source {prefix!r}", f"--source {prefix}=DIR")
+    return _anywhere(citation.name, scope, prefix)
+
+
+def _in_files(name: str, files: list[Found], scope: Scope) -> Resolution:
+    checkable = False
+    for found in files:
+        state = _in_one(name, found)
+        if state is State.RESOLVED:
+            return RESOLVED
+        checkable |= state is State.MISSING
+    if not checkable:
+        return UNCHECKED
+    trees = list(dict.fromkeys([*(found.tree for found in files), *scope.trees]))
+    shown = ", ".join(found.shown for found in files[:3]) + (" ..." if len(files) > 3 else "")
+    return _report_missing(name, shown, files, trees)
+
+
+def _in_one(name: str, found: Found) -> State:
+    """Look in one named file, or in all files below a named directory."""
+    if found.is_directory:
+        below = [file for file in found.tree.files() if file.startswith(found.relative.rstrip("/") + "/")]
+        if found.relative == ".":
+            below = found.tree.files()
+        if not below:
+            return State.UNCHECKED
+        states = [_in_source(name, found.tree, file) for file in below[:_MOST_FILES_OF_A_DIRECTORY]]
+        return State.RESOLVED if State.RESOLVED in states else State.MISSING
+    return _in_source(name, found.tree, found.relative)
+
+
+def _in_source(name: str, tree: SourceTree, relative: str) -> State:
+    if not relative.endswith(tuple(INDEXERS)):
+        return _in_text(name, tree, relative)
+    if lookup(tree, relative, name) or is_reexported(tree, relative, name):
+        return State.RESOLVED
+    index = tree.index(relative)
+    if index is None:
+        return State.UNCHECKED
+    if index.error_line is not None and _in_text(name, tree, relative) is State.RESOLVED:
+        return State.UNCHECKED  # it stands there, but the file does not parse: that is reported
+    if is_inherited(tree, relative, name):
+        return State.RESOLVED
+    return State.UNCHECKED if _may_be_foreign(name, tree, relative) else State.MISSING
+
+
+def _may_be_foreign(name: str, tree: SourceTree, relative: str) -> bool:
+    """A method that a library's base class may have, and that is no near spelling of one written here."""
+    if not has_foreign_base(tree, relative, name):
+        return False
+    owner, _, last = name.rpartition("::")
+    index = tree.index(relative) or _EMPTY
+    written = [
+        one.name for one in index.definitions if one.parents and one.parents[-1] == owner.split("::")[-1]
+    ]
+    return not difflib.get_close_matches(last, written, n=1, cutoff=0.75)
+
+
+def _in_text(name: str, tree: SourceTree, relative: str) -> State:
+    """In a language that is not indexed a name exists if its last part stands in the text as a word."""
+    text = tree.read_bytes(relative)
+    last = name.rpartition("::")[2].replace("*", "")
+    if text is None or not last:
+        return State.UNCHECKED
+    found = re.search(rb"(?<!\w)" + re.escape(last.encode()) + (rb"" if "*" in name else rb"(?!\w)"), text)
+    return State.RESOLVED if found else State.MISSING
+
+
+def _report_missing(name: str, shown: str, files: list[Found], trees: list[SourceTree]) -> Resolution:
+    """Say where else the name is, or, where it is nowhere, what is nearest to it."""
+    *qualifiers, last = name.split("::")
+    elsewhere = [
+        f"{tree.name + ':' if tree.name else ''}{file}:{one.line}"
+        for tree in trees
+        for file, one in tree.find(last)
+        if fits(one, qualifiers, file, tree.index(file) or _EMPTY, tree.package_of(file))
+    ]
+    if elsewhere:
+        hint = "it is defined in " + ", ".join(elsewhere[:3])
+        return missing("symbol-not-in-file", f"{name!r} is not defined in {shown}", hint)
+    return missing(
+        "symbol-not-found", f"{name!r} exists nowhere, and not in {shown}", nearest_in(name, files, trees)
+    )
+
+
+def nearest_in(name: str, files: list[Found], trees: list[SourceTree]) -> str:
+    """Offer the nearest names of the named files; of the whole tree where those have none alike."""
+    last = name.rpartition("::")[2]
+    for found in files:
+        known = _offerable(found, last)
+        near = found.tree.nearest(last, known) if known else []
+        if near:
+            return _did_you_mean(near)
+    for tree in trees[:1]:
+        names = [one.name for file in tree.files()[:2000] for one in (tree.index(file) or _EMPTY).definitions]
+        near = tree.nearest(last, names)[:2]
+        if near:
+            return _did_you_mean(near)
+    return ""
+
+
+def _offerable(found: Found, last: str) -> list[str]:
+    """Names of a file that a citation may mean: not its tests, and of the same spelling style."""
+    if found.is_directory:
+        return []
+    parts = [one for _, index in found.tree.parts(found.relative) for one in index.definitions]
+    wired = [one for one in parts if not one.is_test and "tests" not in "::".join(one.parents)]
+    style = [one.name for one in wired if one.name[:1].isupper() == last[:1].isupper()]
+    return style or [one.name for one in wired or parts]
+
+
+def _anywhere(name: str, scope: Scope, prefix: str) -> Resolution:
+    """A name cited without a file: somewhere in the trees."""
+    trees = [scope.sources[prefix]] if prefix else list(scope.trees)
+    *qualifiers, last = name.split("::")
+    if "*" in name:
+        return UNCHECKED
+    for tree in trees:
+        for file, one in tree.find(last, limit=200):
+            if fits(one, qualifiers, file, tree.index(file) or _EMPTY, tree.package_of(file)):
+                return RESOLVED
+    sure = prefix or scope.owns() or any(_knows_file(tree, qualifiers) for tree in trees)
+    if not sure:
+        return unresolved(f"{name!r} is in no tree that was given")
+    return missing("symbol-not-found", f"{name!r} exists nowhere", nearest_in(name, [], trees))
+
+
+def _knows_file(tree: SourceTree, qualifiers: list[str]) -> bool:
+    return any(tree.find_file(f"{one}{suffix}") for one in qualifiers for suffix in INDEXERS)

@@ -1,0 +1,120 @@
+"""The table of rules: every code that can be reported, its severity, and why it is one.
+
+A check is one small function in a module beside this one. Codes without a check here come from the reader
+(``source``) or from resolving names (``resolve``): they are in the table all the same, so that it is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apr_falsify.contracts.model import Contract
+    from apr_falsify.contracts.problem import Problem
+
+ERROR, WARNING, NOTICE = "error", "warning", "notice"
+SEVERITIES = (ERROR, WARNING, NOTICE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """One rule: a stable kebab-case code, its severity, and the reason in a line."""
+
+    code: str
+    severity: str
+    reason: str
+
+
+def _rules(*rows: tuple[str, str, str]) -> dict[str, Rule]:
+    return {code: Rule(code=code, severity=severity, reason=reason) for code, severity, reason in rows}
+
+
+RULES = _rules(
+    # reading
+    ("unreadable-file", ERROR, "a contract that cannot be read promises nothing"),
+    ("file-too-large", ERROR, "a contract is written and read by people; 2 MiB is no contract"),
+    ("not-utf8", ERROR, "YAML is UTF-8; other bytes are read differently by every tool"),
+    ("control-character", ERROR, "YAML forbids control characters; tools cut the file there"),
+    ("yaml-syntax", ERROR, "what does not parse is not read by anybody"),
+    ("yaml-tab", ERROR, "YAML forbids tabs as indentation"),
+    ("yaml-too-deep", ERROR, "nesting this deep is an attack on a parser, not a contract"),
+    ("yaml-alias-explosion", ERROR, "aliases that multiply exhaust the reader"),
+    ("several-documents", ERROR, "most tools read only the first document of a file"),
+    ("duplicate-key", ERROR, "YAML keeps one of two equal keys, silently"),
+    ("byte-order-mark", NOTICE, "some readers are one character off behind it"),
+    ("empty-document", NOTICE, "a file of comments only is no contract"),
+    ("not-a-mapping", NOTICE, "a list or scalar at the top is no contract"),
+    # shape
+    ("schema-violation", ERROR, "a value of the wrong shape is skipped by readers, so it checks nothing"),
+    ("metadata-missing", ERROR, "falsifiers without id and version cannot be cited"),
+    ("unknown-block", NOTICE, "a block that no reader knows is not checked by any"),
+    ("version-not-semver", WARNING, "a version that cannot be ordered cannot be relied on"),
+    ("version-disagrees", ERROR, "two versions of one contract: nobody knows which is cited"),
+    # statuses
+    ("unknown-status", ERROR, "a status word outside the tables means what its reader likes"),
+    ("partial-without-evidence", ERROR, "PARTIAL claims code that exists and is checked, so it names it"),
+    ("metadata-status", ERROR, "a contract is as strong as its weakest falsifier"),
+    ("says-not-yet", NOTICE, "a text that says 'not yet' contradicts a status that says 'done'"),
+    ("functional-without-lane", ERROR, "a bundle proves a lane; without a lane it proves nothing"),
+    # figures
+    ("count-disagrees", ERROR, "a count that differs from its list: one of them is out of date"),
+    ("changelog-version", ERROR, "the newest changelog entry is the contract's version"),
+    # names
+    ("file-not-found", ERROR, "a named file exists"),
+    (
+        "path-outside-source",
+        ERROR,
+        "a contract names files of its source tree, never of the reader's machine",
+    ),
+    ("symbol-not-found", ERROR, "a named function, type or variant exists"),
+    ("symbol-not-in-file", ERROR, "it exists in the file that is named"),
+    ("test-not-found", ERROR, "a named test exists"),
+    ("test-not-collected", ERROR, "a named test is one that the runner collects"),
+    ("test-ignored", ERROR, "a test that never runs falsifies nothing"),
+    ("test-file-not-discovered", NOTICE, "plain pytest does not look into the file"),
+    ("source-does-not-parse", ERROR, "a named file that does not parse defines nothing"),
+    ("absent-as-stated", NOTICE, "a falsifier that says something is missing may name what is missing"),
+    ("unresolved-name", WARNING, "a name of another tree is neither right nor wrong until the tree is given"),
+    # across contracts
+    ("duplicate-falsifier-id", ERROR, "an id names one falsifier"),
+    ("duplicate-contract-id", ERROR, "an id names one contract"),
+    ("sibling-missing", ERROR, "a contract that is relied on exists"),
+    ("sibling-version", ERROR, "a sibling is at least at the version it is cited at"),
+    ("sibling-status", ERROR, "a sibling is at least at the status it is cited at"),
+    ("reference-missing", WARNING, "a contract that is referred to exists"),
+    ("unresolved-sibling", WARNING, "a contract of another tree is not judged"),
+    # history
+    ("version-not-bumped", ERROR, "content that changed under one version is two contracts of one name"),
+    ("status-raised-without-bundle", ERROR, "a rung is earned by evidence"),
+    ("evidence-changed-without-minor", ERROR, "other evidence is another claim: at least a MINOR version"),
+    ("evidence-changed-without-changelog", ERROR, "other evidence is told in the changelog"),
+    ("falsifier-removed", ERROR, "a falsifier that goes takes its claim along, unseen"),
+    # evidence
+    ("functional-without-bundle", ERROR, "FUNCTIONAL rests on a bundle that verifies"),
+    ("evidence-does-not-verify", ERROR, "a bundle that does not verify carries no status"),
+    ("evidence-stale", WARNING, "what the bundle bound has changed since"),
+)
+
+
+Check = Callable[["Contract"], Iterator["Problem"]]
+
+
+def contract_rules() -> tuple[Check, ...]:
+    """Checks that need one contract only; the schema is asked apart, since equal shapes share its verdict."""
+    from apr_falsify.contracts.rules import counts, shape, status
+
+    return (
+        shape.metadata_missing,
+        shape.unknown_block,
+        shape.version_not_semver,
+        shape.version_disagrees,
+        status.unknown_status,
+        status.partial_without_evidence,
+        status.metadata_status,
+        status.says_not_yet,
+        status.functional_without_lane,
+        counts.count_disagrees,
+        counts.changelog_version,
+    )

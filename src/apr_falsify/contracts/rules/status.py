@@ -1,0 +1,167 @@
+"""Rules on statuses: what a status word claims must be carried by what stands beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from apr_falsify.contracts.model import Contract, Falsifier, Place, place_of, text_of
+from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
+from apr_falsify.contracts.statuses import (
+    BLOCKER,
+    FUNCTIONAL,
+    LADDER,
+    PARTIAL,
+    UNBUILT,
+    is_known,
+    known_words,
+    rung_of,
+    weakest,
+    word_of,
+)
+from apr_falsify.errors import nearest
+
+# phrasings by which a text says that something does not exist yet; each is a whole thought, since a single
+# word such as "pending" or "deferred" is as often about the live run, which PARTIAL does not claim
+_NOT_YET = (
+    r"\b(?:lands?|arrives?|comes?|follows?|ships?|delivered|done|landing)\s+in\s+(?:a\s+)?(?:follow-?up|later|future|separate|subsequent)\b",
+    r"\b(?:not|isn't|aren't|hasn't\s+been|haven't\s+been)\s+yet\s+(?:been\s+)?(?:implemented|wired|written|built|merged|landed|there|available|captured|emitted|supported)",
+    r"\b(?:is|are|was|were|be|has|have)\s+not\s+(?:been\s+)?(?:implemented|wired|written|built)\s+yet\b",
+    r"\b(?:yet|still)\s+to\s+be\s+(?:implemented|wired|written|built|added|merged)\b",
+    r"\bto\s+be\s+(?:implemented|wired|written|built|added)\s+(?:later|in\b|by\b|once\b|when\b)",
+    r"\bwill\s+be\s+(?:implemented|wired|written|added)\b",
+    r"\b(?:unimplemented|not\s+implemented)\b",
+    r"\bimplementation\s+(?:is\s+)?(?:pending|deferred|missing|to\s+follow)\b",
+    r"\b(?:TODO|FIXME|TBD)\b",
+    r"\bonce\s+the\s+\w+\s+(?:gains?|has|lands?|exists?|is\s+(?:implemented|wired|written))\b",
+)
+# one of these is in every phrasing: looked for first, since nearly every text has none
+_NOT_YET_HINT = re.compile(
+    r"follow|later|future|separate|subsequent|yet|implement|still|TODO|FIXME|TBD|once", re.I
+)
+_NOT_YET_ANY = re.compile("|".join(_NOT_YET), re.IGNORECASE)
+
+
+def _at(
+    contract: Contract, code: str, place: Place, message: str, *, subject: str = "", hint: str = ""
+) -> Problem:
+    return Problem(
+        code=code,
+        path=contract.path,
+        line=place.line,
+        column=place.column,
+        key=place.key,
+        message=message,
+        subject=subject,
+        hint=hint,
+    )
+
+
+def unknown_status(contract: Contract) -> Iterator[Problem]:
+    """A falsifier's status, and a contract's own, is a word of the tables."""
+    for falsifier in contract.falsifiers:
+        if falsifier.status_place and not is_known(falsifier.status):
+            hint = nearest(word_of(falsifier.status), known_words()) or f"one of {', '.join(LADDER)}"
+            message = f"status {falsifier.status!r} is not a known word"
+            yield _at(
+                contract, "unknown-status", falsifier.status_place, message, subject=falsifier.id, hint=hint
+            )
+    if contract.status and not is_known(contract.status):
+        place = _status_place(contract)
+        hint = nearest(word_of(contract.status), known_words())
+        message = f"status {contract.status!r} is not a known word"
+        yield _at(contract, "unknown-status", place, message, subject="metadata", hint=hint)
+
+
+def _status_place(contract: Contract) -> Place:
+    for holder, key in ((contract.metadata, "metadata.status"), (contract.data, "status")):
+        value = holder.get("status")
+        if isinstance(value, Text):
+            return place_of(value, key)
+    return Place(line=1, column=1, key="metadata.status")
+
+
+def partial_without_evidence(contract: Contract) -> Iterator[Problem]:
+    """PARTIAL says the code exists and is checked: something must say which code, or which test."""
+    for falsifier in contract.falsifiers:
+        if rung_of(falsifier.status) == PARTIAL and not _names_anything(falsifier):
+            place = falsifier.status_place or falsifier.place
+            message = f"{falsifier.id} is {word_of(falsifier.status)} and names no algorithm evidence"
+            hint = "name file_paths and function_names under algorithm_evidence, or lower the status"
+            yield _at(contract, "partial-without-evidence", place, message, subject=falsifier.id, hint=hint)
+
+
+def _names_anything(falsifier: Falsifier) -> bool:
+    own = ("implementation", "evidence", "file_paths", "function_names")
+    blocks = [*(block for _, block in falsifier.evidence), *(falsifier.data.get(key) for key in own)]
+    return any(_has_text(block) for block in blocks)
+
+
+def _has_text(value: Value) -> bool:
+    if isinstance(value, Mapping):
+        told = ("notes", "note", "status", "verdict", "invariants_enforced", "description")
+        return any(_has_text(item) for key, item in value.items() if key not in told)
+    if isinstance(value, Sequence):
+        return any(_has_text(item) for item in value)
+    return bool(value and value.strip())
+
+
+def metadata_status(contract: Contract) -> Iterator[Problem]:
+    """The contract's own status is that of its weakest falsifier, where both are rungs of the ladder."""
+    own = rung_of(contract.status) if contract.status else None
+    rungs = [rung for one in contract.falsifiers if (rung := rung_of(one.status))]
+    if own is None or not rungs or word_of(contract.status) in UNBUILT:
+        return
+    lowest = weakest(rungs)
+    if own != lowest:
+        who = next(one for one in contract.falsifiers if rung_of(one.status) == lowest)
+        message = f"metadata.status is {contract.status}, the weakest falsifier ({who.id}) is {lowest}"
+        yield _at(
+            contract,
+            "metadata-status",
+            _status_place(contract),
+            message,
+            subject=contract.id,
+            hint=f"write {lowest}",
+        )
+
+
+def says_not_yet(contract: Contract) -> Iterator[Problem]:
+    """A text that says 'not yet' beside a status that says the code exists."""
+    for falsifier in contract.falsifiers:
+        if rung_of(falsifier.status) not in (PARTIAL, FUNCTIONAL):
+            continue
+        for key, block in falsifier.evidence:
+            for place, text in _texts(block, key):
+                match = _NOT_YET_ANY.search(" ".join(text.split())) if _NOT_YET_HINT.search(text) else None
+                if match:
+                    message = (
+                        f"{falsifier.id} is {word_of(falsifier.status)}, yet this says {match.group()!r}"
+                    )
+                    hint = f"if it is true, the status is {BLOCKER}"
+                    yield _at(contract, "says-not-yet", place, message, subject=falsifier.id, hint=hint)
+
+
+def _texts(value: Value, key: str) -> Iterator[tuple[Place, str]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(item, f"{key}.{name}")
+    elif isinstance(value, Sequence):
+        for at, item in enumerate(value):
+            yield from _texts(item, f"{key}[{at}]")
+    elif value:
+        yield place_of(value, key), str(value)
+
+
+def functional_without_lane(contract: Contract) -> Iterator[Problem]:
+    """FUNCTIONAL with a bundle needs a discharge block to say which lane the bundle must come from."""
+    for falsifier in contract.falsifiers:
+        bundle = falsifier.data.get("evidence")
+        claims = rung_of(falsifier.status) == FUNCTIONAL and isinstance(bundle, Mapping)
+        if claims and isinstance(bundle, Mapping) and text_of(bundle, "bundle"):
+            own = falsifier.data.get("discharge") or contract.data.get("discharge")
+            if own is None:
+                place = falsifier.status_place or falsifier.place
+                message = f"{falsifier.id} is FUNCTIONAL by a bundle, and no discharge block names its lane"
+                yield _at(contract, "functional-without-lane", place, message, subject=falsifier.id)

@@ -1,0 +1,127 @@
+"""Rules across contracts: unique ids, and siblings that are there and are what they are cited as."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from apr_falsify.contracts.facts import Facts
+from apr_falsify.contracts.model import Place, Sibling
+from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.rules.shape import version_key
+from apr_falsify.contracts.statuses import LADDER, UNBUILT, rung_of, weakest, word_of
+from apr_falsify.errors import nearest
+
+_START = Place(line=1, column=1, key="metadata.id")
+
+
+def _at(facts: Facts, code: str, place: Place, message: str, *, subject: str, hint: str = "") -> Problem:
+    return Problem(
+        code=code,
+        path=facts.path,
+        line=place.line,
+        column=place.column,
+        key=place.key,
+        message=message,
+        subject=subject,
+        hint=hint,
+    )
+
+
+def duplicate_falsifier_id(suite: Sequence[Facts]) -> Iterator[Problem]:
+    """A falsifier's id is its own, in all contracts."""
+    first: dict[str, tuple[str, int]] = {}
+    for facts in suite:
+        for one in facts.falsifiers:
+            if not one.id:
+                continue
+            if one.id in first:
+                path, line = first[one.id]
+                message = f"falsifier id {one.id!r} is taken"
+                hint = f"by {path}:{line}" if path != facts.path else f"in this file, line {line}"
+                yield _at(facts, "duplicate-falsifier-id", one.place, message, subject=one.id, hint=hint)
+            else:
+                first[one.id] = (facts.path, one.place.line)
+
+
+def duplicate_contract_id(suite: Sequence[Facts]) -> Iterator[Problem]:
+    """A contract's id, where it gives one, is its own."""
+    first: dict[str, str] = {}
+    for facts in suite:
+        if facts.id_place is None:
+            continue
+        if facts.id in first:
+            message = f"contract id {facts.id!r} is taken"
+            yield _at(
+                facts,
+                "duplicate-contract-id",
+                facts.id_place,
+                message,
+                subject=facts.id,
+                hint=f"by {first[facts.id]}",
+            )
+        first.setdefault(facts.id, facts.path)
+
+
+def _is_contract_name(name: str) -> bool:
+    return bool(re.search(r"-v\d+$|^C-[A-Z]", name))
+
+
+Owns = Callable[[str], bool]
+
+
+def siblings(suite: Sequence[Facts], known: Sequence[Facts], owns: Owns) -> Iterator[Problem]:
+    """Each cited sibling is there, and is at least of the version and status it is cited at.
+
+    ``known`` are all contracts that can be cited, also those that are not themselves validated now;
+    ``owns`` says whether the project a contract is of is there, so that what is missing is missing.
+    """
+    by_name = {alias: facts for facts in (*known, *suite) for alias in facts.aliases if facts.is_contract}
+    for facts in suite:
+        for sibling in facts.siblings:
+            other = by_name.get(sibling.name)
+            if other is None:
+                yield from _absent(facts, sibling, by_name, owns)
+            elif other.path != facts.path:
+                yield from _older(facts, sibling, other)
+
+
+def _absent(facts: Facts, sibling: Sibling, by_name: dict[str, Facts], owns: Owns) -> Iterator[Problem]:
+    hint = nearest(sibling.name, by_name)
+    if not _is_contract_name(sibling.name) and not difflib.get_close_matches(sibling.name, by_name, 1, 0.85):
+        return  # a library, a crate, a tool: `depends_on` is used for these too
+    message = f"contract {sibling.name!r} is not among the contracts"
+    if owns(facts.path):
+        code = "sibling-missing" if sibling.must_exist else "reference-missing"
+        yield _at(facts, code, sibling.place, message, subject=sibling.name, hint=hint)
+    else:
+        yield _at(facts, "unresolved-sibling", sibling.place, message, subject=sibling.name, hint=hint)
+
+
+def _older(facts: Facts, sibling: Sibling, other: Facts) -> Iterator[Problem]:
+    if sibling.version and other.version and version_key(other.version) < version_key(sibling.version):
+        message = f"{sibling.name} is cited at {sibling.version} and is at {other.version}"
+        yield _at(
+            facts, "sibling-version", sibling.place, message, subject=sibling.name, hint=f"see {other.path}"
+        )
+    cited = rung_of(sibling.status)
+    actual = actual_status(other)
+    if cited and actual and _rank(actual) < _rank(cited):
+        message = f"{sibling.name} is cited as {sibling.status} and is {actual}"
+        yield _at(
+            facts, "sibling-status", sibling.place, message, subject=sibling.name, hint=f"see {other.path}"
+        )
+
+
+def actual_status(facts: Facts) -> str:
+    """The rung a contract really stands on: its weakest falsifier's, or that it is only proposed."""
+    if word_of(facts.status) in UNBUILT:
+        return word_of(facts.status)
+    rungs = [one.rung for one in facts.falsifiers if one.rung]
+    return weakest(rungs) if rungs else (rung_of(facts.status) or "")
+
+
+def _rank(status: str) -> int:
+    rung = rung_of(status)
+    return LADDER.index(rung) if rung in LADDER else -1

@@ -1,0 +1,108 @@
+"""``[tool.apr-falsify]`` of pyproject.toml: sources, severities, and ignores that say why."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.rules import RULES, SEVERITIES
+from apr_falsify.errors import UsageError, nearest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ignore:
+    """Lets be the problems of one code, in files matching ``path``, about ``subject`` if given."""
+
+    code: str
+    reason: str
+    path: str = "*"
+    subject: str = ""
+
+    def covers(self, problem: Problem) -> bool:
+        """Whether it applies to a problem."""
+        return (
+            problem.code == self.code
+            and (
+                fnmatch.fnmatch(problem.path, self.path)
+                or fnmatch.fnmatch(Path(problem.path).name, self.path)
+            )
+            and self.subject in ("", problem.subject)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a project has configured; all empty where it has configured nothing."""
+
+    contracts: tuple[Path, ...] = ()
+    sources: dict[str, Path] = field(default_factory=dict)
+    severities: dict[str, str] = field(default_factory=dict)
+    ignores: tuple[Ignore, ...] = ()
+
+    def severity(self, code: str) -> str:
+        """Severity of a code in this project."""
+        return self.severities.get(code, RULES[code].severity)
+
+
+def read_settings(start: Path) -> Settings:
+    """Read the nearest pyproject.toml that has the table, from ``start`` upwards.
+
+    Raises:
+        UsageError: the table names an unknown code or severity, or an ignore gives no reason.
+
+    """
+    for folder in (start, *start.parents):
+        table = _table(folder / "pyproject.toml")
+        if table is not None:
+            return _settings(table, folder)
+    return Settings()
+
+
+def _table(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file).get("tool", {}).get("apr-falsify")
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot be read: {error}", where=path) from None
+    return table if isinstance(table, dict) else None
+
+
+def _settings(table: dict[str, Any], folder: Path) -> Settings:
+    where = folder / "pyproject.toml"
+    severities = dict(table.get("severities", {}))
+    for code, severity in severities.items():
+        _known(code, where)
+        if severity not in SEVERITIES:
+            raise UsageError(
+                f"severity {severity!r} of {code!r} is unknown", where=where, expected=", ".join(SEVERITIES)
+            )
+    contracts = table.get("contracts", [])
+    contracts = [contracts] if isinstance(contracts, str) else contracts
+    return Settings(
+        contracts=tuple(folder / path for path in contracts),
+        sources={name: folder / path for name, path in dict(table.get("sources", {})).items()},
+        severities=severities,
+        ignores=tuple(_ignore(entry, where) for entry in table.get("ignores", [])),
+    )
+
+
+def _known(code: str, where: Path) -> None:
+    if code not in RULES:
+        raise UsageError(f"no rule has the code {code!r}", where=where, remedy=nearest(code, RULES))
+
+
+def _ignore(entry: dict[str, str], where: Path) -> Ignore:
+    code, reason = str(entry.get("code", "")), str(entry.get("reason", "")).strip()
+    _known(code, where)
+    if not reason:
+        raise UsageError(f"the ignore of {code!r} gives no reason", where=where, expected='reason = "..."')
+    return Ignore(
+        code=code, reason=reason, path=str(entry.get("path", "*")), subject=str(entry.get("subject", ""))
+    )

@@ -1,0 +1,75 @@
+"""Validating a set of contracts, in this order:
+
+1. read each file and apply the rules that need nothing else (``facts``);
+2. resolve what each cites against the trees (``resolve``);
+3. apply the rules across contracts (``rules.suite``);
+4. apply the rules on evidence, where the command knows its state (``rules.evidence``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from apr_falsify.contracts.facts import Facts, gather
+from apr_falsify.contracts.files import read_bytes
+from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.report import Counts
+from apr_falsify.contracts.resolve import State, resolve
+from apr_falsify.contracts.roots import Scope
+from apr_falsify.contracts.rules.names import name_problems
+from apr_falsify.contracts.statuses import FUNCTIONAL
+
+
+def read_facts(path: Path, shown: str) -> Facts:
+    """Read one file; one that cannot be read is a value with a problem."""
+    raw = read_bytes(path)
+    if isinstance(raw, Problem):
+        return Facts(path=shown, problems=(_at(raw, shown),))
+    return gather(shown, raw)
+
+
+def _at(problem: Problem, shown: str) -> Problem:
+    return Problem(
+        code=problem.code, path=shown, line=1, column=1, message=problem.message, hint=problem.hint
+    )
+
+
+def resolve_names(facts: Facts, scope: Scope) -> tuple[tuple[Problem, ...], Counts]:
+    """Resolve all that one contract cites."""
+    states = dict.fromkeys(State, 0)
+    for cited in {cited for citation in facts.citations for cited in citation.paths}:
+        scope.find(cited)  # first of all: what is found tells whether the contract's own tree is there
+    problems: list[Problem] = []
+    for citation in facts.citations:
+        resolution = resolve(citation, scope)
+        states[resolution.state] += 1
+        problems.extend(name_problems(facts.path, citation, resolution))
+    counts = Counts(
+        files=1,
+        contracts=int(facts.is_contract),
+        falsifiers=len(facts.falsifiers),
+        resolved=states[State.RESOLVED],
+        missing=states[State.MISSING],
+        unresolved=states[State.UNRESOLVED],
+        unchecked=states[State.UNCHECKED],
+        functional=sum(one.rung == FUNCTIONAL for one in facts.falsifiers),
+    )
+    return tuple(dict.fromkeys(problems)), counts
+
+
+def across(
+    suite: Sequence[Facts],
+    known: Sequence[Facts],
+    owns: Mapping[str, bool],
+    evidence: Mapping[str, str] | None,
+) -> Iterator[Problem]:
+    """Problems that no contract has alone."""
+    from apr_falsify.contracts.rules import evidence as evidence_rules
+    from apr_falsify.contracts.rules import suite as suite_rules
+
+    yield from suite_rules.duplicate_falsifier_id(suite)
+    yield from suite_rules.duplicate_contract_id(suite)
+    yield from suite_rules.siblings(suite, known, lambda path: owns.get(path, False))
+    if evidence is not None:
+        yield from evidence_rules.evidence_problems(suite, evidence)

@@ -1,0 +1,8 @@
+"""Reads lists of stages."""
+
+
+def parse_stage_list(text):
+    return text.split(",")
+
+
+split = parse_stage_list
