@@ -12,6 +12,7 @@ from apr_falsify.compare.variations.case import F64, Case, Guess, MadeTensor, re
 from apr_falsify.compare.variations.common import parts
 from apr_falsify.compare.variations.feedforward import ACTIVATIONS
 from apr_falsify.compare.variations.norms import layer_input
+from apr_falsify.rules import OPERATIONS, Operation
 from apr_falsify.tensors import FloatArray, Tensor
 
 WEIGHTED: Mapping[str, tuple[str, ...]] = {
@@ -120,6 +121,8 @@ def sibling_weights(case: Case) -> Iterator[Guess]:
             tensor = case.weights.find(other, last if case.layer is None else case.layer)
             if tensor is not None and tensor.shape == own[role].shape:
                 swapped[role] = tensor
+                if not _likely(case, {role: tensor}):
+                    continue
                 weights = reweighed(case, {role: tensor})
                 name = "swapped-gate-up" if other in ("gate", "up") else ""
                 yield case.evaluated(f"the weights of {other} for {role}", weights=weights, name=name)
@@ -138,8 +141,11 @@ def neighbour_weights(case: Case) -> Iterator[Guess]:
         if not 0 <= layer < case.geometry.layers:
             continue
         others = _tensors(case, layer)
-        yield case.evaluated(f"the weights of layer {layer}", weights=reweighed(case, others))
+        if _likely(case, others):
+            yield case.evaluated(f"the weights of layer {layer}", weights=reweighed(case, others))
         for role in own if len(own) > 1 else ():
+            if not _likely(case, {role: others[role]}):
+                continue
             weights = reweighed(case, {role: others[role]})
             yield case.evaluated(f"{role} of layer {layer}", weights=weights)
 
@@ -148,8 +154,45 @@ def transposed_weights(case: Case) -> Iterator[Guess]:
     """Yield the product with a square weight transposed."""
     for role, tensor in _tensors(case).items():
         if len(tensor.shape) == 2 and tensor.shape[0] == tensor.shape[1] and case.name != "embedding":
-            whole = tensor.rows(0, tensor.shape[0]).T
-            yield case.evaluated(f"{role} transposed", weights=reweighed(case, {role: _made(tensor, whole)}))
+            changed = {role: _made(tensor, tensor.rows(0, tensor.shape[0]).T)}
+            if _likely(case, changed):
+                yield case.evaluated(f"{role} transposed", weights=reweighed(case, changed))
+
+
+_LOOK = 32
+"""As many rows of a weight are tried before all are."""
+
+
+def _likely(
+    case: Case, weights: Mapping[str, Tensor] | None = None, inputs: Mapping[str, F64] | None = None
+) -> bool:
+    """Whether the first rows of each weight bring the product nearer to the subject's, with other weights
+    or another input; nothing is ruled out where the stage is no product.
+    """
+    if OPERATIONS.get(case.name) is not Operation.PROJECTION:
+        return True
+    (name,) = case.known
+    x, stand_in = (case.rule.left(_last(case, v[name])) for v in (case.inputs, inputs or case.inputs))
+    left = before = 0.0
+    for role, columns in _columns(case).items():
+        own = case.weights.tensor(role, case.layer)
+        other = (weights or {}).get(role, own)
+        first = slice(columns.start or 0, (columns.start or 0) + min(_LOOK, own.shape[0]))
+        right, subject = case.shaped(case.expected)[..., first], case.subject[..., first]
+        rows, others = (t.rows(0, min(_LOOK, own.shape[0])).astype(np.float64).T for t in (own, other))
+        change = stand_in @ others - x @ rows
+        wrong = right + change[-len(right) :] if right.ndim > 1 else right + change
+        left += float(np.nansum(np.square(subject - wrong)))
+        before += float(np.nansum(np.square(subject - right)))
+    return not left > before
+
+
+def _last(case: Case, x: F64) -> F64:
+    return x[-1] if case.name == "lm_head" else x
+
+
+def _columns(case: Case) -> Mapping[str, slice]:
+    return parts(case) if case.name == "qkv_matmul" else {WEIGHTED[case.name][0]: slice(0, None)}
 
 
 def _made(tensor: Tensor, values: FloatArray) -> MadeTensor:
@@ -188,6 +231,8 @@ def quantised_weights(case: Case) -> Iterator[Guess]:
         if any(tensor.shape[-1] % block or tensor.type == kind for tensor in own.values()):
             continue
         changed = {role: _kept(tensor, kind, keep) for role, tensor in own.items()}
+        if not _likely(case, changed):
+            continue
         types = " and ".join(dict.fromkeys(tensor.type for tensor in own.values()))
         instead = f"the model's weights are {types}"
         yield case.evaluated(f"weights kept as {kind}", weights=reweighed(case, changed), instead=instead)
@@ -209,21 +254,22 @@ def other_input(case: Case) -> Iterator[Guess]:
     """Yield the product of another input: unnormed, heads in another order, its last channels left out."""
     (role,) = case.known
     x = case.inputs[role]
-    for says, value in _stand_ins(case):
-        if value.shape == x.shape:
-            yield case.evaluated(f"{says} for {role}", {role: value})
+    for says, value, name in _inputs(case, role, x):
+        if value.shape == x.shape and _likely(case, inputs={role: value}):
+            yield case.evaluated(says, {role: value}, name=name)
+
+
+def _inputs(case: Case, role: str, x: F64) -> Iterator[tuple[str, F64, str]]:
+    yield from ((f"{says} for {role}", value, "") for says, value in _stand_ins(case))
     if case.name == "attn_out":
         heads = x.reshape(len(x), -1, case.geometry.head_dim)
-        before = heads.swapaxes(0, 1).reshape(x.shape)
-        yield case.evaluated("[heads, tokens, D] read as [tokens, heads, D]", {role: before})
-        yield case.evaluated("heads in reverse order", {role: heads[:, ::-1].reshape(x.shape)})
+        yield "[heads, tokens, D] read as [tokens, heads, D]", heads.swapaxes(0, 1).reshape(x.shape), ""
+        yield "heads in reverse order", heads[:, ::-1].reshape(x.shape), ""
     for count in _TAILS:
         if count < x.shape[-1]:
             cut = x.copy()
             cut[..., -count:] = 0
-            yield case.evaluated(
-                f"the last {count} channels of {role} left out", {role: cut}, name="truncated-sum"
-            )
+            yield f"the last {count} channels of {role} left out", cut, "truncated-sum"
 
 
 def _stand_ins(case: Case) -> Iterator[tuple[str, F64]]:
