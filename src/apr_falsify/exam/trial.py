@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,9 @@ F64 = npt.NDArray[np.float64]
 
 COUNTS_FROM = 10.0
 """A fault counts from this many floors; below it is the detection curve."""
+
+_ORACLES_KEPT = 100
+"""Each takes up to some 20 MB, and most a tenth of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +82,7 @@ class Examiner:
     def __init__(self, store: Store, hosts: Mapping[str, Host], oracle: OracleRun, directory: Path) -> None:
         self.store, self.hosts = store, hosts
         self._oracle, self._directory = oracle, directory
-        self._oracles: dict[tuple[Material, tuple[int, ...]], Trace] = {}
+        self._oracles: OrderedDict[tuple[Material, tuple[int, ...]], Trace] = OrderedDict()
         self._sound: dict[tuple[str, Material, str, tuple[int, ...]], Trace] = {}
         self._count = 0
 
@@ -114,9 +118,14 @@ class Examiner:
     def _oracle_trace(self, material: Material, request: Request) -> Trace:
         key = (material, request.tokens)
         if key not in self._oracles:
-            directory = self._directory / f"oracle-{len(self._oracles)}"
+            self._count += 1
+            directory = self._directory / f"oracle-{self._count}"
             self._oracle(material, request, directory)
-            self._oracles[key] = read_trace(directory)
+            self._oracles[key] = _in_memory(read_trace(directory))
+            shutil.rmtree(directory)
+            if len(self._oracles) > _ORACLES_KEPT:
+                self._oracles.popitem(last=False)
+        self._oracles.move_to_end(key)
         return self._oracles[key]
 
     def _outcome(self, case: Case, ran: Ran, result: Bisection) -> Outcome:
@@ -170,6 +179,12 @@ class Examiner:
                 return trace
             self._sound[key] = trace
         return self._sound[key]
+
+
+def _in_memory(trace: Trace) -> Trace:
+    """Return ``trace`` without its files: each map of one keeps a file open, and many are kept."""
+    stages = {key: replace(array, data=np.array(array.data)) for key, array in trace.stages.items()}
+    return replace(trace, stages=stages, path=None)
 
 
 def _broken_down(case: Case, error: Exception) -> Outcome:
