@@ -19,6 +19,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "capture": ("apr_falsify.commands.capture", "Run one side and keep its stages as a trace."),
     "compare": ("apr_falsify.commands.compare", "Compare two traces; runs nothing, writes nothing."),
     "faults": ("apr_falsify.commands.faults", "Examine the suite itself, with seeded faults."),
+    "status": ("apr_falsify.commands.status", "Tally the contracts' falsifiers; the roadmap; ship %."),
     "doctor": ("apr_falsify.commands.doctor", "Say what is there, what is missing, and what mends it."),
 }
 """Verb -> the module that holds it and a line of help; the module is imported when it is asked for."""
