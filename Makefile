@@ -46,5 +46,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable '.[oracle,test,lint]'
+	$(PIP) --editable '.[oracle,report,test,lint]'
 	@touch $@
