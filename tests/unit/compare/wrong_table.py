@@ -81,6 +81,15 @@ def layer_norm(run: Run) -> F64:
     return torch.nn.functional.layer_norm(x, (E,), weight, eps=1e-6).numpy()
 
 
+def coarse_rotation(run: Run) -> F64:
+    """RoPE with cos and sin kept in bf16, by complex numbers."""
+    x = q_of(run).reshape(7, H, 2, D // 2)
+    angles = torch.outer(torch.arange(7).double(), THETA ** (-torch.arange(0, D, 2).double() / D))
+    cos, sin = (f(angles).bfloat16().double().numpy()[:, None] for f in (torch.cos, torch.sin))
+    first, second = x[:, :, 0], x[:, :, 1]
+    return np.stack((first * cos - second * sin, second * cos + first * sin), axis=2).reshape(7, -1)
+
+
 Q, V = "self_attn.q_proj.weight", "self_attn.v_proj.weight"
 WO, GATE, UP, DOWN = (
     "self_attn.o_proj.weight",
@@ -301,6 +310,33 @@ FAULTS: dict[str, Wrong] = {
     ),
     "head-major": wrong(
         "q_post_rope", "heads-before-tokens", "read as", lambda r: split(r["q_post_rope"], H).reshape(7, -1)
+    ),
+    "exponent without its factor of 2": wrong(
+        "k_post_rope", "rope-base", "base 1000 ", lambda r: rotated(k_of(r), THETA**0.5)
+    ),
+    "a mask of its own": wrong(
+        "attn_softmax",
+        "mask",
+        r"another mask \(token 4 sees the keys 0, 3, 4\)",
+        lambda r: softmax(
+            r["attn_scores"], causal(r) & ~((back(7) > 1) & (back(7) < 4) & (np.mgrid[:7, :7][0] == 4))
+        ),
+    ),
+    "one row's block": wrong(
+        "ffn_gate",
+        "one-channel",
+        "channel 9: by no constant factor",
+        lambda r: (
+            r["ffn_gate"]
+            + np.eye(r["ffn_gate"].shape[1])[9] * (r["ffn_norm"][:, :32] @ r.w(GATE)[9, :32])[:, None]
+        ),
+    ),
+    "coarse cos and sin": wrong(
+        "q_post_rope",
+        "precision",
+        "cos and sin of the rotation kept as bf16",
+        lambda r: coarse_rotation(r),
+        f16=False,
     ),
     # scores
     "unscaled": wrong(

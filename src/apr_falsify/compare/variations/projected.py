@@ -136,18 +136,18 @@ def neighbour_weights(case: Case) -> Iterator[Guess]:
     """Yield the stage with the weights of the layer before or after, all of them or one role's."""
     if case.layer is None:
         return
-    own = _tensors(case)
+    own, noun = _tensors(case), "biases" if case.name == "qkv_bias" else "weights"
     for layer in (case.layer - 1, case.layer + 1):
         if not 0 <= layer < case.geometry.layers:
             continue
         others = _tensors(case, layer)
         if _likely(case, others):
-            yield case.evaluated(f"the weights of layer {layer}", weights=reweighed(case, others))
+            yield case.evaluated(f"the {noun} of layer {layer}", weights=reweighed(case, others))
         for role in own if len(own) > 1 else ():
             if not _likely(case, {role: others[role]}):
                 continue
             weights = reweighed(case, {role: others[role]})
-            yield case.evaluated(f"{role} of layer {layer}", weights=weights)
+            yield case.evaluated(f"the {noun} of {role} of layer {layer}", weights=weights)
 
 
 def transposed_weights(case: Case) -> Iterator[Guess]:
