@@ -58,6 +58,7 @@ class Request:
         layers: the layers to keep, end exclusive.
         stages: the stages to keep.
         prompt: the text the ids come from, where there is one.
+        feeder: whether to keep what enters the first of ``layers`` too; a replay of it needs that.
 
     """
 
@@ -65,14 +66,18 @@ class Request:
     layers: range
     stages: tuple[str, ...]
     prompt: str | None = None
+    feeder: bool = False
 
     def keys(self, geometry: Geometry) -> tuple[Key, ...]:
         """Return every stage to keep that a model of ``geometry`` has, in forward order.
 
-        Whole-model stages are kept only where all layers run.
+        Whole-model stages are kept only where all layers run. With ``feeder`` the residual stream that
+        enters the first layer comes first.
         """
         wanted = [name for name in stages_of(geometry) if name in self.stages]
         keys: list[Key] = []
+        if self.feeder and self.layers.start > 0:
+            keys.append((self.layers.start - 1, "post_ffn_residual"))
         for layer in geometry.check_layers(self.layers):
             for name in wanted:
                 scope = STAGES[name].scope

@@ -28,6 +28,7 @@ from apr_falsify.commands import options
 @options.device
 @options.dtype
 @options.arithmetic
+@options.weights
 @options.out
 @options.output_format
 @options.debug
@@ -42,6 +43,7 @@ def bisect(
     device: str,
     dtype: str | None,
     arithmetic: str | None,
+    weights: str,
     out: Path | None,
     output: str,
 ) -> int:
@@ -67,6 +69,7 @@ def bisect(
     )
     if plan.oracle.trace is not None:
         options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
+    own = plan.subject.model
     with whole_or_nothing(out):
         ours, theirs = capture_sides(plan, dtype=dtype, device=device, run=out)
         with busy("comparing"):
@@ -74,7 +77,7 @@ def bisect(
                 ours,
                 theirs,
                 weights=None if plan.oracle.model is None else plan.oracle.model.weights,
-                subject_weights=None if plan.subject.model is None else plan.subject.model.weights,
+                subject_weights=own.weights if own is not None and weights == "subject" else None,
                 layers=plan.judged,
                 stages=plan.request.stages,
                 findings=plan.findings,

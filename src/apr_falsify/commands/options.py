@@ -123,6 +123,13 @@ arithmetic = click.option(
     help="What the subject computes in, e.g. 'f32; q8_0 blocks of 32'; the embedded runtime runs in it.  "
     "[default: f32, or what the runtime is known for]",
 )
+weights = click.option(
+    "--weights",
+    type=click.Choice(["subject", "oracle"]),
+    default="subject",
+    show_default=True,
+    help="Whose weights the subject is replayed with, where its own can be read.",
+)
 output_format = click.option(
     "--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True
 )

@@ -30,7 +30,7 @@ WIDTH = 80
 BISECTION_JSON = "bisection.json"
 
 _HEADLINES: Mapping[Kind, tuple[str, str]] = {
-    Kind.CONSISTENT: ("green", "every compared stage agrees with the oracle"),
+    Kind.CONSISTENT: ("green", "no stage introduces an error"),
     Kind.LOCALISED: ("red", "one stage introduced the error"),
     Kind.SEVERAL: ("red", "the subject departs from the oracle"),
     Kind.LAYOUT_MISMATCH: ("yellow", "equal after a transformation that the runtime does not declare"),

@@ -153,7 +153,8 @@ def make_plan(
     ids = fixed or tokens or _encode(oracle, text)
     findings, not_checked = _tokenizer_check(oracle, subject, text, ids)
     wanted = stages if substages else tuple(name for name in stages if name not in ATTENTION_SUBSTAGES)
-    request = Request(tokens=ids, layers=range(judged[0], judged[-1] + 1), stages=wanted, prompt=text)
+    span = range(judged[0], judged[-1] + 1)
+    request = Request(tokens=ids, layers=span, stages=wanted, prompt=text, feeder=True)
     with naming_the_option():
         request.check(oracle.geometry)
     return Plan(

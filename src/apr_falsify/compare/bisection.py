@@ -196,7 +196,8 @@ class Bisection:
     @property
     def complete(self) -> bool:
         """Whether everything needed was measured."""
-        return not any(finding.type is FindingType.UNMEASURED for finding in self.findings)
+        lacking = (FindingType.UNMEASURED, FindingType.NOT_THE_SUBJECTS_WEIGHTS)
+        return not any(finding.type in lacking for finding in self.findings)
 
     @property
     def exit_code(self) -> ExitCode:
