@@ -42,6 +42,31 @@ _YARN = {
 }
 
 
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+    "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.5],
+    "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 9.0],
+}
+_PHI3_TOKENS = {"pad_token_id": None}
+_GPT2: Mapping[str, Any] = {
+    "hidden_size": 96,
+    "head_dim": None,
+    "num_key_value_heads": None,
+    "intermediate_size": None,
+    "rms_norm_eps": None,
+    "max_position_embeddings": 256,
+    "layer_norm_epsilon": 1e-5,
+}
+_GEMMA: Mapping[str, Any] = {"query_pre_attn_scalar": 20, "pad_token_id": None}
+_MOE: Mapping[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """What makes one checkpoint.
@@ -112,11 +137,78 @@ RECIPES: Mapping[str, Recipe] = {
     "mistral-yarn-factor": Recipe(
         family="mistral", config={"rope_parameters": {**_YARN, "attention_factor": 1.3}}
     ),
+    # Phi-3 checks longrope's divisors against hidden / heads: 96 / 4 = 24, of which 12 channels are rotated
+    "phi3": Recipe(family="phi3", config={"hidden_size": 96, "head_dim": None, **_PHI3_TOKENS}),
+    "phi3-longrope-partial-window": Recipe(
+        family="phi3",
+        config={
+            "hidden_size": 96,
+            "head_dim": None,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+            "sliding_window": 9,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": _LONGROPE,
+            **_PHI3_TOKENS,
+        },
+    ),
+    "gpt2": Recipe(family="gpt2", config=_GPT2, large_biases=True),
+    "gpt2-by-layer-upcast": Recipe(
+        family="gpt2",
+        config={
+            **_GPT2,
+            "scale_attn_by_inverse_layer_idx": True,
+            "reorder_and_upcast_attn": True,
+            "n_inner": 80,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma2": Recipe(family="gemma2", config={**_GEMMA, "attn_logit_softcapping": 3.0, "sliding_window": 5}),
+    "gemma2-biased-uncapped": Recipe(
+        family="gemma2",
+        config={
+            **_GEMMA,
+            "attention_bias": True,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "tie_word_embeddings": False,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "sliding_window": 4,
+        },
+    ),
+    "gemma3": Recipe(
+        family="gemma3_text",
+        config={
+            **_GEMMA,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
+    "gemma3-capped-pattern": Recipe(
+        family="gemma3_text",
+        config={**_GEMMA, "sliding_window": 4, "sliding_window_pattern": 2, "final_logit_softcapping": 2.0},
+    ),
+    "qwen3_moe": Recipe(family="qwen3_moe", config={**_MOE, "norm_topk_prob": True}),
+    "qwen3_moe-dense-layer-window": Recipe(
+        family="qwen3_moe",
+        config={
+            **_MOE,
+            "mlp_only_layers": [1],
+            "num_experts_per_tok": 3,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+        },
+    ),
     "mistral-linear": Recipe(family="mistral", config={"sliding_window": None, "rope_parameters": _LINEAR}),
 }
 """Every family, and every knob of its config that changes a formula."""
 
-FAMILIES = ("qwen2", "llama", "qwen3", "mistral")
+FAMILIES = ("qwen2", "llama", "qwen3", "mistral", "phi3", "gpt2", "gemma2", "gemma3", "qwen3_moe")
 """One plain recipe of each family."""
 
 
@@ -135,17 +227,21 @@ def make_checkpoint(directory: Path, name: str, dtype: torch.dtype = torch.float
 
 
 def _explicit_none(recipe: Recipe) -> dict[str, None]:
-    return {key: None for key, value in recipe.config.items() if value is None and key != "head_dim"}
+    """Return the keys that a recipe sets to nothing, but for those that its family's config does not know."""
+    unknown = {"head_dim", "num_key_value_heads", "intermediate_size", "rms_norm_eps"}
+    return {key: None for key, value in recipe.config.items() if value is None and key not in unknown}
 
 
 def _random(key: str, shape: torch.Size, generator: torch.Generator, large_biases: bool) -> torch.Tensor:
     values = torch.randn(shape, generator=generator)
-    if "norm" in key:
+    if ("norm" in key or ".ln_" in key) and not key.endswith("bias"):
         return 1 + 0.3 * values
-    scale = 0.5 if key.endswith("bias") or "embed" in key else shape[-1] ** -0.5
-    if large_biases and "_proj.bias" in key:
+    scale = 0.5 if key.endswith("bias") or "embed" in key or ".wte" in key else shape[-1] ** -0.5
+    if large_biases and "_proj.bias" in key and "model." in key:
         # A large k times a large q would leave nothing of the softmax but its maximum.
         scale = {"q_proj": 0.02, "k_proj": 250.0, "v_proj": 250.0}[key.split(".")[-2]]
+    if large_biases and "c_attn.bias" in key:  # q, k and v in one
+        return torch.cat([part * by for part, by in zip(values.chunk(3), (0.02, 250.0, 250.0), strict=True)])
     if large_biases and "q_proj.weight" in key:
         scale *= 0.02
     return scale * values

@@ -74,17 +74,17 @@ class Request:
         Whole-model stages are kept only where all layers run. With ``feeder`` the residual stream that
         enters the first layer comes first.
         """
-        wanted = [name for name in stages_of(geometry) if name in self.stages]
         keys: list[Key] = []
         if self.feeder and self.layers.start > 0:
             keys.append((self.layers.start - 1, "post_ffn_residual"))
         for layer in geometry.check_layers(self.layers):
-            for name in wanted:
+            for name in (name for name in stages_of(geometry, layer) if name in self.stages):
                 scope = STAGES[name].scope
                 if scope is Scope.LAYER or (scope is Scope.FIRST_LAYER and layer == 0):
                     keys.append((layer, name))
         if len(self.layers) == geometry.layers:
-            keys += [(None, name) for name in wanted if STAGES[name].scope is Scope.MODEL]
+            whole = (name for name in stages_of(geometry) if name in self.stages)
+            keys += [(None, name) for name in whole if STAGES[name].scope is Scope.MODEL]
         return tuple(keys)
 
     def check(self, geometry: Geometry) -> None:
@@ -105,6 +105,11 @@ class Request:
             raise TokensError(
                 f"token {outside[0]} is outside the vocabulary",
                 expected=f"ids from 0 to {geometry.vocab - 1}",
+            )
+        if geometry.positions and len(self.tokens) > geometry.positions:
+            raise TokensError(
+                f"{len(self.tokens)} tokens, and the model has learned {geometry.positions} positions",
+                expected=f"at most {geometry.positions} tokens",
             )
         if not self.keys(geometry):
             raise StageError(

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from apr_falsify.errors import AprFalsifyError, GeometryError, LayerRangeError, ModelError
+from apr_falsify.errors import AprFalsifyError, GeometryError, ModelError
 from apr_falsify.families import (
-    ACTIVATIONS,
     Family,
+    Positions,
     Presence,
+    ScoreScale,
     Window,
-    family,
     family_of_gguf,
     family_of_model_type,
 )
-from apr_falsify.reading import flag, items, mapping, number, read_json, text, whole
-from apr_falsify.rope import ROPE_KINDS, Rope, check_rope, rope_of_config, rope_of_gguf
+from apr_falsify.reading import flag, items, number, read_json, text, whole
+from apr_falsify.rope import ROPE_KINDS, Rope, local_ropes_of_config, rope_of_config, rope_of_gguf
+from apr_falsify.shape import MAX_LAYERS, Geometry
 
 __all__ = [
     "ROPE_KINDS",
@@ -29,155 +30,6 @@ __all__ = [
     "geometry_of_hf_dir",
     "read_config",
 ]
-
-# Far above any published model; below them a wrong file cannot ask for an absurd allocation.
-_LIMITS: Mapping[str, int] = {
-    "layers": 1024,
-    "hidden": 65_536,
-    "heads": 1024,
-    "kv_heads": 1024,
-    "head_dim": 4096,
-    "intermediate": 1 << 20,
-    "vocab": 1 << 22,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Geometry:
-    """The sizes and constants of one model.
-
-    Attributes:
-        family: name of its row in ``families.py``.
-        layers: number of decoder layers.
-        hidden: E, the width of the residual stream.
-        heads: H, query heads.
-        kv_heads: K, key/value heads; query head h reads h // (H / K).
-        head_dim: D.
-        intermediate: F, the width of the feed-forward block.
-        vocab: V.
-        norm_eps: epsilon of every norm.
-        rope: the rotary embedding.
-        activation: the feed-forward block's activation.
-        windows: per layer, how many keys back a token sees (itself included), ``None`` for all.
-        qkv_bias: whether q, k, v have a bias.
-        output_bias: whether the output projection has one.
-        mlp_bias: whether gate, up and down have one.
-        tied: whether the output head is the embedding table.
-
-    """
-
-    family: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-    norm_eps: float
-    rope: Rope
-    activation: str = "silu"
-    windows: tuple[int | None, ...] = ()
-    qkv_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    tied: bool = False
-
-    def __post_init__(self) -> None:
-        try:
-            _check_sizes(self)
-            if not self.windows:
-                object.__setattr__(self, "windows", (None,) * self.layers)
-            _check_constants(self)
-            check_rope(self.rope, self.head_dim)
-        except ValueError as error:
-            raise GeometryError(str(error)) from error
-
-    @property
-    def row(self) -> Family:
-        """The family's row."""
-        return family(self.family)
-
-    def dims(self, tokens: int) -> dict[str, int]:
-        """Return the size of each axis word of ``stages.py`` for a run of ``tokens`` tokens."""
-        return {
-            "tokens": tokens,
-            "hidden": self.hidden,
-            "heads": self.heads,
-            "q": self.heads * self.head_dim,
-            "kv": self.kv_heads * self.head_dim,
-            "qkv": (self.heads + 2 * self.kv_heads) * self.head_dim,
-            "ffn": self.intermediate,
-            "vocab": self.vocab,
-            "head_dim": self.head_dim,
-        }
-
-    def check_layers(self, layers: range) -> range:
-        """Return ``layers`` if the model has them all.
-
-        Raises:
-            LayerRangeError: it reaches beyond the first or the last layer.
-
-        """
-        if layers.start < 0 or layers.stop > self.layers:
-            raise LayerRangeError(
-                f"layers {layers.start}..{layers.stop} reach beyond the model",
-                expected=f"a range within 0..{self.layers}",
-                remedy=f"--layers {max(0, min(layers.start, self.layers - 1))}..{self.layers}",
-            )
-        return layers
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: object = None) -> Geometry:
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            GeometryError: a key is missing, unknown, or of another type.
-
-        """
-        try:
-            values = dict(mapping(data, "the geometry"))
-            rope = dict(mapping(values["rope"], "rope"))
-            rope["divisors"] = tuple(items(rope.get("divisors", []), "rope divisors"))
-            values["rope"] = Rope(**rope)
-            values["windows"] = tuple(items(values["windows"], "windows"))
-            return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
-            raise GeometryError(f"the geometry cannot be read: {error}", where=where) from error
-        except AprFalsifyError as error:
-            raise error.at(where) from None
-
-
-def _check_sizes(geometry: Geometry) -> None:
-    for name, limit in _LIMITS.items():
-        value = whole(getattr(geometry, name), name)
-        if not 1 <= value <= limit:
-            raise GeometryError(f"{name} is {value}", expected=f"a whole number from 1 to {limit}")
-    if geometry.heads % geometry.kv_heads:
-        raise GeometryError(f"{geometry.heads} query heads cannot share {geometry.kv_heads} kv heads evenly")
-    if geometry.head_dim % 2:
-        raise GeometryError(f"head_dim is {geometry.head_dim}", expected="an even number: RoPE turns pairs")
-
-
-def _check_constants(geometry: Geometry) -> None:
-    family(text(geometry.family, "the family"))
-    for name in ("qkv_bias", "output_bias", "mlp_bias", "tied"):
-        flag(getattr(geometry, name), name)
-    if len(geometry.windows) != geometry.layers:
-        raise GeometryError(f"{len(geometry.windows)} attention windows for {geometry.layers} layers")
-    for window in geometry.windows:
-        if window is not None and whole(window, "an attention window") < 1:
-            raise GeometryError(f"an attention window is {window}", expected="a whole number above 0")
-    if number(geometry.norm_eps, "norm_eps") < 0:
-        raise GeometryError(f"norm_eps is {geometry.norm_eps}", expected="a small number of at least 0")
-    if geometry.activation not in ACTIVATIONS:
-        raise GeometryError(
-            f"the activation {geometry.activation!r} has no formula here", expected=", ".join(ACTIVATIONS)
-        )
 
 
 def geometry_of_hf_dir(directory: Path) -> Geometry:
@@ -232,7 +84,7 @@ def geometry_of_config(config: Mapping[str, Any], where: object = None) -> Geome
     """
     try:
         row = family_of_model_type(text(config.get("model_type"), "model_type"), where)
-        return _geometry_of_config(row, {**row.config_defaults, **config})
+        return _geometry_of_config(row, _usual_names(row, config))
     except KeyError as error:
         raise GeometryError(f"config.json has no {error}", where=where) from error
     except ValueError as error:
@@ -245,32 +97,105 @@ def _geometry_of_config(row: Family, config: Mapping[str, Any]) -> Geometry:
     heads = whole(config["num_attention_heads"], "num_attention_heads")
     hidden = whole(config["hidden_size"], "hidden_size")
     kv_heads, head_dim = config.get("num_key_value_heads"), config.get("head_dim")
+    head_dim = hidden // max(heads, 1) if head_dim is None else whole(head_dim, "head_dim")
+    inner = config["intermediate_size"]
+    rope, local_rope = _ropes(row, config)
+    if config.get("use_bidirectional_attention"):
+        raise GeometryError("tokens attend to later ones", expected="a model with causal attention")
     return Geometry(
         family=row.name,
         layers=_layers(config["num_hidden_layers"]),
         hidden=hidden,
         heads=heads,
         kv_heads=heads if kv_heads is None else kv_heads,
-        head_dim=hidden // max(heads, 1) if head_dim is None else head_dim,
-        intermediate=config["intermediate_size"],
+        head_dim=head_dim,
+        intermediate=4 * hidden if inner is None and not row.gated else inner,
         vocab=config["vocab_size"],
         norm_eps=number(config["rms_norm_eps"], "rms_norm_eps"),
-        rope=rope_of_config(config),
+        rope=rope,
+        local_rope=local_rope,
         activation=config.get("hidden_act", "silu"),
         windows=_windows(row, config),
         qkv_bias=_present(row.qkv_bias, config, "attention_bias"),
         output_bias=_present(row.output_bias, config, "attention_bias"),
         mlp_bias=_present(row.mlp_bias, config, "mlp_bias"),
         tied=flag(config.get("tie_word_embeddings", False), "tie_word_embeddings"),
+        attn_scales=_attn_scales(row, config, head_dim),
+        attn_softcap=_softcap(row, config, "attn"),
+        final_softcap=_softcap(row, config, "final"),
+        embed_scale=math.sqrt(max(hidden, 1)) if row.embed_scaled else 1.0,
+        positions=config["max_position_embeddings"] if row.positions is Positions.LEARNED else 0,
+        **_mixture(row, config),
     )
+
+
+def _usual_names(row: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``config`` with the family's defaults, its own keys under their usual names too."""
+    values = {**row.config_defaults, **config}
+    values.update({usual: values[own] for usual, own in row.config_keys.items() if own in values})
+    if not row.gated:
+        values.setdefault("intermediate_size", None)
+    return values
+
+
+def _ropes(row: Family, config: Mapping[str, Any]) -> tuple[Rope, Rope | None]:
+    if row.positions is Positions.LEARNED:
+        return Rope(theta=1.0, kind="none"), None
+    if row.local_rope:
+        return local_ropes_of_config(config)
+    return rope_of_config(config, row.rope_aliases), None
+
+
+def _attn_scales(row: Family, config: Mapping[str, Any], head_dim: int) -> tuple[float, ...]:
+    layers = _layers(config["num_hidden_layers"])
+    if row.score_scale is ScoreScale.HEAD_DIM or head_dim < 1:
+        return ()
+    if row.score_scale is ScoreScale.QUERY_SCALAR:
+        scalar = number(config["query_pre_attn_scalar"], "query_pre_attn_scalar")
+        if scalar <= 0:
+            raise GeometryError(f"query_pre_attn_scalar is {scalar}", expected="a number above 0")
+        return (scalar**-0.5,) * layers
+    scale = head_dim**-0.5 if flag(config["scale_attn_weights"], "scale_attn_weights") else 1.0
+    key = "scale_attn_by_inverse_layer_idx"
+    if not flag(config.get(key, False), key):
+        return (scale,) * layers
+    return tuple(scale / (layer + 1) for layer in range(layers))
+
+
+def _softcap(row: Family, config: Mapping[str, Any], which: str) -> float | None:
+    key = f"{which}_logit_softcapping"
+    if which not in row.softcaps or config.get(key) is None:
+        return None
+    return number(config[key], key)
+
+
+def _mixture(row: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of mixtures of experts; every ``decoder_sparse_step``-th layer is one."""
+    experts = config.get("num_experts", config.get("num_local_experts"))
+    if not row.mixture or experts is None:
+        return {}
+    layers, experts = _layers(config["num_hidden_layers"]), whole(experts, "num_experts")
+    step = whole(config.get("decoder_sparse_step", 1), "decoder_sparse_step")
+    if step < 1:
+        raise GeometryError(f"decoder_sparse_step is {step}", expected="a whole number above 0")
+    dense = items(config.get("mlp_only_layers") or [], "mlp_only_layers")
+    return {
+        "experts": experts,
+        "experts_per_token": config["num_experts_per_tok"],
+        "moe_intermediate": config["moe_intermediate_size"],
+        "norm_topk_prob": config.get("norm_topk_prob", False),
+        "mixtures": tuple(
+            layer not in dense and experts > 0 and (layer + 1) % step == 0 for layer in range(layers)
+        ),
+    }
 
 
 def _layers(value: object) -> int:
     """Return the number of layers; checked here already, as rows per layer are made from it."""
     layers = whole(value, "num_hidden_layers")
-    if not 1 <= layers <= _LIMITS["layers"]:
+    if not 1 <= layers <= MAX_LAYERS:
         raise GeometryError(
-            f"num_hidden_layers is {layers}", expected=f"a whole number from 1 to {_LIMITS['layers']}"
+            f"num_hidden_layers is {layers}", expected=f"a whole number from 1 to {MAX_LAYERS}"
         )
     return layers
 
@@ -281,20 +206,31 @@ def _present(presence: Presence, config: Mapping[str, Any], key: str) -> bool:
     return presence is Presence.ALWAYS
 
 
+_FLAGGED = (Window.LAYER_TYPES, Window.FLAGGED)
+"""The windows that ``use_sliding_window`` switches."""
+
+
 def _windows(row: Family, config: Mapping[str, Any]) -> tuple[int | None, ...]:
     layers, size = _layers(config["num_hidden_layers"]), config.get("sliding_window")
     if row.window is Window.NONE or size is None:
         return (None,) * layers
-    size = whole(size, "sliding_window")
-    if row.window is Window.EVERY_LAYER:
-        return (size,) * layers
-    if not flag(config.get("use_sliding_window", False), "use_sliding_window"):
+    if row.window in _FLAGGED and not flag(config.get("use_sliding_window", False), "use_sliding_window"):
         return (None,) * layers
+    size = whole(size, "sliding_window")
+    if row.window in (Window.EVERY_LAYER, Window.FLAGGED):
+        return (size,) * layers
     kinds = config.get("layer_types")
-    if kinds is None:
-        full = whole(config.get("max_window_layers", layers), "max_window_layers")
-        return tuple(None if n < full else size for n in range(layers))
-    return tuple(size if _slides(kind) else None for kind in items(kinds, "layer_types"))
+    if kinds is not None:
+        return tuple(size if _slides(kind) else None for kind in items(kinds, "layer_types"))
+    if row.window is Window.PATTERN:
+        every = whole(_pattern(row, config), "sliding_window_pattern")
+        return tuple(None if every and (n + 1) % every == 0 else size for n in range(layers))
+    full = whole(config.get("max_window_layers", layers), "max_window_layers")
+    return tuple(None if n < full else size for n in range(layers))
+
+
+def _pattern(row: Family, config: Mapping[str, Any]) -> object:
+    return config.get("sliding_window_pattern", config.get("_sliding_window_pattern", row.window_pattern))
 
 
 def _slides(kind: object) -> bool:

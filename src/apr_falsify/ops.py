@@ -9,17 +9,44 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.errors import StageError
+from apr_falsify.families import Norm
 from apr_falsify.geometry import Geometry
-from apr_falsify.rope import Rope
-from apr_falsify.stages import LAYER_INPUT, STAGES, Scope
+from apr_falsify.mixture import as_experts, chosen_weights, mixture, routing, softmax
+from apr_falsify.rotation import rope_frequencies, rotate
+from apr_falsify.stages import LAYER_INPUT
 from apr_falsify.tensors import Tensor
 from apr_falsify.weights import Weights
+from apr_falsify.wiring import inputs_of, stages_of
+
+__all__ = [
+    "ACTIVATIONS",
+    "FORMULAS",
+    "Array",
+    "Inputs",
+    "ModelSite",
+    "Site",
+    "attention",
+    "attention_scores",
+    "attention_softmax",
+    "compute",
+    "embedding",
+    "inputs_of",
+    "layer_norm",
+    "linear",
+    "rms_norm",
+    "rope_frequencies",
+    "rotate",
+    "silu",
+    "softcap",
+    "stages_of",
+    "visible_keys",
+]
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -58,98 +85,28 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return np.asarray(x * scale * weight.astype(x.dtype, copy=False))
 
 
-def rope_frequencies(rope: Rope, head_dim: int) -> tuple[npt.NDArray[np.float64], float]:
-    """Return the angle per position of each rotary pair, [D/2], and the factor on cos and sin.
-
-    Su et al. 2021 for the plain rule; ``linear``: position interpolation (Chen et al. 2023); ``llama3``:
-    the wavelength bands of the Llama 3.1 release; ``yarn``: Peng et al. 2023, with its attention factor.
-    """
-    plain = rope.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    return _ROPE_RULES[rope.kind](plain, rope, head_dim)
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """Return ``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last axis (Ba et al. 2016)."""
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    scale = 1 / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + x.dtype.type(eps))
+    return np.asarray(centred * scale * weight.astype(x.dtype, copy=False) + bias.astype(x.dtype, copy=False))
 
 
-_Frequencies = npt.NDArray[np.float64]
+def softcap(x: Array, cap: float | None) -> Array:
+    """Return ``cap * tanh(x / cap)``, ``x`` itself without a cap (Bello et al. 2016; Gemma 2)."""
+    if cap is None:
+        return x
+    limit = x.dtype.type(cap)
+    return np.asarray(np.tanh(x / limit) * limit)
 
 
-def _rope_default(plain: _Frequencies, rope: Rope, head_dim: int) -> tuple[_Frequencies, float]:
-    return plain, 1.0
-
-
-def _rope_divided(plain: _Frequencies, rope: Rope, head_dim: int) -> tuple[_Frequencies, float]:
-    return plain / np.asarray(rope.divisors), 1.0
-
-
-def _rope_linear(plain: _Frequencies, rope: Rope, head_dim: int) -> tuple[_Frequencies, float]:
-    return plain / rope.parameters["factor"], 1.0
-
-
-def _rope_llama3(plain: _Frequencies, rope: Rope, head_dim: int) -> tuple[_Frequencies, float]:
-    """Slow pairs are divided by the factor, fast ones kept, those between blended by their wavelength."""
-    p = rope.parameters
-    context, low, high = p["original_max_position_embeddings"], p["low_freq_factor"], p["high_freq_factor"]
-    turns = context * plain / (2 * math.pi)
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return plain * (keep + (1 - keep) / p["factor"]), 1.0
-
-
-def _rope_yarn(plain: _Frequencies, rope: Rope, head_dim: int) -> tuple[_Frequencies, float]:
-    """Pairs that turn often within the trained context are kept, slow ones interpolated, a ramp between."""
-    p = rope.parameters
-    context = p["original_max_position_embeddings"]
-
-    def pair_that_turns(times: float) -> float:
-        return head_dim * math.log(context / (times * 2 * math.pi)) / (2 * math.log(rope.theta))
-
-    low, high = pair_that_turns(p.get("beta_fast") or 32.0), pair_that_turns(p.get("beta_slow") or 1.0)
-    if p.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    span = high - low or 0.001  # the published rule's way around a division by zero
-    interpolate = np.clip((np.arange(head_dim // 2) - low) / span, 0.0, 1.0)
-    return plain * (interpolate / p["factor"] + 1 - interpolate), _yarn_attention_factor(p)
-
-
-def _yarn_attention_factor(p: Mapping[str, float]) -> float:
-    def magnitude(weight: float) -> float:
-        return 1.0 if p["factor"] <= 1 else 0.1 * weight * math.log(p["factor"]) + 1.0
-
-    if p.get("attention_factor") is not None:
-        return p["attention_factor"]
-    if p.get("mscale") and p.get("mscale_all_dim"):
-        return magnitude(p["mscale"]) / magnitude(p["mscale_all_dim"])
-    return magnitude(1.0)
-
-
-_ROPE_RULES: Mapping[str, Callable[[_Frequencies, Rope, int], tuple[_Frequencies, float]]] = {
-    "default": _rope_default,
-    "divided": _rope_divided,
-    "linear": _rope_linear,
-    "llama3": _rope_llama3,
-    "yarn": _rope_yarn,
-}
-
-
-def rotate(x: Array, rope: Rope, head_dim: int, first_position: int = 0) -> Array:
-    """Apply RoPE to ``x`` [S, heads * D], rotary pairs half-split.
-
-    Token s stands at position ``first_position`` + s.
-    """
-    frequencies, factor = rope_frequencies(rope, head_dim)
-    angles = np.outer(np.arange(first_position, first_position + len(x), dtype=np.float64), frequencies)
-    cos, sin = (np.asarray(f(angles) * factor, dtype=x.dtype)[:, None, :] for f in (np.cos, np.sin))
-    heads = x.reshape(len(x), -1, head_dim)
-    first, second = heads[..., : head_dim // 2], heads[..., head_dim // 2 :]
-    turned = np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
-    return turned.reshape(x.shape)
-
-
-def attention_scores(q: Array, k: Array, geometry: Geometry) -> Array:
-    """Return q.k / sqrt(D) before the mask: [H, S, S] from [S, H*D] and [S, K*D]."""
-    scale = q.dtype.type(1 / math.sqrt(geometry.head_dim))
+def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None = None) -> Array:
+    """Return scaled (and capped) q.k before the mask: [H, S, S] from [S, H*D] and [S, K*D]."""
+    scale = q.dtype.type(geometry.attn_scale_at(layer))
     queries, keys = _heads(q, geometry.head_dim), _heads(k, geometry.head_dim)
-    scores = queries @ _repeat_kv(keys, geometry).swapaxes(-1, -2)
+    scores = np.asarray(queries @ _repeat_kv(keys, geometry).swapaxes(-1, -2))
     scores *= scale
-    return np.asarray(scores)
+    return softcap(scores, geometry.attn_softcap)
 
 
 def attention_softmax(scores: Array, window: int | None) -> Array:
@@ -193,7 +150,17 @@ def silu(x: Array) -> Array:
         return np.asarray(x / (1 + np.exp(-x)))
 
 
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {"silu": silu}
+def gelu_tanh(x: Array) -> Array:
+    """Return ``x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))`` (Hendrycks & Gimpel 2016)."""
+    inner = x.dtype.type(math.sqrt(2 / math.pi)) * (x + x.dtype.type(0.044715) * x * x * x)
+    return np.asarray(x / 2 * (1 + np.tanh(inner)))
+
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "silu": silu,
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+}
 """The feed-forward activations, by the name that config.json uses."""
 
 
@@ -220,6 +187,9 @@ class Site(Protocol):
 
     def embed(self) -> Array:
         """Return the rows of the embedding table for ``tokens``: [S, E]."""
+
+    def positions(self) -> Array:
+        """Return the learned rows of the tokens' positions: [S, E]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,9 +228,20 @@ class ModelSite:
         """Return the rows of the embedding table for ``tokens``, in the format to compute in."""
         return embedding(self.tokens, self.weights.tensor("embed"), self.dtype)
 
+    def positions(self) -> Array:
+        """Return the learned rows of the tokens' positions, in the format to compute in."""
+        return embedding(range(len(self.tokens)), self.weights.tensor("positions"), self.dtype)
+
 
 def _norm(x: Array, role: str, site: Site) -> Array:
-    return rms_norm(x, site.vector(role), site.geometry.norm_eps)
+    geometry = site.geometry
+    if geometry.row.norm is Norm.LAYER:
+        return layer_norm(x, site.vector(role), site.vector(f"{role}_bias"), geometry.norm_eps)
+    return rms_norm(x, site.vector(role), geometry.norm_eps)
+
+
+def _post_normed(x: Array, role: str, site: Site) -> Array:
+    return _norm(x, role, site) if site.geometry.row.post_norms else x
 
 
 Inputs = Mapping[str, Array]
@@ -268,7 +249,10 @@ Inputs = Mapping[str, Array]
 
 
 def _embedding(inputs: Inputs, site: Site) -> Array:
-    return site.embed()
+    geometry, rows = site.geometry, site.embed()
+    if geometry.embed_scale != 1.0:
+        rows = rows * rows.dtype.type(geometry.embed_scale)
+    return rows + site.positions() if geometry.positions else rows
 
 
 def _qkv_matmul(inputs: Inputs, site: Site) -> Array:
@@ -286,7 +270,7 @@ def _rotated(inputs: Inputs, site: Site, role: str) -> Array:
     if geometry.row.qk_norm:
         heads = x.reshape(len(x), -1, geometry.head_dim)
         x = _norm(heads, f"{role}_norm", site).reshape(x.shape)
-    return rotate(x, geometry.rope, geometry.head_dim)
+    return rotate(x, geometry.rope_at(site.layer), geometry.head_dim)
 
 
 def _columns(role: str, geometry: Geometry) -> tuple[int, int]:
@@ -303,6 +287,48 @@ def _activation(inputs: Inputs, site: Site) -> Array:
     return ACTIVATIONS[site.geometry.activation](inputs["ffn_gate"])
 
 
+def _attn_out(inputs: Inputs, site: Site) -> Array:
+    return _post_normed(
+        site.project(inputs["attention"], "o", site.geometry.output_bias), "attn_post_norm", site
+    )
+
+
+def _ffn_out(inputs: Inputs, site: Site) -> Array:
+    x = inputs["ffn_swigl"]
+    if site.geometry.is_mixture(site.layer):
+        chosen, weights = routing(site.project(x, "router"), site.geometry)
+        return mixture(x, chosen, weights, partial(_expert, site))
+    return _post_normed(site.project(x, "down", site.geometry.mlp_bias), "ffn_post_norm", site)
+
+
+def _lm_head(inputs: Inputs, site: Site) -> Array:
+    logits = site.project(inputs["final_norm"][..., -1, :], "lm_head")
+    return softcap(logits, site.geometry.final_softcap)
+
+
+def _expert(site: Site, x: Array, expert: int) -> Array:
+    gate, up = (site.project(x, f"{role}.{expert}") for role in ("expert_gate", "expert_up"))
+    return site.project(ACTIVATIONS[site.geometry.activation](gate) * up, f"expert_down.{expert}")
+
+
+def _moe_router_indices(inputs: Inputs, site: Site) -> Array:
+    last = inputs["ffn_norm"][-1:]
+    chosen, _ = routing(site.project(last, "router"), site.geometry)
+    return np.asarray(chosen[0], dtype=last.dtype)
+
+
+def _moe_router(inputs: Inputs, site: Site) -> Array:
+    probabilities = softmax(site.project(inputs["ffn_norm"][-1:], "router"))
+    chosen = as_experts(inputs["moe_router_indices"], site.geometry)
+    return np.asarray(chosen_weights(probabilities, chosen[None], site.geometry)[0])
+
+
+def _moe_ffn_out(inputs: Inputs, site: Site) -> Array:
+    chosen, weights = as_experts(inputs["moe_router_indices"], site.geometry), inputs["moe_router"]
+    last = mixture(inputs["ffn_norm"][-1:], chosen[None], weights[None], partial(_expert, site))
+    return np.asarray(last[0])
+
+
 FORMULAS: Mapping[str, Callable[[Inputs, Site], Array]] = {
     "embedding": _embedding,
     "attn_norm": lambda inputs, site: _norm(inputs[LAYER_INPUT], "attn_norm", site),
@@ -311,52 +337,26 @@ FORMULAS: Mapping[str, Callable[[Inputs, Site], Array]] = {
     "q_post_rope": lambda inputs, site: _rotated(inputs, site, "q"),
     "k_post_rope": lambda inputs, site: _rotated(inputs, site, "k"),
     "attn_scores": lambda inputs, site: attention_scores(
-        inputs["q_post_rope"], inputs["k_post_rope"], site.geometry
+        inputs["q_post_rope"], inputs["k_post_rope"], site.geometry, site.layer
     ),
     "attn_softmax": _attn_softmax,
     "attention": lambda inputs, site: attention(inputs["attn_softmax"], inputs["qkv_bias"], site.geometry),
-    "attn_out": lambda inputs, site: site.project(inputs["attention"], "o", site.geometry.output_bias),
+    "attn_out": _attn_out,
     "post_attn_residual": lambda inputs, site: inputs[LAYER_INPUT] + inputs["attn_out"],
     "ffn_norm": lambda inputs, site: _norm(inputs["post_attn_residual"], "ffn_norm", site),
     "ffn_gate": lambda inputs, site: site.project(inputs["ffn_norm"], "gate", site.geometry.mlp_bias),
     "ffn_up": lambda inputs, site: site.project(inputs["ffn_norm"], "up", site.geometry.mlp_bias),
     "ffn_silu": _activation,
     "ffn_swigl": lambda inputs, site: inputs["ffn_silu"] * inputs["ffn_up"],
-    "ffn_out": lambda inputs, site: site.project(inputs["ffn_swigl"], "down", site.geometry.mlp_bias),
+    "ffn_out": _ffn_out,
     "post_ffn_residual": lambda inputs, site: inputs["post_attn_residual"] + inputs["ffn_out"],
     "final_norm": lambda inputs, site: _norm(inputs["post_ffn_residual"], "final_norm", site),
-    "lm_head": lambda inputs, site: site.project(inputs["final_norm"][..., -1, :], "lm_head"),
+    "moe_router": _moe_router,
+    "moe_ffn_out": _moe_ffn_out,
+    "moe_router_indices": _moe_router_indices,
+    "lm_head": _lm_head,
 }
-"""Stage -> its formula. A stage without a row has none yet (the mixture-of-experts stages)."""
-
-
-def stages_of(geometry: Geometry) -> tuple[str, ...]:
-    """Return the stages that a model of this geometry has, in forward order.
-
-    A bias-free model has no ``qkv_bias``; only mixture-of-experts families have the ``moe_`` stages.
-    """
-    absent = set() if geometry.qkv_bias else {"qkv_bias"}
-    return tuple(name for name in STAGES if name in FORMULAS and name not in absent)
-
-
-def inputs_of(name: str, geometry: Geometry, layer: int | None) -> dict[str, tuple[int | None, str]]:
-    """Return what stage ``name`` is computed from: input name -> the (layer, stage) that supplies it.
-
-    A stage that the model does not have is stood in for by what it would have been computed from.
-    """
-    present = stages_of(geometry)
-    if name not in present:
-        raise StageError(f"a {geometry.row.title} model of this geometry has no stage {name}")
-    sources: dict[str, tuple[int | None, str]] = {}
-    for source in STAGES[name].inputs:
-        if source == LAYER_INPUT:
-            assert layer is not None
-            sources[source] = (0, "embedding") if layer == 0 else (layer - 1, "post_ffn_residual")
-        elif STAGES[name].scope is Scope.MODEL and STAGES[source].per_layer:
-            sources[source] = (geometry.layers - 1, source)
-        else:
-            sources[source] = (layer, source if source in present else STAGES[source].inputs[0])
-    return sources
+"""Stage -> its formula."""
 
 
 def compute(name: str, inputs: Inputs, site: Site) -> Array:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apr_falsify.errors import GeometryError
-from apr_falsify.reading import mapping, number, text
+from apr_falsify.reading import items, mapping, number, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,9 +16,11 @@ class Rope:
 
     Attributes:
         theta: the base.
-        kind: ``default``, ``linear``, ``llama3``, ``yarn`` or ``divided``.
+        kind: ``default``, ``linear``, ``llama3``, ``yarn``, ``longrope``, ``divided`` or ``none``.
         parameters: the rule's own parameters (``factor``, ``beta_fast`` ...).
-        divisors: for ``divided``: what each pair's frequency is divided by (GGUF's ``rope_freqs``).
+        divisors: for ``divided``: what each pair's frequency is divided by (GGUF's ``rope_freqs``); for
+            ``longrope``: the same for runs within the original context.
+        long_divisors: for ``longrope``: the same for longer runs.
 
     """
 
@@ -26,6 +28,16 @@ class Rope:
     kind: str = "default"
     parameters: Mapping[str, float] = field(default_factory=dict)
     divisors: tuple[float, ...] = ()
+    long_divisors: tuple[float, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """The share of each head's channels that is rotated, the first ones."""
+        return self.parameters.get("partial_rotary_factor", 1.0)
+
+    def width(self, head_dim: int) -> int:
+        """Return how many of a head's ``head_dim`` channels are rotated."""
+        return int(head_dim * self.share)
 
 
 ROPE_KINDS: Mapping[str, tuple[str, ...]] = {
@@ -33,9 +45,14 @@ ROPE_KINDS: Mapping[str, tuple[str, ...]] = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": ("factor", "original_max_position_embeddings"),
     "divided": (),
+    "none": (),
 }
-"""The rotary scaling rules that have a formula here, and the parameters each cannot do without."""
+"""The rotary scaling rules that have a formula here, and the parameters each cannot do without.
+
+``none`` rotates nothing; no config names it.
+"""
 
 _DEFAULT_THETA = 10_000.0  # what transformers and llama.cpp take where a model names none
 
@@ -48,6 +65,8 @@ def check_rope(rope: Rope, head_dim: int) -> None:
         ValueError: a value of the wrong type.
 
     """
+    if not isinstance(rope, Rope):
+        raise GeometryError(f"the rotary embedding is {rope!r}", expected="a rule and its parameters")
     if number(rope.theta, "rope theta") <= 0:
         raise GeometryError(f"rope theta is {rope.theta}", expected="a number above 0")
     required = ROPE_KINDS.get(text(rope.kind, "the rope scaling"))
@@ -68,13 +87,10 @@ def _check_values(rope: Rope, values: Mapping[str, float]) -> None:
     for name in ROPE_KINDS[rope.kind]:
         if values[name] <= 0:
             raise GeometryError(f"the rope parameter {name} is {values[name]}", expected="a number above 0")
-    if values.get("partial_rotary_factor", 1.0) != 1.0:
-        raise GeometryError(
-            f"only a share of {values['partial_rotary_factor']} of each head is rotated",
-            expected="a model that rotates whole heads; there is no formula for others here",
-        )
     if rope.kind == "llama3" and values["low_freq_factor"] >= values["high_freq_factor"]:
         raise GeometryError("low_freq_factor is not below high_freq_factor")
+    if rope.kind == "longrope" and values["original_max_position_embeddings"] <= 1:
+        raise GeometryError("the original context is a single token", expected="at least 2 tokens")
     if rope.kind == "yarn":
         _check_yarn(rope.theta, values)
 
@@ -88,17 +104,50 @@ def _check_yarn(theta: float, values: Mapping[str, float]) -> None:
 
 
 def _check_divisors(rope: Rope, head_dim: int) -> None:
-    if rope.kind == "divided" and len(rope.divisors) != head_dim // 2:
-        raise GeometryError(f"{len(rope.divisors)} rope divisors for {head_dim // 2} pairs")
-    if any(number(value, "a rope divisor") <= 0 for value in rope.divisors):
+    width = rope.width(head_dim)
+    if not 2 <= width <= head_dim or width % 2:
+        raise GeometryError(
+            f"{width} of {head_dim} channels of a head are rotated",
+            expected="an even number: RoPE turns pairs",
+        )
+    wanted = {"divided": (rope.divisors,), "longrope": (rope.divisors, rope.long_divisors)}
+    for divisors in wanted.get(rope.kind, ()):
+        if len(divisors) != width // 2:
+            raise GeometryError(f"{len(divisors)} rope divisors for {width // 2} pairs")
+    if any(number(value, "a rope divisor") <= 0 for value in (*rope.divisors, *rope.long_divisors)):
         raise GeometryError("a rope divisor is not above 0")
 
 
-def rope_of_config(config: Mapping[str, Any]) -> Rope:
+def local_ropes_of_config(config: Mapping[str, Any]) -> tuple[Rope, Rope]:
+    """Return the rotary embeddings of layers without and with a window, where a family has two.
+
+    ``rope_parameters`` by layer type, as transformers 5 saves them, or the older ``rope_scaling`` and
+    ``rope_theta`` (without a window) and ``rope_local_base_freq`` (with one).
+
+    Raises:
+        GeometryError: a rule without a formula here.
+        ValueError: a value of the wrong type.
+
+    """
+    nested = mapping(config.get("rope_parameters") or {}, "the rope parameters")
+    full = dict(mapping(nested.get("full_attention") or {}, "the rope parameters"))
+    full.update(mapping(config.get("rope_scaling") or {}, "the rope scaling"))
+    local = dict(mapping(nested.get("sliding_attention") or {}, "the rope parameters"))
+    full.setdefault("rope_theta", config["rope_theta"])
+    local.setdefault("rope_theta", config["rope_local_base_freq"])
+    rest = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_parameters")}
+    return rope_of_config({**rest, "rope_scaling": full}), rope_of_config({**rest, "rope_scaling": local})
+
+
+def rope_of_config(config: Mapping[str, Any], aliases: Mapping[str, str] | None = None) -> Rope:
     """Return the rotary embedding that a config.json describes.
 
     Where a value stands in more than one place, transformers' order decides: ``rope_scaling`` before
     ``rope_parameters``, and within them before the top level.
+
+    Args:
+        config: the config.
+        aliases: the family's own words for scaling rules.
 
     Raises:
         GeometryError: parameters by layer type.
@@ -110,6 +159,9 @@ def rope_of_config(config: Mapping[str, Any]) -> Rope:
         raise GeometryError("the rope parameters differ by layer type; there is no formula for that here")
     theta = scaling.get("rope_theta", config.get("rope_theta", _DEFAULT_THETA))
     kind = text(scaling.get("rope_type", scaling.get("type", "default")), "rope_type")
+    kind = (aliases or {}).get(kind, kind)
+    if kind in ("divided", "none"):
+        raise GeometryError(f"rope scaling {kind!r} has no formula here", expected=", ".join(ROPE_KINDS))
     parameters = {
         key: float(value) if isinstance(value, bool) else number(value, f"the rope parameter {key}")
         for key, value in scaling.items()
@@ -117,9 +169,26 @@ def rope_of_config(config: Mapping[str, Any]) -> Rope:
     }
     if "partial_rotary_factor" in config:
         parameters.setdefault("partial_rotary_factor", number(config["partial_rotary_factor"], "its factor"))
-    if kind in ("yarn", "llama3"):
+    if kind in ("yarn", "llama3", "longrope"):
         _complete_context(parameters, config)
-    return Rope(theta=number(theta, "rope_theta"), kind=kind, parameters=parameters)
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
+    if kind == "longrope":
+        short, long = (_factors(scaling, name) for name in ("short_factor", "long_factor"))
+        if "factor" not in parameters:
+            longest = number(config["max_position_embeddings"], "max_position_embeddings")
+            parameters["factor"] = longest / max(parameters["original_max_position_embeddings"], 1)
+    return Rope(
+        theta=number(theta, "rope_theta"),
+        kind=kind,
+        parameters=parameters,
+        divisors=short,
+        long_divisors=long,
+    )
+
+
+def _factors(scaling: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    return tuple(number(value, name) for value in items(scaling[name], name))
 
 
 def _complete_context(parameters: dict[str, float], config: Mapping[str, Any]) -> None:

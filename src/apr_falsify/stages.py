@@ -99,7 +99,7 @@ STAGES: Mapping[str, Stage] = _table(
         name="attn_scores",
         axes=("heads", "tokens", "tokens"),
         inputs=("q_post_rope", "k_post_rope"),
-        what="scaled q.k before the mask",
+        what="scaled q.k before the mask, past the soft-cap where there is one",
     ),
     Stage(
         name="attn_softmax",
@@ -145,10 +145,15 @@ STAGES: Mapping[str, Stage] = _table(
     Stage(
         name="moe_router",
         axes=("chosen_experts",),
-        inputs=("ffn_norm",),
+        inputs=("ffn_norm", "moe_router_indices"),
         what="last token's weights of the chosen experts",
     ),
-    Stage(name="moe_ffn_out", axes=("hidden",), inputs=("ffn_norm",), what="last token's mixture output"),
+    Stage(
+        name="moe_ffn_out",
+        axes=("hidden",),
+        inputs=("ffn_norm", "moe_router", "moe_router_indices"),
+        what="last token's mixture output",
+    ),
     Stage(
         name="moe_router_indices",
         axes=("chosen_experts",),
@@ -166,7 +171,7 @@ STAGES: Mapping[str, Stage] = _table(
         name="lm_head",
         axes=("vocab",),
         inputs=("final_norm",),
-        what="last token's logits",
+        what="last token's logits, past the soft-cap where there is one",
         scope=Scope.MODEL,
     ),
 )

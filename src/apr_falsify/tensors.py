@@ -159,6 +159,78 @@ class DeinterleavedTensor:
         return np.swapaxes(pairs, 1, 2).reshape(heads.shape)[start - first : stop - first]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsOfTensor:
+    """Some rows of a tensor in which several roles lie one below the other."""
+
+    base: Tensor
+    start: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """The whole tensor's name in the file."""
+        return self.base.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of these rows; what lies beyond the whole tensor is not counted."""
+        held = max(0, min(self.count, self.base.shape[0] - self.start))
+        return (held, *self.base.shape[1:])
+
+    @property
+    def type(self) -> str:
+        """The number format it is stored in."""
+        return self.base.type
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Return rows ``start`` to ``stop`` of these."""
+        stop = min(stop, self.shape[0])
+        return self.base.rows(self.start + min(start, stop), self.start + stop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffsetTensor:
+    """A norm's weight that is stored less a constant: 1 + w, computed in f32 as transformers does."""
+
+    base: Tensor
+    offset: float
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        return self.base.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.base.shape
+
+    @property
+    def type(self) -> str:
+        """The number format it is stored in."""
+        return self.base.type
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Return the values as they are multiplied with."""
+        values = self.base.rows(start, stop)
+        return np.asarray(values + values.dtype.type(self.offset))
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """Return a tensor that is stored [in, out] as [out, in], without a copy.
+
+    Raises:
+        ModelError: a tensor of blocks, which cannot be read across them.
+
+    """
+    if isinstance(tensor, UnreadableTensor):
+        return UnreadableTensor(name=tensor.name, type=tensor.type, shape=tensor.shape[::-1])
+    if not isinstance(tensor, PlainTensor):
+        raise ModelError(f"tensor {tensor.name} of type {tensor.type} cannot be read transposed")
+    return PlainTensor(name=tensor.name, type=tensor.type, data=tensor.data.T)
+
+
 _MINIMUM_AT: Mapping[str, int] = {"q4_1": 2, "q5_1": 2}
 """Types whose blocks of 32 start with an f16 scale and an f16 minimum -> the minimum's first byte."""
 

@@ -1,7 +1,8 @@
 """Named weights of a model, read on demand: safetensors and GGUF, one view of both.
 
-A weight is asked for by role (``q``, ``down``, ``final_norm`` ... of ``families.py``) and layer and is
-always given as the forward pass uses it: [out, in], rotary pairs half-split, whatever the file holds.
+A weight is asked for by role (``q``, ``down``, ``final_norm`` ... of ``names.py``) and layer and is always
+given as the forward pass uses it: [out, in], rotary pairs half-split, q apart from k and v, a norm's weight
+as it is multiplied with, whatever the file holds. Expert e's weights are in the roles ``expert_up.e`` ...
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from apr_falsify.tensors import (
     SAFETENSORS_TYPES,
     DeinterleavedTensor,
     FloatArray,
+    OffsetTensor,
     PlainTensor,
     QuantisedTensor,
+    RowsOfTensor,
     Tensor,
     UnreadableTensor,
+    transposed,
 )
 
 __all__ = [
@@ -54,6 +58,8 @@ class Weights:
         tensors: name -> tensor.
         interleaved: whether q and k are stored as interleaved rotary pairs.
         where: the file or directory, for messages.
+        of_checkpoint: whether the tensors are as HuggingFace checkpoints have them, where a family's own
+            differ from the use (transposed, norms less an offset); GGUF stores them as they are used.
 
     """
 
@@ -62,14 +68,31 @@ class Weights:
     tensors: Mapping[str, Tensor]
     interleaved: bool
     where: Path
+    of_checkpoint: bool = True
 
     def find(self, role: str, layer: int | None = None) -> Tensor | None:
         """Return the tensor in ``role``, ``None`` where the file has none (a tied head is the embedding)."""
         if role == "lm_head" and self.geometry.tied:
             role = "embed"
-        name = self.names[role].format(n=layer)
-        tensor = self.tensors.get(name)
-        if tensor is not None and self.interleaved and role in ("q", "k", "q_bias", "k_bias"):
+        tensor = self.tensors.get(self._name(role, layer))
+        return None if tensor is None else self._as_used(tensor, role.partition(".")[0])
+
+    def _name(self, role: str, layer: int | None) -> str:
+        kind, _, expert = role.partition(".")
+        return self.names[kind].format(n=layer, e=expert)
+
+    def _as_used(self, tensor: Tensor, role: str) -> Tensor:
+        row = self.geometry.row
+        if self.of_checkpoint and role in row.transposed:
+            tensor = transposed(tensor)
+        if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
+            tensor = OffsetTensor(base=tensor, offset=row.norm_offset)
+        for group in row.fused:
+            if role in group:
+                heights = {each: self._shape(each)[0] for each in group}
+                start = sum(heights[each] for each in group[: group.index(role)])
+                tensor = RowsOfTensor(base=tensor, start=start, count=heights[role])
+        if self.interleaved and role in ("q", "k", "q_bias", "k_bias"):
             return DeinterleavedTensor(base=tensor, head_dim=self.geometry.head_dim)
         return tensor
 
@@ -82,9 +105,8 @@ class Weights:
         """
         tensor = self.find(role, layer)
         if tensor is None:
-            name = self.names[role].format(n=layer)
             raise ModelError(
-                f"the tensor {name} is missing",
+                f"the tensor {self._name(role, layer)} is missing",
                 where=self.where,
                 remedy="download the model again; it is incomplete",
             )
@@ -104,12 +126,14 @@ class Weights:
 
     def _shape(self, role: str) -> tuple[int, ...]:
         dims = self.geometry.dims(tokens=1)
-        return tuple(dims.get(axis, self.geometry.head_dim) for axis in ROLE_AXES[role])
+        return tuple(dims.get(axis, self.geometry.head_dim) for axis in ROLE_AXES[role.partition(".")[0]])
 
 
 ROLE_AXES: Mapping[str, tuple[str, ...]] = {
     "embed": ("vocab", "hidden"),
+    "positions": ("positions", "hidden"),
     "attn_norm": ("hidden",),
+    "attn_norm_bias": ("hidden",),
     "q": ("q", "hidden"),
     "k": ("kv", "hidden"),
     "v": ("kv", "hidden"),
@@ -120,14 +144,22 @@ ROLE_AXES: Mapping[str, tuple[str, ...]] = {
     "k_norm": ("head_dim",),
     "o": ("hidden", "q"),
     "o_bias": ("hidden",),
+    "attn_post_norm": ("hidden",),
     "ffn_norm": ("hidden",),
+    "ffn_norm_bias": ("hidden",),
     "gate": ("ffn", "hidden"),
     "gate_bias": ("ffn",),
     "up": ("ffn", "hidden"),
     "up_bias": ("ffn",),
     "down": ("hidden", "ffn"),
     "down_bias": ("hidden",),
+    "ffn_post_norm": ("hidden",),
+    "router": ("experts", "hidden"),
+    "expert_gate": ("expert_ffn", "hidden"),
+    "expert_up": ("expert_ffn", "hidden"),
+    "expert_down": ("hidden", "expert_ffn"),
     "final_norm": ("hidden",),
+    "final_norm_bias": ("hidden",),
     "lm_head": ("vocab", "hidden"),
 }
 """The shape of each role's tensor, in the axis words of ``stages.py``."""
@@ -185,9 +217,21 @@ def _open_hf_dir(directory: Path) -> Model:
                 raise ModelError(f"tensor {tensor.name} is there twice", where=file)
             tensors[tensor.name] = tensor
     weights = Weights(
-        geometry=geometry, names=geometry.row.weights, tensors=tensors, interleaved=False, where=directory
+        geometry=geometry,
+        names=_names_in(tensors, geometry.row.weights),
+        tensors=tensors,
+        interleaved=False,
+        where=directory,
     )
     return Model(path=directory, format="safetensors", geometry=geometry, weights=weights, files=files)
+
+
+def _names_in(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Mapping[str, str]:
+    """Return ``names`` as this checkpoint has them: one of the base model alone leaves its prefix out."""
+    prefix, _, bare = names["embed"].partition(".")
+    if names["embed"] in tensors or bare not in tensors:
+        return names
+    return {role: name.removeprefix(f"{prefix}.") for role, name in names.items()}
 
 
 def safetensors_files(directory: Path) -> tuple[Path, ...]:
@@ -288,6 +332,7 @@ def _open_gguf(path: Path) -> Model:
         tensors=tensors,
         interleaved=row.gguf_interleaved,
         where=path,
+        of_checkpoint=False,
     )
     return Model(path=path, format="gguf", geometry=geometry, weights=weights, files=(path,))
 

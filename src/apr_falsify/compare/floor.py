@@ -20,16 +20,21 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.families import Norm
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import rope_frequencies
 
 F64 = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating[Any]]
 
 UNIT = 2.0**-24
 """The unit roundoff of f32, in which sums are done."""
 
 TINY = 2.0**-126
 """The smallest normal f32: below it a runtime may flush to zero."""
+
+_SATURATED = 1 - 2.0**-48
+"""The share of a soft-cap from which tanh cannot be undone; the slope is 0 there."""
 
 FEW = 4.0
 """Roundings of a library function (exp, sqrt, division) and of the operations around it."""
@@ -63,6 +68,13 @@ class NoisySite(Protocol):
     @property
     def noise(self) -> list[F64]:
         """Per projection of the stage: the variance of its sums, in squared unit roundoffs."""
+
+    @property
+    def outputs(self) -> list[F64]:
+        """Per projection of a stage that goes on from there: what it gave."""
+
+    def vector(self, role: str) -> Array:
+        """Return the one-dimensional weight in ``role``."""
 
 
 Ins = Mapping[str, Known]
@@ -120,40 +132,107 @@ def norm_variance(y: F64, width: int, store: float) -> F64:
     return _sq(y * relative) + _stored(y, store, 2)
 
 
-def _norm(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    (known,) = ins.values()
+def _norm_of(role: str) -> Callable[[Ins, F64, NoisySite, float], F64]:
+    """Return the variance of the norm whose weight is in ``role``."""
+
+    def variance(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+        (known,) = ins.values()
+        kinds: Mapping[Norm, Callable[[], F64]] = {
+            Norm.RMS: lambda: _rms_normed(known.value, y, known.sigma, store),
+            Norm.LAYER: lambda: _layer_normed(known, y, site.vector(role), site.geometry.norm_eps, store),
+        }
+        return kinds[site.geometry.row.norm]()
+
+    return variance
+
+
+def _rms_normed(x: F64, y: F64, sigma: F64 | None, store: float) -> F64:
     own = norm_variance(y, y.shape[-1], store)
-    if known.sigma is None:
+    if sigma is None:
         return own
     with np.errstate(divide="ignore", invalid="ignore"):
-        slope = np.where(known.value != 0, np.abs(y / known.value), 0.0)
-    return np.asarray(own + _sq(slope * known.sigma))
+        slope = np.where(x != 0, np.abs(y / x), 0.0)
+    return np.asarray(own + _sq(slope * sigma))
+
+
+def _layer_normed(known: Known, y: F64, weight: Array, eps: float, store: float) -> F64:
+    """Count what the subtraction of the mean leaves of the roundings of mean and values."""
+    x, width = known.value, y.shape[-1]
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    slope = np.abs(weight) / np.sqrt(np.mean(_sq(centred), axis=-1, keepdims=True) + eps)
+    mean = np.sqrt(np.mean(_sq(x), axis=-1, keepdims=True)) * (math.sqrt(width) / 6 + 1)
+    subtracted = (_sq(mean) + _sq(x)) * UNIT**2 + _var(known)
+    return np.asarray(
+        norm_variance(y, width, store) + norm_variance(slope * centred, width, 0) + _sq(slope) * subtracted
+    )
 
 
 def _projection(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     noise = np.concatenate(site.noise, axis=-1)
+    return projected(noise, y, store)
+
+
+def projected(noise: F64, y: F64, store: float) -> F64:
+    """Return the variance of a projection's result ``y``, given that of its sums in squared roundoffs."""
     return np.asarray(noise * UNIT**2 + _stored(y, max(store, UNIT), 2))
+
+
+def _then_norm(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+    """Count a projection, and the norm that it passes where the family has one there."""
+    if not site.geometry.row.post_norms:
+        return _projection(ins, y, site, store)
+    (x,) = site.outputs
+    return _rms_normed(x, y, np.sqrt(_projection(ins, x, site, store)), store)
+
+
+def _lm_head(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+    return _capped(y, site.geometry.final_softcap, store, lambda x: _projection(ins, x, site, store))
+
+
+def _capped(y: F64, cap: float | None, store: float, variance_of: Callable[[F64], F64]) -> F64:
+    """Count what ``cap * tanh(x / cap)`` leaves of the rounding of x, and its own three roundings."""
+    if cap is None:
+        return variance_of(y)
+    share = np.clip(y / cap, -_SATURATED, _SATURATED)
+    slope = 1 - _sq(share)
+    own = _stored(y, max(store, UNIT), 2 + FEW)
+    return np.asarray(_sq(slope) * variance_of(cap * np.arctanh(share)) + own)
+
+
+def started_at(bias: Array, terms: int, geometry: Geometry) -> F64:
+    """Return what sums of ``terms`` terms cost, in squared roundoffs, that start at the bias.
+
+    The weights of such families lie [in, out], and transformers multiplies them with ``addmm``: every partial
+    sum holds the bias.
+    """
+    return _sq(bias) * (terms / 3 if geometry.row.transposed else 0.0)
 
 
 def _qkv_bias(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     known = ins["qkv_matmul"]
-    return np.asarray(_var(known) + _stored(y, max(store, UNIT), 2) + _stored(known.value, store))
+    started = started_at(y - known.value, site.geometry.hidden, site.geometry) * UNIT**2
+    return np.asarray(started + _var(known) + _stored(y, max(store, UNIT), 2) + _stored(known.value, store))
 
 
 def _rope(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     """Count the rounding of cos, sin and products, and that of the angle, which grows with position."""
     geometry = site.geometry
-    frequencies, _ = rope_frequencies(geometry.rope, geometry.head_dim)
+    rope = geometry.rope_at(site.layer)
+    frequencies, _ = rope_frequencies(rope, geometry.head_dim, len(y))
     positions = np.arange(len(y), dtype=np.float64)[:, None]
     exponents = np.linspace(0, 1, len(frequencies), endpoint=False)
-    angle_error = positions * frequencies * (2 + math.log(max(geometry.rope.theta, 2.0)) * exponents)
-    pairs = y.reshape(len(y), -1, 2, geometry.head_dim // 2)
+    angle_error = positions * frequencies * (2 + math.log(max(rope.theta, 2.0)) * exponents)
+    heads, width = y.reshape(len(y), -1, geometry.head_dim), 2 * len(frequencies)
+    pairs = heads[..., :width].reshape(len(y), -1, 2, len(frequencies))
     radius = np.sqrt(np.sum(_sq(pairs), axis=2, keepdims=True))
     relative = _sq(UNIT * (angle_error[:, None, None, :] + 2)) + 2 * max(store, UNIT) ** 2
-    variance = np.broadcast_to(_sq(radius) * relative, pairs.shape)
+    variance = np.zeros_like(heads)
+    variance[..., :width] = np.broadcast_to(_sq(radius) * relative, pairs.shape).reshape(
+        *heads.shape[:2], width
+    )
     known = ins["qkv_bias"]
     if known.sigma is not None:
-        variance = variance + np.max(_sq(known.sigma), axis=-1)[:, None, None, None]
+        variance = variance + np.max(_sq(known.sigma), axis=-1)[:, None, None]
     return variance.reshape(y.shape)
 
 
@@ -167,29 +246,26 @@ def _rope_after_norm(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
 
 
 def _scores(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    geometry = site.geometry
+    geometry, scale = site.geometry, site.geometry.attn_scale_at(site.layer)
     q, k = (_heads(ins[name].value, geometry.head_dim) for name in ("q_post_rope", "k_post_rope"))
-    k = np.repeat(k, geometry.heads // geometry.kv_heads, axis=0)
-    own = _sq(q) @ (_sq(k) / geometry.head_dim).swapaxes(-1, -2)
-    own *= geometry.head_dim / 6 * UNIT**2  # as sum_variance, in place: each copy is the largest stage
-    own += np.square(y) * (geometry.head_dim / 9 * UNIT**2 + 2 * max(store, UNIT) ** 2 / 3)
-    carried = [
-        _carried(ins, "q_post_rope", geometry, lambda s: s @ _sq(k).swapaxes(-1, -2)),
-        _carried(
-            ins,
-            "k_post_rope",
-            geometry,
-            lambda s: _sq(q) @ np.repeat(s, geometry.heads // geometry.kv_heads, axis=0).swapaxes(-1, -2),
-        ),
-    ]
-    for variance in carried:
-        own += variance
-    return own
+    groups = geometry.heads // geometry.kv_heads
+    k = np.repeat(k, groups, axis=0)
+    carried: tuple[tuple[F64 | None, Callable[[F64], F64]], ...] = (
+        (ins["q_post_rope"].sigma, lambda s: s @ _sq(k).swapaxes(-1, -2)),
+        (ins["k_post_rope"].sigma, lambda s: _sq(q) @ np.repeat(s, groups, axis=0).swapaxes(-1, -2)),
+    )
+    per_term = geometry.head_dim * UNIT**2
 
+    def uncapped(x: F64) -> F64:
+        own = _sq(q) @ (_sq(k) * scale**2).swapaxes(-1, -2)
+        own *= per_term / 6  # as sum_variance, in place: each copy is the largest stage
+        own += np.square(x) * (per_term / 9 + 2 * max(store, UNIT) ** 2 / 3)
+        for sigma, through in carried:
+            if sigma is not None:
+                own += through(_sq(_heads(sigma, geometry.head_dim))) * scale**2
+        return own
 
-def _carried(ins: Ins, name: str, geometry: Geometry, through: Callable[[F64], F64]) -> F64 | float:
-    sigma = ins[name].sigma
-    return 0.0 if sigma is None else through(_sq(_heads(sigma, geometry.head_dim))) / geometry.head_dim
+    return _capped(y, geometry.attn_softcap, store, uncapped)
 
 
 def sum_variance(squares: F64, y: F64, terms: int) -> F64:
@@ -245,21 +321,46 @@ def _residual(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
 
 
 def _activation(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    """Count exp(-x): its relative error grows with x, and matters where the sigmoid is far from 1."""
     (known,) = ins.values()
-    own = _sq(y * UNIT * (np.abs(known.value) + FEW)) + _stored(y, store)
+    return activated(known, y, site.geometry.activation, store)
+
+
+def activated(known: Known, y: F64, activation: str, store: float) -> F64:
+    """Return the variance of an activation of ``known``."""
+    own = _sq(_ACTIVATION_ERRORS[activation](known.value, y, store)) + _stored(y, store)
     return np.asarray(own + 1.21 * _var(known))  # 1.1 bounds the slope of silu and gelu
 
 
+def _silu_error(x: F64, y: F64, store: float) -> F64:
+    """Count exp(-x): its relative error grows with x, and matters where the sigmoid is far from 1."""
+    return np.asarray(y * UNIT * (np.abs(x) + FEW))
+
+
+def _gelu_error(x: F64, y: F64, store: float) -> F64:
+    """Count 1 + tanh, of which little is left for negative x: an error of x, not of the result."""
+    return np.asarray(x * max(store, UNIT))
+
+
+_ACTIVATION_ERRORS: Mapping[str, Callable[[F64, F64, float], F64]] = {
+    "silu": _silu_error,
+    "gelu_new": _gelu_error,
+    "gelu_pytorch_tanh": _gelu_error,
+}
+
+
 def _product(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    left, right = ins["ffn_silu"], ins["ffn_up"]
+    return multiplied(ins["ffn_silu"], ins["ffn_up"], y, store)
+
+
+def multiplied(left: Known, right: Known, y: F64, store: float) -> F64:
+    """Return the variance of a product, element by element."""
     carried = _sq(right.value) * _var(left) + _sq(left.value) * _var(right)
     return np.asarray(carried + _stored(y, max(store, UNIT)))
 
 
 SIGMAS: Mapping[str, Callable[[Ins, F64, NoisySite, float], F64]] = {
     "embedding": _embedding,
-    "attn_norm": _norm,
+    "attn_norm": _norm_of("attn_norm"),
     "qkv_matmul": _projection,
     "qkv_bias": _qkv_bias,
     "q_post_rope": _rope_after_norm,
@@ -267,16 +368,16 @@ SIGMAS: Mapping[str, Callable[[Ins, F64, NoisySite, float], F64]] = {
     "attn_scores": _scores,
     "attn_softmax": _softmax,
     "attention": _attention,
-    "attn_out": _projection,
+    "attn_out": _then_norm,
     "post_attn_residual": _residual,
-    "ffn_norm": _norm,
+    "ffn_norm": _norm_of("ffn_norm"),
     "ffn_gate": _projection,
     "ffn_up": _projection,
     "ffn_silu": _activation,
     "ffn_swigl": _product,
-    "ffn_out": _projection,
+    "ffn_out": _then_norm,
     "post_ffn_residual": _residual,
-    "final_norm": _norm,
-    "lm_head": _projection,
+    "final_norm": _norm_of("final_norm"),
+    "lm_head": _lm_head,
 }
-"""Stage -> the variance of its rounding."""
+"""Stage -> the variance of its rounding; mixtures of experts are in ``compare.experts``."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.errors import TraceError
 from apr_falsify.geometry import Geometry
+from apr_falsify.ops import softcap
 from apr_falsify.stages import STAGES, Layout
 from apr_falsify.trace import StageArray
 
@@ -131,8 +132,8 @@ def _half_split(data: Array, name: str, geometry: Geometry, tokens: int) -> Arra
 
 
 def _scaled(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
-    """q.k -> q.k / sqrt(D), in f64: rounding here would be taken for the runtime's."""
-    return np.multiply(data, 1 / math.sqrt(geometry.head_dim), dtype=np.float64)
+    """q.k -> scaled q.k, in f64: rounding here would be taken for the runtime's."""
+    return softcap(np.multiply(data, geometry.attn_scale_at(None), dtype=np.float64), geometry.attn_softcap)
 
 
 def _without_padding(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:

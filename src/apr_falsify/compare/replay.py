@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import quantise
-from apr_falsify.compare.floor import UNIT, Known, rounding
+from apr_falsify.compare.experts import STAGES_OF_MIXTURE, replay_mixture
+from apr_falsify.compare.floor import TINY, UNIT, Known, rounding, started_at
 from apr_falsify.compare.layout import canonical
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array, compute, embedding, inputs_of
 from apr_falsify.rules import OPERATIONS, PLAIN, Operation, Rule
+from apr_falsify.shape import EXPERT_ROLES
 from apr_falsify.stages import STAGES, Layout
 from apr_falsify.tensors import Tensor, block_minima, has_block_minima
 from apr_falsify.trace import Key, Trace
@@ -70,9 +72,23 @@ PROJECTIONS: Mapping[str, tuple[str, ...]] = {
     "ffn_gate": ("gate",),
     "ffn_up": ("up",),
     "ffn_out": ("down",),
+    "moe_router_indices": ("router",),
+    "moe_router": ("router",),
+    "moe_ffn_out": EXPERT_ROLES,
     "lm_head": ("lm_head",),
 }
-"""Stage -> the roles of the weights it multiplies with."""
+"""Stage -> the roles of the weights it multiplies with; see :func:`roles_of` for mixtures."""
+
+
+def is_mixed(key: Key, geometry: Geometry) -> bool:
+    """Whether a stage is part of a mixture of experts."""
+    return key[1] in STAGES_OF_MIXTURE and geometry.is_mixture(key[0])
+
+
+def roles_of(key: Key, geometry: Geometry) -> tuple[str, ...]:
+    """Return the roles of the weights that a stage multiplies with; of a mixture, those of one expert."""
+    roles = EXPERT_ROLES if is_mixed(key, geometry) and key[1] == "ffn_out" else PROJECTIONS[key[1]]
+    return tuple(f"{role}.0" if role in EXPERT_ROLES else role for role in roles)
 
 
 RECOMPUTED: Mapping[str, tuple[str, ...]] = {"hf": ("qkv_matmul",)}
@@ -95,6 +111,7 @@ class ReplaySite:
         rules: what becomes of a projection's operand; more than one gives [rules, ...] results.
         input_sigma: the rounding that the stage's input carries already.
         noise: per projection: the variance of its sums, in squared unit roundoffs.
+        outputs: per projection that a norm follows within the stage: what it gave, plainly.
         types: per projection: the number format of its weights.
 
     """
@@ -106,6 +123,7 @@ class ReplaySite:
     rules: tuple[Rule, ...] = (PLAIN,)
     input_sigma: F64 | None = None
     noise: list[F64] = field(default_factory=list)
+    outputs: list[F64] = field(default_factory=list)
     types: list[str] = field(default_factory=list)
 
     def project(self, x: Array, role: str, biased: bool = False) -> Array:
@@ -118,8 +136,12 @@ class ReplaySite:
             if rule.block_sums and has_block_minima(tensor):
                 values[index] += _minimum_terms(x, tensor)
         if biased:
-            values += self.vector(f"{role}_bias")
+            bias = self.vector(f"{role}_bias")
+            values += bias
+            noise += started_at(bias, x.shape[-1], self.geometry)
         self.noise.append(noise)
+        if self.geometry.row.post_norms:
+            self.outputs.append(values[0])
         self.types.append(tensor.type)
         return values
 
@@ -130,6 +152,10 @@ class ReplaySite:
     def embed(self) -> Array:
         """Return the rows of the embedding table for ``tokens``."""
         return embedding(self.tokens, self.known_weights.tensor("embed"), np.float64)
+
+    def positions(self) -> Array:
+        """Return the learned rows of the tokens' positions."""
+        return embedding(range(len(self.tokens)), self.known_weights.tensor("positions"), np.float64)
 
     @property
     def known_weights(self) -> Weights:
@@ -223,7 +249,7 @@ class Replayer:
         """Return the number format of a projection's weights, ``""`` where that is not known."""
         if self.weights is None:
             return ""
-        roles = PROJECTIONS[key[1]]
+        roles = roles_of(key, self.trace.geometry)
         tensors = (self.weights.find(role, key[0]) for role in roles)
         return _common(tensor.type for tensor in tensors if tensor is not None)
 
@@ -276,6 +302,11 @@ class Replayer:
             rules=rules,
             input_sigma=next((known.sigma for known in inputs.values() if known.sigma is not None), None),
         )
+        if is_mixed(key, self.trace.geometry):
+            mixed, sigma = replay_mixture(name, inputs, site, rules, self.store)
+            return Replay(
+                values=mixed, sigma=sigma + TINY, composed=composed, weight_type=_common(site.types)
+            )
         plain = {role: known.value for role, known in inputs.items()}
         if operation is Operation.PROJECTION:
             values = compute(name, plain, site)

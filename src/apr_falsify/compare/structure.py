@@ -14,13 +14,29 @@ from apr_falsify.rope import Rope
 from apr_falsify.stages import STAGES, Scope
 from apr_falsify.trace import Key, Trace
 
-SHAPING = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab")
+SHAPING = (
+    "layers",
+    "hidden",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "intermediate",
+    "vocab",
+    "mixtures",
+    "experts_per_token",
+)
 """The sizes without which no stage can be compared."""
 
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     "rope": ("q_post_rope", "k_post_rope"),
     "norm_eps": ("attn_norm", "ffn_norm", "final_norm"),
     "activation": ("ffn_silu",),
+    "local_rope": ("q_post_rope", "k_post_rope"),
+    "attn_scales": ("attn_scores",),
+    "attn_softcap": ("attn_scores",),
+    "final_softcap": ("lm_head",),
+    "embed_scale": ("embedding",),
+    "norm_topk_prob": ("moe_router", "ffn_out"),
     "windows": ("attn_softmax",),
     "qkv_bias": ("qkv_bias",),
     "output_bias": ("attn_out",),
@@ -120,7 +136,7 @@ def status_of(key: Key, oracle: Trace, subject: Trace) -> Status:
     ours, theirs = key in oracle.stages, key in subject.stages
     if ours and theirs:
         return Status.COMPARED
-    if not ours and not theirs and key[1] not in stages_of(oracle.geometry):
+    if not ours and not theirs and key[1] not in stages_of(oracle.geometry, key[0]):
         return Status.NOT_APPLICABLE
     if ours or theirs:
         lacking = subject if ours else oracle
@@ -146,9 +162,8 @@ def _asked(key: Key, trace: Trace) -> bool:
 def consumers(keys: Iterable[Key], geometry: Geometry) -> dict[Key, list[Key]]:
     """Return, for each stage, those of ``keys`` that are computed from it."""
     fed: dict[Key, list[Key]] = {}
-    present = set(stages_of(geometry))
     for key in keys:
-        if key[1] in present:
+        if key[1] in stages_of(geometry, key[0]):
             for source in inputs_of(key[1], geometry, key[0]).values():
                 fed.setdefault(source, []).append(key)
     return fed

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.bisection import Finding, FindingType
+from apr_falsify.shape import EXPERT_ROLES
 from apr_falsify.tensors import Tensor
 from apr_falsify.weights import Weights
 
@@ -25,7 +26,9 @@ _ROWS = 1 << 20
 
 STAGE_OF_ROLE: Mapping[str, str] = {
     "embed": "embedding",
+    "positions": "embedding",
     "attn_norm": "attn_norm",
+    "attn_norm_bias": "attn_norm",
     "q": "qkv_matmul",
     "k": "qkv_matmul",
     "v": "qkv_matmul",
@@ -36,19 +39,27 @@ STAGE_OF_ROLE: Mapping[str, str] = {
     "k_norm": "k_post_rope",
     "o": "attn_out",
     "o_bias": "attn_out",
+    "attn_post_norm": "attn_out",
     "ffn_norm": "ffn_norm",
+    "ffn_norm_bias": "ffn_norm",
     "gate": "ffn_gate",
     "gate_bias": "ffn_gate",
     "up": "ffn_up",
     "up_bias": "ffn_up",
     "down": "ffn_out",
     "down_bias": "ffn_out",
+    "ffn_post_norm": "ffn_out",
+    "router": "moe_router_indices",
+    "expert_gate": "ffn_out",
+    "expert_up": "ffn_out",
+    "expert_down": "ffn_out",
     "final_norm": "final_norm",
+    "final_norm_bias": "final_norm",
     "lm_head": "lm_head",
 }
-"""Role -> the stage that uses the tensor."""
+"""Role -> the (first) stage that uses the tensor."""
 
-WHOLE_MODEL_ROLES = ("embed", "final_norm", "lm_head")
+WHOLE_MODEL_ROLES = ("embed", "positions", "final_norm", "final_norm_bias", "lm_head")
 
 PLAIN_ROUNDING: Mapping[str, float] = {"f64": 2.0**-24, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 """Plain format -> relative rounding."""
@@ -102,15 +113,25 @@ def weights_findings(oracle: Weights, subject: Weights, layers: Sequence[int]) -
 
     """
     places: list[tuple[str, int | None]] = [
-        (role, layer) for layer in layers for role in STAGE_OF_ROLE if role not in WHOLE_MODEL_ROLES
+        (each, layer)
+        for layer in layers
+        for role in STAGE_OF_ROLE
+        if role not in WHOLE_MODEL_ROLES
+        for each in _tensors_in(role, oracle)
     ]
     places += [(role, None) for role in WHOLE_MODEL_ROLES]
     findings = [_finding(oracle, subject, role, layer) for role, layer in places]
     return [finding for finding in findings if finding is not None]
 
 
+def _tensors_in(role: str, weights: Weights) -> list[str]:
+    """Return the roles of single tensors: one per expert, where the role is an expert's."""
+    return [f"{role}.{e}" for e in range(weights.geometry.experts)] if role in EXPERT_ROLES else [role]
+
+
 def _finding(oracle: Weights, subject: Weights, role: str, layer: int | None) -> Finding | None:
-    if role not in oracle.names or role not in subject.names:
+    kind = role.partition(".")[0]
+    if kind not in oracle.names or kind not in subject.names:
         return None
     ours, theirs = oracle.find(role, layer), subject.find(role, layer)
     if ours is None and theirs is None:
@@ -136,8 +157,8 @@ def _finding(oracle: Weights, subject: Weights, role: str, layer: int | None) ->
 def _weights_finding(role: str, layer: int | None, explanation: str, size: float) -> Finding:
     return Finding(
         type=FindingType.WEIGHTS,
-        layer=layer if role != "embed" else 0,
-        stages=(STAGE_OF_ROLE[role],),
+        layer=0 if STAGE_OF_ROLE[role.partition(".")[0]] == "embedding" else layer,
+        stages=(STAGE_OF_ROLE[role.partition(".")[0]],),
         size=size,
         explanation=explanation,
         advice="look at how the subject's file was converted",

@@ -20,7 +20,7 @@ _BLOCK_VALUES = 1 << 20
 """How many weights are decoded at once."""
 
 Site = tuple[str, int | None]
-"""A weight: its role of ``families.py`` and its layer."""
+"""A weight: its role of ``names.py`` and its layer."""
 
 
 def load_module(
@@ -38,14 +38,24 @@ def load_module(
     config = hf_config(model, layers)
     state = _state(model, weight_sites(model.geometry, layers, head), dtype)
     if layers < model.geometry.layers:
-        state[model.geometry.row.weights["final_norm"]] = torch.ones(model.geometry.hidden, dtype=dtype)
+        state.update(_stand_in_norm(model, dtype))
     classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING if head else transformers.MODEL_MAPPING
     with _no_progress_bar():
         module: torch.nn.Module = classes[type(config)].from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, attn_implementation="eager"
+            None, config=config, state_dict=state, dtype=dtype, **EAGER
         )
     _divide_rope(module, model.geometry)
     return module.to(device).eval()
+
+
+EAGER: Mapping[str, str] = {"attn_implementation": "eager", "experts_implementation": "eager"}
+"""What makes transformers compute by the formulas; its faster ways give other bits."""
+
+
+def _stand_in_norm(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    names = model.weights.names
+    roles = [role for role in ("final_norm", "final_norm_bias") if role in names]
+    return {names[role]: torch.ones(model.geometry.hidden, dtype=dtype) for role in roles}
 
 
 def weight_sites(geometry: Geometry, layers: int, head: bool) -> list[Site]:
@@ -57,24 +67,9 @@ def weight_sites(geometry: Geometry, layers: int, head: bool) -> list[Site]:
         head: whether the output head does.
 
     """
-    absent = _absent_roles(geometry)
-    whole = {"final_norm": layers == geometry.layers, "lm_head": head and not geometry.tied, "embed": True}
-    per_layer = [role for role in geometry.row.weights if role not in whole and role not in absent]
-    sites: list[Site] = [(role, None) for role, needed in whole.items() if needed]
-    return sites + [(role, layer) for layer in range(layers) for role in per_layer]
-
-
-def _absent_roles(geometry: Geometry) -> set[str]:
-    biases: Mapping[str, bool] = {
-        "q_bias": geometry.qkv_bias,
-        "k_bias": geometry.qkv_bias,
-        "v_bias": geometry.qkv_bias,
-        "o_bias": geometry.output_bias,
-        "gate_bias": geometry.mlp_bias,
-        "up_bias": geometry.mlp_bias,
-        "down_bias": geometry.mlp_bias,
-    }
-    return {role for role, present in biases.items() if not present}
+    needed = dict.fromkeys(("final_norm", "final_norm_bias"), layers == geometry.layers) | {"lm_head": head}
+    sites: list[Site] = [(role, None) for role in geometry.roles_at(None) if needed.get(role, True)]
+    return sites + [(role, layer) for layer in range(layers) for role in geometry.roles_at(layer)]
 
 
 def _state(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, torch.Tensor]:

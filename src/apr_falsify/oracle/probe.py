@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+from apr_falsify.geometry import Geometry
 from apr_falsify.oracle.libraries import attention_functions, torch
-from apr_falsify.oracle.taps import ATTENTION_MODULE, LAYER_TAPS, QKV_MODULES, End, Tap
+from apr_falsify.oracle.taps import Pick, attention_of, decoder_of, layer_of, module_of, qkv_modules, taps_of
 from apr_falsify.stages import ATTENTION_SUBSTAGES
 from apr_falsify.trace import Key
 
@@ -26,28 +27,31 @@ _numbers = itertools.count()
 
 
 @contextmanager
-def probed(module: torch.nn.Module, wanted: Collection[Key], emit: Emit) -> Iterator[None]:
+def probed(
+    module: torch.nn.Module, wanted: Collection[Key], emit: Emit, geometry: Geometry
+) -> Iterator[None]:
     """Hand every stage in ``wanted`` to ``emit`` while the block runs ``module`` on one sequence.
 
     Args:
         module: a decoder of transformers, with or without its output head, in eager attention.
         wanted: the stages; layers of which nothing is wanted are not touched.
         emit: called within the forward pass; what it raises ends the pass.
+        geometry: the model's geometry.
 
     """
-    decoder = module.get_submodule("model") if hasattr(module, "lm_head") else module
+    decoder = module.get_submodule(decoder_of(geometry)) if hasattr(module, "lm_head") else module
     names: dict[int, set[str]] = {}
     for layer, name in wanted:
         if layer is not None:
             names.setdefault(layer, set()).add(name)
     with ExitStack() as undo:
         for layer, here in names.items():
-            modules = dict(decoder.get_submodule(f"layers.{layer}").named_modules())
-            for path, hook in _layer_hooks(layer, here, emit):
+            modules = dict(decoder.get_submodule(layer_of(geometry, layer)).named_modules())
+            for path, hook in _layer_hooks(geometry, layer, here, emit):
                 _add_hook(undo, modules[path], hook)
-        for place, hook in _end_hooks(module, decoder, wanted, emit):
+        for place, hook in _end_hooks(module, decoder, geometry, wanted, emit):
             _add_hook(undo, place, hook)
-        _replace_attention(undo, decoder, names, emit)
+        _replace_attention(undo, decoder, geometry, names, emit)
         yield
 
 
@@ -55,68 +59,71 @@ def _add_hook(undo: ExitStack, module: torch.nn.Module, hook: _Hook) -> None:
     undo.callback(module.register_forward_hook(hook).remove)
 
 
-def _layer_hooks(layer: int, names: Collection[str], emit: Emit) -> Iterator[tuple[str, _Hook]]:
+def _layer_hooks(
+    geometry: Geometry, layer: int, names: Collection[str], emit: Emit
+) -> Iterator[tuple[str, _Hook]]:
     """Give the hooks of one layer, by the path of their module; a module's inputs go before its outputs."""
-    taps: dict[str, list[Tap]] = {}
-    for tap in LAYER_TAPS:
-        if tap.stage in names:
-            taps.setdefault(tap.module, []).append(tap)
+    taps: dict[str, list[tuple[Key, Pick]]] = {}
+    for stage, path, pick in taps_of(geometry, layer):
+        if stage in names:
+            taps.setdefault(path, []).append(((layer, stage), pick))
     for path, here in taps.items():
-        stages = tuple(((layer, tap.stage), tap.end is End.INPUT) for tap in here)
-        yield path, partial(_see_ends, emit, stages)
+        yield path, partial(_see, emit, tuple(here))
     if not {"qkv_matmul", "qkv_bias"}.isdisjoint(names):
-        projections = _Projections(layer, names, emit)
-        for path in QKV_MODULES:
+        paths = qkv_modules(geometry)
+        projections = _Projections(layer, names, emit, len(paths), "q" in geometry.row.transposed)
+        for path in paths:
             yield path, projections.see
 
 
-def _see_ends(
-    emit: Emit,
-    stages: tuple[tuple[Key, bool], ...],
-    module: torch.nn.Module,
-    args: tuple[torch.Tensor, ...],
-    output: torch.Tensor,
-) -> None:
-    for key, is_input in stages:
-        emit(key, (args[0] if is_input else output)[0])
+def _see(emit: Emit, stages: tuple[tuple[Key, Pick], ...], module: Any, args: Any, output: Any) -> None:
+    for key, pick in stages:
+        emit(key, pick(args, output))
 
 
 class _Projections:
     """Puts q, k and v of one layer together, without their biases and with them."""
 
-    def __init__(self, layer: int, names: Collection[str], emit: Emit) -> None:
+    def __init__(
+        self, layer: int, names: Collection[str], emit: Emit, modules: int, transposed: bool
+    ) -> None:
         self._emit = emit
+        self._modules = modules
+        self._transposed = transposed
         self._parts: dict[Key, list[torch.Tensor]] = {
             (layer, name): [] for name in ("qkv_matmul", "qkv_bias") if name in names
         }
 
     def see(self, module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         for key, parts in self._parts.items():
-            parts.append(_without_bias(module, args[0], output) if key[1] == "qkv_matmul" else output)
-            if len(parts) == len(QKV_MODULES):
-                self._emit(key, torch.cat(parts, dim=-1)[0])
+            plain = key[1] == "qkv_matmul" and module.bias is not None
+            parts.append(self._without_bias(module, args[0]) if plain else output)
+            if len(parts) == self._modules:
+                self._emit(key, (torch.cat(parts, dim=-1) if self._modules > 1 else parts[0])[0])
                 parts.clear()
 
-
-def _without_bias(module: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    if module.bias is None:
-        return output
-    # Output minus bias would lose the digits that a large bias has already cost.
-    return torch.nn.functional.linear(x, module.weight)
+    def _without_bias(self, module: Any, x: torch.Tensor) -> torch.Tensor:
+        # Output minus bias would lose the digits that a large bias has already cost.
+        weight = module.weight.T if self._transposed else module.weight
+        return torch.nn.functional.linear(x, weight)
 
 
 def _end_hooks(
-    module: torch.nn.Module, decoder: torch.nn.Module, wanted: Collection[Key], emit: Emit
+    module: torch.nn.Module,
+    decoder: torch.nn.Module,
+    geometry: Geometry,
+    wanted: Collection[Key],
+    emit: Emit,
 ) -> Iterator[tuple[torch.nn.Module, _Hook]]:
-    """Give the hooks before the first layer and after the last one."""
-    places: Mapping[Key, tuple[torch.nn.Module, str]] = {
-        (0, "embedding"): (decoder, "embed_tokens"),
-        (None, "final_norm"): (decoder, "norm"),
-        (None, "lm_head"): (module, "lm_head"),
+    """Give the hooks before the first layer and after the last one; logits are the whole model's output."""
+    embedding = geometry.row.embedding_module or module_of(geometry, "embed")
+    places: Mapping[Key, tuple[torch.nn.Module, str, _Hook]] = {
+        (0, "embedding"): (decoder, embedding, _see_rows),
+        (None, "final_norm"): (decoder, module_of(geometry, "final_norm"), _see_rows),
+        (None, "lm_head"): (module, "", _see_last_logits),
     }
-    for key, (owner, path) in places.items():
+    for key, (owner, path, see) in places.items():
         if key in wanted:
-            see = _see_last_row if key == (None, "lm_head") else _see_rows
             yield owner.get_submodule(path), partial(see, emit, key)
 
 
@@ -124,12 +131,16 @@ def _see_rows(emit: Emit, key: Key, module: Any, args: Any, output: torch.Tensor
     emit(key, output[0])
 
 
-def _see_last_row(emit: Emit, key: Key, module: Any, args: Any, output: torch.Tensor) -> None:
-    emit(key, output[0, -1].clone())  # a view would keep the logits of every token in memory
+def _see_last_logits(emit: Emit, key: Key, module: Any, args: Any, output: Any) -> None:
+    emit(key, output.logits[0, -1].clone())  # a view would keep the logits of every token in memory
 
 
 def _replace_attention(
-    undo: ExitStack, decoder: torch.nn.Module, names: Mapping[int, Collection[str]], emit: Emit
+    undo: ExitStack,
+    decoder: torch.nn.Module,
+    geometry: Geometry,
+    names: Mapping[int, Collection[str]],
+    emit: Emit,
 ) -> None:
     """Give the layers of which a sub-stage is wanted a config of their own that names an own function.
 
@@ -139,7 +150,7 @@ def _replace_attention(
     own = f"apr_falsify_{next(_numbers)}"
     copies: dict[int, Any] = {}
     for layer in dict.fromkeys(layer for layer, _ in wanted):
-        attention: Any = decoder.get_submodule(f"layers.{layer}.{ATTENTION_MODULE}")
+        attention: Any = decoder.get_submodule(f"{layer_of(geometry, layer)}.{attention_of(geometry)}")
         original = attention.config
         if id(original) not in copies:
             copies[id(original)] = copy.copy(original)
@@ -147,19 +158,21 @@ def _replace_attention(
         undo.callback(setattr, attention, "config", original)
         attention.config = copies[id(original)]
     if wanted:
-        attention_functions[own] = partial(_eager, frozenset(wanted), emit)
+        attention_functions[own] = partial(_eager, frozenset(wanted), emit, geometry.row.softmax_upcast)
         undo.callback(attention_functions.__delitem__, own)
 
 
 def _eager(
     wanted: frozenset[Key],
     emit: Emit,
+    upcast: bool,
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what transformers' ``eager_attention_forward`` does: q (1,H,S,D), k and v (1,K,S,D) after RoPE."""
@@ -168,16 +181,29 @@ def _eager(
         if (module.layer_idx, name) in wanted:
             emit((module.layer_idx, name), values[0])
 
-    groups = module.num_key_value_groups
+    groups = getattr(module, "num_key_value_groups", 1)
     see("q_post_rope", query.transpose(1, 2).flatten(2))
     see("k_post_rope", key.transpose(1, 2).flatten(2))
-    scores = torch.matmul(query, _repeat_kv(key, groups).transpose(2, 3)) * scaling
+    scores = _scores(module, query, _repeat_kv(key, groups), scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     see("attn_scores", scores)
     masked = scores if mask is None else scores + mask
-    weights = torch.nn.functional.softmax(masked, dim=-1, dtype=torch.float32).to(query.dtype)
+    wide = torch.float32 if upcast else None
+    weights = torch.nn.functional.softmax(masked, dim=-1, dtype=wide).to(value.dtype)
     see("attn_softmax", weights)
     mixed = torch.matmul(weights, _repeat_kv(value, groups))
     return mixed.transpose(1, 2).contiguous(), weights
+
+
+def _scores(module: Any, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    if not getattr(module, "reorder_and_upcast_attn", False):
+        return torch.matmul(query, key.transpose(2, 3)) * scaling
+    # GPT-2's own way, which it takes only where the attention is called "eager".
+    q, k = query.flatten(0, 1).float(), key.flatten(0, 1).transpose(-1, -2).float()
+    empty = torch.empty(len(q), q.shape[1], q.shape[1], dtype=torch.float32, device=q.device)
+    scores: torch.Tensor = torch.baddbmm(empty, q, k, beta=0, alpha=scaling)
+    return scores.reshape(*query.shape[:3], -1)
 
 
 def _repeat_kv(heads: torch.Tensor, groups: int) -> torch.Tensor:

@@ -88,7 +88,7 @@ class Oracle:
                 logits.append(array)
             sink.add(key, array)
 
-        with probed(self.module, request.keys(geometry), emit):
+        with probed(self.module, request.keys(geometry), emit, geometry):
             self.run(request.tokens)
         provenance = self._provenance(request, logits[0] if logits else None)
         return sink.finish(provenance=provenance, geometry=geometry, tokens=request.tokens)
@@ -125,7 +125,8 @@ def _argmax(model: Model, token: int) -> dict[str, Any]:
 
 
 def to_numpy(values: torch.Tensor) -> FloatArray:
-    """Return ``values`` on the CPU as f32 or f64; f16 and bf16 widen exactly, the others are not copied."""
+    """Return ``values`` on the CPU as f32 or f64; f16, bf16 and indices are widened exactly."""
     host = values.detach().cpu()
-    array: FloatArray = (host.float() if host.dtype.itemsize < 4 else host).numpy()
+    exact = host.dtype in (torch.float32, torch.float64)
+    array: FloatArray = (host if exact else host.float()).numpy()
     return array

@@ -90,6 +90,14 @@ def nearest_tokens(
     return ids, np.where(np.isfinite(best), best, np.nan)
 
 
+def _without_positions(target: Target, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Take the learned rows of positions off, where the family adds them to the tokens' own."""
+    if target.model is None or not target.model.geometry.positions:
+        return rows
+    learned = target.model.weights.tensor("positions").rows(0, len(rows))
+    return np.asarray(rows - learned[: len(rows)])
+
+
 def _unit(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     values = rows.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -110,6 +118,7 @@ def verify_tokens(target: Target, rows: npt.NDArray[Any] | None, tokens: tuple[i
     table = _embedding_table(target)
     if table is None or rows is None:
         return False
+    rows = _without_positions(target, rows)
     ids, best = nearest_tokens(rows, table)
     claimed = np.stack([table.rows(token, token + 1)[0] for token in tokens])
     own = np.sum(_unit(rows) * _unit(claimed), axis=1)

@@ -18,6 +18,7 @@ from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite, arithmetic_named
 from apr_falsify.trace import Key, Provenance, Trace, utc_now
 from apr_falsify.weights import Model, open_model
+from apr_falsify.wiring import in_order_of_computation
 
 Step = Callable[[Key, Inputs, RuntimeSite], Array]
 """Computes one stage at one place from its inputs."""
@@ -78,11 +79,11 @@ def capture(
 
 def forward_order(model: Model, request: Request) -> list[Key]:
     """Return every stage that must run to reach the last requested one, in order."""
-    names = stages_of(model.geometry)
     order: list[Key] = [(0, "embedding")]
     for layer in range(request.layers.stop):
+        names = in_order_of_computation(stages_of(model.geometry, layer))
         order += [(layer, name) for name in names if STAGES[name].scope is Scope.LAYER]
-    order += [(None, name) for name in names if STAGES[name].scope is Scope.MODEL]
+    order += [(None, name) for name in stages_of(model.geometry) if STAGES[name].scope is Scope.MODEL]
     wanted = set(request.keys(model.geometry))
     return order[: 1 + max(index for index, key in enumerate(order) if key in wanted)]
 

@@ -101,6 +101,10 @@ class RuntimeSite:
         """Return the rows of the embedding table for ``tokens``."""
         return self.model.embed()
 
+    def positions(self) -> Array:
+        """Return the learned rows of the tokens' positions."""
+        return self.model.positions()
+
     def run(self, name: str, inputs: Inputs) -> Array:
         """Compute stage ``name`` here from ``inputs`` and round it to the arithmetic's format."""
         held = _operands(self, name, dict(inputs))

@@ -12,6 +12,7 @@ import transformers
 from apr_falsify.capture import MemorySink
 from apr_falsify.oracle.capture import capture, forward, load
 from apr_falsify.oracle.libraries import attention_functions, dtype_named
+from apr_falsify.oracle.loading import EAGER
 from apr_falsify.oracle.probe import probed
 from apr_falsify.oracle.run import Oracle, to_numpy
 from apr_falsify.stages import ATTENTION_SUBSTAGES, STAGES
@@ -24,9 +25,7 @@ from tests.unit.oracle.requests import request_for
 
 def plain_logits(model: Model, tokens: tuple[int, ...], dtype: str) -> torch.Tensor:
     """Return the logits [S, V] of the model as transformers loads and runs it, nothing of ours between."""
-    plain = transformers.AutoModelForCausalLM.from_pretrained(
-        model.path, dtype=dtype_named(dtype), attn_implementation="eager"
-    )
+    plain = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype_named(dtype), **EAGER)
     with torch.no_grad():
         logits: torch.Tensor = plain(torch.tensor([tokens]), use_cache=False).logits[0]
     return logits
@@ -47,7 +46,7 @@ def test_logits_are_byte_identical_to_the_plain_eager_forward(
     plain = plain_logits(model, request.tokens, dtype)
     oracle = load(model, dtype=dtype)
 
-    with probed(oracle.module, request.keys(model.geometry), lambda key, values: None):
+    with probed(oracle.module, request.keys(model.geometry), lambda key, values: None, model.geometry):
         probed_logits = oracle.run(request.tokens).logits[0]
     trace = oracle.capture(request, MemorySink())
 
@@ -56,6 +55,20 @@ def test_logits_are_byte_identical_to_the_plain_eager_forward(
     assert trace.provenance.argmax is not None
     assert trace.provenance.argmax["id"] == int(plain[-1].argmax())
     assert trace.tokens == request.tokens
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-by-layer-upcast"])
+def test_a_long_prompt_shows_in_which_format_gpt2_computes_its_softmax(
+    name: str, dtype: str, checkpoint: OpenCheckpoint
+) -> None:
+    model = checkpoint(name)
+    request = request_for(model, tokens=230)
+    plain = plain_logits(model, request.tokens, dtype)
+    oracle = load(model, dtype=dtype)
+
+    with probed(oracle.module, request.keys(model.geometry), lambda key, values: None, model.geometry):
+        assert bits(oracle.run(request.tokens).logits[0]) == bits(plain)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -123,7 +136,7 @@ def test_layers_that_are_not_asked_for_are_not_touched(checkpoint: OpenCheckpoin
     request = request_for(model, layers=range(1, 2))
     layers = oracle.module.get_submodule("model.layers")
 
-    with probed(oracle.module, request.keys(model.geometry), lambda key, values: None):
+    with probed(oracle.module, request.keys(model.geometry), lambda key, values: None, model.geometry):
         own = [layer.self_attn.config is not oracle.module.config for layer in layers]
         hooked = [any(module._forward_hooks for module in layer.modules()) for layer in layers]
 
@@ -143,7 +156,18 @@ def test_only_the_layers_up_to_the_last_one_are_loaded_and_no_head(checkpoint: O
     assert set(trace.stages) == {key for key in request.keys(model.geometry) if key[0] == 1}
 
 
-@pytest.mark.parametrize("name", ["qwen2-tied-yarn-window", "mistral"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen2-tied-yarn-window",
+        "mistral",
+        "phi3-longrope-partial-window",
+        "gpt2",
+        "gemma2",
+        "gemma3",
+        "qwen3_moe-dense-layer-window",
+    ],
+)
 def test_a_layer_is_the_same_whether_or_not_the_rest_is_loaded(name: str, checkpoint: OpenCheckpoint) -> None:
     model = checkpoint(name)
     part = capture(model, request_for(model, layers=range(1, 2)), MemorySink())
@@ -160,7 +184,7 @@ def test_without_the_attention_substages_the_others_stay_bit_for_bit(checkpoint:
     oracle = load(model)
     request = request_for(model, stages=stages)
 
-    with probed(oracle.module, request.keys(model.geometry), lambda key, values: None):
+    with probed(oracle.module, request.keys(model.geometry), lambda key, values: None, model.geometry):
         layers = oracle.module.get_submodule("model.layers")
         assert all(layer.self_attn.config is oracle.module.config for layer in layers)
     part = oracle.capture(request, MemorySink())

@@ -50,19 +50,54 @@ def test_every_stage_agrees_with_the_embedded_runtime(
     assert set(oracle.stages) == set(subject.stages)
     dims = model.geometry.dims(tokens)
     for (_, stage), array in oracle.stages.items():
-        assert array.data.dtype == np.float64
+        upcast = name == "gpt2-by-layer-upcast" and stage == "attn_scores"  # to f32, as the config asks for
+        assert array.data.dtype == (np.float32 if upcast or stage == "moe_router_indices" else np.float64)
         assert array.data.shape == canonical_shape(stage, dims)
     too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= TOLERANCE}
     assert not too_far
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2-tied-yarn-window", "qwen3-biased-yarn-window", "llama"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mistral",
+        "qwen2-tied-yarn-window",
+        "qwen3-biased-yarn-window",
+        "llama",
+        "phi3",
+        "gpt2",
+        "gemma2",
+        "gemma3",
+        "qwen3_moe-dense-layer-window",
+    ],
+)
 def test_a_prompt_much_longer_than_the_window_agrees(name: str, checkpoint: OpenCheckpoint) -> None:
     model = checkpoint(name)
     oracle, subject = both(model, 70)
 
     too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= TOLERANCE}
     assert not too_far
+
+
+def test_longrope_divides_by_other_numbers_beyond_the_original_context(checkpoint: OpenCheckpoint) -> None:
+    model = checkpoint("phi3-longrope-partial-window")
+    context = int(model.geometry.rope.parameters["original_max_position_embeddings"])
+    within, beyond = (both(model, tokens) for tokens in (context, context + 1))
+
+    for oracle, subject in (within, beyond):
+        assert max(differences(oracle, subject).values()) <= TOLERANCE
+    turned = [oracle.stages[0, "k_post_rope"].data for oracle, _ in (within, beyond)]
+    half = [model.geometry.head_dim // 2, model.geometry.head_dim]
+    assert all(
+        np.array_equal(k[:, half[0] : half[1]], _keys(t)[:, half[0] : half[1]])
+        for k, t in zip(turned, (within[0], beyond[0]), strict=True)
+    )
+
+
+def _keys(trace: Trace) -> np.ndarray:
+    g = trace.geometry
+    first = g.heads * g.head_dim
+    return trace.stages[0, "qkv_matmul"].data[:, first : first + g.kv_heads * g.head_dim]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +107,12 @@ def test_a_prompt_much_longer_than_the_window_agrees(name: str, checkpoint: Open
         ("qwen2-tied-yarn-window", [False, True, True]),
         ("qwen3-biased-yarn-window", [True, False, True]),
         ("mistral-linear", [False, False, False]),
+        ("phi3-longrope-partial-window", [True, True, True]),
+        ("gemma2", [True, False, True]),
+        ("gemma3", [True, False, True]),
+        ("gemma3-capped-pattern", [True, False, True]),
+        ("qwen3_moe", [False, False, False]),
+        ("qwen3_moe-dense-layer-window", [True, True, True]),
     ],
 )
 def test_the_window_is_on_the_layers_that_the_config_names(

@@ -9,6 +9,7 @@ import transformers
 
 from apr_falsify.capture import MemorySink
 from apr_falsify.oracle.capture import capture, load
+from apr_falsify.oracle.loading import EAGER
 from apr_falsify.stages import STAGES
 from apr_falsify.trace import Trace
 from apr_falsify.weights import Model
@@ -19,7 +20,7 @@ from tests.unit.oracle.requests import request_for
 
 def reported(model: Model, tokens: tuple[int, ...]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return hidden states and attention weights as the plain model reports them."""
-    plain = transformers.AutoModelForCausalLM.from_pretrained(model.path, attn_implementation="eager")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(model.path, **EAGER)
     with torch.no_grad():
         out = plain(
             torch.tensor([tokens]), use_cache=False, output_hidden_states=True, output_attentions=True
@@ -51,11 +52,15 @@ def follows(trace: Trace, layer: int) -> dict[str, tuple[np.ndarray, np.ndarray]
     """Return pairs that must be equal to the last bit: each a single f32 operation of two others."""
     s = {name: trace.stages[layer, name].data for name in STAGES if (layer, name) in trace.stages}
     entered = trace.stages[(0, "embedding") if layer == 0 else (layer - 1, "post_ffn_residual")].data
-    return {
+    pairs = {
         "post_attn_residual": (s["post_attn_residual"], entered + s["attn_out"]),
         "post_ffn_residual": (s["post_ffn_residual"], s["post_attn_residual"] + s["ffn_out"]),
-        "ffn_swigl": (s["ffn_swigl"], s["ffn_silu"] * s["ffn_up"]),
     }
+    if "ffn_swigl" in s:
+        pairs["ffn_swigl"] = (s["ffn_swigl"], s["ffn_silu"] * s["ffn_up"])
+    if "moe_ffn_out" in s:
+        pairs["moe_ffn_out"] = (s["moe_ffn_out"], s["ffn_out"][-1])
+    return pairs
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,0 +1,105 @@
+"""How model families name their weights: role -> tensor name, ``{n}`` the layer, ``{e}`` the expert.
+
+Names are those of the published checkpoints of each family (transformers 5) and of the GGUF
+specification. Roles that share one name lie in one tensor, as ``families.py`` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_HF_LAYER = "model.layers.{n}."
+HF_DECODER: Mapping[str, str] = {
+    "embed": "model.embed_tokens.weight",
+    "attn_norm": _HF_LAYER + "input_layernorm.weight",
+    "q": _HF_LAYER + "self_attn.q_proj.weight",
+    "k": _HF_LAYER + "self_attn.k_proj.weight",
+    "v": _HF_LAYER + "self_attn.v_proj.weight",
+    "q_bias": _HF_LAYER + "self_attn.q_proj.bias",
+    "k_bias": _HF_LAYER + "self_attn.k_proj.bias",
+    "v_bias": _HF_LAYER + "self_attn.v_proj.bias",
+    "o": _HF_LAYER + "self_attn.o_proj.weight",
+    "o_bias": _HF_LAYER + "self_attn.o_proj.bias",
+    "ffn_norm": _HF_LAYER + "post_attention_layernorm.weight",
+    "gate": _HF_LAYER + "mlp.gate_proj.weight",
+    "gate_bias": _HF_LAYER + "mlp.gate_proj.bias",
+    "up": _HF_LAYER + "mlp.up_proj.weight",
+    "up_bias": _HF_LAYER + "mlp.up_proj.bias",
+    "down": _HF_LAYER + "mlp.down_proj.weight",
+    "down_bias": _HF_LAYER + "mlp.down_proj.bias",
+    "final_norm": "model.norm.weight",
+    "lm_head": "lm_head.weight",
+}
+HF_QK_NORM: Mapping[str, str] = {
+    "q_norm": _HF_LAYER + "self_attn.q_norm.weight",
+    "k_norm": _HF_LAYER + "self_attn.k_norm.weight",
+}
+GGUF_DECODER: Mapping[str, str] = {
+    "embed": "token_embd.weight",
+    "attn_norm": "blk.{n}.attn_norm.weight",
+    "q": "blk.{n}.attn_q.weight",
+    "k": "blk.{n}.attn_k.weight",
+    "v": "blk.{n}.attn_v.weight",
+    "q_bias": "blk.{n}.attn_q.bias",
+    "k_bias": "blk.{n}.attn_k.bias",
+    "v_bias": "blk.{n}.attn_v.bias",
+    "o": "blk.{n}.attn_output.weight",
+    "o_bias": "blk.{n}.attn_output.bias",
+    "ffn_norm": "blk.{n}.ffn_norm.weight",
+    "gate": "blk.{n}.ffn_gate.weight",
+    "gate_bias": "blk.{n}.ffn_gate.bias",
+    "up": "blk.{n}.ffn_up.weight",
+    "up_bias": "blk.{n}.ffn_up.bias",
+    "down": "blk.{n}.ffn_down.weight",
+    "down_bias": "blk.{n}.ffn_down.bias",
+    "final_norm": "output_norm.weight",
+    "lm_head": "output.weight",
+}
+GGUF_QK_NORM: Mapping[str, str] = {
+    "q_norm": "blk.{n}.attn_q_norm.weight",
+    "k_norm": "blk.{n}.attn_k_norm.weight",
+}
+
+_FUSED_QKV = _HF_LAYER + "self_attn.qkv_proj.weight"
+_FUSED_GATE_UP = _HF_LAYER + "mlp.gate_up_proj.weight"
+HF_PHI3: Mapping[str, str] = {
+    **{role: name for role, name in HF_DECODER.items() if not role.endswith("_bias")},
+    "q": _FUSED_QKV,
+    "k": _FUSED_QKV,
+    "v": _FUSED_QKV,
+    "gate": _FUSED_GATE_UP,
+    "up": _FUSED_GATE_UP,
+}
+MLP_BIASES = ("gate_bias", "up_bias", "down_bias")
+HF_GEMMA2: Mapping[str, str] = {
+    **{role: name for role, name in HF_DECODER.items() if role not in MLP_BIASES},
+    "attn_post_norm": _HF_LAYER + "post_attention_layernorm.weight",
+    "ffn_norm": _HF_LAYER + "pre_feedforward_layernorm.weight",
+    "ffn_post_norm": _HF_LAYER + "post_feedforward_layernorm.weight",
+}
+HF_MIXTURE: Mapping[str, str] = {
+    "router": _HF_LAYER + "mlp.gate.weight",
+    "expert_gate": _HF_LAYER + "mlp.experts.{e}.gate_proj.weight",
+    "expert_up": _HF_LAYER + "mlp.experts.{e}.up_proj.weight",
+    "expert_down": _HF_LAYER + "mlp.experts.{e}.down_proj.weight",
+}
+
+_GPT2_LAYER = "transformer.h.{n}."
+_GPT2_MODULES: Mapping[str, str] = {
+    "attn_norm": _GPT2_LAYER + "ln_1",
+    "q": _GPT2_LAYER + "attn.c_attn",
+    "k": _GPT2_LAYER + "attn.c_attn",
+    "v": _GPT2_LAYER + "attn.c_attn",
+    "o": _GPT2_LAYER + "attn.c_proj",
+    "ffn_norm": _GPT2_LAYER + "ln_2",
+    "up": _GPT2_LAYER + "mlp.c_fc",
+    "down": _GPT2_LAYER + "mlp.c_proj",
+    "final_norm": "transformer.ln_f",
+}
+HF_GPT2: Mapping[str, str] = {
+    "embed": "transformer.wte.weight",
+    "positions": "transformer.wpe.weight",
+    **{role: f"{module}.weight" for role, module in _GPT2_MODULES.items()},
+    **{f"{role}_bias": f"{module}.bias" for role, module in _GPT2_MODULES.items()},
+    "lm_head": "lm_head.weight",
+}

@@ -1,0 +1,305 @@
+"""The sizes and constants of one model, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from apr_falsify.errors import AprFalsifyError, GeometryError, LayerRangeError
+from apr_falsify.families import ACTIVATIONS, Family, Positions, family
+from apr_falsify.reading import flag, items, mapping, number, text, whole
+from apr_falsify.rope import Rope, check_rope
+
+# Far above any published model; below them a wrong file cannot ask for an absurd allocation.
+_LIMITS: Mapping[str, int] = {
+    "layers": 1024,
+    "hidden": 65_536,
+    "heads": 1024,
+    "kv_heads": 1024,
+    "head_dim": 4096,
+    "intermediate": 1 << 20,
+    "vocab": 1 << 22,
+}
+_OPTIONAL_LIMITS: Mapping[str, int] = {
+    "positions": 1 << 22,
+    "experts": 4096,
+    "experts_per_token": 4096,
+    "moe_intermediate": 1 << 20,
+}
+"""The same for sizes that are 0 in models without the thing."""
+
+MAX_LAYERS = _LIMITS["layers"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """The sizes and constants of one model.
+
+    Attributes:
+        family: name of its row in ``families.py``.
+        layers: number of decoder layers.
+        hidden: E, the width of the residual stream.
+        heads: H, query heads.
+        kv_heads: K, key/value heads; query head h reads h // (H / K).
+        head_dim: D.
+        intermediate: F, the width of the feed-forward block.
+        vocab: V.
+        norm_eps: epsilon of every norm.
+        rope: the rotary embedding; one that turns nothing where positions are learned.
+        local_rope: that of the layers with a window, where it is another one.
+        activation: the feed-forward block's activation.
+        windows: per layer, how many keys back a token sees (itself included), ``None`` for all.
+        qkv_bias: whether q, k, v have a bias.
+        output_bias: whether the output projection has one.
+        mlp_bias: whether gate, up and down have one.
+        tied: whether the output head is the embedding table.
+        attn_scales: per layer, what q.k is multiplied with; empty for 1 / sqrt(D).
+        attn_softcap: c where scores are c * tanh(score / c), ``None`` for no cap.
+        final_softcap: the same of the logits.
+        embed_scale: what embeddings are multiplied with.
+        positions: how many learned positions there are, 0 for none.
+        experts: X, the experts of a mixture, 0 for none.
+        experts_per_token: k, how many of them a token is given to.
+        moe_intermediate: the width of one expert.
+        norm_topk_prob: whether the weights of the chosen experts are made to sum to 1.
+        mixtures: per layer, whether its feed-forward block is a mixture of experts; empty for none.
+
+    """
+
+    family: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    norm_eps: float
+    rope: Rope
+    activation: str = "silu"
+    windows: tuple[int | None, ...] = ()
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    tied: bool = False
+    local_rope: Rope | None = None
+    attn_scales: tuple[float, ...] = ()
+    attn_softcap: float | None = None
+    final_softcap: float | None = None
+    embed_scale: float = 1.0
+    positions: int = 0
+    experts: int = 0
+    experts_per_token: int = 0
+    moe_intermediate: int = 0
+    norm_topk_prob: bool = False
+    mixtures: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            _check_sizes(self)
+            if not self.windows:
+                object.__setattr__(self, "windows", (None,) * self.layers)
+            _check_constants(self)
+            _check_ropes(self)
+            _check_optional(self)
+        except ValueError as error:
+            raise GeometryError(str(error)) from error
+
+    @property
+    def row(self) -> Family:
+        """The family's row."""
+        return family(self.family)
+
+    def dims(self, tokens: int) -> dict[str, int]:
+        """Return the size of each axis word of ``stages.py`` for a run of ``tokens`` tokens."""
+        dims = {
+            "tokens": tokens,
+            "hidden": self.hidden,
+            "heads": self.heads,
+            "q": self.heads * self.head_dim,
+            "kv": self.kv_heads * self.head_dim,
+            "qkv": (self.heads + 2 * self.kv_heads) * self.head_dim,
+            "ffn": self.intermediate,
+            "vocab": self.vocab,
+            "head_dim": self.head_dim,
+        }
+        if self.positions:
+            dims["positions"] = self.positions
+        if self.experts:
+            dims["experts"] = self.experts
+            dims["chosen_experts"] = self.experts_per_token
+            dims["expert_ffn"] = self.moe_intermediate
+        return dims
+
+    def rope_at(self, layer: int | None) -> Rope:
+        """Return the rotary embedding of ``layer``."""
+        local = self.local_rope is not None and layer is not None and self.windows[layer] is not None
+        return self.local_rope if local and self.local_rope is not None else self.rope
+
+    def attn_scale_at(self, layer: int | None) -> float:
+        """Return what q.k is multiplied with in ``layer``; where no layer is given, in the first."""
+        return self.attn_scales[layer or 0] if self.attn_scales else 1 / math.sqrt(self.head_dim)
+
+    def is_mixture(self, layer: int | None) -> bool:
+        """Whether the feed-forward block of ``layer`` is a mixture of experts."""
+        return layer is not None and bool(self.mixtures) and self.mixtures[layer]
+
+    def roles_at(self, layer: int | None) -> tuple[str, ...]:
+        """Return the roles of which ``layer`` (``None``: the whole model) has a tensor.
+
+        The tensors of expert e are in the roles ``expert_gate.e``, ``expert_up.e`` and ``expert_down.e``.
+        """
+        absent = set(_MLP_ROLES if self.is_mixture(layer) else _MIXTURE_ROLES)
+        for bias, present in _BIASED.items():
+            if not getattr(self, bias):
+                absent.update(present)
+        absent.update(("lm_head",) if self.tied else ())
+        roles = [
+            role
+            for role, name in self.row.weights.items()
+            if ("{n}" in name) == (layer is not None) and role not in absent
+        ]
+        return tuple(
+            expanded
+            for role in roles
+            for expanded in ([f"{role}.{e}" for e in range(self.experts)] if role in EXPERT_ROLES else [role])
+        )
+
+    def check_layers(self, layers: range) -> range:
+        """Return ``layers`` if the model has them all.
+
+        Raises:
+            LayerRangeError: it reaches beyond the first or the last layer.
+
+        """
+        if layers.start < 0 or layers.stop > self.layers:
+            raise LayerRangeError(
+                f"layers {layers.start}..{layers.stop} reach beyond the model",
+                expected=f"a range within 0..{self.layers}",
+                remedy=f"--layers {max(0, min(layers.start, self.layers - 1))}..{self.layers}",
+            )
+        return layers
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: object = None) -> Geometry:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            GeometryError: a key is missing, unknown, or of another type.
+
+        """
+        try:
+            values = dict(mapping(data, "the geometry"))
+            values["rope"] = _rope_of_json(values["rope"])
+            if values.get("local_rope") is not None:
+                values["local_rope"] = _rope_of_json(values["local_rope"])
+            for name in ("windows", "attn_scales", "mixtures"):
+                values[name] = tuple(items(values.get(name, []), name))
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise GeometryError(f"the geometry cannot be read: {error}", where=where) from error
+        except AprFalsifyError as error:
+            raise error.at(where) from None
+
+
+EXPERT_ROLES = ("expert_gate", "expert_up", "expert_down")
+_MIXTURE_ROLES = ("router", *EXPERT_ROLES)
+_MLP_ROLES = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
+_BIASED: Mapping[str, tuple[str, ...]] = {
+    "qkv_bias": ("q_bias", "k_bias", "v_bias"),
+    "output_bias": ("o_bias",),
+    "mlp_bias": ("gate_bias", "up_bias", "down_bias"),
+}
+
+
+def _rope_of_json(data: object) -> Rope:
+    rope = dict(mapping(data, "rope"))
+    for name in ("divisors", "long_divisors"):
+        rope[name] = tuple(items(rope.get(name, []), f"rope {name}"))
+    return Rope(**rope)
+
+
+def _check_sizes(geometry: Geometry) -> None:
+    for name, limit in _LIMITS.items():
+        value = whole(getattr(geometry, name), name)
+        if not 1 <= value <= limit:
+            raise GeometryError(f"{name} is {value}", expected=f"a whole number from 1 to {limit}")
+    if geometry.heads % geometry.kv_heads:
+        raise GeometryError(f"{geometry.heads} query heads cannot share {geometry.kv_heads} kv heads evenly")
+    if geometry.head_dim % 2:
+        raise GeometryError(f"head_dim is {geometry.head_dim}", expected="an even number: RoPE turns pairs")
+
+
+def _check_ropes(geometry: Geometry) -> None:
+    row = geometry.row
+    for rope in (geometry.rope, *((geometry.local_rope,) if geometry.local_rope is not None else ())):
+        check_rope(rope, geometry.head_dim)
+        if rope.share != 1.0 and not row.partial_rotary:
+            raise GeometryError(
+                f"only a share of {rope.share} of each head is rotated",
+                expected=f"whole heads, as every {row.title} model rotates them",
+            )
+        if (rope.kind == "none") != (row.positions is Positions.LEARNED):
+            raise GeometryError(f"rope scaling {rope.kind!r} in a {row.title} model")
+    if (geometry.local_rope is not None) != row.local_rope:
+        raise GeometryError(
+            f"{'no' if row.local_rope else 'a'} second rotary embedding in a {row.title} model"
+        )
+
+
+def _check_optional(geometry: Geometry) -> None:
+    for name, limit in _OPTIONAL_LIMITS.items():
+        value = whole(getattr(geometry, name), name)
+        if not 0 <= value <= limit:
+            raise GeometryError(f"{name} is {value}", expected=f"a whole number from 0 to {limit}")
+    scales = [number(value, "a scale of the scores") for value in geometry.attn_scales]
+    caps = [cap for cap in (geometry.attn_softcap, geometry.final_softcap) if cap is not None]
+    factors = [
+        *scales,
+        *(number(cap, "a soft-cap") for cap in caps),
+        number(geometry.embed_scale, "embed_scale"),
+    ]
+    if any(value <= 0 for value in factors):
+        raise GeometryError("a scale or a soft-cap is not above 0")
+    for name in ("attn_scales", "mixtures"):
+        if len(getattr(geometry, name)) not in (0, geometry.layers):
+            raise GeometryError(f"{len(getattr(geometry, name))} {name} for {geometry.layers} layers")
+    if (geometry.positions > 0) != (geometry.row.positions is Positions.LEARNED):
+        raise GeometryError(f"{geometry.positions} learned positions in a {geometry.row.title} model")
+    _check_mixtures(geometry)
+
+
+def _check_mixtures(geometry: Geometry) -> None:
+    flag(geometry.norm_topk_prob, "norm_topk_prob")
+    kinds = [flag(mixture, "a layer's kind") for mixture in geometry.mixtures]
+    if True not in kinds:
+        return
+    if not geometry.row.mixture:
+        raise GeometryError(f"a {geometry.row.title} model has no mixtures of experts")
+    if not 1 <= geometry.experts_per_token <= geometry.experts or not geometry.moe_intermediate:
+        raise GeometryError(
+            f"{geometry.experts_per_token} of {geometry.experts} experts, {geometry.moe_intermediate} wide"
+        )
+
+
+def _check_constants(geometry: Geometry) -> None:
+    family(text(geometry.family, "the family"))
+    for name in ("qkv_bias", "output_bias", "mlp_bias", "tied"):
+        flag(getattr(geometry, name), name)
+    if len(geometry.windows) != geometry.layers:
+        raise GeometryError(f"{len(geometry.windows)} attention windows for {geometry.layers} layers")
+    for window in geometry.windows:
+        if window is not None and whole(window, "an attention window") < 1:
+            raise GeometryError(f"an attention window is {window}", expected="a whole number above 0")
+    if number(geometry.norm_eps, "norm_eps") < 0:
+        raise GeometryError(f"norm_eps is {geometry.norm_eps}", expected="a small number of at least 0")
+    if geometry.activation not in ACTIVATIONS:
+        raise GeometryError(
+            f"the activation {geometry.activation!r} has no formula here", expected=", ".join(ACTIVATIONS)
+        )
