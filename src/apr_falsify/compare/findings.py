@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict
 from apr_falsify.compare.causes import error_sits, explain
+from apr_falsify.compare.invariants import invariants
 from apr_falsify.compare.judge import LIMIT, Judged, comparable, store_of
 from apr_falsify.compare.replay import Replay, Replayer
 from apr_falsify.compare.structure import consumers
@@ -180,6 +181,27 @@ def comparative_findings(found: Mapping[Key, tuple[Row, float]]) -> list[Finding
             advice="name the weights for an explanation: --weights MODEL",
         )
         for key, (row, inputs) in found.items()
+    ]
+
+
+def invariant_findings(trace: Trace, judged: Mapping[Key, Judged]) -> list[Finding]:
+    """Return a finding for each unreplayable stage that breaks what holds without a reference."""
+    broken = {
+        (violation.layer, violation.stage): violation
+        for violation in invariants(trace)
+        if (violation.layer, violation.stage) in judged
+    }
+    return [
+        Finding(
+            type=FindingType.SOURCE,
+            layer=key[0],
+            stages=(key[1],),
+            size=violation.size,
+            explanation=f"{place(key)} is wrong whatever its inputs were: {violation.sentence}",
+            advice=f"look at the code of {place(key)}",
+        )
+        for key, violation in broken.items()
+        if judged[key].fit is None
     ]
 
 

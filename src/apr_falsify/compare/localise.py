@@ -28,6 +28,7 @@ from apr_falsify.compare.findings import (
     comparative_findings,
     differing_on_equal_inputs,
     foreign_weights,
+    invariant_findings,
     reference_findings,
     source_findings,
     unmeasured_findings,
@@ -94,10 +95,11 @@ def bisect(
     reference = judge(oracle, weights, keys)
     subject, judged, layouts = declared_or_solved(subject, subject_weights or weights, keys, arithmetic)
     rows = _rows(keys, oracle, subject, judged, {finding.stages for finding in layouts})
+    broken = invariant_findings(subject, judged)
     compared_only = differing_on_equal_inputs(rows, judged, oracle.geometry)
+    told = {*compared_only, *((found.layer, found.stages[0]) for found in broken)}
     rows = tuple(
-        replace(row, verdict=Verdict.INTRODUCES) if (row.layer, row.stage) in compared_only else row
-        for row in rows
+        replace(row, verdict=Verdict.INTRODUCES) if (row.layer, row.stage) in told else row for row in rows
     )
     if not structural and all(row.accumulated is None for row in rows):
         raise TraceError(
@@ -115,6 +117,7 @@ def bisect(
         *known,
         *sources,
         *comparative_findings(compared_only),
+        *broken,
         *layouts,
         *arithmetic_findings(judged),
         *unmeasured_findings(rows, judged),
