@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,8 +25,7 @@ def model_sha256(files: tuple[Path, ...]) -> str:
 
     """
     try:
-        with ThreadPoolExecutor() as pool:
-            digests = list(pool.map(_digest_of, files))
+        digests = [digest.result() for digest in start_hashing(files)]
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", where=error.filename) from error
     if len(files) == 1:
@@ -36,14 +35,27 @@ def model_sha256(files: tuple[Path, ...]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _digest_of(file: Path) -> str:
-    stat = file.stat()
+def start_hashing(files: tuple[Path, ...]) -> list[Future[str]]:
+    """Start to read ``files`` for :func:`model_sha256`, so that it need not wait: 15 GB take many seconds."""
+    return [_digest_of(file) for file in files]
+
+
+def _digest_of(file: Path) -> Future[str]:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        failed: Future[str] = Future()
+        failed.set_exception(error)
+        return failed
     return _cached_digest(file.resolve(), stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _cached_digest(file: Path, size: int, mtime_ns: int) -> str:
-    return sha256_of(file)
+def _cached_digest(file: Path, size: int, mtime_ns: int) -> Future[str]:
+    pool = ThreadPoolExecutor(1)
+    digest = pool.submit(sha256_of, file)
+    pool.shutdown(wait=False)
+    return digest
 
 
 def difference(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.capture import Request, Sink
+from apr_falsify.identity import start_hashing
 from apr_falsify.trace import Trace
 from apr_falsify.weights import Model
 
@@ -62,6 +63,7 @@ def capture(model: Model, request: Request, sink: Sink, *, dtype: str = "f32", d
     """
     from apr_falsify.oracle.run import Oracle
 
+    start_hashing(model.files)  # its provenance will ask for the digest when the run is over
     return Oracle.for_request(model, request, dtype=dtype, device=device).capture(request, sink)
 
 
