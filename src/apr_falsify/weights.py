@@ -72,6 +72,8 @@ class Weights:
 
     def find(self, role: str, layer: int | None = None) -> Tensor | None:
         """Return the tensor in ``role``, ``None`` where the file has none (a tied head is the embedding)."""
+        if role.partition(".")[0] not in self.names:
+            return None  # the family has no such thing
         if role == "lm_head" and self.geometry.tied:
             role = "embed"
         tensor = self.tensors.get(self._name(role, layer))
@@ -79,7 +81,7 @@ class Weights:
 
     def _name(self, role: str, layer: int | None) -> str:
         kind, _, expert = role.partition(".")
-        return self.names[kind].format(n=layer, e=expert)
+        return self.names.get(kind, role).format(n=layer, e=expert)
 
     def _as_used(self, tensor: Tensor, role: str) -> Tensor:
         row = self.geometry.row

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.axes import Axes
-from apr_falsify.compare.replay import Replayer, WeightsNeeded
+from apr_falsify.compare.replay import Replayer, WeightsNeeded, is_mixed
 from apr_falsify.compare.variations import (
     attend,
     biases,
@@ -31,6 +31,7 @@ from apr_falsify.compare.variations import (
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
 from apr_falsify.errors import ModelError
 from apr_falsify.rules import OPERATIONS, Operation, Rule
+from apr_falsify.stages import STAGES
 from apr_falsify.trace import Key
 
 NEAREST = 0.1
@@ -65,6 +66,22 @@ _HEADED = (*_QKV, *rotary.ROTATED, "attn_scores", "attn_softmax", "attention")
 _PROJECTIONS = tuple(name for name, kind in OPERATIONS.items() if kind is Operation.PROJECTION)
 _ONE_INPUT = tuple(name for name in _PROJECTIONS if name != "lm_head")
 _REWEIGHED = tuple(projected.WEIGHTED)
+
+_TURNED_OTHERWISE = ("none", "longrope")
+_TURNING = (
+    "head-norm",
+    "missing-bias",
+    "qkv-order",
+    "rope-base",
+    "rope-direction",
+    "rope-not-applied",
+    "rope-pairing",
+    "rope-partial",
+    "rope-position",
+    "rope-scaling",
+    "rotary-order",
+)
+"""Variations that take whole heads to turn, by angles that do not depend on how long a run is."""
 
 TABLE: tuple[Variation, ...] = (
     # What changes one thing and has no free parameter, or one that is rounded.
@@ -182,7 +199,7 @@ def _explained(case: Case) -> Cause | None:
 
 def _guesses(case: Case) -> Iterator[tuple[Variation, Guess]]:
     for variation in TABLE:
-        if case.name not in variation.stages:
+        if case.name not in variation.stages or not _applies(case, variation):
             continue
         try:
             if variation.multiplies and not projected.small(case):
@@ -191,6 +208,14 @@ def _guesses(case: Case) -> Iterator[tuple[Variation, Guess]]:
                 yield variation, guess
         except (WeightsNeeded, ModelError):
             continue  # a hypothesis about something that this model or this trace does not have
+
+
+def _applies(case: Case, variation: Variation) -> bool:
+    """Whether a variation's formula holds in this family: within a mixture, or where heads turn in part."""
+    if is_mixed(case.key, case.geometry):
+        return variation.stages == tuple(STAGES)
+    turned = case.rope.kind not in _TURNED_OTHERWISE and case.rope.share == 1
+    return turned or variation.name not in _TURNING
 
 
 def _judged(case: Case, variation: Variation, guess: Guess) -> Cause:

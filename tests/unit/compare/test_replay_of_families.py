@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from apr_falsify.capture import MemorySink
+from apr_falsify.compare.bisection import FindingType
 from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.compare.localise import bisect
 from apr_falsify.oracle.capture import capture
 from apr_falsify.subjects import embedded
 from apr_falsify.trace import Key, StageArray, Trace
@@ -106,6 +108,26 @@ def test_one_wrong_channel_is_seen_in_every_stage(name: str, models: dict[tuple[
         broken = replace(trace, stages={**trace.stages, key: StageArray(data=data, layout=array.layout)})
         (entry,) = judge(broken, model.weights, [key]).values()
         assert entry.in_error, key
+
+
+@pytest.mark.parametrize(
+    "name", ["phi3-longrope-partial-window", "gpt2", "gemma3", "qwen3_moe-dense-layer-window"]
+)
+def test_a_wrong_channel_is_a_source_at_its_stage_and_explained_or_not_never_a_crash(
+    name: str, models: dict[tuple[str, str], Model]
+) -> None:
+    model = models[name, "f32"]
+    request = request_for(model, tokens=9)
+    oracle = capture(model, request, MemorySink())
+    sound = embedded.capture(model, request, MemorySink())
+    assert bisect(oracle, sound, weights=model.weights).findings == ()
+
+    for key in [key for key in sound.stages if key[0] == 0]:
+        data = sound.stages[key].data.copy()
+        data[..., 1] = data[..., 1] * 1.5 + 0.1
+        stages = {**sound.stages, key: StageArray(data=data, layout=())}
+        found = bisect(oracle, replace(sound, stages=stages), weights=model.weights, layers=[0])
+        assert any(key[1] in each.stages for each in found.findings if each.type is FindingType.SOURCE), key
 
 
 def test_experts_that_are_equally_good_may_be_chosen_in_either_order(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from apr_falsify.compare.floor import TINY, UNIT, Known, rounding
 from apr_falsify.compare.replay import Replayer, ReplaySite, WeightsNeeded
 from apr_falsify.geometry import Geometry
+from apr_falsify.rope import Rope
 from apr_falsify.rules import OPERATIONS, Operation, Rule
 from apr_falsify.stages import STAGES, Layout
 from apr_falsify.tensors import FloatArray, Tensor
@@ -85,6 +86,11 @@ class Case:
     def geometry(self) -> Geometry:
         """The model's geometry."""
         return self.replayer.trace.geometry
+
+    @property
+    def rope(self) -> Rope:
+        """The rotary embedding of the layer."""
+        return self.geometry.rope_at(self.layer)
 
     @property
     def weights(self) -> Weights:

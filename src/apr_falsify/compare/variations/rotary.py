@@ -70,7 +70,7 @@ def unrotated(case: Case) -> F64:
 
 def declared(case: Case) -> Turn:
     """Return the rotation that the model declares."""
-    frequencies, factor = rope_frequencies(case.geometry.rope, case.geometry.head_dim)
+    frequencies, factor = rope_frequencies(case.rope, case.geometry.head_dim)
     return Turn(
         frequencies=frequencies, positions=np.arange(len(case.expected), dtype=np.float64), factor=factor
     )
@@ -98,15 +98,15 @@ _BASES = (1e4, 1e6, 5e5, 1e5, 5e4, 8e6, 1e7, 5e6, 2e6, 3e5, 1e3, 1e2, 1.5e5, 2.5
 
 def other_base(case: Case) -> Iterator[Guess]:
     """Yield the rotation with usual bases, then with the one that the angles have."""
-    own = case.geometry.rope
+    own = case.rope
     yield from (_with_base(case, own, base) for base in _BASES if base != own.theta)
     yield from _with_measured_base(case, own)
 
 
 def other_base_unscaled(case: Case) -> Iterator[Guess]:
     """Yield the rotation without the model's scaling and with the base that the angles then have."""
-    if case.geometry.rope.kind != "default":
-        yield from _with_measured_base(case, Rope(theta=case.geometry.rope.theta))
+    if case.rope.kind != "default":
+        yield from _with_measured_base(case, Rope(theta=case.rope.theta))
 
 
 def _with_measured_base(case: Case, rope: Rope) -> Iterator[Guess]:
@@ -119,7 +119,7 @@ def _with_measured_base(case: Case, rope: Rope) -> Iterator[Guess]:
 def _with_base(case: Case, rope: Rope, base: float) -> Guess:
     frequencies, factor = rope_frequencies(replace(rope, theta=base), case.geometry.head_dim)
     turn = replace(declared(case), frequencies=frequencies, factor=factor)
-    own = case.geometry.rope
+    own = case.rope
     without = " without scaling" if rope.kind != own.kind else ""
     scaled = f" with {own.kind} scaling" if without else ""
     return turned(
@@ -196,7 +196,7 @@ _PLAIN_SCALINGS: Mapping[str, Rope] = {
 
 def other_scaling(case: Case) -> Iterator[Guess]:
     """Yield the rotation without the model's scaling or its attention factor."""
-    rope, own = case.geometry.rope, declared(case)
+    rope, own = case.rope, declared(case)
     instead = f"the model declares {'no' if rope.kind == 'default' else rope.kind} scaling"
     plain, _ = rope_frequencies(Rope(theta=rope.theta), case.geometry.head_dim)
     if rope.kind != "default":
@@ -212,7 +212,7 @@ def other_scaling(case: Case) -> Iterator[Guess]:
 
 def invented_scaling(case: Case) -> Iterator[Guess]:
     """Yield the rotation with a scaling that the model does not have."""
-    rope, own = case.geometry.rope, declared(case)
+    rope, own = case.rope, declared(case)
     instead = f"the model declares {'no' if rope.kind == 'default' else rope.kind} scaling"
     for says, other in _PLAIN_SCALINGS.items():
         frequencies, factor = rope_frequencies(replace(other, theta=rope.theta), case.geometry.head_dim)
@@ -278,7 +278,7 @@ def partial(case: Case) -> Iterator[Guess]:
     x = unrotated(case)
     heads = x.reshape(len(x), -1, size)
     for rotated in sorted({size // 4 * 2, size // 8 * 2, size // 8 * 6} - {0}, reverse=True):
-        frequencies, _ = rope_frequencies(replace(case.geometry.rope, kind="default"), rotated)
+        frequencies, _ = rope_frequencies(replace(case.rope, kind="default"), rotated)
         first = _paired(heads[..., :rotated].reshape(len(x), -1), rotated)
         done = _flat(first * replace(own, frequencies=frequencies).rotor).reshape(*heads.shape[:2], rotated)
         values = np.concatenate((done, heads[..., rotated:]), axis=-1).reshape(x.shape)
