@@ -92,6 +92,8 @@ class Weights:
         for group in row.fused:
             if role in group:
                 heights = {each: self._shape(each)[0] for each in group}
+                if tensor.shape[:1] != (sum(heights.values()),):
+                    return tensor  # whole, so that its shape is refused by name
                 start = sum(heights[each] for each in group[: group.index(role)])
                 tensor = RowsOfTensor(base=tensor, start=start, count=heights[role])
         if self.interleaved and role in ("q", "k", "q_bias", "k_bias"):

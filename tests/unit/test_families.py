@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import transformers
 
-from apr_falsify.errors import UnknownFamilyError
+from apr_falsify.errors import ModelError, UnknownFamilyError
 from apr_falsify.families import FAMILIES, Family, family, family_of_gguf, family_of_model_type
 from apr_falsify.geometry import geometry_of_config
-from apr_falsify.weights import ROLE_AXES
+from apr_falsify.weights import ROLE_AXES, open_model
+from tests.checkpoints import RECIPES, make_checkpoint
 from tests.unit.helpers import CONFIG, KNOBS, roles_of, small_geometry
 
 
@@ -27,6 +33,32 @@ def test_weight_names_and_shapes_are_those_of_transformers(knobs: dict[str, obje
         for role, layer in roles_of(geometry)
     }
     assert ours == theirs
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_tensor_of_a_checkpoint_has_a_role_and_is_read_as_it_is_used(name: str, tmp_path: Path) -> None:
+    model = open_model(make_checkpoint(tmp_path, name))
+    geometry, weights = model.geometry, model.weights
+    sites = [(role, n) for n in [None, *range(geometry.layers)] for role in geometry.roles_at(n)]
+    tensors = {site: weights.tensor(*site) for site in sites}
+
+    assert {tensor.name for tensor in tensors.values()} == set(weights.tensors)
+    stored = sum(math.prod(tensor.shape) for tensor in weights.tensors.values())
+    assert sum(math.prod(tensor.shape) for tensor in tensors.values()) == stored
+    for row in range(3):  # any slice of rows is the same as of the whole
+        for tensor in tensors.values():
+            whole = tensor.rows(0, tensor.shape[0])
+            assert np.array_equal(tensor.rows(row, row + 2), whole[row : row + 2])
+
+
+def test_a_fused_tensor_of_another_height_is_refused_by_name(tmp_path: Path) -> None:
+    model = open_model(make_checkpoint(tmp_path, "phi3"))
+    name = model.weights.tensor("k", 0).name
+    taller = replace(model.weights.tensors[name], data=np.zeros((300, 96), np.float32))  # type: ignore[type-var]
+    weights = replace(model.weights, tensors={**model.weights.tensors, name: taller})
+    for role in "qkv":
+        with pytest.raises(ModelError, match=r"qkv_proj.weight has the shape \[300, 96\]"):
+            weights.tensor(role, 0)
 
 
 @pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
