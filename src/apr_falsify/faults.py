@@ -85,6 +85,7 @@ def _in(name: str, layer: int | None) -> bool:
 NEEDS: Mapping[str, Any] = {
     "biases": lambda g: g.qkv_bias,
     "head norms": lambda g: g.row.qk_norm,
+    "no head norms": lambda g: not g.row.qk_norm,
     "window": lambda g: any(g.windows),
     "no window": lambda g: not any(g.windows),
     "rope scaling": lambda g: g.rope.kind != "default",
@@ -132,7 +133,9 @@ CATALOGUE: tuple[Fault, ...] = (
            formula=p.coarse(6), **_ONCE),
     # norms
     _fault("norm-epsilon", _NORMS, "another family's epsilon", r"epsilon",
-           formula=f.other_epsilon, config=t.epsilon(1e-3), **_EVERY),
+           formula=f.other_epsilon, config=t.epsilon(1e-3), needs=("no head norms",), **_EVERY),
+    _fault("norm-epsilon-of-heads", f"{_NORMS} {_QK}", "another epsilon, in head norms too", r"epsilon",
+           formula=f.other_epsilon, config=t.epsilon(1e-3), needs=("head norms",), **_EVERY),
     _fault("attn-norm-unweighted", "attn_norm", "the norm's weight is left out", _WEIGHTS,
            formula=f.unweighted_norm, edit=t.filled("attn_norm", 1)),
     _fault("attn-norm-offset", "attn_norm", "1 + weight, as Gemma has it", _WEIGHTS,
