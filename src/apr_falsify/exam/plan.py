@@ -61,7 +61,7 @@ class Plan:
     models: tuple[str, ...]
     seeds: int = 3
     faults: tuple[Fault, ...] = CATALOGUE
-    pairs: int = 520
+    pairs: int = 600
     correct: int = 1
 
 
