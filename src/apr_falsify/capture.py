@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -111,7 +111,7 @@ class Request:
                 f"{len(self.tokens)} tokens, and the model has learned {geometry.positions} positions",
                 expected=f"at most {geometry.positions} tokens",
             )
-        if not self.keys(geometry):
+        if not replace(self, feeder=False).keys(geometry):
             raise StageError(
                 f"none of the stages {', '.join(self.stages)} exists in layers "
                 f"{self.layers.start}..{self.layers.stop} of this model",
@@ -125,7 +125,14 @@ class Sink(Protocol):
     def add(self, key: Key, data: npt.NDArray[Any], layout: tuple[Layout, ...] = ()) -> None:
         """Keep one stage; ``data`` must not change afterwards."""
 
-    def finish(self, *, provenance: Provenance, geometry: Geometry, tokens: tuple[int, ...]) -> Trace:
+    def finish(
+        self,
+        *,
+        provenance: Provenance,
+        geometry: Geometry,
+        tokens: tuple[int, ...],
+        tokens_verified: bool = True,
+    ) -> Trace:
         """Return the finished trace."""
 
 
@@ -139,9 +146,22 @@ class MemorySink:
         """Keep one stage."""
         self._stages[key] = StageArray(data=data, layout=layout)
 
-    def finish(self, *, provenance: Provenance, geometry: Geometry, tokens: tuple[int, ...]) -> Trace:
+    def finish(
+        self,
+        *,
+        provenance: Provenance,
+        geometry: Geometry,
+        tokens: tuple[int, ...],
+        tokens_verified: bool = True,
+    ) -> Trace:
         """Return the trace in memory."""
-        return Trace(provenance=provenance, geometry=geometry, tokens=tokens, stages=self._stages)
+        return Trace(
+            provenance=provenance,
+            geometry=geometry,
+            tokens=tokens,
+            stages=self._stages,
+            tokens_verified=tokens_verified,
+        )
 
 
 class TraceWriter:
@@ -204,7 +224,14 @@ class TraceWriter:
         placeholder = np.broadcast_to(np.float32(0), data.shape)
         self._stages[key] = StageArray(data=placeholder, layout=layout, sha256=digest)
 
-    def finish(self, *, provenance: Provenance, geometry: Geometry, tokens: tuple[int, ...]) -> Trace:
+    def finish(
+        self,
+        *,
+        provenance: Provenance,
+        geometry: Geometry,
+        tokens: tuple[int, ...],
+        tokens_verified: bool = True,
+    ) -> Trace:
         """Write ``trace.json``, move the directory to its place and return it opened.
 
         Raises:
@@ -212,7 +239,12 @@ class TraceWriter:
 
         """
         trace = Trace(
-            provenance=provenance, geometry=geometry, tokens=tokens, stages=self._stages, path=self.directory
+            provenance=provenance,
+            geometry=geometry,
+            tokens=tokens,
+            stages=self._stages,
+            path=self.directory,
+            tokens_verified=tokens_verified,
         )
         with _writing(self.directory):
             text = json.dumps(trace_json(trace), indent=1) + "\n"
@@ -220,13 +252,7 @@ class TraceWriter:
             (self._partial / INCOMPLETE).unlink()
             self._partial.rename(self.directory)
         self._finished = True
-        return Trace(
-            provenance=provenance,
-            geometry=geometry,
-            tokens=tokens,
-            stages={key: self._reopened(key, array) for key, array in self._stages.items()},
-            path=self.directory,
-        )
+        return replace(trace, stages={key: self._reopened(key, array) for key, array in self._stages.items()})
 
     def _reopened(self, key: Key, array: StageArray) -> StageArray:
         values = read_aprt(self.directory / relative_path(key)).values

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.arithmetic import Format
 from apr_falsify.errors import ModelError
 from apr_falsify.gguf_file import GgufTensorInfo
 
@@ -215,6 +216,33 @@ class OffsetTensor:
         """Return the values as they are multiplied with."""
         values = self.base.rows(start, stop)
         return np.asarray(values + values.dtype.type(self.offset))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundedTensor:
+    """A tensor as a runtime holds it that casts its weights to its own number format when it loads them."""
+
+    base: Tensor
+    to: Format
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        return self.base.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.base.shape
+
+    @property
+    def type(self) -> str:
+        """The number format it is stored in."""
+        return self.base.type
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Return the rows, rounded."""
+        return self.to.round(self.base.rows(start, stop))
 
 
 def transposed(tensor: Tensor) -> Tensor:

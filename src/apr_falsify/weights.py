@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.arithmetic import Format
 from apr_falsify.errors import GeometryError, ModelError
 from apr_falsify.geometry import Geometry, geometry_of_gguf, geometry_of_hf_dir
 from apr_falsify.gguf_file import GgufFile, GgufTensorInfo
@@ -27,6 +28,7 @@ from apr_falsify.tensors import (
     OffsetTensor,
     PlainTensor,
     QuantisedTensor,
+    RoundedTensor,
     RowsOfTensor,
     Tensor,
     UnreadableTensor,
@@ -60,6 +62,7 @@ class Weights:
         where: the file or directory, for messages.
         of_checkpoint: whether the tensors are as HuggingFace checkpoints have them, where a family's own
             differ from the use (transposed, norms less an offset); GGUF stores them as they are used.
+        held_as: the number format that a runtime casts them to when it loads them, ``None`` for their own.
 
     """
 
@@ -69,6 +72,7 @@ class Weights:
     interleaved: bool
     where: Path
     of_checkpoint: bool = True
+    held_as: Format | None = None
 
     def find(self, role: str, layer: int | None = None) -> Tensor | None:
         """Return the tensor in ``role``, ``None`` where the file has none (a tied head is the embedding)."""
@@ -87,6 +91,8 @@ class Weights:
         row = self.geometry.row
         if self.of_checkpoint and role in row.transposed:
             tensor = transposed(tensor)
+        if self.held_as is not None:
+            tensor = RoundedTensor(base=tensor, to=self.held_as)
         if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
             tensor = OffsetTensor(base=tensor, offset=row.norm_offset)
         for group in row.fused:

@@ -75,5 +75,5 @@ def test_without_attention_substages_four_stages_are_left_out() -> None:
 
 def test_one_token_is_said_to_be_blind_to_rotary_angles_and_softmax() -> None:
     outcome = run("bisect", "--tokens", "90", "--format", "json")
-    assert outcome.code == 0
-    assert any("one token" in line for line in outcome.json["not_checked"])
+    assert (outcome.code, outcome.json["kind"]) == (4, "unmeasured")
+    assert any("one token" in found["explanation"] for found in outcome.json["findings"])

@@ -88,7 +88,7 @@ def test_capture_used_again_is_said_with_the_same_words(tmp_path: Path) -> None:
 def test_capture_never_writes_into_a_folder_that_is_no_trace(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     before = listing(tmp_path)
-    assert_refused(run("capture", f"embedded:{TINY}", "--out", tmp_path), tmp_path, "trace.json")
+    assert_refused(run("capture", f"embedded:{TINY}", "--out", tmp_path), tmp_path, "no trace", "--out")
     assert listing(tmp_path) == before
 
 

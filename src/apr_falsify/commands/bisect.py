@@ -70,6 +70,8 @@ def bisect(
     if plan.oracle.trace is not None:
         options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
     own = plan.subject.model
+    if own is None:
+        options.refuse_idle(("weights",), "the subject's own weights cannot be read here")
     with whole_or_nothing(out):
         ours, theirs = capture_sides(plan, dtype=dtype, device=device, run=out)
         with busy("comparing"):

@@ -16,7 +16,7 @@ from apr_falsify.errors import UsageError
 @click.argument("model", required=False)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    callback=options.some_path,
     metavar="TRACE",
     required=True,
     help="The directory to write; a capture of the same is used again.",

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from apr_falsify.commands import options
+from apr_falsify.errors import ModelError
+
+if TYPE_CHECKING:
+    from apr_falsify.trace import Trace
+    from apr_falsify.weights import Model
 
 
 @click.command()
@@ -47,7 +53,10 @@ def compare(
     oracle = open_recorded(Target(path=oracle_trace, model=model, tokens=tokens)).trace
     subject = open_recorded(Target(path=subject_trace, model=model, reference=oracle, tokens=tokens))
     with options.naming_the_option():
-        judged = subject.layers if layers is None else tuple(oracle.geometry.check_layers(layers))
+        shared = tuple(layer for layer in subject.layers if layer in oracle.layers) or subject.layers
+        judged = shared if layers is None else tuple(oracle.geometry.check_layers(layers))
+    if model is not None:
+        _check_weights(oracle, model)
     with busy("comparing"):
         result = bisect(
             oracle,
@@ -58,3 +67,16 @@ def compare(
         )
     emit(result, output)
     return int(result.exit_code)
+
+
+def _check_weights(oracle: Trace, model: Model) -> None:
+    """Refuse weights that are known not to be those that the oracle's trace ran."""
+    from apr_falsify.identity import model_sha256
+
+    ran = oracle.provenance.model_sha256
+    if ran is not None and ran != model_sha256(model.files):
+        raise ModelError(
+            "these are not the weights that the oracle's trace ran",
+            where=model.path,
+            expected=f"the model of {oracle.provenance.model} (sha256 {ran})",
+        )

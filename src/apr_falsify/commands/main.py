@@ -72,8 +72,10 @@ def guarded(command: click.Command, arguments: list[str], prog_name: str) -> int
     try:
         result = command.main(args=arguments, prog_name=prog_name, standalone_mode=False)
         return int(result or 0)
-    except SystemExit:  # click's way to say that the reader of the help went away
-        return int(ExitCode.OK)
+    except SystemExit as exit_:
+        # click's way to say that the reader of the help went away; nothing else may leave like that
+        gone = isinstance(exit_.__context__, BrokenPipeError)
+        return int(ExitCode.OK if gone else ExitCode.INTERNAL)
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:

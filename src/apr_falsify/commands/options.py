@@ -80,7 +80,7 @@ class Tokens(click.ParamType[tuple[int, ...]]):
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in value.strip("[] ").split(",")]
-        if not all(part.isdecimal() for part in parts):
+        if not all(part.isascii() and part.isdecimal() for part in parts):
             raise TokensError(f"not token ids: {value!r}", where="--tokens", expected="e.g. 274,272,332,13")
         return tuple(int(part) for part in parts)
 
@@ -136,9 +136,18 @@ output_format = click.option(
 debug = click.option(
     "--debug", is_flag=True, expose_value=False, help="Print the traceback of an error."
 )  # commands.main looks for it
+
+
+def some_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    """Return the path that was given; an empty one is refused, since it would mean the current folder."""
+    if value == "":
+        raise UsageError("an empty path", where="--out")
+    return None if value is None else Path(value)
+
+
 out = click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    callback=some_path,
     metavar="RUN",
     help="Keep both traces and bisection.json there; a side that is there already is used again.",
 )

@@ -7,6 +7,8 @@ import sys
 
 import click
 
+from apr_falsify.errors import OutputError
+
 
 def tell(text: str) -> None:
     """Print ``text`` and a newline on stdout; the rest is dropped where nobody reads any more."""
@@ -14,4 +16,7 @@ def tell(text: str) -> None:
         click.echo(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    except OSError as error:
+        raise OutputError(f"the result cannot be printed: {error.strerror}", where="stdout") from error

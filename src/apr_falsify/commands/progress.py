@@ -35,9 +35,18 @@ class ProgressSink:
         self._sink.add(key, data, layout)
         self._progress.advance(self._task)
 
-    def finish(self, *, provenance: Provenance, geometry: Geometry, tokens: tuple[int, ...]) -> Trace:
+    def finish(
+        self,
+        *,
+        provenance: Provenance,
+        geometry: Geometry,
+        tokens: tuple[int, ...],
+        tokens_verified: bool = True,
+    ) -> Trace:
         """Finish the trace."""
-        return self._sink.finish(provenance=provenance, geometry=geometry, tokens=tokens)
+        return self._sink.finish(
+            provenance=provenance, geometry=geometry, tokens=tokens, tokens_verified=tokens_verified
+        )
 
 
 @contextmanager

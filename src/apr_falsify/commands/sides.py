@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -62,6 +63,8 @@ def open_oracle(spec: str) -> OracleSide:
         TraceError: a trace that cannot be trusted.
 
     """
+    if not spec:
+        raise UsageError("an empty path", where="--oracle", expected="a model, a hub id or a trace")
     path = Path(spec)
     if (path / TRACE_JSON).exists():
         return OracleSide(trace=read_trace(path))
@@ -76,7 +79,7 @@ def split_subject(spec: str) -> tuple[str, Path]:
 
     """
     runtime, colon, path = spec.partition(":")
-    if colon and runtime in RUNTIMES:
+    if colon and runtime in RUNTIMES and path:
         return runtime, Path(path)
     if (Path(spec) / TRACE_JSON).exists():
         return "recorded", Path(spec)
@@ -84,7 +87,7 @@ def split_subject(spec: str) -> tuple[str, Path]:
         f"not a subject: {spec!r}",
         where="--subject",
         expected=", ".join(f"{name}:{row.path}" for name, row in RUNTIMES.items()),
-        remedy=f"--subject recorded:{spec}" if Path(spec).is_dir() else "",
+        remedy=f"--subject recorded:{spec}" if spec and Path(spec).is_dir() else "",
     )
 
 
@@ -143,6 +146,8 @@ def make_plan(
     subject = open_subject(runtime, target)
     judged = _layers(layers, oracle, subject)
     fixed = subject.tokens or (None if oracle.trace is None else oracle.trace.tokens)
+    if prompt is not None and subject.prompt not in (None, prompt):
+        raise UsageError(f"the subject ran {subject.prompt!r}", where="--prompt", remedy="leave --prompt out")
     text = subject.prompt if prompt is None else prompt
     if text is None and tokens is None:
         text = DEFAULT_PROMPT
@@ -188,9 +193,10 @@ def _model_of(runtime: str, path: Path) -> Path:
 
 
 def _layers(layers: range | None, oracle: OracleSide, subject: Subject) -> tuple[int, ...]:
-    held = subject.layers if subject.layers is not None else None
-    if held is None and oracle.trace is not None:
-        held = oracle.trace.layers
+    held = subject.layers
+    if oracle.trace is not None:
+        shared = tuple(layer for layer in oracle.trace.layers if held is None or layer in held)
+        held = shared or held
     if layers is None:
         return held or tuple(DEFAULT_LAYERS)
     with naming_the_option():
@@ -308,6 +314,7 @@ class OracleRun:
         """Say how ``trace`` is not what :meth:`capture` would give."""
         wanted = {
             "runtime": "hf",
+            "version": importlib.metadata.version("transformers"),
             "model_sha256": model_sha256(self.model.files),
             "dtype": self.dtype,
             "device": self.device,
@@ -329,6 +336,10 @@ def _captured(run: Path | None, name: str, request: Request, geometry: Geometry,
             return side.capture(request, sink)
     directory = run / name
     if directory.exists():
+        if not (directory / TRACE_JSON).exists():
+            raise OutputError(
+                "exists already and is no trace", where=directory, remedy="choose another place with --out"
+            )
         return _reused(directory, request, side)
     with TraceWriter(directory) as writer, counted(writer, title, count) as sink:
         return side.capture(request, sink)

@@ -258,7 +258,7 @@ def error_sits(subject: F64, expected: F64, sigma: F64, limit: float, axes: Axes
         same = (subject == expected) | (np.isnan(subject) & np.isnan(expected))
         exceeds = ~same & ~(np.abs(subject - expected) <= limit * sigma)
     if not exceeds.any():
-        return "nowhere"
+        return "no single place stands out: it is small, and everywhere"
     found = places.places(exceeds, axes)
     if axes.head_dim is not None:
         found.pop("channel")  # told within the heads

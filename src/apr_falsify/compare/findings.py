@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from apr_falsify.compare.axes import axes_of
-from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict
+from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
 from apr_falsify.compare.causes import error_sits, explain
 from apr_falsify.compare.invariants import invariants
-from apr_falsify.compare.judge import LIMIT, Judged, comparable, store_of
+from apr_falsify.compare.judge import LIMIT, Fit, Judged, comparable, store_of
 from apr_falsify.compare.replay import Replay, Replayer
 from apr_falsify.compare.structure import consumers
 from apr_falsify.geometry import Geometry
@@ -89,7 +89,7 @@ def _source(
     fit = entry.fit
     assert fit is not None
     sentences = [f"{place(entry.key)} is not what its inputs make it: residual {fit.residual:.1e}"]
-    sentences[0] += f", floor {fit.floor:.1e}"
+    sentences[0] += f", floor {fit.floor:.1e}{_worst(fit)}"
     sentences += _explained(replayer, entry) if look else ["no cause was looked for"]
     if entry.composed:
         sentences.append(
@@ -106,6 +106,11 @@ def _source(
         explanation="; ".join(sentences),
         advice=f"look at the code and the weights of {place(entry.key)}",
     )
+
+
+def _worst(fit: Fit) -> str:
+    """Say by how much the worst place exceeds its floor where the whole stage does not."""
+    return f", {fit.excess:.2g} x its floor at the worst place" if fit.residual < fit.floor else ""
 
 
 def _explained(replayer: Replayer, entry: Judged) -> list[str]:
@@ -178,7 +183,7 @@ def comparative_findings(found: Mapping[Key, tuple[Row, float]]) -> list[Finding
                 f"{place(key)} differs from the oracle's by {_accumulated(row):.1e} while what it is "
                 f"computed from agrees to {inputs:.1e}"
             ),
-            advice="name the weights for an explanation: --weights MODEL",
+            advice="name the weights for an explanation: --oracle MODEL (bisect), --weights MODEL (compare)",
         )
         for key, (row, inputs) in found.items()
     ]
@@ -228,7 +233,7 @@ def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool) -> list[Fin
                 f"{len(failing)} of {len(projections)} projections differ from their replay, by "
                 f"{sizes[0]:.1e} to {sizes[-1]:.1e}: the weights it was replayed with are not those it ran"
             ),
-            advice="name the subject's own file, e.g. its GGUF: --oracle FILE.gguf or --weights FILE.gguf",
+            advice="name the subject's own file, e.g. its GGUF, as --oracle",
         )
     ]
 
@@ -249,6 +254,7 @@ def reference_findings(judged: Mapping[Key, Judged]) -> list[Finding]:
             explanation=(
                 f"the oracle's own trace fails its replay in {len(failing)} stages, first in "
                 f"{place(first.key)}: residual {first.fit.residual:.1e}, floor {first.fit.floor:.1e}"
+                f"{_worst(first.fit)}"
             ),
             advice="capture the oracle again, in f32; nothing is concluded about the subject",
         )
@@ -289,6 +295,25 @@ def _arithmetic(
         explanation=explanation,
         advice="check how the runtime was started and built; state what is wanted with --arithmetic",
     )
+
+
+BLIND_ON_ONE_TOKEN = ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax")
+"""Stages that are identities on a single token: whatever they compute, they cannot be seen to be wrong."""
+
+
+def one_token_findings(rows: Sequence[Row], tokens: int) -> list[Finding]:
+    """Return what a run of a single token leaves unmeasured."""
+    blind = tuple(name for name in BLIND_ON_ONE_TOKEN if any(row.stage == name for row in compared(rows)))
+    if tokens > 1 or not blind:
+        return []
+    return [
+        Finding(
+            type=FindingType.UNMEASURED,
+            stages=blind,
+            explanation=f"{', '.join(blind)}: on one token they are identities, right or wrong",
+            advice="run at least two tokens",
+        )
+    ]
 
 
 def unmeasured_findings(rows: Sequence[Row], judged: Mapping[Key, Judged]) -> list[Finding]:

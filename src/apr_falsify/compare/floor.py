@@ -128,7 +128,9 @@ def _embedding(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
 
 def norm_variance(y: F64, width: int, store: float) -> F64:
     """Return the variance of a norm over ``width`` values: its sum of squares, and its own roundings."""
-    relative = UNIT * (math.sqrt(width) / 6 + FEW)
+    # sqrt(width) / 6 is the root mean square of a sequential sum's error. All elements of a token share
+    # it, so that their mean is no smaller than each: three times it is allowed for.
+    relative = UNIT * (math.sqrt(width) / 2 + FEW)
     return _sq(y * relative) + _stored(y, store, 2)
 
 
@@ -283,7 +285,7 @@ def _softmax(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     top = np.max(known.value, axis=-1, keepdims=True, where=y > 0, initial=-np.inf)
     own: F64 = np.nan_to_num(top - known.value)  # how far below the row's largest score, then step by step:
     np.clip(own, 0.0, None, out=own)
-    own += math.sqrt(y.shape[-1]) / 3 + FEW
+    own += math.sqrt(y.shape[-1]) + FEW  # three times the row's common error, as in norm_variance
     own *= UNIT
     np.square(own, out=own)
     own += store * store / 3

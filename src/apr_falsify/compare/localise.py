@@ -29,6 +29,7 @@ from apr_falsify.compare.findings import (
     differing_on_equal_inputs,
     foreign_weights,
     invariant_findings,
+    one_token_findings,
     reference_findings,
     source_findings,
     unmeasured_findings,
@@ -121,13 +122,14 @@ def bisect(
         *layouts,
         *arithmetic_findings(judged),
         *unmeasured_findings(rows, judged),
+        *one_token_findings(rows, len(subject.tokens)),
     )
     return Bisection(
         kind=_kind(found, rows),
         rows=rows,
         findings=found,
         published=_published(rows),
-        not_checked=(*not_checked, *_not_checked(rows, subject, weights)),
+        not_checked=(*not_checked, *_not_checked(rows, oracle, subject, subject_weights or weights)),
         tokens=oracle.tokens,
         oracle=oracle.provenance,
         subject=subject.provenance,
@@ -234,19 +236,37 @@ def _published(rows: Sequence[Row]) -> tuple[PublishedRule, ...]:
         if row.layer is not None and row.status is not Status.NOT_APPLICABLE:
             measured = None if row.accumulated is None else row.accumulated.cosine
             cosines.setdefault(row.layer, {})[row.stage] = measured
-    return tuple(published_rule(layer, stages) for layer, stages in cosines.items())
+    return tuple(
+        published_rule(layer, stages)
+        for layer, stages in cosines.items()
+        if any(cosine is not None for cosine in stages.values())
+    )
 
 
-def _not_checked(rows: Sequence[Row], subject: Trace, weights: Weights | None) -> list[str]:
-    unasked = [row for row in rows if row.status is Status.NOT_REQUESTED]
+def _not_checked(rows: Sequence[Row], oracle: Trace, subject: Trace, weights: Weights | None) -> list[str]:
     said = []
+    unasked: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status is Status.NOT_REQUESTED:
+            unasked.setdefault("" if row.layer is None else f" of layer {row.layer}", []).append(row.stage)
     if unasked:
-        names = ", ".join(dict.fromkeys(row.stage for row in unasked))
-        said.append(f"{len(unasked)} stages that were not requested: {names}")
+        told = "; ".join(f"{', '.join(names)}{place}" for place, names in unasked.items())
+        said.append(f"what was not requested: {told}")
+    judged = {row.layer for row in rows if row.layer is not None and row.verdict is not Verdict.UNMEASURED}
+    if len(judged) < subject.geometry.layers:
+        said.append(
+            f"{subject.geometry.layers - len(judged)} of the model's {subject.geometry.layers} layers"
+        )
+    lonely = sorted(set(oracle.layers) ^ set(subject.layers))
+    if lonely:
+        said.append(f"layers that only one side holds: {', '.join(str(layer) for layer in lonely)}")
+    if oracle.provenance.runtime != "hf":
+        said.append(f"the reference itself: it is a run of {oracle.provenance.runtime}, not of HuggingFace")
     if weights is None:
-        said.append("the stages that need weights to be replayed: none were given (--weights MODEL)")
+        said.append(
+            "what needs weights to be replayed: name the model, --oracle MODEL (bisect) or "
+            "--weights MODEL (compare)"
+        )
     if not subject.tokens_verified:
         said.append("the token ids: nothing in the subject's trace says which tokens it ran")
-    if len(subject.tokens) == 1:
-        said.append("RoPE, scores and softmax: on one token they are identities")
     return said

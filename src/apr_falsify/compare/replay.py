@@ -19,7 +19,7 @@ from apr_falsify.compare.floor import TINY, UNIT, Known, rounding, started_at
 from apr_falsify.compare.layout import canonical
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array, compute, embedding, inputs_of
-from apr_falsify.rules import OPERATIONS, PLAIN, Operation, Rule
+from apr_falsify.rules import OPERATIONS, PLAIN, Operation, Rule, expected_rule
 from apr_falsify.shape import EXPERT_ROLES
 from apr_falsify.stages import STAGES, Layout
 from apr_falsify.tensors import Tensor, block_minima, has_block_minima
@@ -208,13 +208,21 @@ class Replayer:
         trace: the trace.
         weights: the weights to replay with, ``None`` where there are none.
         store: unit roundoff of the format in which the runtime keeps its stages.
+        stated: what is stated of its arithmetic, beyond what the runtime is known for.
 
     """
 
-    def __init__(self, trace: Trace, weights: Weights | None, store: float) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        weights: Weights | None,
+        store: float,
+        stated: Mapping[Operation, Rule] | None = None,
+    ) -> None:
         self.trace = trace
         self.weights = weights
         self.store = store
+        self.stated = stated
         self._sigmas: dict[Key, F64] = {}
 
     def captured(self, key: Key) -> F64 | None:
@@ -239,7 +247,7 @@ class Replayer:
             inputs = self._inputs(key, composed)
             return self._evaluated(key, inputs, rules, tuple(composed))
         except WeightsNeeded:
-            return Missing(what="the weights", remedy="--weights MODEL")
+            return Missing(what="the weights", remedy="--oracle MODEL (bisect), --weights MODEL (compare)")
         except _NotCaptured as missing:
             layer, name = missing.key
             place = "" if layer is None else f" of layer {layer}"
@@ -278,8 +286,14 @@ class Replayer:
         if key[1] in ("post_ffn_residual", "post_attn_residual"):
             raise _NotCaptured(key)  # a residual stream can be composed only by replaying whole layers
         composed.append(key[1])
-        found = self._evaluated(key, self._inputs(key, composed), (PLAIN,), ())
+        found = self._evaluated(key, self._inputs(key, composed), (self.expected(key),), ())
         return Known(value=found.values[0], sigma=found.sigma)
+
+    def expected(self, key: Key) -> Rule:
+        """Return the arithmetic in which the runtime is expected to compute a stage."""
+        operation = OPERATIONS.get(key[1], Operation.ELEMENTWISE)
+        kind = self.weight_type(key) if operation is Operation.PROJECTION else ""
+        return expected_rule(self.trace.provenance.runtime, operation, kind, self.stated)
 
     def _recomputed(self, key: Key) -> F64 | None:
         """Return the rounding of a captured stage that is not the very tensor the runtime went on with."""

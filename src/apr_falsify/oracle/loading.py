@@ -53,7 +53,7 @@ EAGER: Mapping[str, str] = {"attn_implementation": "eager", "experts_implementat
 
 
 def _stand_in_norm(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    names = model.weights.names
+    names = model.geometry.row.weights
     roles = [role for role in ("final_norm", "final_norm_bias") if role in names]
     return {names[role]: torch.ones(model.geometry.hidden, dtype=dtype) for role in roles}
 

@@ -129,6 +129,7 @@ def verify_tokens(target: Target, rows: npt.NDArray[Any] | None, tokens: tuple[i
             f"token {at} is given as {tokens[at]}, but its row of `embedding` is that of {ids[at]}",
             where=target.path,
             expected=f"ids that match the rows: {','.join(str(token) for token in ids)}",
-            remedy="pass the ids that the run printed, and the model that it ran",
+            remedy="pass the ids that the run printed, and the model that it ran; if both are right, the "
+            "rows of the subject's embedding table are out of order",
         )
     return bool(np.all(np.isfinite(own)))

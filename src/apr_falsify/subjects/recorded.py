@@ -66,7 +66,10 @@ class RecordedSubject:
         for key, array in self.trace.stages.items():
             sink.add(key, array.data, array.layout)
         return sink.finish(
-            provenance=self.trace.provenance, geometry=self.trace.geometry, tokens=self.trace.tokens
+            provenance=self.trace.provenance,
+            geometry=self.trace.geometry,
+            tokens=self.trace.tokens,
+            tokens_verified=self.trace.tokens_verified,
         )
 
     def differs(self, trace: Trace, request: Request) -> str | None:
@@ -74,6 +77,8 @@ class RecordedSubject:
         if trace.stages.keys() != self.trace.stages.keys() or trace.tokens != self.trace.tokens:
             return "it holds other stages or tokens than the recording"
         for key, array in self.trace.stages.items():
+            if array.layout != trace.stages[key].layout:
+                return f"{key[1]} of layer {key[0]} has another layout than the recording"
             if array.data.tobytes() != trace.stages[key].data.tobytes():
                 return f"{key[1]} of layer {key[0]} has other values than the recording"
         return None

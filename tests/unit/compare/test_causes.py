@@ -275,7 +275,12 @@ SITES: dict[str, tuple[Axes, tuple[int, ...], object, str]] = {
         np.s_[2, :, [1, 3, 6]],
         "head 2 only, keys 1, 3, 6, every token (21 of 392 values)",
     ),
-    "nothing": (TOKEN_CHANNEL, (7, 256), np.s_[:0], "nowhere"),
+    "nothing": (
+        TOKEN_CHANNEL,
+        (7, 256),
+        np.s_[:0],
+        "no single place stands out: it is small, and everywhere",
+    ),
 }
 
 

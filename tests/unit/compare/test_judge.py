@@ -100,11 +100,12 @@ def test_two_equal_traces_are_consistent(model: Model, sound: Trace) -> None:
     assert all(row.accumulated.rel_l2 == 0 for row in result.rows if row.accumulated)
 
 
-def test_one_token_says_what_it_is_blind_to(model: Model) -> None:
+def test_one_token_leaves_attention_unmeasured(model: Model) -> None:
     single = run(model, TOKENS[:1])
     result = against(model, single, single)
-    assert result.kind is Kind.CONSISTENT
-    assert any("one token" in line for line in result.not_checked)
+    assert (result.kind, int(result.exit_code), result.sources) == (Kind.UNMEASURED, 4, ())
+    (finding,) = result.findings
+    assert finding.stages == ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax")
 
 
 def test_a_broken_oracle_makes_the_reference_suspect(model: Model, sound: Trace) -> None:
@@ -245,3 +246,15 @@ def test_the_layout_of_a_stage_that_was_declared_is_kept(model: Model, sound: Tr
     assert result.kind is Kind.CONSISTENT
     row = next(row for row in result.rows if (row.layer, row.stage) == key)
     assert row.layout == (Layout.CAUSAL_ZEROED,)
+
+
+def test_an_arithmetic_that_no_file_shows_is_not_held_against_a_run(model: Model) -> None:
+    real = run(model, arithmetic="f32; q8_0 k cache")
+    hidden = {
+        key: array for key, array in real.stages.items() if key[1] not in ("attn_scores", "attn_softmax")
+    }
+    result = against(model, run(model), replace(real, stages=hidden), arithmetic="f32")
+    assert (result.kind, result.sources) == (Kind.UNMEASURED, ())
+    told = [found for found in result.findings if "attention" in found.stages]
+    assert told
+    assert all("attn_scores" in found.explanation for found in told)

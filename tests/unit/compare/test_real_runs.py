@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from apr_falsify.capture import MemorySink, Request
@@ -166,3 +168,18 @@ def test_an_8_bit_k_cache_nobody_asked_for_is_an_arithmetic_finding(smollm2: Mod
     assert "q8_0 k cache, Hadamard-rotated" in finding.explanation
     assert (result.sources, int(result.exit_code)) == ((), 1)
     assert not any(row.verdict is Verdict.INTRODUCES for row in result.rows)
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize(
+    "missing", [("kq-1", "kq_soft_max-1"), ("kqv_out-1", "attn_out-1"), ("Qcur-1",)], ids="+".join
+)
+def test_a_correct_run_of_llama_cpp_is_not_accused_for_nodes_it_lacks(
+    smollm2: Model, tmp_path: Path, missing: tuple[str, ...]
+) -> None:
+    with np.load(LLAMA / "what-is-2-plus-2.npz") as nodes:
+        kept = {name: nodes[name] for name in nodes.files if name not in missing}
+    np.savez(tmp_path / "part.npz", **kept)
+    target = Target(path=tmp_path / "part.npz", model=smollm2, tokens=SMOLLM2_TOKENS)
+    result = against(smollm2, open_llama_cpp(target), layers=(0, 1))
+    assert result.sources == ()
