@@ -82,7 +82,9 @@ def build(root: Path, count: int) -> None:
 
 def measure(command: list[str], root: Path, cache: Path) -> dict[str, float]:
     """Wall time of a command, and the peak memory of it and its children together."""
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+    # an installed package has its byte code, and users write theirs: so does what is measured
+    bytecode = {"PYTHONPYCACHEPREFIX": str(root.parent / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache)} | bytecode
     start = time.perf_counter()
     process = psutil.Popen(
         command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft4Validator
 
 from apr_falsify.contracts.rules import RULES
 from tests.acceptance.test_validate_contracts import CONTRACT, project, run
 
+DATA = Path(__file__).parent.parent / "data"
 WRONG = CONTRACT.replace("parse_stage_list", "parse_stages_list")
 
 
@@ -169,6 +171,20 @@ def test_sarif_says_what_the_standard_asks_for(tmp_path: Path) -> None:
     assert location["region"] == {"startLine": 14, "startColumn": 22}
     assert result["partialFingerprints"]
     assert result["suppressions"] == [{"kind": "external", "justification": "known"}]
+
+
+@pytest.mark.parametrize("contract", [CONTRACT, WRONG, "not: [a, contract"], ids=["valid", "wrong", "broken"])
+@pytest.mark.parametrize(
+    "ignored", ["", "[[tool.apr-falsify.ignores]]\ncode = 'yaml-syntax'\nreason = 'r'\n"]
+)
+def test_sarif_validates_against_the_published_schema(tmp_path: Path, contract: str, ignored: str) -> None:
+    root = project(tmp_path, contract)
+    settings(root, ignored)
+    schema = json.loads((DATA / "sarif" / "sarif-schema-2.1.0.json").read_text(encoding="utf-8"))
+    log = json.loads(run(root, "--format", "sarif").stdout)
+    assert [error.message for error in Draft4Validator(schema).iter_errors(log)] == []
+    del log["runs"][0]["tool"]
+    assert list(Draft4Validator(schema).iter_errors(log))
 
 
 def test_github_annotations_are_escaped_and_summed_up_beyond_ten(tmp_path: Path) -> None:

@@ -20,11 +20,13 @@ from typing import Any
 from apr_falsify import __version__
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.report import Counts
+from apr_falsify.symbols.states import quickly_pickled
 
-_FORMAT = 2
+_FORMAT = 3
 _MOST_PROJECTS = 64
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """What validating one contract gave.
@@ -48,14 +50,13 @@ class Cache:
     records: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)  # shown path -> digest, record
     indexes: dict[bytes, bytes] = field(default_factory=dict)  # digest of a source file -> its index
     sources: dict[tuple[str, str], bytes] = field(default_factory=dict)  # source file -> digest
-    shapes: frozenset[bytes] = frozenset()  # digests of document shapes that the schema accepts
     suite: tuple[bytes, bytes] = (b"", b"")  # identity of all contracts, problems across them
     changed: bool = False
 
     @property
     def kept(self) -> tuple[object, ...]:
         """What is written."""
-        return self.records, self.indexes, self.sources, self.shapes, self.suite
+        return self.records, self.indexes, self.sources, self.suite
 
 
 def digest(data: bytes) -> bytes:
@@ -106,12 +107,12 @@ def open_cache(identity: str) -> Cache:
     key = digest(f"{_FORMAT} {__version__} {sys.version_info[:2]} {_code_age()} {identity}".encode())
     try:
         path = _folder() / f"{key.hex()}.pickle"
-        records, indexes, sources, shapes, suite = thaw(path.read_bytes())
+        records, indexes, sources, suite = thaw(path.read_bytes())
     except (OSError, RuntimeError):  # not there, or no home directory
         return Cache(path=None if "path" not in locals() else path)
     except (pickle.UnpicklingError, ValueError, EOFError, AttributeError, TypeError, ImportError, IndexError):
         return Cache(path=path)
-    return Cache(path=path, records=records, indexes=indexes, sources=sources, shapes=shapes, suite=suite)
+    return Cache(path=path, records=records, indexes=indexes, sources=sources, suite=suite)
 
 
 def _code_age() -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterator
 
 from apr_falsify.contracts.model import (
     TEST_KEYS,
@@ -27,6 +26,8 @@ _NAME_KEYS_IN_EVIDENCE = """
     """.split()  # noqa: SIM905 - words read best as words
 _FILE_KEYS_OUTSIDE = ("file_paths", "file_path", "source_files", "source_file")
 _TEST_NAME_KEYS = ("test_names", "test_functions", "test_name", "tests", "test")
+_HOLDERS = (Mapping, Sequence)
+_SEVERAL = re.compile(r"[,\n]").search
 _LOCATION_KEYS = frozenset(("applies_to", "implementation", "location", "implemented_in", "implemented_by"))
 _PATH_IN_PROSE = re.compile(
     r"(?<![\w/.:-])((?:[a-z][\w-]*:)?(?:[\w.-]+/)+[\w.-]+\.(?:rs|py)(?:::\w+)*)(?![\w/*])"
@@ -126,22 +127,33 @@ def _names_by_file(mapping: Mapping, key: str, absent: bool, own: list[PathName]
         own.extend(mine)
 
 
-def _files(text: Text, place: Place, absent: bool, own: list[PathName]) -> Iterator[Citation]:
-    pieces = [piece for piece in re.split(r",\s+|\n", text) if piece.strip()]
+def _files(
+    text: Text, place: Place, absent: bool, own: list[PathName], role: str = "evidence"
+) -> Iterator[Citation]:
+    pieces = [piece for piece in re.split(r",\s+|\n", text) if piece.strip()] if _SEVERAL(text) else [text]
     several = [parse_path(piece) for piece in pieces]
     paths = several if len(several) > 1 and all(several) else [parse_path(text, surely=True)]
     for path in paths:
         if path is None:
             continue
         if path.symbol:
-            yield _symbol(path.symbol, text, place, absent, (path,))
+            yield _symbol(path.symbol, text, place, absent, (path,), role)
         for one in path.alternatives():
             mine = PathName(path=one, source=path.source)
             own.append(mine)
-            yield Citation(kind="file", text=text, place=place, paths=(mine,), expected_absent=absent)
+            yield Citation(
+                kind="file", text=text, place=place, paths=(mine,), expected_absent=absent, role=role
+            )
 
 
-def _symbol(name: str, text: str, place: Place, absent: bool, paths: tuple[PathName, ...]) -> Citation:
+def _symbol(
+    name: str,
+    text: str,
+    place: Place,
+    absent: bool,
+    paths: tuple[PathName, ...],
+    role: str = "evidence",
+) -> Citation:
     return Citation(
         kind="symbol",
         text=text,
@@ -149,6 +161,7 @@ def _symbol(name: str, text: str, place: Place, absent: bool, paths: tuple[PathN
         place=place,
         paths=paths,
         expected_absent=absent,
+        role=role,
     )
 
 
@@ -259,24 +272,25 @@ def _line_of(part: str, text: Text, place: Place) -> Place:
     return Place(line=place.line + 1 + text.count("\n", 0, at), column=1, key=place.key)
 
 
-def _locations(value: Value, key: str, skip: set[str], absent: bool) -> Iterator[Citation]:
+def _locations(
+    value: Mapping | Sequence, key: str, skip: Collection[str], absent: bool
+) -> Iterator[Citation]:
     """``applies_to: path::symbol`` and its like, wherever they stand."""
     if key in skip:
         return
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            where = f"{key}.{name}" if key else str(name)
-            if name in _LOCATION_KEYS and isinstance(item, Text):
-                path = parse_path(item)
-                if path and path.path.endswith((".py", ".rs", ".pyi")):
-                    for one in _files(item, place_of(item, where), absent, []):
-                        yield replace(one, role="location")
-            elif isinstance(item, Mapping | Sequence):
-                yield from _locations(item, where, skip, absent)
-    elif isinstance(value, Sequence):
+    if isinstance(value, Sequence):
         for at, item in enumerate(value):
-            if isinstance(item, Mapping | Sequence):
+            if isinstance(item, _HOLDERS):
                 yield from _locations(item, f"{key}[{at}]", skip, absent)
+        return
+    for name, item in value.items():
+        if isinstance(item, _HOLDERS):
+            yield from _locations(item, f"{key}.{name}" if key else str(name), skip, absent)
+        elif name in _LOCATION_KEYS and isinstance(item, Text):
+            path = parse_path(item)
+            if path and path.path.endswith((".py", ".rs", ".pyi")):
+                where = f"{key}.{name}" if key else str(name)
+                yield from _files(item, place_of(item, where), absent, [], "location")
 
 
 def _top_files(contract: Contract, absent: bool) -> Iterator[Citation]:
@@ -284,5 +298,4 @@ def _top_files(contract: Contract, absent: bool) -> Iterator[Citation]:
         if isinstance(item, Mapping) and isinstance(item.get("path"), Text):
             value = item["path"]
             assert isinstance(value, Text)
-            for one in _files(value, place_of(value, f"{key}.path"), absent, []):
-                yield replace(one, role="location")
+            yield from _files(value, place_of(value, f"{key}.path"), absent, [], "location")

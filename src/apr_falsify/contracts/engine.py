@@ -43,11 +43,10 @@ class _Read:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """What one process found: frozen records, whether each may be kept, and new indexes and shapes."""
+    """What one process found: frozen records, whether each may be kept, and new indexes."""
 
     records: dict[str, tuple[bytes, bytes, bool]]
     indexes: dict[bytes, bytes]
-    shapes: frozenset[bytes]
 
 
 def run(
@@ -129,18 +128,15 @@ def _digest_of(source: tuple[str, str]) -> bytes:
 
 def _validate(files: Sequence[_Read], sources: dict[str, Path], cache: Cache) -> dict[str, Record]:
     """Validate contracts, in parts on several processes where there are many, and note them in the cache."""
-    cores = min(os.cpu_count() or 1, 4, len(files) // _WORTH_A_PROCESS)
-    if cores < 2:
-        parts = [_validate_part(files, sources, cache.indexes, cache.shapes)] if files else []
-    else:
-        from concurrent.futures import ProcessPoolExecutor
+    if not files:
+        return {}
+    from apr_falsify.contracts import parts, validate  # noqa: F401 - imported once, before any fork
 
-        with ProcessPoolExecutor(cores) as pool:
-            slices = [files[at::cores] for at in range(cores)]
-            same = ([value] * cores for value in (sources, cache.indexes, cache.shapes))
-            parts = list(pool.map(_validate_part, slices, *same))
+    def work(some: Sequence[_Read]) -> _Part:
+        return _validate_part(some, sources, cache.indexes)
+
     fresh: dict[str, Record] = {}
-    for part in parts:
+    for part in parts.in_parts(work, files, at_least=_WORTH_A_PROCESS):
         fresh.update(_note(part, cache))
     for source in {source for record in fresh.values() for source in record.rests_on}:
         if source not in cache.sources:
@@ -151,7 +147,6 @@ def _validate(files: Sequence[_Read], sources: dict[str, Path], cache: Cache) ->
 def _note(part: _Part, cache: Cache) -> dict[str, Record]:
     cache.changed = True
     cache.indexes.update(part.indexes)
-    cache.shapes |= part.shapes
     for shown, (was, data, keep) in part.records.items():
         if keep:
             cache.records[shown] = (was, data)
@@ -160,16 +155,12 @@ def _note(part: _Part, cache: Cache) -> dict[str, Record]:
     return {shown: thaw(data) for shown, (_, data, _) in part.records.items()}
 
 
-def _validate_part(
-    files: Sequence[_Read], sources: dict[str, Path], known: dict[bytes, bytes], shapes: frozenset[bytes]
-) -> _Part:
+def _validate_part(files: Sequence[_Read], sources: dict[str, Path], known: dict[bytes, bytes]) -> _Part:
     """Validate some contracts, in this process."""
     from apr_falsify.contracts.roots import Roots
     from apr_falsify.symbols.tree import build_index
 
-    gc.disable()
     new: dict[bytes, bytes] = {}
-    accepted = set(shapes)
 
     def load(suffix: str, source: bytes) -> SymbolIndex:
         key = digest(suffix.encode() + b"\0" + source)
@@ -182,11 +173,11 @@ def _validate_part(
         return index
 
     roots = Roots(sources, load)
-    records = {file.shown: _one(file, roots, accepted) for file in files}
-    return _Part(records=records, indexes=new, shapes=frozenset(accepted) - shapes)
+    records = {file.shown: _one(file, roots) for file in files}
+    return _Part(records=records, indexes=new)
 
 
-def _one(file: _Read, roots: Roots, accepted: set[bytes]) -> tuple[bytes, bytes, bool]:
+def _one(file: _Read, roots: Roots) -> tuple[bytes, bytes, bool]:
     from apr_falsify.contracts.facts import Facts, gather
     from apr_falsify.contracts.roots import Scope
     from apr_falsify.contracts.validate import resolve_names
@@ -197,14 +188,12 @@ def _one(file: _Read, roots: Roots, accepted: set[bytes]) -> tuple[bytes, bytes,
     if isinstance(file.raw, Problem):
         facts = Facts(path=file.shown, problems=(dataclasses.replace(file.raw, path=file.shown),))
     else:
-        facts = gather(file.shown, file.raw, accepted)
-    if facts.shape:
-        accepted.add(facts.shape)
+        facts = gather(file.shown, file.raw)
     scope = Scope(file.path.absolute(), roots)
     problems, counts = resolve_names(facts, scope)
     trees = roots.all_trees()
     record = Record(
-        facts=freeze(dataclasses.replace(facts, citations=(), problems=(), shape=b"")),
+        facts=freeze(dataclasses.replace(facts, citations=(), problems=())),
         problems=(*facts.problems, *problems),
         counts=counts,
         owns=scope.owns(),

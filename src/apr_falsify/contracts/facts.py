@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from apr_falsify.contracts.citations import citations
@@ -10,8 +9,10 @@ from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Citation, Contract, Pl
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.source import Mapping, parse
 from apr_falsify.contracts.statuses import rung_of
+from apr_falsify.symbols.states import quickly_pickled
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FalsifierFacts:
     """One falsifier's identity and status; ``rung`` is empty where its word claims no rung."""
@@ -23,6 +24,7 @@ class FalsifierFacts:
     has_bundle: bool
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """One file's facts. ``is_contract`` is false for an empty file, a list, a broken one."""
@@ -38,17 +40,13 @@ class Facts:
     siblings: tuple[Sibling, ...] = ()
     citations: tuple[Citation, ...] = ()
     problems: tuple[Problem, ...] = ()
-    shape: bytes = b""  # digest of the document's shape, where the schema accepts it
 
 
-def gather(path: str, raw: bytes, accepted: Collection[bytes] = ()) -> Facts:
-    """Read one file and apply every rule that needs nothing but the file itself.
-
-    ``accepted`` are shapes of documents that the schema is known to accept.
-    """
+def gather(path: str, raw: bytes) -> Facts:
+    """Read one file and apply every rule that needs nothing but the file itself."""
     from apr_falsify.contracts.rules import contract_rules
     from apr_falsify.contracts.rules.shape import schema_violation
-    from apr_falsify.contracts.schema import shape_of
+    from apr_falsify.contracts.schema import accepts
 
     source = parse(path, raw)
     if not isinstance(source.data, Mapping):
@@ -59,8 +57,7 @@ def gather(path: str, raw: bytes, accepted: Collection[bytes] = ()) -> Facts:
     contract = read_contract(path, source.data)
     if not contract.falsifiers and not _claims_to_be_one(source.data):
         return Facts(path=path, problems=source.problems)  # data of another kind beside the contracts
-    shape = shape_of(source.data)
-    violations = () if shape in accepted else tuple(schema_violation(contract))
+    violations = () if accepts(source.data) else tuple(schema_violation(contract))
     found = [problem for check in contract_rules() for problem in check(contract)]
     return Facts(
         path=path,
@@ -74,7 +71,6 @@ def gather(path: str, raw: bytes, accepted: Collection[bytes] = ()) -> Facts:
         siblings=contract.siblings,
         citations=tuple(citations(contract)),
         problems=(*source.problems, *violations, *found),
-        shape=b"" if violations else shape,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 
 from apr_falsify.contracts.names import CargoTest, PathName
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
+from apr_falsify.symbols.states import quickly_pickled
 
 FALSIFIER_BLOCKS = ("falsification_tests", "falsification", "falsifiers", "gates", "falsification_gates")
 _STATUS_KEYS = ("status", "discharge_status", "verdict")
@@ -22,6 +23,7 @@ _SIBLING_KEYS = ("depends_on", "siblings", "sibling", "parent_contract", "extend
 _SEMVER = r"\d+\.\d+\.\d+(?:-[\w.]+)?"
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where a value stands: line and column from 1, and the key path."""
@@ -50,6 +52,7 @@ class Citation:
     role: str = "evidence"
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sibling:
     """Another contract that this one relies on, with the version and status it is cited at."""

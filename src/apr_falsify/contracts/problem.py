@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from apr_falsify.symbols.states import quickly_pickled
 
+
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """``path:line:column code message``; line and column count from 1.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apr_falsify.contracts.problem import Problem
+from apr_falsify.symbols.states import quickly_pickled
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     """Denominators: what was looked at, and what became of it."""

@@ -6,6 +6,7 @@ Scalars stay text exactly as written, so a version ``1.10`` does not become 1.1,
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from apr_falsify.contracts.problem import Problem
 _MOST_DEPTH = 200
 _MOST_VALUES = 200_000
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
+_CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\t\n\r"})
+_BLANKED, _WIDE = bytes.maketrans(b"-?:", b"   "), b" " * _MOST_DEPTH
+_INDENTED = re.compile(rf"^[ \-?:]{{{_MOST_DEPTH}}}", re.MULTILINE)
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
 _NULL, _MERGE, _STR = (f"tag:yaml.org,2002:{name}" for name in ("null", "merge", "str"))
 # libyaml's parser where PyYAML was built with it: the pure one is some forty times slower
@@ -32,11 +36,9 @@ class _Loader(_PARSER):  # type: ignore[misc]
             return _NULL if value in _NULLS else _MERGE if value == "<<" else _STR
         return _STR
 
-    def descend_resolver(self, *_: Any) -> None:
-        """No path decides on a tag here."""
-
-    def ascend_resolver(self) -> None:
-        """No path decides on a tag here."""
+    # No path decides on a tag here. Called for every node, so these are built-ins that do nothing.
+    descend_resolver = staticmethod(operator.is_)
+    ascend_resolver = staticmethod(object)
 
     def dispose(self) -> None:
         """Nothing is held; ``yaml.parse`` calls this."""
@@ -104,8 +106,8 @@ def parse(path: str, raw: bytes) -> Source:
                 _problem(path, "byte-order-mark", "starts with a byte order mark", hint="save without")
             )
             text = text[1:]  # the C loader would count it as a character
-        _check_characters(text)
-        _check_depth(text)
+        _check_characters(raw, text)
+        _check_depth(raw, text)
         data = _Converter(path, problems).convert(_compose(text))
     except _Refused as refused:
         problems.append(
@@ -131,8 +133,9 @@ def _decode(raw: bytes) -> str:
         raise _Refused("not-utf8", message, line, column, "save the file as UTF-8") from None
 
 
-def _check_characters(text: str) -> None:
-    match = _FORBIDDEN.search(text)
+def _check_characters(raw: bytes, text: str) -> None:
+    clean = len(raw.translate(None, _CONTROLS)) == len(raw)  # tells as much as the search, far sooner
+    match = None if clean and "\ufffe" not in text and "\uffff" not in text else _FORBIDDEN.search(text)
     if match:
         line, column = _position(text, match.start())
         message = f"character U+{ord(match.group()):04X} is not allowed in YAML"
@@ -143,15 +146,15 @@ def _position(text: str, at: int) -> tuple[int, int]:
     return text.count("\n", 0, at) + 1, at - (text.rfind("\n", 0, at) + 1) + 1
 
 
-def _check_depth(text: str) -> None:
+def _check_depth(raw: bytes, text: str) -> None:
     """Refuse deep nesting before a recursive parser meets it.
 
     Nesting costs either a bracket or a column of indentation, so most files pass on two cheap counts;
     only a suspicious one has its events counted, which needs no recursion.
     """
     brackets = text.count("[") + text.count("{")
-    indented = re.search(rf"^[ \-?:]{{{_MOST_DEPTH}}}", text, re.MULTILINE)
-    if brackets < _MOST_DEPTH and not indented:
+    wide = _WIDE in raw.translate(_BLANKED)  # cheap, and true wherever the search could succeed
+    if brackets < _MOST_DEPTH and not (wide and _INDENTED.search(text)):
         return
     depth = 0
     try:
@@ -205,16 +208,16 @@ class _Converter:
         if node is None:
             return None
         self._budget -= 1
+        mark = node.start_mark
         if self._budget < 0 or depth > _MOST_DEPTH:
-            mark = node.start_mark
             message = "aliases multiply it beyond what a contract can hold"
             raise _Refused("yaml-alias-explosion", message, mark.line + 1, mark.column + 1, "write it out")
         if isinstance(node, yaml.ScalarNode):
-            return _scalar(node)
+            return None if node.tag == _NULL else _text(node.value, mark, node.style == "|")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, depth)
         result = Sequence([self.convert(child, depth + 1) for child in node.value])
-        result.line, result.column = node.start_mark.line + 1, node.start_mark.column + 1
+        result.line, result.column = mark.line + 1, mark.column + 1
         return result
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> Mapping:
@@ -236,13 +239,10 @@ class _Converter:
         return result
 
     def _key(self, node: yaml.Node) -> Text:
-        if not isinstance(node, yaml.ScalarNode):
-            mark = node.start_mark
+        mark = node.start_mark
+        if type(node) is not yaml.ScalarNode:
             raise _Refused("yaml-syntax", "a key is not a scalar", mark.line + 1, mark.column + 1)
-        text = Text(node.value)
-        text.line, text.column = node.start_mark.line + 1, node.start_mark.column + 1
-        text.is_block = False
-        return text
+        return _text(node.value, mark, False)
 
     def _duplicate(self, key: Text) -> None:
         message = f"key {str(key)!r} is given twice"
@@ -259,11 +259,7 @@ class _Converter:
         )
 
 
-def _scalar(node: yaml.ScalarNode) -> Text | None:
-    if node.tag == _NULL:
-        return None
-    text = Text(node.value)
-    mark = node.start_mark
-    text.line, text.column = mark.line + 1, mark.column + 1
-    text.is_block = node.style == "|"
+def _text(value: str, mark: yaml.Mark, is_block: bool) -> Text:
+    text = Text(value)
+    text.line, text.column, text.is_block = mark.line + 1, mark.column + 1, is_block
     return text

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from apr_falsify.symbols.states import quickly_pickled
 
+
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
     """One name a file defines.
@@ -32,6 +35,7 @@ class Definition:
         return "test" in self.marks
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassShape:
     """What decides which methods a class has and whether pytest collects it."""
@@ -41,6 +45,7 @@ class ClassShape:
     is_test_off: bool = False
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SymbolIndex:
     """Everything one file defines, and the other files it pulls in by ``include!``, ``mod`` or import.

@@ -16,7 +16,7 @@ def lookup(tree: SourceTree, relative: str, name: str) -> Definition | None:
     *qualifiers, last = name.split("::")
     for file, index in tree.parts(relative):
         for one in _named(index, last):
-            if fits(one, qualifiers, file, index, tree.package_of(file)):
+            if not qualifiers or fits(one, qualifiers, file, index, tree.package_of(file)):
                 return one
     return None
 

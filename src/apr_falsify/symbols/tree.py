@@ -116,7 +116,14 @@ class SourceTree:
 
     def parts(self, relative: str) -> Iterator[tuple[str, SymbolIndex]]:
         """A file and what it pulls in: itself, ``include!`` files, then child modules, depth first."""
-        pending, seen = [relative], set()
+        first = self.index(relative)
+        if first is None:
+            return
+        yield relative, first
+        if not first.includes and not first.modules:
+            return  # nearly every file, asked for every name cited
+        pending = [*self._children(relative, first)[::-1], *self._included(relative, first)[::-1]]
+        seen = {relative}
         while pending:
             here = pending.pop()
             index = self.index(here) if here not in seen else None

@@ -22,9 +22,10 @@ _WORDS = {
 }
 _NUMBER = rf"\d+|{'|'.join(_WORDS)}"
 _THINGS = r"(?:points?|stages?|elements?|entries|items|variants|steps|values|cosines|names|capture\s+points)"
+_LISTED_THINGS = ("element", "item", "stage", "point", "entry", "step", "name")
 # "9-element cosine sequence [a, b, c]": the list follows within a few words
 _COUNTED_LIST = re.compile(
-    rf"\b(?P<count>{_NUMBER})[- ](?:element|item|stage|point|entry|step|name)s?\b"
+    rf"\b(?P<count>{_NUMBER})[- ](?:{'|'.join(_LISTED_THINGS)})s?\b"
     r"[^\[\]\n.;:]{0,40}\s*\[(?P<list>[^\[\]]*)\]",
     re.IGNORECASE,
 )
@@ -75,7 +76,7 @@ def _items(text: str) -> list[str]:
 def count_disagrees(contract: Contract) -> Iterator[Problem]:
     """A stated number of things equals the number that is listed."""
     for key, text, trail in _texts(contract.data):
-        for match in _counted(text):
+        for match in _counted(text) if "[" in text or ":" in text else ():
             listed = _listed(match["list"])
             if listed and _number(match["count"]) != listed:
                 place = place_of(text, _key(trail))
@@ -87,11 +88,17 @@ def count_disagrees(contract: Contract) -> Iterator[Problem]:
 
 def _counted(text: Text) -> Iterator[re.Match[str]]:
     """Counts that stand with their list; the cheap tests first, since nearly every text has neither."""
-    if "[" in text and "]" in text:
+    if "[" in text and "]" in text and _may_count_a_list(text):
         yield from _COUNTED_LIST.finditer(text)
     match = _COUNT_COLON.match(text) if ":" in text else None
     if match:
         yield match
+
+
+def _may_count_a_list(text: str) -> bool:
+    """Whether a counted thing stands near before a bracket: far cheaper to ask than the pattern."""
+    heads = text.lower().split("[")[:-1]
+    return any(thing in head.rstrip()[-60:] for head in heads for thing in _LISTED_THINGS)
 
 
 def _listed(text: str) -> int:
@@ -171,8 +178,9 @@ def _texts(data: Mapping) -> Iterator[tuple[str, Text, _Trail | None]]:
     pending: list[tuple[Value, str, _Trail | None]] = [(data, "", None)]
     while pending:
         value, last, trail = pending.pop()
-        if isinstance(value, Text):
-            yield last, value, trail
+        kind = type(value)
+        if kind is Text:
+            yield last, value, trail  # type: ignore[misc]
         elif isinstance(value, Mapping):
             pending.extend([(item, name, (trail, name)) for name, item in value.items()])
         elif isinstance(value, Sequence):
