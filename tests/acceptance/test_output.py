@@ -102,3 +102,13 @@ def test_a_traceback_comes_with_debug_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert refused.code == 2
     assert "Traceback" in refused.err
     assert "Traceback" in exit_3(monkeypatch, "--debug").err
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_full_disk_behind_stdout_is_told_and_no_verdict(output: str) -> None:
+    both = (RECORDINGS / "base", RECORDINGS / "base")
+    options = ("--weights", TINY, "--tokens", APR_TOKENS, "--format", output)
+    command = [str(PROGRAM), "compare", *map(str, (*both, *options))]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "cannot be printed" in done.stderr) == (2, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -44,10 +45,11 @@ def emit(result: Bisection, output: str) -> None:
     if output == "json":
         tell(json.dumps(result.to_json(), indent=1))
         return
-    console = Console(width=None if os.isatty(1) else WIDTH, highlight=False)
-    with console.capture() as captured:
-        print_text(result, console)
-    tell(captured.get().rstrip("\n"))
+    terminal = os.isatty(1)
+    text = io.StringIO()  # printed in one piece: a full disk or a reader that goes away is `tell`'s business
+    width = None if terminal else WIDTH
+    print_text(result, Console(file=text, force_terminal=terminal, width=width, highlight=False))
+    tell(text.getvalue().rstrip("\n"))
 
 
 def write_bisection(result: Bisection, run: Path) -> Path:
