@@ -41,7 +41,7 @@ SMOLLM2_FAULTS = 20
 SMOLLM2_SETTING = replace(SETTINGS["q4_1 x q8_1 of 32"], kind="")
 """What llama.cpp does with that file, whose weights are q4_1 already."""
 
-LENGTHS = ((2, 5, 8, 16, 33, 64, 128, 256), (3, 4, 7, 9, 12, 21, 40, 96))
+LENGTHS = ((2, 5, 9, 33, 128, 256), (3, 4, 7, 16, 64, 100))
 """Token counts of correct runs, by seed."""
 
 
