@@ -13,7 +13,7 @@ The procedure, over the whole trace, since one runtime has one arithmetic per ki
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -187,7 +187,9 @@ def _other_fits(replayer: Replayer, key: Key, subject: Stored, tried: tuple[Rule
     others = tuple(
         rule
         for rule in RULES[operation]
-        if rule not in tried and (operation is Operation.PROJECTION or dims % rule.block == 0)
+        if rule not in tried
+        and (operation is Operation.PROJECTION or dims % rule.block == 0)
+        and not (rule.rotated and dims & (dims - 1))  # a Hadamard matrix has a power of two
     )
     if not others:
         return ()
@@ -267,7 +269,7 @@ def excess_of(ratio: F64) -> float:
     return worst
 
 
-def _settled(judged: Iterable[Judged]) -> dict[tuple[Operation, str], Rule]:
+def _settled(judged: Collection[Judged]) -> dict[tuple[Operation, str], Rule]:
     """Return, per kind, the arithmetic that explains it; a kind that none explains has no entry.
 
     The expected arithmetic needs to explain one stage only, since faults may spoil all the others. Of
@@ -285,7 +287,14 @@ def _settled(judged: Iterable[Judged]) -> dict[tuple[Operation, str], Rule]:
         kind: max(found, key=lambda rule: (len(found[rule]), -sum(found[rule])))
         for kind, found in votes.items()
     }
-    return {**most, **expected}
+    # Declared, and seen in this operation with weights of another type: a lone stage may be all wrong.
+    confirmed = {(kind[0], rule) for kind, rule in expected.items()}
+    declared = {
+        entry.kind: entry.expected
+        for entry in judged
+        if entry.kind not in most and (entry.kind[0], entry.expected) in confirmed
+    }
+    return {**most, **expected, **declared}
 
 
 def _decided(replayer: Replayer, entry: Judged, settled: Mapping[tuple[Operation, str], Rule]) -> Judged:
