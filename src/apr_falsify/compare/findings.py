@@ -9,7 +9,7 @@ from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
 from apr_falsify.compare.causes import error_sits, explain
 from apr_falsify.compare.invariants import invariants
-from apr_falsify.compare.judge import LIMIT, Fit, Judged, comparable, store_of
+from apr_falsify.compare.judge import LIMIT, Fit, Judged, comparable, replayer_of
 from apr_falsify.compare.replay import Replay, Replayer
 from apr_falsify.compare.structure import consumers
 from apr_falsify.geometry import Geometry
@@ -56,6 +56,7 @@ def source_findings(
     rows: Sequence[Row],
     *,
     own_weights: bool,
+    arithmetic: str | None = None,
 ) -> list[Finding]:
     """Return a finding for each stage that is not what its own inputs make it.
 
@@ -65,9 +66,10 @@ def source_findings(
         judged: its stages.
         rows: the rows of the comparison, for what later stages show of the error.
         own_weights: whether ``weights`` are known to be the subject's own.
+        arithmetic: what the user states of the subject's arithmetic.
 
     """
-    replayer = Replayer(trace, weights, store_of(trace))
+    replayer = replayer_of(trace, weights, arithmetic)
     accumulated = {(row.layer, row.stage): row for row in rows}
     fed = consumers(accumulated, trace.geometry)
     sources = [entry for entry in judged.values() if entry.in_error]

@@ -132,6 +132,17 @@ def as_held(weights: Weights | None, trace: Trace) -> Weights | None:
     return replace(weights, held_as=held)
 
 
+def replayer_of(trace: Trace, weights: Weights | None, arithmetic: str | None = None) -> Replayer:
+    """Return what replays ``trace``: weights as it held them, in its format, in what is stated of it.
+
+    Raises:
+        UsageError: an arithmetic that the table does not have.
+
+    """
+    stated = stated_rules(arithmetic or trace.provenance.arithmetic)
+    return Replayer(trace, as_held(weights, trace), store_of(trace), stated)
+
+
 def judge(
     trace: Trace, weights: Weights | None, keys: Iterable[Key], arithmetic: str | None = None
 ) -> dict[Key, Judged]:
@@ -148,8 +159,7 @@ def judge(
         UsageError: an arithmetic that the table does not have.
 
     """
-    stated = stated_rules(arithmetic or trace.provenance.arithmetic)
-    replayer = Replayer(trace, as_held(weights, trace), store_of(trace), stated)
+    replayer = replayer_of(trace, weights, arithmetic)
     judged = {key: _first_look(replayer, key) for key in keys if key in trace.stages}
     settled = _settled(judged.values())
     return {key: _sharp(_decided(replayer, entry, settled)) for key, entry in judged.items()}

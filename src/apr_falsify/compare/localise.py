@@ -91,7 +91,6 @@ def bisect(
     if not same_shapes(oracle.geometry, subject.geometry):
         weights = subject_weights = None
     own = subject_weights is not None
-    layouts: list[Finding] = []
     known = _weights_findings(weights, subject_weights, keys)
     reference = judge(oracle, weights, keys)
     subject, judged, layouts = declared_or_solved(subject, subject_weights or weights, keys, arithmetic)
@@ -109,7 +108,7 @@ def bisect(
             remedy="capture both with the same --layers and --stages",
         )
     sources = foreign_weights(judged, own) or source_findings(
-        subject, subject_weights or weights, judged, rows, own_weights=own
+        subject, subject_weights or weights, judged, rows, own_weights=own, arithmetic=arithmetic
     )
     found = (
         *findings,
