@@ -98,6 +98,14 @@ class DeviceError(AprFalsifyError):
     """The requested device is not there; it is never replaced by another."""
 
 
+class ContractError(AprFalsifyError):
+    """A contract that cannot be read, or lacks what is asked of it."""
+
+
+class EvidenceError(AprFalsifyError):
+    """A bundle that cannot be read or does not verify; nothing may rest on it."""
+
+
 class OutputError(AprFalsifyError):
     """The result could not be written."""
 
