@@ -26,6 +26,7 @@ class Provenance:
         dtype: number format of weights and activations.
         device: ``cpu``, ``cuda`` or ``unknown``.
         arithmetic: how sums are done, in the words of ``arithmetic.py``.
+        settings: what the user handed to the runtime beyond its defaults, by name.
         libraries: versions of the libraries that computed it.
         layers: the layers asked for, ``None`` where that is not known.
         stages: the stages asked for, ``None`` where that is not known.
@@ -45,6 +46,7 @@ class Provenance:
     dtype: str = "unknown"
     device: str = "unknown"
     arithmetic: str = "unknown"
+    settings: Mapping[str, str] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[int, int] | None = None
     stages: tuple[str, ...] | None = None
@@ -107,6 +109,7 @@ _READERS: Mapping[str, Callable[[object, str], Any]] = {
     "dtype": text,
     "device": text,
     "arithmetic": text,
+    "settings": _versions,
     "libraries": _versions,
     "layers": _optional(_layers),
     "stages": _optional(_stages),

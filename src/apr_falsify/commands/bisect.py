@@ -28,6 +28,7 @@ from apr_falsify.commands import options
 @options.device
 @options.dtype
 @options.arithmetic
+@options.subject_option
 @options.weights
 @options.out
 @options.output_format
@@ -43,6 +44,7 @@ def bisect(
     device: str,
     dtype: str | None,
     arithmetic: str | None,
+    subject_option: tuple[tuple[str, str], ...],
     weights: str,
     out: Path | None,
     output: str,
@@ -66,6 +68,7 @@ def bisect(
         prompt=prompt,
         tokens=tokens,
         arithmetic=arithmetic,
+        options=options.settings_of(subject_option),
     )
     if plan.oracle.trace is not None:
         options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")

@@ -29,6 +29,7 @@ from apr_falsify.errors import UsageError
 @options.device
 @options.dtype
 @options.arithmetic
+@options.subject_option
 @options.debug
 def capture(
     side: str,
@@ -42,6 +43,7 @@ def capture(
     device: str,
     dtype: str | None,
     arithmetic: str | None,
+    subject_option: tuple[tuple[str, str], ...],
 ) -> None:
     """Run one side and keep its stages as a trace.
 
@@ -62,6 +64,7 @@ def capture(
         prompt=prompt,
         tokens=tokens,
         arithmetic=arithmetic,
+        options=options.settings_of(subject_option),
     )
     trace = capture_one(plan, oracle=side == "oracle", dtype=dtype, device=device, out=out)
     tell(f"{len(trace.stages)} stages of {len(trace.tokens)} tokens in {out}")
@@ -82,6 +85,7 @@ def _check_sides(side: str, model: str | None) -> None:
                 "it is a trace already", where=model, remedy=f"apr-falsify compare {model} TRACE"
             )
         options.refuse_idle(("arithmetic",), "it is the embedded runtime's; the oracle has --dtype")
+        options.refuse_idle(("subject_option",), "it is a subject's; the oracle is captured here")
         return
     runtime, _ = split_subject(side)
     options.refuse_idle(("dtype", "device"), "it is the oracle's; the embedded runtime has --arithmetic")

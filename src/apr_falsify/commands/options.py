@@ -85,6 +85,37 @@ class Tokens(click.ParamType[tuple[int, ...]]):
         return tuple(int(part) for part in parts)
 
 
+class KeyValue(click.ParamType[tuple[str, str]]):
+    """A name and a value around the first equals sign."""
+
+    name = "KEY=VALUE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Return name and value."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, text = (part.strip() for part in value.partition("="))
+        if not (name and equals and text):
+            raise UsageError(f"not a setting: {value!r}", where="--subject-option", expected="KEY=VALUE")
+        return name, text
+
+
+def settings_of(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Return the settings by name.
+
+    Raises:
+        UsageError: one of them is given twice.
+
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, _ in pairs if [key for key, _ in pairs].count(name) > 1)
+        raise UsageError(f"{twice} is given twice", where="--subject-option", remedy="give it once")
+    return found
+
+
 layers = click.option(
     "--layers",
     type=Layers(),
@@ -122,6 +153,12 @@ arithmetic = click.option(
     metavar="SPEC",
     help="What the subject computes in, e.g. 'f32; q8_0 blocks of 32'; the embedded runtime runs in it.  "
     "[default: f32, or what the runtime is known for]",
+)
+subject_option = click.option(
+    "--subject-option",
+    type=KeyValue(),
+    multiple=True,
+    help="A setting handed to the subject's runtime, e.g. cache-type-k=q8_0; repeatable.",
 )
 weights = click.option(
     "--weights",

@@ -125,6 +125,7 @@ def make_plan(
     prompt: str | None,
     tokens: tuple[int, ...] | None,
     arithmetic: str | None,
+    options: Mapping[str, str] | None = None,
 ) -> Plan:
     """Open both sides and decide tokens, layers and stages.
 
@@ -142,6 +143,7 @@ def make_plan(
         reference=oracle.trace,
         tokens=tokens,
         arithmetic=arithmetic,
+        options=options or {},
     )
     subject = open_subject(runtime, target)
     judged = _layers(layers, oracle, subject)

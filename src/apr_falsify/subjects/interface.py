@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from apr_falsify.capture import Request, Sink
+from apr_falsify.errors import UsageError, nearest
 from apr_falsify.geometry import Geometry
 from apr_falsify.trace import Trace
 from apr_falsify.weights import Model
@@ -22,6 +24,7 @@ class Target:
         reference: the other side's trace, where there is one and no model.
         tokens: the token ids that the user gave.
         arithmetic: what to compute in, in the words of ``rules.py``, where the runtime has a choice.
+        options: settings that the user hands to the runtime; they say how it runs, not what is expected.
 
     """
 
@@ -30,6 +33,7 @@ class Target:
     reference: Trace | None = None
     tokens: tuple[int, ...] | None = None
     arithmetic: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 class Subject(Protocol):
@@ -60,6 +64,57 @@ class Subject(Protocol):
 
     def differs(self, trace: Trace, request: Request) -> str | None:
         """Say how ``trace`` is not what :meth:`capture` would give, ``None`` where it is."""
+
+
+@runtime_checkable
+class Tokenizing(Protocol):
+    """A subject that runs the ids it is given, and has a tokenizer of its own all the same."""
+
+    def encode(self, prompt: str) -> tuple[int, ...]:
+        """Return the ids that its own tokenizer gives, special tokens included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting that a runtime takes.
+
+    Attributes:
+        read: the value of a text; raises ``ValueError`` or ``KeyError`` where it is none.
+        expected: what it takes, in words.
+
+    """
+
+    read: Callable[[str], Any]
+    expected: str
+
+
+def read_options(options: Mapping[str, str], known: Mapping[str, Setting], runtime: str) -> dict[str, Any]:
+    """Return the values of ``options``, by name.
+
+    Raises:
+        UsageError: a name that ``known`` does not have, or a value that it cannot take.
+
+    """
+    for name in options:
+        if name not in known:
+            raise UsageError(
+                f"the runtime {runtime} has no setting {name!r}",
+                where="--subject-option",
+                expected=", ".join(known) or "none: it has no settings",
+                remedy=nearest(name, known),
+            )
+    return {name: _value(name, text, known[name]) for name, text in options.items()}
+
+
+def _value(name: str, text: str, setting: Setting) -> Any:
+    try:
+        return setting.read(text)
+    except (ValueError, KeyError) as error:
+        raise UsageError(
+            f"{text!r} is no value of {name}",
+            where="--subject-option",
+            expected=f"{name}={setting.expected}",
+        ) from error
 
 
 class Runtime(Protocol):

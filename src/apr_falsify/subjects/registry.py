@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.subjects.embedded import open_embedded
-from apr_falsify.subjects.interface import Runtime, Subject, Target
+from apr_falsify.subjects.interface import Runtime, Setting, Subject, Target, read_options
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.recorded import open_recorded
 
@@ -20,12 +20,14 @@ class Entry:
         open: opens a subject of this runtime.
         path: what its PATH is.
         what: one line for people.
+        settings: what ``--subject-option`` may set.
 
     """
 
     open: Runtime
     path: str
     what: str
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
 RUNTIMES: Mapping[str, Entry] = {
@@ -52,7 +54,7 @@ def open_subject(runtime: str, target: Target) -> Subject:
     """Return the subject of ``runtime`` at ``target``.
 
     Raises:
-        UsageError: no runtime has that name.
+        UsageError: no runtime has that name, or it has not such a setting.
 
     """
     try:
@@ -63,4 +65,5 @@ def open_subject(runtime: str, target: Target) -> Subject:
             expected=", ".join(f"{name}:{row.path}" for name, row in RUNTIMES.items()),
             remedy=nearest(runtime, RUNTIMES),
         ) from None
+    read_options(target.options, entry.settings, runtime)
     return entry.open(target)
