@@ -1,7 +1,8 @@
-"""One weight tensor as it lies in a file, decoded row by row: plain numbers or ggml blocks."""
+"""One weight tensor as it lies in a file, decoded row by row: plain numbers or blocks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.apr_file import APR_Q4, APR_Q8, AprTensorInfo
 from apr_falsify.arithmetic import Format
 from apr_falsify.errors import ModelError
 from apr_falsify.gguf_file import GgufTensorInfo
@@ -68,7 +70,7 @@ class PlainTensor:
 class QuantisedTensor:
     """A tensor of ggml blocks; its rows are dequantised by the ``gguf`` package."""
 
-    info: GgufTensorInfo
+    info: GgufTensorInfo | AprTensorInfo
     data: npt.NDArray[np.uint8]
 
     @property
@@ -101,7 +103,62 @@ class QuantisedTensor:
             raise ModelError(
                 f"tensor {self.name} has type {self.type}, which cannot be dequantised"
             ) from error
-        return values[start:stop] if one_row else values
+        if one_row:
+            return values[: self.shape[0]][start:stop]
+        return values[..., : self.shape[-1]]  # .apr fills a row's last block up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AprBlockTensor:
+    """A tensor in one of .apr's own formats; both run over its values in order, whatever its rows.
+
+    ``apr_q8`` is one f32 scale for all and a signed byte a value; ``apr_q4`` blocks of 32: an f16 scale and a
+    nibble a value, less 8. A scale that is no normal f16 counts as 0, as ``dequantize_q4`` of aprender-core
+    (the file of its trait ``AprV2DequantExt``) has it.
+    """
+
+    info: AprTensorInfo
+    data: npt.NDArray[np.uint8]
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        return self.info.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, rows first."""
+        return self.info.shape
+
+    @property
+    def type(self) -> str:
+        """``apr_q4`` or ``apr_q8``."""
+        return self.info.type
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Return the rows dequantised to f32, each value the product that ``apr`` computes in f32."""
+        width = math.prod(self.shape[1:])
+        stop = min(stop, self.shape[0])
+        start = min(start, stop)
+        decode = {APR_Q4.name: self._nibbles, APR_Q8.name: self._bytes}[self.type]
+        return decode(start * width, stop * width).reshape(stop - start, *self.shape[1:])
+
+    def _bytes(self, first: int, last: int) -> npt.NDArray[np.float32]:
+        head = APR_Q8.head_bytes
+        scale = self.data[:head].view("<f4")[0]
+        return np.asarray(self.data[head + first : head + last].view(np.int8).astype(np.float32) * scale)
+
+    def _nibbles(self, first: int, last: int) -> npt.NDArray[np.float32]:
+        start, stop = first // APR_Q4.block, -(-last // APR_Q4.block)
+        blocks = self.data.reshape(-1, APR_Q4.block_bytes)[start:stop]
+        scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+        scales[~(np.isfinite(scales) & (np.abs(scales) >= _SMALLEST_NORMAL_F16))] = 0
+        pairs = np.stack((blocks[:, 2:] & 15, blocks[:, 2:] >> 4), axis=-1)
+        values = (pairs.reshape(len(blocks), -1).astype(np.float32) - 8) * scales
+        return values.reshape(-1)[first - start * APR_Q4.block : last - start * APR_Q4.block]
+
+
+_SMALLEST_NORMAL_F16 = float(np.finfo(np.float16).smallest_normal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Named weights of a model, read on demand: safetensors and GGUF, one view of both.
+"""Named weights of a model, read on demand: safetensors, GGUF and .apr, one view of all.
 
 A weight is asked for by role (``q``, ``down``, ``final_norm`` ... of ``names.py``) and layer and is always
 given as the forward pass uses it: [out, in], rotary pairs half-split, q apart from k and v, a norm's weight
@@ -7,22 +7,22 @@ as it is multiplied with, whatever the file holds. Expert e's weights are in the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from apr_falsify.apr_file import MAGIC as APR_MAGIC
+from apr_falsify.apr_file import AprFile, AprTensorInfo
+from apr_falsify.apr_geometry import apr_names, geometry_of_apr
 from apr_falsify.arithmetic import Format
 from apr_falsify.errors import GeometryError, ModelError
 from apr_falsify.geometry import Geometry, geometry_of_gguf, geometry_of_hf_dir
 from apr_falsify.gguf_file import GgufFile, GgufTensorInfo
-from apr_falsify.reading import mapping, read_json, text
+from apr_falsify.safetensors_file import read_safetensors, safetensors_files
 from apr_falsify.tensors import (
-    SAFETENSORS_TYPES,
+    AprBlockTensor,
     DeinterleavedTensor,
     FloatArray,
     OffsetTensor,
@@ -180,8 +180,8 @@ class Model:
     """A model on disk, opened but not loaded.
 
     Attributes:
-        path: the directory or the .gguf file.
-        format: ``safetensors`` or ``gguf``.
+        path: the directory or the file.
+        format: ``safetensors``, ``gguf`` or ``apr``.
         geometry: its geometry.
         weights: its weights, memory-mapped.
         files: the files that hold the weights, for hashing.
@@ -196,7 +196,7 @@ class Model:
 
 
 def open_model(path: Path) -> Model:
-    """Open the model at ``path``: a HuggingFace directory with safetensors, or a .gguf file.
+    """Open the model at ``path``: a HuggingFace directory with safetensors, a .gguf or an .apr file.
 
     Raises:
         ModelError: nothing usable there; pickled weights are refused.
@@ -207,14 +207,23 @@ def open_model(path: Path) -> Model:
     try:
         if path.is_dir():
             return _open_hf_dir(path)
+        if path.is_file() and (path.suffix == ".apr" or _starts_as_apr(path)):
+            return _open_apr(path)
         found = path.exists()
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", where=error.filename or path) from error
     if not found:
         raise ModelError(
-            "no such file or directory", where=path, expected="a HuggingFace model directory or a .gguf file"
+            "no such file or directory",
+            where=path,
+            expected="a HuggingFace model directory, .gguf or .apr",
         )
     return _open_gguf(path)
+
+
+def _starts_as_apr(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(APR_MAGIC)) == APR_MAGIC
 
 
 def _open_hf_dir(directory: Path) -> Model:
@@ -222,7 +231,7 @@ def _open_hf_dir(directory: Path) -> Model:
     files = safetensors_files(directory)
     tensors: dict[str, Tensor] = {}
     for file in files:
-        for tensor in _read_safetensors(file):
+        for tensor in read_safetensors(file):
             if tensor.name in tensors:
                 raise ModelError(f"tensor {tensor.name} is there twice", where=file)
             tensors[tensor.name] = tensor
@@ -244,90 +253,47 @@ def _names_in(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Mappin
     return {role: name.removeprefix(f"{prefix}.") for role, name in names.items()}
 
 
-def safetensors_files(directory: Path) -> tuple[Path, ...]:
-    """Return the weight files of a HuggingFace directory, by its index where it has one.
+_PLAIN: Mapping[str, str] = {"f64": "<f8", "f32": "<f4", "f16": "<f2", "bf16": "<u2"}
+_APR_BLOCKS: Mapping[str, type[AprBlockTensor | QuantisedTensor]] = {
+    "apr_q4": AprBlockTensor,
+    "apr_q8": AprBlockTensor,
+    "q4_k": QuantisedTensor,
+    "q6_k": QuantisedTensor,
+}
 
-    Raises:
-        ModelError: none there, one of the index missing, or only pickled weights.
 
+def _open_apr(path: Path) -> Model:
+    """Open an .apr file; its tensors have HuggingFace's names or GGUF's, and are stored as either has them.
+
+    A tensor without data is as good as none: apr 0.72.3 announces a tied ``lm_head.weight`` so.
     """
-    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-    if index.exists():
-        files = tuple(directory / name for name in _indexed(index))
-    elif single.exists():  # beside it, some repositories keep the same weights under other names
-        files = (single,)
-    else:
-        files = tuple(sorted(directory.glob("*.safetensors")))
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
-        raise ModelError(
-            f"weight files are missing: {', '.join(missing)}",
-            where=directory,
-            remedy="download the model again; it is incomplete",
-        )
-    if not files:
-        raise _no_weights(directory)
-    return files
-
-
-def _indexed(index: Path) -> list[str]:
-    try:
-        weight_map = mapping(read_json(index)["weight_map"], "weight_map")
-        names = sorted({text(name, "a file name") for name in weight_map.values()})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"not a safetensors index: {error}", where=index) from error
-    outside = [name for name in names if name != Path(name).name]
-    if outside:
-        raise ModelError(
-            f"the index names {outside[0]!r}", where=index, expected="files in the directory itself"
-        )
-    return names
-
-
-def _no_weights(directory: Path) -> ModelError:
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
-    if pickled:
-        return ModelError(
-            f"the weights are pickled ({pickled[0]}): loading them could run any code",
-            where=directory,
-            expected="*.safetensors",
-            remedy="convert them with transformers: model.save_pretrained(DIR, safe_serialization=True)",
-        )
-    return ModelError(
-        "no weights", where=directory, expected="*.safetensors", remedy="download the model again"
+    file = AprFile(path)
+    tensors = {info.name: _apr_tensor(file, info) for info in file.tensors.values() if info.nbytes}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    geometry = geometry_of_apr(file.metadata, shapes, _rope_divisors(tensors), path)
+    names = apr_names(geometry.row, tensors)
+    of_gguf = names["q"] == geometry.row.gguf_weights["q"] or file.metadata.get("original_format") == "gguf"
+    weights = Weights(
+        geometry=geometry,
+        names=names,
+        tensors=tensors,
+        interleaved=of_gguf and geometry.row.gguf_interleaved,
+        where=path,
+        of_checkpoint=False,
     )
+    return Model(path=path, format="apr", geometry=geometry, weights=weights, files=(path,))
 
 
-def _read_safetensors(path: Path) -> list[Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        # The library checks the whole header (offsets, sizes, types); the map below then trusts it.
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"not a whole safetensors file: {error}", where=path, remedy="download the file again"
-        ) from error
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
-    if path.stat().st_size == 8 + length:
-        return []
-    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
-    return [_plain(name, entry, data) for name, entry in header.items() if name != "__metadata__"]
-
-
-def _plain(name: str, entry: Mapping[str, Any], data: npt.NDArray[np.uint8]) -> Tensor:
-    shape = tuple(entry["shape"])
-    if entry["dtype"] not in SAFETENSORS_TYPES:
-        return UnreadableTensor(name=name, type=entry["dtype"], shape=shape)
-    kind, dtype = SAFETENSORS_TYPES[entry["dtype"]]
-    start, stop = entry["data_offsets"]
-    return PlainTensor(name=name, type=kind, data=data[start:stop].view(dtype).reshape(shape))
-
-
-_GGUF_PLAIN: Mapping[str, str] = {"f64": "<f8", "f32": "<f4", "f16": "<f2", "bf16": "<u2"}
+def _apr_tensor(file: AprFile, info: AprTensorInfo) -> Tensor:
+    raw = np.frombuffer(file.data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+    if info.type in _PLAIN:
+        return PlainTensor(
+            name=info.name, type=info.type, data=raw.view(_PLAIN[info.type]).reshape(info.shape)
+        )
+    kind = _APR_BLOCKS.get(info.type)
+    if kind is None:
+        return UnreadableTensor(name=info.name, type=info.type, shape=info.shape)
+    return kind(info=info, data=raw if kind is AprBlockTensor else raw.reshape(-1, info.row_bytes))
 
 
 def _open_gguf(path: Path) -> Model:
@@ -349,9 +315,9 @@ def _open_gguf(path: Path) -> Model:
 
 def _gguf_tensor(file: GgufFile, info: GgufTensorInfo) -> Tensor:
     raw = np.frombuffer(file.data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
-    if info.type in _GGUF_PLAIN:
+    if info.type in _PLAIN:
         return PlainTensor(
-            name=info.name, type=info.type, data=raw.view(_GGUF_PLAIN[info.type]).reshape(info.shape)
+            name=info.name, type=info.type, data=raw.view(_PLAIN[info.type]).reshape(info.shape)
         )
     return QuantisedTensor(info=info, data=raw.reshape(*info.shape[:-1], info.row_bytes))
 

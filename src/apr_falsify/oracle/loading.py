@@ -73,7 +73,7 @@ def weight_sites(geometry: Geometry, layers: int, head: bool) -> list[Site]:
 
 
 def _state(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    readers = {"safetensors": _mapped, "gguf": _dequantised}
+    readers = {"safetensors": _mapped, "gguf": _dequantised, "apr": _dequantised}
     return readers[model.format](model, sites, dtype)
 
 

@@ -53,7 +53,11 @@ def decode(model: Model, ids: tuple[int, ...]) -> str:
 
 @lru_cache(maxsize=2)
 def _tokenizer(path: Path, model_format: str) -> _Tokenizer:
-    return {"safetensors": _of_directory, "gguf": _Bpe}[model_format](path)
+    return {"safetensors": _of_directory, "gguf": _Bpe, "apr": _unread}[model_format](path)
+
+
+def _unread(path: Path) -> _Tokenizer:
+    raise ModelError("the tokenizer of an .apr file is not read here", where=path, remedy=_USE_TOKENS)
 
 
 def _of_directory(path: Path) -> _Tokenizer:

@@ -1,0 +1,104 @@
+"""The safetensors files of a HuggingFace directory: which they are, and their tensors, memory-mapped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.errors import ModelError
+from apr_falsify.reading import mapping, read_json, text
+from apr_falsify.tensors import SAFETENSORS_TYPES, PlainTensor, Tensor, UnreadableTensor
+
+
+def safetensors_files(directory: Path) -> tuple[Path, ...]:
+    """Return the weight files of a HuggingFace directory, by its index where it has one.
+
+    Raises:
+        ModelError: none there, one of the index missing, or only pickled weights.
+
+    """
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if index.exists():
+        files = tuple(directory / name for name in _indexed(index))
+    elif single.exists():  # beside it, some repositories keep the same weights under other names
+        files = (single,)
+    else:
+        files = tuple(sorted(directory.glob("*.safetensors")))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ModelError(
+            f"weight files are missing: {', '.join(missing)}",
+            where=directory,
+            remedy="download the model again; it is incomplete",
+        )
+    if not files:
+        raise _no_weights(directory)
+    return files
+
+
+def _indexed(index: Path) -> list[str]:
+    try:
+        weight_map = mapping(read_json(index)["weight_map"], "weight_map")
+        names = sorted({text(name, "a file name") for name in weight_map.values()})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"not a safetensors index: {error}", where=index) from error
+    outside = [name for name in names if name != Path(name).name]
+    if outside:
+        raise ModelError(
+            f"the index names {outside[0]!r}", where=index, expected="files in the directory itself"
+        )
+    return names
+
+
+def _no_weights(directory: Path) -> ModelError:
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
+    if pickled:
+        return ModelError(
+            f"the weights are pickled ({pickled[0]}): loading them could run any code",
+            where=directory,
+            expected="*.safetensors",
+            remedy="convert them with transformers: model.save_pretrained(DIR, safe_serialization=True)",
+        )
+    return ModelError(
+        "no weights", where=directory, expected="*.safetensors", remedy="download the model again"
+    )
+
+
+def read_safetensors(path: Path) -> list[Tensor]:
+    """Return the tensors of the file at ``path``, memory-mapped.
+
+    Raises:
+        ModelError: not a whole safetensors file.
+
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # The library checks the whole header (offsets, sizes, types); the map below then trusts it.
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"not a whole safetensors file: {error}", where=path, remedy="download the file again"
+        ) from error
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    if path.stat().st_size == 8 + length:
+        return []
+    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
+    return [_plain(name, entry, data) for name, entry in header.items() if name != "__metadata__"]
+
+
+def _plain(name: str, entry: Mapping[str, Any], data: npt.NDArray[np.uint8]) -> Tensor:
+    shape = tuple(entry["shape"])
+    if entry["dtype"] not in SAFETENSORS_TYPES:
+        return UnreadableTensor(name=name, type=entry["dtype"], shape=shape)
+    kind, dtype = SAFETENSORS_TYPES[entry["dtype"]]
+    start, stop = entry["data_offsets"]
+    return PlainTensor(name=name, type=kind, data=data[start:stop].view(dtype).reshape(shape))
