@@ -18,11 +18,17 @@ _TEST_CASES = ("TestCase", "IsolatedAsyncioTestCase")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PytestSettings:
-    """The patterns of names pytest collects; pytest's own where nothing is configured."""
+    """What pytest collects, and where; pytest's own words where nothing is configured.
+
+    ``paths`` are the directories it looks into when none is named, ``pythonpath`` those that it puts before
+    others on ``sys.path``; both relative to the folder of the settings.
+    """
 
     files: tuple[str, ...] = ("test_*.py", "*_test.py")
     classes: tuple[str, ...] = ("Test",)
     functions: tuple[str, ...] = ("test",)
+    paths: tuple[str, ...] = ()
+    pythonpath: tuple[str, ...] = ()
 
 
 def read_settings(root: Path) -> PytestSettings | None:
@@ -35,6 +41,8 @@ def read_settings(root: Path) -> PytestSettings | None:
                 files=_words(options.get("python_files"), default.files),
                 classes=_words(options.get("python_classes"), default.classes),
                 functions=_words(options.get("python_functions"), default.functions),
+                paths=_words(options.get("testpaths"), default.paths),
+                pythonpath=_words(options.get("pythonpath"), default.pythonpath),
             )
     return None
 
@@ -53,7 +61,7 @@ def _from_pyproject(root: Path) -> dict[str, object] | None:
             tool = tomllib.load(file).get("tool", {}).get("pytest", {})
     except (OSError, tomllib.TOMLDecodeError):
         return None
-    options = tool.get("ini_options")
+    options = tool.get("ini_options", tool or None)  # pytest 9 reads [tool.pytest] itself too
     return options if isinstance(options, dict) else None
 
 
