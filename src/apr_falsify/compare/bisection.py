@@ -85,6 +85,8 @@ class Finding:
         layer: the layer, ``None`` for the whole model.
         stages: the stages concerned; more than one only for a span.
         size: how large it is, in the unit that the explanation names.
+        cause: of a source whose error a named cause explains to the floor: that cause's identifier and the
+            cause in words, which can be the subject of a sentence.
 
     """
 
@@ -94,6 +96,7 @@ class Finding:
     layer: int | None = None
     stages: tuple[str, ...] = ()
     size: float | None = None
+    cause: tuple[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -104,6 +107,7 @@ class Finding:
             "size": finite(self.size),
             "explanation": self.explanation,
             "try": self.advice,
+            "cause": None if self.cause is None else {"name": self.cause[0], "says": self.cause[1]},
         }
 
 

@@ -50,6 +50,7 @@ class Cause:
         sentence: for people, with the residual.
         residual: relative L2 that is left when the cause is assumed.
         fits: whether that is within the floor everywhere.
+        says: the cause alone, the subject of a sentence that goes on with "fits".
 
     """
 
@@ -57,6 +58,7 @@ class Cause:
     sentence: str
     residual: float
     fits: bool
+    says: str = ""
 
 
 _RESIDUALS = ("post_attn_residual", "post_ffn_residual")
@@ -223,7 +225,9 @@ def _judged(case: Case, variation: Variation, guess: Guess) -> Cause:
     verb = "fits" if fits else "comes nearest, without fitting"
     after = f"; {guess.instead}" if guess.instead else ""
     sentence = f"{guess.says} {verb} (residual {residual:.0e}){after}"
-    return Cause(name=guess.name or variation.name, sentence=sentence, residual=residual, fits=fits)
+    return Cause(
+        name=guess.name or variation.name, sentence=sentence, residual=residual, fits=fits, says=guess.says
+    )
 
 
 def _with_others(fitting: Sequence[Cause]) -> Cause:

@@ -92,7 +92,12 @@ def _source(
     assert fit is not None
     sentences = [f"{place(entry.key)} is not what its inputs make it: residual {fit.residual:.1e}"]
     sentences[0] += f", floor {fit.floor:.1e}{_worst(fit)}"
-    sentences += _explained(replayer, entry) if look else ["no cause was looked for"]
+    cause = None
+    if look:
+        told, cause = _explained(replayer, entry)
+        sentences += told
+    else:
+        sentences.append("no cause was looked for")
     if entry.composed:
         sentences.append(
             f"{', '.join(entry.composed)} was not captured, so the source cannot be narrowed further"
@@ -107,6 +112,7 @@ def _source(
         size=fit.residual,
         explanation="; ".join(sentences),
         advice=f"look at the code and the weights of {place(entry.key)}",
+        cause=cause,
     )
 
 
@@ -115,8 +121,8 @@ def _worst(fit: Fit) -> str:
     return f", {fit.excess:.2g} x its floor at the worst place" if fit.residual < fit.floor else ""
 
 
-def _explained(replayer: Replayer, entry: Judged) -> list[str]:
-
+def _explained(replayer: Replayer, entry: Judged) -> tuple[list[str], tuple[str, str] | None]:
+    """Return what is said of the cause, and its identifier and words where one fits."""
     assert entry.fit is not None
     subject = replayer.captured(entry.key)
     found = replayer.replay(entry.key, (entry.fit.rule,))
@@ -124,10 +130,10 @@ def _explained(replayer: Replayer, entry: Judged) -> list[str]:
     assert isinstance(found, Replay)
     cause = explain(replayer, entry.key, entry.fit.rule, subject, LIMIT)
     if cause is not None and cause.fits:
-        return [cause.sentence]
+        return [cause.sentence], ((cause.name, cause.says) if cause.says else None)
     expected, sigma = comparable(replayer.trace, entry.key, subject, found.values[0], found.sigma)
     axes = axes_of(entry.key[1], replayer.trace.geometry)
-    return ["no named cause fits", error_sits(subject, expected, sigma, LIMIT, axes)]
+    return ["no named cause fits", error_sits(subject, expected, sigma, LIMIT, axes)], None
 
 
 def _visibility(entry: Judged, rows: Mapping[Key, Row], fed: Mapping[Key, Sequence[Key]]) -> list[str]:
