@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apr_falsify.symbols.markers import is_marker, selected_markers, marked_tests
+from apr_falsify.symbols.markers import is_marker, marked_tests, selected_markers
 from apr_falsify.symbols.tree import SourceTree
 
 PYPROJECT = """
