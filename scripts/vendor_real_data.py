@@ -20,6 +20,7 @@ VENDORED = {
     "apr-tiny-qwen2/k-bias-zero": TESTS_DATA,
     "apr-tiny-qwen2/norm-scaled": TESTS_DATA,
     "apr-tiny-qwen2/base-q4k": TESTS_DATA,
+    "apr-tiny-qwen2/base-q4k.apr": TESTS_DATA,
     "apr-tiny-qwen2/base-q4k.gguf": TESTS_DATA,
     "apr-smollm2-135m": TESTS_DATA,
     "llama-cpp-smollm2-135m": TESTS_DATA,

@@ -154,7 +154,7 @@ class AprBlockTensor:
         scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
         scales[~(np.isfinite(scales) & (np.abs(scales) >= _SMALLEST_NORMAL_F16))] = 0
         pairs = np.stack((blocks[:, 2:] & 15, blocks[:, 2:] >> 4), axis=-1)
-        values = (pairs.reshape(len(blocks), -1).astype(np.float32) - 8) * scales
+        values = (pairs.reshape(len(blocks), APR_Q4.block).astype(np.float32) - 8) * scales
         return values.reshape(-1)[first - start * APR_Q4.block : last - start * APR_Q4.block]
 
 

@@ -78,6 +78,10 @@ STEPS: Mapping[str, int] = {
 }
 """Quantised format -> steps of its grid over the range of a block (over half of it where symmetric)."""
 
+ONE_GRID: Mapping[str, int] = {"apr_q8": 127, "apr_q4": 7}
+"""Format -> steps of its grid from 0 to the largest value of the whole tensor: ``apr_q8`` has one scale, and
+blocks of ``apr_q4`` may run over the ends of rows."""
+
 ALLOWED_STEPS = 1.5
 """Steps that a value may be off: half a step of rounding, and a grid whose end and scale are rounded too."""
 
@@ -172,10 +176,11 @@ def difference(oracle: Tensor, subject: Tensor) -> Difference:
     step = max(1, _ROWS // width)
     blocks = total = rows = 0
     squares = energy = 0.0
+    grid = _common_grid(oracle, subject.type, range(0, count, step))
     for start in range(0, count, step):
         stop = min(count, start + step)
         ours, theirs = (_rows_of(tensor, start, stop).astype(np.float64) for tensor in (oracle, subject))
-        wrong = _wrong_blocks(ours, theirs, oracle.type, subject.type)
+        wrong = _wrong_blocks(ours, theirs, oracle.type, subject.type, grid)
         blocks, total, rows = (
             blocks + int(wrong.sum()),
             total + wrong.size,
@@ -185,6 +190,14 @@ def difference(oracle: Tensor, subject: Tensor) -> Difference:
         energy += float(np.sum(np.square(ours)))
     rel_l2 = math.sqrt(squares / energy) if energy else (0.0 if squares == 0 else math.inf)
     return Difference(blocks=blocks, total=total, rows=rows, rel_l2=rel_l2)
+
+
+def _common_grid(oracle: Tensor, kind: str, starts: range) -> float:
+    """Return the step of the one grid on which a tensor lies whole, 0 for formats of blocks."""
+    if kind not in ONE_GRID:
+        return 0.0
+    largest = (np.max(np.abs(_rows_of(oracle, start, start + starts.step))) for start in starts)
+    return max(map(float, largest)) / ONE_GRID[kind]
 
 
 def _rows_of(tensor: Tensor, start: int, stop: int) -> npt.NDArray[np.floating]:
@@ -199,12 +212,14 @@ def _blocked(values: F64, size: int) -> F64:
     return padded.reshape(len(values), -1, size)
 
 
-def _wrong_blocks(ours: F64, theirs: F64, our_type: str, their_type: str) -> npt.NDArray[np.bool_]:
+def _wrong_blocks(
+    ours: F64, theirs: F64, our_type: str, their_type: str, grid: float
+) -> npt.NDArray[np.bool_]:
     """Return which blocks [rows, blocks] differ by more than both formats cost."""
     a, b = _blocked(ours, BLOCK), _blocked(theirs, BLOCK)
     # What the oracle's own format cost is no allowance: its dequantised values are what it runs.
     own = _allowed(ours, a, our_type) if our_type in PLAIN_ROUNDING else 0.0
-    allowed = own + _allowed(ours, a, their_type)
+    allowed = own + (grid * ALLOWED_STEPS or _allowed(ours, a, their_type))
     with np.errstate(invalid="ignore"):
         off = np.max(np.abs(b - a), axis=-1)
     return np.asarray(~(off <= allowed))  # a NaN is no agreement

@@ -1,0 +1,114 @@
+"""Models that the real ``apr`` 0.72.3 makes, for tests of our reader of them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from tests.unit.gguf_models import permuted_by_llama_cpp, random_blocks
+from tests.unit.helpers import TINY
+
+APR = shutil.which("apr")
+NEEDS_APR = pytest.mark.skipif(APR is None, reason="no apr binary on PATH")
+
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+def apr(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run ``apr`` offline; whatever its exit status."""
+    assert APR is not None
+    command = [APR, "--offline", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def made(path: Path, *arguments: object) -> Path:
+    """Run ``apr`` so that it writes ``path``."""
+    done = apr(*arguments, "-o", path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def with_tokenizer(directory: Path) -> Path:
+    """Give a checkpoint the tiny model's tokenizer, without which ``apr import`` makes no use of it."""
+    for name in _TOKENIZER:
+        shutil.copy(TINY / name, directory)
+    return directory
+
+
+def tiny_gguf(folder: Path) -> Path:
+    """Return the tiny checkpoint as the GGUF that ``apr`` makes of it: Q4_K, with metadata and tokenizer."""
+    base = made(folder / "of-checkpoint.apr", "import", TINY)
+    return made(folder / "of-checkpoint.gguf", "quantize", base, "-s", "q4k", "--format", "gguf")
+
+
+def regrown(source: Path, path: Path, kind: str) -> Path:
+    """Write the GGUF file ``source`` anew, its matrices in the type ``kind``, with the gguf package.
+
+    Blocks that the package cannot make are random: only what becomes of them is of interest.
+    """
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(path, "qwen2")
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        if field.types[0] == gguf.GGUFValueType.ARRAY:
+            writer.add_array(key, field.contents())
+        else:
+            writer.add_key_value(key, field.contents(), field.types[0])
+    for tensor in reader.tensors:
+        shape = tuple(int(size) for size in tensor.shape)[::-1]
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+        if len(shape) < 2:
+            writer.add_tensor(tensor.name, values.astype(np.float32))
+            continue
+        number = gguf.GGMLQuantizationType[kind]
+        try:
+            blocks = gguf.quants.quantize(values, number)
+        except NotImplementedError:
+            blocks = random_blocks(shape, kind)
+        writer.add_tensor(tensor.name, blocks, raw_dtype=number)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def llama_gguf(source: Path, path: Path, weights: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> Path:
+    """Write the weights of a Llama checkpoint as llama.cpp's conversion does: q and k permuted.
+
+    Args:
+        source: a GGUF file whose tokenizer is taken.
+        path: where to write.
+        weights: GGUF name -> values, in the checkpoint's own order.
+        sizes: the metadata after ``llama.``; floats for the norm's epsilon and the base.
+
+    """
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, field in reader.fields.items():
+        if not key.startswith("tokenizer."):
+            continue
+        if field.types[0] == gguf.GGUFValueType.ARRAY:
+            writer.add_array(key, field.contents())
+        else:
+            writer.add_key_value(key, field.contents(), field.types[0])
+    for key, value in sizes.items():
+        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        add(f"llama.{key}", value)
+    heads = {"attn_q": sizes["attention.head_count"], "attn_k": sizes["attention.head_count_kv"]}
+    for name, values in weights.items():
+        count = heads.get(name.split(".")[-2])
+        data = permuted_by_llama_cpp(values, count) if count else values
+        writer.add_tensor(name, np.ascontiguousarray(data))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

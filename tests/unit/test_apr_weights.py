@@ -1,0 +1,329 @@
+"""Weights and geometry of .apr files that the real ``apr`` wrote, value by value against what went in."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from apr_falsify.apr_file import PACKINGS, AprFile, AprTensorInfo
+from apr_falsify.compare.structure import geometry_findings
+from apr_falsify.compare.weights import weights_findings
+from apr_falsify.errors import AprFalsifyError, GeometryError, ModelError, UnknownFamilyError
+from apr_falsify.geometry import Geometry
+from apr_falsify.tensors import QuantisedTensor
+from apr_falsify.weights import Model, open_model
+from tests.checkpoints import make_checkpoint
+from tests.support import DATA
+from tests.unit.apr_files import NEEDS_APR, apr, llama_gguf, made, regrown, tiny_gguf, with_tokenizer
+from tests.unit.helpers import TINY, roles_of
+
+LLAMA = DATA / "apr-tiny-llama-hf"
+Q4K = DATA / "apr-tiny-qwen2"
+F32 = npt.NDArray[np.float32]
+
+
+def values_of(model: Model) -> dict[str, F32]:
+    """Return every tensor of a model by the name that it has in HuggingFace's checkpoint."""
+    names = model.geometry.row.weights
+    found = {}
+    for role, layer in roles_of(model.geometry):
+        tensor = model.weights.tensor(role, layer)
+        found[names[role].format(n=layer)] = tensor.rows(0, tensor.shape[0])
+    return found
+
+
+def types_of(model: Model) -> set[str]:
+    return {model.weights.tensor(role, layer).type for role, layer in roles_of(model.geometry)}
+
+
+def checkpoint(directory: Path) -> dict[str, F32]:
+    tensors = load_file(directory / "model.safetensors")
+    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+
+
+def dequantised(path: Path) -> dict[str, F32]:
+    """Return every tensor of a GGUF file, decoded by the gguf package alone."""
+    return {
+        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(
+            tuple(int(size) for size in tensor.shape)[::-1]
+        )
+        for tensor in gguf.GGUFReader(path).tensors
+    }
+
+
+def same(ours: dict[str, F32], theirs: dict[str, F32]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        assert np.array_equal(ours[name], values), name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("apr")
+
+
+@pytest.fixture(scope="module")
+def tiny_apr(folder: Path) -> Path:
+    return made(folder / "tiny.apr", "import", TINY)
+
+
+@pytest.fixture(scope="module")
+def q4k_gguf(folder: Path) -> Path:
+    return tiny_gguf(folder)
+
+
+def facts(geometry: Geometry) -> dict[str, object]:
+    """Return what must agree; constants are f32 in GGUF, and apr keeps a head of its own for a tied one."""
+    found = geometry.to_json()
+    del found["tied"]
+    return {**found, "norm_eps": float(np.float32(found["norm_eps"]))}
+
+
+@NEEDS_APR
+def test_an_imported_checkpoint_in_f16_holds_every_value_exactly(tiny_apr: Path) -> None:
+    model = open_model(tiny_apr)
+    assert (model.format, model.files) == ("apr", (tiny_apr,))
+    same(values_of(model), checkpoint(TINY))
+    assert types_of(model) == {"f16"}
+    assert facts(model.geometry) == facts(open_model(TINY).geometry)
+
+
+def test_a_tied_head_without_data_is_the_embedding() -> None:
+    model = open_model(LLAMA / "model.apr")
+    assert model.geometry.tied
+    same(values_of(model), {k: v for k, v in checkpoint(LLAMA / "model").items() if k != "lm_head.weight"})
+    assert facts(model.geometry) == facts(open_model(LLAMA / "model").geometry)
+
+
+def test_a_4_bit_file_is_decoded_as_the_gguf_package_decodes_its_gguf() -> None:
+    model = open_model(Q4K / "base-q4k.apr")
+    ours, names = values_of(model), model.geometry.row
+    by_gguf = {gguf_name: names.weights[role] for role, gguf_name in names.gguf_weights.items()}
+    theirs = dequantised(Q4K / "base-q4k.gguf")
+    for role, layer in roles_of(model.geometry):
+        name = names.gguf_weights[role]
+        assert np.array_equal(ours[by_gguf[name].format(n=layer)], theirs[name.format(n=layer)])
+    assert types_of(model) == {"f32", "q4_k"}
+    assert facts(model.geometry) == facts(open_model(Q4K / "base-q4k.gguf").geometry)
+
+
+KINDS = {
+    "F32": "f32",
+    "F16": "f16",
+    "BF16": "bf16",
+    "Q4_K": "q4_k",
+    "Q6_K": "q6_k",
+    "Q8_0": "f32",
+    "Q4_0": "f32",
+    "Q5_K": "f32",
+}
+"""Type in GGUF -> what ``apr import`` makes of it."""
+
+
+@NEEDS_APR
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_that_apr_imports_is_decoded_as_the_gguf_package_does(
+    tmp_path: Path, q4k_gguf: Path, kind: str
+) -> None:
+    source = regrown(q4k_gguf, tmp_path / "x.gguf", kind)
+    model = open_model(made(tmp_path / "x.apr", "import", source))
+    row, theirs = model.geometry.row, dequantised(source)
+    for role, layer in roles_of(model.geometry):
+        tensor = model.weights.tensor(role, layer)
+        wanted = theirs[row.gguf_weights[role].format(n=layer)]
+        assert np.array_equal(tensor.rows(0, tensor.shape[0]), wanted), (role, layer)
+        assert np.array_equal(tensor.rows(3, 7), wanted[3:7])
+    assert types_of(model) == {"f32", KINDS[kind]}
+
+
+@NEEDS_APR
+@pytest.mark.parametrize(("scheme", "kind", "steps"), [("int8", "apr_q8", 127), ("int4", "apr_q4", 7)])
+def test_aprs_own_formats_are_decoded_as_apr_export_decodes_them(
+    tmp_path: Path, scheme: str, kind: str, steps: int
+) -> None:
+    model = open_model(made(tmp_path / "x.apr", "import", TINY, "--quantize", scheme))
+    assert types_of(model) == {"f32", kind}
+    assert weights_findings(open_model(TINY).weights, model.weights, range(3)) == []
+    apr("export", model.path, "-o", tmp_path / "back.safetensors")
+    ours, original = values_of(model), checkpoint(TINY)
+    same(ours, load_file(tmp_path / "back.safetensors"))
+    for name, values in original.items():
+        step = np.max(np.abs(values)) / steps  # of the whole tensor: never below that of a block
+        assert np.max(np.abs(ours[name] - values)) <= 0.5001 * step
+
+
+@NEEDS_APR
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_any_rows_are_those_of_the_whole_where_blocks_run_over_their_ends(
+    tmp_path: Path, scheme: str
+) -> None:
+    folder = with_tokenizer(make_checkpoint(tmp_path / "hf", "qwen2"))
+    model = open_model(made(tmp_path / "x.apr", "import", folder, "--quantize", scheme))
+    apr("export", model.path, "-o", tmp_path / "back.safetensors")
+    tensor = model.weights.tensor("down", 1)
+    assert tensor.shape == (96, 80)  # 80 is no multiple of 32
+    whole = load_file(tmp_path / "back.safetensors")[tensor.name]
+    for start, stop in ((0, 96), (1, 2), (7, 30), (95, 96), (96, 96), (90, 200)):
+        assert np.array_equal(tensor.rows(start, stop), whole[start:stop])
+
+
+@NEEDS_APR
+def test_rows_that_do_not_fill_a_block_are_filled_up(tmp_path: Path) -> None:
+    folder = with_tokenizer(make_checkpoint(tmp_path / "hf", "qwen2"))
+    converted = made(tmp_path / "x.apr", "import", folder)
+    quantised = made(tmp_path / "q.apr", "convert", converted, "--quantize", "q4k")
+    by_tensor = load_file(folder / "model.safetensors")
+    file = AprFile(quantised)
+    info = file.tensors["model.layers.1.mlp.down_proj.weight"]  # 80 wide: a block of 256 a row
+    assert (info.shape, info.type, info.nbytes) == ((96, 80), "q4_k", 96 * 144)
+    raw = np.frombuffer(file.data, np.uint8, info.nbytes, info.offset).reshape(96, 144)
+    ours = QuantisedTensor(info=info, data=raw).rows(0, 96)
+    wanted = by_tensor[info.name]
+    assert ours.shape == (96, 80)
+    assert np.max(np.abs(ours - wanted)) < 0.15 * np.max(np.abs(wanted))
+
+
+def test_whole_rows_of_a_vector_in_blocks_end_where_it_ends() -> None:
+    blocks = np.zeros(144, np.uint8)
+    info = AprTensorInfo(name="v", shape=(200,), packing=PACKINGS[12], offset=0, nbytes=144)
+    assert QuantisedTensor(info=info, data=blocks).rows(0, 256).shape == (200,)
+
+
+@NEEDS_APR
+def test_a_llama_from_gguf_is_put_back_into_half_split_pairs(tmp_path: Path, q4k_gguf: Path) -> None:
+    original = open_model(LLAMA / "model")
+    row, geometry = original.geometry.row, original.geometry
+    values = values_of(original)
+    weights = {
+        row.gguf_weights[role].format(n=layer): values[row.weights[role].format(n=layer)]
+        for role, layer in roles_of(geometry)
+    }
+    sizes = {
+        "block_count": 1,
+        "context_length": 512,
+        "embedding_length": 64,
+        "feed_forward_length": geometry.intermediate,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "attention.layer_norm_rms_epsilon": geometry.norm_eps,
+        "rope.freq_base": geometry.rope.theta,
+        "rope.dimension_count": 16,
+        "vocab_size": 512,
+    }
+    source = llama_gguf(q4k_gguf, tmp_path / "x.gguf", weights, sizes)
+    model = open_model(made(tmp_path / "x.apr", "import", source))
+    assert model.weights.interleaved
+    stored = model.weights.tensors["blk.0.attn_q.weight"].rows(0, 64)
+    assert not np.array_equal(stored, values["model.layers.0.self_attn.q_proj.weight"])
+    ours = values_of(model)
+    assert np.array_equal(ours.pop("lm_head.weight"), values["model.embed_tokens.weight"])
+    same(ours, {name: ours_ for name, ours_ in values.items() if name != "lm_head.weight"})
+    assert facts(model.geometry) == facts(geometry)
+
+
+def test_a_llama_from_a_checkpoint_stays_half_split_whatever_apr_rotates() -> None:
+    model = open_model(LLAMA / "model.apr")
+    assert not model.weights.interleaved
+
+
+@NEEDS_APR
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "llama-biased-tied-llama3"])
+def test_every_family_that_apr_imports_keeps_its_values(tmp_path: Path, name: str) -> None:
+    folder = with_tokenizer(make_checkpoint(tmp_path / "hf", name))
+    model = open_model(made(tmp_path / "x.apr", "import", folder))
+    original = open_model(folder)
+    ours, theirs = values_of(model), values_of(original)
+    head = ours.pop("lm_head.weight")
+    assert np.array_equal(head, theirs.pop("lm_head.weight", theirs["model.embed_tokens.weight"]))
+    same(ours, theirs)
+    assert weights_findings(original.weights, model.weights, range(3)) == []
+
+
+@NEEDS_APR
+def test_what_apr_metadata_cannot_say_is_a_geometry_finding(tmp_path: Path) -> None:
+    folder = with_tokenizer(make_checkpoint(tmp_path / "hf", "qwen2-tied-yarn-window"))
+    model = open_model(made(tmp_path / "x.apr", "import", folder))
+    findings = geometry_findings(open_model(folder).geometry, model.geometry)
+    told = [finding.explanation.split()[0] for finding in findings]
+    assert told == ["rope", "windows"]
+
+
+@NEEDS_APR
+def test_heads_that_convert_guessed_are_a_geometry_finding(tmp_path: Path, tiny_apr: Path) -> None:
+    model = open_model(made(tmp_path / "x.apr", "convert", tiny_apr, "--quantize", "q4k"))
+    findings = geometry_findings(open_model(TINY).geometry, model.geometry)
+    assert [finding.explanation for finding in findings] == [
+        "heads is 8 in the oracle's model, 4 in the subject's",
+        "kv_heads is 2 in the oracle's model, 1 in the subject's",
+        "head_dim is 32 in the oracle's model, 64 in the subject's",
+    ]
+
+
+@NEEDS_APR
+@pytest.mark.parametrize("scheme", ["int8", "int4", "fp16"])
+def test_constants_that_convert_loses_are_named(tmp_path: Path, tiny_apr: Path, scheme: str) -> None:
+    converted = made(tmp_path / "x.apr", "convert", tiny_apr, "--quantize", scheme)
+    with pytest.raises(GeometryError, match="the metadata has no rope_theta") as caught:
+        open_model(converted)
+    assert caught.value.where == str(converted)
+    assert "apr import" in caught.value.remedy
+
+
+@NEEDS_APR
+def test_a_family_whose_constants_are_not_in_the_file_is_refused_by_name(tmp_path: Path) -> None:
+    folder = with_tokenizer(make_checkpoint(tmp_path / "hf", "gemma2"))
+    with pytest.raises(UnknownFamilyError, match="Gemma 2"):
+        open_model(made(tmp_path / "x.apr", "import", folder))
+
+
+def test_the_file_is_known_by_its_first_bytes_or_its_name(tmp_path: Path) -> None:
+    shutil.copy(LLAMA / "model.apr", tmp_path / "model")
+    assert open_model(tmp_path / "model").format == "apr"
+    (tmp_path / "x.apr").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ModelError, match=r"starts with b'GGUF'"):
+        open_model(tmp_path / "x.apr")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (b'"num_heads":4', b'"num_heads":8', "8 q heads of 16 channels"),
+        (b'"num_kv_heads":2', b'"num_kv_heads":1', "1 k heads of 16 channels"),
+        (b'"num_layers":1', b'"num_layers":0', "layers is 0"),
+        (b'"rope_theta":1', b'"rope_thexx":1', "no rope_theta"),
+        (b'"rms_norm_eps"', b'"rms_norm_xxx"', "no rms_norm_eps"),
+        (b'"hidden_size":64', b'"hidden_size":"6', ""),
+        (b'"architecture":"llama"', b'"architecture":"nonsp"', "not a known model family"),
+        (b'"rope_type":0', b'"n_heads":40', "contradicts itself"),
+    ],
+)
+def test_metadata_that_is_wrong_is_refused_by_name(tmp_path: Path, old: bytes, new: bytes, says: str) -> None:
+    content = (LLAMA / "model.apr").read_bytes()
+    assert content.count(old) >= 1
+    path = tmp_path / "x.apr"
+    path.write_bytes(content.replace(old, new + b" " * (len(old) - len(new)), 1))
+    with pytest.raises(AprFalsifyError) as caught:
+        open_model(path)
+    assert says in caught.value.what
+    assert caught.value.where == str(path)
+
+
+@NEEDS_APR
+@pytest.mark.parametrize("arguments", [(), ("--quantize", "int8"), ("--quantize", "int4")])
+def test_a_tensor_that_is_not_the_checkpoints_is_a_finding_at_its_stage(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    folder = shutil.copytree(TINY, tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.self_attn.v_proj.weight"][5] *= np.float16(-1)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model = open_model(made(tmp_path / "x.apr", "import", folder, *arguments))
+    (finding,) = weights_findings(open_model(TINY).weights, model.weights, range(3))
+    assert (finding.layer, finding.stages) == (1, ("qkv_matmul",))
+    assert "v of layer 1" in finding.explanation
