@@ -30,6 +30,9 @@ class Provenance:
         libraries: versions of the libraries that computed it.
         layers: the layers asked for, ``None`` where that is not known.
         stages: the stages asked for, ``None`` where that is not known.
+        unused: names of what a foreign recording holds and no stage was read from.
+        absent: stage -> why the runtime gave none although it was asked.
+        exit_status: how its process ended, where it was one.
         created: UTC time, ISO 8601.
         commit: git commit of the program that captured it.
 
@@ -50,6 +53,9 @@ class Provenance:
     libraries: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[int, int] | None = None
     stages: tuple[str, ...] | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+    exit_status: int | None = None
+    unused: tuple[str, ...] = ()
     created: str = ""
     commit: str | None = None
 
@@ -84,7 +90,7 @@ def _argmax(value: object, name: str) -> Mapping[str, Any]:
     return found
 
 
-def _versions(value: object, name: str) -> Mapping[str, str]:
+def _texts(value: object, name: str) -> Mapping[str, str]:
     return {key: text(version, f"{name}.{key}") for key, version in mapping(value, name).items()}
 
 
@@ -109,10 +115,13 @@ _READERS: Mapping[str, Callable[[object, str], Any]] = {
     "dtype": text,
     "device": text,
     "arithmetic": text,
-    "settings": _versions,
-    "libraries": _versions,
+    "settings": _texts,
+    "libraries": _texts,
     "layers": _optional(_layers),
     "stages": _optional(_stages),
+    "absent": _texts,
+    "exit_status": _optional(whole),
+    "unused": _stages,
     "created": text,
     "commit": _optional(text),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apr_falsify.reading import flag, items, mapping, number, read_json, text, whole
+from apr_falsify.reading import flag, items, mapping, number, read_json, read_yaml, text, whole
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,30 @@ def test_a_value_is_taken_only_in_its_own_type(read, good: list[object], bad: li
     for value in bad:
         with pytest.raises(ValueError, match="it is "):
             read(value, "it")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        pytest.param(b"a: 1\nb: {c: 1, c: 2}", "line 2: the key 'c' is there twice", id="duplicate-key"),
+        pytest.param(b"[" * 5_000, "nested too deeply|no YAML", id="deep-list"),
+        pytest.param(b"\xff\xfe", "decode", id="not-utf-8"),
+        pytest.param(b"a: &x [1]\nb: *x", "an alias", id="alias"),
+        pytest.param(b"a: 1\n---\nb: 2", "single document", id="two-documents"),
+        pytest.param(b"a:\n\t- 1", "no YAML", id="tab"),
+        pytest.param(b"!!python/object/apply:os.system ['true']", "no YAML", id="python-object"),
+        pytest.param(b"a: 2024-99-99", "month", id="no-date"),
+        pytest.param(b"#" * (3 << 20), "characters", id="too-large"),
+    ],
+)
+def test_a_garbled_yaml_file_is_a_value_error(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "x.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=what):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_plain_yaml_values_come_back_typed(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: [1, 2.5, yes]\nb: {c: null, d: 'x'}\n")
+    assert read_yaml(tmp_path / "x.yaml") == {"a": [1, 2.5, True], "b": {"c": None, "d": "x"}}
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert read_yaml(tmp_path / "empty.yaml") is None

@@ -53,6 +53,9 @@ from apr_falsify.stages import Layout
 from apr_falsify.trace import Key, Trace
 from apr_falsify.weights import Weights
 
+UNUSED_SHOWN = 12
+"""How many names of a foreign recording's unused arrays are told; the provenance holds all."""
+
 
 def bisect(
     oracle: Trace,
@@ -266,6 +269,11 @@ def _not_checked(rows: Sequence[Row], oracle: Trace, subject: Trace, weights: We
             "what needs weights to be replayed: name the model, --oracle MODEL (bisect) or "
             "--weights MODEL (compare)"
         )
+    unused = subject.provenance.unused
+    if unused:
+        shown = ", ".join(unused[:UNUSED_SHOWN])
+        rest = f" and {len(unused) - UNUSED_SHOWN} more" if len(unused) > UNUSED_SHOWN else ""
+        said.append(f"arrays of the recording that no stage was read from: {shown}{rest}")
     if not subject.tokens_verified:
         said.append("the token ids: nothing in the subject's trace says which tokens it ran")
     return said

@@ -6,7 +6,9 @@ GGUF imports).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from apr_falsify.stages import Layout
 
@@ -27,5 +29,32 @@ def apr(interleaved: bool) -> Declared:
     }
 
 
-LAYOUTS: Mapping[str, Callable[[bool], Declared]] = {"apr": apr}
-"""Runtime -> its layout, given whether its weights hold interleaved rotary pairs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """What a runtime declares from one version on.
+
+    Attributes:
+        since: the first version that it holds for.
+        layout: stage -> layout words, given whether its weights hold interleaved rotary pairs.
+        arithmetic: what it computes in, in the words of ``rules.py``; ``unknown`` leaves it to the
+            runtime's row there.
+
+    """
+
+    since: tuple[int, ...]
+    layout: Callable[[bool], Declared]
+    arithmetic: str = "unknown"
+
+
+DECLARATIONS: Mapping[str, tuple[Declaration, ...]] = {"apr": (Declaration(since=(0,), layout=apr),)}
+"""Runtime -> what it declares, by version, oldest first."""
+
+
+def declaration(runtime: str, version: str = "unknown") -> Declaration:
+    """Return what ``runtime`` declares in ``version``, e.g. ``0.72.3``; in the newest one where unknown."""
+    rows = DECLARATIONS[runtime]
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    if match is None:
+        return rows[-1]
+    number = tuple(int(part) for part in match[0].split("."))
+    return next((row for row in reversed(rows) if row.since <= number), rows[0])

@@ -1,17 +1,25 @@
-"""A run that was recorded elsewhere: a trace of ours, or a bare directory as ``apr`` leaves it."""
+"""A run that was recorded elsewhere: a trace of ours, a bare directory as ``apr`` leaves it, or any arrays.
+
+Foreign arrays (``.npz``, ``.safetensors``, a directory of ``.npy``) are read as MAPPING.yaml in their folder
+says, or as the file that the setting ``mapping`` names.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from apr_falsify import __version__
 from apr_falsify.capture import Request, Sink
-from apr_falsify.errors import TokensError
+from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.geometry import Geometry
 from apr_falsify.stages import Layout
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_tokens, verify_tokens
-from apr_falsify.subjects.interface import Target
-from apr_falsify.subjects.layouts import LAYOUTS
+from apr_falsify.subjects.interface import Setting, Target
+from apr_falsify.subjects.layouts import declaration
+from apr_falsify.subjects.mapped import read_mapped
+from apr_falsify.subjects.mapping import MAPPING_YAML
 from apr_falsify.trace import (
     TRACE_JSON,
     Provenance,
@@ -85,7 +93,7 @@ class RecordedSubject:
 
 
 def open_recorded(target: Target) -> RecordedSubject:
-    """Open the recording at ``target``: with ``trace.json`` as it is, else as ``apr`` leaves it.
+    """Open the recording at ``target``: by ``trace.json``, by its mapping file, else as ``apr`` leaves it.
 
     Raises:
         TraceError: something there cannot be trusted, or nothing says which model was run.
@@ -103,7 +111,36 @@ def open_recorded(target: Target) -> RecordedSubject:
                 remedy="leave --tokens out",
             )
         return RecordedSubject(trace=trace, prompt=trace.provenance.prompt)
+    if is_foreign(target):
+        trace = read_mapped(target, _mapping_file(target))
+        return RecordedSubject(trace=trace, prompt=trace.provenance.prompt)
     return RecordedSubject(trace=read_bare(target), prompt=APR_PROMPT)
+
+
+SETTINGS: Mapping[str, Setting] = {"mapping": Setting(read=Path, expected="a mapping file")}
+
+
+def is_foreign(target: Target) -> bool:
+    """Whether there are arrays of another program at ``target``: a file, ``.npy`` files, or a mapping."""
+    path = target.path
+    if "mapping" in target.options or path.is_file() or (path / MAPPING_YAML).exists():
+        return True
+    return path.is_dir() and not any(path.rglob("*.bin")) and any(path.rglob("*.npy"))
+
+
+def _mapping_file(target: Target) -> Path:
+    if "mapping" in target.options:
+        return Path(target.options["mapping"])
+    folder = target.path if target.path.is_dir() else target.path.parent
+    if not (folder / MAPPING_YAML).exists():
+        raise TraceError(
+            f"nothing says which array is which stage: no {MAPPING_YAML}",
+            where=folder,
+            expected="a mapping file there, or --subject-option mapping=FILE",
+            remedy=f"apr-falsify capture recorded:{target.path} --print-mapping --oracle MODEL "
+            f"> {folder / MAPPING_YAML}",
+        )
+    return folder / MAPPING_YAML
 
 
 def read_bare(target: Target) -> Trace:
@@ -118,7 +155,7 @@ def read_bare(target: Target) -> Trace:
     geometry, interleaved = adopted_geometry(target)
     values = {key: read_stage(path, key) for key, path in files.items()}
     tokens = adopted_tokens(target, values.get((0, "embedding")), geometry)
-    declared = LAYOUTS["apr"](interleaved)
+    declared = declaration("apr").layout(interleaved)
     stages = {}
     for key in values:
         layout: tuple[Layout, ...] = declared.get(key[1], ())

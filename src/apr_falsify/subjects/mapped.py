@@ -1,0 +1,317 @@
+"""A foreign recording read as its MAPPING.yaml says: arrays of any name and order become a trace.
+
+What axes say (order, heads apart, axes of 1) is undone here; layout words go into the trace, where
+``compare/layout.py`` undoes them as for every other runtime. Values are kept as f32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify import __version__
+from apr_falsify.errors import TokensError, TraceError, nearest
+from apr_falsify.geometry import Geometry
+from apr_falsify.provenance import Provenance, utc_now
+from apr_falsify.stages import STAGES, Layout, Scope
+from apr_falsify.subjects.adoption import adopted_geometry, adopted_tokens, verify_tokens
+from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray, read_dump
+from apr_falsify.subjects.interface import Target
+from apr_falsify.subjects.mapping import (
+    QKV_PARTS,
+    MappingFile,
+    StageMap,
+    canonical_axes,
+    factors,
+    is_layered,
+    name_of,
+    read_mapping,
+)
+from apr_falsify.trace import Key, StageArray, Trace
+
+F32 = npt.NDArray[np.float32]
+
+FLOATS = ("f16", "bf16", "f32", "f64")
+_WHOLE = ("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64")
+_OF_WHOLE_NUMBERS = ("moe_router_indices",)
+
+
+def axis_sizes(geometry: Geometry, tokens: int) -> dict[str, int]:
+    """Return the size of each axis word of a mapping file in a run of ``tokens`` tokens."""
+    return {
+        **geometry.dims(tokens),
+        "keys": tokens,
+        "kv_heads": geometry.kv_heads,
+        "groups": geometry.heads // geometry.kv_heads,
+        "qkv_heads": geometry.heads + 2 * geometry.kv_heads,
+        "layers": geometry.layers,
+        "1": 1,
+    }
+
+
+def read_mapped(target: Target, mapping_path: Path) -> Trace:
+    """Read the arrays at ``target`` as the mapping file says.
+
+    Raises:
+        TraceError: the file, or the mapping, cannot be trusted or do not belong together.
+        TokensError: the token ids are missing, said twice and differently, or not those of the recording.
+
+    """
+    dump, said = read_dump(target.path), read_mapping(mapping_path)
+    geometry, _ = adopted_geometry(target)
+    reader = _Reader(dump, said, geometry, target.path)
+    tokens = _tokens(target, said, dump, geometry)
+    stages = {key: array for row in said.stages for key, array in reader.stages(row, len(tokens))}
+    if not stages:
+        raise TraceError("it names no stage", where=said.path, expected="stages: {STAGE: {from: NAME}}")
+    embedded = stages.get((0, "embedding"))
+    rows = None if embedded is None or Layout.LAST_TOKEN in embedded.layout else embedded.data
+    return Trace(
+        provenance=_provenance(target, said, tuple(name for name in dump if name not in reader.used)),
+        geometry=geometry,
+        tokens=tokens,
+        stages=stages,
+        path=target.path,
+        tokens_verified=verify_tokens(target, rows, tokens),
+    )
+
+
+def _provenance(target: Target, said: MappingFile, unused: tuple[str, ...]) -> Provenance:
+    return Provenance(
+        runtime=said.runtime,
+        version=said.version,
+        driver=f"apr-falsify {__version__} (recorded)",
+        model="" if target.model is None else str(target.model.path),
+        prompt=said.prompt,
+        dtype=said.dtype,
+        device=said.device,
+        arithmetic=said.arithmetic,
+        unused=unused,
+        created=utc_now(),
+    )
+
+
+def _tokens(target: Target, said: MappingFile, dump: Dump, geometry: Geometry) -> tuple[int, ...]:
+    ids = _said_tokens(said, dump)
+    if ids is None:
+        return adopted_tokens(target, _embedding_rows(said, dump, geometry), geometry)
+    outside = [token for token in ids if not 0 <= token < geometry.vocab]
+    if outside:
+        raise TokensError(
+            f"token {outside[0]} is outside the vocabulary",
+            where=said.path,
+            expected=f"ids from 0 to {geometry.vocab - 1}",
+        )
+    known = target.tokens or (None if target.reference is None else target.reference.tokens)
+    if known not in (None, ids):
+        raise TokensError(
+            f"it ran the tokens {list(ids)}, as {said.path} says",
+            where=target.path,
+            expected=f"{list(known or ())}, as the command line or the oracle's trace says",
+            remedy="give the tokens once",
+        )
+    return ids
+
+
+def _said_tokens(said: MappingFile, dump: Dump) -> tuple[int, ...] | None:
+    if not isinstance(said.tokens, str):
+        return said.tokens
+    array = _array(dump, said.tokens, said.path, "tokens")
+    if array.kind not in _WHOLE or not array.shape or math.prod(array.shape) != array.shape[-1]:
+        raise TraceError(
+            f"{array.name!r} holds no token ids: {array.kind} {list(array.shape)}",
+            where=said.path,
+            expected="whole numbers in one axis",
+        )
+    return tuple(int(token) for token in array.load().reshape(-1))
+
+
+def _embedding_rows(said: MappingFile, dump: Dump, geometry: Geometry) -> npt.NDArray[Any] | None:
+    """Return the recorded embedding, flat, for a hint at the tokens that nobody named."""
+    row = next((row for row in said.stages if row.stage == "embedding"), None)
+    if row is None or row.stacked or factors(row.axes[0]) != ("tokens", "hidden"):
+        return None
+    array = dump.get(name_of(row.names[0], 0))
+    return None if array is None else as_f32(array, row, said)
+
+
+def _array(dump: Dump, name: str, where: Path, key: str) -> ForeignArray:
+    try:
+        return dump[name]
+    except KeyError:
+        raise TraceError(
+            f"{key}: there is no array {name!r}",
+            where=where,
+            expected=f"one of the {len(dump)} arrays of the recording",
+            remedy=nearest(name, dump),
+        ) from None
+
+
+class _Reader:
+    """Reads stages from arrays, and keeps which arrays it has read for which stage."""
+
+    def __init__(self, dump: Dump, said: MappingFile, geometry: Geometry, where: Path) -> None:
+        self.dump = dump
+        self.said = said
+        self.geometry = geometry
+        self.where = where
+        self.used: dict[str, str] = {said.tokens: "tokens"} if isinstance(said.tokens, str) else {}
+
+    def stages(self, row: StageMap, tokens: int) -> Iterator[tuple[Key, StageArray]]:
+        """Yield a stage of every layer that the recording holds."""
+        sizes = axis_sizes(self.geometry, tokens)
+        for layer in self._layers(row):
+            parts = [self._part(row, index, layer, sizes) for index in range(len(row.names))]
+            data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+            yield (layer, row.stage), StageArray(data=data, layout=row.layout)
+
+    def _layers(self, row: StageMap) -> Sequence[int | None]:
+        """Return the layers of which the recording holds the stage."""
+        scope = STAGES[row.stage].scope
+        if scope is Scope.MODEL:
+            return [None]
+        if scope is Scope.FIRST_LAYER:
+            return [0]
+        if row.stacked:
+            return range(self.geometry.layers)
+        if not is_layered(row.names[0]):
+            return [self._only_layer(row)]
+        held = [
+            layer
+            for layer in range(self.geometry.layers)
+            if any(name_of(name, layer) in self.dump for name in row.names)
+        ]
+        self._check_beyond(row)
+        return held or [0]  # which is not there, and is refused by its name
+
+    def _only_layer(self, row: StageMap) -> int:
+        if self.said.layer is None:
+            raise TraceError(
+                f"stages.{row.stage}.from: {row.names[0]!r} names no layer",
+                where=self.said.path,
+                expected="{layer} in the name, `layers` in the axes, or `layer: N` for the whole recording",
+            )
+        if self.said.layer >= self.geometry.layers:
+            raise TraceError(
+                f"layer {self.said.layer} of a model of {self.geometry.layers} layers", where=self.said.path
+            )
+        return self.said.layer
+
+    def _check_beyond(self, row: StageMap) -> None:
+        """Refuse a recording of more layers than the model has: it is of another model."""
+        beyond = name_of(row.names[0], self.geometry.layers)
+        if beyond in self.dump:
+            raise TraceError(
+                f"{beyond!r} is {row.stage} of layer {self.geometry.layers}",
+                where=self.where,
+                expected=f"layers 0 to {self.geometry.layers - 1}, those of the model",
+                remedy="name the model that was recorded",
+            )
+
+    def _part(self, row: StageMap, index: int, layer: int | None, sizes: Mapping[str, int]) -> F32:
+        name = name_of(row.names[index], layer)
+        array = _array(self.dump, name, self.said.path, f"stages.{row.stage}.from")
+        user = row.stage if len(row.names) == 1 else f"{'qkv'[index]} of {row.stage}"
+        taken = self.used.setdefault(name, user)
+        if taken != user:
+            raise TraceError(
+                f"the array {name!r} is {taken} and {user}", where=self.said.path, expected="one stage"
+            )
+        axes = row.axes[index]
+        shape = stored_sizes(row, axes, sizes, array.shape)
+        if array.shape != shape:
+            raise TraceError(
+                f"{name!r} has the shape {list(array.shape)}",
+                where=self.where,
+                expected=f"{list(shape)}: [{', '.join(axes)}] of {row.stage}, as {self.said.path.name} says",
+                remedy="correct the axes, or name the model and the tokens that were run",
+            )
+        values = as_f32(array, row, self.said).reshape(shape)
+        if "layers" in axes:
+            values = np.asarray(values.take(layer or 0, axis=axes.index("layers")))
+            axes = tuple(axis for axis in axes if axis != "layers")
+        usual = QKV_PARTS[index] if len(row.names) > 1 else canonical_axes(row.stage)
+        if Layout.LAST_TOKEN in row.layout:
+            usual = tuple(axis for axis in usual if axis != "tokens")
+        return rearranged(values, axes, usual, sizes)
+
+
+def stored_sizes(
+    row: StageMap, axes: Sequence[str], sizes: Mapping[str, int], found: Sequence[int]
+) -> tuple[int, ...]:
+    """Return the shape that ``axes`` say; padded keys are as many as were ``found``, at least one a token."""
+    expected = []
+    for index, axis in enumerate(axes):
+        size = sizes[axis]
+        if axis == "tokens" and Layout.LAST_TOKEN in row.layout:
+            size = 1
+        if axis == "keys" and Layout.PADDED_KEYS in row.layout and len(found) == len(axes):
+            size = max(size, found[index])
+        expected.append(size)
+    return tuple(expected)
+
+
+def rearranged(values: F32, axes: Sequence[str], usual: Sequence[str], sizes: Mapping[str, int]) -> F32:
+    """Bring ``values`` from ``axes`` to the axes ``usual``.
+
+    Of tokens that ``usual`` does not have, the last one's row is taken.
+    """
+    wanted, own = factors(usual), factors(axes)
+    split = [
+        size if factor == axis else sizes[factor]
+        for size, axis in zip(values.shape, axes, strict=True)
+        for factor in factors((axis,))
+    ]
+    values = values.reshape(split)
+    if "tokens" in own and "tokens" not in wanted:
+        at = own.index("tokens")
+        values = np.asarray(values.take(-1, axis=at))
+        own = (*own[:at], *own[at + 1 :])
+    moved = values.transpose([own.index(factor) for factor in wanted])
+    widths = dict(zip(wanted, moved.shape, strict=True))
+    shape = [math.prod(widths[factor] for factor in factors((axis,))) for axis in usual]
+    return np.ascontiguousarray(moved.reshape(shape))
+
+
+def as_f32(array: ForeignArray, row: StageMap, said: MappingFile) -> F32:
+    """Return an array's values, flat, exactly or, from f64, rounded to f32.
+
+    Raises:
+        TraceError: another number format than is said, none that holds a stage, or beyond the range of f32.
+
+    """
+    kind = _kind(array, row, said)
+    values = array.load().reshape(-1)
+    if kind == "bf16":
+        return (values.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    with np.errstate(over="ignore"):
+        found: F32 = values.astype(np.float32)
+    if kind == "f64" and bool((np.isinf(found) & np.isfinite(values)).any()):
+        raise TraceError(
+            f"{array.name!r} has values beyond the range of f32",
+            where=said.path,
+            expected="values below 3.4e38, or infinite ones",
+        )
+    return found
+
+
+def _kind(array: ForeignArray, row: StageMap, said: MappingFile) -> str:
+    bits = array.kind in BF16_BITS
+    stated = row.dtype or ("bf16" if bits and said.dtype == "bf16" else None)
+    if row.stage in _OF_WHOLE_NUMBERS and array.kind in _WHOLE and stated is None:
+        return array.kind
+    if stated == "bf16" and bits:
+        return "bf16"
+    if array.kind in FLOATS and stated in (None, array.kind):
+        return array.kind
+    raise TraceError(
+        f"{array.name!r} holds {array.kind}",
+        where=said.path,
+        expected=f"{stated}, as the mapping says" if stated else ", ".join(FLOATS),
+        remedy="dtype: bf16, where these are its bits" if bits else "write the stage as f32",
+    )
