@@ -164,6 +164,74 @@ class MemorySink:
         )
 
 
+class WholeDirectory:
+    """A directory that appears under its name whole or not at all: written beside, renamed last.
+
+    Args:
+        directory: where it shall be; it must not exist.
+        what: what it holds, for messages.
+
+    Raises:
+        OutputError: it exists, or its parent cannot be written to.
+
+    """
+
+    def __init__(self, directory: Path, what: str) -> None:
+        self.directory = directory
+        self.what = what
+        self._finished = False
+        with self.writing():
+            taken = directory.exists() or directory.is_symlink()
+            self._made = [folder for folder in directory.parents if not folder.exists()]
+        if taken:
+            raise OutputError(
+                "exists already", where=directory, remedy="remove it, or choose another place with --out"
+            )
+        try:
+            with self.writing():
+                directory.parent.mkdir(parents=True, exist_ok=True)
+                _sweep(directory)
+                prefix = f"{_partial_prefix(directory)}{os.getpid()}-"
+                self.partial = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+                self.partial.chmod(0o777 & ~_umask())
+                (self.partial / INCOMPLETE).touch()
+        except BaseException:
+            self._clear()
+            raise
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn an error of the file system into one that says what could not be written."""
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.what} cannot be written: {error.strerror}",
+                where=self.directory,
+                remedy="free space or choose another place with --out; nothing was left behind",
+            ) from error
+
+    def finish(self) -> None:
+        """Give the directory its name."""
+        with self.writing():
+            (self.partial / INCOMPLETE).unlink()
+            self.partial.rename(self.directory)
+        self._finished = True
+
+    def close(self) -> None:
+        """Remove what was written, unless it is finished."""
+        if not self._finished:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Remove what was written, and the folders that were made for it."""
+        if hasattr(self, "partial"):
+            shutil.rmtree(self.partial, ignore_errors=True)
+        for folder in self._made:
+            with suppress(OSError):  # not made, or others have put something there
+                folder.rmdir()
+
+
 class TraceWriter:
     """Writes a trace directory; a context manager that leaves nothing behind unless it finished.
 
@@ -180,33 +248,7 @@ class TraceWriter:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._stages: dict[Key, StageArray] = {}
-        self._finished = False
-        with _writing(directory):
-            taken = directory.exists() or directory.is_symlink()
-            self._made = [folder for folder in directory.parents if not folder.exists()]
-        if taken:
-            raise OutputError(
-                "exists already", where=directory, remedy="remove it, or choose another place with --out"
-            )
-        try:
-            with _writing(directory):
-                directory.parent.mkdir(parents=True, exist_ok=True)
-                _sweep(directory)
-                prefix = f"{_partial_prefix(directory)}{os.getpid()}-"
-                self._partial = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
-                self._partial.chmod(0o777 & ~_umask())
-                (self._partial / INCOMPLETE).touch()
-        except BaseException:
-            self._clear()
-            raise
-
-    def _clear(self) -> None:
-        """Remove what was written, and the folders that were made for it."""
-        if hasattr(self, "_partial"):
-            shutil.rmtree(self._partial, ignore_errors=True)
-        for folder in self._made:
-            with suppress(OSError):  # not made, or others have put something there
-                folder.rmdir()
+        self._whole = WholeDirectory(directory, "the trace")
 
     def add(self, key: Key, data: npt.NDArray[Any], layout: tuple[Layout, ...] = ()) -> None:
         """Write one stage.
@@ -215,8 +257,8 @@ class TraceWriter:
             OutputError: it could not be written, for want of space, say.
 
         """
-        path = self._partial / relative_path(key)
-        with _writing(self.directory):
+        path = self._whole.partial / relative_path(key)
+        with self._whole.writing():
             path.parent.mkdir(exist_ok=True)
             with path.open("wb") as file:
                 digest = write_aprt(file, data, key[0])
@@ -246,12 +288,10 @@ class TraceWriter:
             path=self.directory,
             tokens_verified=tokens_verified,
         )
-        with _writing(self.directory):
+        with self._whole.writing():
             text = json.dumps(trace_json(trace), indent=1) + "\n"
-            (self._partial / TRACE_JSON).write_text(text, encoding="utf-8")
-            (self._partial / INCOMPLETE).unlink()
-            self._partial.rename(self.directory)
-        self._finished = True
+            (self._whole.partial / TRACE_JSON).write_text(text, encoding="utf-8")
+        self._whole.finish()
         return replace(trace, stages={key: self._reopened(key, array) for key, array in self._stages.items()})
 
     def _reopened(self, key: Key, array: StageArray) -> StageArray:
@@ -264,8 +304,7 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._finished:
-            self._clear()
+        self._whole.close()
 
 
 def _partial_prefix(directory: Path) -> str:
@@ -284,15 +323,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-@contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"the trace cannot be written: {error.strerror}",
-            where=directory,
-            remedy="free space or choose another place with --out; nothing was left behind",
-        ) from error
