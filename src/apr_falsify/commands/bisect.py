@@ -29,6 +29,8 @@ from apr_falsify.commands import options
 @options.dtype
 @options.arithmetic
 @options.subject_option
+@options.apr_binary
+@options.timeout
 @options.weights
 @options.out
 @options.output_format
@@ -45,6 +47,8 @@ def bisect(
     dtype: str | None,
     arithmetic: str | None,
     subject_option: tuple[tuple[str, str], ...],
+    apr_binary: Path | None,
+    timeout: float,
     weights: str,
     out: Path | None,
     output: str,
@@ -59,23 +63,29 @@ def bisect(
     from apr_falsify.commands.sides import capture_sides, make_plan, whole_or_nothing
     from apr_falsify.compare.localise import bisect as compare
 
-    plan = make_plan(
-        oracle,
-        subject,
-        layers=layers,
-        stages=stages,
-        substages=with_attn_substages,
-        prompt=prompt,
-        tokens=tokens,
-        arithmetic=arithmetic,
-        options=options.settings_of(subject_option),
-    )
-    if plan.oracle.trace is not None:
-        options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
-    own = plan.subject.model
-    if own is None:
-        options.refuse_idle(("weights",), "the subject's own weights cannot be read here")
-    with whole_or_nothing(out):
+    with (
+        whole_or_nothing(out),
+        make_plan(
+            oracle,
+            subject,
+            layers=layers,
+            stages=stages,
+            substages=with_attn_substages,
+            prompt=prompt,
+            tokens=tokens,
+            arithmetic=arithmetic,
+            options=options.settings_of(subject_option),
+            program=apr_binary,
+            seconds=timeout,
+            kept=None if out is None else out / "subject",
+            logs=out,
+        ) as plan,
+    ):
+        if plan.oracle.trace is not None:
+            options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
+        own = plan.subject.model
+        if own is None:
+            options.refuse_idle(("weights",), "the subject's own weights cannot be read here")
         ours, theirs = capture_sides(plan, dtype=dtype, device=device, run=out)
         with busy("comparing"):
             result = compare(

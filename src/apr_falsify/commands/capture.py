@@ -30,6 +30,8 @@ from apr_falsify.errors import UsageError
 @options.dtype
 @options.arithmetic
 @options.subject_option
+@options.apr_binary
+@options.timeout
 @options.debug
 def capture(
     side: str,
@@ -44,6 +46,8 @@ def capture(
     dtype: str | None,
     arithmetic: str | None,
     subject_option: tuple[tuple[str, str], ...],
+    apr_binary: Path | None,
+    timeout: float,
 ) -> None:
     """Run one side and keep its stages as a trace.
 
@@ -55,7 +59,7 @@ def capture(
     from apr_falsify.commands.sides import capture_one, make_plan
 
     _check_sides(side, model)
-    plan = make_plan(
+    with make_plan(
         model,
         None if side == "oracle" else side,
         layers=layers,
@@ -65,8 +69,11 @@ def capture(
         tokens=tokens,
         arithmetic=arithmetic,
         options=options.settings_of(subject_option),
-    )
-    trace = capture_one(plan, oracle=side == "oracle", dtype=dtype, device=device, out=out)
+        program=apr_binary,
+        seconds=timeout,
+        kept=out,
+    ) as plan:
+        trace = capture_one(plan, oracle=side == "oracle", dtype=dtype, device=device, out=out)
     tell(f"{len(trace.stages)} stages of {len(trace.tokens)} tokens in {out}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,11 +23,9 @@ from apr_falsify.exam.plan import APR_MODELS, MODELS, SMOLLM2, Plan
 from apr_falsify.exam.sitting import Sitting, Watch, sit
 from apr_falsify.exam.trial import Examiner, OracleRun
 from apr_falsify.faults import CATALOGUE
+from apr_falsify.folders import CACHE_VARIABLE, cache_folder
 from apr_falsify.oracle.capture import load
 from apr_falsify.trace import Trace
-
-CACHE_VARIABLE = "APR_FALSIFY_CACHE"
-"""Names the folder in which large models lie."""
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -66,8 +63,7 @@ def chosen_models(text: str | None) -> tuple[str, ...] | None:
 
 def smollm2_path() -> Path:
     """Return where SmolLM2's GGUF file is looked for."""
-    folder = os.environ.get(CACHE_VARIABLE)
-    return (Path(folder) if folder else Path.home() / ".cache" / "apr-falsify") / SMOLLM2_FILE
+    return cache_folder() / SMOLLM2_FILE
 
 
 def examine(models: tuple[str, ...] | None, *, seeds: int, quick: bool) -> Sitting:

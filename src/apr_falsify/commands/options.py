@@ -116,6 +116,13 @@ def settings_of(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
     return found
 
 
+def some_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    """Return the path that was given; an empty one is refused, since it would mean the current folder."""
+    if value == "":
+        raise UsageError("an empty path", where=param.opts[0])
+    return None if value is None else Path(value)
+
+
 layers = click.option(
     "--layers",
     type=Layers(),
@@ -160,6 +167,20 @@ subject_option = click.option(
     multiple=True,
     help="A setting handed to the subject's runtime, e.g. cache-type-k=q8_0; repeatable.",
 )
+apr_binary = click.option(
+    "--apr-binary",
+    callback=some_path,
+    metavar="PATH",
+    help="The apr that runs the subject.  [default: the one on PATH]",
+)
+timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=900,
+    show_default=True,
+    help="How long one run of the subject's program may take.",
+)
 weights = click.option(
     "--weights",
     type=click.Choice(["subject", "oracle"]),
@@ -173,13 +194,6 @@ output_format = click.option(
 debug = click.option(
     "--debug", is_flag=True, expose_value=False, help="Print the traceback of an error."
 )  # commands.main looks for it
-
-
-def some_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
-    """Return the path that was given; an empty one is refused, since it would mean the current folder."""
-    if value == "":
-        raise UsageError("an empty path", where="--out")
-    return None if value is None else Path(value)
 
 
 out = click.option(

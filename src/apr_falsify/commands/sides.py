@@ -5,95 +5,55 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from apr_falsify.capture import MemorySink, Request, Sink, TraceWriter
+from apr_falsify.commands.live import begun
 from apr_falsify.commands.options import naming_the_option
 from apr_falsify.commands.progress import counted
+from apr_falsify.commands.specs import (
+    DEFAULT_MODEL,
+    DEFAULT_PROMPT,
+    OracleSide,
+    model_of,
+    open_oracle,
+    split_subject,
+    subject_named,
+)
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.errors import MissingDependencyError, ModelError, OutputError, TokensError, UsageError
 from apr_falsify.geometry import Geometry
 from apr_falsify.identity import difference, model_sha256
 from apr_falsify.oracle.capture import capture as capture_oracle
-from apr_falsify.oracle.hub import resolve
 from apr_falsify.oracle.tokenizer import encode
 from apr_falsify.stages import ATTENTION_SUBSTAGES
-from apr_falsify.subjects.interface import Subject, Target
-from apr_falsify.subjects.registry import RUNTIMES, open_subject
+from apr_falsify.subjects.interface import DEFAULT_SECONDS, Startable, Subject, Target
+from apr_falsify.subjects.registry import open_subject
 from apr_falsify.trace import TRACE_JSON, Trace, read_trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.weights import Model
 
-DEFAULT_MODEL = Path(__file__).parent.parent / "data" / "tiny-qwen2"
-"""The tiny Qwen2 checkpoint that the package carries."""
+__all__ = [
+    "DEFAULT_MODEL",
+    "Plan",
+    "capture_one",
+    "capture_sides",
+    "make_plan",
+    "split_subject",
+    "whole_or_nothing",
+]
 
-DEFAULT_PROMPT = "What is 2+2?"
 DEFAULT_LAYERS = range(0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OracleSide:
-    """The oracle: a model to run, or a trace of one.
-
-    Attributes:
-        model: the model to run.
-        trace: a trace that was captured before.
-
-    """
-
-    model: Model | None = None
-    trace: Trace | None = None
-
-    @property
-    def geometry(self) -> Geometry:
-        """The geometry of its model."""
-        if self.model is not None:
-            return self.model.geometry
-        assert self.trace is not None
-        return self.trace.geometry
-
-
-def open_oracle(spec: str) -> OracleSide:
-    """Return the oracle that ``spec`` names: a trace directory, a model on disk, or a hub id.
-
-    Raises:
-        ModelError: nothing usable there.
-        TraceError: a trace that cannot be trusted.
-
-    """
-    if not spec:
-        raise UsageError("an empty path", where="--oracle", expected="a model, a hub id or a trace")
-    path = Path(spec)
-    if (path / TRACE_JSON).exists():
-        return OracleSide(trace=read_trace(path))
-    return OracleSide(model=open_model(path if path.exists() else resolve(spec)))
-
-
-def split_subject(spec: str) -> tuple[str, Path]:
-    """Return runtime and path of ``RUNTIME:PATH``; a directory with trace.json is ``recorded``.
-
-    Raises:
-        UsageError: neither of the two.
-
-    """
-    runtime, colon, path = spec.partition(":")
-    if colon and runtime in RUNTIMES and path:
-        return runtime, Path(path)
-    if (Path(spec) / TRACE_JSON).exists():
-        return "recorded", Path(spec)
-    raise UsageError(
-        f"not a subject: {spec!r}",
-        where="--subject",
-        expected=", ".join(f"{name}:{row.path}" for name, row in RUNTIMES.items()),
-        remedy=f"--subject recorded:{spec}" if spec and Path(spec).is_dir() else "",
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What shall be run, decided before anything runs.
+    """What shall be run, decided before the oracle runs.
+
+    A context manager: a subject that is a program of its own runs already, and is ended with it.
 
     Attributes:
         oracle: the oracle.
@@ -103,6 +63,7 @@ class Plan:
         judged: the layers to judge.
         findings: what is known already.
         not_checked: what is known not to have been looked at.
+        running: what ends with the plan.
 
     """
 
@@ -113,6 +74,15 @@ class Plan:
     judged: tuple[int, ...]
     findings: tuple[Finding, ...]
     not_checked: tuple[str, ...]
+    running: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.running.__exit__(kind, error, traceback)
 
 
 def make_plan(
@@ -126,8 +96,27 @@ def make_plan(
     tokens: tuple[int, ...] | None,
     arithmetic: str | None,
     options: Mapping[str, str] | None = None,
+    program: Path | None = None,
+    seconds: float = DEFAULT_SECONDS,
+    kept: Path | None = None,
+    logs: Path | None = None,
 ) -> Plan:
-    """Open both sides and decide tokens, layers and stages.
+    """Open both sides, decide tokens, layers and stages, and begin the subject where it is a program.
+
+    Args:
+        oracle_spec: what stands behind ``--oracle``.
+        subject_spec: what stands behind ``--subject``.
+        layers: the layers to judge.
+        stages: the stages to judge.
+        substages: whether those within the attention are among them.
+        prompt: the text to run.
+        tokens: the token ids to run.
+        arithmetic: what the subject computes in.
+        options: settings for the subject's runtime.
+        program: the runtime's program, where it is not the one on PATH.
+        seconds: how long one run of it may take.
+        kept: where the subject's trace lies or will lie; what lies there is not run again.
+        logs: the folder that keeps what the program prints.
 
     Raises:
         AprFalsifyError: a side that cannot be opened, or sides that do not fit the request.
@@ -135,8 +124,8 @@ def make_plan(
     """
     if prompt is not None and tokens is not None:
         raise UsageError("--prompt and --tokens say the same thing twice", remedy="give one of them")
-    runtime, path = _subject_spec(oracle_spec, subject_spec)
-    oracle = open_oracle(oracle_spec or str(_model_of(runtime, path)))
+    runtime, path = subject_named(subject_spec, oracle_spec)
+    oracle = open_oracle(oracle_spec or str(model_of(runtime, path)))
     target = Target(
         path=path,
         model=oracle.model,
@@ -144,54 +133,50 @@ def make_plan(
         tokens=tokens,
         arithmetic=arithmetic,
         options=options or {},
+        program=program,
+        seconds=seconds,
+        log=None if logs is None else logs / f"subject-{runtime}.log",
     )
     subject = open_subject(runtime, target)
+    notes = subject.notes if isinstance(subject, Startable) else ()
     judged = _layers(layers, oracle, subject)
-    fixed = subject.tokens or (None if oracle.trace is None else oracle.trace.tokens)
     if prompt is not None and subject.prompt not in (None, prompt):
         raise UsageError(f"the subject ran {subject.prompt!r}", where="--prompt", remedy="leave --prompt out")
     text = subject.prompt if prompt is None else prompt
     if text is None and tokens is None:
         text = DEFAULT_PROMPT
+    wanted = stages if substages else tuple(name for name in stages if name not in ATTENTION_SUBSTAGES)
+    span = range(judged[0], judged[-1] + 1)
+    request = Request(tokens=(), layers=span, stages=wanted, prompt=text, feeder=True)
+    with ExitStack() as running:
+        subject = running.enter_context(begun(subject, request, kept=kept, oracle=oracle.model))
+        ids = _tokens(oracle, subject, tokens, text)
+        findings, not_checked = _tokenizer_check(oracle, subject, text, ids)
+        request = replace(request, tokens=ids)
+        with naming_the_option():
+            request.check(oracle.geometry)
+        return Plan(
+            oracle=oracle,
+            runtime=runtime,
+            subject=subject,
+            request=request,
+            judged=judged,
+            findings=findings,
+            not_checked=(*notes, *not_checked),
+            running=running.pop_all(),
+        )
+
+
+def _tokens(
+    oracle: OracleSide, subject: Subject, tokens: tuple[int, ...] | None, text: str | None
+) -> tuple[int, ...]:
+    """Return the ids to run: those that the subject or the trace fixes, else the user's or the text's."""
+    fixed = subject.tokens or (None if oracle.trace is None else oracle.trace.tokens)
     if tokens is not None and fixed not in (None, tokens):
         raise TokensError(
             "not the tokens of the trace", where="--tokens", expected=str(fixed), remedy="leave --tokens out"
         )
-    ids = fixed or tokens or _encode(oracle, text)
-    findings, not_checked = _tokenizer_check(oracle, subject, text, ids)
-    wanted = stages if substages else tuple(name for name in stages if name not in ATTENTION_SUBSTAGES)
-    span = range(judged[0], judged[-1] + 1)
-    request = Request(tokens=ids, layers=span, stages=wanted, prompt=text, feeder=True)
-    with naming_the_option():
-        request.check(oracle.geometry)
-    return Plan(
-        oracle=oracle,
-        runtime=runtime,
-        subject=subject,
-        request=request,
-        judged=judged,
-        findings=findings,
-        not_checked=not_checked,
-    )
-
-
-def _subject_spec(oracle_spec: str | None, subject_spec: str | None) -> tuple[str, Path]:
-    if subject_spec is not None:
-        return split_subject(subject_spec)
-    if oracle_spec is None:
-        return "embedded", DEFAULT_MODEL
-    if (Path(oracle_spec) / TRACE_JSON).exists():
-        raise UsageError("a trace as oracle needs a subject", remedy="--subject RUNTIME:PATH")
-    return "embedded", Path(oracle_spec) if Path(oracle_spec).exists() else resolve(oracle_spec)
-
-
-def _model_of(runtime: str, path: Path) -> Path:
-    if runtime == "embedded":
-        return path
-    raise UsageError(
-        f"nothing says what the {runtime} subject shall be compared with",
-        expected="--oracle MODEL (a HuggingFace directory, a .gguf file or a hub id) or --oracle TRACE",
-    )
+    return fixed or tokens or _encode(oracle, text)
 
 
 def _layers(layers: range | None, oracle: OracleSide, subject: Subject) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Results kept between runs, by content: what a file of these bytes says never changes.
 
-One file a project under ``$XDG_CACHE_HOME/apr-falsify`` (``~/.cache`` by default). It is read by an unpickler
+One file a project under ``folders.cache_folder()``. It is read by an unpickler
 that builds only this package's own data classes, so a file from elsewhere cannot run anything; one that
 is broken, or of another version, is none. A cache that cannot be written is no error.
 """
@@ -20,6 +20,7 @@ from typing import Any
 from apr_falsify import __version__
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.report import Counts
+from apr_falsify.folders import cache_folder
 from apr_falsify.symbols.states import quickly_pickled
 
 _FORMAT = 3
@@ -97,16 +98,11 @@ def freeze(value: object) -> bytes:
     return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def _folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "apr-falsify" / "validate-contracts"
-
-
 def open_cache(identity: str) -> Cache:
     """Open the cache of a project; an empty one where there is none that can be used."""
     key = digest(f"{_FORMAT} {__version__} {sys.version_info[:2]} {_code_age()} {identity}".encode())
     try:
-        path = _folder() / f"{key.hex()}.pickle"
+        path = cache_folder() / "validate-contracts" / f"{key.hex()}.pickle"
         records, indexes, sources, suite = thaw(path.read_bytes())
     except (OSError, RuntimeError):  # not there, or no home directory
         return Cache(path=None if "path" not in locals() else path)

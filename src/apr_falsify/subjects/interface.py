@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +13,9 @@ from apr_falsify.errors import UsageError, nearest
 from apr_falsify.geometry import Geometry
 from apr_falsify.trace import Trace
 from apr_falsify.weights import Model
+
+DEFAULT_SECONDS = 900.0
+"""How long one run of a foreign program may take: a 7B model on a CPU needs minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,9 @@ class Target:
         tokens: the token ids that the user gave.
         arithmetic: what to compute in, in the words of ``rules.py``, where the runtime has a choice.
         options: settings that the user hands to the runtime; they say how it runs, not what is expected.
+        program: the runtime's program, where the user named one.
+        seconds: how long one run of it may take.
+        log: where what it prints is kept, ``None`` for a file that is kept only where it failed.
 
     """
 
@@ -34,6 +41,9 @@ class Target:
     tokens: tuple[int, ...] | None = None
     arithmetic: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    program: Path | None = None
+    seconds: float = DEFAULT_SECONDS
+    log: Path | None = None
 
 
 class Subject(Protocol):
@@ -64,6 +74,32 @@ class Subject(Protocol):
 
     def differs(self, trace: Trace, request: Request) -> str | None:
         """Say how ``trace`` is not what :meth:`capture` would give, ``None`` where it is."""
+
+
+class Started(Subject, Protocol):
+    """A subject whose program runs, and which knows the token ids that it runs."""
+
+    def finish(self) -> None:
+        """Wait for its program's end."""
+
+
+@runtime_checkable
+class Startable(Protocol):
+    """A subject that is a program of its own and fixes its token ids: it runs while the oracle does."""
+
+    @property
+    def memory(self) -> int:
+        """About how many bytes it needs at its peak."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What cannot be checked of it."""
+
+    def begin(self, request: Request) -> AbstractContextManager[Started]:
+        """Start to capture ``request``, but for its tokens; leaving the context ends the program."""
+
+    def captured(self, tokens: tuple[int, ...]) -> Subject:
+        """Return it as the subject of a run of ``tokens`` that was captured before."""
 
 
 @runtime_checkable

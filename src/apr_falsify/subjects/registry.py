@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from apr_falsify.errors import UsageError, nearest
+from apr_falsify.subjects.apr import open_apr
 from apr_falsify.subjects.embedded import open_embedded
 from apr_falsify.subjects.interface import Runtime, Setting, Subject, Target, read_options
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
+from apr_falsify.subjects.recorded import SETTINGS as RECORDED_SETTINGS
 from apr_falsify.subjects.recorded import open_recorded
 
 
@@ -20,6 +22,7 @@ class Entry:
         open: opens a subject of this runtime.
         path: what its PATH is.
         what: one line for people.
+        holds_model: whether the oracle can run what lies at PATH.
         settings: what ``--subject-option`` may set.
 
     """
@@ -27,14 +30,22 @@ class Entry:
     open: Runtime
     path: str
     what: str
+    holds_model: bool = False
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
 RUNTIMES: Mapping[str, Entry] = {
+    "apr": Entry(
+        open=open_apr,
+        path="MODEL.apr, HF_DIR or MODEL.gguf",
+        what="the real apr binary",
+        holds_model=True,
+    ),
     "embedded": Entry(
         open=open_embedded,
         path="HF_DIR or MODEL.gguf",
         what="the NumPy decoder of this package",
+        holds_model=True,
     ),
     "llama-cpp": Entry(
         open=open_llama_cpp,
@@ -43,8 +54,9 @@ RUNTIMES: Mapping[str, Entry] = {
     ),
     "recorded": Entry(
         open=open_recorded,
-        path="DIRECTORY",
-        what="a trace from elsewhere: a directory with trace.json, or as apr leaves it",
+        path="DIRECTORY|FILE",
+        what="a trace from elsewhere: with trace.json, as apr leaves it, or any arrays with a MAPPING.yaml",
+        settings=RECORDED_SETTINGS,
     ),
 }
 """Name -> runtime, for ``RUNTIME:PATH``."""

@@ -1,0 +1,107 @@
+"""What stands on the command line for the two sides: models, traces, hub ids, ``RUNTIME:PATH``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from apr_falsify.errors import UsageError
+from apr_falsify.geometry import Geometry
+from apr_falsify.oracle.hub import resolve
+from apr_falsify.subjects.registry import RUNTIMES
+from apr_falsify.trace import TRACE_JSON, Trace, read_trace
+from apr_falsify.weights import Model, open_model
+
+DEFAULT_MODEL = Path(__file__).parent.parent / "data" / "tiny-qwen2"
+"""The tiny Qwen2 checkpoint that the package carries."""
+
+DEFAULT_PROMPT = "What is 2+2?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OracleSide:
+    """The oracle: a model to run, or a trace of one.
+
+    Attributes:
+        model: the model to run.
+        trace: a trace that was captured before.
+
+    """
+
+    model: Model | None = None
+    trace: Trace | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry of its model."""
+        if self.model is not None:
+            return self.model.geometry
+        assert self.trace is not None
+        return self.trace.geometry
+
+
+def open_oracle(spec: str) -> OracleSide:
+    """Return the oracle that ``spec`` names: a trace directory, a model on disk, or a hub id.
+
+    Raises:
+        ModelError: nothing usable there.
+        TraceError: a trace that cannot be trusted.
+
+    """
+    if not spec:
+        raise UsageError("an empty path", where="--oracle", expected="a model, a hub id or a trace")
+    path = Path(spec)
+    if (path / TRACE_JSON).exists():
+        return OracleSide(trace=read_trace(path))
+    return OracleSide(model=open_model(path if path.exists() else resolve(spec)))
+
+
+def split_subject(spec: str) -> tuple[str, Path]:
+    """Return runtime and path of ``RUNTIME:PATH``; a directory with trace.json is ``recorded``.
+
+    Raises:
+        UsageError: neither of the two.
+
+    """
+    runtime, colon, path = spec.partition(":")
+    if colon and runtime in RUNTIMES and path:
+        return runtime, Path(path)
+    if (Path(spec) / TRACE_JSON).exists():
+        return "recorded", Path(spec)
+    raise UsageError(
+        f"not a subject: {spec!r}",
+        where="--subject",
+        expected=", ".join(f"{name}:{row.path}" for name, row in RUNTIMES.items()),
+        remedy=f"--subject recorded:{spec}" if spec and Path(spec).is_dir() else "",
+    )
+
+
+def subject_named(subject_spec: str | None, oracle_spec: str | None) -> tuple[str, Path]:
+    """Return runtime and path of the subject: what the user named, else the embedded runtime on the oracle.
+
+    Raises:
+        UsageError: nothing says what the subject is.
+
+    """
+    if subject_spec is not None:
+        return split_subject(subject_spec)
+    if oracle_spec is None:
+        return "embedded", DEFAULT_MODEL
+    if (Path(oracle_spec) / TRACE_JSON).exists():
+        raise UsageError("a trace as oracle needs a subject", remedy="--subject RUNTIME:PATH")
+    return "embedded", Path(oracle_spec) if Path(oracle_spec).exists() else resolve(oracle_spec)
+
+
+def model_of(runtime: str, path: Path) -> Path:
+    """Return the model that the oracle runs where only the subject is named.
+
+    Raises:
+        UsageError: the oracle cannot run what lies there.
+
+    """
+    if RUNTIMES[runtime].holds_model:
+        return path
+    raise UsageError(
+        f"nothing says what the {runtime} subject shall be compared with",
+        expected="--oracle MODEL (a HuggingFace directory, a .gguf file or a hub id) or --oracle TRACE",
+    )

@@ -1,0 +1,348 @@
+"""The real ``apr``: a model through ``apr trace``, imported into apr's own format where it is in another."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from apr_falsify import __version__
+from apr_falsify.capture import Request, Sink
+from apr_falsify.errors import AprFalsifyError, AprtError, ModelError, StageError, TraceError
+from apr_falsify.geometry import Geometry
+from apr_falsify.identity import difference, model_sha256, start_hashing
+from apr_falsify.provenance import Provenance, utc_now
+from apr_falsify.subjects.adoption import adopted_geometry
+from apr_falsify.subjects.apr_import import imported, source_files
+from apr_falsify.subjects.interface import Target
+from apr_falsify.subjects.layouts import declaration
+from apr_falsify.subjects.process import Log, Program, Running, find_program, keeping_log
+from apr_falsify.subjects.recorded import APR_PROMPT
+from apr_falsify.trace import Key, Trace, read_stage, relative_path, shaped
+from apr_falsify.weights import Model, open_model
+
+REMEDY = "cargo install apr-cli"
+"""The command that installs it."""
+
+EXITS: Mapping[int, str] = {
+    3: "no such file",
+    5: "validation failed",
+    6: "the model cannot be loaded",
+    8: "inference failed",
+    101: "it panicked",
+}
+"""What its exit codes mean, as 0.72.3 was seen to use them."""
+
+_TOKENS = re.compile(r"Token ids:\s*\[([0-9,\s]*)\]")
+_VERSION = re.compile(r"\bapr (\d+\.\d+\S*(?: \([0-9a-f]+\))?)")
+_DEVICE = re.compile(r"^\s*(?:Device|Backend):\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
+_KNOWN_STAGES = re.compile(r"unknown.*?\bvalid(?: stages)?:\s*\"?([a-z0-9_, ]+)", re.IGNORECASE | re.DOTALL)
+
+_PEAK = 3
+"""Its peak memory in sizes of the .apr file: 2.0 was measured on f32 weights; f16 is widened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AprSubject:
+    """A model that ``apr`` is to trace.
+
+    Attributes:
+        program: the binary.
+        source: the model as the user named it.
+        apr: the .apr file that is run.
+        model: that file, opened, where it can be read.
+        geometry: the geometry of its model.
+        interleaved: whether its weights hold interleaved rotary pairs.
+        log: where what it prints is kept, ``None`` for a file that is kept only where it failed.
+        notes: what cannot be checked of it.
+        tokens: the token ids that it ran, where it was captured before.
+        prompt: the text that it always runs.
+        layers: ``None``: it can capture any.
+
+    """
+
+    program: Program
+    source: Path
+    apr: Path
+    model: Model | None
+    geometry: Geometry
+    interleaved: bool
+    log: Path | None = None
+    notes: tuple[str, ...] = ()
+    tokens: tuple[int, ...] | None = None
+    prompt: str = APR_PROMPT
+    layers: tuple[int, ...] | None = None
+
+    @property
+    def memory(self) -> int:
+        """About how many bytes it needs at its peak."""
+        return _PEAK * self.apr.stat().st_size
+
+    @contextmanager
+    def begin(self, request: Request) -> Iterator[AprRun]:
+        """Start ``apr trace`` and give the run as soon as it has said which token ids it runs.
+
+        Raises:
+            ProcessError: it failed before it said them, or ended without.
+            StageError: this version knows none of the stages.
+
+        """
+        start_hashing((self.program.binary, *source_files(self.source)))
+        with (
+            keeping_log(self.log, "apr") as log,
+            tempfile.TemporaryDirectory(prefix="apr-falsify-apr-", ignore_cleanup_errors=True) as folder,
+        ):
+            version = version_of(self.program, log)
+            stages = Path(folder) / "stages"
+            names, span = _asked(request, self.geometry)
+            absent: dict[str, str] = {}
+            with self._trace(names, span, stages, log) as first:
+                match = first.wait_for(_TOKENS)
+                known = None if match else known_stages(first.printed)
+                if known is None:
+                    yield self._run(first, version, stages, absent)
+                    return
+            absent = {name: f"apr {version} does not know it" for name in names if name not in known}
+            names = tuple(name for name in names if name in known)
+            if not names:
+                raise StageError(f"apr {version} knows none of the stages", expected=", ".join(known))
+            with self._trace(names, span, stages, log) as second:
+                second.wait_for(_TOKENS)
+                yield self._run(second, version, stages, absent)
+
+    def _trace(self, names: tuple[str, ...], span: str, stages: Path, log: Log) -> Running:
+        save = ("--save-tensor", ",".join(names), "--save-tensor-dir", str(stages))
+        return self.program.start(
+            "trace", "--payload", str(self.apr), *save, "--save-tensor-layers", span, log=log
+        )
+
+    def _run(self, running: Running, version: str, stages: Path, absent: Mapping[str, str]) -> AprRun:
+        match = _TOKENS.search(running.printed)
+        if match is None or not match[1].strip():
+            running.finish()
+            raise self.program.failed(
+                f"`{running.verb}` exited with 0 and printed no token ids",
+                running.log,
+                expected="a line `Token ids: [...]`",
+            )
+        tokens = tuple(int(token) for token in match[1].split(","))
+        return AprRun(
+            subject=replace(self, tokens=tokens),
+            running=running,
+            version=version,
+            stages=stages,
+            absent=absent,
+        )
+
+    def captured(self, tokens: tuple[int, ...]) -> AprSubject:
+        """Return it as the subject of a run of ``tokens`` that was captured before."""
+        return replace(self, tokens=tokens)
+
+    def capture(self, request: Request, sink: Sink) -> Trace:
+        """Run it on ``request``, whose tokens must be those of its prompt."""
+        with self.begin(request) as run:
+            return run.capture(request, sink)
+
+    def differs(self, trace: Trace, request: Request) -> str | None:
+        """Say how ``trace`` is not what :meth:`capture` would give; nothing is run to find out."""
+        wanted = {
+            "runtime": "apr",
+            "binary_sha256": model_sha256((self.program.binary,)),  # and with it the version
+            "model_sha256": model_sha256(source_files(self.source)),
+            "arithmetic": declaration("apr", trace.provenance.version).arithmetic,
+        }
+        return difference(trace, request, self.geometry, wanted)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AprRun:
+    """An ``apr trace`` that runs.
+
+    Attributes:
+        subject: what is run, with the token ids that it said.
+        running: the process.
+        version: what the binary calls itself.
+        stages: the directory that it writes to.
+        absent: stage -> why it was not asked for.
+
+    """
+
+    subject: AprSubject
+    running: Running
+    version: str
+    stages: Path
+    absent: Mapping[str, str]
+
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry of its model."""
+        return self.subject.geometry
+
+    @property
+    def model(self) -> Model | None:
+        """Its model, where it can be read."""
+        return self.subject.model
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The token ids that it runs."""
+        assert self.subject.tokens is not None
+        return self.subject.tokens
+
+    @property
+    def prompt(self) -> str:
+        """The text that it always runs."""
+        return self.subject.prompt
+
+    @property
+    def layers(self) -> None:
+        """``None``: it can capture any."""
+
+    def finish(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            ProcessError: it failed or ran past its time.
+
+        """
+        self.running.finish()
+
+    def capture(self, request: Request, sink: Sink) -> Trace:
+        """Wait for the end of the process and hand the stages that it wrote to ``sink``.
+
+        Raises:
+            ProcessError: it failed, or a file is not what it should be, or there is none.
+
+        """
+        self.finish()
+        layouts = declaration("apr", self.version).layout(self.subject.interleaved)
+        unwritten: list[Key] = []
+        keys = [key for key in request.keys(self.geometry) if key[1] not in self.absent]
+        for key in keys:
+            path = self.stages / relative_path(key)
+            if not path.exists():
+                unwritten.append(key)
+                continue
+            layout = layouts.get(key[1], ())
+            try:
+                values = shaped(read_stage(path, key), key, layout, self.geometry, len(self.tokens), path)
+            except (AprtError, TraceError) as error:
+                raise self.subject.program.failed(
+                    f"`{self.running.verb}` wrote an unusable {relative_path(key)}: {error.what}",
+                    self.running.log,
+                    expected=error.expected,
+                ) from error
+            sink.add(key, values, layout)
+        if len(unwritten) == len(keys):
+            raise self.subject.program.failed(
+                f"`{self.running.verb}` exited with 0 and wrote no stage file", self.running.log
+            )
+        return sink.finish(
+            provenance=self._provenance(request, unwritten), geometry=self.geometry, tokens=self.tokens
+        )
+
+    def _provenance(self, request: Request, unwritten: list[Key]) -> Provenance:
+        device = _DEVICE.search(self.running.printed)
+        return Provenance(
+            runtime="apr",
+            version=self.version,
+            binary_sha256=model_sha256((self.subject.program.binary,)),
+            driver=f"apr-falsify {__version__}",
+            model=str(self.subject.source),
+            model_sha256=model_sha256(source_files(self.subject.source)),
+            prompt=self.prompt,
+            device="unknown" if device is None else device[1].lower(),
+            arithmetic=declaration("apr", self.version).arithmetic,
+            layers=(request.layers.start, request.layers.stop),
+            stages=request.stages,
+            absent={**self.absent, **_told_unwritten(unwritten, self.version)},
+            exit_status=0,
+            created=utc_now(),
+        )
+
+    def differs(self, trace: Trace, request: Request) -> str | None:
+        """Say how ``trace`` is not what :meth:`capture` would give."""
+        return self.subject.differs(trace, request)
+
+
+def _told_unwritten(keys: list[Key], version: str) -> dict[str, str]:
+    layers: dict[str, list[str]] = {}
+    for layer, name in keys:
+        layers.setdefault(name, []).append("" if layer is None else str(layer))
+    return {
+        name: f"apr {version} accepted it and wrote no file"
+        + (f" for layer {', '.join(found)}" if found[0] else "")
+        for name, found in layers.items()
+    }
+
+
+def _asked(request: Request, geometry: Geometry) -> tuple[tuple[str, ...], str]:
+    """Return stages and layers as ``apr trace`` takes them; one range holds for all stages."""
+    keys = request.keys(geometry)
+    first = min((layer for layer, _ in keys if layer is not None), default=request.layers.start)
+    return tuple(dict.fromkeys(name for _, name in keys)), f"{first}..{request.layers.stop}"
+
+
+def known_stages(printed: str) -> tuple[str, ...] | None:
+    """Return the stages that a version knows, by its complaint about one, ``None`` where it has none."""
+    match = _KNOWN_STAGES.search(printed)
+    return None if match is None else tuple(name.strip() for name in match[1].split(",") if name.strip())
+
+
+def version_of(program: Program, log: Log) -> str:
+    """Return what the binary calls itself, e.g. ``0.72.3 (9c34b9a91)``, ``unknown`` where it does not say.
+
+    Raises:
+        ProcessError: it failed.
+
+    """
+    match = _VERSION.search(program.run("--version", log=log))
+    return "unknown" if match is None else match[1]
+
+
+def open_apr(target: Target) -> AprSubject:
+    """Return the model at ``target`` as a subject, imported where it is no .apr file.
+
+    Raises:
+        MissingDependencyError: no such binary.
+        ModelError: no such model, or one that ``apr`` cannot import.
+        ProcessError: the import failed.
+
+    """
+    binary = find_program("apr", target.program, "--apr-binary", REMEDY)
+    program = Program(name="apr", binary=binary, seconds=target.seconds, exits=EXITS)
+    apr = imported(program, target.path)
+    model, notes = _readable(apr)
+    geometry, interleaved = _stated(model, apr, target)
+    return AprSubject(
+        program=program,
+        source=target.path,
+        apr=apr,
+        model=model,
+        geometry=geometry,
+        interleaved=interleaved,
+        log=target.log,
+        notes=notes,
+    )
+
+
+def _readable(apr: Path) -> tuple[Model | None, tuple[str, ...]]:
+    try:
+        return open_model(apr), ()
+    except AprFalsifyError as error:
+        return None, (f"the subject's own weights: {error.what}",)
+
+
+def _stated(model: Model | None, apr: Path, target: Target) -> tuple[Geometry, bool]:
+    """Return geometry and rotary pairing: as the .apr file says, else its source, else the other side."""
+    if model is None and target.path != apr:
+        model = open_model(target.path)
+    if model is not None:
+        return model.geometry, model.weights.interleaved
+    try:
+        return adopted_geometry(target)
+    except TraceError as error:
+        raise ModelError(error.what, where=apr, remedy=error.remedy) from error

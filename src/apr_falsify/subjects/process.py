@@ -1,0 +1,322 @@
+"""Foreign programs: run in a process group of their own, with a time limit, what they print kept in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, NoReturn, Self
+
+from apr_falsify.errors import MissingDependencyError, OutputError, ProcessError
+
+LOG_LIMIT = 64 << 20
+"""Bytes of output after which a program is taken for one that will never stop printing."""
+
+_HEAD = 1 << 20
+"""Bytes of output, from its start, in which something is looked for."""
+
+_QUOTED_LINES, _QUOTED_WIDTH = 8, 200
+_AFTER_KILL = 10.0
+"""Seconds that a killed program's output is waited for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """A file that holds what programs printed.
+
+    Attributes:
+        path: where it lies.
+
+    """
+
+    path: Path
+
+    def tail(self) -> str:
+        """Return its last lines, indented, without control characters; says so where it is empty."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(max(0, self.path.stat().st_size - _QUOTED_LINES * 4 * _QUOTED_WIDTH))
+                text = file.read().decode("utf-8", "replace")
+        except OSError as error:
+            return f"    (it cannot be read: {error.strerror})"
+        lines = [line for line in map(_printable, text.splitlines()) if line.strip()]
+        return "\n".join(f"    | {line[:_QUOTED_WIDTH]}" for line in lines[-_QUOTED_LINES:])
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def _printable(line: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in _COLOUR.sub("", line))
+
+
+@contextmanager
+def keeping_log(place: Path | None, name: str) -> Iterator[Log]:
+    """Give a fresh log: at ``place``, else a temporary file that is kept only where a program failed.
+
+    A log at ``place`` is removed where the run ended early for another reason than a program's failure.
+
+    Raises:
+        OutputError: it cannot be written.
+
+    """
+    try:
+        if place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(b"")
+            path = place
+        else:
+            handle, temporary = tempfile.mkstemp(prefix=f"apr-falsify-{name}-", suffix=".log")
+            os.close(handle)
+            path = Path(temporary)
+    except OSError as error:
+        raise OutputError(
+            f"the log of {name} cannot be written: {error.strerror}", where=place or tempfile.gettempdir()
+        ) from error
+    try:
+        yield Log(path=path)
+    except ProcessError:
+        raise
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    if place is None:
+        path.unlink(missing_ok=True)
+
+
+def find_program(name: str, given: Path | None, option: str, remedy: str) -> Path:
+    """Return the program that the user named, else the one called ``name`` on PATH.
+
+    Raises:
+        MissingDependencyError: there is none, or it is not executable.
+
+    """
+    found = shutil.which(name if given is None else given)
+    if found is not None:
+        return Path(found).absolute()
+    if given is None:
+        raise MissingDependencyError(
+            f"no program `{name}` on PATH", remedy=f"{remedy}, or {option} PATH to where it lies"
+        )
+    what = "is not executable" if given.exists() else "no such program"
+    raise MissingDependencyError(
+        what, where=given, expected=f"an executable `{name}`", remedy=f"{option} PATH"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A foreign program and the limits that it runs under.
+
+    Attributes:
+        name: what people call it.
+        binary: the file that is executed.
+        seconds: how long one run of it may take.
+        exits: what its exit codes mean, where that is known.
+
+    """
+
+    name: str
+    binary: Path
+    seconds: float
+    exits: Mapping[int, str] = field(default_factory=dict)
+
+    def run(self, *arguments: str, log: Log) -> str:
+        """Run it to its end and return the start of what it printed, at most 1 MiB.
+
+        Raises:
+            ProcessError: it could not be started, failed, or ran past its time.
+
+        """
+        with self.start(*arguments, log=log) as running:
+            running.finish()
+            return running.printed
+
+    def start(self, *arguments: str, log: Log) -> Running:
+        """Start it; the caller must leave the context that it gives.
+
+        Raises:
+            ProcessError: it could not be started.
+
+        """
+        return Running(self, arguments, log)
+
+    def failed(self, what: str, log: Log, expected: str = "", remedy: str = "") -> ProcessError:
+        """Return an error of this program that names its log and quotes the last lines of it."""
+        tail = log.tail()
+        ends = f"its log is {log.path}" + (f" and ends with\n{tail}" if tail else ", and it printed nothing")
+        return ProcessError(
+            what, where=self.binary, expected=expected, remedy=f"{remedy}; {ends}" if remedy else ends
+        )
+
+
+class Running:
+    """A program that runs, in a process group of its own; leaving its context ends it.
+
+    Args:
+        program: what to run.
+        arguments: its arguments.
+        log: where its output goes, after a line that says what was run.
+
+    Raises:
+        ProcessError: it could not be started.
+        OutputError: the log cannot be written.
+
+    """
+
+    def __init__(self, program: Program, arguments: Sequence[str], log: Log) -> None:
+        self.program, self.log = program, log
+        self.verb = " ".join([program.name, *arguments[:1]])
+        self._deadline = time.monotonic() + program.seconds
+        self._head, self._news = bytearray(), threading.Condition()
+        self._ended = self._flooded = False
+        self._unwritten: OSError | None = None
+        command = [str(program.binary), *arguments]
+        file = _opened(log, " ".join(command))
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            file.close()
+            raise program.failed(f"cannot be run: {error.strerror}", log) from error
+        self._pump = threading.Thread(target=self._copy, args=(file,), daemon=True)
+        self._pump.start()
+
+    @property
+    def printed(self) -> str:
+        """What it printed so far, at most 1 MiB from the start."""
+        with self._news:
+            return self._head.decode("utf-8", "replace")
+
+    def wait_for(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """Return where ``pattern`` stands in what it prints, ``None`` where it ended without.
+
+        Raises:
+            ProcessError: it ran past its time.
+
+        """
+        while True:
+            with self._news:
+                match = pattern.search(self._head.decode("utf-8", "replace"))
+                if match is not None or self._ended:
+                    return match
+                self._news.wait(timeout=0.1)
+            if self._process.poll() is not None:
+                self._end_group()  # what it left behind may hold its output open
+            elif time.monotonic() > self._deadline:
+                self._overdue()
+
+    def finish(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            ProcessError: it failed, or ran past its time.
+            OutputError: its log could not be written.
+
+        """
+        try:
+            code = self._process.wait(timeout=max(0.0, self._deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._overdue()
+        self._end_group()
+        if self._flooded:
+            raise self.program.failed(f"`{self.verb}` printed more than {LOG_LIMIT >> 20} MiB", self.log)
+        if self._unwritten is not None:
+            raise OutputError(
+                f"the log cannot be written: {self._unwritten.strerror}", where=self.log.path
+            ) from self._unwritten
+        if code != 0:
+            raise self.program.failed(f"`{self.verb}` {told_exit(code, self.program.exits)}", self.log)
+
+    def end(self) -> None:
+        """Kill it, and all that it started, where it still runs."""
+        self._end_group()
+        if self._process.poll() is None:
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _overdue(self) -> NoReturn:
+        self._end_group()
+        raise self.program.failed(
+            f"`{self.verb}` did not end within {self.program.seconds:g} s and was killed",
+            self.log,
+            remedy="--timeout SECONDS, if it needs longer",
+        )
+
+    def _end_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: none of it is left
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._pump.join(_AFTER_KILL)
+
+    def _read(self) -> bytes:
+        assert self._process.stdout is not None
+        try:
+            return os.read(self._process.stdout.fileno(), 1 << 16)
+        except (OSError, ValueError):  # closed: somebody out of reach kept it open for too long
+            return b""
+
+    def _copy(self, file: IO[bytes]) -> None:
+        """Copy its output into the log, until it ends."""
+        size = 0
+        with file:
+            while chunk := self._read():
+                size += len(chunk)
+                if size > LOG_LIMIT:
+                    self._flooded = True
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(self._process.pid, signal.SIGKILL)
+                    break
+                try:
+                    file.write(chunk)
+                except OSError as error:
+                    self._unwritten = error
+                with self._news:
+                    self._head += chunk[: _HEAD - len(self._head)]
+                    self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+def _opened(log: Log, title: str) -> IO[bytes]:
+    try:
+        file = log.path.open("ab", buffering=0)
+        file.write(f"$ {title}\n".encode())
+    except OSError as error:
+        raise OutputError(f"the log cannot be written: {error.strerror}", where=log.path) from error
+    return file
+
+
+def told_exit(code: int, known: Mapping[int, str]) -> str:
+    """Say how a process ended, by what ``wait`` returned: an exit status, or the signal that killed it."""
+    number = -code if code < 0 else code - 128  # a shell passes its child's signal on as 128 + its number
+    name = signal.Signals(number).name if number in signal.valid_signals() else ""
+    if code < 0:
+        return f"was killed by {name or f'signal {number}'}"
+    meaning = known.get(code) or (f"128 + {name}" if name and code > 128 else "")
+    return f"exited with {code}" + (f" ({meaning})" if meaning else "")
