@@ -49,7 +49,7 @@ def geometry_of_apr(
 
     Args:
         metadata: the file's metadata.
-        tensors: name -> shape, rows first; without those that have no data.
+        tensors: name -> shape, rows first.
         rope_divisors: the content of the tensor ``rope_freqs.weight``, where there is one.
         where: the file, for messages.
 

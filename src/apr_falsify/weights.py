@@ -24,6 +24,7 @@ from apr_falsify.safetensors_file import read_safetensors, safetensors_files
 from apr_falsify.tensors import (
     AprBlockTensor,
     DeinterleavedTensor,
+    EmptyTensor,
     FloatArray,
     OffsetTensor,
     PlainTensor,
@@ -265,10 +266,13 @@ _APR_BLOCKS: Mapping[str, type[AprBlockTensor | QuantisedTensor]] = {
 def _open_apr(path: Path) -> Model:
     """Open an .apr file; its tensors have HuggingFace's names or GGUF's, and are stored as either has them.
 
-    A tensor without data is as good as none: apr 0.72.3 announces a tied ``lm_head.weight`` so.
+    Raises:
+        ModelError: not a whole .apr file, or one that announces a tensor and has no data for it; the output
+            head alone may lack them, as ``EmptyTensor`` says.
+
     """
     file = AprFile(path)
-    tensors = {info.name: _apr_tensor(file, info) for info in file.tensors.values() if info.nbytes}
+    tensors = {info.name: _apr_tensor(file, info) for info in file.tensors.values()}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     geometry = geometry_of_apr(file.metadata, shapes, _rope_divisors(tensors), path)
     names = apr_names(geometry.row, tensors)
@@ -285,6 +289,10 @@ def _open_apr(path: Path) -> Model:
 
 
 def _apr_tensor(file: AprFile, info: AprTensorInfo) -> Tensor:
+    if not info.nbytes:
+        if info.name != "lm_head.weight":
+            raise ModelError(f"tensor {info.name} has no data", where=file.path, remedy="import it again")
+        return EmptyTensor(name=info.name, type=info.type, shape=info.shape)
     raw = np.frombuffer(file.data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
     if info.type in _PLAIN:
         return PlainTensor(

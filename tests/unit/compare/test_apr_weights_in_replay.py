@@ -1,0 +1,102 @@
+"""Replays with the weights that lie in the subject's own .apr file, held against what ``apr`` recorded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from apr_falsify.capture import MemorySink, Request
+from apr_falsify.compare.bisection import Bisection, FindingType, Kind
+from apr_falsify.compare.localise import bisect
+from apr_falsify.stages import STAGES
+from apr_falsify.subjects import embedded
+from apr_falsify.subjects.interface import Target
+from apr_falsify.subjects.recorded import open_recorded
+from apr_falsify.weights import Model, open_model
+from tests.support import DATA
+from tests.unit.apr_files import NEEDS_APR, made
+from tests.unit.helpers import TINY
+
+RUNS = DATA / "apr-tiny-qwen2"
+LLAMA = DATA / "apr-tiny-llama-hf"
+TOKENS = (274, 272, 332, 13, 20, 33)
+MATMULS = ("qkv_matmul", "attn_out", "ffn_gate", "ffn_up", "ffn_out", "lm_head")
+
+
+def judged(oracle: Model, recording: Path, own: Model) -> Bisection:
+    """Bisect a recording: the oracle's model is run, the subject replayed with its own weights."""
+    request = Request(tokens=TOKENS, layers=range(oracle.geometry.layers), stages=tuple(STAGES))
+    reference = embedded.capture(oracle, request, MemorySink(), dtype="f32")
+    subject = open_recorded(Target(path=recording, model=own, tokens=TOKENS))
+    return bisect(reference, subject.trace, weights=oracle.weights, subject_weights=own.weights)
+
+
+def test_a_4_bit_run_is_explained_to_1e_6_with_the_weights_of_its_apr_file() -> None:
+    result = judged(open_model(TINY), RUNS / "base-q4k", open_model(RUNS / "base-q4k.apr"))
+    assert (result.kind, result.findings) == (Kind.CONSISTENT, ())
+    residuals = {
+        (row.layer, row.stage): row.residual
+        for row in result.rows
+        if row.stage in MATMULS and row.residual is not None
+    }
+    assert len(residuals) == 3 * 5 + 1
+    assert max(residuals.values()) < 1e-6
+    explained = {row.arithmetic for row in result.rows if row.stage in MATMULS and row.layer is not None}
+    assert explained == {"q4_k x q8 blocks of 256"}
+    introduced = [row.introduced.rel_l2 for row in result.rows if row.stage == "ffn_gate" and row.introduced]
+    assert min(introduced) > 1e-3
+
+
+def test_a_runtime_fault_and_a_conversion_fault_of_one_real_run_are_told_apart() -> None:
+    result = judged(open_model(LLAMA / "model"), LLAMA / "trace", open_model(LLAMA / "model.apr"))
+    assert [(finding.type, finding.stages) for finding in result.findings] == [
+        (FindingType.WEIGHTS, ("lm_head",)),
+        (FindingType.SOURCE, ("q_post_rope",)),
+        (FindingType.SOURCE, ("k_post_rope",)),
+    ]
+    assert [finding.cause and finding.cause[0] for finding in result.findings[1:]] == ["rope-pairing"] * 2
+
+
+FAULTS = {
+    "k-bias-zero": ("model.layers.0.self_attn.k_proj.bias", 0.0, "qkv_bias"),
+    "norm-scaled": ("model.layers.0.input_layernorm.weight", 1.01, "attn_norm"),
+}
+"""Recording -> the tensor that was multiplied before it was imported, by what, and the stage that uses it."""
+
+
+@NEEDS_APR
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_conversion_fault_is_a_weights_finding_and_the_runtime_is_not_blamed(
+    tmp_path: Path, name: str
+) -> None:
+    tensor, factor, stage = FAULTS[name]
+    folder = shutil.copytree(TINY, tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[tensor] = (tensors[tensor].astype(np.float32) * factor).astype(np.float16)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    own = open_model(made(tmp_path / "x.apr", "import", folder))
+    result = judged(open_model(TINY), RUNS / name, own)
+    assert result.kind is Kind.LOCALISED
+    assert [(finding.type, finding.layer, finding.stages) for finding in result.findings] == [
+        (FindingType.WEIGHTS, 0, (stage,))
+    ]
+    assert max(row.residual for row in result.rows if row.residual is not None) < 1e-6
+
+
+@NEEDS_APR
+def test_geometry_that_convert_guessed_is_a_finding_and_nothing_is_replayed(tmp_path: Path) -> None:
+    imported = made(tmp_path / "x.apr", "import", TINY)
+    guessed = open_model(made(tmp_path / "y.apr", "convert", imported, "--quantize", "q4k"))
+    oracle = open_model(TINY)
+    request = Request(tokens=TOKENS, layers=range(1), stages=tuple(STAGES))
+    reference = embedded.capture(oracle, request, MemorySink(), dtype="f32")
+    subject = embedded.capture(guessed, request, MemorySink(), dtype="f32")
+    result = bisect(reference, subject, weights=oracle.weights, subject_weights=guessed.weights)
+    assert {finding.type for finding in result.findings} >= {FindingType.GEOMETRY}
+    assert result.sources == ()
+    told = [finding.explanation for finding in result.findings if finding.type is FindingType.GEOMETRY]
+    assert told[0] == "heads is 8 in the oracle's model, 4 in the subject's"
