@@ -64,6 +64,17 @@ def read_aprt(path: Path) -> AprtFile:
         ) from error
 
 
+def parse_aprt(data: bytes, where: Path) -> AprtFile:
+    """Return what the bytes of an APRT file say; ``where`` is the file that errors name.
+
+    Raises:
+        AprtError: another magic, or a size other than ``12 + 4 * dim_product``.
+
+    """
+    layer, _ = _parse_header(data[: HEADER.size], len(data), where)
+    return AprtFile(layer=layer, values=np.frombuffer(data, dtype="<f4", offset=HEADER.size))
+
+
 def _map(path: Path, count: int) -> npt.NDArray[np.float32]:
     try:
         return np.memmap(path, dtype="<f4", mode="r", offset=HEADER.size, shape=(count,))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +19,10 @@ import numpy.typing as npt
 from apr_falsify.aprt import AprtFile, read_aprt
 from apr_falsify.errors import AprFalsifyError, StageError, TraceError
 from apr_falsify.geometry import Geometry
-from apr_falsify.provenance import Provenance, utc_now
+from apr_falsify.provenance import Provenance as Provenance
+from apr_falsify.provenance import utc_now as utc_now
 from apr_falsify.reading import flag, items, mapping, read_json, text, whole
 from apr_falsify.stages import STAGES, Layout, Scope, stage, stored_shape
-
-__all__ = [
-    "INCOMPLETE",
-    "SCHEMA",
-    "TRACE_JSON",
-    "Key",
-    "Provenance",
-    "StageArray",
-    "Trace",
-    "is_trace",
-    "read_stage",
-    "read_trace",
-    "relative_path",
-    "scan",
-    "sha256_of",
-    "shaped",
-    "trace_json",
-    "utc_now",
-]
 
 SCHEMA = "apr-falsify/trace/v1"
 TRACE_JSON = "trace.json"
@@ -114,32 +96,16 @@ def read_trace(directory: Path) -> Trace:
     """
     data = _read_json(directory)
     _check_place(directory / TRACE_JSON, directory.resolve())
-    try:
-        tokens = tuple(whole(token, "a token") for token in items(data["tokens"], "tokens"))
-        geometry = Geometry.from_json(data["geometry"], directory / TRACE_JSON)
-        provenance = Provenance.from_json(mapping(data["provenance"], "the provenance"))
-        entries = [_entry(entry) for entry in items(data["stages"], "stages")]
-        verified = flag(data.get("tokens_verified", True), "tokens_verified")
-        listed = _by_key(entries, geometry, tokens)
-    except KeyError as error:
-        raise _garbled(directory, f"{TRACE_JSON} has no {error}") from error
-    except ValueError as error:
-        raise _garbled(directory, f"{TRACE_JSON} holds an unusable value: {error}") from error
+    trace, listed = read_listing(data, directory)
     files = scan(directory)
     _same_stages(directory, listed, files)
-    stages = {key: _load(files[key], entry, geometry, len(tokens)) for key, entry in listed.items()}
-    return Trace(
-        provenance=provenance,
-        geometry=geometry,
-        tokens=tokens,
-        stages=stages,
-        path=directory,
-        tokens_verified=verified,
-    )
+    tokens = len(trace.tokens)
+    stages = {key: _load(files[key], entry, trace.geometry, tokens) for key, entry in listed.items()}
+    return replace(trace, stages=stages, path=directory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry:
+class Listed:
     """What trace.json says about one stage."""
 
     key: Key
@@ -148,10 +114,36 @@ class _Entry:
     sha256: str
 
 
-def _entry(data: object) -> _Entry:
+def read_listing(data: Mapping[str, Any], where: Path) -> tuple[Trace, dict[Key, Listed]]:
+    """Read the content of a ``trace.json`` of schema v1: a trace without values, and what it lists.
+
+    ``where`` is the trace that errors name.
+
+    Raises:
+        TraceError: a value is missing, of the wrong type, or contradicts another.
+
+    """
+    try:
+        tokens = tuple(whole(token, "a token") for token in items(data["tokens"], "tokens"))
+        geometry = Geometry.from_json(data["geometry"], where / TRACE_JSON)
+        provenance = Provenance.from_json(mapping(data["provenance"], "the provenance"))
+        entries = [_entry(entry) for entry in items(data["stages"], "stages")]
+        verified = flag(data.get("tokens_verified", True), "tokens_verified")
+        listed = _by_key(entries, geometry, tokens)
+    except KeyError as error:
+        raise _garbled(where, f"{TRACE_JSON} has no {error}") from error
+    except ValueError as error:
+        raise _garbled(where, f"{TRACE_JSON} holds an unusable value: {error}") from error
+    trace = Trace(
+        provenance=provenance, geometry=geometry, tokens=tokens, stages={}, tokens_verified=verified
+    )
+    return trace, listed
+
+
+def _entry(data: object) -> Listed:
     entry = mapping(data, "a stage")
     layer = entry["layer"]
-    return _Entry(
+    return Listed(
         key=(None if layer is None else whole(layer, "a layer"), text(entry["stage"], "a stage's name")),
         shape=tuple(whole(size, "a size") for size in items(entry["shape"], "a shape")),
         layout=tuple(Layout(text(word, "a layout word")) for word in items(entry["layout"], "a layout")),
@@ -159,7 +151,7 @@ def _entry(data: object) -> _Entry:
     )
 
 
-def _by_key(entries: list[_Entry], geometry: Geometry, tokens: tuple[int, ...]) -> dict[Key, _Entry]:
+def _by_key(entries: list[Listed], geometry: Geometry, tokens: tuple[int, ...]) -> dict[Key, Listed]:
     """Return the entries by key, after checking what they say against tokens and geometry."""
     if not tokens:
         raise ValueError("no tokens")
@@ -220,7 +212,7 @@ def _same_stages(directory: Path, listed: Mapping[Key, Any], files: Mapping[Key,
         )
 
 
-def _load(path: Path, entry: _Entry, geometry: Geometry, tokens: int) -> StageArray:
+def _load(path: Path, entry: Listed, geometry: Geometry, tokens: int) -> StageArray:
     values = read_stage(path, entry.key)
     found = sha256_of(path)
     if found != entry.sha256:
