@@ -16,7 +16,7 @@ from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.symbols.states import quickly_pickled
 
 FALSIFIER_BLOCKS = ("falsification_tests", "falsification", "falsifiers", "gates", "falsification_gates")
-_STATUS_KEYS = ("status", "discharge_status", "verdict")
+STATUS_KEYS = ("status", "discharge_status", "verdict")
 _EVIDENCE_KEYS = ("algorithm_evidence", "evidence_discharged_by")
 TEST_KEYS = ("test", "tests", "test_harness", "harness", "command", "test_command", "pytest", "cargo_test")
 _SIBLING_KEYS = ("depends_on", "siblings", "sibling", "parent_contract", "extends")
@@ -174,7 +174,7 @@ def _status(data: Mapping, key: str) -> tuple[str, Place | None]:
     if isinstance(inside, Mapping):
         holders.append((inside, f"{key}.algorithm_evidence"))
     for holder, where in holders:
-        for name in _STATUS_KEYS:
+        for name in STATUS_KEYS:
             value = holder.get(name)
             if isinstance(value, Text) and value.strip():
                 return str(value), place_of(value, f"{where}.{name}")

@@ -108,7 +108,7 @@ def parse(path: str, raw: bytes) -> Source:
             text = text[1:]  # the C loader would count it as a character
         _check_characters(raw, text)
         _check_depth(raw, text)
-        data = _Converter(path, problems).convert(_compose(text))
+        data = _Converter(path, problems).convert(compose(text))
     except _Refused as refused:
         problems.append(
             _problem(path, refused.code, refused.message, refused.line, refused.column, refused.hint)
@@ -171,7 +171,8 @@ def _mark(event: yaml.Event) -> tuple[int, int]:
     return (mark.line + 1, mark.column + 1) if mark else (1, 1)
 
 
-def _compose(text: str) -> yaml.Node | None:
+def compose(text: str) -> yaml.Node | None:
+    """Return the node tree of a text without byte order mark; its marks count the characters of ``text``."""
     try:
         node: yaml.Node | None = _Loader(text).get_single_node()
         return node
