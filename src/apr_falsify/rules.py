@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ class Rule:
         block: the number of channels that left and right work on together; heads must be a multiple.
         rotated: whether both operands are turned by the Hadamard matrix of head_dim first.
         block_sums: whether a weight's minimum is multiplied with a separately rounded block sum.
+        parts: weight type -> rule, where one stage multiplies with weights of several types.
 
     """
 
@@ -82,6 +84,11 @@ class Rule:
     block: int = 1
     rotated: bool = False
     block_sums: bool = False
+    parts: tuple[tuple[str, Rule], ...] = ()
+
+    def of(self, weight_type: str) -> Rule:
+        """Return what it says of weights of one type."""
+        return dict(self.parts).get(weight_type, self)
 
 
 PLAIN = Rule(name="f32", left=exact)
@@ -134,14 +141,12 @@ RULES: Mapping[Operation, tuple[Rule, ...]] = {
 _LLAMA_CPP_PROJECTIONS: Mapping[str, str] = {
     "f16": "f16",
     "bf16": "bf16",
-    "q4_0": "q8_0 blocks of 32",
-    "q5_0": "q8_0 blocks of 32",
-    "q8_0": "q8_0 blocks of 32",
     "q4_1": "q8_1 blocks of 32",
     "q5_1": "q8_1 blocks of 32",
-    "q4_k": "q8_k blocks of 256",
-    "q5_k": "q8_k blocks of 256",
-    "q6_k": "q8_k blocks of 256",
+    **dict.fromkeys(("q4_0", "q5_0", "q8_0", "iq4_nl", "mxfp4"), "q8_0 blocks of 32"),
+    **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "q8_k blocks of 256"),
+    **dict.fromkeys(("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "q8_k blocks of 256"),
+    **dict.fromkeys(("iq1_s", "iq1_m", "tq1_0", "tq2_0"), "q8_k blocks of 256"),
 }
 """Weight type -> activations, the ``vec_dot_type`` of ggml's CPU back end."""
 
@@ -158,6 +163,9 @@ _EXPECTED: Mapping[str, Mapping[Operation, Mapping[str, str]]] = {
 }
 """Runtime -> operation -> weight type ("" where there is none) -> the rule its defaults use."""
 
+
+AND = " and "
+"""Between the number formats of a stage that multiplies with several tensors."""
 
 SEPARATOR = "; "
 """Between the parts of a stated arithmetic: rule names have commas of their own."""
@@ -195,5 +203,24 @@ def expected_rule(
     """Return the rule that is stated, else the one that ``runtime``'s defaults use, else the plain one."""
     if stated and operation in stated:
         return stated[operation]
-    name = _EXPECTED.get(runtime, {}).get(operation, {}).get(weight_type, PLAIN.name)
+    known = _EXPECTED.get(runtime, {}).get(operation, {})
+    names = {kind: known.get(kind, PLAIN.name) for kind in weight_type.split(AND)}
+    if len(set(names.values())) == 1:
+        return _named(operation, names[weight_type.split(AND)[0]])
+    return _joined(operation, tuple(names.items()))
+
+
+def _named(operation: Operation, name: str) -> Rule:
     return next(rule for rule in RULES[operation] if rule.name == name)
+
+
+@cache
+def _joined(operation: Operation, names: tuple[tuple[str, str], ...]) -> Rule:
+    """Return the rule of a stage whose weights are of several types, each multiplied in its own way."""
+    parts = tuple((kind, _named(operation, name)) for kind, name in names)
+    return Rule(
+        name=AND.join(dict.fromkeys(name for _, name in names)),
+        left=exact,
+        block=max(rule.block for _, rule in parts),
+        parts=parts,
+    )

@@ -17,18 +17,16 @@ from apr_falsify import quantise
 from apr_falsify.compare.experts import STAGES_OF_MIXTURE, replay_mixture
 from apr_falsify.compare.floor import TINY, UNIT, Known, rounding, started_at
 from apr_falsify.compare.layout import canonical
+from apr_falsify.compare.products import product
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array, compute, embedding, inputs_of
-from apr_falsify.rules import OPERATIONS, PLAIN, Operation, Rule, expected_rule
+from apr_falsify.rules import AND, OPERATIONS, PLAIN, Operation, Rule, expected_rule
 from apr_falsify.shape import EXPERT_ROLES
 from apr_falsify.stages import STAGES, Layout
-from apr_falsify.tensors import Tensor, block_minima, has_block_minima
 from apr_falsify.trace import Key, Trace
 from apr_falsify.weights import Weights
 
 F64 = npt.NDArray[np.float64]
-_BLOCK_VALUES = 1 << 18
-"""How many weights are decoded at once: 2 MB as f64, which stays in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +127,8 @@ class ReplaySite:
     def project(self, x: Array, role: str, biased: bool = False) -> Array:
         """Return ``x`` [..., in] through the projection in ``role``, once per rule: [rules, ..., out]."""
         tensor = self.known_weights.tensor(role, self.layer)
-        operands = np.stack([rule.left(x) for rule in self.rules])
         carried = None if self.input_sigma is None else self.input_sigma / UNIT
-        values, noise = product(operands, x, carried, tensor)
-        for index, rule in enumerate(self.rules):
-            if rule.block_sums and has_block_minima(tensor):
-                values[index] += _minimum_terms(x, tensor)
+        values, noise = product(x, self.rules, carried, tensor)
         if biased:
             bias = self.vector(f"{role}_bias")
             values += bias
@@ -163,42 +157,6 @@ class ReplaySite:
         if self.weights is None:
             raise WeightsNeeded
         return self.weights
-
-
-def product(operands: F64, x: Array, carried: F64 | None, weight: Tensor) -> tuple[F64, F64]:
-    """Multiply with ``weight`` [out, in], decoding it once, and return the rounding of the sums too.
-
-    Args:
-        operands: [rules, ..., in], what the rules leave of ``x``.
-        x: [..., in].
-        carried: the sigma that ``x`` carries, in unit roundoffs.
-        weight: the projection's weights.
-
-    Returns:
-        [rules, ..., out] in f64, and the variance [..., out] of a plain f32 sum in squared unit
-        roundoffs (see ``compare.floor``).
-
-    """
-    out, width = weight.shape
-    left = operands.reshape(-1, width)
-    squares = np.square(x) * (width / 6) + (0.0 if carried is None else np.square(carried))
-    # Variances need no more than f32, and half the memory traffic.
-    energies = squares.reshape(-1, width).astype(np.float32)
-    values, noise = np.empty((len(left), out)), np.empty((len(energies), out))
-    step = max(1, _BLOCK_VALUES // width)
-    for start in range(0, out, step):
-        stop = min(out, start + step)
-        rows = weight.rows(start, stop)
-        values[:, start:stop] = left @ rows.astype(np.float64).T
-        noise[:, start:stop] = energies @ np.square(rows, dtype=np.float32).T
-    shaped = values.reshape(*operands.shape[:-1], out)
-    return shaped, noise.reshape(*x.shape[:-1], out) + np.square(shaped[0]) * (width / 9)
-
-
-def _minimum_terms(x: Array, weight: Tensor) -> F64:
-    """Return what separately rounded block sums add: see :func:`quantise.q8_1_block_sums`."""
-    minima = block_minima(weight)
-    return quantise.q8_1_block_sums(x) @ minima.T
 
 
 class Replayer:
@@ -383,7 +341,7 @@ def _skipping(inputs: Mapping[str, F64], site: ReplaySite) -> F64 | None:
 
 
 def _common(types: Iterable[str]) -> str:
-    return " and ".join(dict.fromkeys(types))
+    return AND.join(dict.fromkeys(types))
 
 
 _OPERANDS: Mapping[Operation, tuple[str, str]] = {

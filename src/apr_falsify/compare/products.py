@@ -1,0 +1,118 @@
+"""A product with weights, decoded once, under several arithmetics; and the rounding that its sums bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify import quantise
+from apr_falsify.ops import Array
+from apr_falsify.rules import Rule
+from apr_falsify.tensors import DeinterleavedTensor, QuantisedTensor, Tensor, block_minima, has_block_minima
+
+F64 = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
+
+_BLOCK_VALUES = 1 << 18
+"""How many weights are decoded at once: 2 MB as f64, which stays in a core's cache."""
+
+
+def product(x: Array, rules: tuple[Rule, ...], carried: F64 | None, weight: Tensor) -> tuple[F64, F64]:
+    """Multiply ``x`` with ``weight`` [out, in] under each of ``rules``, and return the rounding of the sums.
+
+    Args:
+        x: [..., in].
+        rules: what becomes of ``x`` before it is multiplied.
+        carried: the sigma that ``x`` carries, in unit roundoffs.
+        weight: the projection's weights.
+
+    Returns:
+        [rules, ..., out] in f64, and the variance [..., out] of a plain f32 sum in squared unit
+        roundoffs (see ``compare.floor``), with that of an integer kernel's offsets where a rule has blocks.
+
+    """
+    own = tuple(rule.of(weight.type) for rule in rules)
+    values, noise = _multiplied(np.stack([rule.left(x) for rule in own]), x, carried, weight)
+    for index, rule in enumerate(own):
+        if rule.block_sums and has_block_minima(weight):
+            values[index] += quantise.q8_1_block_sums(x) @ block_minima(weight).T
+    if any(rule.block > 1 for rule in own):
+        noise += _offset_noise(x, weight)
+    return values, noise
+
+
+def _multiplied(operands: F64, x: Array, carried: F64 | None, weight: Tensor) -> tuple[F64, F64]:
+    out, width = weight.shape
+    left = operands.reshape(-1, width)
+    squares = np.square(x) * (width / 6) + (0.0 if carried is None else np.square(carried))
+    # Variances need no more than f32, and half the memory traffic.
+    energies = squares.reshape(-1, width).astype(np.float32)
+    values, noise = np.empty((len(left), out)), np.empty((len(energies), out))
+    step = max(1, _BLOCK_VALUES // width)
+    for start in range(0, out, step):
+        stop = min(out, start + step)
+        rows = weight.rows(start, stop)
+        values[:, start:stop] = left @ rows.astype(np.float64).T
+        noise[:, start:stop] = energies @ np.square(rows, dtype=np.float32).T
+    shaped = values.reshape(*operands.shape[:-1], out)
+    return shaped, noise.reshape(*x.shape[:-1], out) + np.square(shaped[0]) * (width / 9)
+
+
+def _offset_noise(x: Array, weight: Tensor) -> F64 | float:
+    """Return the variance [..., out] that offsets summed apart bring, in squared unit roundoffs.
+
+    A weight is step * integer + offset, and ggml's kernels sum the two products of a block apart, in f32:
+    where a large activation meets a small weight, each is far larger than what is left of both.
+    """
+    offsets = _offsets(weight)
+    if offsets is None:
+        return 0.0
+    sums = np.zeros((*x.shape[:-1], offsets.shape[-1]))  # a row's last block may be filled up
+    found = quantise.blocks_of(x, SUB_BLOCKS[weight.type]).sum(axis=-1, dtype=np.float64)
+    sums[..., : found.shape[-1]] = found
+    per_term = 2 * (offsets.shape[-1] / 6 + 1)
+    return np.asarray(per_term * (np.square(sums) @ np.square(offsets).T))
+
+
+SUB_BLOCKS: Mapping[str, int] = {"q4_1": 32, "q5_1": 32, "q2_k": 16, "q4_k": 32, "q5_k": 32, "q6_k": 16}
+"""Types whose kernels multiply offsets apart -> how many values share one."""
+
+
+def _f16(blocks: Bytes, at: int) -> F64:
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16).astype(np.float64)
+
+
+def _minima_of_6_bits(blocks: Bytes) -> F64:
+    import gguf  # here, since most products need none of it
+
+    _, minima = gguf.quants.Q4_K.get_scale_min(np.ascontiguousarray(blocks[:, 4:16]))
+    return _f16(blocks, 2) * minima
+
+
+_READ: Mapping[str, Callable[[Bytes], F64]] = {
+    "q4_1": lambda blocks: _f16(blocks, 2),
+    "q5_1": lambda blocks: _f16(blocks, 2),
+    "q2_k": lambda blocks: _f16(blocks, 82) * (blocks[:, :16] >> 4),
+    "q4_k": _minima_of_6_bits,
+    "q5_k": _minima_of_6_bits,
+    "q6_k": lambda blocks: 32 * _f16(blocks, 208) * np.ascontiguousarray(blocks[:, 192:208]).view(np.int8),
+}
+"""Type -> the offsets of its blocks [blocks, bytes], as ``ggml-common.h`` lays them out."""
+
+
+def _offsets(tensor: Tensor) -> F64 | None:
+    """Return the offset of each sub-block, [out, in / sub-block]; ``None`` where there are none."""
+    if isinstance(tensor, DeinterleavedTensor):
+        found = _offsets(tensor.base)
+        if found is None:
+            return None
+        pairs = found.reshape(-1, tensor.head_dim // 2, 2, found.shape[1])
+        return np.swapaxes(pairs, 1, 2).reshape(found.shape)
+    if not isinstance(tensor, QuantisedTensor) or tensor.type not in _READ:
+        return None
+    import gguf
+
+    _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor.type.upper()]]
+    return _READ[tensor.type](tensor.data.reshape(-1, size)).reshape(tensor.shape[0], -1)
