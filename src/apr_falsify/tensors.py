@@ -183,24 +183,6 @@ class UnreadableTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmptyTensor:
-    """A tensor that a file announces and has no data for.
-
-    ``apr`` 0.72.3 writes the output head of a tied checkpoint in half precision so, and then computes with
-    zeros: all its logits are 0. They are what this one holds.
-    """
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-
-    def rows(self, start: int, stop: int) -> FloatArray:
-        """Return zeros."""
-        stop = min(stop, self.shape[0])
-        return np.zeros((stop - min(start, stop), *self.shape[1:]), dtype=np.float32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DeinterleavedTensor:
     """A q or k projection whose file holds interleaved rotary pairs, seen half-split.
 

@@ -24,7 +24,6 @@ from apr_falsify.safetensors_file import read_safetensors, safetensors_files
 from apr_falsify.tensors import (
     AprBlockTensor,
     DeinterleavedTensor,
-    EmptyTensor,
     FloatArray,
     OffsetTensor,
     PlainTensor,
@@ -266,13 +265,16 @@ _APR_BLOCKS: Mapping[str, type[AprBlockTensor | QuantisedTensor]] = {
 def _open_apr(path: Path) -> Model:
     """Open an .apr file; its tensors have HuggingFace's names or GGUF's, and are stored as either has them.
 
+    An output head that is announced and has no data is tied to the embedding: ``apr import`` leaves that
+    placeholder for a tied checkpoint in half precision (paiml/aprender, issues 2309 and 2441).
+
     Raises:
-        ModelError: not a whole .apr file, or one that announces a tensor and has no data for it; the output
-            head alone may lack them, as ``EmptyTensor`` says.
+        ModelError: not a whole .apr file, or one that announces another tensor and has no data for it.
 
     """
     file = AprFile(path)
-    tensors = {info.name: _apr_tensor(file, info) for info in file.tensors.values()}
+    held = [info for info in file.tensors.values() if info.nbytes or info.name != "lm_head.weight"]
+    tensors = {info.name: _apr_tensor(file, info) for info in held}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     geometry = geometry_of_apr(file.metadata, shapes, _rope_divisors(tensors), path)
     names = apr_names(geometry.row, tensors)
@@ -290,9 +292,7 @@ def _open_apr(path: Path) -> Model:
 
 def _apr_tensor(file: AprFile, info: AprTensorInfo) -> Tensor:
     if not info.nbytes:
-        if info.name != "lm_head.weight":
-            raise ModelError(f"tensor {info.name} has no data", where=file.path, remedy="import it again")
-        return EmptyTensor(name=info.name, type=info.type, shape=info.shape)
+        raise ModelError(f"tensor {info.name} has no data", where=file.path, remedy="import it again")
     raw = np.frombuffer(file.data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
     if info.type in _PLAIN:
         return PlainTensor(

@@ -17,7 +17,7 @@ from apr_falsify.compare.structure import geometry_findings
 from apr_falsify.compare.weights import weights_findings
 from apr_falsify.errors import AprFalsifyError, GeometryError, ModelError, UnknownFamilyError
 from apr_falsify.geometry import Geometry
-from apr_falsify.tensors import EmptyTensor, QuantisedTensor
+from apr_falsify.tensors import QuantisedTensor
 from apr_falsify.weights import Model, open_model
 from tests.checkpoints import make_checkpoint
 from tests.support import DATA
@@ -95,18 +95,13 @@ def test_an_imported_checkpoint_in_f16_holds_every_value_exactly(tiny_apr: Path)
     assert facts(model.geometry) == facts(open_model(TINY).geometry)
 
 
-def test_a_head_that_is_announced_without_data_is_zeros_and_a_finding() -> None:
+def test_a_head_that_is_announced_without_data_is_the_embedding() -> None:
     model, original = open_model(LLAMA / "model.apr"), open_model(LLAMA / "model")
-    assert (model.geometry.tied, original.geometry.tied) == (False, True)
-    ours = values_of(model)
-    recorded = np.fromfile(LLAMA / "trace" / "lm_head.bin", "<f4", offset=12)
-    assert not np.any(recorded)  # what apr computed with it
-    assert not np.any(ours.pop("lm_head.weight"))
-    same(ours, checkpoint(LLAMA / "model"))
+    assert AprFile(LLAMA / "model.apr").tensors["lm_head.weight"].nbytes == 0
+    assert model.geometry.tied
+    same(values_of(model), checkpoint(LLAMA / "model"))
     assert facts(model.geometry) == facts(original.geometry)
-    (finding,) = weights_findings(original.weights, model.weights, range(1))
-    assert finding.stages == ("lm_head",)
-    assert "announces lm_head and has no data for it" in finding.explanation
+    assert weights_findings(original.weights, model.weights, range(1)) == []
 
 
 def test_another_tensor_without_data_is_refused(tmp_path: Path) -> None:
@@ -119,13 +114,14 @@ def test_another_tensor_without_data_is_refused(tmp_path: Path) -> None:
 
 @NEEDS_APR
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_real_apr_loses_the_head_of_a_tied_checkpoint_in_half_precision(
-    tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_a_tied_checkpoint_keeps_its_values_in_every_format(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = with_tokenizer(make_checkpoint(tmp_path / "hf", "qwen3", dtype))
-    model = open_model(made(tmp_path / "x.apr", "import", folder))
-    head = model.weights.tensor("lm_head")
-    assert isinstance(head, EmptyTensor) == (dtype is not torch.float32)
+    model, original = open_model(made(tmp_path / "x.apr", "import", folder)), open_model(folder)
+    ours, theirs = values_of(model), values_of(original)
+    theirs["lm_head.weight"] = theirs["model.embed_tokens.weight"]
+    same({"lm_head.weight": ours["model.embed_tokens.weight"], **ours}, theirs)
+    assert types_of(model) == types_of(original)
+    assert model.geometry.tied == (dtype is not torch.float32)  # there, apr writes a copy
 
 
 def test_a_4_bit_file_is_decoded_as_the_gguf_package_decodes_its_gguf() -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.shape import EXPERT_ROLES
-from apr_falsify.tensors import EmptyTensor, Tensor
+from apr_falsify.tensors import Tensor
 from apr_falsify.weights import Weights
 
 F64 = npt.NDArray[np.float64]
@@ -144,9 +144,6 @@ def _finding(oracle: Weights, subject: Weights, role: str, layer: int | None) ->
     if ours is None or theirs is None:
         side = "oracle" if ours is None else "subject"
         return _weights_finding(role, layer, f"the {side} has no tensor {place}", math.inf)
-    if isinstance(theirs, EmptyTensor):
-        told = f"the subject's file announces {place} and has no data for it; it computes with zeros"
-        return _weights_finding(role, layer, told, math.inf)
     if ours.shape != theirs.shape:
         shapes = f"{list(theirs.shape)}, the oracle's {list(ours.shape)}"
         return _weights_finding(role, layer, f"the subject's {place} has the shape {shapes}", math.inf)
