@@ -190,8 +190,8 @@ class WholeDirectory:
         try:
             with self.writing():
                 directory.parent.mkdir(parents=True, exist_ok=True)
-                _sweep(directory)
-                prefix = f"{_partial_prefix(directory)}{os.getpid()}-"
+                sweep(directory)
+                prefix = f"{partial_prefix(directory)}{os.getpid()}-"
                 self.partial = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
                 self.partial.chmod(0o777 & ~_umask())
                 (self.partial / INCOMPLETE).touch()
@@ -307,14 +307,15 @@ class TraceWriter:
         self._whole.close()
 
 
-def _partial_prefix(directory: Path) -> str:
+def partial_prefix(directory: Path) -> str:
+    """Return how the names begin under which ``directory`` is written; the writer's process id follows."""
     return f".{directory.name}.partial-"
 
 
-def _sweep(directory: Path) -> None:
-    """Remove what writers of the same trace left behind when they were killed."""
-    for path in directory.parent.glob(f"{glob.escape(_partial_prefix(directory))}*"):
-        pid = path.name.removeprefix(_partial_prefix(directory)).partition("-")[0]
+def sweep(directory: Path) -> None:
+    """Remove what writers of the same directory left behind when they were killed."""
+    for path in directory.parent.glob(f"{glob.escape(partial_prefix(directory))}*"):
+        pid = path.name.removeprefix(partial_prefix(directory)).partition("-")[0]
         if pid.isdecimal() and not Path("/proc", pid).exists() and Path("/proc").exists():
             shutil.rmtree(path, ignore_errors=True)
 
