@@ -40,6 +40,7 @@ from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.published import PublishedRule, published_rule
 from apr_falsify.compare.structure import (
     check_tokens,
+    constant_findings,
     consumers,
     descendants,
     geometry_findings,
@@ -94,7 +95,7 @@ def bisect(
     if not same_shapes(oracle.geometry, subject.geometry):
         weights = subject_weights = None
     own = subject_weights is not None
-    known = _weights_findings(weights, subject_weights, keys)
+    known = _conversion_findings(oracle, subject, weights, subject_weights, keys)
     reference = judge(oracle, weights, keys)
     subject, judged, layouts = declared_or_solved(subject, subject_weights or weights, keys, arithmetic)
     rows = _rows(keys, oracle, subject, judged, {finding.stages for finding in layouts})
@@ -138,10 +139,17 @@ def bisect(
     )
 
 
-def _weights_findings(ours: Weights | None, theirs: Weights | None, keys: Sequence[Key]) -> list[Finding]:
+def _conversion_findings(
+    oracle: Trace, subject: Trace, ours: Weights | None, theirs: Weights | None, keys: Sequence[Key]
+) -> list[Finding]:
+    """Return what the subject's own file has otherwise: tensors, and constants of the geometry."""
     if ours is None or theirs is None or ours.where == theirs.where:
         return []
-    return weights_findings(ours, theirs, sorted({layer for layer, _ in keys if layer is not None}))
+    layers = sorted({layer for layer, _ in keys if layer is not None})
+    return [
+        *weights_findings(ours, theirs, layers),
+        *constant_findings(oracle.geometry, subject.geometry, keys),
+    ]
 
 
 def _rows(

@@ -44,6 +44,9 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
 }
 """Constant of the geometry -> the stages that use it."""
 
+_PRESENCE = ("qkv_bias", "output_bias", "mlp_bias")
+"""Whether there is a tensor: the comparison of weights tells that."""
+
 _SAME = 1e-6
 """Constants that agree to f32 are the same: GGUF stores them so."""
 
@@ -83,6 +86,39 @@ def geometry_findings(oracle: Geometry, subject: Geometry) -> list[Finding]:
         for ours, theirs in [(getattr(oracle, field.name), getattr(subject, field.name))]
         if (field.name in SHAPING or field.name in _USED_BY) and not _same(ours, theirs)
     ]
+
+
+def constant_findings(oracle: Geometry, subject: Geometry, keys: Iterable[Key]) -> list[Finding]:
+    """Return, for each constant in which the models differ, where it is used: a fault of conversion.
+
+    A replay with the subject's own weights and constants does not show it: it was run as it was converted.
+    """
+    found: dict[tuple[str, int | None], list[str]] = {}
+    for name, stages in _USED_BY.items():
+        if name not in _PRESENCE and not _same(getattr(oracle, name), getattr(subject, name)):
+            for layer, stage in keys:
+                if stage in stages and _differs_in(layer, getattr(oracle, name), getattr(subject, name)):
+                    found.setdefault((name, layer), []).append(stage)
+    return [
+        Finding(
+            type=FindingType.WEIGHTS,
+            layer=layer,
+            stages=tuple(used),
+            explanation=(
+                f"{name} is {_told(getattr(oracle, name))} in the oracle's model, "
+                f"{_told(getattr(subject, name))} in the model that the subject runs"
+            ),
+            advice="check the config.json that the subject's file was converted from",
+        )
+        for (name, layer), used in found.items()
+    ]
+
+
+def _differs_in(layer: int | None, ours: Any, theirs: Any) -> bool:
+    """Whether a constant differs in ``layer``, where it may differ from layer to layer."""
+    if layer is None or not (isinstance(ours, tuple) and isinstance(theirs, tuple)):
+        return True
+    return layer < min(len(ours), len(theirs)) and not _same(ours[layer], theirs[layer])
 
 
 def _same(ours: Any, theirs: Any) -> bool:
