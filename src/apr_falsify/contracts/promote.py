@@ -53,7 +53,7 @@ class Move(StrEnum):
     DEMOTE = "demote"
 
 
-_STEPS = {Move.PROMOTE: 1, Move.RENEW: 0, Move.DEMOTE: -1}
+STEPS = {Move.PROMOTE: 1, Move.RENEW: 0, Move.DEMOTE: -1}
 """Move -> how many rungs of the ladder it goes."""
 
 
@@ -155,7 +155,7 @@ def _refuse_step(document: Document, status: Entry, plan: Plan) -> str:
             f"the status {word!r} is no word of the ladder",
             f"one of {', '.join(LADDER)}",
         )
-    at, step = LADDER.index(rung), _STEPS[plan.move]
+    at, step = LADDER.index(rung), STEPS[plan.move]
     where = f"{document.path}:{status.key.start_mark.line + 1}"
     if not 0 <= at + step < len(LADDER):
         end = "at the top" if step > 0 else "at the bottom"

@@ -137,6 +137,11 @@ def _listing(folder: Path, tree: SourceTree) -> list[str]:
         return []
 
 
+def project_of(folder: Path) -> Path:
+    """Return the root of the project that a contract in ``folder`` is of."""
+    return _projects(folder)[0]
+
+
 def _projects(folder: Path) -> list[Path]:
     """The nearest project around ``folder`` and the git repository around that; else a plain guess."""
     folder = folder.resolve()

@@ -35,8 +35,14 @@ class Ignore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a project has configured; all empty where it has configured nothing."""
+    """What a project has configured; all empty where it has configured nothing.
 
+    ``root`` is the folder of the pyproject.toml that has the table, ``evidence_dir`` the folder in which the
+    project keeps the bundles that its contracts name.
+    """
+
+    root: Path | None = None
+    evidence_dir: Path | None = None
     contracts: tuple[Path, ...] = ()
     sources: dict[str, Path] = field(default_factory=dict)
     severities: dict[str, str] = field(default_factory=dict)
@@ -59,6 +65,18 @@ def read_settings(start: Path) -> Settings:
         if table is not None:
             return _settings(table, folder)
     return Settings()
+
+
+def project_name(root: Path) -> str:
+    """Return the project's name as its pyproject.toml gives it, else that of its folder."""
+    import tomllib
+
+    try:
+        with open(root / "pyproject.toml", "rb") as file:
+            name = tomllib.load(file).get("project", {}).get("name")
+    except (OSError, tomllib.TOMLDecodeError):
+        name = None
+    return str(name or root.resolve().name)
 
 
 def _table(path: Path) -> dict[str, Any] | None:
@@ -85,7 +103,12 @@ def _settings(table: dict[str, Any], folder: Path) -> Settings:
             )
     contracts = table.get("contracts", [])
     contracts = [contracts] if isinstance(contracts, str) else contracts
+    evidence = table.get("evidence-dir")
+    if evidence is not None and (not isinstance(evidence, str) or not evidence):
+        raise UsageError("evidence-dir is no path", where=where, expected='evidence-dir = "evidence"')
     return Settings(
+        root=folder,
+        evidence_dir=None if evidence is None else folder / evidence,
         contracts=tuple(folder / path for path in contracts),
         sources={name: folder / path for name, path in dict(table.get("sources", {})).items()},
         severities=severities,
