@@ -36,7 +36,7 @@ _SIDES = ("oracle", "subject")
 
 
 def unmet(discharge: Mapping[str, Any], lane: LaneFacts) -> Iterator[str]:
-    """Yield a line for each word of ``discharge`` that ``lane`` does not satisfy: what it is, what it asks."""
+    """Yield a line for each word of ``discharge`` that ``lane`` does not satisfy: what is, and what is asked."""
     for word, wanted in _words(discharge, ""):
         got = _answer(word, lane)
         if not _satisfies(word, got, wanted):
