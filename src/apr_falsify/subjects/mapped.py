@@ -23,6 +23,7 @@ from apr_falsify.subjects.adoption import adopted_geometry, adopted_tokens, veri
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray, read_dump
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.mapping import (
+    MASKED,
     QKV_PARTS,
     MappingFile,
     StageMap,
@@ -37,8 +38,11 @@ from apr_falsify.trace import Key, StageArray, Trace
 F32 = npt.NDArray[np.float32]
 
 FLOATS = ("f16", "bf16", "f32", "f64")
-_WHOLE = ("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64")
+WHOLE = ("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64")
 _OF_WHOLE_NUMBERS = ("moe_router_indices",)
+
+MASKED_BELOW = -1e4
+"""What a mask adds to a score is at least this far below: f16 implementations take -65504 or -1e4."""
 
 
 def axis_sizes(geometry: Geometry, tokens: int) -> dict[str, int]:
@@ -64,21 +68,41 @@ def read_mapped(target: Target, mapping_path: Path) -> Trace:
     """
     dump, said = read_dump(target.path), read_mapping(mapping_path)
     geometry, _ = adopted_geometry(target)
-    reader = _Reader(dump, said, geometry, target.path)
     tokens = _tokens(target, said, dump, geometry)
-    stages = {key: array for row in said.stages for key, array in reader.stages(row, len(tokens))}
+    stages, unused = mapped_stages(dump, said, geometry, len(tokens), target.path)
     if not stages:
         raise TraceError("it names no stage", where=said.path, expected="stages: {STAGE: {from: NAME}}")
     embedded = stages.get((0, "embedding"))
     rows = None if embedded is None or Layout.LAST_TOKEN in embedded.layout else embedded.data
     return Trace(
-        provenance=_provenance(target, said, tuple(name for name in dump if name not in reader.used)),
+        provenance=_provenance(target, said, unused),
         geometry=geometry,
         tokens=tokens,
         stages=stages,
         path=target.path,
         tokens_verified=verify_tokens(target, rows, tokens),
     )
+
+
+def mapped_stages(
+    dump: Dump, said: MappingFile, geometry: Geometry, tokens: int, where: Path
+) -> tuple[dict[Key, StageArray], tuple[str, ...]]:
+    """Return the stages of ``dump`` as the mapping says, and the names of the arrays that it does not use.
+
+    Args:
+        dump: the arrays.
+        said: the mapping.
+        geometry: the model's geometry.
+        tokens: S, the number of tokens that were run.
+        where: the recording, for messages.
+
+    Raises:
+        TraceError: an array that is not there, has another shape or number format, or is used twice.
+
+    """
+    reader = _Reader(dump, said, geometry, where)
+    stages = {key: array for row in said.stages for key, array in reader.stages(row, tokens)}
+    return stages, tuple(name for name in dump if name not in reader.used)
 
 
 def _provenance(target: Target, said: MappingFile, unused: tuple[str, ...]) -> Provenance:
@@ -122,7 +146,7 @@ def _said_tokens(said: MappingFile, dump: Dump) -> tuple[int, ...] | None:
     if not isinstance(said.tokens, str):
         return said.tokens
     array = _array(dump, said.tokens, said.path, "tokens")
-    if array.kind not in _WHOLE or not array.shape or math.prod(array.shape) != array.shape[-1]:
+    if array.kind not in WHOLE or not array.shape or math.prod(array.shape) != array.shape[-1]:
         raise TraceError(
             f"{array.name!r} holds no token ids: {array.kind} {list(array.shape)}",
             where=said.path,
@@ -168,7 +192,24 @@ class _Reader:
         for layer in self._layers(row):
             parts = [self._part(row, index, layer, sizes) for index in range(len(row.names))]
             data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-            yield (layer, row.stage), StageArray(data=data, layout=row.layout)
+            layout = row.layout
+            if row.masked:
+                data, layout = self._unmasked(data, row, layer), (*layout, Layout.CAUSAL_ZEROED)
+            yield (layer, row.stage), StageArray(data=data, layout=layout)
+
+    def _unmasked(self, data: F32, row: StageMap, layer: int | None) -> F32:
+        """Put zeros where the mask was added to the scores, which are no data there."""
+        tokens = data.shape[-2]
+        future = np.arange(data.shape[-1])[None, :] > np.arange(tokens)[:, None]
+        beyond = data[:, future & (np.arange(data.shape[-1]) < tokens)[None, :]]
+        if (beyond > MASKED_BELOW).any():
+            raise TraceError(
+                f"{name_of(row.names[0], layer)!r} holds {float(beyond.max()):g} above the diagonal",
+                where=self.said.path,
+                expected=f"values up to {MASKED_BELOW:g} or -inf there, as scores with the mask added have",
+                remedy=f"take {MASKED} out of its layout",
+            )
+        return np.where(future, np.float32(0), data)
 
     def _layers(self, row: StageMap) -> Sequence[int | None]:
         """Return the layers of which the recording holds the stage."""
@@ -303,7 +344,7 @@ def as_f32(array: ForeignArray, row: StageMap, said: MappingFile) -> F32:
 def _kind(array: ForeignArray, row: StageMap, said: MappingFile) -> str:
     bits = array.kind in BF16_BITS
     stated = row.dtype or ("bf16" if bits and said.dtype == "bf16" else None)
-    if row.stage in _OF_WHOLE_NUMBERS and array.kind in _WHOLE and stated is None:
+    if row.stage in _OF_WHOLE_NUMBERS and array.kind in WHOLE and stated is None:
         return array.kind
     if stated == "bf16" and bits:
         return "bf16"

@@ -65,6 +65,9 @@ LAYOUT_OF: Mapping[Layout, tuple[str, ...]] = {
 }
 """Layout word -> the stages of which it says anything."""
 
+MASKED = "causal-masked"
+"""One more word, of attn_scores: the mask is added already; above the diagonal they are no data."""
+
 _BY_AXES = (Layout.HEAD_MAJOR, Layout.TRANSPOSED)
 """Words that say the same as ``axes``; a stage has one or the other."""
 
@@ -80,6 +83,7 @@ class StageMap:
         names: the array's name, or those of q, k and v; ``{layer}`` stands for the layer.
         axes: the axes of each of them, slowest first, in the words of :data:`AXIS_WORDS`.
         layout: what the axes do not say.
+        masked: whether the mask was added to the scores before they were stored.
         dtype: the number format of the arrays where they do not tell, ``None`` for their own.
 
     """
@@ -88,6 +92,7 @@ class StageMap:
     names: tuple[str, ...]
     axes: tuple[tuple[str, ...], ...]
     layout: tuple[Layout, ...] = ()
+    masked: bool = False
     dtype: str | None = None
 
     @property
@@ -233,7 +238,9 @@ def _stage_map(name: str, entry: object, where: str) -> StageMap:
     data = mapping(entry, where)
     _check_keys(data, _STAGE_KEYS, where)
     names = _names(name, data.get("from"), f"{where}.from")
-    layout = _layout(name, data.get("layout", []), f"{where}.layout")
+    words = items(data.get("layout", []), f"{where}.layout")
+    masked = name == "attn_scores" and MASKED in words
+    layout = _layout(name, [word for word in words if not masked or word != MASKED], f"{where}.layout")
     if data.get("axes") is None:
         axes = _usual_axes(name, len(names), layout)
     elif clash := [word for word in _BY_AXES if word in layout]:
@@ -245,6 +252,7 @@ def _stage_map(name: str, entry: object, where: str) -> StageMap:
         names=names,
         axes=axes,
         layout=tuple(word for word in layout if word not in _BY_AXES),
+        masked=masked,
         dtype=None if data.get("dtype") is None else _format(data["dtype"], f"{where}.dtype"),
     )
     _check_axes(found, f"{where}.axes")
@@ -264,14 +272,15 @@ def _names(name: str, value: object, where: str) -> tuple[str, ...]:
     return names
 
 
-def _layout(name: str, value: object, where: str) -> tuple[Layout, ...]:
+def _layout(name: str, words: Sequence[object], where: str) -> tuple[Layout, ...]:
     found = []
-    for word in items(value, where):
+    for word in words:
         allowed = [known.value for known in Layout if name in LAYOUT_OF[known]]
         if word not in allowed:
             raise UsageError(
                 f"{where}: {word!r} says nothing of {name}",
-                expected=", ".join(allowed) or "no layout word",
+                expected=", ".join([*allowed, MASKED] if name == "attn_scores" else allowed)
+                or "no layout word",
                 remedy=nearest(str(word), allowed),
             )
         if word in found:

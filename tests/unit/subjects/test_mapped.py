@@ -128,6 +128,24 @@ def test_scores_stored_before_the_scale_are_read_in_scaled(apr: Trace, tmp_path:
     np.testing.assert_allclose(found, apr.stages[2, "attn_scores"].data, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mask", [-np.inf, -65504.0])
+def test_scores_stored_with_the_mask_are_read_below_it(apr: Trace, tmp_path: Path, mask: float) -> None:
+    arrays, said = dump_of(apr), plain_mapping(apr)
+    for layer in range(LAYERS):
+        arrays[f"L{layer}.attn_scores"] = np.where(
+            np.tri(S, dtype=bool), arrays[f"L{layer}.attn_scores"], mask
+        )
+    said["stages"]["attn_scores"]["layout"] = ["causal-masked"]
+    assert_same(open_recorded(target(write(tmp_path, arrays, said))).trace, apr)
+
+
+def test_scores_that_are_called_masked_and_are_not_are_refused(apr: Trace, tmp_path: Path) -> None:
+    said = plain_mapping(apr)
+    said["stages"]["attn_scores"]["layout"] = ["causal-masked"]
+    with pytest.raises(TraceError, match=r"'L0\.attn_scores' holds 0 above the diagonal"):
+        open_recorded(target(write(tmp_path, dump_of(apr), said)))
+
+
 def test_q_k_and_v_stored_apart_are_joined(apr: Trace, tmp_path: Path) -> None:
     arrays, said = dump_of(apr), plain_mapping(apr)
     for layer in range(LAYERS):
