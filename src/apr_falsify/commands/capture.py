@@ -54,6 +54,7 @@ def capture(
     \b
     apr-falsify capture oracle MODEL --out TRACE
     apr-falsify capture embedded:MODEL --out TRACE
+    apr-falsify capture llama-cpp:MODEL.gguf --out TRACE
     apr-falsify capture recorded:DIR MODEL --tokens 1,2,3 --out TRACE
     """
     from apr_falsify.commands.sides import capture_one, make_plan
@@ -79,7 +80,7 @@ def capture(
 
 def _check_sides(side: str, model: str | None) -> None:
     """Refuse arguments and options that do not go with the side that is to be captured."""
-    from apr_falsify.commands.sides import split_subject
+    from apr_falsify.commands.specs import is_recording, split_subject
     from apr_falsify.trace import TRACE_JSON
 
     if side == "oracle":
@@ -94,9 +95,9 @@ def _check_sides(side: str, model: str | None) -> None:
         options.refuse_idle(("arithmetic",), "it is the embedded runtime's; the oracle has --dtype")
         options.refuse_idle(("subject_option",), "it is a subject's; the oracle is captured here")
         return
-    runtime, _ = split_subject(side)
+    runtime, path = split_subject(side)
     options.refuse_idle(("dtype", "device"), "it is the oracle's; the embedded runtime has --arithmetic")
-    if runtime == "recorded":
+    if is_recording(runtime, path):
         options.refuse_idle(("layers", "stages", "arithmetic"), "a recording is taken as it is")
         if model is None:
             raise UsageError(

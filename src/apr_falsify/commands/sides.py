@@ -31,7 +31,7 @@ from apr_falsify.identity import difference, model_sha256
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.oracle.tokenizer import encode
 from apr_falsify.stages import ATTENTION_SUBSTAGES
-from apr_falsify.subjects.interface import DEFAULT_SECONDS, Startable, Subject, Target
+from apr_falsify.subjects.interface import DEFAULT_SECONDS, Startable, Subject, Target, Tokenizing
 from apr_falsify.subjects.registry import open_subject
 from apr_falsify.trace import TRACE_JSON, Trace, read_trace
 from apr_falsify.weights import Model
@@ -199,9 +199,9 @@ def _encode(oracle: OracleSide, text: str | None) -> tuple[int, ...]:
 def _tokenizer_check(
     oracle: OracleSide, subject: Subject, text: str | None, ids: tuple[int, ...]
 ) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Compare the ids that a subject fixes with those that the oracle's tokenizer gives for its prompt."""
+    """Compare the ids that a subject fixes, or would give, with those of the oracle's tokenizer."""
     if subject.tokens is None:
-        return (), ()
+        return _own_tokenizer_check(oracle, subject, text)
     if oracle.model is None or text is None:
         return (), ("the tokenizer: no prompt, or no model whose tokenizer could be asked",)
     try:
@@ -218,6 +218,33 @@ def _tokenizer_check(
         ),
         advice="compare the subject's pre-tokenizer and merges with tokenizer.json",
         size=float(abs(len(ours) - len(ids))),
+    )
+    return (finding,), ()
+
+
+def _own_tokenizer_check(
+    oracle: OracleSide, subject: Subject, text: str | None
+) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """Compare the tokenizer of a subject that runs the ids it is given with the oracle's."""
+    if not isinstance(subject, Tokenizing) or text is None:
+        return (), ()
+    if oracle.model is None:
+        return (), ("the tokenizer: no model whose tokenizer could be asked",)
+    try:
+        ours = encode(oracle.model, text)
+    except (MissingDependencyError, ModelError) as error:
+        return (), (f"the tokenizer: {error.what}",)
+    theirs = subject.encode(text)
+    if ours == theirs:
+        return (), ()
+    finding = Finding(
+        type=FindingType.TOKENIZER,
+        explanation=(
+            f"the oracle's tokenizer gives {list(ours)} for {text!r}, the subject's own gives "
+            f"{list(theirs)}; both were run on the same ids"
+        ),
+        advice="compare the subject's pre-tokenizer and merges with tokenizer.json",
+        size=float(abs(len(ours) - len(theirs))),
     )
     return (finding,), ()
 

@@ -92,6 +92,11 @@ def subject_named(subject_spec: str | None, oracle_spec: str | None) -> tuple[st
     return "embedded", Path(oracle_spec) if Path(oracle_spec).exists() else resolve(oracle_spec)
 
 
+def is_recording(runtime: str, path: Path) -> bool:
+    """Whether the subject was run elsewhere."""
+    return runtime == "recorded" or path.suffix == RUNTIMES[runtime].recording
+
+
 def model_of(runtime: str, path: Path) -> Path:
     """Return the model that the oracle runs where only the subject is named.
 
@@ -99,7 +104,7 @@ def model_of(runtime: str, path: Path) -> Path:
         UsageError: the oracle cannot run what lies there.
 
     """
-    if RUNTIMES[runtime].holds_model:
+    if RUNTIMES[runtime].holds_model and not is_recording(runtime, path):
         return path
     raise UsageError(
         f"nothing says what the {runtime} subject shall be compared with",

@@ -324,8 +324,17 @@ def one_token_findings(rows: Sequence[Row], tokens: int) -> list[Finding]:
     ]
 
 
-def unmeasured_findings(rows: Sequence[Row], judged: Mapping[Key, Judged]) -> list[Finding]:
-    """Return what was needed and could not be judged, with the command that would supply it."""
+def unmeasured_findings(
+    rows: Sequence[Row], judged: Mapping[Key, Judged], absent: Mapping[str, str]
+) -> list[Finding]:
+    """Return what was needed and could not be judged, with the command that would supply it.
+
+    Args:
+        rows: the rows of the comparison.
+        judged: the subject's stages.
+        absent: stage -> why the subject gave none, where it says so.
+
+    """
     covered = {
         (key[0], name) for key, entry in judged.items() if entry.fit is not None for name in entry.composed
     }
@@ -333,7 +342,7 @@ def unmeasured_findings(rows: Sequence[Row], judged: Mapping[Key, Judged]) -> li
     for row in rows:
         if row.verdict is Verdict.INTRODUCES:
             continue
-        reason = _reason(row, judged.get((row.layer, row.stage)), covered)
+        reason = _reason(row, judged.get((row.layer, row.stage)), covered, absent)
         if reason is not None:
             groups.setdefault((*reason, row.layer), []).append(row.stage)
     return [
@@ -348,8 +357,12 @@ def unmeasured_findings(rows: Sequence[Row], judged: Mapping[Key, Judged]) -> li
     ]
 
 
-def _reason(row: Row, entry: Judged | None, covered: set[Key]) -> tuple[str, str] | None:
+def _reason(
+    row: Row, entry: Judged | None, covered: set[Key], absent: Mapping[str, str]
+) -> tuple[str, str] | None:
     key = (row.layer, row.stage)
+    if row.status is Status.MISSING_IN_SUBJECT and key not in covered and row.stage in absent:
+        return f"the subject gave none: {absent[row.stage]}", ""
     if row.status is Status.MISSING_IN_SUBJECT and key not in covered:
         return "the subject has no such file", (
             "capture the subject again with these stages; if it accepts the names and writes nothing, "

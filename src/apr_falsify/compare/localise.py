@@ -124,7 +124,7 @@ def bisect(
         *broken,
         *layouts,
         *arithmetic_findings(judged),
-        *unmeasured_findings(rows, judged),
+        *unmeasured_findings(rows, judged, subject.provenance.absent),
         *one_token_findings(rows, len(subject.tokens)),
     )
     return Bisection(

@@ -9,7 +9,8 @@ from apr_falsify.errors import UsageError, nearest
 from apr_falsify.subjects.apr import open_apr
 from apr_falsify.subjects.embedded import open_embedded
 from apr_falsify.subjects.interface import Runtime, Setting, Subject, Target, read_options
-from apr_falsify.subjects.llama_cpp import open_llama_cpp
+from apr_falsify.subjects.llama_cpp import RECORDING, open_llama_cpp
+from apr_falsify.subjects.llama_cpp.settings import SETTINGS as LLAMA_CPP_SETTINGS
 from apr_falsify.subjects.recorded import SETTINGS as RECORDED_SETTINGS
 from apr_falsify.subjects.recorded import open_recorded
 
@@ -23,6 +24,7 @@ class Entry:
         path: what its PATH is.
         what: one line for people.
         holds_model: whether the oracle can run what lies at PATH.
+        recording: how a PATH ends that is a recording all the same.
         settings: what ``--subject-option`` may set.
 
     """
@@ -31,6 +33,7 @@ class Entry:
     path: str
     what: str
     holds_model: bool = False
+    recording: str | None = None
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
@@ -49,8 +52,11 @@ RUNTIMES: Mapping[str, Entry] = {
     ),
     "llama-cpp": Entry(
         open=open_llama_cpp,
-        path="CAPTURE.npz",
-        what="a recorded compute graph of llama.cpp",
+        path="MODEL.gguf or CAPTURE.npz",
+        what="llama.cpp through llama-cpp-python, or a raw capture of its graph",
+        holds_model=True,
+        recording=RECORDING,
+        settings=LLAMA_CPP_SETTINGS,
     ),
     "recorded": Entry(
         open=open_recorded,
