@@ -9,7 +9,7 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -120,7 +120,7 @@ def _short(path: str) -> str:
     return path if len(path) <= 48 else "..." + path[-45:]
 
 
-def _print_rows(rows: Iterable[Row], console: Console) -> None:
+def _print_rows(rows: Sequence[Row], console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("stage", no_wrap=True)
     for name in ("cosine", "rel L2", "norm", "floors"):
@@ -133,6 +133,9 @@ def _print_rows(rows: Iterable[Row], console: Console) -> None:
             table.add_row(*_cells(row), style=_STYLES.get(_mark(row)))
     console.print(table)
     console.print("floors: what a stage itself adds, in units of what rounding explains; >1 is wrong")
+    foreign = dict.fromkeys(row.stage for row in rows if row.status is Status.NOT_APPLICABLE)
+    if foreign:
+        console.print(f"not of this model: {', '.join(foreign)}")
     for mark in dict.fromkeys(_mark(row) for row in shown):
         if mark in _LEGEND:
             console.print(f"{mark} {_LEGEND[mark]}")

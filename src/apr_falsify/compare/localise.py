@@ -277,6 +277,7 @@ def _not_checked(rows: Sequence[Row], oracle: Trace, subject: Trace, weights: We
             "what needs weights to be replayed: name the model, --oracle MODEL (bisect) or "
             "--weights MODEL (compare)"
         )
+    said += [f"{name}: {why}" for name, why in subject.provenance.absent.items()]
     unused = subject.provenance.unused
     if unused:
         shown = ", ".join(unused[:UNUSED_SHOWN])

@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from apr_falsify import __version__
 from apr_falsify.capture import Request, Sink
-from apr_falsify.errors import AprFalsifyError, AprtError, ModelError, StageError, TraceError
+from apr_falsify.errors import AprFalsifyError, AprtError, ModelError, ProcessError, StageError, TraceError
 from apr_falsify.geometry import Geometry
 from apr_falsify.identity import difference, model_sha256, start_hashing
 from apr_falsify.provenance import Provenance, utc_now
+from apr_falsify.stages import Layout
 from apr_falsify.subjects.adoption import adopted_geometry
 from apr_falsify.subjects.apr_import import imported, source_files
 from apr_falsify.subjects.interface import Target
@@ -91,33 +95,32 @@ class AprSubject:
 
         """
         start_hashing((self.program.binary, *source_files(self.source)))
+        names, span = _asked(request, self.geometry)
         with (
             keeping_log(self.log, "apr") as log,
             tempfile.TemporaryDirectory(prefix="apr-falsify-apr-", ignore_cleanup_errors=True) as folder,
         ):
             version = version_of(self.program, log)
             stages = Path(folder) / "stages"
-            names, span = _asked(request, self.geometry)
-            absent: dict[str, str] = {}
-            with self._trace(names, span, stages, log) as first:
-                match = first.wait_for(_TOKENS)
-                known = None if match else known_stages(first.printed)
+            with self._trace(names, span, stages, log) as running:
+                known = None if running.wait_for(_TOKENS) else known_stages(running.printed)
                 if known is None:
-                    yield self._run(first, version, stages, absent)
+                    yield self._run(running, version, stages, {})
                     return
             absent = {name: f"apr {version} does not know it" for name in names if name not in known}
             names = tuple(name for name in names if name in known)
             if not names:
                 raise StageError(f"apr {version} knows none of the stages", expected=", ".join(known))
-            with self._trace(names, span, stages, log) as second:
-                second.wait_for(_TOKENS)
-                yield self._run(second, version, stages, absent)
+            with self._trace(names, span, stages, log) as running:
+                running.wait_for(_TOKENS)
+                yield self._run(running, version, stages, absent)
 
-    def _trace(self, names: tuple[str, ...], span: str, stages: Path, log: Log) -> Running:
+    def _trace(
+        self, names: tuple[str, ...], span: str, stages: Path, log: Log
+    ) -> AbstractContextManager[Running]:
         save = ("--save-tensor", ",".join(names), "--save-tensor-dir", str(stages))
-        return self.program.start(
-            "trace", "--payload", str(self.apr), *save, "--save-tensor-layers", span, log=log
-        )
+        layers = ("--save-tensor-layers", span)
+        return self.program.start("trace", "--payload", str(self.apr), *save, *layers, log=log)
 
     def _run(self, running: Running, version: str, stages: Path, absent: Mapping[str, str]) -> AprRun:
         match = _TOKENS.search(running.printed)
@@ -218,31 +221,40 @@ class AprRun:
 
         """
         self.finish()
-        layouts = declaration("apr", self.version).layout(self.subject.interleaved)
         unwritten: list[Key] = []
         keys = [key for key in request.keys(self.geometry) if key[1] not in self.absent]
+        layouts = declaration("apr", self.version).layout(self.subject.interleaved)
+        argmax = None
         for key in keys:
-            path = self.stages / relative_path(key)
-            if not path.exists():
+            layout = layouts.get(key[1], ())
+            values = self._read(key, layout)
+            if values is None:
                 unwritten.append(key)
                 continue
-            layout = layouts.get(key[1], ())
-            try:
-                values = shaped(read_stage(path, key), key, layout, self.geometry, len(self.tokens), path)
-            except (AprtError, TraceError) as error:
-                raise self.subject.program.failed(
-                    f"`{self.running.verb}` wrote an unusable {relative_path(key)}: {error.what}",
-                    self.running.log,
-                    expected=error.expected,
-                ) from error
             sink.add(key, values, layout)
+            if key == (None, "lm_head"):
+                argmax = {"id": int(np.argmax(values))}
         if len(unwritten) == len(keys):
-            raise self.subject.program.failed(
-                f"`{self.running.verb}` exited with 0 and wrote no stage file", self.running.log
-            )
+            raise self._failed("exited with 0 and wrote no stage file")
         return sink.finish(
-            provenance=self._provenance(request, unwritten), geometry=self.geometry, tokens=self.tokens
+            provenance=replace(self._provenance(request, unwritten), argmax=argmax),
+            geometry=self.geometry,
+            tokens=self.tokens,
         )
+
+    def _read(self, key: Key, layout: tuple[Layout, ...]) -> npt.NDArray[np.float32] | None:
+        """Return what it wrote of a stage, ``None`` where that is nothing."""
+        path = self.stages / relative_path(key)
+        if not path.exists():
+            return None
+        try:
+            return shaped(read_stage(path, key), key, layout, self.geometry, len(self.tokens), path)
+        except (AprtError, TraceError) as error:
+            what = f"wrote an unusable {relative_path(key)}: {error.what}"
+            raise self._failed(what, error.expected) from error
+
+    def _failed(self, what: str, expected: str = "") -> ProcessError:
+        return self.subject.program.failed(f"`{self.running.verb}` {what}", self.running.log, expected)
 
     def _provenance(self, request: Request, unwritten: list[Key]) -> Provenance:
         device = _DEVICE.search(self.running.printed)

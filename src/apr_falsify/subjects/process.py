@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, NoReturn, Self
+from typing import IO, NoReturn
 
 from apr_falsify.errors import MissingDependencyError, OutputError, ProcessError
 
@@ -143,14 +142,22 @@ class Program:
             running.finish()
             return running.printed
 
-    def start(self, *arguments: str, log: Log) -> Running:
-        """Start it; the caller must leave the context that it gives.
+    @contextmanager
+    def start(self, *arguments: str, log: Log) -> Iterator[Running]:
+        """Start it, and kill it, with all that it started, when the context is left.
 
         Raises:
             ProcessError: it could not be started.
 
         """
-        return Running(self, arguments, log)
+        running = None
+        try:
+            with _ctrl_c_put_off():  # between its start and our knowing of it, nobody would end it
+                running = Running(self, arguments, log)
+            yield running
+        finally:
+            if running is not None:
+                running.end()
 
     def failed(self, what: str, log: Log, expected: str = "", remedy: str = "") -> ProcessError:
         """Return an error of this program that names its log and quotes the last lines of it."""
@@ -162,7 +169,7 @@ class Program:
 
 
 class Running:
-    """A program that runs, in a process group of its own; leaving its context ends it.
+    """A program that runs, in a process group of its own; see :meth:`Program.start`.
 
     Args:
         program: what to run.
@@ -294,13 +301,21 @@ class Running:
             self._ended = True
             self._news.notify_all()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.end()
+@contextmanager
+def _ctrl_c_put_off() -> Iterator[None]:
+    """Let Ctrl-C wait until the context is left."""
+    if threading.current_thread() is not threading.main_thread():  # others never get it
+        yield
+        return
+    pressed: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _opened(log: Log, title: str) -> IO[bytes]:

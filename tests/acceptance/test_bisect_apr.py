@@ -1,0 +1,120 @@
+"""``bisect --subject apr:`` with the real binary on the tiny checkpoint: sound, faulted, and as recorded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.programs import TINY, Outcome, assert_refused, run
+from tests.faulted_checkpoints import FAULTS, write_faulted
+from tests.support import DATA
+
+APR = shutil.which("apr")
+pytestmark = [pytest.mark.real_apr, pytest.mark.skipif(APR is None, reason="no apr binary on PATH")]
+
+TOKENS = "274,272,332,13,20,33"
+Places = set[tuple[int, str]]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APR_FALSIFY_CACHE", str(tmp_path_factory.getbasetemp() / "apr-falsify-cache"))
+
+
+def bisected(subject: object, *more: object, oracle: Path = TINY) -> Outcome:
+    return run("bisect", "--oracle", oracle, "--subject", subject, "--format", "json", *more)
+
+
+def places(found: dict[str, Any]) -> Places:
+    return {(source["layer"], stage) for source in found["sources"] for stage in source["stages"]}
+
+
+FORMS = {
+    "apr": DATA / "apr-tiny-qwen2" / "base-q4k.apr",
+    "hf-directory": TINY,
+    "gguf": DATA / "apr-tiny-qwen2" / "base-q4k.gguf",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_sound_model_is_consistent_but_for_the_tokenizer(form: str) -> None:
+    outcome = bisected(f"apr:{FORMS[form]}", "--layers", "0..3")
+    found = outcome.json
+    assert (outcome.code, found["kind"]) == (1, "consistent")
+    assert [finding["type"] for finding in found["findings"]] == ["tokenizer"]
+    assert len([row for row in found["stages"] if row["status"] == "compared"]) == 54
+    assert {row["verdict"] for row in found["stages"] if row["status"] == "compared"} == {"within-floor"}
+    assert max(row["residual"] for row in found["stages"] if row["residual"] is not None) < 1e-6
+    said = found["subject"]
+    assert said["version"].startswith("0.")
+    assert (said["runtime"], said["exit_status"], said["absent"]) == ("apr", 0, {})
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulted_checkpoint_is_located_live_and_from_its_recording(tmp_path: Path, fault: str) -> None:
+    truth = set(FAULTS[fault].truth)
+    model = write_faulted(TINY, tmp_path / fault, FAULTS[fault])
+    place = tmp_path / "run"
+    live = bisected(f"apr:{model}", "--layers", "0..3", "--out", place)
+    assert live.code == 1
+    assert places(live.json) == truth
+    assert live.json["kind"] == ("localised" if len({layer for layer, _ in truth}) == 1 else "several")
+    # Without trace.json the files are what apr leaves: nothing says which weights it ran.
+    (place / "subject" / "trace.json").unlink()
+    recorded = bisected(f"recorded:{place / 'subject'}", "--layers", "0..3", "--tokens", TOKENS)
+    assert recorded.code == 1
+    assert places(recorded.json) == truth
+    assert recorded.json["kind"] == live.json["kind"]
+
+
+def test_layers_and_their_feeder_are_those_of_the_whole_run(tmp_path: Path) -> None:
+    assert run("capture", f"apr:{TINY}", "--layers", "0..3", "--out", tmp_path / "all").code == 0
+    assert run("capture", f"apr:{TINY}", "--layers", "1..2", "--out", tmp_path / "one").code == 0
+    files = {str(path.relative_to(tmp_path / "one")) for path in (tmp_path / "one").rglob("*.bin")}
+    assert {Path(name).parts[0] for name in files} == {"layer-0", "layer-1"}
+    assert [name for name in files if name.startswith("layer-0")] == ["layer-0/post_ffn_residual.bin"]
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+
+
+def test_what_is_captured_is_what_was_recorded(tmp_path: Path) -> None:
+    assert run("capture", f"apr:{TINY}", "--layers", "0..3", "--out", tmp_path / "trace").code == 0
+    recorded = DATA / "apr-tiny-qwen2" / "base"
+    names = sorted(str(path.relative_to(recorded)) for path in recorded.rglob("*.bin"))
+    assert names == sorted(
+        str(p.relative_to(tmp_path / "trace")) for p in (tmp_path / "trace").rglob("*.bin")
+    )
+    for name in names:
+        assert (tmp_path / "trace" / name).read_bytes() == (recorded / name).read_bytes()
+    provenance = json.loads((tmp_path / "trace" / "trace.json").read_text())["provenance"]
+    logits = (recorded / "lm_head.bin").read_bytes()
+    assert provenance["argmax"] == {"id": _argmax(logits)}
+
+
+def _argmax(stage_file: bytes) -> int:
+    import numpy as np
+
+    return int(np.argmax(np.frombuffer(stage_file, "<f4", offset=12)))
+
+
+def test_the_pairing_of_a_llama_checkpoint_is_found_live_as_in_its_recording() -> None:
+    folder = DATA / "apr-tiny-llama-hf"
+    live = bisected(f"apr:{folder / 'model.apr'}", oracle=folder / "model").json
+    recorded = bisected(f"recorded:{folder / 'trace'}", "--tokens", TOKENS, oracle=folder / "model").json
+    assert places(live) == places(recorded)
+    assert {(0, "q_post_rope"), (0, "k_post_rope")} <= places(live)
+    status = {row["stage"]: row["status"] for row in live["stages"]}
+    assert status["qkv_bias"] == "not-applicable"
+    assert "qkv_bias" not in live["subject"]["absent"]
+
+
+def test_a_model_that_the_program_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.apr"
+    whole = FORMS["apr"].read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    outcome = run("bisect", "--oracle", TINY, "--subject", f"apr:{cut}")
+    assert_refused(outcome)
