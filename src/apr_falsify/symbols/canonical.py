@@ -74,10 +74,10 @@ def _value(value: object, strings: bool) -> Iterator[str]:
         yield "["
         for item in value:
             if strings or not _is_prose(item):
-                yield from _value(item, strings)
+                yield from _value(item, strings) if item is not None else "~"  # {**a} has a key of no kind
                 yield ","
         yield "]"
-    else:  # a name, a number of dots of a relative import, a conversion; None in a list of defaults
+    else:  # a name, a number of dots of a relative import, a conversion
         yield _constant(value)
 
 

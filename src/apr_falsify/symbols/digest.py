@@ -10,7 +10,7 @@ but which of them a name comes from is part of the digest.
 
 Names are followed without regard to local variables that hide them: too much may be bound, not too little.
 What cannot be followed by reading is told, under the unit that does it: modules imported by a name
-that only a run shows, other programs, ``eval``, ``exec``, ``globals()``. Data files are not code and are not bound.
+that only a run shows, other programs, ``eval``, ``exec``, ``globals()``. Data files are not bound.
 """
 
 from __future__ import annotations

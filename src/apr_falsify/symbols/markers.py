@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -77,16 +77,28 @@ def marked_tests(tree: SourceTree, marker: str) -> tuple[MarkedTest, ...]:
 
     Tests that pytest would not collect are returned too, each with the reason.
     """
+    return tests_by_marker(tree, (marker,))[marker]
+
+
+def tests_by_marker(tree: SourceTree, markers: Iterable[str]) -> dict[str, tuple[MarkedTest, ...]]:
+    """Return the tests of each marker, as :func:`marked_tests` does; every file is read once."""
     tree.touched.update(SETTINGS_FILES)
     settings = read_settings(tree.root) or PytestSettings()
-    word = re.compile(rb"\b" + re.escape(marker.encode()) + rb"\b")
-    found: list[MarkedTest] = []
+    found: dict[str, list[MarkedTest]] = {marker: [] for marker in markers}
+    words = re.compile(
+        rb"\b(?:%s)\b" % b"|".join(re.escape(one.encode()) for one in found) if found else rb"(?!)"
+    )
     for file in tree.files():
         if file.endswith(".py") and _is_under(file, settings.paths) and is_file_collected(file, settings):
             source = tree.read_bytes(file) or b""
-            if word.search(source):
-                found.extend(_marked(file, source, tree.index(file), marker, settings))
-    return tuple(found)
+            named = dict.fromkeys(one.decode() for one in words.findall(source))
+            index = tree.index(file) if named else None
+            if index is None or index.error_line is not None:
+                continue
+            module = _parsed(source)
+            for marker in named:
+                found[marker].extend(_marked(file, module, index, marker, settings))
+    return {marker: tuple(tests) for marker, tests in found.items()}
 
 
 def _is_under(file: str, paths: tuple[str, ...]) -> bool:
@@ -97,14 +109,15 @@ def _is_under(file: str, paths: tuple[str, ...]) -> bool:
     )
 
 
-def _marked(
-    file: str, source: bytes, index: SymbolIndex | None, marker: str, settings: PytestSettings
-) -> Iterator[MarkedTest]:
-    if index is None or index.error_line is not None:
-        return
+def _parsed(source: bytes) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = ast.parse(source)
+        return ast.parse(source)
+
+
+def _marked(
+    file: str, module: ast.Module, index: SymbolIndex, marker: str, settings: PytestSettings
+) -> Iterator[MarkedTest]:
     names = _aliases(module, marker)
     definitions = {(*one.parents, one.name): one for one in index.definitions}
     for parts, node in _functions(module.body, (), names, marked=_says(module.body, names)):
