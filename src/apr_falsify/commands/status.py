@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apr_falsify.commands import options
+from apr_falsify.contracts.standing import ABSENT, BROKEN, FRESH, STALE
+from apr_falsify.contracts.statuses import BLOCKER
 from apr_falsify.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -35,15 +37,18 @@ def read(contracts: Path) -> Tally:
         UsageError: there are no contracts, or the roadmap names what no contract has.
 
     """
+    from apr_falsify.commands.standings import survey
     from apr_falsify.contracts.discover import discover
     from apr_falsify.contracts.files import shown_path
+    from apr_falsify.contracts.settings import read_settings
     from apr_falsify.contracts.tally import tally
     from apr_falsify.contracts.validate import read_facts
 
     folder = contracts if contracts.is_dir() else contracts.parent
     roadmap = folder / "roadmap.yaml"
     suite = [read_facts(path, shown_path(path)) for path in discover([contracts]) if path != roadmap]
-    return tally(suite, roadmap if roadmap.is_file() else None)
+    evidence = survey([contracts], read_settings(folder.absolute()))
+    return tally(suite, roadmap if roadmap.is_file() else None, evidence)
 
 
 def render(found: Tally, form: str) -> str:
@@ -59,7 +64,7 @@ def _text(found: Tally) -> Iterator[str]:
     total = sum(found.rungs.values()) + found.unranked
     yield f"{found.short} (FUNCTIONAL + PARTIAL) of {total} falsifiers in {found.contracts} contracts"
     for rung, count in found.rungs.items():
-        yield f"  {rung:24} {count:4}"
+        yield f"  {rung:24} {count:4}{_states(found, rung)}"
     if found.unranked:
         yield f"  {'no rung claimed':24} {found.unranked:4}"
     if found.steps:
@@ -69,6 +74,17 @@ def _text(found: Tally) -> Iterator[str]:
             yield from _step_lines(step)
     for model in found.models:
         yield from _model_lines(model)
+
+
+_SAID = {FRESH: "fresh", STALE: "stale", BROKEN: "not carried by their bundle", ABSENT: "without a bundle"}
+
+
+def _states(found: Tally, rung: str) -> str:
+    """How much of a rung rests on evidence, in the states that there are."""
+    states = (found.evidence or {}).get(rung, {})
+    said = {state: word for state, word in _SAID.items() if (rung, state) != (BLOCKER, ABSENT)}
+    told = [f"{states[state]} {word}" for state, word in said.items() if states.get(state)]
+    return f"   {', '.join(told)}" if told else ""
 
 
 def _step_lines(step: Step) -> Iterator[str]:
@@ -93,6 +109,9 @@ def _as_json(found: Tally) -> dict[str, Any]:
         "schema": "apr-falsify/status/v1",
         "contracts": found.contracts,
         "tally": {"short": found.short, "by_status": dict(found.rungs), "no_rung": found.unranked},
+        "evidence": None
+        if found.evidence is None
+        else {key: dict(one) for key, one in found.evidence.items()},
         "roadmap": [
             {
                 "step": step.number,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,7 +16,11 @@ from apr_falsify.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from apr_falsify.contracts.outcome import Outcome
+    from apr_falsify.contracts.problem import Problem
     from apr_falsify.contracts.settings import Settings
+    from apr_falsify.contracts.standing import Evidence
+
+_RELEASE = re.compile(r"v?\d+\.\d+")
 
 
 @click.command(
@@ -107,7 +113,8 @@ def validate(
     settings = read_settings(Path.cwd())
     roots = _sources(sources, settings)
     asked = paths or settings.contracts or (Path("contracts"),)
-    report = run(asked, roots, cached=cached)
+    evidence = _evidence(asked, settings, cached=cached)
+    report = run(asked, roots, cached=cached, evidence=evidence, tested=settings.contracts)
     problems = list(report.problems)
     if against is not None:
         from apr_falsify.contracts.history import history_problems
@@ -117,7 +124,27 @@ def validate(
         write_baseline(baseline, (one for one in problems if settings.severity(one.code) != "notice"))
     known = read_baseline(baseline) if baseline else None
     problems.sort(key=lambda one: (one.path, one.line, one.column, one.code))
-    return judge(problems, report.counts, settings, known, strict=strict)
+    raised = _on_a_release(problems, settings)
+    return judge(problems, report.counts, settings, known, strict=strict, raised=raised)
+
+
+def _evidence(paths: Sequence[Path], settings: Settings, *, cached: bool) -> Evidence | None:
+    """The state of the project's evidence; where it keeps none nothing is imported to look at it."""
+    if settings.evidence_dir is None:
+        return None
+    from apr_falsify.commands.standings import survey
+
+    return survey(paths, settings, cached=cached)
+
+
+def _on_a_release(problems: Sequence[Problem], settings: Settings) -> tuple[str, ...]:
+    """Codes whose warning is an error where HEAD is a release: stale evidence is not published."""
+    stale = "evidence-stale"
+    if settings.root is None or all(one.code != stale for one in problems):
+        return ()
+    from apr_falsify.contracts.history import tags_at_head
+
+    return (stale,) if any(_RELEASE.match(tag) for tag in tags_at_head(settings.root)) else ()
 
 
 def _sources(given: tuple[str, ...], settings: Settings) -> dict[str, Path]:

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify import __version__
+from apr_falsify.contracts.marked import MarkerCitation
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.report import Counts
 from apr_falsify.folders import cache_folder
 from apr_falsify.symbols.states import quickly_pickled
 
-_FORMAT = 3
+_FORMAT = 4
 _MOST_PROJECTS = 64
 
 
@@ -33,7 +34,7 @@ class Record:
     """What validating one contract gave.
 
     ``facts`` is frozen: it is needed only where the rules across contracts run anew. ``rests_on`` are the
-    source files the answer rests on, as (root, path in it).
+    source files the answer rests on, as (root, path in it). ``markers`` are resolved in every run.
     """
 
     facts: bytes
@@ -41,6 +42,7 @@ class Record:
     counts: Counts
     owns: bool
     rests_on: tuple[tuple[str, str], ...]
+    markers: tuple[MarkerCitation, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,6 +71,7 @@ _OURS = {
     ("apr_falsify.contracts.cache", "Record"),
     ("apr_falsify.contracts.facts", "Facts"),
     ("apr_falsify.contracts.facts", "FalsifierFacts"),
+    ("apr_falsify.contracts.marked", "MarkerCitation"),
     ("apr_falsify.contracts.model", "Place"),
     ("apr_falsify.contracts.model", "Sibling"),
     ("apr_falsify.contracts.problem", "Problem"),

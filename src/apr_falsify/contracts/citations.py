@@ -17,6 +17,7 @@ from apr_falsify.contracts.model import (
 from apr_falsify.contracts.names import PathName, parse_path, parse_symbols, parse_test
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.contracts.statuses import BLOCKER, UNBUILT, rung_of, word_of
+from apr_falsify.symbols.markers import is_marker, selected_markers
 
 _FILE_KEYS = ("file_paths", "file_path", "files", "file", "paths", "path", "source_files", "source_file")
 _NAME_KEYS = ("function_names", "function_name", "functions", "function", "symbols", "symbol")
@@ -253,6 +254,9 @@ def _tests(
     for node in names.nodes:
         shown = "::".join((_shown(node.path), *node.parts))
         yield cite("pytest", shown, name="::".join(node.parts), paths=(node.path,))
+    for marker in selected_markers(text) if "-m" in text else ():
+        if is_marker(marker):
+            yield cite("marker", f"pytest -m {marker}", name=marker)
     for command in names.cargo:
         yield cite("cargo", str(text).strip().splitlines()[0], name=" ".join(command.filters), cargo=command)
     for file in names.files:

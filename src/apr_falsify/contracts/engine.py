@@ -13,19 +13,24 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apr_falsify.contracts.cache import Cache, Record, digest, freeze, open_cache, save_cache, thaw
 from apr_falsify.contracts.discover import discover
 from apr_falsify.contracts.files import read_bytes, shown_path
+from apr_falsify.contracts.marked import MarkerCitation
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.report import Counts, Report
+from apr_falsify.contracts.standing import ABSENT, FRESH
+from apr_falsify.contracts.statuses import FUNCTIONAL
 
 if TYPE_CHECKING:
     from apr_falsify.contracts.facts import Facts
+    from apr_falsify.contracts.model import Citation
     from apr_falsify.contracts.roots import Roots
+    from apr_falsify.contracts.standing import Evidence
     from apr_falsify.symbols.index import SymbolIndex
 
 _WORTH_A_PROCESS = 80  # starting one costs as much as validating so many contracts
@@ -54,11 +59,13 @@ def run(
     sources: dict[str, Path],
     *,
     cached: bool = True,
-    evidence: Mapping[str, str] | None = None,
+    evidence: Evidence | None = None,
+    tested: Sequence[Path] = (),
 ) -> Report:
     """Validate every contract under ``paths`` against their own trees and the named sources.
 
-    ``evidence`` maps a falsifier's id to the state of its evidence, where the caller knows it.
+    ``evidence`` is the state of the project's evidence, where the caller knows it. ``tested`` are
+    the folders of contracts whose falsifiers pytest runs: a test must carry the marker of each.
 
     Raises:
         UsageError: there is nothing to validate.
@@ -67,14 +74,18 @@ def run(
     collecting = gc.isenabled()
     gc.disable()  # a run allocates much, frees nothing in cycles, and ends: collecting doubles its time
     try:
-        return _run(paths, sources, cached, evidence)
+        return _run(paths, sources, cached, evidence, tested)
     finally:
         if collecting:
             gc.enable()
 
 
 def _run(
-    paths: Iterable[Path], sources: dict[str, Path], cached: bool, evidence: Mapping[str, str] | None
+    paths: Iterable[Path],
+    sources: dict[str, Path],
+    cached: bool,
+    evidence: Evidence | None,
+    tested: Sequence[Path],
 ) -> Report:
     files = [_read(path) for path in discover(paths)]
     identity = "\0".join(
@@ -85,12 +96,16 @@ def _run(
     fresh = _validate([file for file in files if file.shown not in kept], sources, cache)
     records = [kept.get(file.shown) or fresh[file.shown] for file in files]
     problems = [problem for record in records for problem in record.problems]
-    problems.extend(_across(files, records, sources, cache, evidence))
+    problems.extend(_across(files, records, sources, cache))
     save_cache(cache)
-    counts = sum((record.counts for record in records), Counts())
+    by_marker, more = _marked(files, records, sources, tested)
+    problems.extend(by_marker)
+    counts = sum((record.counts for record in records), more)
     if evidence is None:
         counts = dataclasses.replace(counts, evidence_unchecked=counts.functional)
-    return Report(problems=tuple(problems), counts=counts)
+        return Report(problems=tuple(problems), counts=counts)
+    found, looked_at = _of_evidence(records, evidence)
+    return Report(problems=(*problems, *found), counts=counts + looked_at)
 
 
 def _read(path: Path) -> _Read:
@@ -198,10 +213,22 @@ def _one(file: _Read, roots: Roots) -> tuple[bytes, bytes, bool]:
         counts=counts,
         owns=scope.owns(),
         rests_on=tuple((str(tree.root), relative) for tree in trees for relative in sorted(tree.touched)),
+        markers=tuple(_marker_citation(one) for one in facts.citations if one.kind == "marker"),
     )
     # what rested on a whole listing, or on something being absent, is true of this moment only
     settled = not counts.missing and not counts.unresolved and not any(tree.walked for tree in trees)
     return file.digest, freeze(record), settled and bool(file.digest)
+
+
+def _marker_citation(one: Citation) -> MarkerCitation:
+    place = one.place
+    return MarkerCitation(
+        marker=one.name,
+        line=place.line,
+        column=place.column,
+        key=place.key,
+        expected_absent=one.expected_absent,
+    )
 
 
 def _across(
@@ -209,11 +236,10 @@ def _across(
     records: Sequence[Record],
     sources: dict[str, Path],
     cache: Cache,
-    evidence: Mapping[str, str] | None,
 ) -> list[Problem]:
     """Problems that no contract has alone; as the last time where all that they rest on is."""
     identity = digest(b"".join(record.facts + bytes([record.owns]) for record in records))
-    if evidence is None and cache.suite[0] == identity:
+    if cache.suite[0] == identity:
         last: list[Problem] = thaw(cache.suite[1])
         return last
     from apr_falsify.contracts.roots import Roots
@@ -222,10 +248,47 @@ def _across(
     suite: list[Facts] = [thaw(record.facts) for record in records]
     known, complete = _read_siblings(suite, files, Roots(sources))
     owns = {facts.path: record.owns for facts, record in zip(suite, records, strict=True)}
-    problems = list(across(suite, known, owns, evidence))
-    if complete and evidence is None:
+    problems = list(across(suite, known, owns))
+    if complete:
         cache.suite, cache.changed = (identity, freeze(problems)), True
     return problems
+
+
+def _marked(
+    files: Sequence[_Read], records: Sequence[Record], sources: dict[str, Path], tested: Sequence[Path]
+) -> tuple[list[Problem], Counts]:
+    """Problems with tests that are cited by marker, or missing; where none is asked for nothing is read."""
+    from apr_falsify.contracts.marked import Marked, marked_problems
+
+    folders = [os.path.realpath(one) for one in tested]
+    asked = []
+    for file, record in zip(files, records, strict=True):
+        real = os.path.realpath(file.path)
+        covered = any(real == one or real.startswith(one + os.sep) for one in folders)
+        falsifiers = thaw(record.facts).falsifiers if covered else ()
+        if record.markers or falsifiers:
+            asked.append(
+                Marked(path=file.path, shown=file.shown, citations=record.markers, falsifiers=falsifiers)
+            )
+    if not asked:
+        return [], Counts()
+    from apr_falsify.contracts.roots import Roots
+
+    return marked_problems(asked, Roots(sources))
+
+
+def _of_evidence(records: Sequence[Record], evidence: Evidence) -> tuple[list[Problem], Counts]:
+    """Problems with bundles, and how many there are; of contracts elsewhere none is looked at."""
+    from apr_falsify.contracts.rules.evidence import evidence_problems
+
+    suite: list[Facts] = [thaw(record.facts) for record in records]
+    states = [one.state for one in evidence.standings.values()]
+    elsewhere = [one for facts in suite if not evidence.covers(facts.path) for one in facts.falsifiers]
+    return list(evidence_problems(suite, evidence)), Counts(
+        bundles=len(states) - states.count(ABSENT),
+        fresh=states.count(FRESH),
+        evidence_unchecked=sum(one.rung == FUNCTIONAL for one in elsewhere),
+    )
 
 
 def _read_siblings(suite: list[Facts], files: Sequence[_Read], roots: Roots) -> tuple[list[Facts], bool]:

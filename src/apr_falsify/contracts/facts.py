@@ -21,7 +21,6 @@ class FalsifierFacts:
     place: Place
     status: str
     rung: str
-    has_bundle: bool
 
 
 @quickly_pickled
@@ -100,16 +99,12 @@ def _id_place(contract: Contract) -> Place | None:
 
 
 def _falsifier_facts(contract: Contract) -> list[FalsifierFacts]:
-    from apr_falsify.contracts.model import text_of
-
     return [
         FalsifierFacts(
             id=one.id,
             place=one.place,
             status=one.status,
             rung=rung_of(one.status) or "",
-            has_bundle=isinstance(block := one.data.get("evidence"), Mapping)
-            and bool(text_of(block, "bundle")),
         )
         for one in contract.falsifiers
     ]

@@ -62,6 +62,14 @@ def _git(root: Path, *arguments: str) -> bytes | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def tags_at_head(folder: Path) -> list[str]:
+    """Return the tags of the commit that is checked out; none outside a repository."""
+    try:
+        return (_git(folder, "tag", "--points-at", "HEAD") or b"").decode("utf-8", "replace").split()
+    except FileNotFoundError:
+        return []  # git is not installed
+
+
 def _root(path: Path) -> Path:
     folder = path if path.is_dir() else path.parent
     try:

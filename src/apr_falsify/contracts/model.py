@@ -37,8 +37,8 @@ class Place:
 class Citation:
     """One thing a contract says exists.
 
-    ``kind`` is file, symbol, pytest, cargo or test (a test named without its file). ``paths`` are the files
-    it is said to be in; none means anywhere in the tree. ``expected_absent`` marks what belongs to a
+    ``kind`` is file, symbol, pytest, marker, cargo or test (a test named without its file). ``paths`` are the
+    files it is said to be in; none means anywhere in the tree. ``expected_absent`` marks what belongs to a
     falsifier that itself says something is missing. ``role`` tells evidence from mere reference.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from apr_falsify.contracts.baseline import Baseline
@@ -55,14 +55,15 @@ def judge(
     baseline: Baseline | None,
     *,
     strict: bool,
+    raised: Collection[str] = (),
 ) -> Outcome:
-    """Give each problem its severity; with ``strict`` a warning is an error."""
+    """Give each problem its severity; with ``strict``, and of the codes ``raised``, a warning is an error."""
     problems = list(problems)
     judged = []
     used: set[Ignore] = set()
     for problem in problems:
         severity = settings.severity(problem.code)
-        if strict and severity == WARNING:
+        if (strict or problem.code in raised) and severity == WARNING:
             severity = ERROR
         ignore = next((one for one in settings.ignores if one.covers(problem)), None)
         if ignore:

@@ -69,6 +69,8 @@ def _totals(outcome: Outcome) -> Iterator[str]:
         f"names: {counts.resolved} of {counts.names} resolved, {counts.missing} missing, "
         f"{counts.unresolved} unresolved, {counts.unchecked} not checkable"
     )
+    if counts.bundles:
+        yield f"evidence: {counts.fresh} of {_plural(counts.bundles, 'bundle')} verified and fresh"
     if counts.evidence_unchecked:
         unchecked = _plural(counts.evidence_unchecked, "FUNCTIONAL falsifier")
         yield f"evidence-not-checked: {unchecked} (no evidence directory)"
@@ -115,6 +117,7 @@ def as_json(outcome: Outcome) -> str:
                 "not_checkable": counts.unchecked,
             },
             "evidence_not_checked": counts.evidence_unchecked,
+            "evidence": {"bundles": counts.bundles, "fresh": counts.fresh},
             "errors": outcome.number(ERROR),
             "warnings": outcome.number(WARNING),
             "notices": outcome.number(NOTICE),

@@ -22,6 +22,8 @@ class Counts:
     unchecked: int = 0
     functional: int = 0
     evidence_unchecked: int = 0  # of the functional ones
+    bundles: int = 0  # that contracts name, where they are looked at
+    fresh: int = 0  # of these: verified, and of today's claim and code
 
     @property
     def names(self) -> int:

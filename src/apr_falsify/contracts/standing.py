@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 FRESH, STALE, BROKEN, ABSENT = "fresh", "stale", "broken", "absent"
 STATES = (FRESH, STALE, BROKEN, ABSENT)
@@ -23,3 +26,23 @@ class Standing:
     state: str
     why: tuple[str, ...] = ()
     bundle: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """The evidence of a project that keeps some.
+
+    Attributes:
+        root: the project's folder; contracts elsewhere are not judged by it.
+        standings: a falsifier's id -> the state of its evidence; one that is not there names no bundle.
+        not_named: bundles that no contract names, as paths that problems show.
+
+    """
+
+    root: Path
+    standings: Mapping[str, Standing]
+    not_named: tuple[str, ...] = ()
+
+    def covers(self, contract: str) -> bool:
+        """Whether a contract is one of the project's."""
+        return os.path.realpath(contract).startswith(os.path.realpath(self.root) + os.sep)

@@ -17,6 +17,7 @@ from apr_falsify.contracts.model import text_of
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.source import Mapping as YamlMapping
 from apr_falsify.contracts.source import Sequence, Text, Value, parse
+from apr_falsify.contracts.standing import ABSENT, STATES, Evidence, Standing
 from apr_falsify.contracts.statuses import FUNCTIONAL, LADDER, PARTIAL
 from apr_falsify.errors import UsageError, nearest
 
@@ -78,6 +79,7 @@ class Tally:
     contracts: int
     steps: tuple[Step, ...] = ()
     models: tuple[Model, ...] = ()
+    evidence: Mapping[str, Mapping[str, int]] | None = None  # rung -> state -> how many, where it is kept
 
     @property
     def short(self) -> str:
@@ -85,8 +87,10 @@ class Tally:
         return f"{self.rungs[FUNCTIONAL]}+{self.rungs[PARTIAL]}"
 
 
-def tally(suite: Iterable[Facts], roadmap: Path | None) -> Tally:
+def tally(suite: Iterable[Facts], roadmap: Path | None, evidence: Evidence | None = None) -> Tally:
     """Count the falsifiers of a suite and read its roadmap against them.
+
+    ``evidence`` is the state of the project's evidence, where it keeps some.
 
     Raises:
         UsageError: the roadmap cannot be read, or names a falsifier that no contract has.
@@ -103,7 +107,14 @@ def tally(suite: Iterable[Facts], roadmap: Path | None) -> Tally:
         contracts=len(contracts),
         steps=tuple(_step(item, rungs, where) for item in _items(data.get("steps"))),
         models=tuple(_model(item, rungs, where) for item in _items(data.get("models"))),
+        evidence=None if evidence is None else _by_state(rungs, evidence),
     )
+
+
+def _by_state(rungs: Mapping[str, str], evidence: Evidence) -> dict[str, dict[str, int]]:
+    absent = Standing(state=ABSENT)
+    states = [(rung, evidence.standings.get(name, absent).state) for name, rung in rungs.items()]
+    return {rung: {state: states.count((rung, state)) for state in STATES} for rung in LADDER}
 
 
 def _reaches(rung: str, wanted: str) -> bool:

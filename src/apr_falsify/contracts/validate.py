@@ -3,7 +3,8 @@
 1. read each file and apply the rules that need nothing else (``facts``);
 2. resolve what each cites against the trees (``resolve``);
 3. apply the rules across contracts (``rules.suite``);
-4. apply the rules on evidence, where the command knows its state (``rules.evidence``).
+4. find the tests that are cited by marker (``marked``);
+5. apply the rules on evidence, where the command knows its state (``rules.evidence``).
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def resolve_names(facts: Facts, scope: Scope) -> tuple[tuple[Problem, ...], Coun
         scope.find(cited)  # first of all: what is found tells whether the contract's own tree is there
     problems: list[Problem] = []
     for citation in facts.citations:
+        if citation.kind == "marker":
+            continue  # rests on every test file: resolved in each run, see marked.py
         resolution = resolve(citation, scope)
         states[resolution.state] += 1
         problems.extend(name_problems(facts.path, citation, resolution))
@@ -62,14 +65,10 @@ def across(
     suite: Sequence[Facts],
     known: Sequence[Facts],
     owns: Mapping[str, bool],
-    evidence: Mapping[str, str] | None,
 ) -> Iterator[Problem]:
     """Problems that no contract has alone."""
-    from apr_falsify.contracts.rules import evidence as evidence_rules
     from apr_falsify.contracts.rules import suite as suite_rules
 
     yield from suite_rules.duplicate_falsifier_id(suite)
     yield from suite_rules.duplicate_contract_id(suite)
     yield from suite_rules.siblings(suite, known, lambda path: owns.get(path, False))
-    if evidence is not None:
-        yield from evidence_rules.evidence_problems(suite, evidence)

@@ -37,7 +37,7 @@ def binding_of(claim: Claim, root: Path, project: Project | None = None) -> Boun
     project = project or Project(root)
     names: Names = []
     unbound: dict[str, str] = {}
-    cited = [one for one in citations(_contract(claim)) if one.kind != "prose"]
+    cited = [one for one in citations(_contract(claim)) if one.kind not in ("prose", "marker")]
     for one in cited:
         _READERS[one.kind](_Place(project=project, names=names, unbound=unbound), one)
     for marker in _markers(claim):

@@ -36,7 +36,7 @@ _SIDES = ("oracle", "subject")
 
 
 def unmet(discharge: Mapping[str, Any], lane: LaneFacts) -> Iterator[str]:
-    """Yield a line for each word of ``discharge`` that ``lane`` does not satisfy: what is, and what is asked."""
+    """Yield a line for each word of ``discharge`` that ``lane`` does not satisfy: what is, what is asked."""
     for word, wanted in _words(discharge, ""):
         got = _answer(word, lane)
         if not _satisfies(word, got, wanted):
@@ -70,6 +70,8 @@ def _satisfies(word: str, got: str | None, wanted: str) -> bool:
         return False
     if word.endswith(".version"):
         return _in_range(got, wanted)
+    if word == "layers":
+        return _holds(got, wanted)
     if word in ("prompt", "model") or word.endswith((".model", "_sha256")):
         return got == wanted
     if word.endswith(".device") and got.lower().startswith(f"{wanted.lower()}:"):
@@ -81,6 +83,14 @@ def _known_as(word: str) -> str:
     return _ALIASES.get(word.lower(), word.lower())
 
 
+def _holds(got: str, wanted: str) -> bool:
+    """Whether the layers that ran are at least those that are asked for; ``A..B`` ends before B."""
+    ran, asked = (re.fullmatch(r"(\d+)\.\.(\d+)", one) for one in (got, wanted))
+    if ran is None or asked is None:
+        return False
+    return int(ran[1]) <= int(asked[1]) < int(asked[2]) <= int(ran[2])
+
+
 def _in_range(got: str, wanted: str) -> bool:
     """``apr 0.72.3`` is in ``>=0.72``; a bare version asks for itself."""
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -89,6 +99,6 @@ def _in_range(got: str, wanted: str) -> bool:
     found = re.search(r"\d+(?:\.\d+)*\S*", got)
     try:
         asked = SpecifierSet(f"=={wanted}" if wanted[:1].isdigit() else wanted)
-        return bool(found) and asked.contains(Version(found[0]), prereleases=True)
+        return found is not None and asked.contains(Version(found[0]), prereleases=True)
     except (InvalidSpecifier, InvalidVersion):
         return False

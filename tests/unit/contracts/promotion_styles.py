@@ -253,7 +253,7 @@ STYLES = {
     "evidence-is-there-in-a-block": style(
         minimal(
             "|\n    d",
-            tail=f"  evidence:\n    bundle: 'old/F-1'   # a\n    note: kept\n    statement_sha256: {'a' * 64}\n",
+            tail=f"  evidence:\n    bundle: 'old/F-1'   # a\n    note: b\n    statement_sha256: {'a' * 64}\n",
         ),
         FIRST,
         (BLOCKER, PARTIAL),

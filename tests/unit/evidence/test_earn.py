@@ -263,6 +263,9 @@ def test_what_changed_is_said_by_name() -> None:
         ({"subject": {"binary_sha256": "aa"}}, ["subject.binary_sha256 is unknown, expected aa"]),
         ({"gpu_driver": "550"}, ["gpu_driver is unknown, expected 550"]),
         ({"tokens": ["1", "2"]}, []),
+        ({"layers": "0..2"}, ["layers is 0..1, expected 0..2"]),
+        ({"layers": "1..1"}, ["layers is 0..1, expected 1..1"]),
+        ({"layers": "all"}, ["layers is 0..1, expected all"]),
         ({"prompt": ""}, ["prompt is What is 2+2?, expected "]),
     ],
 )
@@ -274,6 +277,12 @@ def test_each_word_of_discharge(discharge: dict[str, Any], unmet_words: list[str
 def test_a_version_that_is_none_satisfies_no_range(version: str) -> None:
     lane = replace(LANE, subject=Side(runtime="apr", version=version))
     assert list(unmet({"subject": {"version": ">=0"}}, lane))
+
+
+def test_more_layers_than_are_asked_for_hold_those_that_are() -> None:
+    lane = replace(LANE, layers=(0, 4))
+    assert list(unmet({"layers": "0..1"}, lane)) == list(unmet({"layers": "3..4"}, lane)) == []
+    assert list(unmet({"layers": "3..5"}, lane)) == ["layers is 0..4, expected 3..5"]
 
 
 def test_a_release_candidate_of_a_later_version_is_in_the_range() -> None:

@@ -73,6 +73,7 @@ RULES = _rules(
     ("test-not-found", ERROR, "a named test exists"),
     ("test-not-collected", ERROR, "a named test is one that the runner collects"),
     ("test-ignored", ERROR, "a test that never runs falsifies nothing"),
+    ("falsifier-without-test", ERROR, "what nothing can falsify claims nothing"),
     ("test-file-not-discovered", NOTICE, "plain pytest does not look into the file"),
     ("source-does-not-parse", ERROR, "a named file that does not parse defines nothing"),
     ("absent-as-stated", NOTICE, "a falsifier that says something is missing may name what is missing"),
@@ -95,6 +96,7 @@ RULES = _rules(
     ("functional-without-bundle", ERROR, "FUNCTIONAL rests on a bundle that verifies"),
     ("evidence-does-not-verify", ERROR, "a bundle that does not verify carries no status"),
     ("evidence-stale", WARNING, "what the bundle bound has changed since"),
+    ("bundle-not-named", NOTICE, "evidence that no contract names carries no status"),
 )
 
 

@@ -2,36 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 
-from apr_falsify.contracts.facts import Facts
+from apr_falsify.contracts.facts import Facts, FalsifierFacts
+from apr_falsify.contracts.markers import marker_of
 from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.standing import ABSENT, BROKEN, STALE, Evidence, Standing
 from apr_falsify.contracts.statuses import FUNCTIONAL
 
-# state of a falsifier's evidence -> (code, message)
 _STATES = {
-    "absent": ("functional-without-bundle", "is FUNCTIONAL and has no bundle"),
-    "broken": ("evidence-does-not-verify", "has a bundle that does not verify"),
-    "stale": ("evidence-stale", "has a bundle older than what it binds"),
+    ABSENT: ("functional-without-bundle", "is FUNCTIONAL and has no bundle"),
+    BROKEN: ("evidence-does-not-verify", "names a bundle that does not carry its status"),
+    STALE: ("evidence-stale", "names a bundle older than what it binds"),
 }
+"""State of a falsifier's evidence -> code, and what is said of it."""
+
+_NONE = Standing(state=ABSENT)
+_MOST_REASONS = 3
 
 
-def evidence_problems(suite: Sequence[Facts], states: Mapping[str, str]) -> Iterator[Problem]:
-    """Each FUNCTIONAL falsifier's evidence verifies and is fresh; ``states`` maps its id to the state."""
+def evidence_problems(suite: Sequence[Facts], evidence: Evidence) -> Iterator[Problem]:
+    """Each bundle that a falsifier of the project names carries its status; FUNCTIONAL names one."""
     for facts in suite:
-        for one in facts.falsifiers:
-            if one.rung != FUNCTIONAL:
-                continue
-            code, message = _STATES.get(states.get(one.id, "absent"), ("", ""))
-            if code:
-                place = one.place
-                yield Problem(
-                    code=code,
-                    path=facts.path,
-                    line=place.line,
-                    column=place.column,
-                    key=place.key,
-                    message=f"{one.id} {message}",
-                    subject=one.id,
-                    hint=f"apr-falsify promote {facts.path} {one.id} --evidence BUNDLE",
-                )
+        for one in facts.falsifiers if evidence.covers(facts.path) else ():
+            standing = evidence.standings.get(one.id, _NONE)
+            if standing.state in _STATES and (standing.state != ABSENT or one.rung == FUNCTIONAL):
+                yield _problem(facts, one, standing)
+    yield from _not_named(evidence.not_named)
+
+
+def _problem(facts: Facts, one: FalsifierFacts, standing: Standing) -> Problem:
+    code, message = _STATES[standing.state]
+    return Problem(
+        code=code,
+        path=facts.path,
+        line=one.place.line,
+        column=one.place.column,
+        key=one.place.key,
+        message=f"{one.id} {message}{_reasons(standing)}",
+        subject=one.id,
+        hint=_renewal(facts, one, standing),
+    )
+
+
+def _reasons(standing: Standing) -> str:
+    if not standing.why:
+        return ""
+    more = len(standing.why) - _MOST_REASONS
+    return ": " + "; ".join(standing.why[:_MOST_REASONS]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _renewal(facts: Facts, one: FalsifierFacts, standing: Standing) -> str:
+    """The commands that run the falsifier again and name its new bundle."""
+    bundle = standing.bundle or f"evidence/{one.id}"
+    folder = os.path.dirname(bundle) or "."
+    run = f"pytest -m {marker_of(one.id)} --evidence-dir={folder}"
+    return f"{run} && apr-falsify promote {facts.path} {one.id} --evidence {bundle} --renew"
+
+
+def _not_named(bundles: Sequence[str]) -> Iterator[Problem]:
+    """Bundles of the project's evidence directory that no contract names, by their path."""
+    for bundle in bundles:
+        yield Problem(
+            code="bundle-not-named",
+            path=bundle,
+            line=1,
+            column=1,
+            message="no contract names this bundle",
+            subject=os.path.basename(bundle),
+            hint="apr-falsify promote CONTRACT FALSIFIER --evidence " + bundle,
+        )

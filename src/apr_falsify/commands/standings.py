@@ -1,0 +1,193 @@
+"""In what state the evidence is that contracts name: each bundle verified, and held against today's code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apr_falsify.contracts.standing import ABSENT, BROKEN, Evidence, Standing
+
+if TYPE_CHECKING:
+    from apr_falsify.contracts.claim import Claim
+    from apr_falsify.contracts.settings import Settings
+    from apr_falsify.evidence.earn import Earned
+    from apr_falsify.evidence.verify import Verification
+    from apr_falsify.symbols.digest import Project as Code
+
+_MARKS = (b"bundle", b"evidence")
+"""What stands in every contract that names a bundle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """The project that a contract is of.
+
+    Attributes:
+        root: its folder, which the paths of bundles are relative to.
+        name: its name.
+        evidence: where it keeps bundles, relative to the root; ``None`` where that is not configured.
+
+    """
+
+    root: Path
+    name: str
+    evidence: str | None
+
+    @property
+    def not_sources(self) -> tuple[str, ...]:
+        """Return what changes without changing what is measured: the bundles."""
+        return () if self.evidence is None else (f"{self.evidence}/",)
+
+
+def project_at(contract: Path) -> Project:
+    """Return the project of a contract: the configured one around it, else the nearest there is.
+
+    Raises:
+        UsageError: its configuration cannot be read.
+
+    """
+    from apr_falsify.contracts.roots import project_of
+    from apr_falsify.contracts.settings import read_settings
+
+    folder = contract.absolute().parent
+    settings = read_settings(folder)
+    return _project(settings.root or project_of(folder), settings)
+
+
+def _project(root: Path, settings: Settings) -> Project:
+    from apr_falsify.contracts.settings import project_name
+
+    held = settings.evidence_dir.resolve() if settings.evidence_dir else None
+    inside = held is not None and held.is_relative_to(root.resolve())
+    return Project(
+        root=root,
+        name=project_name(root),
+        evidence=held.relative_to(root.resolve()).as_posix() if held is not None and inside else None,
+    )
+
+
+def judge_bundle(
+    claim: Claim, bundle: Path, project: Project, *, pin: str | None
+) -> tuple[Verification, Earned]:
+    """Verify a bundle, and say what it earns for ``claim``.
+
+    Raises:
+        EvidenceError: it is no bundle at all.
+
+    """
+    from apr_falsify.evidence.binding import binding_of
+    from apr_falsify.evidence.earn import earned
+    from apr_falsify.evidence.verify import verify
+
+    verification = verify(bundle, pin=pin, keys=claim.keys)
+    answer = earned(
+        verification,
+        claim,
+        bound_now=binding_of(claim, project.root),
+        project=project.name,
+        not_sources=project.not_sources,
+    )
+    return verification, answer
+
+
+def standing(claim: Claim, project: Project, code: Code | None = None) -> Standing:
+    """Return the state of the evidence that a contract names for one falsifier.
+
+    ``code`` is what was read of the project before, to spare reading it again for every claim.
+    """
+    from apr_falsify.errors import EvidenceError
+    from apr_falsify.evidence.binding import binding_of
+    from apr_falsify.evidence.earn import state_of
+    from apr_falsify.evidence.verify import verify
+
+    if claim.pin is None:
+        return Standing(state=ABSENT)
+    bundle = project.root / claim.pin.bundle
+    if not bundle.resolve().is_relative_to(project.root.resolve()):
+        return Standing(state=BROKEN, why=("lies outside the project",), bundle=claim.pin.bundle)
+    try:
+        verification = verify(bundle, pin=claim.pin.statement_sha256 or None, keys=claim.keys)
+    except EvidenceError as error:
+        return Standing(state=BROKEN, why=(error.what,), bundle=claim.pin.bundle)
+    return state_of(
+        verification,
+        claim,
+        bound_now=binding_of(claim, project.root, code),
+        project=project.name,
+        not_sources=project.not_sources,
+    )
+
+
+def survey(paths: Sequence[Path], settings: Settings, *, cached: bool = True) -> Evidence | None:
+    """Return the state of all evidence that the project's contracts below ``paths`` name.
+
+    ``None`` where the project configures no folder for evidence.
+
+    Raises:
+        UsageError: there is nothing to validate.
+
+    """
+    if settings.root is None or settings.evidence_dir is None:
+        return None
+    from apr_falsify.commands.kept_standings import identity_of, keep, kept
+
+    project, folder = _project(settings.root, settings), settings.evidence_dir
+    naming = list(_naming(paths, Evidence(root=project.root, standings={})))
+    if not naming:
+        return Evidence(root=project.root, standings={}, not_named=_not_named(folder, project, ()))
+    identity = identity_of(project.root, folder, naming) if cached else None
+    found = kept(identity) if identity else None
+    if found is None:
+        found = _looked_at(naming, project)
+        if identity and all(_is_below(one.bundle, project) for one in found.values()):
+            keep(identity, found)
+    bundles = tuple(one.bundle for one in found.values())
+    return Evidence(root=project.root, standings=found, not_named=_not_named(folder, project, bundles))
+
+
+def _naming(paths: Sequence[Path], evidence: Evidence) -> Iterator[Path]:
+    """Contracts of the project that may name a bundle; the bytes tell enough to pass over the others."""
+    from apr_falsify.contracts.discover import discover
+    from apr_falsify.contracts.files import read_bytes
+
+    for path in discover(paths):
+        data = read_bytes(path)
+        if isinstance(data, bytes) and all(mark in data for mark in _MARKS) and evidence.covers(str(path)):
+            yield path
+
+
+def _looked_at(naming: Sequence[Path], project: Project) -> dict[str, Standing]:
+    from apr_falsify.contracts.claim import read_claims
+    from apr_falsify.errors import ContractError
+    from apr_falsify.symbols.digest import Project as Code
+
+    code, found = Code(project.root), {}
+    for path in naming:
+        try:
+            claims = read_claims(path)
+        except ContractError:
+            continue  # a contract that cannot be read is told by the rules on reading
+        found.update({one.falsifier: standing(one, project, code) for one in claims if one.pin is not None})
+    return found
+
+
+def _is_below(bundle: str, project: Project) -> bool:
+    """Whether the folder for evidence holds a bundle, so that its content is part of what is kept by."""
+    return project.evidence is not None and f"{Path(bundle).as_posix()}/".startswith(f"{project.evidence}/")
+
+
+def _not_named(folder: Path, project: Project, bundles: Sequence[str]) -> tuple[str, ...]:
+    """Bundles of the folder that are none of ``bundles``; a folder or zip that is no bundle is nobody's."""
+    from apr_falsify.contracts.files import shown_path
+
+    if not folder.is_dir():
+        return ()
+    named = {(project.root / one).resolve() for one in bundles}
+    lying = [one for one in sorted(folder.iterdir()) if _is_bundle(one)]
+    return tuple(shown_path(one) for one in lying if one.resolve() not in named)
+
+
+def _is_bundle(path: Path) -> bool:
+    return path.suffix == ".zip" or (path / "statement.json").is_file()
