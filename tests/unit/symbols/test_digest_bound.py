@@ -25,7 +25,13 @@ pythonpath = ["tools"]
     "src/toy/helpers.py": "def by_name(): return 1\ndef by_module(): return 2\ndef other(): return 3\n",
     "src/toy/stars.py": "__all__ = ['starred']\ndef starred(): return 4\n",
     "src/toy/plugin.py": "import pytest\n@pytest.fixture\ndef plugged(): return Lane()\nclass Lane: pass\n",
-    "src/toy/effects.py": "TABLE = {}\ndef register(f): TABLE[f] = 1\n@register\ndef f(): pass\nregister(f)\n",
+    "src/toy/effects.py": """
+TABLE = {}
+def register(f): TABLE[f.__name__] = f
+@register
+def f(): pass
+register(f)
+""",
     "src/toy/main.py": '''
 """The module's docstring."""
 from __future__ import annotations
@@ -126,6 +132,8 @@ def edit(project: Path, file: str, old: str, new: str) -> None:
 
 MAIN = "src/toy/main.py"
 HELPERS = "src/toy/helpers.py"
+DEEP = "src/toy/deep/kernel.py"
+EFFECTS = "src/toy/effects.py"
 KERNEL = {"src/toy/deep/kernel.py::kernel", "src/toy/deep/kernel.py::LIMIT"}
 
 USES: Mapping[str, set[str]] = {
@@ -219,6 +227,27 @@ def test_a_change_that_it_does_not_rest_on_leaves_it_fresh(
     project: Path, file: str, old: str, new: str
 ) -> None:
     before = bind(project, [(MAIN, "local")])
+    edit(project, file, old, new)
+    assert bind(project, [(MAIN, "local")]) == before
+
+
+STALE = {
+    "its own line": (MAIN, "local", "helper(x) * SCALE", "helper(x) / SCALE", f"{MAIN}::local"),
+    "what it calls": (MAIN, "local", "np.sum(x)", "np.prod(x)", f"{MAIN}::helper"),
+    "a constant": (MAIN, "local", "SCALE: float = 2.0", "SCALE: float = 2.5", f"{MAIN}::SCALE"),
+    "whose sum it is": (MAIN, "local", "import numpy as np", "import torch as np", f"{MAIN}::helper"),
+    "two files away": (DEEP, "uses_passed_on", "LIMIT = 8", "LIMIT = 9", f"{DEEP}::LIMIT"),
+    "a method of its class": (MAIN, "Thing.method", "return helper(1)", "return helper(3)", f"{MAIN}::Thing"),
+    "its base class": (MAIN, "Thing.method", "by_name()\n\nclass", "0\n\nclass", f"{MAIN}::Base"),
+    "what importing does": (EFFECTS, "uses_lazily", "\nregister(f", "\nregister(1", f"{EFFECTS}::<module>"),
+}
+
+
+@pytest.mark.parametrize(("file", "name", "old", "new", "key"), STALE.values(), ids=list(STALE))
+def test_a_change_of_what_it_rests_on_shows_under_its_name(
+    project: Path, file: str, name: str, old: str, new: str, key: str
+) -> None:
+    before, _ = bind(project, [(MAIN, name)])
     edit(project, file, old, new)
     after, _ = bind(project, [(MAIN, name)])
     assert key in {one for one in before if before.get(one) != after.get(one)}
