@@ -7,6 +7,7 @@ What the metadata has no key for is not in the file: a rotary scaling rule and a
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -88,7 +89,7 @@ def _geometry(
     heads, hidden = _size(metadata, "num_heads"), _size(metadata, "hidden_size")
     kv_heads, head_dim = _size(metadata, "num_kv_heads", heads), metadata.get("head_dim")
     has = {role: names[role].format(n=0) in tensors for role in ("q_bias", "o_bias", "up_bias", "lm_head")}
-    theta = number(_stated(metadata, "rope_theta"), "rope_theta")
+    theta = _constant(metadata, "rope_theta")
     geometry = Geometry(
         family=row.name,
         layers=_size(metadata, "num_layers"),
@@ -98,7 +99,7 @@ def _geometry(
         head_dim=hidden // max(heads, 1) if head_dim is None else head_dim,
         intermediate=_size(metadata, "intermediate_size"),
         vocab=_shape(tensors, names["embed"])[0],
-        norm_eps=_stated(metadata, "rms_norm_eps"),
+        norm_eps=_constant(metadata, "rms_norm_eps"),
         rope=Rope(theta=theta, kind="divided" if rope_divisors else "default", divisors=rope_divisors),
         qkv_bias=has["q_bias"],
         output_bias=has["o_bias"],
@@ -124,6 +125,16 @@ def _stated(metadata: Mapping[str, Any], key: str) -> Any:
             "the metadata contradicts itself: " + ", ".join(f"{name} {found[name]!r}" for name in found)
         )
     return value
+
+
+def _constant(metadata: Mapping[str, Any], key: str) -> float:
+    """Return a number as apr holds it: its metadata's constants are f32, written with as few digits as do."""
+    value = number(_stated(metadata, key), key)
+    try:
+        (held,) = struct.unpack("<f", struct.pack("<f", value))
+    except OverflowError as error:
+        raise ValueError(f"{key} is {value}, beyond f32") from error
+    return float(held)
 
 
 def _size(metadata: Mapping[str, Any], key: str, otherwise: int | None = None) -> int:
