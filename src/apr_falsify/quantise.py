@@ -8,6 +8,7 @@ formats are those of ggml (``ggml-common.h``, ``ggml-quants.c``); the block of 2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,84 @@ def q4_0(values: Values) -> F64:
     quants = np.minimum(15, np.trunc(blocks * inverse + np.float32(8.5)))
     kept = scale.astype(np.float16).astype(np.float64)
     return _unblocked((quants.astype(np.float64) - 8) * kept, values.shape[-1])
+
+
+def _from_minimum(values: Values, largest: int) -> tuple[F64, F64]:
+    """Return what blocks of a scale and a minimum, both f16, stand for, and the minima [..., blocks]."""
+    blocks = blocks_of(values, BLOCK)
+    low = np.min(blocks, axis=-1, keepdims=True)
+    scale = ((np.max(blocks, axis=-1, keepdims=True) - low) / np.float32(largest)).astype(np.float32)
+    inverse = _ratio(np.ones_like(scale), scale)
+    quants = np.minimum(largest, np.trunc((blocks - low) * inverse + np.float32(0.5))).astype(np.float64)
+    minimum = low.astype(np.float16).astype(np.float64)
+    kept = quants * scale.astype(np.float16).astype(np.float64) + minimum
+    return _unblocked(kept, values.shape[-1]), minimum[..., 0]
+
+
+def q4_1(values: Values) -> F64:
+    """ggml's ``q4_1``: blocks of 32, scale (max - min) / 15 and minimum kept as f16, integers 0..15."""
+    return _from_minimum(values, 15)[0]
+
+
+def q5_1(values: Values) -> F64:
+    """ggml's ``q5_1``: as ``q4_1`` with integers 0..31."""
+    return _from_minimum(values, 31)[0]
+
+
+def minima_4_bit(values: Values) -> F64:
+    """Return the minima [..., blocks] that :func:`q4_1` keeps."""
+    return _from_minimum(values, 15)[1]
+
+
+def minima_5_bit(values: Values) -> F64:
+    """Return the minima [..., blocks] that :func:`q5_1` keeps."""
+    return _from_minimum(values, 31)[1]
+
+
+def q5_0(values: Values) -> F64:
+    """ggml's ``q5_0``: blocks of 32, scale (signed largest) / -16 kept as f16, integers 0..31 minus 16."""
+    blocks = blocks_of(values, BLOCK)
+    scale = (_signed_largest(blocks) / np.float32(-16)).astype(np.float32)
+    inverse = _ratio(np.ones_like(scale), scale)
+    quants = np.minimum(31, np.trunc(blocks * inverse + np.float32(16.5))).astype(np.float64)
+    return _unblocked((quants - 16) * scale.astype(np.float16).astype(np.float64), values.shape[-1])
+
+
+_IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""``kvalues_iq4nl`` of ggml-common.h."""
+
+
+def iq4_nl(values: Values) -> F64:
+    """ggml's ``iq4_nl``: blocks of 32, the nearest of 16 uneven steps, a scale refitted to them, as f16."""
+    blocks = blocks_of(values, BLOCK)
+    steps = np.array(_IQ4_NL, np.float32)
+    inverse = _ratio(np.full((*blocks.shape[:-1], 1), -127, np.float32), _signed_largest(blocks))
+    with np.errstate(invalid="ignore"):
+        nearest = np.searchsorted((steps[1:] + steps[:-1]) / 2, blocks * inverse, side="right")
+    chosen = steps[nearest]
+    weights = blocks * blocks
+    fitted, energy = (
+        np.cumsum(weights * chosen * other, axis=-1, dtype=np.float32)[..., -1:] for other in (blocks, chosen)
+    )
+    scale = _ratio(fitted, energy).astype(np.float16).astype(np.float64)
+    return _unblocked(chosen * scale, values.shape[-1])
+
+
+ROTATED_BLOCK = 64
+"""How many values of V llama.cpp turns together, whatever the size of a head (its pull request 21038)."""
+
+
+def turned_back(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
+    """Return what ``kept`` leaves of values that a Hadamard matrix turned, and turned back afterwards."""
+
+    def turned(values: Values) -> F64:
+        matrix = hadamard(ROTATED_BLOCK)
+        parts = values.reshape(*values.shape[:-1], -1, ROTATED_BLOCK)
+        held = kept((parts @ matrix).astype(np.float32).reshape(values.shape))
+        back: F64 = held.reshape(parts.shape) @ matrix
+        return back.reshape(values.shape)
+
+    return turned
 
 
 def hadamard(size: int) -> F64:

@@ -7,7 +7,7 @@ uses was measured on its output or is published in its sources, as each row says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -72,7 +72,8 @@ class Rule:
         left: what becomes of the first operand: activations, queries, attention weights.
         right: what becomes of the second, where that is no weight: keys, values.
         block: the number of channels that left and right work on together; heads must be a multiple.
-        rotated: whether both operands are turned by the Hadamard matrix of head_dim first.
+        rotated: whether a Hadamard matrix turns them first: of scores both operands by that of head_dim, of
+            a mix the values in blocks, and its result back.
         block_sums: whether a weight's minimum is multiplied with a separately rounded block sum.
         parts: weight type -> rule, where one stage multiplies with weights of several types.
 
@@ -94,6 +95,54 @@ class Rule:
 PLAIN = Rule(name="f32", left=exact)
 """Operands as they are."""
 
+CACHES: Mapping[str, Operand] = {
+    "q8_0": quantise.q8_0,
+    "q4_0": quantise.q4_0,
+    "q4_1": quantise.q4_1,
+    "q5_0": quantise.q5_0,
+    "q5_1": quantise.q5_1,
+    "iq4_nl": quantise.iq4_nl,
+}
+"""Type of a quantised KV cache -> what is left of keys or values."""
+
+MINIMA: Mapping[Operand, Operand] = {
+    quantise.q4_1: quantise.minima_4_bit,
+    quantise.q5_1: quantise.minima_5_bit,
+}
+"""What is left of keys -> the minima of their blocks, which are multiplied with rounded block sums of q."""
+
+ROTATED = ", Hadamard-rotated"
+"""Behind the name of a cache that llama.cpp keeps so where head_dim is a multiple of 64."""
+
+
+def _k_caches() -> Iterator[Rule]:
+    """Yield the rules of a quantised K cache: q is kept in 8-bit blocks (ggml's ``vec_dot_type``)."""
+    for name, kept in CACHES.items():
+        for rotated in (False, True):
+            yield Rule(
+                name=f"{name} k cache{ROTATED if rotated else ''}",
+                left=quantise.q8_0,
+                right=kept,
+                block=32,
+                rotated=rotated,
+                block_sums=kept in MINIMA,
+            )
+
+
+def _v_caches() -> Iterator[Rule]:
+    """Yield the rules of a quantised V cache: flash attention widens it to f32."""
+    for name, kept in CACHES.items():
+        yield Rule(name=f"{name} v cache", left=exact, right=kept, block=32)
+        turned = quantise.turned_back(kept)
+        yield Rule(
+            name=f"{name} v cache{ROTATED}",
+            left=exact,
+            right=turned,
+            block=quantise.ROTATED_BLOCK,
+            rotated=True,
+        )
+
+
 RULES: Mapping[Operation, tuple[Rule, ...]] = {
     Operation.PROJECTION: (
         PLAIN,
@@ -109,30 +158,14 @@ RULES: Mapping[Operation, tuple[Rule, ...]] = {
         Rule(name="f16 q and k", left=_f16, right=_f16),
         Rule(name="f16 k", left=exact, right=_f16),
         Rule(name="bf16 q and k", left=_bf16, right=_bf16),
-        Rule(name="q8_0 k cache", left=quantise.q8_0, right=quantise.q8_0, block=32),
-        Rule(name="q4_0 k cache", left=quantise.q8_0, right=quantise.q4_0, block=32),
-        Rule(
-            name="q8_0 k cache, Hadamard-rotated",
-            left=quantise.q8_0,
-            right=quantise.q8_0,
-            block=32,
-            rotated=True,
-        ),
-        Rule(
-            name="q4_0 k cache, Hadamard-rotated",
-            left=quantise.q8_0,
-            right=quantise.q4_0,
-            block=32,
-            rotated=True,
-        ),
+        *_k_caches(),
     ),
     Operation.MIX: (
         PLAIN,
         Rule(name="f16 weights and v", left=_f16, right=_f16),
         Rule(name="f16 v", left=exact, right=_f16),
         Rule(name="bf16 weights and v", left=_bf16, right=_bf16),
-        Rule(name="q8_0 v cache", left=exact, right=quantise.q8_0, block=32),
-        Rule(name="q4_0 v cache", left=exact, right=quantise.q4_0, block=32),
+        *_v_caches(),
     ),
     Operation.ELEMENTWISE: (PLAIN,),
 }

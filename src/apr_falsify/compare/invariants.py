@@ -18,6 +18,7 @@ import numpy.typing as npt
 from apr_falsify.compare.floor import FEW, TINY, UNIT, smallest_rounding
 from apr_falsify.compare.judge import LIMIT, store_of
 from apr_falsify.compare.layout import canonical
+from apr_falsify.compare.products import turning_noise
 from apr_falsify.errors import TraceError
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import rope_frequencies, visible_keys
@@ -272,6 +273,8 @@ def _mixed_as(trace: Trace, rule: Rule, mixed: F64, own: F64) -> _Found:
     values = rule.right(own).reshape(geometry.kv_heads, -1)
     expected = np.repeat(values, geometry.heads // geometry.kv_heads, axis=0)
     allowed = LIMIT * np.abs(expected) * (UNIT * FEW + max(store_of(trace), UNIT)) + TINY
+    if rule.rotated:
+        allowed += LIMIT * turning_noise(expected)
     ratio, at = _worst(mixed - expected, allowed)
     finite = np.isfinite(mixed)
     left = float(np.linalg.norm((mixed - expected)[finite]))

@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import quantise
+from apr_falsify.compare.floor import UNIT
+from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array
-from apr_falsify.rules import Rule
+from apr_falsify.rules import MINIMA, Rule
 from apr_falsify.tensors import DeinterleavedTensor, QuantisedTensor, Tensor, block_minima, has_block_minima
 
 F64 = npt.NDArray[np.float64]
@@ -60,6 +62,24 @@ def _multiplied(operands: F64, x: Array, carried: F64 | None, weight: Tensor) ->
     return shaped, noise.reshape(*x.shape[:-1], out) + np.square(shaped[0]) * (width / 9)
 
 
+def block_sum_scores(q: F64, k: F64, rule: Rule, geometry: Geometry, layer: int | None) -> F64:
+    """Return what separately rounded block sums of q add to the scores [H, S, S] of such a K cache."""
+    minima, extra = MINIMA[rule.right](k), quantise.q8_1_block_sums(q)
+    blocks = geometry.head_dim // quantise.BLOCK
+    left, right = (part.reshape(len(part), -1, blocks).swapaxes(0, 1) for part in (extra, minima))
+    right = np.repeat(right, geometry.heads // geometry.kv_heads, axis=0)
+    scores: F64 = np.asarray(left @ right.swapaxes(-1, -2) * geometry.attn_scale_at(layer))
+    return scores
+
+
+def turning_noise(values: F64) -> F64:
+    """Return the sigma of turning ``values`` [..., n] back in blocks: f32 sums of as many terms."""
+    blocks = values.reshape(*values.shape[:-1], -1, quantise.ROTATED_BLOCK)
+    energy = np.mean(np.square(blocks), axis=-1, keepdims=True)
+    noise: F64 = UNIT * np.sqrt(quantise.ROTATED_BLOCK / 6 * (energy + np.square(blocks)))
+    return noise.reshape(values.shape)
+
+
 def _offset_noise(x: Array, weight: Tensor) -> F64 | float:
     """Return the variance [..., out] that offsets summed apart bring, in squared unit roundoffs.
 
@@ -88,7 +108,7 @@ def _minima_of_6_bits(blocks: Bytes) -> F64:
     import gguf  # here, since most products need none of it
 
     _, minima = gguf.quants.Q4_K.get_scale_min(np.ascontiguousarray(blocks[:, 4:16]))
-    return _f16(blocks, 2) * minima
+    return np.asarray(_f16(blocks, 2) * minima)
 
 
 _READ: Mapping[str, Callable[[Bytes], F64]] = {

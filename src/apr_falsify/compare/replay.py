@@ -17,7 +17,7 @@ from apr_falsify import quantise
 from apr_falsify.compare.experts import STAGES_OF_MIXTURE, replay_mixture
 from apr_falsify.compare.floor import TINY, UNIT, Known, rounding, started_at
 from apr_falsify.compare.layout import canonical
-from apr_falsify.compare.products import product
+from apr_falsify.compare.products import block_sum_scores, product, turning_noise
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array, compute, embedding, inputs_of
 from apr_falsify.rules import AND, OPERATIONS, PLAIN, Operation, Rule, expected_rule
@@ -283,12 +283,14 @@ class Replayer:
         if operation is Operation.PROJECTION:
             values = compute(name, plain, site)
         else:
-            made = [compute(name, self._operands(operation, plain, rule), site) for rule in rules]
+            made = [self._computed(name, operation, plain, rule, site) for rule in rules]
             values = made[0][None] if len(made) == 1 else np.stack(made)
             del made
         exact = np.asarray(values, dtype=np.float64)
         del values
         sigma = rounding(name, inputs, exact[0], site, self.store)
+        if operation is Operation.MIX and any(rule.rotated for rule in rules):
+            sigma = np.hypot(sigma, turning_noise(exact[0]))
         if name in RECOMPUTED.get(self.trace.provenance.runtime, ()):
             self._sigmas = {key: sigma}  # the next stage will ask for it; older ones are done with
         return Replay(
@@ -299,17 +301,32 @@ class Replayer:
             skipped=_skipping(plain, site) if operation is Operation.MIX else None,
         )
 
+    def _computed(
+        self, name: str, operation: Operation, inputs: dict[str, F64], rule: Rule, site: ReplaySite
+    ) -> Array:
+        held = self._operands(operation, inputs, rule)
+        values = compute(name, held, site)
+        if operation is Operation.SCORES and rule.block_sums:
+            turned = self._turned(inputs, rule)
+            values = values + block_sum_scores(*turned, rule, self.trace.geometry, site.layer)
+        return values
+
     def _operands(self, operation: Operation, inputs: dict[str, F64], rule: Rule) -> dict[str, F64]:
         """Apply ``rule`` to the operands of scores and mix, in the order in which the runtime holds them."""
         if rule is PLAIN or operation not in _OPERANDS:
             return inputs
         left, right = _OPERANDS[operation]
-        a, b = inputs[left], inputs[right]
-        if operation is Operation.SCORES and self._interleaved:
+        a, b = self._turned(inputs, rule) if operation is Operation.SCORES else (inputs[left], inputs[right])
+        return {**inputs, left: rule.left(a), right: rule.right(b)}
+
+    def _turned(self, inputs: Mapping[str, F64], rule: Rule) -> tuple[F64, F64]:
+        """Return q and k in the order and in the rotation in which the runtime holds them."""
+        a, b = inputs["q_post_rope"], inputs["k_post_rope"]
+        if self._interleaved:
             a, b = self._as_held(a), self._as_held(b)  # q.k does not depend on a common order
         if rule.rotated:
             a, b = _turned(a, self.trace.geometry.head_dim), _turned(b, self.trace.geometry.head_dim)
-        return {**inputs, left: rule.left(a), right: rule.right(b)}
+        return a, b
 
     @property
     def _interleaved(self) -> bool:

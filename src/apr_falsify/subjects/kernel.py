@@ -140,7 +140,7 @@ def _operands(site: RuntimeSite, name: str, inputs: dict[str, Array]) -> dict[st
     left, right = _HELD[operation]
     a, b = inputs[left], inputs[right]
     dtype = a.dtype
-    if rule.rotated:
+    if rule.rotated and operation is Operation.SCORES:
         a, b = _turned(a, site.geometry.head_dim), _turned(b, site.geometry.head_dim)
     return {
         **inputs,

@@ -1,0 +1,77 @@
+"""Blocks of few bits, against the gguf package's own quantisers, and a rotation that undoes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gguf
+import numpy as np
+import pytest
+
+from apr_falsify import quantise
+from apr_falsify.quantise import F64, Values
+
+KINDS: dict[str, Callable[[Values], F64]] = {
+    "q4_0": quantise.q4_0,
+    "q4_1": quantise.q4_1,
+    "q5_0": quantise.q5_0,
+    "q5_1": quantise.q5_1,
+}
+
+
+def keys(seed: int) -> np.ndarray:
+    """Rows as a K cache has them: a few channels are far larger than the others."""
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=(50, 128)).astype(np.float32)
+    values[:, ::37] *= 20
+    return values
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("seed", range(3))
+def test_blocks_stand_for_what_the_gguf_package_makes_of_them(kind: str, seed: int) -> None:
+    values = keys(seed)
+    type_ = gguf.GGMLQuantizationType[kind.upper()]
+    expected = gguf.quants.dequantize(gguf.quants.quantize(values, type_), type_)
+    found = KINDS[kind](values)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "minima"), [("q4_1", quantise.minima_4_bit), ("q5_1", quantise.minima_5_bit)]
+)
+def test_minima_are_those_of_the_blocks(kind: str, minima: Callable[[Values], F64]) -> None:
+    values = keys(0)
+    lowest = values.reshape(50, 4, 32).min(axis=-1).astype(np.float16)
+    np.testing.assert_array_equal(minima(values), lowest.astype(np.float64))
+
+
+@pytest.mark.parametrize("kept", [*KINDS.values(), quantise.iq4_nl, quantise.q8_0])
+def test_a_block_of_zeros_stays_zero_and_one_of_nans_is_no_error(kept: Callable[[Values], F64]) -> None:
+    values = np.zeros((2, 64), np.float32)
+    assert not kept(values).any()
+    values[1] = np.nan
+    with np.errstate(all="ignore"):
+        assert not kept(values)[0].any()
+
+
+def test_uneven_steps_hold_what_lies_on_them() -> None:
+    steps = np.array(quantise._IQ4_NL * 2, np.float32)[None] / 8
+    np.testing.assert_allclose(quantise.iq4_nl(steps), steps, rtol=1e-3)
+    tables = gguf.quants.IQ4_NL.kvalues
+    assert tuple(int(value) for value in tables) == quantise._IQ4_NL
+
+
+def test_turning_there_and_back_changes_nothing_but_rounding() -> None:
+    values = keys(1)
+    turned = quantise.turned_back(lambda held: held.astype(np.float64))(values)
+    np.testing.assert_allclose(turned, values, atol=2e-5)
+
+
+def test_an_outlier_is_spread_over_the_block_that_it_is_turned_in() -> None:
+    values = np.zeros((1, 128), np.float32)
+    values[0, 3] = 10.0
+    held: list[Values] = []
+    quantise.turned_back(lambda part: (held.append(part), part.astype(np.float64))[1])(values)
+    np.testing.assert_allclose(np.abs(held[0][0, :64]), 10 / 8, rtol=1e-6)
+    assert not held[0][0, 64:].any()
