@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from apr_falsify.capture import Request, Sink
-from apr_falsify.errors import ModelError
+from apr_falsify.errors import MissingDependencyError
 from apr_falsify.exam.cases import Case, Ran
 from apr_falsify.exam.material import Material, Setting, Store
 from apr_falsify.faults import Fault
 from apr_falsify.geometry import Geometry
-from apr_falsify.subjects.interface import Target
-from apr_falsify.subjects.recorded import open_recorded
+from apr_falsify.subjects.apr import EXITS, REMEDY, AprSubject
+from apr_falsify.subjects.apr_import import import_model
+from apr_falsify.subjects.process import Program, find_program, keeping_log
 
-_SECONDS = 60
-_TOKENS = re.compile(r"Token ids:\s*\[([0-9, ]+)\]")
+_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AprHost:
-    """The program at ``binary``.
+    """The program ``apr``.
 
     Attributes:
-        binary: the program.
+        program: the program.
         directory: where it may write; what it writes is removed after each run.
         models: the models on which it was seen to be right.
         fixed_tokens: the ids of its fixed prompt.
 
     """
 
-    binary: str
+    program: Program
     directory: Path
     models: tuple[str, ...]
     fixed_tokens: tuple[int, ...] | None
@@ -59,45 +59,29 @@ class AprHost:
             if each.fault.edit is None and each.fault.config is not None:
                 config = each.fault.config(config)
         path = store.spoiled(case.material, config, tensors)
-        stages = self.directory / "apr-stages"
         try:
-            traced(self.binary, path, stages, request.layers)
-            target = Target(path=stages, model=sound, tokens=request.tokens)
-            return Ran(trace=open_recorded(target).capture(request, sink))
+            with self.imported(path, sound.geometry) as subject:
+                return Ran(trace=subject.capture(request, sink))
         finally:
-            for folder in (path, stages):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
-
-def traced(binary: str, model: Path, stages: Path, layers: range) -> tuple[int, ...]:
-    """Import and trace ``model`` and return the token ids that ``apr`` says it ran.
-
-    Raises:
-        ModelError: it failed, or said no ids.
-
-    """
-    imported = stages.with_suffix(".apr")
-    try:
-        _ran(binary, "import", str(model), "-o", str(imported), "--offline")
-        span = f"{layers.start}..{layers.stop}"
-        save = ("--save-tensor", "all", "--save-tensor-dir", str(stages), "--save-tensor-layers", span)
-        said = _ran(binary, "trace", "--payload", str(imported), *save)
-    finally:
-        imported.unlink(missing_ok=True)
-    match = _TOKENS.search(said)
-    if match is None:
-        raise ModelError("apr trace printed no token ids", where=model)
-    return tuple(int(token) for token in match[1].split(","))
-
-
-def _ran(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
-    if done.returncode:
-        raise ModelError(
-            f"{' '.join(command[:2])} exited with {done.returncode}: {done.stderr.strip()[-300:]}",
-            where=command[2],
-        )
-    return done.stdout
+    @contextmanager
+    def imported(self, source: Path, geometry: Geometry) -> Iterator[AprSubject]:
+        """Give the checkpoint at ``source`` as a subject; what is imported is removed, not kept."""
+        place = self.directory / "spoiled.apr"
+        try:
+            with keeping_log(None, "apr-import") as log:
+                import_model(self.program, source, place, log)
+            yield AprSubject(
+                program=self.program,
+                source=source,
+                apr=place,
+                model=None,
+                geometry=geometry,
+                interleaved=False,
+            )
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def find_apr(store: Store, directory: Path, models: tuple[str, ...]) -> AprHost | None:
@@ -109,12 +93,14 @@ def find_apr(store: Store, directory: Path, models: tuple[str, ...]) -> AprHost 
         models: the models to run on it.
 
     """
-    binary = shutil.which("apr")
-    if binary is None:
-        return None
-    stages = directory / "apr-probe"
     try:
-        tokens = traced(binary, store.model(Material(name=models[0], seed=0)).path, stages, range(1))
-    finally:
-        shutil.rmtree(stages, ignore_errors=True)
-    return AprHost(binary=binary, directory=directory, models=models, fixed_tokens=tokens)
+        program = Program(
+            name="apr", binary=find_program("apr", None, "", REMEDY), seconds=_SECONDS, exits=EXITS
+        )
+    except MissingDependencyError:
+        return None
+    host = AprHost(program=program, directory=directory, models=models, fixed_tokens=None)
+    model = store.model(Material(name=models[0], seed=0))
+    request = Request(tokens=(), layers=range(1), stages=("attn_norm",))
+    with host.imported(model.path, model.geometry) as subject, subject.begin(request) as run:
+        return replace(host, fixed_tokens=run.tokens)
