@@ -96,7 +96,10 @@ def _offset_noise(x: Array, weight: Tensor) -> F64 | float:
     return np.asarray(per_term * (np.square(sums) @ np.square(offsets).T))
 
 
-SUB_BLOCKS: Mapping[str, int] = {"q4_1": 32, "q5_1": 32, "q2_k": 16, "q4_k": 32, "q5_k": 32, "q6_k": 16}
+SUB_BLOCKS: Mapping[str, int] = {
+    **dict.fromkeys(("q4_1", "q5_1", "q4_k", "q5_k"), 32),
+    **dict.fromkeys(("q2_k", "q6_k", "tq1_0", "tq2_0"), 16),
+}
 """Types whose kernels multiply offsets apart -> how many values share one."""
 
 
@@ -117,6 +120,8 @@ _READ: Mapping[str, Callable[[Bytes], F64]] = {
     "q2_k": lambda blocks: _f16(blocks, 82) * (blocks[:, :16] >> 4),
     "q4_k": _minima_of_6_bits,
     "q5_k": _minima_of_6_bits,
+    "tq1_0": lambda blocks: np.repeat(_f16(blocks, 52), 16, axis=1),
+    "tq2_0": lambda blocks: np.repeat(_f16(blocks, 64), 16, axis=1),
     "q6_k": lambda blocks: 32 * _f16(blocks, 208) * np.ascontiguousarray(blocks[:, 192:208]).view(np.int8),
 }
 """Type -> the offsets of its blocks [blocks, bytes], as ``ggml-common.h`` lays them out."""

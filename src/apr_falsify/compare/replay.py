@@ -6,6 +6,7 @@ and the rounding that the runtime must have done there is carried along (``compa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -240,7 +241,7 @@ class Replayer:
     def _known(self, key: Key, composed: list[str]) -> Known:
         values = self.captured(key)
         if values is not None:
-            return Known(value=values, sigma=self._recomputed(key))
+            return Known(value=values, sigma=self._rounded_later(key, values))
         if key[1] in ("post_ffn_residual", "post_attn_residual"):
             raise _NotCaptured(key)  # a residual stream can be composed only by replaying whole layers
         composed.append(key[1])
@@ -252,6 +253,12 @@ class Replayer:
         operation = OPERATIONS.get(key[1], Operation.ELEMENTWISE)
         kind = self.weight_type(key) if operation is Operation.PROJECTION else ""
         return expected_rule(self.trace.provenance.runtime, operation, kind, self.stated)
+
+    def _rounded_later(self, key: Key, values: F64) -> F64 | None:
+        """Return the rounding that a captured stage meets before it is used, ``None`` where it meets none."""
+        if Layout.UNSCALED in self.trace.stages[key].layout:  # the runtime scales it within its softmax
+            return np.abs(values) * (UNIT / math.sqrt(3))
+        return self._recomputed(key)
 
     def _recomputed(self, key: Key) -> F64 | None:
         """Return the rounding of a captured stage that is not the very tensor the runtime went on with."""

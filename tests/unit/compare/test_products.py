@@ -19,6 +19,8 @@ INTEGERS = {
     "q4_k": slice(16, 144),
     "q5_k": slice(16, 176),
     "q6_k": slice(0, 192),
+    "tq1_0": slice(0, 52),
+    "tq2_0": slice(0, 64),
 }
 """Type -> the bytes of a block that hold its integers (ggml-common.h)."""
 
