@@ -15,8 +15,9 @@ from apr_falsify.exam.cases import Case, Ran
 from apr_falsify.exam.material import Material, Setting, Store
 from apr_falsify.faults import Fault
 from apr_falsify.geometry import Geometry
-from apr_falsify.subjects.apr import EXITS, REMEDY, AprSubject
+from apr_falsify.subjects.apr import AprSubject
 from apr_falsify.subjects.apr_import import import_model
+from apr_falsify.subjects.apr_program import EXITS, REMEDY
 from apr_falsify.subjects.process import Program, find_program, keeping_log
 
 _SECONDS = 60.0

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import click
 
@@ -112,10 +113,21 @@ def _apr() -> Check:
         return Check(
             part="apr",
             state=State.OPTIONAL,
-            detail="the real apr; recordings of it need none",
-            remedy="cargo install apr-cli",
+            detail="the real apr, for --subject apr:MODEL; recordings of it need none",
+            remedy=_APR,
         )
-    return Check(part="apr", state=State.FOUND, detail=path)
+    from apr_falsify.errors import ProcessError
+    from apr_falsify.subjects.apr_program import abilities_of
+
+    try:
+        able = abilities_of(Path(path))
+    except ProcessError as error:
+        return Check(part="apr", state=State.OPTIONAL, detail=f"{path}: {error.what}", remedy=_APR)
+    if able.lacks is None:
+        told = "it does not say which stages it knows"
+    else:
+        told = f"does not know {', '.join(able.lacks)}; try: {_APR}" if able.lacks else "knows every stage"
+    return Check(part="apr", state=State.FOUND, detail=f"{able.version}, {path}: {told}", remedy=_APR)
 
 
 def _default_model() -> Check:
@@ -127,6 +139,7 @@ def _default_model() -> Check:
     return Check(part="default model", state=State.FOUND, detail=detail)
 
 
+_APR = "cargo install apr-cli"
 _ORACLE = "pip install 'apr-falsify[oracle]'"
 _BASE = "pip install apr-falsify"
 

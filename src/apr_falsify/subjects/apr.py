@@ -21,6 +21,7 @@ from apr_falsify.provenance import Provenance, utc_now
 from apr_falsify.stages import Layout
 from apr_falsify.subjects.adoption import adopted_geometry
 from apr_falsify.subjects.apr_import import imported, source_files
+from apr_falsify.subjects.apr_program import EXITS, REMEDY, known_stages, version_of
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.process import Log, Program, Running, find_program, keeping_log
@@ -28,22 +29,8 @@ from apr_falsify.subjects.recorded import APR_PROMPT
 from apr_falsify.trace import Key, Trace, read_stage, relative_path, shaped
 from apr_falsify.weights import Model, open_model
 
-REMEDY = "cargo install apr-cli"
-"""The command that installs it."""
-
-EXITS: Mapping[int, str] = {
-    3: "no such file",
-    5: "validation failed",
-    6: "the model cannot be loaded",
-    8: "inference failed",
-    101: "it panicked",
-}
-"""What its exit codes mean, as 0.72.3 was seen to use them."""
-
 _TOKENS = re.compile(r"Token ids:\s*\[([0-9,\s]*)\]")
-_VERSION = re.compile(r"\bapr (\d+\.\d+\S*(?: \([0-9a-f]+\))?)")
 _DEVICE = re.compile(r"^\s*(?:Device|Backend):\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
-_KNOWN_STAGES = re.compile(r"unknown.*?\bvalid(?: stages)?:\s*\"?([a-z0-9_, ]+)", re.IGNORECASE | re.DOTALL)
 
 _PEAK = 3
 """Its peak memory in sizes of the .apr file: 2.0 was measured on f32 weights; f16 is widened."""
@@ -296,23 +283,6 @@ def _asked(request: Request, geometry: Geometry) -> tuple[tuple[str, ...], str]:
     keys = request.keys(geometry)
     first = min((layer for layer, _ in keys if layer is not None), default=request.layers.start)
     return tuple(dict.fromkeys(name for _, name in keys)), f"{first}..{request.layers.stop}"
-
-
-def known_stages(printed: str) -> tuple[str, ...] | None:
-    """Return the stages that a version knows, by its complaint about one, ``None`` where it has none."""
-    match = _KNOWN_STAGES.search(printed)
-    return None if match is None else tuple(name.strip() for name in match[1].split(",") if name.strip())
-
-
-def version_of(program: Program, log: Log) -> str:
-    """Return what the binary calls itself, e.g. ``0.72.3 (9c34b9a91)``, ``unknown`` where it does not say.
-
-    Raises:
-        ProcessError: it failed.
-
-    """
-    match = _VERSION.search(program.run("--version", log=log))
-    return "unknown" if match is None else match[1]
 
 
 def open_apr(target: Target) -> AprSubject:

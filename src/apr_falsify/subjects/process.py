@@ -211,8 +211,10 @@ class Running:
         with self._news:
             return self._head.decode("utf-8", "replace")
 
-    def wait_for(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+    def wait_for(self, pattern: re.Pattern[str] | None) -> re.Match[str] | None:
         """Return where ``pattern`` stands in what it prints, ``None`` where it ended without.
+
+        Without a pattern its end is waited for, however it ends.
 
         Raises:
             ProcessError: it ran past its time.
@@ -220,7 +222,7 @@ class Running:
         """
         while True:
             with self._news:
-                match = pattern.search(self._head.decode("utf-8", "replace"))
+                match = pattern.search(self._head.decode("utf-8", "replace")) if pattern else None
                 if match is not None or self._ended:
                     return match
                 self._news.wait(timeout=0.1)

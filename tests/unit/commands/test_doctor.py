@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,10 +49,50 @@ def test_a_base_package_that_is_missing_exits_2_with_its_command() -> None:
     assert "try: pip install" in outcome.out
 
 
-def test_apr_is_found_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert states(run("doctor").out)["apr"] == "absent"
-    (tmp_path / "apr").write_text("#!/bin/sh\n")
-    (tmp_path / "apr").chmod(0o755)
-    monkeypatch.setenv("PATH", os.pathsep.join((str(tmp_path), os.defpath)))
-    assert str(tmp_path / "apr") in run("doctor").out
+def apr_told(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str | None) -> dict[str, str]:
+    """Return what is told of an ``apr`` on PATH that is the shell script ``script``."""
+    if script is not None:
+        (folder / "apr").write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "apr").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    (row,) = [row for row in run("doctor", "--format", "json").json["checks"] if row["part"] == "apr"]
+    found: dict[str, str] = row
+    return found
+
+
+def test_apr_that_is_not_on_path_is_absent_and_its_command_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = apr_told(tmp_path, monkeypatch, None)
+    assert (told["state"], told["try"]) == ("absent", "cargo install apr-cli")
+
+
+APRS = {
+    "silent": ("", "found", "unknown, ", "does not say which stages"),
+    "old": (
+        'echo "apr 0.60.1 (0123abc)"; echo "unknown stage x; valid stages: embedding,attn_norm"',
+        "found",
+        "0.60.1 (0123abc), ",
+        "does not know qkv_matmul, qkv_bias, q_post_rope",
+    ),
+    "broken": ("exit 127", "absent", "", "exited with 127"),
+}
+
+
+@pytest.mark.parametrize("kind", APRS)
+def test_apr_is_told_with_its_version_and_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    script, state, version, said = APRS[kind]
+    told = apr_told(tmp_path, monkeypatch, script)
+    assert told["state"] == state
+    assert told["detail"].startswith(f"{version}{tmp_path / 'apr'}")
+    assert said in told["detail"]
+
+
+@pytest.mark.real_apr
+@pytest.mark.skipif(shutil.which("apr") is None, reason="no apr binary on PATH")
+def test_the_real_apr_knows_every_stage() -> None:
+    (row,) = [row for row in run("doctor", "--format", "json").json["checks"] if row["part"] == "apr"]
+    assert row["detail"].startswith("0.")
+    assert row["detail"].endswith("knows every stage")

@@ -1,0 +1,79 @@
+"""The ``apr`` binary itself: how it is installed, what its exit codes mean, what a version knows."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from apr_falsify.stages import STAGES
+from apr_falsify.subjects.process import Log, Program, keeping_log
+
+REMEDY = "cargo install apr-cli"
+"""The command that installs it."""
+
+EXITS: Mapping[int, str] = {
+    3: "no such file",
+    5: "validation failed",
+    6: "the model cannot be loaded",
+    8: "inference failed",
+    101: "it panicked",
+}
+"""What its exit codes mean, as 0.72.3 was seen to use them."""
+
+_VERSION = re.compile(r"\bapr (\d+\.\d+\S*(?: \([0-9a-f]+\))?)")
+_KNOWN_STAGES = re.compile(r"unknown.*?\bvalid(?: stages)?:\s*\"?([a-z0-9_, ]+)", re.IGNORECASE | re.DOTALL)
+_ASKING_SECONDS = 10.0
+
+
+def known_stages(printed: str) -> tuple[str, ...] | None:
+    """Return the stages that a version knows, by its complaint about one, ``None`` where it has none."""
+    match = _KNOWN_STAGES.search(printed)
+    return None if match is None else tuple(name.strip() for name in match[1].split(",") if name.strip())
+
+
+def version_of(program: Program, log: Log) -> str:
+    """Return what the binary calls itself, e.g. ``0.72.3 (9c34b9a91)``, ``unknown`` where it does not say.
+
+    Raises:
+        ProcessError: it failed.
+
+    """
+    match = _VERSION.search(program.run("--version", log=log))
+    return "unknown" if match is None else match[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What a binary says of itself.
+
+    Attributes:
+        version: what it calls itself.
+        lacks: the stages of our table that it does not know, ``None`` where it would not say.
+
+    """
+
+    version: str
+    lacks: tuple[str, ...] | None
+
+
+def abilities_of(binary: Path) -> Abilities:
+    """Ask a binary for its version and, by a stage that none knows, for the stages that it does.
+
+    Raises:
+        ProcessError: it cannot be run.
+
+    """
+    program = Program(name="apr", binary=binary, seconds=_ASKING_SECONDS, exits=EXITS)
+    with keeping_log(None, "apr") as log, tempfile.TemporaryDirectory(prefix="apr-falsify-apr-") as folder:
+        version = version_of(program, log)
+        model = Path(folder) / "no.apr"
+        model.touch()
+        asking = ("trace", "--skip-contract", "--payload", str(model), "--save-tensor", "no-such-stage")
+        with program.start(*asking, log=log) as running:
+            running.wait_for(None)
+            known = known_stages(running.printed)
+    lacks = None if known is None else tuple(name for name in STAGES if name not in known)
+    return Abilities(version=version, lacks=lacks)
