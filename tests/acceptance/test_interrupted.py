@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.programs import PROGRAM, TINY, Outcome, assert_refused, listing
+from tests.acceptance.programs import BLOCK, PROGRAM, TINY, Outcome, assert_refused, listing
 
 MANY_TOKENS = ",".join(str(number % 512) for number in range(900))
 """Enough of them for a capture to take long enough to be interrupted."""
@@ -53,10 +53,10 @@ def test_ctrl_c_while_the_second_side_runs_leaves_nothing_of_the_first(tmp_path:
     assert listing(tmp_path) == {}
 
 
-def limited(size: int, *arguments: object) -> Outcome:
+def limited(size: int, *arguments: object, command: tuple[str, ...] = (str(PROGRAM),)) -> Outcome:
     """Run the program where no file can grow beyond ``size`` bytes: what a full disk does to a write."""
     done = subprocess.run(
-        [str(PROGRAM), *map(str, arguments)],
+        [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -73,12 +73,23 @@ def test_a_disk_that_takes_no_more_is_told_and_nothing_left(tmp_path: Path, verb
     assert listing(tmp_path) == {}
 
 
-def test_a_result_that_cannot_be_written_takes_its_traces_with_it(tmp_path: Path, embedded_run: Path) -> None:
+WITHOUT_JINJA2 = (sys.executable, "-W", "error", "-c", BLOCK, "jinja2")
+
+
+@pytest.mark.parametrize(
+    ("name", "larger", "command"),
+    [("report.html", (), (str(PROGRAM),)), ("bisection.json", ("report.html",), WITHOUT_JINJA2)],
+    ids=["report", "bisection"],
+)
+def test_a_result_that_cannot_be_written_takes_its_traces_with_it(
+    tmp_path: Path, embedded_run: Path, name: str, larger: tuple[str, ...], command: tuple[str, ...]
+) -> None:
     sizes = {path.name: path.stat().st_size for path in embedded_run.rglob("*") if path.is_file()}
-    result = sizes.pop("bisection.json")
-    assert result > max(sizes.values())
-    outcome = limited((result + max(sizes.values())) // 2, "bisect", "--out", tmp_path / "run")
-    assert_refused(outcome, "bisection.json", "--out")
+    result = sizes.pop(name)
+    others = [size for other, size in sizes.items() if other not in larger]
+    assert result > max(others)
+    outcome = limited((result + max(others)) // 2, "bisect", "--out", tmp_path / "run", command=command)
+    assert_refused(outcome, name, "--out")
     assert listing(tmp_path) == {}
 
 

@@ -12,7 +12,12 @@ from tests.acceptance.programs import RECORDINGS, TINY, assert_refused, edit_jso
 
 
 def test_a_run_holds_two_traces_in_aprs_layout_and_the_bisection(embedded_run: Path) -> None:
-    assert {path.name for path in embedded_run.iterdir()} == {"oracle", "subject", "bisection.json"}
+    assert {path.name for path in embedded_run.iterdir()} == {
+        "oracle",
+        "subject",
+        "bisection.json",
+        "report.html",
+    }
     for side in ("oracle", "subject"):
         trace = json.loads((embedded_run / side / "trace.json").read_text())
         assert trace["schema"] == "apr-falsify/trace/v1"

@@ -87,12 +87,14 @@ def bisect(
         if own is None:
             options.refuse_idle(("weights",), "the subject's own weights cannot be read here")
         ours, theirs = capture_sides(plan, dtype=dtype, device=device, run=out)
+        reference = None if plan.oracle.model is None else plan.oracle.model.weights
+        subjects = own.weights if own is not None and weights == "subject" else None
         with busy("comparing"):
             result = compare(
                 ours,
                 theirs,
-                weights=None if plan.oracle.model is None else plan.oracle.model.weights,
-                subject_weights=own.weights if own is not None and weights == "subject" else None,
+                weights=reference,
+                subject_weights=subjects,
                 layers=plan.judged,
                 stages=plan.request.stages,
                 findings=plan.findings,
@@ -100,6 +102,13 @@ def bisect(
                 not_checked=plan.not_checked,
             )
         if out is not None:
+            from apr_falsify.commands.page import write_page
+
+            page = write_page(
+                result, (ours, theirs), out, weights=subjects or reference, arithmetic=arithmetic
+            )
             write_bisection(result, out)
     emit(result, output)
+    if out is not None:
+        click.echo(page, err=True)
     return int(result.exit_code)

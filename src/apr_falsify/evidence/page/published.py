@@ -118,8 +118,8 @@ def _wrongly_named(link: Link, chain: list[Link]) -> str:
     verdict = "differs only because its inputs do" if _inherits(link) else "is right"
     if neighbour and neighbour not in inputs:
         return (
-            f"{link.stage} {verdict}: the rule sets it beside {neighbour}, but it is computed from "
-            f"{joined(inputs) or 'something else'}"
+            f"{link.stage} {verdict} (the rule sets it beside {neighbour}, but it is computed from "
+            f"{joined(inputs) or 'something else'})"
         )
     return f"{link.stage} {verdict}: recomputed from them, it is what it should be"
 

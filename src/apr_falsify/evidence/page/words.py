@@ -169,8 +169,9 @@ def _layout(view: View) -> str:
     stages = dict.fromkeys(
         name for each in view.findings if each.type is FindingType.LAYOUT for name in each.stages
     )
+    verb = "are" if len(stages) > 1 else "is"
     return (
-        f"Nothing is computed wrongly, but {joined(stages) or 'a stage'} is not stored as the runtime "
+        f"Nothing is computed wrongly, but {joined(stages) or 'a stage'} {verb} not stored as the runtime "
         "declares: under a named transformation both sides are equal."
     )
 

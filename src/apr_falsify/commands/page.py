@@ -1,0 +1,102 @@
+"""``report.html`` of a run: written beside ``bisection.json``, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from apr_falsify.compare.bisection import Bisection
+from apr_falsify.errors import MissingDependencyError, OutputError
+from apr_falsify.evidence.report import REPORT_HTML, bisection_html
+from apr_falsify.trace import Trace
+from apr_falsify.weights import Weights
+
+
+def write_page(
+    result: Bisection,
+    traces: tuple[Trace, Trace],
+    run: Path,
+    *,
+    weights: Weights | None,
+    arithmetic: str | None,
+) -> str:
+    """Write ``report.html`` into ``run``; return a line that says where it is, or why there is none.
+
+    Args:
+        result: what the comparison says.
+        traces: what was compared, oracle first.
+        run: the directory of the run.
+        weights: what the subject was replayed with.
+        arithmetic: what the user stated of the subject's arithmetic.
+
+    Raises:
+        OutputError: it cannot be written.
+
+    """
+    command = command_line(click.get_current_context(silent=True))
+    path = run / REPORT_HTML
+    try:
+        page = bisection_html(
+            result.to_json(), traces, weights=weights, arithmetic=arithmetic, command=command
+        )
+    except MissingDependencyError as error:
+        path.unlink(missing_ok=True)  # an earlier run's is not about this one
+        return f"no {REPORT_HTML}: {error.what}; {error.remedy}"
+    write_file(path, page)
+    return f"report: {path}"
+
+
+def write_file(path: Path, content: str) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(content, encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot be written: {error.strerror}", where=path, remedy="choose another --out"
+        ) from error
+
+
+def command_line(context: click.Context | None) -> str:
+    """Return the command that is being run, as one types it; where its output went is told as ``RUN``."""
+    if context is None:
+        return ""
+    words = ["apr-falsify", context.info_name or ""]
+    for param in context.command.params:
+        if context.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE:
+            words += _typed(param, context.params[param.name or ""])
+    return shlex.join(words)
+
+
+_TOLD: Mapping[str, Callable[[Any], str]] = {
+    "out": lambda _: "RUN",
+    "layers": lambda layers: f"{layers.start}..{layers.stop}",
+    "stages": ",".join,
+    "tokens": lambda tokens: ",".join(map(str, tokens)),
+    "subject_option": "=".join,
+}
+"""Parameter -> its value as one types it, where that is not its text."""
+
+
+def _typed(param: click.Parameter, value: Any) -> Iterator[str]:
+    if getattr(param, "is_flag", False):
+        yield param.opts[0] if value else (*param.secondary_opts, param.opts[0])[0]
+        return
+    for each in value if param.multiple else (value,):
+        yield from (param.opts[0], _TOLD.get(param.name or "", str)(each))
