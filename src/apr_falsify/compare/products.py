@@ -62,14 +62,22 @@ def _multiplied(operands: F64, x: Array, carried: F64 | None, weight: Tensor) ->
     return shaped, noise.reshape(*x.shape[:-1], out) + np.square(shaped[0]) * (width / 9)
 
 
-def block_sum_scores(q: F64, k: F64, rule: Rule, geometry: Geometry, layer: int | None) -> F64:
-    """Return what separately rounded block sums of q add to the scores [H, S, S] of such a K cache."""
+def block_sum_scores(q: F64, k: F64, rule: Rule, geometry: Geometry, layer: int | None) -> tuple[F64, F64]:
+    """Return what multiplying the minima of a K cache's blocks apart adds to the scores [H, S, S].
+
+    Returns:
+        The scores that the rounding of q's block sums adds, and the sigma that summing apart does.
+
+    """
     minima, extra = MINIMA[rule.right](k), quantise.q8_1_block_sums(q)
-    blocks = geometry.head_dim // quantise.BLOCK
-    left, right = (part.reshape(len(part), -1, blocks).swapaxes(0, 1) for part in (extra, minima))
-    right = np.repeat(right, geometry.heads // geometry.kv_heads, axis=0)
-    scores: F64 = np.asarray(left @ right.swapaxes(-1, -2) * geometry.attn_scale_at(layer))
-    return scores
+    sums = np.asarray(np.sum(quantise.blocks_of(q, quantise.BLOCK), axis=-1, dtype=np.float64))
+    scale, blocks = geometry.attn_scale_at(layer), geometry.head_dim // quantise.BLOCK
+    groups = geometry.heads // geometry.kv_heads
+    extra, sums = (part.reshape(len(part), -1, blocks).swapaxes(0, 1) for part in (extra, sums))
+    minima = minima.reshape(len(minima), -1, blocks).swapaxes(0, 1)
+    right = np.repeat(minima, groups, axis=0).swapaxes(-1, -2)
+    noise = np.sqrt(2 * (blocks / 6 + 1) * (np.square(sums) @ np.square(right)))
+    return np.asarray(extra @ right * scale), np.asarray(noise * (UNIT * abs(scale)))
 
 
 def turning_noise(values: F64) -> F64:

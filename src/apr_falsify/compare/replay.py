@@ -296,6 +296,9 @@ class Replayer:
         exact = np.asarray(values, dtype=np.float64)
         del values
         sigma = rounding(name, inputs, exact[0], site, self.store)
+        if operation is Operation.SCORES:
+            for rule in (rule for rule in rules if rule.block_sums):
+                sigma = np.hypot(sigma, self._block_sums(plain, rule, layer)[1])
         if operation is Operation.MIX and any(rule.rotated for rule in rules):
             sigma = np.hypot(sigma, turning_noise(exact[0]))
         if name in RECOMPUTED.get(self.trace.provenance.runtime, ()):
@@ -314,9 +317,11 @@ class Replayer:
         held = self._operands(operation, inputs, rule)
         values = compute(name, held, site)
         if operation is Operation.SCORES and rule.block_sums:
-            turned = self._turned(inputs, rule)
-            values = values + block_sum_scores(*turned, rule, self.trace.geometry, site.layer)
+            values = values + self._block_sums(inputs, rule, site.layer)[0]
         return values
+
+    def _block_sums(self, inputs: Mapping[str, F64], rule: Rule, layer: int | None) -> tuple[F64, F64]:
+        return block_sum_scores(*self._turned(inputs, rule), rule, self.trace.geometry, layer)
 
     def _operands(self, operation: Operation, inputs: dict[str, F64], rule: Rule) -> dict[str, F64]:
         """Apply ``rule`` to the operands of scores and mix, in the order in which the runtime holds them."""
