@@ -212,10 +212,13 @@ FAMILIES = ("qwen2", "llama", "qwen3", "mistral", "phi3", "gpt2", "gemma2", "gem
 """One plain recipe of each family."""
 
 
-def make_checkpoint(directory: Path, name: str, dtype: torch.dtype = torch.float32) -> Path:
+def make_checkpoint(
+    directory: Path, name: str, dtype: torch.dtype = torch.float32, *, layers: int = 3
+) -> Path:
     """Write the checkpoint of recipe ``name`` into ``directory``: config.json and safetensors."""
     recipe = RECIPES[name]
-    values = {key: value for key, value in {**_SIZES, **recipe.config}.items() if value is not None}
+    sizes = {**_SIZES, **recipe.config, "num_hidden_layers": layers}
+    values = {key: value for key, value in sizes.items() if value is not None}
     config = transformers.CONFIG_MAPPING[recipe.family](**{**values, **_explicit_none(recipe)})
     model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))

@@ -19,6 +19,7 @@ from apr_falsify.contracts.engine import run
 from apr_falsify.contracts.outcome import Outcome, judge
 from apr_falsify.contracts.rules import ERROR, RULES
 from apr_falsify.contracts.settings import Settings
+from apr_falsify.contracts.standing import Evidence, Standing
 
 CORPUS = Path(__file__).parents[1] / "corpus" / "invalid"
 CODES = sorted(path.name for path in CORPUS.iterdir())
@@ -44,9 +45,16 @@ def make_a_loop(root: Path) -> None:
     (root / "contracts" / "loop-v1.yaml").symlink_to("loop-v1.yaml")
 
 
+def leave_a_bundle(root: Path) -> None:
+    bundle = root / "evidence" / "FALSIFY-PARSER-001"
+    bundle.mkdir(parents=True)
+    (bundle / "statement.json").write_text("{}", encoding="utf-8")
+
+
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "file-too-large": make_too_large,
     "unreadable-file": make_a_loop,
+    "bundle-not-named": leave_a_bundle,
 }
 
 
@@ -76,8 +84,9 @@ def check(root: Path, code: str, *, twin: bool) -> Outcome:
     if code in BUILDERS and not twin:
         BUILDERS[code](root)
     if code in EVIDENCE:
-        state = "verified" if twin else EVIDENCE[code]
-        report = run([Path("contracts")], {}, cached=False, evidence={"FALSIFY-PARSER-001": state})
+        state = Standing(state="fresh" if twin else EVIDENCE[code])
+        evidence = Evidence(root=root, standings={"FALSIFY-PARSER-001": state})
+        report = run([Path("contracts")], {}, cached=False, evidence=evidence)
         return judge(report.problems, report.counts, Settings(), None, strict=False)
     against = "HEAD" if (case / "before").is_dir() else None
     return validate((Path("contracts"),), against=against, cached=False)
@@ -87,10 +96,12 @@ def codes(outcome: Outcome) -> set[str]:
     return {one.problem.code for one in outcome.shown}
 
 
+@pytest.mark.falsify_validator_003
 def test_every_rule_has_a_case() -> None:
     assert set(CODES) == set(RULES)
 
 
+@pytest.mark.falsify_validator_003
 @pytest.mark.parametrize("code", CODES)
 def test_the_defect_is_reported_by_its_code(project: Path, code: str) -> None:
     outcome = check(project, code, twin=False)
@@ -101,6 +112,7 @@ def test_the_defect_is_reported_by_its_code(project: Path, code: str) -> None:
     assert not os.path.isabs(found.problem.path)
 
 
+@pytest.mark.falsify_validator_002
 @pytest.mark.parametrize("code", CODES)
 def test_the_valid_twin_is_not_reported(project: Path, code: str) -> None:
     outcome = check(project, code, twin=True)

@@ -13,6 +13,7 @@ def exam() -> Outcome:
     return run("faults", "--quick", "--format", "json")
 
 
+@pytest.mark.falsify_bisect_004
 def test_a_part_of_the_exam_meets_every_goal(exam: Outcome) -> None:
     result = exam.json
     assert result["failures"] == []

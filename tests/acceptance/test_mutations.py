@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apr_falsify.contracts.facts import gather
+from apr_falsify.contracts.marked import Marked, MarkerCitation, marked_problems
+from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.roots import Roots, Scope
 from apr_falsify.contracts.validate import resolve_names
@@ -56,7 +58,7 @@ def names() -> tuple[Name, ...]:
         for one in gather(str(contract), contract.read_bytes()).citations:
             if one.kind == "prose":
                 continue
-            word = one.text.split(" (")[0]
+            word = one.name if one.kind == "marker" else one.text.split(" (")[0]
             place = starts[one.place.line - 1] + one.place.column - 1
             start = re.compile(rf"(?<![\w/.:-]){re.escape(word)}(?![\w/])").search(text, place)
             assert start, f"{word} is cited in {contract.name} and not in its text"
@@ -74,7 +76,16 @@ LOCAL = Roots({})
 def problems(contract: Path, text: str, roots: Roots) -> set[Problem]:
     facts = gather(str(contract), text.encode())
     found, _ = resolve_names(facts, Scope(contract, roots))
-    return {*facts.problems, *found}
+    cited = tuple(_marker(one) for one in facts.citations if one.kind == "marker")
+    marked = Marked(path=contract, shown=str(contract), citations=cited, falsifiers=())
+    return {*facts.problems, *found, *marked_problems([marked], roots)[0]}
+
+
+def _marker(one: Citation) -> MarkerCitation:
+    place = one.place
+    return MarkerCitation(
+        marker=one.name, line=place.line, column=place.column, key=place.key, expected_absent=False
+    )
 
 
 def new_problems(name: Name, at: int, letter: str, roots: Roots) -> set[Problem]:
@@ -109,6 +120,7 @@ def test_every_name_of_another_source_is_reported_too(name: Name, everywhere: Ro
         assert new_problems(name, at, "q" if name.text[at] != "q" else "x", everywhere), at
 
 
+@pytest.mark.falsify_validator_001
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_name_changed_by_one_letter_is_reported(data: st.DataObject) -> None:

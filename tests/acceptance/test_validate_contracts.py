@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CONTRACT = """\
 metadata:
   id: C-PARSER
@@ -43,6 +45,7 @@ def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.falsify_validator_002
 def test_a_tree_that_agrees_is_silent(tmp_path: Path) -> None:
     done = run(project(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -50,6 +53,7 @@ def test_a_tree_that_agrees_is_silent(tmp_path: Path) -> None:
     assert "error " not in done.stdout
 
 
+@pytest.mark.falsify_validator_001
 def test_a_renamed_function_is_reported_with_place_and_nearest_name(tmp_path: Path) -> None:
     done = run(project(tmp_path, CONTRACT.replace("parse_stage_list", "parse_stages_list")))
     assert done.returncode == 1
@@ -58,6 +62,7 @@ def test_a_renamed_function_is_reported_with_place_and_nearest_name(tmp_path: Pa
     assert "falsification_tests[0].algorithm_evidence.function_names[0]" in done.stdout
 
 
+@pytest.mark.falsify_validator_004
 def test_one_bad_file_never_stops_the_rest(tmp_path: Path) -> None:
     root = project(tmp_path, CONTRACT.replace("parse_stage_list", "parse_stages_list"))
     (root / "contracts" / "a-broken.yaml").write_bytes(b"\x00\xff{")

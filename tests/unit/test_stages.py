@@ -48,11 +48,14 @@ def names_that_apr_accepts() -> list[str]:
     return found[1].split(",")
 
 
+@pytest.mark.falsify_ffn_sub_001
+@pytest.mark.falsify_attn_sub_001
 def test_the_stages_are_exactly_those_of_the_real_apr_in_its_order() -> None:
     assert list(STAGES) == names_that_apr_accepts()
     assert len(STAGES) == 23
 
 
+@pytest.mark.falsify_attn_sub_002
 def test_every_input_is_a_stage_that_stands_before_its_reader_but_for_the_chosen_experts() -> None:
     order = list(STAGES)
     for row in STAGES.values():
@@ -65,6 +68,7 @@ def test_only_final_norm_and_lm_head_exist_once_per_model() -> None:
     assert [row.name for row in STAGES.values() if row.scope is Scope.FIRST_LAYER] == ["embedding"]
 
 
+@pytest.mark.falsify_attn_sub_001
 def test_the_chain_of_the_published_rule_and_its_substages() -> None:
     assert len(ATTENTION_CHAIN) == 9
     assert set(ATTENTION_SUBSTAGES) < set(ATTENTION_CHAIN) < set(STAGES)
@@ -118,16 +122,19 @@ def test_all_among_other_names_is_no_stage() -> None:
         parse_stages("all,embedding")
 
 
+@pytest.mark.falsify_attn_sub_001
 @given(st.lists(st.sampled_from(list(STAGES)), min_size=1))
 def test_any_list_of_stages_is_read_back_in_forward_order(names: list[str]) -> None:
     assert parse_stages(",".join(names)) == in_forward_order(names)
 
 
+@pytest.mark.falsify_save_tensor_004
 @given(st.integers(0, 10**6), st.integers(1, 10**6))
 def test_a_layer_range_is_end_exclusive(first: int, count: int) -> None:
     assert parse_layers(f" {first}..{first + count} ") == range(first, first + count)
 
 
+@pytest.mark.falsify_save_tensor_004
 @pytest.mark.parametrize(
     "text",
     ["", "3", "0..", "..3", "0.3", "0...3", "-1..3", "a..b", "0..1..2", "0 .. 1", "٣..٤", "²..³", "0x1..2"],
@@ -148,6 +155,7 @@ def test_an_empty_layer_range_is_refused(text: str) -> None:
         parse_layers(text)
 
 
+@pytest.mark.falsify_attn_sub_002
 @pytest.mark.parametrize(
     ("name", "shape"),
     [

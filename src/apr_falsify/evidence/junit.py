@@ -7,7 +7,7 @@ for slashes, then the classes; the last part is the name, with its parameters).
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from apr_falsify.evidence.outcome import Ended, TestRecord
 
@@ -21,20 +21,28 @@ _CHILD: dict[Ended, str] = {
     Ended.XFAILED: "skipped",
 }
 _ENDED = {"failure": "failed", "error": "error", "skipped": "skipped"}
-_NEVER_RAN = (Ended.DESELECTED, Ended.UNFINISHED)
+_NEVER_RAN = (Ended.DESELECTED, Ended.UNCOLLECTED, Ended.UNFINISHED)
 """A test that ended so need not be in ``junit.xml``: pytest writes none that it did not report."""
 
 
-def junit_xml(tests: Iterable[TestRecord], *, suite: str, created: str) -> str:
+def junit_xml(
+    tests: Iterable[TestRecord],
+    *,
+    suite: str,
+    created: str,
+    properties: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+) -> str:
     """Return the JUnit XML of ``tests``; the same tests and time give the same text.
 
     Args:
         tests: the tests; those that never ran are left out, as pytest does.
         suite: name of the test suite.
         created: ISO 8601 time that is put on it.
+        properties: a test's name -> what it recorded, name and value.
 
     """
-    cases = [_element(one) for one in tests if one.ended not in _NEVER_RAN]
+    recorded = properties or {}
+    cases = [_element(one, recorded.get(one.name, ())) for one in tests if one.ended not in _NEVER_RAN]
     counts = {child: sum(case.find(child) is not None for case in cases) for child in _ENDED}
     root = ElementTree.Element("testsuites", {"name": "apr-falsify"})
     attributes = {
@@ -50,10 +58,14 @@ def junit_xml(tests: Iterable[TestRecord], *, suite: str, created: str) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _element(one: TestRecord) -> ElementTree.Element:
+def _element(one: TestRecord, properties: Sequence[tuple[str, str]]) -> ElementTree.Element:
     classname, name = address(one.name)
     attributes = {"classname": classname, "name": _clean(name), "time": f"{one.seconds:.3f}"}
     element = ElementTree.Element("testcase", attributes)
+    if properties:
+        holder = ElementTree.SubElement(element, "properties")
+        for key, value in properties:
+            ElementTree.SubElement(holder, "property", {"name": _clean(key), "value": _clean(value)})
     if one.ended in _CHILD:
         child = ElementTree.SubElement(element, _CHILD[one.ended], {"message": _clean(one.reason)})
         if one.ended is Ended.XFAILED:

@@ -20,7 +20,11 @@ class Result(StrEnum):
 
 
 class Ended(StrEnum):
-    """How one test ended, in pytest's words; the last two never reached their body."""
+    """How one test ended, in pytest's words.
+
+    The last three never came to an answer: left out by ``-k`` or ``-m``, in a file that was not collected,
+    or selected and not finished.
+    """
 
     PASSED = "passed"
     FAILED = "failed"
@@ -29,6 +33,7 @@ class Ended(StrEnum):
     XFAILED = "xfailed"
     XPASSED = "xpassed"
     DESELECTED = "deselected"
+    UNCOLLECTED = "uncollected"
     UNFINISHED = "unfinished"
 
 
@@ -141,6 +146,7 @@ _NOT_RUN: Mapping[Ended, str] = {
     Ended.XFAILED: "expected to fail, so it decides nothing",
     Ended.XPASSED: "passed although expected to fail",
     Ended.DESELECTED: "deselected",
+    Ended.UNCOLLECTED: "not collected",
     Ended.UNFINISHED: "did not finish",
 }
 """How a test ended without deciding -> what is said of it."""

@@ -35,13 +35,28 @@ def resolve(name: str) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    if not _HUB_ID.fullmatch(name):
+    if not is_hub_id(name):
         raise ModelError(
             "no such file or directory",
             where=name,
             expected="a HuggingFace model directory, a .gguf file, or a hub id like Qwen/Qwen2.5-0.5B",
         )
     return _fetch(name)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` has the form of a hub id."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def kept(name: str) -> Path | None:
+    """Return the local copy of the hub id ``name``, ``None`` where there is none; nothing is fetched."""
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, allow_patterns=list(_PATTERNS), local_files_only=True))
+    except (ImportError, OSError, ValueError):
+        return None
 
 
 def _fetch(name: str) -> Path:

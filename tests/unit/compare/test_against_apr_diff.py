@@ -53,6 +53,8 @@ def assert_same(ours: Metrics, theirs: dict[str, Any]) -> None:
 class TestLive:
     pytestmark = needs_apr
 
+    @pytest.mark.falsify_save_tensor_006
+    @pytest.mark.falsify_attn_sub_003
     @pytest.mark.parametrize("name", PAIRS)
     def test_apr_reads_the_same_figures_from_the_same_files(self, name: str) -> None:
         pair = TINY / "base" / name, TINY / "norm-scaled" / name
@@ -73,6 +75,7 @@ class TestLive:
         assert apr_diff(TINY / "base" / name, TINY / "norm-scaled" / name).keys() == RECORDED.keys()
 
 
+@pytest.mark.falsify_save_tensor_006
 def test_the_recorded_differences_are_consistent_with_our_base_file() -> None:
     # The other file of that run is not vendored; its ten worst values are, and they fix these figures.
     base = read_aprt(TINY / "base" / "layer-0" / "attn_scores.bin").values

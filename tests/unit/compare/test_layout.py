@@ -250,6 +250,7 @@ def as_hf(stages: Stages, name: str) -> StageArray:
     return stage(head_major(data, 32) if name in HF_LAYOUT else data, *HF_LAYOUT.get(name, ()))
 
 
+@pytest.mark.falsify_bisect_002
 def test_ignored_layouts_show_three_divergences_where_there_is_none() -> None:
     stages = of_tiny(HF_TOKENS)
     # Domain section 4 gives 0.054, 0.55 and 0.745, of another checkpoint; these are of the one carried here.
@@ -260,6 +261,7 @@ def test_ignored_layouts_show_three_divergences_where_there_is_none() -> None:
         assert raw == pytest.approx(measured.get(name, 1.0), abs=1e-4)
 
 
+@pytest.mark.falsify_bisect_002
 def test_declared_layouts_show_agreement_in_all_nine_stages() -> None:
     stages = of_tiny(HF_TOKENS)
     for name in ATTENTION_CHAIN:
@@ -284,6 +286,8 @@ def real_apr_stages(folder: Path) -> dict[tuple[int | None, str], StageArray]:
     return stages
 
 
+@pytest.mark.falsify_ffn_sub_001
+@pytest.mark.falsify_attn_sub_002
 def test_every_stage_of_the_real_apr_agrees_with_the_embedded_runtime() -> None:
     ours = of_tiny(APR_TOKENS)
     theirs = real_apr_stages(DATA / "apr-tiny-qwen2" / "base")

@@ -94,6 +94,7 @@ def test_a_cosine_near_one_keeps_its_digits() -> None:
     assert 1 - vector(oracle, subject, np.float64).cosine == pytest.approx(angle**2 / 2, rel=0.03)
 
 
+@pytest.mark.falsify_bisect_003
 def test_a_scale_shows_in_the_norm_ratio_and_not_in_the_cosine() -> None:
     oracle, _ = random_pair(8, 49)
     found = compare_arrays(oracle, oracle * np.float32(8), TOKEN_CHANNEL)
@@ -119,6 +120,7 @@ def test_zero_and_opposite_vectors(
     assert (found.rel_l2, found.norm_ratio) == (rel_l2, norm_ratio)
 
 
+@pytest.mark.falsify_attn_sub_003
 @given(PAIRS)
 def test_bounds_hold_for_every_pair(pair: tuple[Array, Array]) -> None:
     found = compare_arrays(*pair, TOKEN_CHANNEL)
@@ -244,6 +246,7 @@ def test_profiles_of_scores_are_per_head_token_and_key() -> None:
             assert found.per[name].norm_ratio[index] == pytest.approx(norm_ratio, rel=1e-12)
 
 
+@pytest.mark.falsify_bisect_003
 def test_a_channel_wrong_by_15_percent_hides_from_the_cosine_and_not_from_its_profile() -> None:
     oracle, _ = random_pair(64, 896)
     subject = oracle.copy()
@@ -275,6 +278,7 @@ def test_leaving_out_every_channel_is_no_cosine() -> None:
 # --- NaN, Inf and extreme values --------------------------------------------------------------------
 
 
+@pytest.mark.falsify_bisect_003
 def test_one_nan_does_not_hide_the_greatest_finite_difference() -> None:
     oracle, subject = random_pair(50, 3000)
     subject[3, 4] = np.nan
@@ -302,6 +306,7 @@ def test_the_same_nonfinite_values_are_equal_and_others_are_not() -> None:
     assert (found.compared, found.max_abs, found.at) == (1, 0.5, (7,))
 
 
+@pytest.mark.falsify_bisect_001
 def test_nothing_finite_is_no_agreement() -> None:
     found = vector([math.nan, math.inf], [math.nan, math.inf])
     assert (found.compared, found.at, found.where, found.nonfinite_mismatch) == (0, None, "", 0)
@@ -344,6 +349,7 @@ def test_a_norm_beyond_f64_is_infinite_and_the_cosine_is_right_nevertheless() ->
 # --- refusals, formats, promises --------------------------------------------------------------------
 
 
+@pytest.mark.falsify_bisect_001
 def test_nothing_to_compare_is_refused() -> None:
     with pytest.raises(TraceError, match="nothing to compare"):
         compare_arrays(np.empty((0, 5), np.float32), np.empty((0, 5), np.float32), TOKEN_CHANNEL)

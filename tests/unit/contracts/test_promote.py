@@ -31,12 +31,14 @@ def edited(data: bytes, **changes: Any) -> Edit:
     return plan_edit(HERE, data, Plan(**values))
 
 
+@pytest.mark.falsify_bundle_002
 @pytest.mark.parametrize("name", STYLES)
 def test_only_the_intended_characters_change(name: str) -> None:
     style = STYLES[name]
     assert edited(style.data).after == style.expected
 
 
+@pytest.mark.falsify_bundle_002
 @pytest.mark.parametrize("name", STYLES)
 def test_another_reader_finds_the_new_values_and_nothing_else_changed(name: str) -> None:
     """A loader that types every scalar is not the one that the edit was checked with."""
@@ -94,6 +96,7 @@ def test_a_place_that_is_not_certain_is_refused_with_what_to_write(name: str) ->
     assert caught.value.where.startswith(str(HERE))
 
 
+@pytest.mark.falsify_bundle_002
 @pytest.mark.parametrize(
     ("status", "move", "rung", "said"),
     [

@@ -67,6 +67,7 @@ def test_merge_keys_are_merged_and_what_is_given_wins() -> None:
     assert value("base: &b {x: 1, y: 2}\nmade:\n  <<: *b\n  y: 3\n")["made"] == {"x": "1", "y": "3"}
 
 
+@pytest.mark.falsify_validator_004
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [

@@ -1,0 +1,1 @@
+"""Falsifiers under pytest: markers from contracts, lanes, outcomes, evidence bundles."""

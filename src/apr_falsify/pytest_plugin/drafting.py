@@ -1,0 +1,231 @@
+"""From a judged falsifier to its bundle: what the session knows, put into the words of ``evidence.facts``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apr_falsify import __version__
+from apr_falsify.commands.lanes import Lane
+from apr_falsify.contracts.claim import Claim
+from apr_falsify.evidence.facts import EMBEDDED_LANE, Bound, Facts, LaneFacts, Side, Sources
+from apr_falsify.oracle.hub import is_hub_id
+from apr_falsify.pytest_plugin.records import Ran
+from apr_falsify.pytest_plugin.state import Work
+
+if TYPE_CHECKING:
+    from apr_falsify.evidence.bundle import Draft
+    from apr_falsify.pytest_plugin.finish import Verdict
+    from apr_falsify.symbols.digest import Project
+    from apr_falsify.trace import Provenance, Trace
+
+_LIBRARIES = (
+    "numpy",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "pytest",
+    "pytest-xdist",
+    "hypothesis",
+)
+"""Whose versions a bundle tells."""
+
+
+def draft_of(verdict: Verdict, facts: Facts, work: Work) -> Draft:
+    """Return what the bundle of a falsifier is made of.
+
+    Raises:
+        AprFalsifyError: a trace of this session cannot be read again.
+
+    """
+    from apr_falsify.evidence.bundle import Draft
+    from apr_falsify.evidence.junit import junit_xml
+
+    properties = {name: tuple(ran.properties) for name, ran in verdict.ran.items()}
+    measured = _measured(verdict, work)
+    oracle, subject = (None, None) if measured is None else _traces(measured, work)
+    return Draft(
+        facts=facts,
+        bisection=None if measured is None else _read(work.measurements.run_of(measured) / "bisection.json"),
+        oracle=oracle,
+        subject=subject,
+        controls=dict(_controls(verdict, work, measured)),
+        junit=junit_xml(facts.tests, suite=facts.falsifier, created=facts.created, properties=properties),
+    )
+
+
+def facts_of(verdict: Verdict, work: Work) -> Facts:
+    """Return what the bundle of a falsifier says of itself.
+
+    Raises:
+        AprFalsifyError: a trace of this session cannot be read again, or the claim cannot be bound.
+
+    """
+    from apr_falsify.provenance import utc_now
+
+    claim, root = verdict.claim, work.asked.root
+    return Facts(
+        falsifier=claim.falsifier,
+        contract=claim.contract,
+        contract_version=claim.version,
+        contract_path=_relative(claim.path, root),
+        claim=claim.fields,
+        claim_sha256=claim.sha256,
+        outcome=verdict.outcome,
+        tests=verdict.tests,
+        lane=_lane_facts(verdict, work),
+        bound=_bound(claim, root),
+        sources=_sources(work),
+        environment=_environment(),
+        created=utc_now(),
+        tool=f"apr-falsify {__version__}",
+    )
+
+
+def _bound(claim: Claim, root: Path) -> Bound:
+    from apr_falsify.evidence.binding import binding_of
+
+    return binding_of(claim, root, _project(root))
+
+
+@cache
+def _project(root: Path) -> Project:
+    from apr_falsify.symbols.digest import Project
+
+    return Project(root)
+
+
+def _relative(path: Path, root: Path) -> str:
+    found = path.resolve()
+    return (found.relative_to(root.resolve()) if found.is_relative_to(root.resolve()) else found).as_posix()
+
+
+def _measured(verdict: Verdict, work: Work) -> Lane | None:
+    """Return the lane that the falsifier's tests measured; of two the session's own."""
+    ran: list[Ran] = list(verdict.ran.values())
+    lanes = [work.asked.lane] if any(one.lane for one in ran) else []
+    lanes += [Lane()] if any(one.embedded for one in ran) else []
+    there = (one for one in lanes if (work.measurements.run_of(one) / "bisection.json").exists())
+    return next(there, None)
+
+
+def _lane_facts(verdict: Verdict, work: Work) -> LaneFacts:
+    lane = _measured(verdict, work)
+    if lane is None:
+        return LaneFacts(name=EMBEDDED_LANE)
+    oracle, subject = _traces(lane, work)
+    return LaneFacts(
+        name=lane.name,
+        prompt=subject.provenance.prompt,
+        tokens=subject.tokens,
+        layers=subject.provenance.layers,
+        oracle=_side(oracle.provenance, lane.oracle),
+        subject=_side(subject.provenance, lane.subject),
+    )
+
+
+def _side(found: Provenance, named: str | None) -> Side:
+    """Return a side as it was captured; a model that a lane names by hub id goes by that name."""
+    is_id = named is not None and is_hub_id(named) and not Path(named).exists()
+    return Side(
+        runtime=found.runtime,
+        version=found.version,
+        device=found.device,
+        dtype=found.dtype,
+        model=named if named is not None and is_id else found.model,
+        model_sha256=found.model_sha256,
+        binary_sha256=found.binary_sha256,
+    )
+
+
+def _traces(lane: Lane, work: Work) -> tuple[Trace, Trace]:
+    """Read both traces of a lane; an oracle that was given as a trace lies where it was."""
+    from apr_falsify.trace import read_trace
+
+    run = work.measurements.run_of(lane)
+    oracle = run / "oracle"
+    if not oracle.exists() and lane.oracle is not None:
+        oracle = Path(lane.oracle)
+    return read_trace(oracle), read_trace(run / "subject")
+
+
+def _controls(verdict: Verdict, work: Work, measured: Lane | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    embedded = work.measurements.run_of(Lane()) / "bisection.json"
+    if measured is not None and measured.is_live and embedded.exists():
+        yield "embedded-default", _read(embedded)
+    for ran in verdict.ran.values():
+        for name, path in sorted(ran.kept.items()):
+            yield name, _read(Path(path))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _sources(work: Work) -> Sources:
+    asked = work.asked
+    outputs = tuple(str(one.resolve()) for one in (asked.evidence_dir, asked.bundles) if one is not None)
+    commit, uncommitted = _git(asked.root.resolve(), outputs)
+    return Sources(project=asked.project, commit=commit, uncommitted=uncommitted)
+
+
+@cache
+def _git(root: Path, outputs: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the commit, and the files that differ from it; bundles are no sources."""
+    commit = _said(root, "rev-parse", "HEAD")
+    if commit is None:
+        return None, ()
+    top = Path((_said(root, "rev-parse", "--show-toplevel") or str(root)).strip())
+    status = _said(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames") or ""
+    files = [top / entry[3:] for entry in status.split("\0") if entry]
+    changed = [one for one in files if not any(one.is_relative_to(folder) for folder in outputs)]
+    return commit.strip(), tuple(sorted(_relative(one, root) for one in changed))
+
+
+def _said(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout
+
+
+@cache
+def _environment() -> Mapping[str, str]:
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def leave_bundle(verdict: Verdict, facts: Facts, work: Work) -> tuple[Path | None, str]:
+    """Write the bundle of a falsifier that was run; return where, and its statement's sha256.
+
+    One that was selected in part, or of which nothing was begun, leaves none: it would take the place of
+    better evidence.
+
+    Raises:
+        AprFalsifyError: it cannot be made or written.
+
+    """
+    folder = work.asked.evidence_dir
+    if folder is None or not verdict.is_whole or not verdict.is_begun:
+        return None, ""
+    from apr_falsify.evidence.bundle import write_bundle
+
+    path = folder / verdict.claim.falsifier
+    return path, write_bundle(draft_of(verdict, facts, work), path)

@@ -1,0 +1,70 @@
+"""What pytest loads wherever this package is installed: it looks whether the project asks for more.
+
+Every pytest run on the machine pays for this module, so it imports nothing that pytest has not imported.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+TABLE = "apr-falsify"
+SESSION = "apr_falsify_session"
+"""The name under which the part that works is registered."""
+
+OPTIONS = ("--gpu", "--lane", "--oracle-model", "--subject", "--contracts", "--evidence-dir")
+
+
+def configured_root(start: Path) -> Path | None:
+    """Return the nearest folder, from ``start`` upwards, whose pyproject.toml has ``[tool.apr-falsify]``."""
+    for folder in (start, *start.parents):
+        try:
+            with open(folder / "pyproject.toml", "rb") as file:
+                content = file.read()
+        except OSError:
+            continue
+        if b"apr-falsify" in content and _has_table(content):
+            return folder
+    return None
+
+
+def _has_table(content: bytes) -> bool:
+    import tomllib
+
+    try:
+        return isinstance(tomllib.loads(content.decode("utf-8")).get("tool", {}).get(TABLE), dict)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return False  # pytest says what is wrong with its own configuration file
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the options where the project is configured."""
+    config = pluginmanager.get_plugin("pytestconfig")
+    if config is None:
+        return
+    root = configured_root(config.rootpath)
+    if root is not None:
+        from apr_falsify.pytest_plugin.options import add_options
+
+        add_options(parser)
+    elif _asked(config.invocation_params.args) and configured_root(config.invocation_params.dir):
+        from apr_falsify.pytest_plugin.options import path_taken_for_a_test
+
+        raise path_taken_for_a_test(config)
+
+
+def _asked(arguments: tuple[object, ...]) -> bool:
+    """Whether an option of ours is followed by a blank and a value that could be a path."""
+    return any(one in OPTIONS for one in arguments)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the part that works where the project is configured."""
+    if config.getoption("help", False) or configured_root(config.rootpath) is None:
+        return
+    from apr_falsify.pytest_plugin.session import register
+
+    register(config)

@@ -1,0 +1,183 @@
+"""When all tests have ended: what each falsifier's tests say together, the bundles, and the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from apr_falsify.contracts.claim import Claim
+from apr_falsify.errors import AprFalsifyError
+from apr_falsify.evidence.outcome import Ended, Level, Outcome, Result, TestRecord, outcome_of
+from apr_falsify.pytest_plugin.records import Collected, Ledger, Ran
+from apr_falsify.pytest_plugin.scope import names_marker
+from apr_falsify.pytest_plugin.standing import standing
+from apr_falsify.pytest_plugin.state import Work
+from apr_falsify.pytest_plugin.summary import Judged, lines_of
+
+if TYPE_CHECKING:
+    from apr_falsify.symbols.markers import MarkedTest
+
+_LEFT_OUT = (Ended.DESELECTED, Ended.UNCOLLECTED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What a session's falsifiers come to.
+
+    Attributes:
+        exit_code: 1 where the session may not pass, else 0.
+        lines: the summary.
+
+    """
+
+    exit_code: int
+    lines: list[str]
+
+
+def finish(work: Work, ledger: Ledger, config: pytest.Config) -> Done:
+    """Judge every falsifier that was selected, leave its bundle, and say so."""
+    verdicts = [one for one in _verdicts(work, ledger, config) if one.is_selected or one.is_begun]
+    selected = [one for one in verdicts if one.is_selected]
+    problems: list[str] = []
+    judged = [one for each in selected if (one := _judged(each, work, problems)) is not None]
+    partly = [one.claim.falsifier for one in verdicts if not one.is_selected]
+    return Done(
+        exit_code=int(bool(problems and work.asked.evidence_dir) or _may_not_pass(selected)),
+        lines=list(lines_of(judged, partly, problems)),
+    )
+
+
+def _may_not_pass(selected: list[Verdict]) -> bool:
+    """Whether none was run, or one was refuted or broke although pytest counts no failure."""
+    results = [one.outcome.result for one in selected]
+    none_ran = bool(results) and all(one is Result.NOT_RUN for one in results)
+    return none_ran or any(one in (Result.FALSIFIED, Result.ERROR) for one in results)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One falsifier of a session.
+
+    Attributes:
+        claim: its claim.
+        marker: its marker.
+        tests: its tests as they ended.
+        ran: what the reports of those that ran said, by node id.
+        outcome: what they say together.
+        is_selected: whether all of it was selected, or ``-m`` names it.
+        is_whole: whether no test of it was left out.
+        waiting: how many tests measure a lane's subject, and no lane was given.
+
+    """
+
+    claim: Claim
+    marker: str
+    tests: tuple[TestRecord, ...]
+    ran: Mapping[str, Ran]
+    outcome: Outcome
+    is_selected: bool
+    is_whole: bool
+    waiting: int
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether any test of it was begun."""
+        return any(one.begun for one in self.ran.values())
+
+
+def _verdicts(work: Work, ledger: Ledger, config: pytest.Config) -> Iterator[Verdict]:
+    expression = str(config.getoption("markexpr", "") or "")
+    known = set(ledger.falsifiers)
+    tree = Sources(work.asked.root, config.rootpath, tuple(work.claims))
+    for marker, claim in work.claims.items():
+        if claim.falsifier in known:
+            yield _verdict(claim, marker, ledger, tree, expression, live=work.asked.lane.is_live)
+
+
+def _verdict(
+    claim: Claim, marker: str, ledger: Ledger, sources: Sources, expression: str, *, live: bool
+) -> Verdict:
+    collected = ledger.of(claim.falsifier)
+    waiting = 0 if live else sum(one.level is Level.LIVE for one in collected)
+    counted = [one for one in collected if live or one.level is not Level.LIVE]
+    # On a live lane what holds on the embedded default no longer is the prediction but shows that the
+    # instrument which measures it works.
+    measured_live = live and any(one.level is Level.LIVE for one in collected)
+    tests = [ledger.record(one, as_control=measured_live and one.level is Level.ALGORITHM) for one in counted]
+    begun = any(one.name in ledger.ran for one in counted)
+    named = names_marker(expression, marker)
+    if begun or named:
+        tests += sources.uncollected(marker, collected)
+    left_out = any(one.ended in _LEFT_OUT for one in tests)
+    chosen = any(one.selected for one in counted)
+    return Verdict(
+        claim=claim,
+        marker=marker,
+        tests=tuple(tests),
+        ran={one.name: ledger.ran[one.name] for one in counted if one.name in ledger.ran},
+        outcome=_outcome(tests, waiting),
+        is_selected=named or (chosen and not left_out),
+        is_whole=chosen and not left_out,
+        waiting=waiting,
+    )
+
+
+def _outcome(tests: list[TestRecord], waiting: int) -> Outcome:
+    if not tests and waiting:
+        return Outcome(
+            result=Result.NOT_RUN,
+            reason="its tests measure the subject of a lane, and none was given: --gpu or --lane=NAME",
+        )
+    return outcome_of(tests)
+
+
+class Sources:
+    """The project's test files, read for tests that carry a marker and were not collected.
+
+    Args:
+        root: the project's folder.
+        rootpath: the folder that pytest's node ids are relative to.
+        markers: the markers that are looked for.
+
+    """
+
+    def __init__(self, root: Path, rootpath: Path, markers: tuple[str, ...]) -> None:
+        self._root, self._rootpath, self._markers = root, rootpath, markers
+
+    @cached_property
+    def _tests(self) -> Mapping[str, tuple[MarkedTest, ...]]:
+        from apr_falsify.symbols.markers import tests_by_marker
+        from apr_falsify.symbols.tree import SourceTree
+
+        return tests_by_marker(SourceTree(self._root), self._markers)
+
+    def uncollected(self, marker: str, collected: tuple[Collected, ...]) -> list[TestRecord]:
+        """Return a record for each test that carries ``marker`` and is not among ``collected``."""
+        known = {self._absolute(one.function, self._rootpath) for one in collected}
+        return [
+            TestRecord(name=one.node, ended=Ended.UNCOLLECTED, reason="its file, or it, was not collected")
+            for one in self._tests[marker]
+            if not one.why_not and self._absolute(one.node, self._root) not in known
+        ]
+
+    @staticmethod
+    def _absolute(node: str, folder: Path) -> str:
+        path, *names = node.split("::")
+        return "::".join([str((folder / path).resolve()), *names])
+
+
+def _judged(verdict: Verdict, work: Work, problems: list[str]) -> Judged | None:
+    from apr_falsify.pytest_plugin.drafting import facts_of, leave_bundle
+
+    try:
+        facts = facts_of(verdict, work)
+        bundle, digest = leave_bundle(verdict, facts, work)
+    except AprFalsifyError as error:
+        problems.append(f"{verdict.claim.falsifier}: {verdict.outcome.result}, and no bundle: {error}")
+        return None
+    return standing(verdict, facts, work, bundle, digest)

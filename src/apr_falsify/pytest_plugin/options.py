@@ -1,0 +1,161 @@
+"""The options, and what they and ``[tool.apr-falsify]`` say together."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apr_falsify.commands.lanes import EMBEDDED, UNNAMED, Lane, read_lanes, rooted
+from apr_falsify.errors import UsageError, nearest
+from apr_falsify.pytest_plugin.entry import OPTIONS, TABLE
+
+KNOWN_KEYS = ("contracts", "evidence-dir", "gpu-lane", "ignores", "lanes", "severities", "sources")
+"""Every key of ``[tool.apr-falsify]``; some of them only ``validate-contracts`` reads."""
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add the options of a configured project."""
+    group = parser.getgroup("apr-falsify", "falsifiers (apr-falsify)")
+    group.addoption(
+        "--gpu",
+        action="store_true",
+        dest="apr_falsify_gpu",
+        help="measure on the GPU lane of [tool.apr-falsify]: the oracle runs on CUDA",
+    )
+    for name, metavar, text in (
+        ("lane", "NAME", "measure on this lane of [tool.apr-falsify.lanes]"),
+        ("oracle-model", "MODEL", "the reference: HF directory, .gguf, hub id or trace, for the lane's own"),
+        ("subject", "RUNTIME:PATH", "the run in question, for the lane's own, e.g. apr:MODEL.apr"),
+        ("contracts", "DIR", "the contracts, for those of [tool.apr-falsify]"),
+        ("evidence-dir", "DIR", "leave a bundle for every falsifier that was run, in DIR/<ID>"),
+    ):
+        group.addoption(f"--{name}", metavar=metavar, dest=_destination(name), default=None, help=text)
+
+
+def _destination(name: str) -> str:
+    return f"apr_falsify_{name.replace('-', '_')}"
+
+
+def path_taken_for_a_test(config: pytest.Config) -> pytest.UsageError:
+    """Return the error for an option whose path pytest took for a test path, so that it left the project."""
+    given = [str(one) for one in config.invocation_params.args]
+    pairs = [f"{one}={given[at + 1]}" for at, one in enumerate(given[:-1]) if one in OPTIONS[1:]] or list(
+        OPTIONS[1:]
+    )
+    return pytest.UsageError(
+        f"pytest looks for its configuration from {config.rootpath} on: it takes a path behind a blank for "
+        f"a test path. Write it with an equals sign: {' '.join(pairs)}"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a session is asked for.
+
+    Attributes:
+        root: the project's folder.
+        project: the project's name.
+        contracts: the contracts' folders and files.
+        lane: the lane to measure on.
+        gpu: whether ``--gpu`` chose it.
+        evidence_dir: where bundles go, ``None`` for nowhere.
+        bundles: the folder in which the project keeps its bundles, ``None`` where it names none.
+
+    """
+
+    root: Path
+    project: str
+    contracts: tuple[Path, ...]
+    lane: Lane
+    gpu: bool
+    evidence_dir: Path | None
+    bundles: Path | None
+
+
+def read_asked(config: pytest.Config, root: Path) -> Asked:
+    """Return what the options and the project's table say together.
+
+    Raises:
+        UsageError: an unknown key, lane or value.
+
+    """
+    content = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    table: dict[str, Any] = content["tool"][TABLE]
+    where = root / "pyproject.toml"
+    for key in table:
+        if key not in KNOWN_KEYS:
+            expected = ", ".join(KNOWN_KEYS)
+            raise UsageError(
+                f"[tool.{TABLE}] has no key {key!r}",
+                where=where,
+                expected=expected,
+                remedy=nearest(key, KNOWN_KEYS),
+            )
+    here = config.invocation_params.dir
+    evidence = _option(config, "evidence-dir")
+    kept = table.get("evidence-dir")
+    return Asked(
+        root=root,
+        project=str(content.get("project", {}).get("name", root.name)),
+        contracts=_contracts(_option(config, "contracts"), table.get("contracts", []), root, here),
+        lane=_lane(config, table, root),
+        gpu=bool(config.getoption(_destination("gpu"))),
+        evidence_dir=None if evidence is None else (here / evidence),
+        bundles=root / kept if isinstance(kept, str) else None,
+    )
+
+
+def _option(config: pytest.Config, name: str) -> str | None:
+    value = config.getoption(_destination(name))
+    if value == "":
+        raise UsageError("an empty value", where=f"--{name}")
+    return None if value is None else str(value)
+
+
+def _contracts(given: str | None, table: object, root: Path, here: Path) -> tuple[Path, ...]:
+    if given is not None:
+        return (here / given,)
+    listed = [table] if isinstance(table, str) else table
+    if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
+        raise UsageError("contracts is no list of paths", where=root / "pyproject.toml")
+    return tuple(root / one for one in listed)
+
+
+def _lane(config: pytest.Config, table: Mapping[str, Any], root: Path) -> Lane:
+    lanes = read_lanes(table.get("lanes", {}), root)
+    gpu = bool(config.getoption(_destination("gpu")))
+    here = config.invocation_params.dir
+    changes: dict[str, Any] = {}
+    for key, option in (("oracle", "oracle-model"), ("subject", "subject")):
+        given = _option(config, option)
+        if given is not None:
+            changes[key] = rooted(given, here)
+    lane = _chosen(_option(config, "lane"), gpu, bool(changes), table.get("gpu-lane"), lanes, root)
+    if gpu:
+        changes["device"] = "cuda"
+        changes["dtype"] = lane.dtype if lane.device == "cuda" else None
+    return replace(lane, **changes)
+
+
+def _chosen(
+    name: str | None, gpu: bool, described: bool, gpu_lane: object, lanes: Mapping[str, Lane], root: Path
+) -> Lane:
+    where = "--lane"
+    if name is None and gpu and gpu_lane is not None:
+        name, where = str(gpu_lane), f"{root / 'pyproject.toml'}: gpu-lane"
+    if name in (None, EMBEDDED):
+        return Lane(name=UNNAMED if described or gpu else EMBEDDED)
+    assert name is not None
+    if name not in lanes:
+        raise UsageError(
+            f"no lane {name!r}",
+            where=where,
+            expected=", ".join(lanes) or "a table [tool.apr-falsify.lanes.NAME]",
+            remedy=nearest(name, lanes),
+        )
+    return lanes[name]

@@ -1,0 +1,240 @@
+"""The part of the plugin that works, registered where the project is configured.
+
+1. Configured: contracts are read, markers registered, the lane checked; what is wrong ends the session.
+2. Collected: every test that carries a marker is noted, with what it decides.
+3. Run: every report is noted. Under pytest-xdist 1 to 3 happen in each worker, and the controller reads what
+   the workers collected from the shared folder, and their reports.
+4. Finished: outcomes, bundles, exit code, the summary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apr_falsify.commands.lanes import missing_for
+from apr_falsify.errors import AprFalsifyError
+from apr_falsify.evidence.outcome import Level
+from apr_falsify.pytest_plugin import fixtures, markers, observe
+from apr_falsify.pytest_plugin.entry import SESSION, configured_root
+from apr_falsify.pytest_plugin.measuring import Measurements
+from apr_falsify.pytest_plugin.options import Asked, read_asked
+from apr_falsify.pytest_plugin.records import Collected, Ledger
+from apr_falsify.pytest_plugin.scope import is_whole_suite, untested
+from apr_falsify.pytest_plugin.shared import WORKER_INPUT, Shared
+from apr_falsify.pytest_plugin.state import CARRIED, Work
+
+
+def register(config: pytest.Config) -> None:
+    """Read what the session works with and register the hooks.
+
+    Raises:
+        pytest.UsageError: a broken contract, an unknown lane, something that the lane lacks, or an evidence
+            directory that cannot be written to.
+
+    """
+    root = configured_root(config.rootpath)
+    assert root is not None
+    is_worker = hasattr(config, "workerinput")
+    try:
+        asked = read_asked(config, root)
+        claims = markers.claims_by_marker(asked)
+        markers.register(config, claims)
+        if not is_worker and not _only_tells(config):
+            _check_lane(asked)
+            _check_writable(asked.evidence_dir)
+    except AprFalsifyError as error:
+        raise pytest.UsageError(str(error)) from error
+    shared = Shared(config)
+    work = Work(asked=asked, claims=claims, shared=shared, measurements=Measurements(shared))
+    config.pluginmanager.register(Session(work, config), SESSION)
+    config.pluginmanager.register(fixtures, "apr_falsify_fixtures")
+    config.pluginmanager.register(observe, "apr_falsify_observe")
+
+
+def _only_tells(config: pytest.Config) -> bool:
+    """Whether pytest only tells about itself: ``--markers``, ``--fixtures``."""
+    return any(
+        config.getoption(name, False) for name in ("markers", "showfixtures", "show_fixtures_per_test")
+    )
+
+
+def _check_lane(asked: Asked) -> None:
+    if not asked.lane.is_live:
+        return
+    missing = missing_for(asked.lane)
+    if missing:
+        option = "--gpu" if asked.gpu else "--lane" if asked.lane.name != "unnamed" else "--subject"
+        lines = [f"{option}: the lane {asked.lane.name} cannot be run on this machine"]
+        for one in missing:
+            lines += [f"  {one.what}", f"    get it: {one.remedy}"]
+        raise pytest.UsageError("\n".join(lines))
+
+
+def _check_writable(folder: Path | None) -> None:
+    if folder is None:
+        return
+    probe = folder / f".apr-falsify-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise pytest.UsageError(
+            f"--evidence-dir: {folder} cannot be written to: {error.strerror}\n  try: another folder"
+        ) from error
+
+
+class Session:
+    """The hooks of one process.
+
+    Args:
+        work: what the session works with.
+        config: pytest's configuration.
+
+    """
+
+    def __init__(self, work: Work, config: pytest.Config) -> None:
+        self.work = work
+        self._config = config
+        self._worker: str | None = getattr(config, "workerinput", {}).get("workerid")
+        self._ledger = Ledger()
+        self._items: list[pytest.Item] = []
+        self._waiting: set[pytest.Item] = set()
+        self._checked = False
+        self._summary: list[str] = []
+
+    # 2. collected
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pycollect_makeitem(self) -> Generator[None, Any, Any]:
+        """Refuse a marker that no contract has, or that has other arguments, where it is collected."""
+        made = yield
+        for item in made if isinstance(made, list) else [made]:
+            if isinstance(item, pytest.Item):
+                item.stash[CARRIED] = markers.carried_by(item, self.work.claims)
+        return made
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Offer the nearest falsifier where strict markers refuse one."""
+        report = yield
+        found = re.search(r"'(falsify_\w+)' not found in `markers`", report.longreprtext)
+        if report.failed and found:
+            report.longrepr = f"{report.longreprtext}\n{markers.unknown(found[1], self.work.claims)}"
+        return report
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Note every test before others choose among them; those that need a lane wait for one."""
+        for item in items:
+            if CARRIED not in item.stash:  # of another kind than Python functions
+                item.stash[CARRIED] = markers.carried_by(item, self.work.claims)
+        self._items = [item for item in items if item.stash[CARRIED]]
+        if not self.work.asked.lane.is_live:
+            self._waiting = {item for item in self._items if _is_live(item)}
+            if self._waiting:
+                items[:] = [item for item in items if item not in self._waiting]
+                config.hook.pytest_deselected(items=list(self._waiting))
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Note which tests were chosen; a worker leaves that in the shared folder."""
+        chosen = set(session.items)
+        tests = [one for item in self._items for one in self._noted(item, item in chosen)]
+        if self._worker is None:
+            self._ledger.add_collected(tests)
+            self._check_untested(session.testsfailed > 0)
+        else:
+            found = {"errors": session.testsfailed, "tests": [one.to_json() for one in tests]}
+            path = self.work.shared.path / f"collected-{self._worker}.json"
+            path.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
+            path.with_suffix(".part").replace(path)
+
+    def _noted(self, item: pytest.Item, chosen: bool) -> Iterator[Collected]:
+        for one in item.stash[CARRIED]:
+            yield Collected(
+                name=item.nodeid,
+                falsifier=one.falsifier,
+                role=one.role,
+                level=one.level,
+                selected=chosen,
+                waits=item in self._waiting,
+            )
+
+    def _check_untested(self, failed: bool) -> None:
+        """Refuse a whole suite in which a falsifier has no test.
+
+        Raises:
+            pytest.UsageError: there is one.
+
+        """
+        if self._checked or failed or not is_whole_suite(self._config):
+            return
+        self._checked = True
+        lacking = untested(self.work.claims, self._ledger.falsifiers)
+        if lacking:
+            raise pytest.UsageError(
+                "\n".join(["the whole suite was collected, and no test carries the marker of", *lacking])
+            )
+
+    # under pytest-xdist, in the controller
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker where the shared folder is."""
+        node.workerinput[WORKER_INPUT] = str(self.work.shared.path)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: Any) -> None:
+        """Read what a worker collected."""
+        self._check_untested(self._read_collected(node.gateway.id) > 0)
+
+    def _read_collected(self, worker: str) -> int:
+        path = self.work.shared.path / f"collected-{worker}.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return 1  # it ended before it had collected
+        self._ledger.add_collected([Collected.from_json(one) for one in found["tests"]])
+        return int(found["errors"])
+
+    # 3. run
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note how a phase of a test ended."""
+        if self._worker is None:
+            self._ledger.add_report(report)
+
+    # 4. finished
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Sum up; a session whose falsifiers were all not run does not pass."""
+        if self._worker is not None or self._config.getoption("collectonly", False):
+            return
+        from apr_falsify.pytest_plugin.finish import finish
+
+        done = finish(self.work, self._ledger, self._config)
+        self._summary = done.lines
+        if done.exit_code and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = done.exit_code
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the summary of falsifiers."""
+        if self._summary:
+            terminalreporter.section("falsifiers")
+            for line in self._summary:
+                terminalreporter.write_line(line)
+
+    def pytest_unconfigure(self) -> None:
+        """Remove the shared folder."""
+        self.work.shared.remove()
+
+
+def _is_live(item: pytest.Item) -> bool:
+    return all(one.level is Level.LIVE for one in item.stash[CARRIED])

@@ -1,0 +1,56 @@
+"""A folder that the processes of one session share, and a lock on a part of it."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+WORKER_INPUT = "apr_falsify_shared"
+"""The key under which pytest-xdist hands the folder to a worker."""
+
+
+class Shared:
+    """The session's folder: made when it is first asked for, removed by the process that made it.
+
+    Args:
+        config: pytest's; under pytest-xdist a worker's names the controller's folder.
+
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        given = getattr(config, "workerinput", {}).get(WORKER_INPUT)
+        self._path = None if given is None else Path(given)
+        self._is_ours = given is None
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        if self._path is None:
+            self._path = Path(tempfile.mkdtemp(prefix="apr-falsify-session-"))
+        return self._path
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it exists already."""
+        return self._path is not None
+
+    def remove(self) -> None:
+        """Remove it, where this process made it."""
+        if self._is_ours and self._path is not None:
+            shutil.rmtree(self._path, ignore_errors=True)
+            self._path = None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file at ``path``; a process that dies lets go of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

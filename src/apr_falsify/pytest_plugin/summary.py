@@ -1,0 +1,59 @@
+"""The section at the end: each falsifier, what its run says, where it stands, what it still needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from apr_falsify.evidence.outcome import Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One falsifier in the summary.
+
+    Attributes:
+        falsifier: its id.
+        outcome: what its run says.
+        now: the rung that its contract claims.
+        earned: the rung that the run would carry, empty for none.
+        needs: why not a higher one.
+        bundle: where its bundle was left, ``None`` where none was.
+        statement_sha256: what pins that bundle.
+
+    """
+
+    falsifier: str
+    outcome: Outcome
+    now: str
+    earned: str
+    needs: tuple[str, ...]
+    bundle: Path | None = None
+    statement_sha256: str = ""
+
+
+def lines_of(judged: Sequence[Judged], partly: Sequence[str], problems: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of the summary; none where no falsifier was begun. A need of several is told once."""
+    width = max((len(one.falsifier) for one in judged), default=0)
+    lacking: dict[str, list[str]] = {}
+    for one in judged:
+        for need in one.needs:
+            lacking.setdefault(need, []).append(one.falsifier)
+    for one in judged:
+        yield f"{one.falsifier:{width}}  {one.outcome.result.value:9}  {one.outcome.reason}"
+        yield f"    status {one.now or 'none'}, this run earns {one.earned or 'none'}"
+        yield from (f"    needs {need}" for need in one.needs if len(lacking[need]) == 1)
+        if one.bundle is not None:
+            yield f"    bundle {one.bundle}"
+            yield f"    statement sha256 {one.statement_sha256}"
+    for need, names in lacking.items():
+        if len(names) > 1:
+            yield f"needs {need} ({_told(names)})"
+    if partly:
+        yield f"selected in part, so not judged: {', '.join(partly)}"
+    yield from problems
+
+
+def _told(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
