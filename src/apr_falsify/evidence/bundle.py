@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr_falsify.capture import partial_prefix, sweep
 from apr_falsify.contracts.claim import canonical_json
-from apr_falsify.errors import AprFalsifyError, EvidenceError, OutputError
+from apr_falsify.errors import AprFalsifyError, EvidenceError, MissingDependencyError, OutputError
 from apr_falsify.evidence.facts import Facts
 from apr_falsify.evidence.facts_reader import read_facts
 from apr_falsify.evidence.files import (
@@ -237,7 +237,7 @@ def _files(draft: Draft, *, values: bool, key: SigningKey | None, report: bool) 
         raise EvidenceError(
             f"{foreign[0]!r} is no name for a file of a bundle",
             where=facts.falsifier,
-            expected="letters, digits, dots, blanks never",
+            expected="letters, digits, dots and dashes; no blank, no slash",
         )
     for side in SIDES:
         trace: Trace | None = getattr(draft, side)
@@ -253,30 +253,14 @@ def _files(draft: Draft, *, values: bool, key: SigningKey | None, report: bool) 
 
 
 def _report(draft: Draft, *, values: bool) -> str | None:
-    """Return ``report.html``, ``None`` where what makes it is not installed."""
+    """Return ``report.html``, ``None`` where jinja2 is not installed."""
+    from apr_falsify.evidence.report import bundle_html
+
     traces = (draft.oracle, draft.subject) if draft.oracle and draft.subject and values else None
-    return report_html(draft.facts, draft.bisection, traces, draft.controls)
-
-
-def report_html(
-    facts: Facts,
-    bisection: Mapping[str, Any] | None,
-    traces: tuple[Trace, Trace] | None,
-    controls: Mapping[str, Mapping[str, Any]],
-) -> str | None:
-    """Return the report of a bundle, ``None`` where jinja2 is not installed."""
     try:
-        import jinja2  # noqa: F401 - only whether it is there
-    except ImportError:
+        return bundle_html(draft.facts, draft.bisection, traces, draft.controls)
+    except MissingDependencyError:
         return None
-    import importlib
-
-    try:
-        make = importlib.import_module("apr_falsify.evidence.report").bundle_html
-    except ImportError:
-        return None
-    html: str = make(facts, bisection, traces, controls)
-    return html
 
 
 def _place(files: Mapping[str, bytes], directory: Path) -> None:

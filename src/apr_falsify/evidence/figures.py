@@ -8,11 +8,11 @@ what the machine reported that measured it. Sums differ in their last digits fro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from apr_falsify.compare.bisection import SCHEMA, Finding, FindingType, Row, Status, Verdict
+from apr_falsify.compare.bisection import SCHEMA, Bisection, Finding, FindingType, Row, Status, Verdict
 from apr_falsify.compare.convention import CONVENTIONS, _changed
 from apr_falsify.compare.layout import aligned
 from apr_falsify.compare.localise import _kind, bisect
@@ -77,10 +77,12 @@ def check_bisection(
         if sides is not None:
             _provenance(found, file, sides, count)
         _accumulated(file, rows, _solved(sides, findings), count)
-        _replayed(file, rows, sides, weights, count)
-    except (ValueError, KeyError) as error:
+        _replayed(file, rows, findings, sides, weights, count)
+    except (ValueError, KeyError, TypeError) as error:
         message = f"holds an unusable value: {error}"
         count.problems.append(Problem(code="bad-bisection", file=file, message=message))
+    except AprFalsifyError as error:
+        count.problems.append(as_problem(error, "bad-bisection", file))
     return count
 
 
@@ -260,24 +262,68 @@ def _close(told: object, expected: float | None, allowed: tuple[float, float]) -
 def _replayed(
     file: str,
     rows: Sequence[_Row],
+    findings: Sequence[Finding],
     sides: tuple[SideTrace, SideTrace] | None,
     weights: tuple[Weights | None, Weights | None],
     count: Count,
 ) -> None:
+    """Replay the stages; of two ways in which the weights may have been used, the one that fits better."""
+    oracle, subject = weights
+    ways = [(oracle, subject)] if subject is None else [(oracle, subject), (oracle or subject, None)]
+    tried = [_replay(file, rows, findings, sides, way) for way in ways]
+    best = min(tried, key=lambda one: len(one.problems))
+    count.recomputed += best.recomputed
+    count.attested += best.attested
+    count.problems += best.problems
+
+
+def _replay(
+    file: str,
+    rows: Sequence[_Row],
+    findings: Sequence[Finding],
+    sides: tuple[SideTrace, SideTrace] | None,
+    weights: tuple[Weights | None, Weights | None],
+) -> Count:
+    count = Count()
     judged = [one for one in rows if one.data["introduced"] is not None or one.data["residual"] is not None]
-    again = dict(_again(rows, sides, weights)) if judged else {}
+    again = _again(rows, sides, weights) if judged else None
+    replayed = {} if again is None else {(row.layer, row.stage): row for row in again.rows}
     for one in judged:
-        row = again.get(one.key)
+        row = replayed.get(one.key)
         if row is None or row.introduced is None or row.residual is None:
-            count.attested.append(f"{file}: {one.name} introduced, residual, floor, verdict")
+            count.attested.append(f"{file}: {one.name} introduced, residual, floor")
             continue
         told = row.to_json()
         wrong = [name for name in _REPLAYED if not _near(one.data[name], told[name])]
-        words = ", ".join(f"{name} is {one.data[name]!r:.120}, not {told[name]!r:.120}" for name in wrong)
-        _count(count, file, f"{one.name} introduced, residual, floor, verdict", not wrong, words)
+        words = ", ".join(f"{name} {one.data[name]!r:.120}, not {told[name]!r:.120}" for name in wrong)
+        _count(count, file, f"{one.name} introduced, residual, floor", not wrong, f"is {words}")
+    if again is None or weights == (None, None):
+        count.attested.append(f"{file}: verdicts and findings")
+        return count
+    for one in rows:
+        verdict = replayed[one.key].verdict if one.key in replayed else None
+        _count(
+            count,
+            file,
+            f"{one.name} verdict",
+            verdict is one.row.verdict,
+            f"is {one.row.verdict}, not {verdict}",
+        )
+    _findings_again(file, findings, again, count)
+    return count
 
 
 _REPLAYED = ("introduced", "residual", "floor", "excess")
+_OF_THE_RUNS = (FindingType.TOKENIZER, FindingType.WEIGHTS)
+"""Findings about what is not in a bundle: the tokenizer, the other side's weights."""
+
+
+def _findings_again(file: str, findings: Sequence[Finding], again: Bisection, count: Count) -> None:
+    told, found = (
+        sorted((one.type.value, one.stages) for one in some if one.type not in _OF_THE_RUNS)
+        for some in (findings, again.findings)
+    )
+    _count(count, file, "findings", told == found, f"are {told!r:.200}, replaying finds {found!r:.200}")
 
 
 def _near(told: object, expected: object) -> bool:
@@ -291,11 +337,11 @@ def _again(
     rows: Sequence[_Row],
     sides: tuple[SideTrace, SideTrace] | None,
     weights: tuple[Weights | None, Weights | None],
-) -> Iterator[tuple[Key, Row]]:
+) -> Bisection | None:
     """Bisect again with the weights that there are; without any, what needs none is replayed."""
     if sides is None or not all(side.has_values for side in sides):
-        return
-    found = bisect(
+        return None
+    return bisect(
         sides[0].trace,
         sides[1].trace,
         weights=weights[0],
@@ -303,5 +349,3 @@ def _again(
         layers=sorted({one.key[0] for one in rows if one.key[0] is not None}),
         stages=tuple(dict.fromkeys(one.key[1] for one in rows)),
     )
-    for row in found.rows:
-        yield (row.layer, row.stage), row

@@ -101,10 +101,51 @@ def public_key(value: str, where: object = None) -> bytes:
     return raw
 
 
-def envelope_bytes(statement: bytes, key: SigningKey) -> bytes:
-    """Return the DSSE envelope of a statement, signed by ``key``."""
+def read_public_key(path: Path) -> str:
+    """Return the base64 of a public key that lies in a file, in PEM or as base64.
+
+    Raises:
+        EvidenceError: it cannot be read, or is no Ed25519 key.
+        MissingDependencyError: it is PEM, and ``cryptography`` is not installed.
+
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EvidenceError(f"the key cannot be read: {error.strerror}", where=path) from error
+    if b"-----BEGIN" not in data:
+        return base64.b64encode(public_key(data.decode("utf-8", "replace").strip(), path)).decode()
+    _need_cryptography()
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(data)
+    except ValueError as error:
+        raise EvidenceError("is no public key in PEM", where=path, expected="an Ed25519 key") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise EvidenceError("is no Ed25519 key", where=path, expected="an Ed25519 key")
+    return base64.b64encode(key.public_bytes_raw()).decode()
+
+
+def envelope_bytes(statement: bytes, key: SigningKey, envelope: bytes | None = None) -> bytes:
+    """Return the DSSE envelope of a statement, signed by ``key``.
+
+    Args:
+        statement: the bytes of ``statement.json``.
+        key: the key.
+        envelope: the envelope that is there already; its other signatures are kept.
+
+    Raises:
+        EvidenceError: ``envelope`` is none of this statement.
+
+    """
+    try:
+        others = [] if envelope is None else _signatures(envelope, statement)
+    except (ValueError, KeyError) as error:
+        raise EvidenceError(f"is no envelope of this statement: {error}", where=ENVELOPE) from error
     signature = key.private.sign(pae(PAYLOAD_TYPE, statement))
-    return _envelope(statement, [(key.id, signature)])
+    return _envelope(statement, [one for one in others if one[0] != key.id] + [(key.id, signature)])
 
 
 def _envelope(statement: bytes, signatures: list[tuple[str, bytes]]) -> bytes:

@@ -94,10 +94,9 @@ class Verification:
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object of schema ``apr-falsify/evidence-verification/v1``."""
+        """Return one entry of ``bundles`` in schema ``apr-falsify/evidence-verification/v1``."""
         facts = self.facts
         return {
-            "schema": SCHEMA,
             "path": str(self.path),
             "holds": self.holds,
             "state": self.state if self.holds else "broken",
