@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
@@ -15,7 +15,14 @@ from tests.unit.gguf_models import permuted_by_llama_cpp, random_blocks
 from tests.unit.helpers import TINY
 
 APR = shutil.which("apr")
-NEEDS_APR = pytest.mark.skipif(APR is None, reason="no apr binary on PATH")
+
+
+def needs_apr(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that runs the real ``apr``."""
+    skipped = pytest.mark.skipif(APR is None, reason="no apr binary on PATH")
+    marked: Callable[..., None] = pytest.mark.real_apr(skipped(test))
+    return marked
+
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from pathlib import Path
 
 import gguf
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from apr_falsify.apr_file import PACKINGS, AprFile, AprTensorInfo
@@ -21,7 +24,7 @@ from apr_falsify.tensors import QuantisedTensor
 from apr_falsify.weights import Model, open_model
 from tests.checkpoints import make_checkpoint
 from tests.support import DATA
-from tests.unit.apr_files import NEEDS_APR, apr, llama_gguf, made, regrown, tiny_gguf, with_tokenizer
+from tests.unit.apr_files import apr, llama_gguf, made, needs_apr, regrown, tiny_gguf, with_tokenizer
 from tests.unit.helpers import TINY, roles_of
 
 LLAMA = DATA / "apr-tiny-llama-hf"
@@ -86,7 +89,7 @@ def facts(geometry: Geometry) -> dict[str, object]:
     return {**found, "norm_eps": float(np.float32(found["norm_eps"]))}
 
 
-@NEEDS_APR
+@needs_apr
 def test_an_imported_checkpoint_in_f16_holds_every_value_exactly(tiny_apr: Path) -> None:
     model = open_model(tiny_apr)
     assert (model.format, model.files) == ("apr", (tiny_apr,))
@@ -112,7 +115,7 @@ def test_another_tensor_without_data_is_refused(tmp_path: Path) -> None:
         open_model(path)
 
 
-@NEEDS_APR
+@needs_apr
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_tied_checkpoint_keeps_its_values_in_every_format(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = with_tokenizer(make_checkpoint(tmp_path / "hf", "qwen3", dtype))
@@ -149,7 +152,7 @@ KINDS = {
 """Type in GGUF -> what ``apr import`` makes of it."""
 
 
-@NEEDS_APR
+@needs_apr
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_type_that_apr_imports_is_decoded_as_the_gguf_package_does(
     tmp_path: Path, q4k_gguf: Path, kind: str
@@ -165,7 +168,7 @@ def test_every_type_that_apr_imports_is_decoded_as_the_gguf_package_does(
     assert types_of(model) == {"f32", KINDS[kind]}
 
 
-@NEEDS_APR
+@needs_apr
 @pytest.mark.parametrize(("scheme", "kind", "steps"), [("int8", "apr_q8", 127), ("int4", "apr_q4", 7)])
 def test_aprs_own_formats_are_decoded_as_apr_export_decodes_them(
     tmp_path: Path, scheme: str, kind: str, steps: int
@@ -181,7 +184,7 @@ def test_aprs_own_formats_are_decoded_as_apr_export_decodes_them(
         assert np.max(np.abs(ours[name] - values)) <= 0.5001 * step
 
 
-@NEEDS_APR
+@needs_apr
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_any_rows_are_those_of_the_whole_where_blocks_run_over_their_ends(
     tmp_path: Path, scheme: str
@@ -196,7 +199,7 @@ def test_any_rows_are_those_of_the_whole_where_blocks_run_over_their_ends(
         assert np.array_equal(tensor.rows(start, stop), whole[start:stop])
 
 
-@NEEDS_APR
+@needs_apr
 def test_rows_that_do_not_fill_a_block_are_filled_up(tmp_path: Path) -> None:
     folder = with_tokenizer(make_checkpoint(tmp_path / "hf", "qwen2"))
     converted = made(tmp_path / "x.apr", "import", folder)
@@ -218,8 +221,8 @@ def test_whole_rows_of_a_vector_in_blocks_end_where_it_ends() -> None:
     assert QuantisedTensor(info=info, data=blocks).rows(0, 256).shape == (200,)
 
 
-@NEEDS_APR
-def test_a_llama_from_gguf_is_put_back_into_half_split_pairs(tmp_path: Path, q4k_gguf: Path) -> None:
+def llama_from_gguf(folder: Path, tokenizer: Path, **more: F32) -> Model:
+    """Import the tiny Llama from a GGUF as llama.cpp converts it; ``more`` tensors go in as they are."""
     original = open_model(LLAMA / "model")
     row, geometry = original.geometry.row, original.geometry
     values = values_of(original)
@@ -239,15 +242,30 @@ def test_a_llama_from_gguf_is_put_back_into_half_split_pairs(tmp_path: Path, q4k
         "rope.dimension_count": 16,
         "vocab_size": 512,
     }
-    source = llama_gguf(q4k_gguf, tmp_path / "x.gguf", weights, sizes)
-    model = open_model(made(tmp_path / "x.apr", "import", source))
+    named = {f"{name}.weight": values for name, values in more.items()}
+    source = llama_gguf(tokenizer, folder / "x.gguf", {**weights, **named}, sizes)
+    return open_model(made(folder / "x.apr", "import", source))
+
+
+@needs_apr
+def test_a_llama_from_gguf_is_put_back_into_half_split_pairs(tmp_path: Path, q4k_gguf: Path) -> None:
+    original = open_model(LLAMA / "model")
+    values = values_of(original)
+    model = llama_from_gguf(tmp_path, q4k_gguf)
     assert model.weights.interleaved
     stored = model.weights.tensors["blk.0.attn_q.weight"].rows(0, 64)
     assert not np.array_equal(stored, values["model.layers.0.self_attn.q_proj.weight"])
     ours = values_of(model)
     assert np.array_equal(ours.pop("lm_head.weight"), values["model.embed_tokens.weight"])
-    same(ours, {name: ours_ for name, ours_ in values.items() if name != "lm_head.weight"})
-    assert facts(model.geometry) == facts(geometry)
+    same(ours, values)
+    assert facts(model.geometry) == facts(original.geometry)
+
+
+@needs_apr
+def test_rope_divisors_that_came_from_gguf_are_part_of_the_geometry(tmp_path: Path, q4k_gguf: Path) -> None:
+    divisors = np.linspace(1, 8, 8).astype(np.float32)
+    rope = llama_from_gguf(tmp_path, q4k_gguf, rope_freqs=divisors).geometry.rope
+    assert (rope.kind, rope.divisors) == ("divided", tuple(divisors.tolist()))
 
 
 def test_a_llama_from_a_checkpoint_stays_half_split_whatever_apr_rotates() -> None:
@@ -255,7 +273,7 @@ def test_a_llama_from_a_checkpoint_stays_half_split_whatever_apr_rotates() -> No
     assert not model.weights.interleaved
 
 
-@NEEDS_APR
+@needs_apr
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "llama-biased-tied-llama3"])
 def test_every_family_that_apr_imports_keeps_its_values(tmp_path: Path, name: str) -> None:
     folder = with_tokenizer(make_checkpoint(tmp_path / "hf", name))
@@ -268,7 +286,7 @@ def test_every_family_that_apr_imports_keeps_its_values(tmp_path: Path, name: st
     assert weights_findings(original.weights, model.weights, range(3)) == []
 
 
-@NEEDS_APR
+@needs_apr
 def test_what_apr_metadata_cannot_say_is_a_geometry_finding(tmp_path: Path) -> None:
     folder = with_tokenizer(make_checkpoint(tmp_path / "hf", "qwen2-tied-yarn-window"))
     model = open_model(made(tmp_path / "x.apr", "import", folder))
@@ -277,7 +295,7 @@ def test_what_apr_metadata_cannot_say_is_a_geometry_finding(tmp_path: Path) -> N
     assert told == ["rope", "windows"]
 
 
-@NEEDS_APR
+@needs_apr
 def test_heads_that_convert_guessed_are_a_geometry_finding(tmp_path: Path, tiny_apr: Path) -> None:
     model = open_model(made(tmp_path / "x.apr", "convert", tiny_apr, "--quantize", "q4k"))
     findings = geometry_findings(open_model(TINY).geometry, model.geometry)
@@ -288,7 +306,7 @@ def test_heads_that_convert_guessed_are_a_geometry_finding(tmp_path: Path, tiny_
     ]
 
 
-@NEEDS_APR
+@needs_apr
 @pytest.mark.parametrize("scheme", ["int8", "int4", "fp16"])
 def test_constants_that_convert_loses_are_named(tmp_path: Path, tiny_apr: Path, scheme: str) -> None:
     converted = made(tmp_path / "x.apr", "convert", tiny_apr, "--quantize", scheme)
@@ -298,7 +316,7 @@ def test_constants_that_convert_loses_are_named(tmp_path: Path, tiny_apr: Path, 
     assert "apr import" in caught.value.remedy
 
 
-@NEEDS_APR
+@needs_apr
 def test_a_family_whose_constants_are_not_in_the_file_is_refused_by_name(tmp_path: Path) -> None:
     folder = with_tokenizer(make_checkpoint(tmp_path / "hf", "gemma2"))
     with pytest.raises(UnknownFamilyError, match="Gemma 2"):
@@ -337,7 +355,7 @@ def test_metadata_that_is_wrong_is_refused_by_name(tmp_path: Path, old: bytes, n
     assert caught.value.where == str(path)
 
 
-@NEEDS_APR
+@needs_apr
 @pytest.mark.parametrize("arguments", [(), ("--quantize", "int8"), ("--quantize", "int4")])
 def test_a_tensor_that_is_not_the_checkpoints_is_a_finding_at_its_stage(
     tmp_path: Path, arguments: tuple[str, ...]
@@ -350,3 +368,25 @@ def test_a_tensor_that_is_not_the_checkpoints_is_a_finding_at_its_stage(
     (finding,) = weights_findings(open_model(TINY).weights, model.weights, range(3))
     assert (finding.layer, finding.stages) == (1, ("qkv_matmul",))
     assert "v of layer 1" in finding.explanation
+
+
+@given(at=st.integers(8, 6271), value=st.integers(0, 255))
+def test_any_byte_before_the_data_is_refused_by_name_or_the_model_is_whole(
+    tmp_path_factory: pytest.TempPathFactory, at: int, value: int
+) -> None:
+    content = bytearray((LLAMA / "model.apr").read_bytes())
+    content[at] = value
+    content[40:44] = zlib.crc32(bytes(content[:40] + content[44:64])).to_bytes(4, "little")
+    path = tmp_path_factory.mktemp("changed") / "x.apr"
+    path.write_bytes(bytes(content))
+    refusal = refused(path)
+    assert refusal is None or refusal.where == str(path)
+
+
+def refused(path: Path) -> AprFalsifyError | None:
+    """Read every weight of a model; return why it was refused."""
+    try:
+        values_of(open_model(path))
+    except AprFalsifyError as error:
+        return error
+    return None

@@ -18,7 +18,7 @@ from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.recorded import open_recorded
 from apr_falsify.weights import Model, open_model
 from tests.support import DATA
-from tests.unit.apr_files import NEEDS_APR, made
+from tests.unit.apr_files import made, needs_apr
 from tests.unit.helpers import TINY
 
 RUNS = DATA / "apr-tiny-qwen2"
@@ -68,7 +68,7 @@ FAULTS = {
 """Recording -> the tensor that was multiplied before it was imported, by what, and the stage that uses it."""
 
 
-@NEEDS_APR
+@needs_apr
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_conversion_fault_is_a_weights_finding_and_the_runtime_is_not_blamed(
     tmp_path: Path, name: str
@@ -87,7 +87,7 @@ def test_a_conversion_fault_is_a_weights_finding_and_the_runtime_is_not_blamed(
     assert max(row.residual for row in result.rows if row.residual is not None) < 1e-6
 
 
-@NEEDS_APR
+@needs_apr
 def test_geometry_that_convert_guessed_is_a_finding_and_nothing_is_replayed(tmp_path: Path) -> None:
     imported = made(tmp_path / "x.apr", "import", TINY)
     guessed = open_model(made(tmp_path / "y.apr", "convert", imported, "--quantize", "q4k"))
