@@ -17,9 +17,23 @@ from apr_falsify.errors import UsageError
 @click.option(
     "--out",
     callback=options.some_path,
-    metavar="TRACE",
-    required=True,
+    metavar="DIR",
     help="The directory to write; a capture of the same is used again.",
+)
+@click.option(
+    "--oracle",
+    metavar="MODEL|TRACE",
+    help="The model that was recorded, or a trace of it; the same as MODEL.",
+)
+@click.option(
+    "--export-replay",
+    metavar="STAGE[@LAYER]",
+    help="Instead of a trace, write one stage's inputs, weights and expected output.",
+)
+@click.option(
+    "--print-mapping",
+    is_flag=True,
+    help="Instead of a trace, print a starter of MAPPING.yaml for a recording.",
 )
 @options.layers
 @options.stages
@@ -36,7 +50,10 @@ from apr_falsify.errors import UsageError
 def capture(
     side: str,
     model: str | None,
-    out: Path,
+    out: Path | None,
+    oracle: str | None,
+    export_replay: str | None,
+    print_mapping: bool,
     layers: range | None,
     stages: tuple[str, ...],
     with_attn_substages: bool,
@@ -56,20 +73,52 @@ def capture(
     apr-falsify capture embedded:MODEL --out TRACE
     apr-falsify capture llama-cpp:MODEL.gguf --out TRACE
     apr-falsify capture recorded:DIR MODEL --tokens 1,2,3 --out TRACE
+    apr-falsify capture recorded:DUMP --print-mapping --oracle MODEL > MAPPING.yaml
+    apr-falsify capture recorded:TRACE --export-replay attn_scores@0 --oracle MODEL --out KERNEL
     """
+    if model is not None and oracle is not None:
+        raise UsageError("the model is named twice", where="--oracle", remedy="leave one of them out")
+    model = model or oracle
+    if print_mapping:
+        _print_mapping(side, model, tokens, dtype, device)
+        return
+    if out is None:
+        raise click.MissingParameter(param_hint="'--out'", param_type="option")
+    _check_sides(side, model, exported=export_replay is not None)
+    subject = None if side == "oracle" else side
+    settings = options.settings_of(subject_option)
+    if export_replay is not None:
+        from apr_falsify.commands.export_kernel import Run, export_kernel
+
+        options.refuse_idle(
+            ("layers", "stages", "with_attn_substages"), "--export-replay captures what it needs"
+        )
+        run = Run(
+            subject=subject,
+            oracle=model,
+            prompt=prompt,
+            tokens=tokens,
+            arithmetic=arithmetic,
+            options=settings,
+            program=apr_binary,
+            seconds=timeout,
+            dtype=dtype,
+            device=device,
+        )
+        tell(export_kernel(export_replay, run, out))
+        return
     from apr_falsify.commands.sides import capture_one, make_plan
 
-    _check_sides(side, model)
     with make_plan(
         model,
-        None if side == "oracle" else side,
+        subject,
         layers=layers,
         stages=stages,
         substages=with_attn_substages,
         prompt=prompt,
         tokens=tokens,
         arithmetic=arithmetic,
-        options=options.settings_of(subject_option),
+        options=settings,
         program=apr_binary,
         seconds=timeout,
         kept=out,
@@ -78,7 +127,24 @@ def capture(
     tell(f"{len(trace.stages)} stages of {len(trace.tokens)} tokens in {out}")
 
 
-def _check_sides(side: str, model: str | None) -> None:
+def _print_mapping(
+    side: str, model: str | None, tokens: tuple[int, ...] | None, dtype: str | None, device: str
+) -> None:
+    from apr_falsify.commands.print_mapping import mapping_starter
+
+    runtime, _, path = side.partition(":")
+    if runtime != "recorded" or not path:
+        raise UsageError(
+            f"a mapping file is for a recording, not for {side!r}",
+            where="--print-mapping",
+            remedy="apr-falsify capture recorded:DUMP --print-mapping",
+        )
+    idle = ("out", "export_replay", "layers", "stages", "with_attn_substages", "prompt", "arithmetic")
+    options.refuse_idle((*idle, "subject_option", "apr_binary", "timeout"), "--print-mapping runs no subject")
+    tell(mapping_starter(Path(path), model, tokens=tokens, dtype=dtype, device=device))
+
+
+def _check_sides(side: str, model: str | None, *, exported: bool) -> None:
     """Refuse arguments and options that do not go with the side that is to be captured."""
     from apr_falsify.commands.specs import is_recording, split_subject
     from apr_falsify.trace import TRACE_JSON
@@ -105,5 +171,5 @@ def _check_sides(side: str, model: str | None) -> None:
                 where=side,
                 remedy=f"apr-falsify capture {side} MODEL --out TRACE",
             )
-    elif model is not None:
+    elif model is not None and not exported:
         raise UsageError(f"unexpected argument {model!r}", remedy=f"apr-falsify capture {side} --out TRACE")

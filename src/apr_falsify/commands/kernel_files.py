@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,9 @@ from apr_falsify.trace import Key, Trace
 
 SCHEMA = "apr-falsify/kernel/v1"
 KERNEL_JSON = "kernel.json"
+
+_ROWS = re.compile(r"\[[^][{}\"]+\]")
+"""Lists of numbers, which are easier to read in one line."""
 
 _BLOCK_VALUES = 1 << 22
 _HALF_KNOWN: dict[Layout, str] = {
@@ -37,8 +41,10 @@ def write_kernel(case: KernelCase, trace: Trace, directory: Path) -> None:
     with closing(WholeDirectory(directory, "the kernel's data")) as whole:
         with whole.writing():
             files = list(_write_arrays(case, whole.partial))
-            text = json.dumps(_said(case, trace, files), indent=1) + "\n"
-            (whole.partial / KERNEL_JSON).write_text(text, encoding="utf-8")
+            text = _ROWS.sub(
+                lambda row: " ".join(row[0].split()), json.dumps(_said(case, trace, files), indent=1)
+            )
+            (whole.partial / KERNEL_JSON).write_text(text + "\n", encoding="utf-8")
         whole.finish()
 
 

@@ -1,0 +1,72 @@
+"""``apr-falsify capture recorded:DUMP --print-mapping``: what a starter is made from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from apr_falsify.capture import MemorySink, Request
+from apr_falsify.commands.progress import busy
+from apr_falsify.commands.sides import DEFAULT_DTYPES
+from apr_falsify.commands.specs import OracleSide, open_oracle
+from apr_falsify.commands.starter import Known, propose, token_arrays
+from apr_falsify.commands.starter_text import starter_text
+from apr_falsify.errors import TokensError
+from apr_falsify.oracle.capture import capture
+from apr_falsify.stages import STAGES
+from apr_falsify.subjects.foreign import Dump, read_dump
+
+
+def mapping_starter(
+    path: Path,
+    oracle_spec: str | None,
+    *,
+    tokens: tuple[int, ...] | None,
+    dtype: str | None,
+    device: str,
+) -> str:
+    """Return a starter of MAPPING.yaml for the recording at ``path``.
+
+    Args:
+        path: the recording.
+        oracle_spec: the model that was recorded, or a trace of it; without one only names are compared.
+        tokens: the token ids that were run, where the user says so.
+        dtype: the oracle's number format.
+        device: where the oracle runs.
+
+    Raises:
+        TraceError: no recording that is read here.
+        TokensError: ids that are not those of the oracle's trace.
+
+    """
+    dump = read_dump(path)
+    oracle = None if oracle_spec is None else open_oracle(oracle_spec)
+    known = _known(dump, oracle, tokens)
+    if oracle is not None and oracle.model is not None and known.tokens is not None:
+        request = Request(
+            tokens=known.tokens, layers=range(oracle.geometry.layers), stages=tuple(STAGES), feeder=True
+        )
+        request.check(oracle.geometry)
+        with busy("running the oracle"):
+            trace = capture(
+                oracle.model, request, MemorySink(), dtype=dtype or DEFAULT_DTYPES[device], device=device
+            )
+        known = replace(known, oracle=trace, weights=oracle.model.weights)
+    with busy("comparing"):
+        return starter_text(propose(dump, known, path), dump, known, path.name)
+
+
+def _known(dump: Dump, oracle: OracleSide | None, tokens: tuple[int, ...] | None) -> Known:
+    geometry = None if oracle is None else oracle.geometry
+    trace = None if oracle is None else oracle.trace
+    if trace is not None:
+        if tokens not in (None, trace.tokens):
+            raise TokensError(
+                "not the tokens of the oracle's trace", where="--tokens", expected=str(list(trace.tokens))
+            )
+        tokens = trace.tokens
+    held = token_arrays(dump, None if geometry is None else geometry.vocab)
+    if tokens is None and len(held) == 1:
+        tokens = next(iter(held.values()))
+    source = next((name for name, ids in held.items() if ids == tokens), None)
+    return Known(geometry=geometry, tokens=tokens, tokens_from=source, oracle=trace)
