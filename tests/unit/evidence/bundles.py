@@ -67,9 +67,11 @@ def facts_of(*tests: TestRecord, **changes: Any) -> Facts:
     return Facts(**{**values, **changes})
 
 
-def small_traces(change: Callable[[Trace], Trace] = lambda trace: trace) -> tuple[Trace, Trace]:
+def small_traces(
+    change: Callable[[Trace], Trace] = lambda trace: trace, stages: tuple[str, ...] = STAGES
+) -> tuple[Trace, Trace]:
     """Return an oracle's and a subject's trace of a small model; ``change`` spoils the subject's."""
-    request = Request(tokens=TOKENS, layers=range(1), stages=STAGES)
+    request = Request(tokens=TOKENS, layers=range(1), stages=stages)
     return tuple(  # type: ignore[return-value]  # two sides, so two traces
         side(capture(small_model(), request, MemorySink())) for side in (lambda trace: trace, change)
     )
@@ -107,11 +109,14 @@ def lane_of(oracle: Trace, subject: Trace) -> LaneFacts:
 
 
 def measured_draft(
-    change: Callable[[Trace], Trace] = lambda trace: trace, **changes: Any
+    change: Callable[[Trace], Trace] = lambda trace: trace,
+    *,
+    stages: tuple[str, ...] = STAGES,
+    **changes: Any,
 ) -> tuple[Draft, Bisection]:
     """Return the draft of a bundle with traces and a bisection, and the bisection itself."""
-    oracle, subject = small_traces(change)
-    found = bisect(oracle, subject, weights=small_model().weights)
+    oracle, subject = small_traces(change, stages)
+    found = bisect(oracle, subject, weights=small_model().weights, stages=stages)
     facts = facts_of(lane=lane_of(oracle, subject), **changes)
     return Draft(facts=facts, bisection=found.to_json(), oracle=oracle, subject=subject), found
 
