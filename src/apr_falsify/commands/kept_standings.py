@@ -78,7 +78,8 @@ def _standing(data: Mapping[str, object]) -> Standing:
     why = data["why"]
     if not isinstance(why, list):
         raise ValueError("why is no list")
-    return Standing(state=str(data["state"]), why=tuple(map(str, why)), bundle=str(data["bundle"]))
+    texts = {key: str(data[key]) for key in ("state", "bundle", "lane")}
+    return Standing(why=tuple(map(str, why)), **texts)
 
 
 def keep(identity: str, standings: Mapping[str, Standing]) -> None:

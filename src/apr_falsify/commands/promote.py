@@ -161,8 +161,11 @@ def _edit(
 
 def diff(edit: Edit, contract: Path) -> str:
     """Return the unified diff of an edit; a line without its line break says so, as ``diff -u`` does."""
+    from apr_falsify.contracts.files import shown_path
+
+    shown = shown_path(contract)
     before, after = (one.decode("utf-8").splitlines(keepends=True) for one in (edit.before, edit.after))
-    lines = difflib.unified_diff(before, after, f"a/{contract.name}", f"b/{contract.name}")
+    lines = difflib.unified_diff(before, after, f"a/{shown}", f"b/{shown}")
     return "".join(
         one if one.endswith(("\n", "\r")) else f"{one}\n\\ No newline at end of file\n" for one in lines
     )

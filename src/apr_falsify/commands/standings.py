@@ -99,18 +99,18 @@ def standing(claim: Claim, project: Project, code: Code | None = None) -> Standi
     """
     from apr_falsify.errors import EvidenceError
     from apr_falsify.evidence.binding import binding_of
-    from apr_falsify.evidence.earn import state_of
+    from apr_falsify.evidence.earn import standing_of, state_of
     from apr_falsify.evidence.verify import verify
 
     if claim.pin is None:
         return Standing(state=ABSENT)
     bundle = project.root / claim.pin.bundle
     if not bundle.resolve().is_relative_to(project.root.resolve()):
-        return Standing(state=BROKEN, why=("lies outside the project",), bundle=claim.pin.bundle)
+        return standing_of(claim, BROKEN, ("it lies outside the project",))
     try:
         verification = verify(bundle, pin=claim.pin.statement_sha256 or None, keys=claim.keys)
     except EvidenceError as error:
-        return Standing(state=BROKEN, why=(error.what,), bundle=claim.pin.bundle)
+        return standing_of(claim, BROKEN, (error.what,))
     return state_of(
         verification,
         claim,

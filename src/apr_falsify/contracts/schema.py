@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -65,6 +66,17 @@ def _of_properties(schemas: dict[str, Any], definitions: dict[str, Any]) -> Chec
     )
 
 
+def _of_others(schema: dict[str, Any], definitions: dict[str, Any]) -> Check:
+    """``additionalProperties``, also of those that are named: stricter, so that a yes is certain."""
+    check = _check_of(schema, definitions)
+    return lambda value: type(value) is not Mapping or all(map(check, value.values()))
+
+
+def _of_pattern(pattern: str, definitions: dict[str, Any]) -> Check:
+    search = re.compile(pattern).search
+    return lambda value: type(value) is not Text or search(value) is not None
+
+
 def _of_items(schema: dict[str, Any], definitions: dict[str, Any]) -> Check:
     check = _check_of(schema, definitions)
     return lambda value: type(value) is not Sequence or all(map(check, value))
@@ -77,7 +89,9 @@ def _of_any(schemas: list[dict[str, Any]], definitions: dict[str, Any]) -> Check
 
 _KEYWORDS: dict[str, Callable[[Any, dict[str, Any]], Check]] = {
     "properties": _of_properties,
+    "additionalProperties": _of_others,
     "items": _of_items,
+    "pattern": _of_pattern,
     "anyOf": _of_any,
     "$ref": lambda name, definitions: _check_of(definitions[name.rpartition("/")[2]], definitions),
     "required": lambda names, _: lambda value: type(value) is not Mapping or value.keys() >= set(names),

@@ -20,12 +20,14 @@ class Standing:
         state: one of :data:`STATES`.
         why: what is not as it should be, a line each; empty where it is fresh.
         bundle: the bundle's path as the contract names it; empty where it names none.
+        lane: the lane that a new bundle must come from; empty where any will do.
 
     """
 
     state: str
     why: tuple[str, ...] = ()
     bundle: str = ""
+    lane: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,15 +131,20 @@ def state_of(
     """
     if claim.pin is None:
         return Standing(state=ABSENT)
-    bundle = claim.pin.bundle
     if verification is None:
-        return Standing(state=BROKEN, why=("is no bundle",), bundle=bundle)
+        return standing_of(claim, BROKEN, ("there is no bundle",))
     if not claim.pin.statement_sha256:
-        return Standing(state=BROKEN, why=("the contract gives no statement_sha256",), bundle=bundle)
+        return standing_of(claim, BROKEN, ("the contract gives no statement_sha256",))
     answer = earned(verification, claim, bound_now=bound_now, project=project, not_sources=not_sources)
     bars = answer.bars(claim.rung if claim.rung in (PARTIAL, FUNCTIONAL) else PARTIAL)
     state = FRESH if not bars else STALE if {one.code for one in bars} <= STALENESS else BROKEN
-    return Standing(state=state, why=tuple(map(str, bars)), bundle=bundle)
+    return standing_of(claim, state, tuple(map(str, bars)))
+
+
+def standing_of(claim: Claim, state: str, why: tuple[str, ...] = ()) -> Standing:
+    """Return a state of a claim's evidence, with what its renewal needs to know."""
+    lane = (claim.discharge or {}).get("lane", "") if claim.rung == FUNCTIONAL else ""
+    return Standing(state=state, why=why, bundle=claim.pin.bundle if claim.pin else "", lane=str(lane))
 
 
 # what bars PARTIAL
@@ -234,8 +239,7 @@ def _unpinned(case: _Case) -> Iterator[str]:
     if case.verification.state != "verified":
         listed = ", ".join(case.claim.keys) or "none"
         yield (
-            f"nothing pins it: no --expect {case.verification.statement_sha256[:12]}..., and no signature by "
-            f"a key that the contract lists ({listed})"
+            f"nothing pins it: no --expect SHA256, no signature by a key that the contract lists ({listed})"
         )
 
 

@@ -18,6 +18,8 @@ CONTRACT: dict[str, Any] = {
     "equations": {"e": {"formula": "f"}},
     "proof_obligations": [{"type": "t"}],
     "discharge": {"lane": "parity"},
+    "thresholds": {"cosine": 0.999},
+    "evidence_keys": {"lane": "A" * 43 + "="},
     "falsification_tests": [
         {
             "id": "F",
@@ -25,7 +27,9 @@ CONTRACT: dict[str, Any] = {
             "test": "t",
             "status": "FUNCTIONAL",
             "algorithm_evidence": {"file_paths": ["a.py"], "notes": "n", "status": "s"},
-            "evidence": {"bundle": "b"},
+            "discharge": {"lane": "parity"},
+            "thresholds": ["0.999"],
+            "evidence": {"bundle": "b", "statement_sha256": "0a" * 32},
         }
     ],
     "gates": {"one": {"name": "g"}},
@@ -61,3 +65,16 @@ def test_the_quick_check_agrees_with_the_schema(place: tuple[Any, ...]) -> None:
         holder[last] = other
         document = read(changed)
         assert accepts(document) == (not list(violations(document))), other
+
+
+@pytest.mark.parametrize("digest", ["0a" * 31, "0A" * 32, "0a" * 32 + "0", "sha256:" + "0a" * 32])
+def test_a_digest_is_64_small_hexadecimal_digits(digest: str) -> None:
+    changed = copy.deepcopy(CONTRACT)
+    changed["falsification_tests"][0]["evidence"]["statement_sha256"] = digest
+    (problem,) = violations(read(changed))
+    assert problem[0].key == "falsification_tests[0].evidence.statement_sha256"
+
+
+@pytest.mark.parametrize("key", ["", "A" * 44, "A" * 40, "-----BEGIN PUBLIC KEY-----"])
+def test_a_listed_key_is_32_bytes_in_base64(key: str) -> None:
+    assert len(list(violations(read(CONTRACT | {"evidence_keys": {"lane": key}})))) == 1

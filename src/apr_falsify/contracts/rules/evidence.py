@@ -57,8 +57,9 @@ def _renewal(facts: Facts, one: FalsifierFacts, standing: Standing) -> str:
     """The commands that run the falsifier again and name its new bundle."""
     bundle = standing.bundle or f"evidence/{one.id}"
     folder = os.path.dirname(bundle) or "."
-    run = f"pytest -m {marker_of(one.id)} --evidence-dir={folder}"
-    return f"{run} && apr-falsify promote {facts.path} {one.id} --evidence {bundle} --renew"
+    lane, expect = (f" --lane={standing.lane}", " --expect SHA256") if standing.lane else ("", "")
+    run = f"pytest -m {marker_of(one.id)}{lane} --evidence-dir={folder}"
+    return f"{run} && apr-falsify promote {facts.path} {one.id} --evidence {bundle} --renew{expect}"
 
 
 def _not_named(bundles: Sequence[str]) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ _KNOWN_BLOCKS = frozenset(
     status date kind name scope title id references depends_on siblings binds_to parent files
     type_structure constants thresholds roadmap schema changelog notes spec author created updated
     lean_theorems type_invariants domain parity_tool parity_gate implementation stages models lanes
-    acceptance_criteria
+    acceptance_criteria evidence_keys
     """.split()  # noqa: SIM905 - words read best as words
 ) | set(FALSIFIER_BLOCKS)
 _SEMVER = re.compile(r"^v?\d+\.\d+\.\d+(?:[-+][\w.+-]+)?$")
