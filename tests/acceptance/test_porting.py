@@ -167,16 +167,8 @@ def test_a_disk_that_takes_no_more_is_told_and_no_kernel_left(tmp_path: Path) ->
 
 def test_an_export_that_is_killed_leaves_nothing_under_its_name(tmp_path: Path) -> None:
     kernel = tmp_path / "kernel"
-    command = [
-        str(PROGRAM),
-        "capture",
-        f"embedded:{TINY}",
-        "--export-replay",
-        "lm_head",
-        "--out",
-        str(kernel),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    command = ["capture", f"embedded:{TINY}", "--export-replay", "lm_head", "--out", str(kernel)]
+    with subprocess.Popen([str(PROGRAM), *command], stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         while not any(tmp_path.glob(".kernel.*/inputs")) and time.monotonic() < deadline:
             time.sleep(0.0005)

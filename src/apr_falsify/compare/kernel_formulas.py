@@ -110,10 +110,10 @@ def _routing(x: str) -> Lines:
 
 
 def _chosen(stage: str, geometry: Geometry) -> Lines:
-    lines = (f"{stage} = np.take_along_axis(odds, chosen, axis=-1)",)
-    if geometry.norm_topk_prob:
-        lines += (f"{stage} = {stage} / np.sum({stage}, axis=-1, keepdims=True)",)
-    return lines
+    taken = f"{stage} = np.take_along_axis(odds, chosen, axis=-1)"
+    if not geometry.norm_topk_prob:
+        return (taken,)
+    return taken, f"{stage} = {stage} / np.sum({stage}, axis=-1, keepdims=True)"
 
 
 def _mixed(stage: str, x: str, geometry: Geometry) -> Lines:
