@@ -54,10 +54,11 @@ def tiny_gguf(folder: Path) -> Path:
     return made(folder / "of-checkpoint.gguf", "quantize", base, "-s", "q4k", "--format", "gguf")
 
 
-def regrown(source: Path, path: Path, kind: str) -> Path:
+def regrown(source: Path, path: Path, kind: str, only: tuple[str, ...] = ("",)) -> Path:
     """Write the GGUF file ``source`` anew, its matrices in the type ``kind``, with the gguf package.
 
-    Blocks that the package cannot make are random: only what becomes of them is of interest.
+    Blocks that the package cannot make are random: only what becomes of them is of interest; those of Q6_K
+    have the spread of the tensor. Matrices whose name holds none of ``only`` stay as they are.
     """
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(path, "qwen2")
@@ -69,22 +70,28 @@ def regrown(source: Path, path: Path, kind: str) -> Path:
         else:
             writer.add_key_value(key, field.contents(), field.types[0])
     for tensor in reader.tensors:
-        shape = tuple(int(size) for size in tensor.shape)[::-1]
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
-        if len(shape) < 2:
-            writer.add_tensor(tensor.name, values.astype(np.float32))
-            continue
-        number = gguf.GGMLQuantizationType[kind]
-        try:
-            blocks = gguf.quants.quantize(values, number)
-        except NotImplementedError:
-            blocks = random_blocks(shape, kind)
-        writer.add_tensor(tensor.name, blocks, raw_dtype=number)
+        kept = len(tensor.shape) < 2 or not any(part in tensor.name for part in only)
+        data = tensor.data if kept else _blocks(tensor, kind)
+        number = tensor.tensor_type if kept else gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(tensor.name, data, raw_dtype=number)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _blocks(tensor: gguf.ReaderTensor, kind: str) -> np.ndarray:
+    shape = tuple(int(size) for size in tensor.shape)[::-1]
+    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+    try:
+        return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
+    except NotImplementedError:
+        blocks = random_blocks(shape, kind)
+    if kind == "Q6_K":  # a block of 210 bytes ends with its f16 scale; 1400 is the spread of what it scales
+        scale = np.float16(np.std(values) / 1400).view("<u2")
+        blocks.reshape(-1, 210)[:, 208:] = np.array([scale & 255, scale >> 8], np.uint8)
+    return blocks
 
 
 def llama_gguf(source: Path, path: Path, weights: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> Path:

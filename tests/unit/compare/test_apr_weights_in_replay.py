@@ -18,7 +18,7 @@ from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.recorded import open_recorded
 from apr_falsify.weights import Model, open_model
 from tests.support import DATA
-from tests.unit.apr_files import made, needs_apr
+from tests.unit.apr_files import apr, made, needs_apr, regrown
 from tests.unit.helpers import TINY
 
 RUNS = DATA / "apr-tiny-qwen2"
@@ -100,3 +100,20 @@ def test_geometry_that_convert_guessed_is_a_finding_and_nothing_is_replayed(tmp_
     assert result.sources == ()
     told = [finding.explanation for finding in result.findings if finding.type is FindingType.GEOMETRY]
     assert told[0] == "heads is 8 in the oracle's model, 4 in the subject's"
+
+
+@needs_apr
+def test_a_correct_run_on_4_and_6_bit_weights_is_not_accused(tmp_path: Path) -> None:
+    """As llama.cpp's Q4_K_M mixes them: v and down in Q6_K, which apr multiplies with plain activations."""
+    source = regrown(RUNS / "base-q4k.gguf", tmp_path / "x.gguf", "Q6_K", only=("attn_v", "ffn_down"))
+    model = open_model(made(tmp_path / "x.apr", "import", source))
+    types = {role: model.weights.tensor(role, 0).type for role in ("q", "k", "v", "down")}
+    assert types == {"q": "q4_k", "k": "q4_k", "v": "q6_k", "down": "q6_k"}
+    save = ("--save-tensor", "all", "--save-tensor-dir", tmp_path / "trace", "--save-tensor-layers", "0..3")
+    assert apr("trace", "--payload", model.path, *save).returncode == 0
+    result = judged(open_model(source), tmp_path / "trace", model)
+    assert (result.kind, result.findings) == (Kind.CONSISTENT, ())
+    assert max(row.residual for row in result.rows if row.residual is not None) < 1e-6
+    by_stage = {row.stage: row.arithmetic for row in result.rows if row.layer == 0}
+    assert by_stage["qkv_matmul"] == "q4_k and q6_k x q8 blocks of 256 and f32"
+    assert by_stage["ffn_out"] == "q6_k x f32"
