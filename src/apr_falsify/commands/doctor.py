@@ -130,6 +130,27 @@ def _apr() -> Check:
     return Check(part="apr", state=State.FOUND, detail=f"{able.version}, {path}: {told}", remedy=_APR)
 
 
+def _llama_cpp() -> Check:
+    from apr_falsify.errors import ProcessError
+    from apr_falsify.subjects.llama_cpp.live import INSTALL, abilities, installed
+
+    part = "llama.cpp"
+    if not installed():
+        return Check(
+            part=part,
+            state=State.OPTIONAL,
+            detail="llama-cpp-python, for --subject llama-cpp:MODEL.gguf; recordings of it need none",
+            remedy=f"{INSTALL} (it needs a C++ compiler)",
+        )
+    try:
+        able = abilities()
+    except ProcessError as error:
+        return Check(part=part, state=State.OPTIONAL, detail=error.what, remedy=INSTALL)
+    told = [f"lacks the settings {', '.join(able.lacks)}"] if able.lacks else ["takes every setting"]
+    told += [] if able.offload else ["runs on the CPU alone"]
+    return Check(part=part, state=State.FOUND, detail=f"{able.version}: {', '.join(told)}", remedy=INSTALL)
+
+
 def _default_model() -> Check:
     from apr_falsify.commands.sides import DEFAULT_MODEL
     from apr_falsify.weights import open_model
@@ -154,5 +175,6 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     _package("tokenizers", "--prompt", _ORACLE, State.OPTIONAL),
     _cuda,
     _apr,
+    _llama_cpp,
 )
 """What is looked for, in the order of the report."""

@@ -25,7 +25,14 @@ from apr_falsify.commands.specs import (
     subject_named,
 )
 from apr_falsify.compare.bisection import Finding, FindingType
-from apr_falsify.errors import MissingDependencyError, ModelError, OutputError, TokensError, UsageError
+from apr_falsify.errors import (
+    MissingDependencyError,
+    ModelError,
+    OutputError,
+    ProcessError,
+    TokensError,
+    UsageError,
+)
 from apr_falsify.geometry import Geometry
 from apr_falsify.identity import difference, model_sha256
 from apr_falsify.oracle.capture import capture as capture_oracle
@@ -231,10 +238,9 @@ def _own_tokenizer_check(
     if oracle.model is None:
         return (), ("the tokenizer: no model whose tokenizer could be asked",)
     try:
-        ours = encode(oracle.model, text)
-    except (MissingDependencyError, ModelError) as error:
+        ours, theirs = encode(oracle.model, text), subject.encode(text)
+    except (MissingDependencyError, ModelError, ProcessError) as error:
         return (), (f"the tokenizer: {error.what}",)
-    theirs = subject.encode(text)
     if ours == theirs:
         return (), ()
     finding = Finding(

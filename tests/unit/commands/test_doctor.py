@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from apr_falsify.commands.doctor import CHECKS, State
 from tests.acceptance.programs import program_without, run
+from tests.llama_models import package_or_skip
 
 
 def states(output: str) -> dict[str, str]:
@@ -96,3 +98,18 @@ def test_the_real_apr_knows_every_stage() -> None:
     (row,) = [row for row in run("doctor", "--format", "json").json["checks"] if row["part"] == "apr"]
     assert row["detail"].startswith("0.")
     assert row["detail"].endswith("knows every stage")
+
+
+def test_a_llama_cpp_that_is_there_is_told_with_its_version_and_what_it_lacks() -> None:
+    package_or_skip("llama_cpp")
+    (row,) = [row for row in run("doctor", "--format", "json").json["checks"] if row["part"] == "llama.cpp"]
+    assert row["state"] == "found"
+    assert row["detail"].startswith(f"llama-cpp-python {version('llama-cpp-python')}, ggml ")
+    assert "takes every setting" in row["detail"]
+
+
+def test_a_llama_cpp_that_is_not_installed_is_optional_and_its_command_told() -> None:
+    outcome = program_without("llama_cpp", "doctor")
+    assert outcome.code == 0, outcome.err
+    assert states(outcome.out)["llama.cpp"] == "absent"
+    assert "try: pip install 'apr-falsify[llama-cpp]'" in outcome.out

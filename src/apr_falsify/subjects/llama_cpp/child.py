@@ -94,6 +94,14 @@ class Library:
             raise FailedError("struct ggml_tensor of this build is laid out in an unknown way")
         return tensor
 
+    def lacks(self, fields: Mapping[str, list[str]]) -> list[str]:
+        """Return those of ``fields`` (owner -> parameters) that this version does not have."""
+        params = {
+            "model": self.llama.llama_model_default_params(),
+            "context": self.llama.llama_context_default_params(),
+        }
+        return [name for owner, names in fields.items() for name in names if not hasattr(params[owner], name)]
+
     def describe(self) -> dict[str, Any]:
         """Return versions, and the file that computes."""
         version = getattr(self.ggml, "ggml_version", None)
@@ -259,7 +267,7 @@ def _decode(llama: Any, context: Any, tokens: list[int], size: int, recorder: Re
 
 
 VERBS: Mapping[str, Callable[[Library, Mapping[str, Any]], dict[str, Any]]] = {
-    "describe": lambda library, request: {},
+    "describe": lambda library, request: {"lacks": library.lacks(request.get("fields", {}))},
     "encode": encode,
     "capture": capture,
 }

@@ -25,7 +25,7 @@ from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Target
 from apr_falsify.subjects.llama_cpp.graph import check_family, nodes_of, stages_of_capture
 from apr_falsify.subjects.llama_cpp.recording import embedding_rows, opened_capture
-from apr_falsify.subjects.llama_cpp.settings import FLASH, parameters
+from apr_falsify.subjects.llama_cpp.settings import FLASH, PARAMETERS, parameters
 from apr_falsify.subjects.process import Log, Program, keeping_log
 from apr_falsify.trace import Key, Trace
 from apr_falsify.weights import Model, open_model
@@ -34,7 +34,7 @@ INSTALL = "pip install 'apr-falsify[llama-cpp]'"
 PACKAGE = "llama_cpp"
 CHILD = Path(__file__).with_name("child.py")
 
-NOT_SETTINGS = ("raw-capture",)
+NOT_SETTINGS = ("raw-capture", "python")
 """Options that change nothing of what is computed."""
 
 
@@ -70,7 +70,7 @@ class LlamaCppSubject:
 
     def encode(self, prompt: str) -> tuple[int, ...]:
         """Return the ids that llama.cpp's own tokenizer of this file gives."""
-        found = run_child("encode", self.model.path, {"text": prompt}, seconds=self.seconds)
+        found = self._run("encode", {"text": prompt})
         return tuple(found["ids"])
 
     def capture(self, request: Request, sink: Sink) -> Trace:
@@ -98,7 +98,7 @@ class LlamaCppSubject:
                 "model_params": chosen["model"],
                 "context_params": chosen["context"],
             }
-            found = run_child("capture", self.model.path, wanted, seconds=self.seconds, log=self.log)
+            found = self._run("capture", wanted, self.log)
             given, argmax = self._hand_over(out, request, set(keys), sink)
             if raw is not None:
                 _keep(out, raw)
@@ -111,6 +111,10 @@ class LlamaCppSubject:
             geometry=self.geometry,
             tokens=request.tokens,
         )
+
+    def _run(self, verb: str, request: Mapping[str, Any], log: Path | None = None) -> dict[str, Any]:
+        python = Path(self.options.get("python", sys.executable))
+        return run_child(verb, self.model.path, request, python=python, seconds=self.seconds, log=log)
 
     def _hand_over(
         self, out: Path, request: Request, keys: set[Key], sink: Sink
@@ -161,7 +165,7 @@ class LlamaCppSubject:
         """Say how ``trace`` is not what :meth:`capture` would give."""
         wanted = {
             "runtime": "llama-cpp",
-            "version": version_of(describe()),
+            "version": version_of(self._run("describe", {})["description"]),
             "model_sha256": model_sha256(self.model.files),
             "settings": self.settings,
         }
@@ -185,16 +189,40 @@ def version_of(found: Mapping[str, Any]) -> str:
     return f"llama-cpp-python {found['package']}{ggml}{commit}"
 
 
-def describe() -> dict[str, Any]:
-    """Return what llama.cpp says of itself: versions, instruction sets, the files that compute.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What a llama-cpp-python is.
+
+    Attributes:
+        version: its version in words.
+        lacks: the settings that it does not know.
+        offload: whether it can use a GPU.
+
+    """
+
+    version: str
+    lacks: tuple[str, ...]
+    offload: bool
+
+
+def abilities() -> Abilities:
+    """Ask llama.cpp what it is.
 
     Raises:
         MissingDependencyError: it is not installed.
         ProcessError: it cannot be loaded.
 
     """
-    description: dict[str, Any] = run_child("describe", Path(), {})["description"]
-    return description
+    fields: dict[str, list[str]] = {"model": [], "context": []}
+    for row in PARAMETERS.values():
+        fields.get(row.owner, []).extend(row.fields)
+    found = run_child("describe", Path(), {"fields": fields})
+    missing = found["lacks"]
+    return Abilities(
+        version=version_of(found["description"]),
+        lacks=tuple(name for name, row in PARAMETERS.items() if set(row.fields) & set(missing)),
+        offload=found["description"]["offload"],
+    )
 
 
 def installed() -> bool:
@@ -207,6 +235,7 @@ def run_child(
     model: Path,
     request: Mapping[str, Any],
     *,
+    python: Path = Path(sys.executable),
     seconds: float = DEFAULT_SECONDS,
     log: Path | None = None,
 ) -> dict[str, Any]:
@@ -217,11 +246,11 @@ def run_child(
         ProcessError: it refused, crashed or did not end; the last lines of its log are quoted.
 
     """
-    if not installed():
+    if python == Path(sys.executable) and not installed():
         raise MissingDependencyError(
             "llama-cpp-python is not installed", where=f"llama-cpp:{model}", remedy=INSTALL
         )
-    program = Program(name="llama.cpp", binary=Path(sys.executable), seconds=seconds)
+    program = Program(name="llama.cpp", binary=python, seconds=seconds)
     with tempfile.TemporaryDirectory(prefix="apr-falsify-llama-cpp-") as folder:
         result, place = Path(folder) / "result.json", Path(folder) / "request.json"
         place.write_text(json.dumps({**request, "model": str(model), "result": str(result)}))

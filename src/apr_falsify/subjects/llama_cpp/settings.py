@@ -106,11 +106,17 @@ PARAMETERS: Mapping[str, Parameter] = {
     "op-offload": Parameter(owner="context", fields=("op_offload",), setting=_choice(SWITCH)),
     "gpu-layers": Parameter(owner="model", fields=("n_gpu_layers",), setting=_whole(0)),
     "repack": Parameter(owner="model", fields=("use_extra_bufts",), setting=_choice(SWITCH)),
+    "python": Parameter(
+        owner="ours",
+        fields=("python",),
+        setting=Setting(read=Path, expected="the Python that has the package"),
+    ),
     "raw-capture": Parameter(
         owner="ours", fields=("raw_capture",), setting=Setting(read=_path, expected="FILE.npz, not there yet")
     ),
 }
-"""``--subject-option`` -> where it goes; ``raw-capture`` keeps the nodes in a file that can be read again."""
+"""``--subject-option`` -> where it goes; ``raw-capture`` keeps the nodes in a file that can be read again,
+``python`` runs llama.cpp in another environment than this one's."""
 
 SETTINGS: Mapping[str, Setting] = {name: row.setting for name, row in PARAMETERS.items()}
 
