@@ -289,10 +289,19 @@ def _check_place(directory: Path) -> None:
         raise OutputError(
             "is there already, and no directory", where=directory, expected="a bundle, or nothing"
         )
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / STATEMENT).is_file():
+    # another writer may be just exchanging it: what is no bundle is none again and again
+    if all(_is_taken(directory) for _ in range(10)):
         raise OutputError(
             "is there already, and no bundle", where=directory, remedy="choose another --evidence-dir"
         )
+
+
+def _is_taken(directory: Path) -> bool:
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return False
+    return bool(names) and STATEMENT not in names
 
 
 def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
