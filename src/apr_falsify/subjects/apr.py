@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from apr_falsify.subjects.apr_import import imported, source_files
 from apr_falsify.subjects.apr_program import EXITS, REMEDY, known_stages, version_of
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.layouts import declaration
-from apr_falsify.subjects.process import Log, Program, Running, find_program, keeping_log
+from apr_falsify.subjects.process import Log, Program, Running, find_program, keeping_log, scratch
 from apr_falsify.subjects.recorded import APR_PROMPT
 from apr_falsify.trace import Key, Trace, read_stage, relative_path, shaped
 from apr_falsify.weights import Model, open_model
@@ -85,10 +84,10 @@ class AprSubject:
         names, span = _asked(request, self.geometry)
         with (
             keeping_log(self.log, "apr") as log,
-            tempfile.TemporaryDirectory(prefix="apr-falsify-apr-", ignore_cleanup_errors=True) as folder,
+            scratch("apr") as folder,
         ):
             version = version_of(self.program, log)
-            stages = Path(folder) / "stages"
+            stages = folder / "stages"
             with self._trace(names, span, stages, log) as running:
                 known = None if running.wait_for(_TOKENS) else known_stages(running.printed)
                 if known is None:

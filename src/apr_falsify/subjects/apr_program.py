@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from apr_falsify.stages import STAGES
-from apr_falsify.subjects.process import Log, Program, keeping_log
+from apr_falsify.subjects.process import Log, Program, scratch
 
 REMEDY = "cargo install apr-cli"
 """The command that installs it."""
@@ -67,9 +66,10 @@ def abilities_of(binary: Path) -> Abilities:
 
     """
     program = Program(name="apr", binary=binary, seconds=_ASKING_SECONDS, exits=EXITS)
-    with keeping_log(None, "apr") as log, tempfile.TemporaryDirectory(prefix="apr-falsify-apr-") as folder:
+    with scratch("apr") as folder:
+        log = Log(path=folder / "log")
         version = version_of(program, log)
-        model = Path(folder) / "no.apr"
+        model = folder / "no.apr"
         model.touch()
         asking = ("trace", "--skip-contract", "--payload", str(model), "--save-tensor", "no-such-stage")
         with program.start(*asking, log=log) as running:

@@ -94,6 +94,40 @@ def keeping_log(place: Path | None, name: str) -> Iterator[Log]:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """Give an empty folder for what ``name`` writes; those that killed processes left are removed.
+
+    Raises:
+        OutputError: it cannot be made.
+
+    """
+    prefix = f"apr-falsify-{name}-"
+    temporary = Path(tempfile.gettempdir())
+    for left in temporary.glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix).partition("-")[0]
+        if (
+            left.is_dir()
+            and pid.isdecimal()
+            and Path("/proc/self").exists()
+            and not Path("/proc", pid).exists()
+        ):
+            shutil.rmtree(left, ignore_errors=True)
+    try:
+        folder = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")
+    except OSError as error:
+        raise OutputError(f"{name} has nowhere to write: {error.strerror}", where=temporary) from error
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ended(pid: str) -> bool:
+    """Whether a process is known not to run any more."""
+    return Path("/proc/self").exists() and not Path("/proc", pid).exists()
+
+
 def find_program(name: str, given: Path | None, option: str, remedy: str) -> Path:
     """Return the program that the user named, else the one called ``name`` on PATH.
 

@@ -1,0 +1,41 @@
+"""Every runtime of the registry through the harness."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from apr_falsify.subjects.registry import RUNTIMES
+from tests.llama_models import package_or_skip
+from tests.subjects.harness import CHECKS, DRIVEN, UNDRIVEN
+
+CASES = [(name, check) for name, driven in DRIVEN.items() for check in CHECKS if check not in driven.unfit]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APR_FALSIFY_CACHE", str(tmp_path_factory.getbasetemp() / "apr-falsify-cache"))
+
+
+@pytest.mark.parametrize(("name", "check"), CASES, ids=lambda value: str(value))
+def test_a_subject_keeps_what_every_subject_promises(tmp_path: Path, name: str, check: str) -> None:
+    driven = DRIVEN[name]
+    if driven.needs is not None and shutil.which(driven.needs) is None:
+        pytest.skip(f"no {driven.needs} binary on PATH")
+    if driven.package is not None:
+        package_or_skip(driven.package)
+    CHECKS[check](driven, tmp_path)
+
+
+def test_every_runtime_of_the_registry_has_a_line() -> None:
+    assert {driven.runtime for driven in DRIVEN.values()} | UNDRIVEN.keys() == RUNTIMES.keys()
+    assert all(reason for reason in UNDRIVEN.values())
+
+
+def test_a_check_that_does_not_apply_is_a_known_one_and_has_a_reason() -> None:
+    for name, driven in DRIVEN.items():
+        assert driven.unfit.keys() <= CHECKS.keys(), name
+        assert all(len(reason.split()) > 3 for reason in driven.unfit.values()), name
+    assert {check for _, check in CASES} == CHECKS.keys()
