@@ -42,7 +42,7 @@ $(BIN)/python:
 # torch comes first and alone, so that nothing else chooses a build of it.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch
-	$(PIP) --editable '.[oracle]'
+	$(PIP) --editable '.[oracle,report]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

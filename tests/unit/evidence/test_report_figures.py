@@ -59,6 +59,12 @@ def test_zero_and_what_is_not_finite_have_places_of_their_own(row: Row) -> None:
     assert all(mark.x < INFINITE for mark in first.marks)
 
 
+def test_a_stage_with_values_that_are_not_finite_has_a_mark_there() -> None:
+    found = view_of(made("nan"))
+    (line,) = (line for line in dot_plot("p", found.rows, "").lines if line.label == "ffn_up")
+    assert INFINITE in [mark.x for mark in line.marks]
+
+
 def test_what_was_not_captured_has_a_line_that_says_so() -> None:
     found = view_of(made("missing"))
     (scores,) = (line for line in dot_plot("p", found.rows, "").lines if line.label == "attn_scores")

@@ -68,6 +68,7 @@ class HeatMap:
         key: the stage.
         also: further layers in which the same stage is a source, in words; empty for none.
         against: what it is compared with, in words.
+        remark: what that leaves open, empty for nothing.
         lines: label, place down, and cells of each line.
         columns: place across and label of each token or group of tokens.
         across: what the columns are.
@@ -83,6 +84,7 @@ class HeatMap:
     key: Key
     also: str
     against: str
+    remark: str
     lines: tuple[tuple[str, int, tuple[Cell, ...]], ...]
     columns: tuple[tuple[float, str], ...]
     across: str
@@ -101,6 +103,7 @@ class _Compared:
     subject: F64
     over: npt.NDArray[np.bool_]
     against: str
+    remark: str = ""
 
 
 def heat_maps(
@@ -177,7 +180,8 @@ def _accumulated(key: Key, oracle: Trace, subject: Trace) -> _Compared | None:
         expected=expected,
         subject=found,
         over=over,
-        against="the reference's, so that an error inherited from earlier stages is in it too",
+        against="the reference's",
+        remark="An error that it inherits is in it too.",
     )
 
 
@@ -237,6 +241,7 @@ def _map(ident: str, key: Key, also: str, found: _Compared, trace: Trace) -> Hea
         key=key,
         also=also,
         against=found.against,
+        remark=found.remark,
         lines=lines,
         columns=_columns(count, len(trace.tokens)),
         across="the last token" if tokens != len(trace.tokens) else "tokens, in order",

@@ -64,6 +64,7 @@ class DotPlot:
 
     Attributes:
         ident: tells its parts from those of another plot on the page.
+        gutter: width of the labels in CSS pixels.
         caption: what it shows.
         describes: the same for those who cannot see it.
         lines: its stages, top down.
@@ -74,6 +75,7 @@ class DotPlot:
     """
 
     ident: str
+    gutter: int
     caption: str
     describes: str
     lines: tuple[Line, ...]
@@ -91,7 +93,7 @@ def dot_plot(ident: str, rows: Sequence[Row], caption: str, *, layers: bool = Fa
     lines = tuple(
         Line(
             row=row,
-            label=f"{row.stage} {row.layer}" if layers and row.layer is not None else row.stage,
+            label=_label(row.stage) + (f" {row.layer}" if layers and row.layer is not None else ""),
             y=TOP + ROW * index + ROW // 2,
             marks=tuple(_marks(row, scale)),
             floor=None if row.floor is None or row.floor <= 0 else scale.across(row.floor),
@@ -101,6 +103,7 @@ def dot_plot(ident: str, rows: Sequence[Row], caption: str, *, layers: bool = Fa
     )
     return DotPlot(
         ident=ident,
+        gutter=184 if layers else 160,
         caption=caption,
         describes=_described(rows),
         lines=lines,
@@ -108,6 +111,14 @@ def dot_plot(ident: str, rows: Sequence[Row], caption: str, *, layers: bool = Fa
         height=TOP + ROW * len(rows) + 6,
         infinite=scale.last == LAST_BEFORE_INFINITE,
     )
+
+
+_LONGEST_LABEL = 18
+
+
+def _label(name: str) -> str:
+    """Return a stage's name as it fits beside a plot; the longest of the table is just that long."""
+    return name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +155,8 @@ class _Scale:
 
 def _unbounded(row: Row) -> bool:
     accumulated = row.accumulated is not None and row.accumulated.rel_l2 is None
-    return accumulated or (row.introduced is not None and None in (row.introduced.rel_l2, row.residual))
+    introduced = row.introduced is not None and None in (row.introduced.rel_l2, row.residual)
+    return accumulated or introduced or row.nonfinite[2] > 0
 
 
 def _values(row: Row) -> Iterator[float]:
@@ -164,6 +176,8 @@ def _marks(row: Row, scale: _Scale) -> Iterator[Mark]:
     if row.introduced is not None:
         yield Mark(kind="i", x=scale.across(row.introduced.rel_l2))
         yield Mark(kind="r", x=scale.across(row.residual))
+    if row.nonfinite[2] and row.state is State.SOURCE:
+        yield Mark(kind="r", x=INFINITE)
 
 
 def _described(rows: Sequence[Row]) -> str:
@@ -244,7 +258,7 @@ def _overview(ident: str, view: View, layers: tuple[int, ...]) -> Overview:
     return Overview(
         ident=ident,
         layers=layers,
-        stages=tuple(down.items()),
+        stages=tuple((_label(name), y) for name, y in down.items()),
         cells=tuple(
             (GLYPHS[row.state], across[row.layer], down[row.stage]) for row in rows if row.layer is not None
         ),

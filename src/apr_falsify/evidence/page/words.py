@@ -274,9 +274,9 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def sentence(told: str) -> str:
-    """Return ``told`` as a sentence: a capital, unless it begins with a stage's name, and a full stop."""
+    """Return ``told`` as a sentence: a capital, unless it begins with a name of code, and a full stop."""
     first = told.partition(" ")[0]
-    start = told if "_" in first else told[:1].upper() + told[1:]
+    start = told[:1].upper() + told[1:] if first.rstrip(",:").isalpha() else told
     return start if start.endswith((".", "!", "?")) else f"{start}."
 
 
