@@ -95,9 +95,7 @@ def find_apr(store: Store, directory: Path, models: tuple[str, ...]) -> AprHost 
 
     """
     try:
-        program = Program(
-            name="apr", binary=find_program("apr", None, "", REMEDY), seconds=_SECONDS, exits=EXITS
-        )
+        program = Program(name="apr", binary=find_program("apr", None, REMEDY), seconds=_SECONDS, exits=EXITS)
     except MissingDependencyError:
         return None
     host = AprHost(program=program, directory=directory, models=models, fixed_tokens=None)

@@ -293,7 +293,7 @@ def open_apr(target: Target) -> AprSubject:
         ProcessError: the import failed.
 
     """
-    binary = find_program("apr", target.program, "--apr-binary", REMEDY)
+    binary = find_program("apr", target.program, REMEDY, "--apr-binary")
     program = Program(name="apr", binary=binary, seconds=target.seconds, exits=EXITS)
     apr = imported(program, target.path)
     model, notes = _readable(apr)

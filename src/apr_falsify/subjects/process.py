@@ -128,8 +128,14 @@ def _ended(pid: str) -> bool:
     return Path("/proc/self").exists() and not Path("/proc", pid).exists()
 
 
-def find_program(name: str, given: Path | None, option: str, remedy: str) -> Path:
+def find_program(name: str, given: Path | None, remedy: str, option: str = "") -> Path:
     """Return the program that the user named, else the one called ``name`` on PATH.
+
+    Args:
+        name: what it is called.
+        given: the program that the user named.
+        remedy: the command that installs it.
+        option: the option that names another, where there is one.
 
     Raises:
         MissingDependencyError: there is none, or it is not executable.
@@ -139,12 +145,13 @@ def find_program(name: str, given: Path | None, option: str, remedy: str) -> Pat
     if found is not None:
         return Path(found).absolute()
     if given is None:
-        raise MissingDependencyError(
-            f"no program `{name}` on PATH", remedy=f"{remedy}, or {option} PATH to where it lies"
-        )
-    what = "is not executable" if given.exists() else "no such program"
+        or_named = f", or {option} PATH to where it lies" if option else ""
+        raise MissingDependencyError(f"no program `{name}` on PATH", remedy=remedy + or_named)
     raise MissingDependencyError(
-        what, where=given, expected=f"an executable `{name}`", remedy=f"{option} PATH"
+        "is not executable" if given.exists() else "no such program",
+        where=given,
+        expected=f"an executable `{name}`",
+        remedy=f"{option} PATH" if option else remedy,
     )
 
 
