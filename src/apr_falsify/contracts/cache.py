@@ -15,7 +15,7 @@ import pickle
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apr_falsify import __version__
 from apr_falsify.contracts.marked import MarkerCitation
@@ -24,7 +24,10 @@ from apr_falsify.contracts.report import Counts
 from apr_falsify.folders import cache_folder
 from apr_falsify.symbols.states import quickly_pickled
 
-_FORMAT = 4
+if TYPE_CHECKING:
+    from apr_falsify.symbols.markers import Kept
+
+_FORMAT = 5
 _MOST_PROJECTS = 64
 
 
@@ -54,12 +57,13 @@ class Cache:
     indexes: dict[bytes, bytes] = field(default_factory=dict)  # digest of a source file -> its index
     sources: dict[tuple[str, str], bytes] = field(default_factory=dict)  # source file -> digest
     suite: tuple[bytes, bytes] = (b"", b"")  # identity of all contracts, problems across them
+    marked: Kept = field(default_factory=dict)  # what test files carry of the markers that are cited
     changed: bool = False
 
     @property
     def kept(self) -> tuple[object, ...]:
         """What is written."""
-        return self.records, self.indexes, self.sources, self.suite
+        return self.records, self.indexes, self.sources, self.suite, self.marked
 
 
 def digest(data: bytes) -> bytes:
@@ -79,6 +83,7 @@ _OURS = {
     ("apr_falsify.symbols.index", "Definition"),
     ("apr_falsify.symbols.index", "ClassShape"),
     ("apr_falsify.symbols.index", "SymbolIndex"),
+    ("apr_falsify.symbols.markers", "MarkedTest"),
     ("builtins", "frozenset"),
     ("builtins", "str"),
 }
@@ -106,12 +111,12 @@ def open_cache(identity: str) -> Cache:
     key = digest(f"{_FORMAT} {__version__} {sys.version_info[:2]} {_code_age()} {identity}".encode())
     try:
         path = cache_folder() / "validate-contracts" / f"{key.hex()}.pickle"
-        records, indexes, sources, suite = thaw(path.read_bytes())
+        records, indexes, sources, suite, marked = thaw(path.read_bytes())
     except (OSError, RuntimeError):  # not there, or no home directory
         return Cache(path=None if "path" not in locals() else path)
     except (pickle.UnpicklingError, ValueError, EOFError, AttributeError, TypeError, ImportError, IndexError):
         return Cache(path=path)
-    return Cache(path=path, records=records, indexes=indexes, sources=sources, suite=suite)
+    return Cache(path=path, records=records, indexes=indexes, sources=sources, suite=suite, marked=marked)
 
 
 def _code_age() -> int:

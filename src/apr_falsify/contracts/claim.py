@@ -92,6 +92,7 @@ def read_claims(path: Path) -> tuple[Claim, ...]:
     raw = read_bytes(path)
     source = raw if isinstance(raw, Problem) else parse(shown_path(path), raw)
     problems = (source,) if isinstance(source, Problem) else source.problems
+    problems = tuple(one for one in problems if one.code != "byte-order-mark")  # read all the same
     if problems:
         first = problems[0]
         raise ContractError(first.message, where=f"{path}:{first.line}", expected=first.hint)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from apr_falsify.contracts.standing import Evidence
     from apr_falsify.symbols.index import SymbolIndex
 
+_MOST_MARKED = 2000
 _WORTH_A_PROCESS = 80  # starting one costs as much as validating so many contracts
 
 
@@ -97,9 +98,9 @@ def _run(
     records = [kept.get(file.shown) or fresh[file.shown] for file in files]
     problems = [problem for record in records for problem in record.problems]
     problems.extend(_across(files, records, sources, cache))
-    save_cache(cache)
-    by_marker, more = _marked(files, records, sources, tested)
+    by_marker, more = _marked(files, records, sources, tested, cache)
     problems.extend(by_marker)
+    save_cache(cache)
     counts = sum((record.counts for record in records), more)
     if evidence is None:
         counts = dataclasses.replace(counts, evidence_unchecked=counts.functional)
@@ -255,7 +256,11 @@ def _across(
 
 
 def _marked(
-    files: Sequence[_Read], records: Sequence[Record], sources: dict[str, Path], tested: Sequence[Path]
+    files: Sequence[_Read],
+    records: Sequence[Record],
+    sources: dict[str, Path],
+    tested: Sequence[Path],
+    cache: Cache,
 ) -> tuple[list[Problem], Counts]:
     """Problems with tests that are cited by marker, or missing; where none is asked for nothing is read."""
     from apr_falsify.contracts.marked import Marked, marked_problems
@@ -274,7 +279,12 @@ def _marked(
         return [], Counts()
     from apr_falsify.contracts.roots import Roots
 
-    return marked_problems(asked, Roots(sources))
+    if len(cache.marked) > _MOST_MARKED:  # of files as they once were
+        cache.marked.clear()
+    known = len(cache.marked)
+    found = marked_problems(asked, Roots(sources), cache.marked)
+    cache.changed |= len(cache.marked) != known
+    return found
 
 
 def _of_evidence(records: Sequence[Record], evidence: Evidence) -> tuple[list[Problem], Counts]:

@@ -1,7 +1,7 @@
 """Tests cited by their marker, and falsifiers that no test carries the marker of.
 
-Both rest on every test file there is, so no answer is kept between runs: the files are searched for the
-markers' words, and only those that hold one are parsed.
+Both rest on every test file there is, so that all are searched for the markers' words in each run; only those
+that hold one and have changed are parsed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from apr_falsify.contracts.facts import FalsifierFacts
     from apr_falsify.contracts.resolve import Resolution
     from apr_falsify.contracts.roots import Roots, Scope
-    from apr_falsify.symbols.markers import MarkedTest
+    from apr_falsify.symbols.markers import Kept, MarkedTest
     from apr_falsify.symbols.tree import SourceTree
 
 
@@ -58,26 +58,30 @@ class Marked:
 class _Tests:
     """Tests by marker, each tree searched once for all markers of a run."""
 
-    def __init__(self, markers: Iterable[str]) -> None:
+    def __init__(self, markers: Iterable[str], kept: Kept) -> None:
         self._markers = tuple(dict.fromkeys(markers))
+        self._kept = kept
         self._found: dict[SourceTree, dict[str, tuple[MarkedTest, ...]]] = {}
 
     def of(self, scope: Scope, marker: str) -> tuple[MarkedTest, ...]:
-        from apr_falsify.symbols.markers import tests_by_marker
+        from apr_falsify.symbols.markers import by_marker
 
         for tree in scope.trees:
             if tree not in self._found:
-                self._found[tree] = tests_by_marker(tree, self._markers)
+                self._found[tree] = by_marker(tree, self._markers, self._kept)
         return tuple(test for tree in scope.trees for test in self._found[tree][marker])
 
 
-def marked_problems(asked: Sequence[Marked], roots: Roots) -> tuple[list[Problem], Counts]:
-    """Return the problems of all that is cited by marker, and how many of those names were resolved."""
+def marked_problems(asked: Sequence[Marked], roots: Roots, kept: Kept) -> tuple[list[Problem], Counts]:
+    """Return the problems of all that is cited by marker, and how many of those names were resolved.
+
+    ``kept`` spares parsing test files that are as they were, and takes what is found in the others.
+    """
     from apr_falsify.contracts.roots import Scope
 
     wanted = [one.marker for each in asked for one in each.citations]
     wanted += [marker_of(one.id) for each in asked for one in each.falsifiers]
-    tests = _Tests(wanted)
+    tests = _Tests(wanted, kept)
     problems: list[Problem] = []
     counts = Counts()
     for each in asked:

@@ -8,9 +8,10 @@ a marker stands on a function, on a class around it, in ``pytestmark`` of a clas
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
@@ -22,6 +23,7 @@ from apr_falsify.symbols.collect import (
     why_not_collected,
 )
 from apr_falsify.symbols.index import SymbolIndex
+from apr_falsify.symbols.states import quickly_pickled
 from apr_falsify.symbols.tree import SourceTree
 
 _PYTEST = re.compile(r"(?:^|[\s`])(?:py\.test|pytest)\s(?P<rest>[^\n]*)")
@@ -30,6 +32,7 @@ _OPTION = re.compile(r"""(?:^|\s)-m[\s=]*(?:'(?P<single>[^']*)'|"(?P<double>[^"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkedTest:
     """One test that carries a marker.
@@ -77,11 +80,21 @@ def marked_tests(tree: SourceTree, marker: str) -> tuple[MarkedTest, ...]:
 
     Tests that pytest would not collect are returned too, each with the reason.
     """
-    return tests_by_marker(tree, (marker,))[marker]
+    return by_marker(tree, (marker,))[marker]
 
 
 def tests_by_marker(tree: SourceTree, markers: Iterable[str]) -> dict[str, tuple[MarkedTest, ...]]:
     """Return the tests of each marker, as :func:`marked_tests` does; every file is read once."""
+    return by_marker(tree, markers)
+
+
+def by_marker(
+    tree: SourceTree, markers: Iterable[str], kept: Kept | None = None
+) -> dict[str, tuple[MarkedTest, ...]]:
+    """Return the tests of each marker, as :func:`tests_by_marker` does.
+
+    ``kept`` holds what was found before in files of the same content, and takes what is found now.
+    """
     tree.touched.update(SETTINGS_FILES)
     settings = read_settings(tree.root) or PytestSettings()
     found: dict[str, list[MarkedTest]] = {marker: [] for marker in markers}
@@ -91,14 +104,37 @@ def tests_by_marker(tree: SourceTree, markers: Iterable[str]) -> dict[str, tuple
     for file in tree.files():
         if file.endswith(".py") and _is_under(file, settings.paths) and is_file_collected(file, settings):
             source = tree.read_bytes(file) or b""
-            named = dict.fromkeys(one.decode() for one in words.findall(source))
-            index = tree.index(file) if named else None
-            if index is None or index.error_line is not None:
-                continue
-            module = _parsed(source)
-            for marker in named:
-                found[marker].extend(_marked(file, module, index, marker, settings))
+            named = tuple(dict.fromkeys(one.decode() for one in words.findall(source)))
+            for marker, tests in _of_file(tree, file, source, named, settings, kept) if named else ():
+                found[marker].extend(tests)
     return {marker: tuple(tests) for marker, tests in found.items()}
+
+
+Kept = MutableMapping[bytes, tuple[tuple[str, tuple[MarkedTest, ...]], ...]]
+"""Digest of a file's path and content, the markers and pytest's settings -> tests by marker."""
+
+
+def _of_file(
+    tree: SourceTree,
+    file: str,
+    source: bytes,
+    named: tuple[str, ...],
+    settings: PytestSettings,
+    kept: Kept | None,
+) -> tuple[tuple[str, tuple[MarkedTest, ...]], ...]:
+    key = hashlib.blake2b(f"{file} {named} {settings}\0".encode() + source, digest_size=16).digest()
+    known = kept.get(key) if kept is not None else None
+    if known is not None:
+        return known
+    index = tree.index(file)
+    if index is None or index.error_line is not None:
+        return ()
+    module = _parsed(source)
+    origins = _origins(module)
+    answer = tuple((one, tuple(_marked(file, module, index, one, settings, origins))) for one in named)
+    if kept is not None:
+        kept[key] = answer
+    return answer
 
 
 def _is_under(file: str, paths: tuple[str, ...]) -> bool:
@@ -116,9 +152,14 @@ def _parsed(source: bytes) -> ast.Module:
 
 
 def _marked(
-    file: str, module: ast.Module, index: SymbolIndex, marker: str, settings: PytestSettings
+    file: str,
+    module: ast.Module,
+    index: SymbolIndex,
+    marker: str,
+    settings: PytestSettings,
+    origins: Mapping[str, str],
 ) -> Iterator[MarkedTest]:
-    names = _aliases(module, marker)
+    names = _aliases(module, marker, origins)
     definitions = {(*one.parents, one.name): one for one in index.definitions}
     for parts, node in _functions(module.body, (), names, marked=_says(module.body, names)):
         one = definitions.get(parts)
@@ -151,14 +192,19 @@ def _blocks(node: ast.stmt) -> list[ast.stmt]:
     return inner + [one for handler in getattr(node, "handlers", ()) for one in handler.body]
 
 
-def _aliases(module: ast.Module, marker: str) -> frozenset[str]:
-    """The marker in dotted words, and the names of the module that stand for it."""
+def _origins(module: ast.Module) -> dict[str, str]:
+    """Names by which the module knows pytest and what it takes from there."""
     origins: dict[str, str] = {}
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
             origins.update({one.asname: one.name for one in node.names if one.asname})
         elif isinstance(node, ast.ImportFrom) and node.module == "pytest":
             origins.update({one.asname or one.name: f"pytest.{one.name}" for one in node.names})
+    return origins
+
+
+def _aliases(module: ast.Module, marker: str, origins: Mapping[str, str]) -> frozenset[str]:
+    """The marker in dotted words, and the names of the module that stand for it."""
     roots = {"pytest.mark", *(known for known, origin in origins.items() if origin == "pytest.mark")}
     roots |= {f"{known}.mark" for known, origin in origins.items() if origin == "pytest"}
     names = {f"{root}.{marker}" for root in roots}

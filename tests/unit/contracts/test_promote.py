@@ -170,6 +170,16 @@ def test_every_falsifier_of_our_own_contracts_can_be_moved_and_its_claim_stays(
         assert read_claim(copy, one["id"]).rung == rung
 
 
+@pytest.mark.parametrize("name", STYLES)
+def test_the_claim_of_every_style_is_read_and_stays_the_same(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(STYLES[name].data)
+    before = read_claim(path, "F-1")
+    path.write_bytes(edited(STYLES[name].data).after)
+    after = read_claim(path, "F-1")
+    assert (after.sha256, after.pin, after.rung) == (before.sha256, PIN, PARTIAL)
+
+
 # replacing the file
 
 
