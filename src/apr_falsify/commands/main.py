@@ -19,6 +19,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "capture": ("apr_falsify.commands.capture", "Run one side and keep its stages as a trace."),
     "compare": ("apr_falsify.commands.compare", "Compare two traces; runs nothing, writes nothing."),
     "faults": ("apr_falsify.commands.faults", "Examine the suite itself, with seeded faults."),
+    "evidence": ("apr_falsify.commands.evidence", "Re-check, show, compare and sign evidence bundles."),
     "promote": ("apr_falsify.commands.promote", "Raise a falsifier by a rung, on a bundle that verifies."),
     "status": ("apr_falsify.commands.status", "Tally the contracts' falsifiers; the roadmap; ship %."),
     "doctor": ("apr_falsify.commands.doctor", "Say what is there, what is missing, and what mends it."),

@@ -242,7 +242,7 @@ def _files(draft: Draft, *, values: bool, key: SigningKey | None, report: bool) 
     for side in SIDES:
         trace: Trace | None = getattr(draft, side)
         files |= {} if trace is None else files_of(trace, side, values=values)
-    html = _report(draft, values=values) if report else None
+    html = _report(draft, read_facts(load_json(files, BUNDLE)), values=values) if report else None
     files |= {} if html is None else {REPORT: html.encode()}
     files[STATEMENT] = statement_bytes(facts, {name: sha256(data) for name, data in files.items()})
     if key is not None:
@@ -252,13 +252,13 @@ def _files(draft: Draft, *, values: bool, key: SigningKey | None, report: bool) 
     return files
 
 
-def _report(draft: Draft, *, values: bool) -> str | None:
-    """Return ``report.html``, ``None`` where jinja2 is not installed."""
+def _report(draft: Draft, facts: Facts, *, values: bool) -> str | None:
+    """Return ``report.html`` of the facts as they are read back, ``None`` where jinja2 is not installed."""
     from apr_falsify.evidence.report import bundle_html
 
     traces = (draft.oracle, draft.subject) if draft.oracle and draft.subject and values else None
     try:
-        return bundle_html(draft.facts, draft.bisection, traces, draft.controls)
+        return bundle_html(facts, draft.bisection, traces, draft.controls)
     except MissingDependencyError:
         return None
 

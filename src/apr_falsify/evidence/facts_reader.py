@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from apr_falsify.contracts.claim import BOUND_FIELDS
 from apr_falsify.evidence.facts import SCHEMA, Bound, Facts, LaneFacts, Side, Sources
 from apr_falsify.evidence.outcome import Outcome, TestRecord
 from apr_falsify.reading import items, mapping, text, whole
@@ -129,12 +130,19 @@ def _created(value: object, name: str) -> str:
     return created
 
 
+def _claim(value: object, name: str) -> Mapping[str, Any]:
+    """Return the bound fields in the order of the table; a bundle has them in that of the alphabet."""
+    found = mapping(value, name)
+    known = {key: found[key] for key in BOUND_FIELDS if key in found}
+    return {**known, **found}
+
+
 _READERS: Mapping[str, Callable[[object, str], Any]] = {
     "falsifier": text,
     "contract": text,
     "contract_version": text,
     "contract_path": text,
-    "claim": mapping,
+    "claim": _claim,
     "claim_sha256": _digest,
     "outcome": _outcome,
     "tests": _tests,
