@@ -43,11 +43,18 @@ class Check:
 
 
 @click.command()
+@click.option(
+    "--lane", metavar="NAME", help="Also what this lane of pyproject.toml needs, memory and disk too."
+)
 @options.output_format
 @options.debug
-def doctor(output: str) -> int:
+def doctor(lane: str | None, output: str) -> int:
     """Say what is there, what is missing, and the command that mends it."""
     checks = [check() for check in CHECKS]
+    if lane is not None:
+        from apr_falsify.commands.lane_needs import checks_of, lane_named
+
+        checks += checks_of(lane_named(lane, Path.cwd()))
     if output == "json":
         import json
 
@@ -69,9 +76,18 @@ def _json(check: Check) -> dict[str, str]:
 
 
 def _print(check: Check) -> None:
-    click.echo(f"{check.state.value:8} {check.part:14} {check.detail}")
+    _wrapped(f"{check.state.value:8} {check.part:14} ", check.detail)
     if check.remedy and check.state is not State.FOUND:
         click.echo(f"{'':24}try: {check.remedy}")
+
+
+def _wrapped(head: str, text: str) -> None:
+    """Print ``text`` behind ``head`` in 80 columns; a path is not broken, nor a command."""
+    import textwrap
+
+    for line in textwrap.wrap(text, 80 - len(head), break_long_words=False, break_on_hyphens=False):
+        click.echo(head + line)
+        head = " " * len(head)
 
 
 def _python() -> Check:
