@@ -157,6 +157,15 @@ def test_a_bundle_that_no_contract_names_is_noticed(toy: Path) -> None:
     assert f"evidence/{TWO}" in message("bundle-not-named")
 
 
+def test_of_some_contracts_alone_no_bundle_is_called_nobodys(promoted: Path) -> None:
+    text = Path(CONTRACT).read_text(encoding="utf-8")
+    other = text.replace("C-TOY", "C-OTHER").replace("FALSIFY-TOY", "FALSIFY-OTHER")
+    lines = [line for line in other.splitlines(keepends=True) if "evidence: {" not in line]
+    Path("contracts/other-v1.yaml").write_text("".join(lines), encoding="utf-8")
+    codes = {one.problem.code for one in validate((Path("contracts/other-v1.yaml"),), cached=False).shown}
+    assert "bundle-not-named" not in codes
+
+
 def test_functional_without_a_bundle_is_an_error_here_and_counted_where_no_evidence_is_kept(
     toy: Path,
 ) -> None:

@@ -135,8 +135,10 @@ def survey(paths: Sequence[Path], settings: Settings, *, cached: bool = True) ->
 
     project, folder = _project(settings.root, settings), settings.evidence_dir
     naming = list(_naming(paths, Evidence(root=project.root, standings={})))
+    is_whole = _are_all(paths, settings)
     if not naming:
-        return Evidence(root=project.root, standings={}, not_named=_not_named(folder, project, ()))
+        lying = _not_named(folder, project, ()) if is_whole else ()
+        return Evidence(root=project.root, standings={}, not_named=lying)
     identity = identity_of(project.root, folder, naming) if cached else None
     found = kept(identity) if identity else None
     if found is None:
@@ -144,7 +146,16 @@ def survey(paths: Sequence[Path], settings: Settings, *, cached: bool = True) ->
         if identity and all(_is_below(one.bundle, project) for one in found.values()):
             keep(identity, found)
     bundles = tuple(one.bundle for one in found.values())
-    return Evidence(root=project.root, standings=found, not_named=_not_named(folder, project, bundles))
+    lying = _not_named(folder, project, bundles) if is_whole else ()
+    return Evidence(root=project.root, standings=found, not_named=lying)
+
+
+def _are_all(paths: Sequence[Path], settings: Settings) -> bool:
+    """Whether ``paths`` hold all contracts of the project; of a part another may name a bundle."""
+    asked = [path.resolve() for path in paths]
+    root = settings.root or Path()
+    ours = [path.resolve() for path in settings.contracts or (root / "contracts",)]
+    return all(any(one.is_relative_to(path) for path in asked) for one in ours)
 
 
 def _naming(paths: Sequence[Path], evidence: Evidence) -> Iterator[Path]:
