@@ -243,13 +243,14 @@ def capture(library: Library, request: Mapping[str, Any]) -> dict[str, Any]:
         context = llama.llama_init_from_model(model, params)
         if not context:
             raise FailedError("llama.cpp refused these settings")
-        _decode(llama, context, request["tokens"], request["context_params"]["n_batch"], recorder)
+        _decode(llama, context, request["tokens"], recorder)
         llama.llama_free(context)
     return {}
 
 
-def _decode(llama: Any, context: Any, tokens: list[int], size: int, recorder: Recorder) -> None:
+def _decode(llama: Any, context: Any, tokens: list[int], recorder: Recorder) -> None:
     """Run the tokens batch by batch; only the last one's logits are asked for."""
+    size = int(llama.llama_n_batch(context))  # no more than the context holds
     batch = llama.llama_batch_init(min(size, len(tokens)), 0, 1)
     for start in range(0, len(tokens), size):
         part = tokens[start : start + size]
@@ -275,6 +276,7 @@ VERBS: Mapping[str, Callable[[Library, Mapping[str, Any]], dict[str, Any]]] = {
 
 def main(verb: str, place: str) -> int:
     """Do what the request at ``place`` asks for; return the exit status."""
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else a debugger's words would follow its last own
     request = json.loads(Path(place).read_text(encoding="utf-8"))
     try:
         library = Library()

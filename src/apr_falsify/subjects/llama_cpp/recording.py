@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,13 @@ def opened_capture(path: Path) -> Iterator[Capture]:
         TraceError: not an ``.npz`` of plain arrays.
 
     """
-    with _reading(path):
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-    with file:
+    with ExitStack() as opened:
+        with _reading(path):
+            raw = opened.enter_context(path.open("rb"))  # NumPy itself leaves a broken file open
+            file = np.load(raw, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            opened.enter_context(file)
         yield Capture(file, path)
 
 
