@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -103,8 +105,10 @@ def test_nothing_of_the_page_is_loaded_where_none_is_written() -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
-def test_the_console_script_writes_it_too(tmp_path: Path) -> None:
-    outcome = program("bisect", "--layers", "1..2", "--out", tmp_path / "run")
+def test_the_command_is_told_as_it_was_typed(tmp_path: Path) -> None:
+    typed = ("--layers", "1..2", "--stages", "attn_norm,qkv_bias", "--no-attn-substages", "--tokens", "5,6")
+    outcome = program("bisect", *typed, "--debug", "--out", tmp_path / "run")
     assert outcome.code == 0
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "apr-falsify bisect --layers 1..2 --out RUN" in page
+    (told,) = re.findall("<pre>(apr-falsify bisect .*)</pre>", page)
+    assert shlex.split(told) == ["apr-falsify", "bisect", *typed, "--out", "RUN"]

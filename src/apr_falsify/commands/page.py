@@ -79,8 +79,10 @@ def command_line(context: click.Context | None) -> str:
         return ""
     words = ["apr-falsify", context.info_name or ""]
     for param in context.command.params:
-        if context.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE:
-            words += _typed(param, context.params[param.name or ""])
+        name = param.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name in context.params:  # --debug is not
+            words += _typed(param, context.params[name])
     return shlex.join(words)
 
 
