@@ -83,7 +83,7 @@ def declared_or_solved(
         if not all(_plausible(convention, judged) for convention in trial):
             continue
         touched = _touched(trace, trial, keys)
-        changed = _changed(trace, trial)
+        changed = stored_as(trace, trial)
         if changed is None:
             continue
         again = judge(changed, weights, touched, arithmetic)
@@ -124,7 +124,8 @@ def _touched(trace: Trace, trial: Iterable[Convention], keys: Sequence[Key]) -> 
     return list(dict.fromkeys([*own, *after]))
 
 
-def _changed(trace: Trace, trial: Sequence[Convention]) -> Trace | None:
+def stored_as(trace: Trace, trial: Sequence[Convention]) -> Trace | None:
+    """Return a trace read by other conventions; ``None`` where the sizes do not allow it."""
     words: dict[str, set[Layout]] = {}
     for convention in trial:
         for name in convention.stages:

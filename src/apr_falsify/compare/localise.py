@@ -128,7 +128,7 @@ def bisect(
         *one_token_findings(rows, len(subject.tokens)),
     )
     return Bisection(
-        kind=_kind(found, rows),
+        kind=kind_of(found, rows),
         rows=rows,
         findings=found,
         published=_published(rows),
@@ -224,7 +224,8 @@ def _arithmetic(entry: Judged | None) -> str | None:
     return f"{entry.weight_type} x {rule}" if entry.weight_type else rule
 
 
-def _kind(findings: Sequence[Finding], rows: Sequence[Row]) -> Kind:
+def kind_of(findings: Sequence[Finding], rows: Sequence[Row]) -> Kind:
+    """Return the headline: what sums up the findings and the verdicts of the rows."""
     types = [finding.type for finding in findings]
     sources = types.count(FindingType.SOURCE) + types.count(FindingType.WEIGHTS)
     if FindingType.REFERENCE in types:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apr_falsify.compare.bisection import SCHEMA, Bisection, Finding, FindingType, Row, Status, Verdict
-from apr_falsify.compare.convention import CONVENTIONS, _changed
+from apr_falsify.compare.convention import CONVENTIONS, stored_as
 from apr_falsify.compare.layout import aligned
-from apr_falsify.compare.localise import _kind, bisect
+from apr_falsify.compare.localise import bisect, kind_of
 from apr_falsify.compare.metrics import compare_arrays
 from apr_falsify.compare.published import published_rule
 from apr_falsify.errors import AprFalsifyError
@@ -136,7 +136,7 @@ def _derived(
         if kind in (FindingType.SOURCE, FindingType.WEIGHTS)
     ]
     expected = {
-        "kind": _kind(findings, [one.row for one in rows]).value,
+        "kind": kind_of(findings, [one.row for one in rows]).value,
         "complete": not any(kind in lacking for kind in types),
         "sources": sources,
         "published_rule": _published(rows),
@@ -195,7 +195,7 @@ def _solved(
     for one in findings:
         convention = names.get(one.explanation.partition(":")[0])
         if one.type is FindingType.LAYOUT and convention is not None:
-            subject = _changed(subject, [convention]) or subject
+            subject = stored_as(subject, [convention]) or subject
     return oracle, subject
 
 
