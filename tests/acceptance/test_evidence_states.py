@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from apr_falsify.commands.main import cli, guarded
 from apr_falsify.commands.validate_contracts import validate
 from apr_falsify.contracts.claim import Claim, Pin, read_claims
 from apr_falsify.contracts.outcome import Outcome
@@ -354,48 +347,3 @@ def test_promoting_one_falsifier_of_our_contract_leaves_the_evidence_of_the_othe
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("equal bit for bit", "equal, bit for bit", 1), encoding="utf-8")
     assert states() == everyone | {"FALSIFY-ATTN-SUB-005": "stale"}
-
-
-# killed
-
-
-def test_killed_at_any_moment_a_promotion_leaves_the_contract_old_or_new(toy: Path) -> None:
-    """The whole command, forked after its imports."""
-    contract = Path(CONTRACT)
-    before = contract.read_bytes()
-    promote(ONE, "--evidence", EVIDENCE / ONE)
-    after = contract.read_bytes()
-    longest = max(_lifetime(contract, before) for _ in range(3))
-    chance, seen = random.Random(11), set()
-    for _ in range(100):
-        contract.write_bytes(before)
-        child = _child()
-        time.sleep(chance.uniform(0, 1.2 * longest))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        left = contract.read_bytes()
-        assert left in (before, after)
-        seen.add(left == after)
-    contract.write_bytes(before)
-    promote(ONE, "--evidence", EVIDENCE / ONE)
-    assert contract.read_bytes() == after
-    assert sorted(os.listdir(contract.parent)) == [contract.name]
-    assert seen == {False, True}
-
-
-def _child() -> int:
-    child = os.fork()
-    if child == 0:
-        try:
-            with redirect_stdout(StringIO()):
-                guarded(cli, ["promote", CONTRACT, ONE, "--evidence", f"evidence/{ONE}"], "apr-falsify")
-        finally:
-            os._exit(0)
-    return child
-
-
-def _lifetime(contract: Path, before: bytes) -> float:
-    contract.write_bytes(before)
-    start = time.perf_counter()
-    os.waitpid(_child(), 0)
-    return time.perf_counter() - start
