@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr_falsify.evidence.facts import Facts, Side
 from apr_falsify.evidence.files import REPORT
+from apr_falsify.evidence.outcome import outcome_of
 from apr_falsify.evidence.verify import Verification
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def _headline(found: Verification) -> str:
 
 
 def _about(facts: Facts) -> Iterator[str]:
-    yield from _wrapped(f"{facts.falsifier}: {facts.outcome.result.value}, {facts.outcome.reason}", "  ")
+    outcome = outcome_of(facts.tests)  # what its tests give, not the words it brings along
+    yield from _wrapped(f"{facts.falsifier}: {outcome.result.value}, {outcome.reason}", "  ")
     yield from _wrapped(f"lane {facts.lane.name}, made {facts.created} by {facts.tool}", "  ")
 
 
