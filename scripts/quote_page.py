@@ -1,10 +1,11 @@
 """Put what the commands of a page print today into the page: every block that starts with ``$ ``.
 
-The commands run in order, in a shell, in a fresh folder in which ``docs`` and ``src`` are this checkout's,
-with the programs of this environment first on PATH. tests/acceptance/test_porting.py fails where the page
-quotes something else.
+The commands run in order, each in a shell, in a fresh folder in which ``docs`` and ``src`` are this
+checkout's, with the programs of this environment first on PATH; ``cd`` holds for the commands behind it.
+tests/acceptance/test_porting.py and test_walk_through.py fail where a page quotes something else.
 
     python scripts/quote_page.py docs/porting.md
+    python scripts/quote_page.py README.md "## From a promise to evidence"
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-QUOTED = re.compile(r"```\n\$ (.*?(?:\\\n.*?)*)\n(.*?)```", flags=re.DOTALL)
+QUOTED = re.compile(r"```(?:console)?\n\$ (.*?(?:\\\n.*?)*)\n(.*?)```", flags=re.DOTALL)
+
+AUTHOR = {
+    f"GIT_{role}_{what}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "a reader"), ("EMAIL", "reader@example.org"))
+}
+"""Who commits where a page commits: a fresh machine has nobody."""
 
 
 def prepared(folder: Path) -> Path:
@@ -28,33 +36,45 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
+def section(page: str, heading: str) -> str:
+    """Return the part of ``page`` from ``heading`` to the next of its rank; without a heading all of it."""
+    if not heading:
+        return page
+    start = page.index(f"\n{heading}\n") + 1
+    end = page.find("\n## ", start + 1)
+    return page[start:] if end < 0 else page[start : end + 1]
+
+
 def printed(page: str, folder: Path) -> Iterator[tuple[str, str, str]]:
     """Yield each command of ``page``, what it quotes below it, and what it prints in ``folder``."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **AUTHOR}
+    where = folder
     for match in QUOTED.finditer(page):
-        done = subprocess.run(
-            ["bash", "-c", f"{{ {match[1]}\n}} 2>&1"],
-            cwd=folder,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with tempfile.NamedTemporaryFile("r", encoding="utf-8") as left:
+            done = subprocess.run(
+                ["bash", "-c", f"{{ {match[1]}\n}} 2>&1; pwd > {left.name}"],
+                cwd=where,
+                env=env,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            where = Path(left.read().strip() or where)
         lines = [line.rstrip() for line in done.stdout.rstrip().splitlines()]
         yield match[1], match[2], "".join(f"{line}\n" for line in lines)
 
 
-def main(page: str) -> None:
-    """Rewrite the page."""
+def main(page: str, heading: str = "") -> None:
+    """Rewrite the page, or its part below ``heading``."""
     path = Path(page)
+    whole = path.read_text(encoding="utf-8")
+    part = section(whole, heading)
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [
-            output for _, _, output in printed(path.read_text(encoding="utf-8"), prepared(Path(folder)))
-        ]
+        outputs = [output for _, _, output in printed(part, prepared(Path(folder)))]
     said = iter(outputs)
-    text = QUOTED.sub(lambda match: f"```\n$ {match[1]}\n{next(said)}```", path.read_text(encoding="utf-8"))
-    path.write_text(text, encoding="utf-8")
+    text = QUOTED.sub(lambda match: match[0].replace(f"\n{match[2]}```", f"\n{next(said)}```"), part)
+    path.write_text(whole.replace(part, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def _promotion(
     pin = Pin(bundle=_inside(bundle, project.root), statement_sha256=verification.statement_sha256)
     edit = _edit(contract, data, falsifier, move, rung, pin)
     told = [f"  evidence: {pin.bundle}, statement sha256 {pin.statement_sha256}"]
-    told += [f"  more would need {one}" for one in answer.needs]
+    if answer.lacks:
+        told.append(f"  for a higher rung it lacks: {', '.join(answer.lacks)}")
     return edit, told
 
 

@@ -60,6 +60,11 @@ class Earned:
         """Return why not higher, a line each."""
         return tuple(map(str, self.refusals))
 
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """Return the codes of :attr:`refusals`, each once."""
+        return tuple(dict.fromkeys(one.code for one in self.refusals))
+
     def bars(self, rung: str) -> tuple[Refusal, ...]:
         """Return what stands between the bundle and ``rung``."""
         return tuple(one for one in self.refusals if LADDER.index(one.rung) <= LADDER.index(rung))

@@ -178,9 +178,15 @@ def outcome_of(tests: Iterable[TestRecord]) -> Outcome:
     if all(one.role is Role.CONTROL for one in records):
         return Outcome(result=Result.NOT_RUN, reason="only controls ran: nothing measured the prediction")
     controls = sum(one.role is Role.CONTROL for one in records)
-    return Outcome(
-        result=Result.SURVIVED, reason=f"{len(records) - controls} predictions and {controls} controls passed"
-    )
+    told = [
+        _counted(len(records) - controls, "prediction"),
+        *([_counted(controls, "control")] if controls else []),
+    ]
+    return Outcome(result=Result.SURVIVED, reason=f"{' and '.join(told)} passed")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _failed(one: TestRecord, role: Role) -> bool:
