@@ -177,6 +177,41 @@ ROTATED_BLOCK = 64
 """How many values of V llama.cpp turns together, whatever the size of a head (its pull request 21038)."""
 
 
+TURN_ERROR = 2.0**-22
+"""How far turned values may be from those turned here, in root mean squares of what was turned: four f32
+roundings cover sums of up to 256 terms."""
+
+
+def edges(kept: Callable[[Values], F64], values: Values, size: int) -> F64:
+    """Return how far ``kept(values)`` may be off, since each value was summed of ``size`` terms in f32.
+
+    Nearly everywhere that is next to nothing; a value on the edge between two steps may fall to either side,
+    and a scale on the edge between two f16 numbers moves its whole block.
+    """
+    parts = values.reshape(*values.shape[:-1], -1, size)
+    error = TURN_ERROR * np.sqrt(np.mean(np.square(parts, dtype=np.float64), axis=-1, keepdims=True))
+    base = kept(values)
+    moved = [kept((parts + sign * error).astype(np.float32).reshape(values.shape)) for sign in (1, -1)]
+    away = [
+        kept((parts * (1 + sign * TURN_ERROR)).astype(np.float32).reshape(values.shape)) for sign in (1, -1)
+    ]
+    found: F64 = np.max([np.abs(other - base) for other in (*moved, *away)], axis=0)
+    return found
+
+
+def turned_edges(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
+    """Return how far :func:`turned_back` of ``kept`` may be off: an edge is spread over its block."""
+
+    def off(values: Values) -> F64:
+        turned = values.reshape(*values.shape[:-1], -1, ROTATED_BLOCK) @ hadamard(ROTATED_BLOCK)
+        found = edges(kept, turned.astype(np.float32).reshape(values.shape), ROTATED_BLOCK)
+        blocks = found.reshape(turned.shape)
+        spread = np.sqrt(np.mean(np.square(blocks), axis=-1, keepdims=True))
+        return np.broadcast_to(spread, blocks.shape).reshape(values.shape)
+
+    return off
+
+
 def turned_back(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
     """Return what ``kept`` leaves of values that a Hadamard matrix turned, and turned back afterwards."""
 

@@ -75,6 +75,7 @@ class Rule:
         rotated: whether a Hadamard matrix turns them first: of scores both operands by that of head_dim, of
             a mix the values in blocks, and its result back.
         block_sums: whether a weight's minimum is multiplied with a separately rounded block sum.
+        edges: how far ``right`` may be off where values are turned within it, ``None`` where they are not.
         parts: weight type -> rule, where one stage multiplies with weights of several types.
 
     """
@@ -85,6 +86,7 @@ class Rule:
     block: int = 1
     rotated: bool = False
     block_sums: bool = False
+    edges: Operand | None = None
     parts: tuple[tuple[str, Rule], ...] = ()
 
     def of(self, weight_type: str) -> Rule:
@@ -140,6 +142,7 @@ def _v_caches() -> Iterator[Rule]:
             right=turned,
             block=quantise.ROTATED_BLOCK,
             rotated=True,
+            edges=quantise.turned_edges(kept),
         )
 
 

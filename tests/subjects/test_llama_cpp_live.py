@@ -202,6 +202,24 @@ def test_a_quantised_v_cache_is_located_and_named(kind: str, smollm2: Path) -> N
     assert said.startswith(f"{kind} v cache, Hadamard-rotated fits")
 
 
+@pytest.mark.parametrize(
+    ("options", "observed"),
+    [
+        ({"cache_type_k": "q8_0"}, "q8_0 k cache"),
+        ({"cache_type_k": "q4_0"}, "q4_0 k cache"),
+        ({"cache_type_v": "q8_0", "flash_attn": "on"}, "q8_0 v cache"),
+    ],
+    ids=["q8_0-k", "q4_0-k", "q8_0-v"],
+)
+def test_values_that_fall_to_either_side_of_a_step_are_no_fault(
+    options: dict[str, str], observed: str, smollm2: Path
+) -> None:
+    """The rotation is summed in f32: in 60 tokens of 6 layers some value lies on the edge of two steps."""
+    tokens = tuple(int(token) for token in np.random.default_rng(1).integers(0, 49_000, 60))
+    ((_, said),) = arithmetics(run(smollm2, tokens, range(6), **options))
+    assert said.startswith(f"{observed}, Hadamard-rotated fits")
+
+
 def test_a_cache_that_the_user_states_is_what_he_expects(smollm2: Path) -> None:
     stated = "q8_0 k cache, Hadamard-rotated; q4_0 v cache, Hadamard-rotated"
     options = {"cache_type_k": "q8_0", "cache_type_v": "q4_0", "flash_attn": "on"}

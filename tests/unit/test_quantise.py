@@ -75,3 +75,21 @@ def test_an_outlier_is_spread_over_the_block_that_it_is_turned_in() -> None:
     quantise.turned_back(lambda part: (held.append(part), part.astype(np.float64))[1])(values)
     np.testing.assert_allclose(np.abs(held[0][0, :64]), 10 / 8, rtol=1e-6)
     assert not held[0][0, 64:].any()
+
+
+def test_a_value_between_two_steps_may_fall_to_either_side_and_others_may_not() -> None:
+    values = np.full((1, 64), 0.25, np.float32)
+    values[0, 0], values[0, 5] = 127.0, 3.5  # steps of 1: 3.5 lies between 3 and 4
+    off = quantise.edges(quantise.q8_0, values, 64)
+    assert off[0, 5] == pytest.approx(1.0, rel=1e-3)
+    off[0, 5] = 0
+    assert off.max() < 1e-2
+
+
+def test_a_scale_between_two_f16_numbers_moves_its_block() -> None:
+    step = np.float32(np.float16(0.5)) * (1 + 2**-11)  # half way to the next f16
+    values = np.linspace(-1, 1, 32, dtype=np.float32)[None] * 100 * step
+    values[0, 0] = 127 * step
+    off = quantise.edges(quantise.q8_0, np.concatenate([values, np.ones_like(values)], axis=1), 64)
+    assert (off[0, 1:15] > 1e-3).all()
+    assert off[0, 32:].max() < 1e-3

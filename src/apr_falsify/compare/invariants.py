@@ -275,6 +275,9 @@ def _mixed_as(trace: Trace, rule: Rule, mixed: F64, own: F64) -> _Found:
     allowed = LIMIT * np.abs(expected) * (UNIT * FEW + max(store_of(trace), UNIT)) + TINY
     if rule.rotated:
         allowed += LIMIT * turning_noise(expected)
+    if rule.edges is not None:
+        off = rule.edges(own).reshape(geometry.kv_heads, -1)
+        allowed += LIMIT * np.repeat(off, geometry.heads // geometry.kv_heads, axis=0)
     ratio, at = _worst(mixed - expected, allowed)
     finite = np.isfinite(mixed)
     left = float(np.linalg.norm((mixed - expected)[finite]))

@@ -80,6 +80,29 @@ def block_sum_scores(q: F64, k: F64, rule: Rule, geometry: Geometry, layer: int 
     return np.asarray(extra @ right * scale), np.asarray(noise * (UNIT * abs(scale)))
 
 
+def edge_scores(q: F64, k: F64, rule: Rule, geometry: Geometry, layer: int | None) -> F64:
+    """Return the sigma of scores [H, S, S] whose turned q and k lie on the edge between two steps."""
+    size, groups = geometry.head_dim, geometry.heads // geometry.kv_heads
+
+    def heads(values: F64) -> F64:
+        return np.square(values.reshape(len(values), -1, size).swapaxes(0, 1))
+
+    left, right = heads(q), np.repeat(heads(k), groups, axis=0)
+    off_left = heads(quantise.edges(rule.left, q, size))
+    off_right = np.repeat(heads(quantise.edges(rule.right, k, size)), groups, axis=0)
+    variance = off_left @ right.swapaxes(-1, -2) + left @ off_right.swapaxes(-1, -2)
+    return np.asarray(np.sqrt(variance) * abs(geometry.attn_scale_at(layer)))
+
+
+def edge_mix(weights: F64, values: F64, rule: Rule, geometry: Geometry) -> F64:
+    """Return the sigma of the mix [S, H * D] of ``values`` [S, K * D] on the edge between two steps."""
+    assert rule.edges is not None
+    off = rule.edges(values).reshape(len(values), geometry.kv_heads, -1).swapaxes(0, 1)
+    off = np.repeat(np.square(off), geometry.heads // geometry.kv_heads, axis=0)
+    variance = np.square(weights) @ off
+    return np.asarray(np.sqrt(variance).swapaxes(0, 1).reshape(weights.shape[1], -1))
+
+
 def turning_noise(values: F64) -> F64:
     """Return the sigma of turning ``values`` [..., n] back in blocks: f32 sums of as many terms."""
     blocks = values.reshape(*values.shape[:-1], -1, quantise.ROTATED_BLOCK)

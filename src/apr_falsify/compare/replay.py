@@ -18,7 +18,7 @@ from apr_falsify import quantise
 from apr_falsify.compare.experts import STAGES_OF_MIXTURE, replay_mixture
 from apr_falsify.compare.floor import TINY, UNIT, Known, rounding, started_at
 from apr_falsify.compare.layout import canonical
-from apr_falsify.compare.products import block_sum_scores, product, turning_noise
+from apr_falsify.compare.products import block_sum_scores, edge_mix, edge_scores, product, turning_noise
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array, compute, embedding, inputs_of
 from apr_falsify.rules import AND, OPERATIONS, PLAIN, Operation, Rule, expected_rule
@@ -296,11 +296,8 @@ class Replayer:
         exact = np.asarray(values, dtype=np.float64)
         del values
         sigma = rounding(name, inputs, exact[0], site, self.store)
-        if operation is Operation.SCORES:
-            for rule in (rule for rule in rules if rule.block_sums):
-                sigma = np.hypot(sigma, self._block_sums(plain, rule, layer)[1])
-        if operation is Operation.MIX and any(rule.rotated for rule in rules):
-            sigma = np.hypot(sigma, turning_noise(exact[0]))
+        for rule in rules:
+            sigma = np.hypot(sigma, self._held_noise(operation, plain, rule, layer, exact[0]))
         if name in RECOMPUTED.get(self.trace.provenance.runtime, ()):
             self._sigmas = {key: sigma}  # the next stage will ask for it; older ones are done with
         return Replay(
@@ -319,6 +316,22 @@ class Replayer:
         if operation is Operation.SCORES and rule.block_sums:
             values = values + self._block_sums(inputs, rule, site.layer)[0]
         return values
+
+    def _held_noise(
+        self, operation: Operation, inputs: Mapping[str, F64], rule: Rule, layer: int | None, values: F64
+    ) -> F64 | float:
+        """Return the sigma that holding the operands as ``rule`` says adds to that of the sums."""
+        geometry = self.trace.geometry
+        noise: F64 | float = 0.0
+        if operation is Operation.SCORES and rule.block_sums:
+            noise = self._block_sums(inputs, rule, layer)[1]
+        if operation is Operation.SCORES and rule.rotated:
+            noise = np.hypot(noise, edge_scores(*self._turned(inputs, rule), rule, geometry, layer))
+        if operation is Operation.MIX and rule.rotated:
+            own = inputs["qkv_bias"][:, -geometry.kv_heads * geometry.head_dim :]
+            edge = edge_mix(inputs["attn_softmax"], own, rule, geometry)
+            noise = np.hypot(turning_noise(values), edge)
+        return noise
 
     def _block_sums(self, inputs: Mapping[str, F64], rule: Rule, layer: int | None) -> tuple[F64, F64]:
         return block_sum_scores(*self._turned(inputs, rule), rule, self.trace.geometry, layer)
