@@ -159,11 +159,19 @@ def _published(rows: Sequence[_Row]) -> dict[str, Any]:
     return {**first, "layers": layers}
 
 
-def _count(count: Count, file: str, name: str, holds: bool, message: str) -> None:
+def _count(
+    count: Count, file: str, name: str, holds: bool, message: str, code: str = "figure-differs"
+) -> None:
     if holds:
         count.recomputed.append(f"{file}: {name}")
     else:
-        count.problems.append(Problem(code="figure-differs", file=file, message=f"{name} {message}"))
+        count.problems.append(Problem(code=code, file=file, message=f"{name} {message}"))
+
+
+def _replay_count(count: Count, file: str, name: str, holds: bool, message: str) -> None:
+    """Count a figure of a replay; unlike a sum over stored values it may change with the version."""
+    hint = f"{message}; it was altered, or this version replays otherwise: run the falsifier again"
+    _count(count, file, name, holds, hint, "replay-differs")
 
 
 def _provenance(
@@ -296,13 +304,13 @@ def _replay(
         told = row.to_json()
         wrong = [name for name in _REPLAYED if not _near(one.data[name], told[name])]
         words = ", ".join(f"{name} {one.data[name]!r:.120}, not {told[name]!r:.120}" for name in wrong)
-        _count(count, file, f"{one.name} introduced, residual, floor", not wrong, f"is {words}")
+        _replay_count(count, file, f"{one.name} introduced, residual, floor", not wrong, f"is {words}")
     if again is None or weights == (None, None):
         count.attested.append(f"{file}: verdicts and findings")
         return count
     for one in rows:
         verdict = replayed[one.key].verdict if one.key in replayed else None
-        _count(
+        _replay_count(
             count,
             file,
             f"{one.name} verdict",
@@ -323,7 +331,9 @@ def _findings_again(file: str, findings: Sequence[Finding], again: Bisection, co
         sorted((one.type.value, one.stages) for one in some if one.type not in _OF_THE_RUNS)
         for some in (findings, again.findings)
     )
-    _count(count, file, "findings", told == found, f"are {told!r:.200}, replaying finds {found!r:.200}")
+    _replay_count(
+        count, file, "findings", told == found, f"are {told!r:.200}, replaying finds {found!r:.200}"
+    )
 
 
 def _near(told: object, expected: object) -> bool:
