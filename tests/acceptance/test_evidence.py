@@ -205,6 +205,7 @@ def test_the_contracts_digest_and_keys_pin_it(project: Path, bundle: Path, tmp_p
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", tmp_path / "lane.pem"], check=True)
     signed = run("evidence", "sign", bundle, "--key", tmp_path / "lane.pem", "--key-id", "lane-cpu")
     assert signed.code == 0, signed
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
     contract.write_text(CONTRACT + signed.out.splitlines()[-1] + "\n")
     (entry,) = verified(bundle, "--contract", contract)["bundles"]
     assert (entry["pinned_by"], entry["signed_by"]) == (["signature"], ["lane-cpu"])
@@ -215,7 +216,7 @@ def test_a_broken_bundle_and_a_zip_are_not_signed(bundle: Path, tmp_path: Path) 
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True)
     (bundle / "claim.json").write_text("{}")
     before = listing(bundle)
-    assert_refused(run("evidence", "sign", bundle, "--key", key), "does not verify")
+    assert_refused(run("evidence", "sign", bundle, "--key", key), "claim.json", "evidence verify")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.write(bundle / "statement.json", "statement.json")
     assert_refused(run("evidence", "sign", tmp_path / "x.zip", "--key", key), "zip")

@@ -13,7 +13,7 @@ import click
 
 from apr_falsify.commands import options
 from apr_falsify.commands.output import tell
-from apr_falsify.errors import EvidenceError, ExitCode, UsageError
+from apr_falsify.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from apr_falsify.contracts.claim import Claim
@@ -247,23 +247,13 @@ def sign(bundle: Path, key: Path, key_id: str | None) -> int:
 
     A key is made with: openssl genpkey -algorithm ed25519 -out lane.pem
     """
-    from apr_falsify.commands.page import write_file
-    from apr_falsify.evidence.files import ENVELOPE, STATEMENT, read_contents
-    from apr_falsify.evidence.sign import envelope_bytes, load_key
-    from apr_falsify.evidence.verify import verify_contents
+    from apr_falsify.evidence.bundle import sign_bundle
+    from apr_falsify.evidence.files import ENVELOPE
+    from apr_falsify.evidence.sign import load_key
 
     signer = load_key(key, key_id)
     if not bundle.is_dir():
         raise UsageError("a zip is only read", where=bundle, remedy="unpack it, sign it, pack it again")
-    contents = read_contents(bundle)
-    found = verify_contents(contents)
-    if not found.holds:
-        raise EvidenceError(
-            f"does not verify: {found.problems[0].file} {found.problems[0].message}",
-            where=bundle,
-            remedy=f"apr-falsify evidence verify {bundle}",
-        )
-    envelope = envelope_bytes(contents.files[STATEMENT], signer, contents.files.get(ENVELOPE))
-    write_file(bundle / ENVELOPE, envelope.decode())
+    sign_bundle(bundle.resolve(), signer)
     tell(f"signed: {bundle / ENVELOPE}\nin the contract:\nevidence_keys: {{{signer.id}: {signer.public}}}")
     return int(ExitCode.OK)

@@ -279,6 +279,34 @@ def _place(files: Mapping[str, bytes], directory: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def sign_bundle(directory: Path, key: SigningKey) -> None:
+    """Add a signature to the bundle at ``directory``; its other files stay as they are.
+
+    Raises:
+        EvidenceError: it is no bundle, or does not verify.
+        OutputError: it cannot be written.
+
+    """
+    from apr_falsify.evidence.sign import envelope_bytes
+
+    contents = read_contents(directory)
+    found = verify_contents(contents)
+    if found.problems:
+        raise _refused(directory, found.problems)
+    envelope = envelope_bytes(contents.files[STATEMENT], key, contents.files.get(ENVELOPE))
+    with _writing(directory):
+        sweep(directory)
+        # beside the bundle: what a killed run leaves within it would be an extra file
+        partial = Path(tempfile.mkdtemp(prefix=_prefix(directory), dir=directory.parent))
+    try:
+        with _writing(directory):
+            _fill(partial, {ENVELOPE: envelope})
+            os.replace(partial / ENVELOPE, directory / ENVELOPE)
+            _flush(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _prefix(directory: Path) -> str:
     return f"{partial_prefix(directory)}{os.getpid()}-"
 
