@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,7 @@ def draft_of(verdict: Verdict, facts: Facts, work: Work) -> Draft:
         bisection=None if measured is None else _read(work.measurements.run_of(measured) / "bisection.json"),
         oracle=oracle,
         subject=subject,
-        controls=dict(_controls(verdict, work, measured)),
+        controls=_named_apart(_controls(verdict, work, measured)),
         junit=junit_xml(facts.tests, suite=facts.falsifier, created=facts.created, properties=properties),
     )
 
@@ -166,6 +167,15 @@ def _controls(verdict: Verdict, work: Work, measured: Lane | None) -> Iterator[t
             yield name, _read(Path(path))
 
 
+def _named_apart(found: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Mapping[str, Any]]:
+    """Return ``found`` by name; of several of one name each but the first gets a number."""
+    named: dict[str, Mapping[str, Any]] = {}
+    for name, bisection in found:
+        numbers = (f"{name}-{number}" for number in itertools.count(2))
+        named[next(one for one in itertools.chain([name], numbers) if one not in named)] = bisection
+    return named
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -180,14 +190,18 @@ def _sources(work: Work) -> Sources:
 
 @cache
 def _git(root: Path, outputs: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """Return the commit, and the files that differ from it; bundles are no sources."""
+    """Return the commit, and the files that differ from it; bundles and bytecode are no sources."""
     commit = _said(root, "rev-parse", "HEAD")
     if commit is None:
         return None, ()
     top = Path((_said(root, "rev-parse", "--show-toplevel") or str(root)).strip())
     status = _said(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames") or ""
     files = [top / entry[3:] for entry in status.split("\0") if entry]
-    changed = [one for one in files if not any(one.is_relative_to(folder) for folder in outputs)]
+    changed = [
+        one
+        for one in files
+        if "__pycache__" not in one.parts and not any(one.is_relative_to(folder) for folder in outputs)
+    ]
     return commit.strip(), tuple(sorted(_relative(one, root) for one in changed))
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,9 +16,6 @@ from apr_falsify.pytest_plugin.scope import names_marker
 from apr_falsify.pytest_plugin.standing import standing
 from apr_falsify.pytest_plugin.state import Work
 from apr_falsify.pytest_plugin.summary import Judged, lines_of
-
-if TYPE_CHECKING:
-    from apr_falsify.symbols.markers import MarkedTest
 
 _LEFT_OUT = (Ended.DESELECTED, Ended.UNCOLLECTED)
 
@@ -93,7 +88,7 @@ class Verdict:
 def _verdicts(work: Work, ledger: Ledger, config: pytest.Config) -> Iterator[Verdict]:
     expression = str(config.getoption("markexpr", "") or "")
     known = set(ledger.falsifiers)
-    tree = Sources(work.asked.root, config.rootpath, tuple(work.claims))
+    tree = Sources(work.asked.root, config.rootpath)
     for marker, claim in work.claims.items():
         if claim.falsifier in known:
             yield _verdict(claim, marker, ledger, tree, expression, live=work.asked.lane.is_live)
@@ -142,26 +137,23 @@ class Sources:
     Args:
         root: the project's folder.
         rootpath: the folder that pytest's node ids are relative to.
-        markers: the markers that are looked for.
 
     """
 
-    def __init__(self, root: Path, rootpath: Path, markers: tuple[str, ...]) -> None:
-        self._root, self._rootpath, self._markers = root, rootpath, markers
-
-    @cached_property
-    def _tests(self) -> Mapping[str, tuple[MarkedTest, ...]]:
-        from apr_falsify.symbols.markers import tests_by_marker
+    def __init__(self, root: Path, rootpath: Path) -> None:
         from apr_falsify.symbols.tree import SourceTree
 
-        return tests_by_marker(SourceTree(self._root), self._markers)
+        self._root, self._rootpath = root, rootpath
+        self._tree = SourceTree(root)
 
     def uncollected(self, marker: str, collected: tuple[Collected, ...]) -> list[TestRecord]:
         """Return a record for each test that carries ``marker`` and is not among ``collected``."""
+        from apr_falsify.symbols.markers import marked_tests
+
         known = {self._absolute(one.function, self._rootpath) for one in collected}
         return [
             TestRecord(name=one.node, ended=Ended.UNCOLLECTED, reason="its file, or it, was not collected")
-            for one in self._tests[marker]
+            for one in marked_tests(self._tree, marker)
             if not one.why_not and self._absolute(one.node, self._root) not in known
         ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,10 @@ def contract(falsifier: Claim) -> Mapping[str, Any]:
 
 @pytest.fixture
 def keep_bisection(request: pytest.FixtureRequest) -> Callable[[str, Bisection], None]:
-    """A function (name, bisection) that keeps a control's bisection in the bundle, controls/NAME."""
+    """A function (name, bisection) that keeps a control's bisection in the bundle, controls/NAME.
+
+    What is no letter, digit, dot or dash in the name becomes a dash.
+    """
     kept = request.node.stash.setdefault(KEPT, [])
     folder = _work(request.config).shared.path / "kept"
 
@@ -96,6 +100,6 @@ def keep_bisection(request: pytest.FixtureRequest) -> Callable[[str, Bisection],
         folder.mkdir(exist_ok=True)
         path = folder / f"{uuid.uuid4().hex}.json"
         path.write_text(json.dumps(bisection.to_json()), encoding="utf-8")
-        kept.append((name, str(path)))
+        kept.append((re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "control", str(path)))
 
     return keep

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,8 +54,9 @@ class Collected:
 
     @property
     def function(self) -> str:
-        """The node id without parameters, and without what pytest-xdist appends to it."""
-        return re.sub(r"(\[.*\])?(@[^:/]*)?$", "", self.name, count=1, flags=re.DOTALL)
+        """The node id without parameters, and without the group that pytest-xdist appends to it."""
+        path, *names = self.name.split("::")
+        return "::".join([path, *"::".join(names).partition("[")[0].partition("@")[0].split("::")])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,6 +68,7 @@ class Ran:
         reason: why it did not pass.
         seconds: how long its phases took together.
         reran: whether it failed and was run again.
+        again: why it was.
         begun: whether it was begun.
         lane: whether it measured the session's lane.
         embedded: whether it measured the embedded default.
@@ -81,6 +82,7 @@ class Ran:
     reason: str = ""
     seconds: float = 0.0
     reran: bool = False
+    again: str = ""
     begun: bool = False
     lane: bool = False
     embedded: bool = False
@@ -90,12 +92,13 @@ class Ran:
 
     def add(self, report: pytest.TestReport) -> None:
         """Take in one report."""
+        note = note_of(report)
         self.begun = True
         self.seconds += report.duration
         if getattr(report, "outcome", "") == "rerun":
             self.reran, self.phases = True, {}
+            self.again = "" if note is None else note["reason"]
             return
-        note = note_of(report)
         if note is None or report.when is None:
             self.reason = self.reason or _first_line(report)  # a worker died: no phase ended
             return
@@ -112,7 +115,7 @@ class Ran:
     @property
     def ended(self) -> Ended:
         """How the test ended: the worst of its phases; unfinished where one is lacking."""
-        worst = min(self.phases.values(), key=_WORST.index, default=Ended.UNFINISHED)
+        worst = self._worst
         if worst is Ended.PASSED and not {"setup", "call", "teardown"} <= self.phases.keys():
             return Ended.UNFINISHED
         if worst is Ended.PASSED and self.reran:
@@ -120,15 +123,19 @@ class Ran:
         return worst
 
     @property
+    def _worst(self) -> Ended:
+        return min(self.phases.values(), key=_WORST.index, default=Ended.UNFINISHED)
+
+    @property
     def why(self) -> str:
         """Why it did not pass, in a line."""
-        if self.reran and self.ended is Ended.ERROR and not self.reason:
-            return "failed, and passed when it was run again: it decides nothing"
+        if self.reran and self._worst is Ended.PASSED:
+            return f"failed, and passed when it was run again: it decides nothing: {self.again}"
         return "" if self.ended is Ended.PASSED else self.reason
 
 
 def _first_line(report: pytest.TestReport) -> str:
-    return next((line.strip() for line in report.longreprtext.splitlines() if line.strip()), "")
+    return next((line.strip() for line in str(report.longrepr).splitlines() if line.strip()), "")
 
 
 class Ledger:

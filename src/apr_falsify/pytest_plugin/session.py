@@ -174,7 +174,7 @@ class Session:
             pytest.UsageError: there is one.
 
         """
-        if self._checked or failed or not is_whole_suite(self._config):
+        if self._checked or failed or _only_tells(self._config) or not is_whole_suite(self._config):
             return
         self._checked = True
         lacking = untested(self.work.claims, self._ledger.falsifiers)

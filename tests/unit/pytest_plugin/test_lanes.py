@@ -1,0 +1,130 @@
+"""Lanes: from settings and options, and refused before anything runs where the machine lacks something."""
+
+from __future__ import annotations
+
+import pytest
+
+from apr_falsify.commands.lanes import Lane, missing_for
+from apr_falsify.oracle.libraries import cuda_devices
+from tests.unit.pytest_plugin.conftest import Project
+
+SHOW = """
+@pytest.mark.falsify_toy_001
+def test_lane(lane):
+    print("lane:", lane.name, lane.device, lane.dtype, lane.oracle, lane.subject, lane.prompt, lane.layers)
+"""
+LANES = """
+[tool.apr-falsify.lanes.near]
+device = "cpu"
+dtype = "f32"
+oracle = "model"
+subject = "embedded:model"
+prompt = "Hi"
+layers = "0..2"
+
+[tool.apr-falsify.lanes.far]
+device = "cuda"
+dtype = "f16"
+oracle = "Someone/Model-7B"
+subject = "apr:far.apr"
+"""
+
+
+@pytest.fixture
+def lanes(project: Project) -> Project:
+    (project.root / "model").mkdir()
+    return project.write(SHOW, lanes=LANES, table='gpu-lane = "far"')
+
+
+def lane_of(result: pytest.RunResult) -> str:
+    (line,) = [one for one in result.outlines if "py lane: " in one]
+    return line.partition("py lane: ")[2]
+
+
+def refused(result: pytest.RunResult, *said: str) -> None:
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = str(result.stderr)
+    for words in said:
+        assert words in text, text
+    assert "collected" not in str(result.stdout)
+
+
+def test_without_options_it_is_the_embedded_default(lanes: Project) -> None:
+    assert lane_of(lanes.run("-s")) == "embedded cpu None None None None None"
+
+
+def test_a_lane_is_read_and_its_paths_are_those_of_the_project(lanes: Project) -> None:
+    model = lanes.root / "model"
+    found = lane_of(lanes.run("-s", "--lane", "near"))
+    assert found == f"near cpu f32 {model} embedded:{model} Hi range(0, 2)"
+
+
+def test_options_take_the_place_of_the_lanes_own(lanes: Project) -> None:
+    other = lanes.root / "other"
+    other.mkdir()
+    found = lane_of(lanes.run("-s", "--lane=near", "--oracle-model=other", "--subject=embedded:other"))
+    assert found == f"near cpu f32 {other} embedded:{other} Hi range(0, 2)"
+
+
+def test_models_without_a_lane_make_one_that_has_no_name(lanes: Project) -> None:
+    found = lane_of(lanes.run("-s", "--subject=embedded:model", "--oracle-model=model"))
+    assert found.startswith("unnamed cpu ")
+
+
+@pytest.mark.parametrize(
+    ("lanes_text", "said"),
+    [
+        ('[tool.apr-falsify.lanes.x]\ndevise = "cuda"\n', "did you mean 'device'"),
+        ('[tool.apr-falsify.lanes.x]\ndevice = "gpu"\n', "cpu or cuda"),
+        ('[tool.apr-falsify.lanes.x]\ndtype = "f64"\n', "f16 or bf16 or f32"),
+        ('[tool.apr-falsify.lanes.x]\nlayers = "0-1"\n', "A..B"),
+        ("[tool.apr-falsify.lanes.x]\noracle = 7\n", "oracle is 7"),
+        ('[tool.apr-falsify.lanes.x]\ntokens = ["1"]\n', "a list of token ids"),
+        ('[tool.apr-falsify.lanes.embedded]\ndevice = "cpu"\n', "reserved"),
+        ("[tool.apr-falsify]\n", ""),
+    ],
+)
+def test_what_no_lane_can_be_is_refused(project: Project, lanes_text: str, said: str) -> None:
+    project.write(SHOW, lanes=lanes_text)
+    refused(project.run(), said)
+
+
+def test_an_unknown_lane_is_refused_with_the_known_ones(lanes: Project) -> None:
+    refused(lanes.run("--lane", "naer"), "no lane 'naer'", "did you mean 'near'", "far")
+
+
+@pytest.mark.skipif(bool(cuda_devices()), reason="CUDA is here, and it is its absence that is tested")
+def test_a_gpu_lane_names_everything_that_is_missing_and_how_to_get_it(
+    lanes: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("HF_HUB_CACHE", "/nowhere")
+    refused(
+        lanes.run("-m", "falsify_toy_001", "--gpu"),
+        "CUDA is not available",
+        "pip install torch",
+        "hf download Someone/Model-7B",
+        "no program apr on PATH",
+        "cargo install apr-cli",
+        "far.apr does not exist",
+    )
+
+
+@pytest.mark.skipif(bool(cuda_devices()), reason="CUDA is here, and it is its absence that is tested")
+def test_gpu_where_no_lane_is_configured_names_cuda_too(project: Project) -> None:
+    refused(project.write(SHOW).run("--gpu"), "CUDA is not available", "gpu-lane")
+
+
+def test_a_lane_that_lacks_its_oracle_is_refused(lanes: Project) -> None:
+    refused(lanes.run("--subject=recorded:model"), "no oracle model is named", "--oracle-model=MODEL")
+
+
+def test_a_path_behind_a_blank_that_leads_out_of_the_project_is_refused_with_the_right_words(
+    lanes: Project, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    refused(lanes.run("--oracle-model", str(elsewhere)), f"--oracle-model={elsewhere}", "equals sign")
+
+
+def test_nothing_is_missing_for_the_embedded_default() -> None:
+    assert missing_for(Lane()) == ()
