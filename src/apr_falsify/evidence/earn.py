@@ -13,7 +13,8 @@ from apr_falsify.contracts.claim import Claim
 from apr_falsify.contracts.standing import ABSENT, BROKEN, FRESH, STALE, Standing
 from apr_falsify.contracts.statuses import BLOCKER, FUNCTIONAL, LADDER, PARTIAL
 from apr_falsify.evidence.discharge import unmet
-from apr_falsify.evidence.facts import EMBEDDED_LANE, Bound, Facts
+from apr_falsify.evidence.facts import EMBEDDED_LANE, TOOL, Bound, Facts
+from apr_falsify.evidence.files import REPLAY_DIFFERS
 from apr_falsify.evidence.outcome import Ended, Level, Result, Role
 from apr_falsify.evidence.verify import Verification
 
@@ -140,10 +141,28 @@ def state_of(
         return standing_of(claim, BROKEN, ("there is no bundle",))
     if not claim.pin.statement_sha256:
         return standing_of(claim, BROKEN, ("the contract gives no statement_sha256",))
+    outdated = _outdated(verification, claim, bound_now)
+    if outdated:
+        return standing_of(claim, STALE, (outdated,))
     answer = earned(verification, claim, bound_now=bound_now, project=project, not_sources=not_sources)
     bars = answer.bars(claim.rung if claim.rung in (PARTIAL, FUNCTIONAL) else PARTIAL)
     state = FRESH if not bars else STALE if {one.code for one in bars} <= STALENESS else BROKEN
     return standing_of(claim, state, tuple(map(str, bars)))
+
+
+def _outdated(verification: Verification, claim: Claim, bound_now: Bound) -> str:
+    """Say why figures of a replay differ where the replay itself has changed since; empty where they do not.
+
+    The files are those that were written: a floor that was computed otherwise then is no forgery.
+    """
+    facts = verification.facts
+    if facts is None or facts.falsifier != claim.falsifier:
+        return ""
+    if {one.code for one in verification.problems} != {REPLAY_DIFFERS}:
+        return ""
+    if facts.bound.functions != bound_now.functions:
+        return "the code that replays it has changed since"
+    return "" if facts.tool == TOOL else f"{facts.tool} replayed it otherwise than {TOOL}"
 
 
 def standing_of(claim: Claim, state: str, why: tuple[str, ...] = ()) -> Standing:

@@ -9,9 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from apr_falsify import __version__
 from apr_falsify.evidence.outcome import Outcome, TestRecord
 
 SCHEMA = "apr-falsify/bundle/v1"
+
+TOOL = f"apr-falsify {__version__}"
+"""What writes bundles."""
 
 EMBEDDED_LANE = "embedded"
 """The lane of what runs on the checkpoint that the package carries; it can never earn FUNCTIONAL."""

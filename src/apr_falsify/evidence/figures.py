@@ -19,7 +19,7 @@ from apr_falsify.compare.localise import bisect, kind_of
 from apr_falsify.compare.metrics import compare_arrays
 from apr_falsify.compare.published import published_rule
 from apr_falsify.errors import AprFalsifyError
-from apr_falsify.evidence.files import Problem
+from apr_falsify.evidence.files import REPLAY_DIFFERS, Problem
 from apr_falsify.evidence.traces import SideTrace, as_problem
 from apr_falsify.reading import flag, items, mapping, text, whole
 from apr_falsify.stages import STAGES
@@ -171,7 +171,7 @@ def _count(
 def _replay_count(count: Count, file: str, name: str, holds: bool, message: str) -> None:
     """Count a figure of a replay; unlike a sum over stored values it may change with the version."""
     hint = f"{message}; it was altered, or this version replays otherwise: run the falsifier again"
-    _count(count, file, name, holds, hint, "replay-differs")
+    _count(count, file, name, holds, hint, REPLAY_DIFFERS)
 
 
 def _provenance(

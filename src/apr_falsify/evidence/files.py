@@ -45,6 +45,10 @@ _NAMES = re.compile(
 _FOLDERS = re.compile(rf"controls|{_CONTROL}|(?:oracle|subject)(?:/{_LAYER})?")
 
 
+REPLAY_DIFFERS = "replay-differs"
+"""The code of a figure that today's replay gives otherwise."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One thing that is wrong with a bundle.

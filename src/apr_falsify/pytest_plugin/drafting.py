@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr_falsify import __version__
 from apr_falsify.commands.lanes import Lane
 from apr_falsify.contracts.claim import Claim
-from apr_falsify.evidence.facts import EMBEDDED_LANE, Bound, Facts, LaneFacts, Side, Sources
+from apr_falsify.evidence.facts import EMBEDDED_LANE, TOOL, Bound, Facts, LaneFacts, Side, Sources
 from apr_falsify.oracle.hub import is_hub_id
 from apr_falsify.pytest_plugin.records import Ran
 from apr_falsify.pytest_plugin.state import Work
@@ -87,7 +86,7 @@ def facts_of(verdict: Verdict, work: Work) -> Facts:
         sources=_sources(work),
         environment=_environment(),
         created=utc_now(),
-        tool=f"apr-falsify {__version__}",
+        tool=TOOL,
     )
 
 

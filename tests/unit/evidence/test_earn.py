@@ -13,7 +13,7 @@ from apr_falsify.contracts.standing import ABSENT, BROKEN, FRESH, STALE
 from apr_falsify.contracts.statuses import BLOCKER, FUNCTIONAL, PARTIAL
 from apr_falsify.evidence.discharge import unmet
 from apr_falsify.evidence.earn import earned, state_of
-from apr_falsify.evidence.facts import Bound, Facts, LaneFacts, Side, Sources
+from apr_falsify.evidence.facts import TOOL, Bound, Facts, LaneFacts, Side, Sources
 from apr_falsify.evidence.files import Problem
 from apr_falsify.evidence.outcome import Ended, Level, Outcome, Result, Role, TestRecord
 from apr_falsify.evidence.verify import Verification
@@ -308,6 +308,20 @@ def test_a_bundle_of_todays_claim_and_code_is_fresh() -> None:
 def test_a_changed_claim_or_function_makes_it_stale_and_nothing_worse() -> None:
     assert state(OTHER_CLAIM) == STALE
     assert state(now=Bound(functions={"a.py::f": "2"}, unbound=BOUND.unbound)) == STALE
+
+
+REPLAYED = verification(problems=(Problem(code="replay-differs", file="bisection.json", message="m"),))
+ANOTHER_CODE = Bound(functions={"a.py::f": "2"}, unbound=BOUND.unbound)
+
+
+def test_figures_that_todays_code_replays_otherwise_are_stale_where_the_code_changed() -> None:
+    same_tool = replace(REPLAYED, facts=replace(FACTS, tool=TOOL))
+    assert state(found=same_tool, now=ANOTHER_CODE) == STALE
+    assert state(found=REPLAYED) == STALE  # another version of this package wrote it
+    assert state(found=same_tool) == BROKEN
+    assert state(replace(CLAIM, falsifier="F-2"), found=same_tool, now=ANOTHER_CODE) == BROKEN
+    worse = (*REPLAYED.problems, Problem(code="changed-file", file="junit.xml", message="was changed"))
+    assert state(found=replace(same_tool, problems=worse), now=ANOTHER_CODE) == BROKEN
 
 
 def test_a_contract_that_names_no_bundle_has_none() -> None:
