@@ -40,9 +40,9 @@ def test_its_options_are_unknown(project: Project) -> None:
 
 def test_it_can_be_switched_off_in_a_configured_project(project: Project) -> None:
     project.write("@pytest.mark.falsify_toy_001\ndef test_x(): pass\n")
-    strict = project.run("-p", "no:apr_falsify")
+    strict = project.spawn("-p", "no:apr_falsify")
     assert strict.ret == pytest.ExitCode.INTERRUPTED, "nobody knows the marker"
-    result = project.run("-p", "no:apr_falsify", "-o", "addopts=", "-W", "ignore")
+    result = project.spawn("-p", "no:apr_falsify", "-o", "addopts=", "-W", "ignore")
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*SURVIVED*")
 

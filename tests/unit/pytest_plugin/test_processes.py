@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from apr_falsify.evidence.bundle import read_bundle
 from apr_falsify.evidence.outcome import Result
 from apr_falsify.evidence.verify import verify
@@ -35,8 +37,13 @@ def test_control(bisection, keep_bisection):
 """
 
 
-def test_a_lane_is_captured_once_for_all_workers_and_the_bundle_is_whole(project: Project) -> None:
+def test_a_lane_is_captured_once_for_all_workers_and_nothing_is_left_but_the_bundle(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project.write(MEASURED)
+    temporary = project.root / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     project.file("tests/conftest.py", COUNTING)
     result = project.spawn(*XDIST, "--evidence-dir=evidence")
     result.stdout.fnmatch_lines(["FALSIFY-TOY-001  SURVIVED   4 predictions and 1 control passed"])
@@ -46,6 +53,7 @@ def test_a_lane_is_captured_once_for_all_workers_and_the_bundle_is_whole(project
     assert list(bundle.controls) == ["again"]
     assert bundle.traces is not None
     assert verify(bundle.path).holds
+    assert [one for one in temporary.iterdir() if one.name.startswith("apr-falsify")] == []
 
 
 CRASHING = """
@@ -104,11 +112,3 @@ def test_a_falsifier_with_no_test_is_an_error_of_the_whole_suite_too(project: Pr
     assert result.ret == 4
     assert "FALSIFY-TOY-003" in str(result.stderr)
     assert "no test carries the marker" in str(result.stderr)
-
-
-def test_the_shared_folder_is_removed(project: Project, tmp_path_factory: object) -> None:
-    temporary = project.root / "temporary"
-    temporary.mkdir()
-    project.pytester._monkeypatch.setenv("TMPDIR", str(temporary))
-    project.write(MEASURED).spawn(*XDIST).assert_outcomes(passed=5)
-    assert [one for one in temporary.iterdir() if one.name.startswith("apr-falsify")] == []
