@@ -1,8 +1,8 @@
 """Where no project asks for it the pytest plugin costs nothing measurable: three modules, <= 5 ms.
 
-Measured on one test in a folder without ``[tool.apr-falsify]``: which modules of ours a session has loaded, what
-importing them takes (``python -X importtime``), and the wall time of pytest with and without the plugin. Beside
-it what a project with one contract pays.
+Measured on one test in a folder without ``[tool.apr-falsify]``: which modules of ours a session has loaded,
+what importing them takes (``python -X importtime``), and the wall time of pytest with and without the plugin.
+Beside it what a project with one contract pays.
 """
 
 from __future__ import annotations
