@@ -66,6 +66,20 @@ class PlainTensor:
         return part if part.dtype in (np.float32, np.float64) else part.astype(np.float32)
 
 
+_BYTES_A_ROW = 1 << 13
+"""The ``gguf`` package dequantises 16 rows in one go; of short ones several are handed to it as one."""
+
+
+def _dequantised(rows: npt.NDArray[np.uint8], kind: Any) -> FloatArray:
+    import gguf
+
+    size = rows.shape[-1]
+    flat = rows.reshape(-1, size)
+    together = math.gcd(len(flat), 1 << max(1, _BYTES_A_ROW // size).bit_length() - 1)
+    values: FloatArray = gguf.quants.dequantize(flat.reshape(-1, size * together), kind)
+    return values.reshape(*rows.shape[:-1], -1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantisedTensor:
     """A tensor of ggml blocks; its rows are dequantised by the ``gguf`` package."""
@@ -98,7 +112,7 @@ class QuantisedTensor:
         if not blocks.size:  # the package cannot reshape no blocks
             return np.empty((0, *self.shape[1:]), dtype=np.float32)
         try:
-            values: FloatArray = gguf.quants.dequantize(blocks, kind)
+            values = _dequantised(blocks, kind)
         except NotImplementedError as error:
             raise ModelError(
                 f"tensor {self.name} has type {self.type}, which cannot be dequantised"

@@ -174,6 +174,8 @@ def difference(oracle: Tensor, subject: Tensor) -> Difference:
     width = oracle.shape[-1]
     count = oracle.shape[0] if len(oracle.shape) > 1 else 1
     step = max(1, _ROWS // width)
+    if _equal(oracle, subject, range(0, count, step)):
+        return Difference(blocks=0, total=count * -(-width // BLOCK), rows=0, rel_l2=0.0)
     blocks = total = rows = 0
     squares = energy = 0.0
     grid = _common_grid(oracle, subject.type, range(0, count, step))
@@ -190,6 +192,15 @@ def difference(oracle: Tensor, subject: Tensor) -> Difference:
         energy += float(np.sum(np.square(ours)))
     rel_l2 = math.sqrt(squares / energy) if energy else (0.0 if squares == 0 else math.inf)
     return Difference(blocks=blocks, total=total, rows=rows, rel_l2=rel_l2)
+
+
+def _equal(oracle: Tensor, subject: Tensor, starts: range) -> bool:
+    """Whether two tensors hold the same finite values: most do, and this is soon seen."""
+    for start in starts:
+        ours, theirs = (_rows_of(tensor, start, start + starts.step) for tensor in (oracle, subject))
+        if not (np.array_equal(ours, theirs) and np.isfinite(ours).all()):
+            return False
+    return True
 
 
 def _common_grid(oracle: Tensor, kind: str, starts: range) -> float:
