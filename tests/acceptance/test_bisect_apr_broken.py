@@ -178,3 +178,20 @@ def _with_nan(folder: Path) -> Path:
     data[12:16] = np.float32("nan").tobytes()
     (folder / "nan.bin").write_bytes(data)
     return folder / "nan.bin"
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (("bisect", "--apr-binary", "apr"), "--apr-binary"),
+        (("capture", f"embedded:{TINY}", "--out", "t", "--apr-binary", "apr"), "--apr-binary"),
+        (("capture", "oracle", TINY, "--out", "t", "--timeout", "3"), "--timeout"),
+        (("capture", f"apr:{MODEL}", "--out", "t", "--arithmetic", "f32"), "--arithmetic"),
+        (("bisect", "--apr-binary", ""), "--apr-binary"),
+        (("bisect", "--subject", f"apr:{MODEL}", "--timeout", "0"), "--timeout"),
+    ],
+)
+def test_an_option_that_changes_nothing_or_says_nothing_is_refused(
+    command: tuple[object, ...], option: str
+) -> None:
+    assert_refused(run(*command), option)

@@ -83,6 +83,8 @@ def bisect(
     ):
         if plan.oracle.trace is not None:
             options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
+        if plan.runtime != "apr":
+            options.refuse_idle(("apr_binary",), options.NOT_APR)
         own = plan.subject.model
         if own is None:
             options.refuse_idle(("weights",), "the subject's own weights cannot be read here")

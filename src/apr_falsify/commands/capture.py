@@ -159,10 +159,16 @@ def _check_sides(side: str, model: str | None, *, exported: bool) -> None:
                 "it is a trace already", where=model, remedy=f"apr-falsify compare {model} TRACE"
             )
         options.refuse_idle(("arithmetic",), "it is the embedded runtime's; the oracle has --dtype")
-        options.refuse_idle(("subject_option",), "it is a subject's; the oracle is captured here")
+        options.refuse_idle(
+            ("subject_option", "apr_binary", "timeout"), "it is a subject's; the oracle is captured here"
+        )
         return
     runtime, path = split_subject(side)
     options.refuse_idle(("dtype", "device"), "it is the oracle's; the embedded runtime has --arithmetic")
+    if runtime != "apr":
+        options.refuse_idle(("apr_binary",), options.NOT_APR)
+    else:
+        options.refuse_idle(("arithmetic",), "apr computes as it does; bisect takes what you state of it")
     if is_recording(runtime, path):
         options.refuse_idle(("layers", "stages", "arithmetic"), "a recording is taken as it is")
         if model is None:

@@ -13,6 +13,9 @@ from click.core import ParameterSource
 from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError, UsageError
 from apr_falsify.stages import parse_layers, parse_stages
 
+NOT_APR = "the subject is not run by apr"
+"""Why ``--apr-binary`` changes nothing."""
+
 _OPTION_OF: Mapping[type[AprFalsifyError], str] = {
     LayerRangeError: "--layers",
     StageError: "--stages",
