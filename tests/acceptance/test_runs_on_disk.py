@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.programs import RECORDINGS, TINY, assert_refused, edit_json, listing, run
+from tests.acceptance.programs import RECORDINGS, TINY, altered_model, assert_refused, edit_json, listing, run
 
 
 def test_a_run_holds_two_traces_in_aprs_layout_and_the_bisection(embedded_run: Path) -> None:
@@ -69,6 +69,13 @@ def test_a_run_of_another_model_is_not_used(embedded_run: Path, tmp_path: Path) 
     data[-1] ^= 1
     weights.write_bytes(data)
     assert_refused(run("bisect", "--oracle", model, "--out", embedded_run), "model_sha256")
+
+
+def test_a_run_of_the_same_weights_under_another_config_is_not_used(
+    embedded_run: Path, tmp_path: Path
+) -> None:
+    model = altered_model(tmp_path, lambda folder: edit_json(folder / "config.json", rms_norm_eps=1e-3))
+    assert_refused(run("bisect", "--oracle", model, "--out", embedded_run), "norm_eps is 1e-06, wanted 0.001")
 
 
 def test_a_captured_file_that_was_changed_is_refused_by_name(embedded_run: Path, tmp_path: Path) -> None:
