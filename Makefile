@@ -1,6 +1,7 @@
 # make demo   install into .venv and bisect the embedded default
 # make test   the same for the tests, then run them
 # make lint   style and types
+# make evidence   run the falsifiers, renew the bundles in evidence/, let the contracts name them
 #
 # PYTHON=python3.12 make demo    chooses the interpreter (3.11 or later)
 # PYTEST_ARGS='-k trace' make test
@@ -11,8 +12,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+define BESIDE
+if [ -d ../shared/tools ]; then PATH="$$(cd ../shared/tools && pwd):$$PATH"; fi; \
+	if [ -z "$${APR_FALSIFY_REAL:-}" ] && [ -d ../shared/real ]; then \
+		APR_FALSIFY_REAL="$$(cd ../shared/real && pwd)"; export APR_FALSIFY_REAL; fi; \
+	export PATH OMP_NUM_THREADS=1
+endef
+
 .DELETE_ON_ERROR:
-.PHONY: demo test lint clean
+.PHONY: demo test lint evidence clean
 
 demo: $(VENV)/.demo
 	$(BIN)/apr-falsify bisect
@@ -20,11 +28,10 @@ demo: $(VENV)/.demo
 # Real programs and recordings that are not part of this repository are used where they lie beside it.
 # One thread a process: the tests run in parallel, and their matrices are small.
 test: $(VENV)/.dev
-	@if [ -d ../shared/tools ]; then PATH="$$(cd ../shared/tools && pwd):$$PATH"; fi; \
-	if [ -z "$${APR_FALSIFY_REAL:-}" ] && [ -d ../shared/real ]; then \
-		APR_FALSIFY_REAL="$$(cd ../shared/real && pwd)"; export APR_FALSIFY_REAL; fi; \
-	export PATH OMP_NUM_THREADS=1; \
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BESIDE); $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+evidence: $(VENV)/.dev
+	@$(BESIDE); $(BIN)/python scripts/renew_evidence.py $(FALSIFIERS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
