@@ -90,7 +90,6 @@ class Measurements:
                 tokens=lane.tokens,
                 arithmetic=None,
                 kept=run / "subject",
-                logs=run,
             ) as plan,
         ):
             oracle, subject = capture_sides(plan, dtype=lane.dtype, device=lane.device, run=run)
