@@ -6,7 +6,7 @@ import importlib.metadata
 import itertools
 import json
 import platform
-import subprocess
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from apr_falsify.commands.lanes import Lane
 from apr_falsify.contracts.claim import Claim
+from apr_falsify.errors import EvidenceError
 from apr_falsify.evidence.facts import EMBEDDED_LANE, TOOL, Bound, Facts, LaneFacts, Side, Sources
+from apr_falsify.evidence.outcome import Ended
 from apr_falsify.oracle.hub import is_hub_id
 from apr_falsify.pytest_plugin.records import Ran
+from apr_falsify.pytest_plugin.sources import refuse_other_code, sources_of
 from apr_falsify.pytest_plugin.state import Work
 
 if TYPE_CHECKING:
@@ -182,36 +185,8 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _sources(work: Work) -> Sources:
     asked = work.asked
-    outputs = tuple(str(one.resolve()) for one in (asked.evidence_dir, asked.bundles) if one is not None)
-    commit, uncommitted = _git(asked.root.resolve(), outputs)
-    return Sources(project=asked.project, commit=commit, uncommitted=uncommitted)
-
-
-@cache
-def _git(root: Path, outputs: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    """Return the commit, and the files that differ from it; bundles and bytecode are no sources."""
-    commit = _said(root, "rev-parse", "HEAD")
-    if commit is None:
-        return None, ()
-    top = Path((_said(root, "rev-parse", "--show-toplevel") or str(root)).strip())
-    status = _said(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames") or ""
-    files = [top / entry[3:] for entry in status.split("\0") if entry]
-    changed = [
-        one
-        for one in files
-        if "__pycache__" not in one.parts and not any(one.is_relative_to(folder) for folder in outputs)
-    ]
-    return commit.strip(), tuple(sorted(_relative(one, root) for one in changed))
-
-
-def _said(root: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout
+    outputs = tuple(one.resolve() for one in (asked.evidence_dir, asked.bundles) if one is not None)
+    return sources_of(asked.root.resolve(), asked.project, outputs)
 
 
 @cache
@@ -228,11 +203,11 @@ def _environment() -> Mapping[str, str]:
 def leave_bundle(verdict: Verdict, facts: Facts, work: Work) -> tuple[Path | None, str]:
     """Write the bundle of a falsifier that was run; return where, and its statement's sha256.
 
-    One that was selected in part, or of which nothing was begun, leaves none: it would take the place of
-    better evidence.
+    One that was selected in part, or of which nothing was begun, leaves none, and one that did not finish
+    leaves none where one is: it would take the place of better evidence.
 
     Raises:
-        AprFalsifyError: it cannot be made or written.
+        AprFalsifyError: it cannot be made or written, or the code that ran is not what it would bind.
 
     """
     folder = work.asked.evidence_dir
@@ -240,5 +215,19 @@ def leave_bundle(verdict: Verdict, facts: Facts, work: Work) -> tuple[Path | Non
         return None, ""
     from apr_falsify.evidence.bundle import write_bundle
 
-    path = folder / verdict.claim.falsifier
+    path = folder / _folder_of(verdict.claim)
+    if path.exists() and any(one.ended is Ended.UNFINISHED for one in verdict.tests):
+        return None, ""
+    files = (name.partition("::")[0] for name in facts.bound.functions)
+    refuse_other_code(files, _project(work.asked.root), work.begun_ns, work.shared.imported())
     return path, write_bundle(draft_of(verdict, facts, work), path)
+
+
+def _folder_of(claim: Claim) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", claim.falsifier):
+        raise EvidenceError(
+            f"the id {claim.falsifier!r} names no folder",
+            where=claim.path,
+            expected="letters, digits, dots and dashes",
+        )
+    return claim.falsifier

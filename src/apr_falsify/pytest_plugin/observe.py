@@ -76,6 +76,8 @@ def _ended(report: pytest.TestReport, error: BaseException | None) -> Ended:
     expected = hasattr(report, "wasxfail")
     if report.skipped:
         return Ended.XFAILED if expected else Ended.SKIPPED
+    if report.passed and error is not None:  # a plugin made another word of it
+        return Ended.ERROR
     if report.passed:
         return Ended.XPASSED if expected else Ended.PASSED
     if error is None:  # a strict xfail that passed
@@ -94,5 +96,7 @@ def _reason(report: pytest.TestReport, call: pytest.CallInfo[None]) -> str:
         said = str(report.longrepr)
     else:
         said = str(call.excinfo.value) or call.excinfo.typename
+        if report.passed:
+            said = f"it raised, and a plugin reports it as passed: {said}"
     first = next((line.strip() for line in said.splitlines() if line.strip()), "")
     return first[:_LONGEST_REASON]

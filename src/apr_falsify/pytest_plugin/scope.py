@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import ast
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -44,5 +44,19 @@ def _is_for_another_program(claim: Claim) -> bool:
 
 
 def names_marker(expression: str, marker: str) -> bool:
-    """Whether a ``-m`` expression asks for ``marker``."""
-    return re.search(rf"(?<!not )\b{re.escape(marker)}\b", expression) is not None
+    """Whether a ``-m`` expression asks for ``marker``: names it, and not to leave it out."""
+    try:
+        tree = ast.parse(expression.strip(), mode="eval")
+    except SyntaxError:
+        return False  # pytest says what is wrong with it
+    return _asks_for(tree.body, marker, wanted=True)
+
+
+def _asks_for(node: ast.expr, marker: str, *, wanted: bool) -> bool:
+    """Follow ``and``, ``or`` and ``not``: pytest's expressions are a part of Python's."""
+    if isinstance(node, ast.UnaryOp):
+        return _asks_for(node.operand, marker, wanted=not wanted)
+    if isinstance(node, ast.BoolOp):
+        return any(_asks_for(one, marker, wanted=wanted) for one in node.values)
+    name = node.func if isinstance(node, ast.Call) else node
+    return wanted and isinstance(name, ast.Name) and name.id == marker

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def register(config: pytest.Config) -> None:
     except AprFalsifyError as error:
         raise pytest.UsageError(str(error)) from error
     shared = Shared(config)
-    work = Work(asked=asked, claims=claims, shared=shared, measurements=Measurements(shared))
+    measurements = Measurements(shared)
+    work = Work(asked=asked, claims=claims, shared=shared, measurements=measurements, begun_ns=time.time_ns())
     config.pluginmanager.register(Session(work, config), SESSION)
     config.pluginmanager.register(fixtures, "apr_falsify_fixtures")
     config.pluginmanager.register(observe, "apr_falsify_observe")
@@ -105,6 +107,7 @@ class Session:
         self._config = config
         self._worker: str | None = getattr(config, "workerinput", {}).get("workerid")
         self._ledger = Ledger()
+        self._made: list[pytest.Item] = []
         self._items: list[pytest.Item] = []
         self._waiting: set[pytest.Item] = set()
         self._checked = False
@@ -119,6 +122,7 @@ class Session:
         for item in made if isinstance(made, list) else [made]:
             if isinstance(item, pytest.Item):
                 item.stash[CARRIED] = markers.carried_by(item, self.work.claims)
+                self._made.append(item)  # of a node id that names one parameter the others are never items
         return made
 
     @pytest.hookimpl(wrapper=True)
@@ -130,18 +134,30 @@ class Session:
             report.longrepr = f"{report.longreprtext}\n{markers.unknown(found[1], self.work.claims)}"
         return report
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> Generator[None, None, None]:
         """Note every test before others choose among them; those that need a lane wait for one."""
-        for item in items:
-            if CARRIED not in item.stash:  # of another kind than Python functions
-                item.stash[CARRIED] = markers.carried_by(item, self.work.claims)
-        self._items = [item for item in items if item.stash[CARRIED]]
+        collected = [*self._made, *items]
+        yield
+        for item in dict.fromkeys([*collected, *items]):
+            self._carry(item)
+            if item.stash[CARRIED]:
+                self._items.append(item)
         if not self.work.asked.lane.is_live:
             self._waiting = {item for item in self._items if _is_live(item)}
-            if self._waiting:
+            left_out = [item for item in items if item in self._waiting]
+            if left_out:
                 items[:] = [item for item in items if item not in self._waiting]
-                config.hook.pytest_deselected(items=list(self._waiting))
+                config.hook.pytest_deselected(items=left_out)
+
+    def _carry(self, item: pytest.Item) -> None:
+        """Read the markers again: a conftest may have added some meanwhile."""
+        try:
+            item.stash[CARRIED] = markers.carried_by(item, self.work.claims)
+        except pytest.Collector.CollectError as error:
+            raise pytest.UsageError(str(error)) from error
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Note which tests were chosen; a worker leaves that in the shared folder."""
@@ -215,7 +231,11 @@ class Session:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Sum up; a session whose falsifiers were all not run does not pass."""
-        if self._worker is not None or self._config.getoption("collectonly", False):
+        if self._config.getoption("collectonly", False):
+            return
+        if self._worker is not None:
+            if self.work.asked.evidence_dir is not None:
+                self.work.shared.tell_imported(self._worker)
             return
         from apr_falsify.pytest_plugin.finish import finish
 

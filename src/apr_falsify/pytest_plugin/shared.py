@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from apr_falsify.pytest_plugin.sources import imported
 
 WORKER_INPUT = "apr_falsify_shared"
 """The key under which pytest-xdist hands the folder to a worker."""
@@ -39,6 +42,19 @@ class Shared:
     def is_made(self) -> bool:
         """Whether it exists already."""
         return self._path is not None
+
+    def tell_imported(self, worker: str) -> None:
+        """Leave what this worker imported, for the controller."""
+        (self.path / f"imported-{worker}.json").write_text(json.dumps(imported()), encoding="utf-8")
+
+    def imported(self) -> dict[str, frozenset[str]]:
+        """Return, for every module, the files that this process and the workers imported under its name."""
+        told = [json.loads(one.read_text(encoding="utf-8")) for one in self.path.glob("imported-*.json")]
+        found: dict[str, set[str]] = {}
+        for modules in (imported(), *told):
+            for name, file in modules.items():
+                found.setdefault(name, set()).add(file)
+        return {name: frozenset(files) for name, files in found.items()}
 
     def remove(self) -> None:
         """Remove it, where this process made it."""

@@ -29,6 +29,7 @@ class Work:
         claims: the claims, by marker.
         shared: the folder that its processes share.
         measurements: what was measured.
+        begun_ns: when the session began, in nanoseconds since the epoch.
 
     """
 
@@ -36,3 +37,4 @@ class Work:
     claims: Mapping[str, Claim]
     shared: Shared
     measurements: Measurements
+    begun_ns: int

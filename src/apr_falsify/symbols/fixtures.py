@@ -26,6 +26,11 @@ class Fixtures:
         self._plugins = tuple(self._plugin_files(plugins_of(modules.tree.root)))
         self._places: dict[str, tuple[Module, ...]] = {}
 
+    @property
+    def test_files(self) -> tuple[str, ...]:
+        """Patterns of the files that pytest collects."""
+        return self._settings.files
+
     def of(self, module: Module, parameters: Iterable[str]) -> Iterator[tuple[str, str]]:
         """Return the units that pytest runs with what ``module`` defines.
 
