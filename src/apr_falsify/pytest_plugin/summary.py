@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from apr_falsify.evidence.outcome import Outcome
+
+WIDTH = 80
+"""Columns of a line, but where a path is longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +47,30 @@ def lines_of(judged: Sequence[Judged], partly: Sequence[str], problems: Sequence
     for one in judged:
         yield f"{one.falsifier:{width}}  {one.outcome.result.value:9}  {one.outcome.reason}"
         yield f"    status {one.now or 'none'}, this run earns {one.earned or 'none'}"
-        yield from (f"    needs {need}" for need in one.needs if len(lacking[need]) == 1)
+        for need in one.needs:
+            if len(lacking[need]) == 1:
+                yield from _wrapped("    needs ", need)
         if one.bundle is not None:
             yield f"    bundle {one.bundle}"
             yield f"    statement sha256 {one.statement_sha256}"
     for need, names in lacking.items():
         if len(names) > 1:
-            yield f"needs {need} ({_told(names)})"
+            yield from _wrapped("needs ", f"{need} ({_told(names)})")
     if partly:
-        yield f"selected in part, so not judged: {', '.join(partly)}"
+        yield from _wrapped("selected in part, so not judged: ", ", ".join(partly))
     yield from problems
+
+
+def _wrapped(head: str, text: str) -> Iterator[str]:
+    """Yield ``text`` behind ``head``, broken between words; a path is left whole."""
+    yield from textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * 6,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [head.rstrip()]
 
 
 def _told(names: Sequence[str]) -> str:
