@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from apr_falsify.arithmetic import FORMATS
 from apr_falsify.reading import items, mapping, text, whole
 
 
@@ -25,6 +26,8 @@ class Provenance:
         argmax: id and text of the most likely next token, where the logits were captured.
         dtype: number format of weights and activations.
         device: ``cpu``, ``cuda`` or ``unknown``.
+        saved_as: stage -> the number format that it was rounded to when it was saved, where the run itself
+            went on with what it had.
         arithmetic: how sums are done, in the words of ``arithmetic.py``.
         settings: what the user handed to the runtime beyond its defaults, by name.
         libraries: versions of the libraries that computed it.
@@ -49,6 +52,7 @@ class Provenance:
     dtype: str = "unknown"
     device: str = "unknown"
     arithmetic: str = "unknown"
+    saved_as: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[int, int] | None = None
@@ -94,6 +98,14 @@ def _texts(value: object, name: str) -> Mapping[str, str]:
     return {key: text(version, f"{name}.{key}") for key, version in mapping(value, name).items()}
 
 
+def _formats(value: object, name: str) -> Mapping[str, str]:
+    found = _texts(value, name)
+    unknown = [word for word in found.values() if word not in FORMATS]
+    if unknown:
+        raise ValueError(f"{name} names the number format {unknown[0]!r}")
+    return found
+
+
 def _layers(value: object, name: str) -> tuple[int, int]:
     first, last = (whole(layer, name) for layer in items(value, name))
     return first, last
@@ -115,6 +127,7 @@ _READERS: Mapping[str, Callable[[object, str], Any]] = {
     "dtype": text,
     "device": text,
     "arithmetic": text,
+    "saved_as": _formats,
     "settings": _texts,
     "libraries": _texts,
     "layers": _optional(_layers),

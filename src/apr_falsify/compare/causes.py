@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.arithmetic import FORMATS
 from apr_falsify.compare.axes import Axes
-from apr_falsify.compare.replay import Replayer, WeightsNeeded, is_mixed
+from apr_falsify.compare.replay import Replayer, is_mixed
+from apr_falsify.compare.site import WeightsNeeded
 from apr_falsify.compare.variations import (
     attend,
     biases,
@@ -51,6 +53,7 @@ class Cause:
         residual: relative L2 that is left when the cause is assumed.
         fits: whether that is within the floor everywhere.
         says: the cause alone, the subject of a sentence that goes on with "fits".
+        row: its variation's place in the table; ``None`` where it is none of them.
 
     """
 
@@ -59,6 +62,7 @@ class Cause:
     residual: float
     fits: bool
     says: str = ""
+    row: int | None = None
 
 
 _RESIDUALS = ("post_attn_residual", "post_ffn_residual")
@@ -158,7 +162,16 @@ TABLE: tuple[Variation, ...] = (
 """The closed table of causes, in the order in which they are tried."""
 
 
-def explain(replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: float) -> Cause | None:
+def explain(
+    replayer: Replayer,
+    key: Key,
+    rule: Rule,
+    subject: F64,
+    limit: float,
+    *,
+    likely: Sequence[Cause] = (),
+    search: bool = True,
+) -> Cause | None:
     """Return the first cause that fits; else the one that comes near; ``None`` for neither.
 
     Args:
@@ -167,6 +180,8 @@ def explain(replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: float
         rule: the arithmetic that explains the runtime's stages of this kind.
         subject: the captured stage in canonical shape.
         limit: how many sigma (``compare.floor``) a correct value may be off.
+        likely: causes of the same stage in other layers: one that fits here in the same words is the answer.
+        search: whether to look through the table where none of those fits; else they may fit in other words.
 
     A run of one token leaves several causes alike: the first is told, and which others fit as well. Values
     that are not finite are left out, and counted in the sentence.
@@ -176,8 +191,24 @@ def explain(replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: float
         case = open_case(replayer, key, rule, subject, limit)
         if case is None:
             return None
-        found = _explained(case)
+        found = _again(case, likely, in_same_words=search)
+        if found is None and (search or not case.exceeds.any()):
+            found = _explained(case)
     return None if found is None else _with_nonfinite(found, case)
+
+
+def _again(case: Case, likely: Sequence[Cause], *, in_same_words: bool) -> Cause | None:
+    """Return the first of ``likely`` that fits this case too; one token leaves too much alike to say so."""
+    if len(case.replayer.trace.tokens) == 1 or not case.exceeds.any():
+        return None
+    for known in likely:
+        rows = () if known.row is None else (TABLE[known.row],)
+        for variation, guess in _guesses(case, rows):
+            if guess.says == known.says or not in_same_words:
+                cause = _judged(case, variation, guess)
+                if cause.fits:
+                    return cause
+    return None
 
 
 def _explained(case: Case) -> Cause | None:
@@ -186,7 +217,7 @@ def _explained(case: Case) -> Cause | None:
         return Cause(name="", sentence="everything else fits", residual=case.residual(right), fits=True)
     best: Cause | None = None
     fitting: list[Cause] = []
-    for variation, guess in _guesses(case):
+    for variation, guess in _guesses(case, TABLE):
         cause = _judged(case, variation, guess)
         if cause.fits:
             fitting.append(cause)
@@ -199,8 +230,8 @@ def _explained(case: Case) -> Cause | None:
     return best if best and best.residual <= NEAREST * case.residual(right) else None
 
 
-def _guesses(case: Case) -> Iterator[tuple[Variation, Guess]]:
-    for variation in TABLE:
+def _guesses(case: Case, rows: Sequence[Variation]) -> Iterator[tuple[Variation, Guess]]:
+    for variation in rows:
         if case.name not in variation.stages or not _applies(case, variation):
             continue
         try:
@@ -226,7 +257,12 @@ def _judged(case: Case, variation: Variation, guess: Guess) -> Cause:
     after = f"; {guess.instead}" if guess.instead else ""
     sentence = f"{guess.says} {verb} (residual {residual:.0e}){after}"
     return Cause(
-        name=guess.name or variation.name, sentence=sentence, residual=residual, fits=fits, says=guess.says
+        name=guess.name or variation.name,
+        sentence=sentence,
+        residual=residual,
+        fits=fits,
+        says=guess.says,
+        row=TABLE.index(variation),
     )
 
 
@@ -243,8 +279,25 @@ def _with_nonfinite(found: Cause, case: Case) -> Cause | None:
     count = int(np.count_nonzero(wrong))
     if not count:
         return found if found.name else None
+    if not found.name and _overflows(case, wrong):
+        beyond = (
+            f"{count} of {wrong.size} values are infinite: they were beyond {_LARGEST_F16:g}, the end of f16"
+        )
+        return replace(found, name="overflow", sentence=f"{beyond}; {found.sentence}")
     said = f"{count} of {wrong.size} values are not finite; {found.sentence}"
     return replace(found, name=found.name or "not-finite", sentence=said)
+
+
+_LARGEST_F16 = 65504.0
+
+
+def _overflows(case: Case, wrong: npt.NDArray[np.bool_]) -> bool:
+    """Whether an f16 run has infinities where its values, or scores before their scale, are beyond f16."""
+    if case.replayer.store != FORMATS["f16"].unit_roundoff or not np.isinf(case.subject[wrong]).all():
+        return False
+    before = case.geometry.attn_scale_at(case.layer) if case.name == "attn_scores" else 1.0
+    sizes = np.abs(case.shaped(case.expected)[wrong]) / min(before, 1.0)
+    return bool(np.all(sizes >= _LARGEST_F16 * (1 - case.limit * case.replayer.store)))
 
 
 def error_sits(subject: F64, expected: F64, sigma: F64, limit: float, axes: Axes) -> str:

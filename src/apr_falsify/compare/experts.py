@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.floor import UNIT, Known, NoisySite, activated, multiplied, norm_variance, projected
+from apr_falsify.compare.floor import activated, multiplied, norm_variance, projected
+from apr_falsify.compare.roundoff import FEW, TINY, UNIT, Known, NoisySite, lost
 from apr_falsify.mixture import Indices, as_experts, chosen_weights, routing, softmax
 from apr_falsify.ops import ACTIVATIONS
 from apr_falsify.rules import Rule
@@ -45,7 +46,7 @@ def replay_mixture(
     for rule in rules:
         site.rules = (rule,)
         found.append(STAGES_OF_MIXTURE[name](inputs, site, store))
-    return np.stack([known.value for known in found]), _sigma(found[0])
+    return np.stack([known.value for known in found]), np.sqrt(np.square(_sigma(found[0])) + lost(store))
 
 
 def _f64(values: Array) -> F64:
@@ -59,7 +60,7 @@ def _sigma(known: Known) -> F64:
 def _through(x: Known, role: str, site: ExpertSite, store: float) -> Known:
     site.input_sigma = x.sigma
     values = _f64(site.project(x.value, role)[0])
-    return Known(value=values, sigma=np.sqrt(projected(site.noise.pop(), values, store)))
+    return Known(value=values, sigma=np.sqrt(projected(site.noise.pop(), values, store) + lost(store)))
 
 
 def _routed(logits: Known, chosen: Indices, site: ExpertSite, store: float) -> Known:
@@ -69,16 +70,39 @@ def _routed(logits: Known, chosen: Indices, site: ExpertSite, store: float) -> K
     sigma = _sigma(logits)
     moved = np.sum(np.square(probabilities * sigma), axis=-1, keepdims=True)
     relative = np.square(np.take_along_axis(sigma, chosen, axis=-1)) + 2 * moved
-    own = norm_variance(weights, logits.value.shape[-1], max(store, UNIT))
+    chosen_logits = np.take_along_axis(logits.value, chosen, axis=-1)
+    raised = np.square(weights * UNIT * (np.max(logits.value, axis=-1, keepdims=True) - chosen_logits))
+    own = norm_variance(weights, logits.value.shape[-1], max(store, UNIT)) + raised + lost(store)
     return Known(value=weights, sigma=np.sqrt(np.square(weights) * relative + own))
 
 
 def _undecided(logits: Known, chosen: int) -> npt.NDArray[np.bool_]:
-    """Return which of the ranks 0 to ``chosen`` of each token may have changed places with the next one."""
+    """Return which of the ranks 0 to ``chosen`` of each token may have changed places with the next one.
+
+    Their logits may have, or their probabilities: exp of the distance to the largest logit is rounded.
+    """
+    values, sigma = _ranked(logits, chosen)
+    distance = values[..., :-1] - values[..., 1:]
+    below = values[..., :1] - values[..., 1:]
+    return np.asarray(
+        distance
+        <= _NEAR * np.sqrt(np.square(sigma[..., :-1]) + np.square(sigma[..., 1:]))
+        + _NEAR * UNIT * (below + FEW)
+    )
+
+
+def _ranked(logits: Known, chosen: int) -> tuple[F64, F64]:
+    """Return the logits of the ranks 0 to ``chosen`` and their sigma."""
     order = np.argsort(-logits.value, axis=-1, kind="stable")[..., : chosen + 1]
     values, sigma = (np.take_along_axis(a, order, axis=-1) for a in (logits.value, _sigma(logits)))
-    distance = values[..., :-1] - values[..., 1:]
-    return np.asarray(distance <= _NEAR * np.hypot(sigma[..., :-1], sigma[..., 1:]))
+    return values, sigma
+
+
+def _lost(logits: Known, chosen: int) -> npt.NDArray[np.bool_]:
+    """Return which ranks have a probability that f32 may have lost: one expert of none is like another."""
+    values, _ = _ranked(logits, chosen)
+    total = np.sum(np.exp(logits.value - values[..., :1]), axis=-1, keepdims=True)
+    return np.asarray(np.exp(values[..., :-1] - values[..., :1]) / total < 2 * TINY)
 
 
 def _mixed(x: Known, chosen: Indices, weights: Known, site: ExpertSite, store: float) -> Known:
@@ -92,7 +116,7 @@ def _mixed(x: Known, chosen: Indices, weights: Known, site: ExpertSite, store: f
         weighted = share * made.value
         total[tokens] += weighted
         variance[tokens] += multiplied(made, Known(value=share, sigma=doubt), weighted, store)
-        variance[tokens] += np.square(total[tokens] * max(store, UNIT)) / 3
+        variance[tokens] += np.square(total[tokens] * max(store, UNIT)) / 3 + lost(store)
     return Known(value=total, sigma=np.sqrt(variance))
 
 
@@ -125,7 +149,8 @@ def _ffn_out(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Kno
 def _indices(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
     logits = _through(_last(inputs["ffn_norm"]), "router", site, store)
     chosen, _ = routing(logits.value, site.geometry)
-    after = _undecided(logits, site.geometry.experts_per_token)[0]
+    rank = site.geometry.experts_per_token
+    after = (_undecided(logits, rank) | _lost(logits, rank))[0]
     either = np.zeros(len(chosen[0]), dtype=bool)
     either[: len(after)] |= after[: len(either)]
     either[1:] |= after[: len(either) - 1]

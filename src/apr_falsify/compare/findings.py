@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
-from apr_falsify.compare.causes import error_sits, explain
 from apr_falsify.compare.invariants import invariants
-from apr_falsify.compare.judge import LIMIT, Fit, Judged, comparable, replayer_of
-from apr_falsify.compare.replay import Replay, Replayer
+from apr_falsify.compare.judge import Fit, Judged, replayer_of
+from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import inputs_of
@@ -38,9 +36,6 @@ Several times what keeping it in bf16, the coarsest format of the table, can bri
 
 HEALED = 0.01
 """A consumer with less than this share of the introduced error does not show it."""
-
-EXPLAINED_AT_MOST = 24
-"""Sources for which a cause is looked for; each may take several passes over the weights."""
 
 
 def place(key: Key) -> str:
@@ -73,31 +68,23 @@ def source_findings(
     accumulated = {(row.layer, row.stage): row for row in rows}
     fed = consumers(accumulated, trace.geometry)
     sources = [entry for entry in judged.values() if entry.in_error]
-    return [
-        _source(replayer, entry, accumulated, fed, own_weights, look=index < EXPLAINED_AT_MOST)
-        for index, entry in enumerate(sources)
-    ]
+    search = Search(replayer)
+    return [_source(search, entry, accumulated, fed, own_weights) for entry in sources]
 
 
 def _source(
-    replayer: Replayer,
+    search: Search,
     entry: Judged,
     rows: Mapping[Key, Row],
     fed: Mapping[Key, Sequence[Key]],
     own_weights: bool,
-    *,
-    look: bool,
 ) -> Finding:
     fit = entry.fit
     assert fit is not None
     sentences = [f"{place(entry.key)} is not what its inputs make it: residual {fit.residual:.1e}"]
     sentences[0] += f", floor {fit.floor:.1e}{_worst(fit)}"
-    cause = None
-    if look:
-        told, cause = _explained(replayer, entry)
-        sentences += told
-    else:
-        sentences.append("no cause was looked for")
+    told, cause = search.explained(entry)
+    sentences += told
     if entry.composed:
         sentences.append(
             f"{', '.join(entry.composed)} was not captured, so the source cannot be narrowed further"
@@ -119,21 +106,6 @@ def _source(
 def _worst(fit: Fit) -> str:
     """Say by how much the worst place exceeds its floor where the whole stage does not."""
     return f", {fit.excess:.2g} x its floor at the worst place" if fit.residual < fit.floor else ""
-
-
-def _explained(replayer: Replayer, entry: Judged) -> tuple[list[str], tuple[str, str] | None]:
-    """Return what is said of the cause, and its identifier and words where one fits."""
-    assert entry.fit is not None
-    subject = replayer.captured(entry.key)
-    found = replayer.replay(entry.key, (entry.fit.rule,))
-    assert subject is not None
-    assert isinstance(found, Replay)
-    cause = explain(replayer, entry.key, entry.fit.rule, subject, LIMIT)
-    if cause is not None and cause.fits:
-        return [cause.sentence], ((cause.name, cause.says) if cause.says else None)
-    expected, sigma = comparable(replayer.trace, entry.key, subject, found.values[0], found.sigma)
-    axes = axes_of(entry.key[1], replayer.trace.geometry)
-    return ["no named cause fits", error_sits(subject, expected, sigma, LIMIT, axes)], None
 
 
 def _visibility(entry: Judged, rows: Mapping[Key, Row], fed: Mapping[Key, Sequence[Key]]) -> list[str]:
@@ -218,8 +190,11 @@ def invariant_findings(trace: Trace, judged: Mapping[Key, Judged]) -> list[Findi
     ]
 
 
-def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool) -> list[Finding]:
-    """Return one finding where nearly every projection fails: the weights are not its own."""
+def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool, dtype: str) -> list[Finding]:
+    """Return one finding where nearly every projection fails: the weights are not its own.
+
+    Or it went on with other values than those that were saved; ``dtype`` is the format it is said to keep.
+    """
     if own_weights:
         return []
     projections = [
@@ -241,9 +216,16 @@ def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool) -> list[Fin
                 f"{len(failing)} of {len(projections)} projections differ from their replay, by "
                 f"{sizes[0]:.1e} to {sizes[-1]:.1e}: the weights it was replayed with are not those it ran"
             ),
-            advice="name the subject's own file, e.g. its GGUF, as --oracle",
+            advice="name the subject's own file, e.g. its GGUF, as --oracle" + _ROUNDED_LATER.get(dtype, ""),
         )
     ]
+
+
+_ROUNDED_LATER = {
+    name: f"; if it computes in f32 and is only saved in {name}, let its mapping say dtype: f32"
+    for name in ("f16", "bf16")
+}
+"""A format that a run is said to keep its stages in -> what else may be the matter."""
 
 
 def reference_findings(judged: Mapping[Key, Judged]) -> list[Finding]:

@@ -7,77 +7,35 @@ roundoff, rounding errors are independent and uniform (Higham, Accuracy and Stab
 for terms of one sign it is n / 3 * y^2. Both are taken. Few-term operations count each rounding once.
 
 A stage whose inputs were themselves computed (because they were not captured) inherits their sigma,
-to first order.
+to first order. What is lost at a format's smallest numbers (``compare.roundoff``) is counted where it arises.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from apr_falsify.compare.roundoff import (
+    F64,
+    FEW,
+    TINY,
+    UNIT,
+    Array,
+    Ins,
+    Known,
+    NoisySite,
+    lost,
+    squared,
+    stored,
+)
 from apr_falsify.families import Norm
 from apr_falsify.geometry import Geometry
-from apr_falsify.ops import rope_frequencies
-
-F64 = npt.NDArray[np.float64]
-Array = npt.NDArray[np.floating[Any]]
-
-UNIT = 2.0**-24
-"""The unit roundoff of f32, in which sums are done."""
-
-TINY = 2.0**-126
-"""The smallest normal f32: below it a runtime may flush to zero."""
+from apr_falsify.ops import rms_norm, rope_frequencies
 
 _SATURATED = 1 - 2.0**-48
 """The share of a soft-cap from which tanh cannot be undone; the slope is 0 there."""
-
-FEW = 4.0
-"""Roundings of a library function (exp, sqrt, division) and of the operations around it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """An input of a stage.
-
-    Attributes:
-        value: its values, canonical shape.
-        sigma: the rounding they carry because they were computed here, ``None`` if captured.
-
-    """
-
-    value: F64
-    sigma: F64 | None = None
-
-
-class NoisySite(Protocol):
-    """What the table asks of the place of a replay."""
-
-    @property
-    def geometry(self) -> Geometry:
-        """The model's geometry."""
-
-    @property
-    def layer(self) -> int | None:
-        """The layer."""
-
-    @property
-    def noise(self) -> list[F64]:
-        """Per projection of the stage: the variance of its sums, in squared unit roundoffs."""
-
-    @property
-    def outputs(self) -> list[F64]:
-        """Per projection of a stage that goes on from there: what it gave."""
-
-    def vector(self, role: str) -> Array:
-        """Return the one-dimensional weight in ``role``."""
-
-
-Ins = Mapping[str, Known]
 
 
 def rounding(name: str, inputs: Ins, value: F64, site: NoisySite, store: float) -> F64:
@@ -91,39 +49,16 @@ def rounding(name: str, inputs: Ins, value: F64, site: NoisySite, store: float) 
         store: unit roundoff of the format in which the runtime keeps what it computes.
 
     """
-    variance = np.array(SIGMAS[name](inputs, value, site, store), copy=None)
-    variance += smallest_rounding(store) ** 2
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is judged apart
+        variance = np.array(SIGMAS[name](inputs, value, site, store), copy=None)
+    variance += lost(store)
     sigma: F64 = np.sqrt(variance, out=variance)
     sigma += TINY
     return sigma
 
 
-_SMALLEST_STEPS: Mapping[float, float] = {2.0**-11: 2.0**-24}
-"""Unit roundoff of a format -> the step between its smallest numbers, where that matters: f16 has 5 bits
-of exponent, and below 2**-14 its steps no longer shrink; f32 and bf16 reach down to 2**-126."""
-
-
-def smallest_rounding(store: float) -> float:
-    """Return the sigma of one rounding to the smallest numbers of a format: step / sqrt(12)."""
-    return _SMALLEST_STEPS.get(store, 0.0) / math.sqrt(12)
-
-
-def _sq(x: Any) -> F64:
-    squared: F64 = np.square(np.abs(x))
-    return squared
-
-
-def _stored(magnitude: F64, store: float, times: float = 1.0) -> F64:
-    """Return the variance of ``times`` roundings of ``magnitude`` to a format of unit roundoff ``store``."""
-    return _sq(magnitude) * (times * store * store / 3)
-
-
-def _var(known: Known) -> F64 | float:
-    return 0.0 if known.sigma is None else _sq(known.sigma)
-
-
 def _embedding(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    return _stored(y, store, 2)
+    return stored(y, store, 2)
 
 
 def norm_variance(y: F64, width: int, store: float) -> F64:
@@ -131,7 +66,7 @@ def norm_variance(y: F64, width: int, store: float) -> F64:
     # sqrt(width) / 6 is the root mean square of a sequential sum's error. All elements of a token share
     # it, so that their mean is no smaller than each: three times it is allowed for.
     relative = UNIT * (math.sqrt(width) / 2 + FEW)
-    return _sq(y * relative) + _stored(y, store, 2)
+    return squared(y * relative) + stored(y, store, 2)
 
 
 def _norm_of(role: str) -> Callable[[Ins, F64, NoisySite, float], F64]:
@@ -139,33 +74,40 @@ def _norm_of(role: str) -> Callable[[Ins, F64, NoisySite, float], F64]:
 
     def variance(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
         (known,) = ins.values()
-        kinds: Mapping[Norm, Callable[[], F64]] = {
-            Norm.RMS: lambda: _rms_normed(known.value, y, known.sigma, store),
-            Norm.LAYER: lambda: _layer_normed(known, y, site.vector(role), site.geometry.norm_eps, store),
-        }
-        return kinds[site.geometry.row.norm]()
+        return _normed(known, y, role, site, store)
 
     return variance
 
 
-def _rms_normed(x: F64, y: F64, sigma: F64 | None, store: float) -> F64:
+def _normed(known: Known, y: F64, role: str, site: NoisySite, store: float) -> F64:
+    """Count the norm of ``known``, whose normalised values may be kept before the weight multiplies them."""
+    weight, eps = site.vector(role), site.geometry.norm_eps
+    kinds: Mapping[Norm, Callable[[Known, F64, Array, float, float], F64]] = {
+        Norm.RMS: _rms_normed,
+        Norm.LAYER: _layer_normed,
+    }
+    return np.asarray(kinds[site.geometry.row.norm](known, y, weight, eps, store) + lost(store, weight))
+
+
+def _rms_normed(known: Known, y: F64, weight: Array, eps: float, store: float) -> F64:
     own = norm_variance(y, y.shape[-1], store)
-    if sigma is None:
+    if known.sigma is None:
         return own
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = np.where(x != 0, np.abs(y / x), 0.0)
-    return np.asarray(own + _sq(slope * sigma))
+    slope = np.abs(weight) / np.sqrt(np.mean(squared(known.value), axis=-1, keepdims=True) + eps)
+    return np.asarray(own + squared(slope * known.sigma))
 
 
 def _layer_normed(known: Known, y: F64, weight: Array, eps: float, store: float) -> F64:
     """Count what the subtraction of the mean leaves of the roundings of mean and values."""
     x, width = known.value, y.shape[-1]
     centred = x - np.mean(x, axis=-1, keepdims=True)
-    slope = np.abs(weight) / np.sqrt(np.mean(_sq(centred), axis=-1, keepdims=True) + eps)
-    mean = np.sqrt(np.mean(_sq(x), axis=-1, keepdims=True)) * (math.sqrt(width) / 6 + 1)
-    subtracted = (_sq(mean) + _sq(x)) * UNIT**2 + _var(known)
+    slope = np.abs(weight) / np.sqrt(np.mean(squared(centred), axis=-1, keepdims=True) + eps)
+    mean = np.sqrt(np.mean(squared(x), axis=-1, keepdims=True)) * (math.sqrt(width) / 6 + 1)
+    subtracted = (squared(mean) + squared(x)) * UNIT**2 + known.variance
     return np.asarray(
-        norm_variance(y, width, store) + norm_variance(slope * centred, width, 0) + _sq(slope) * subtracted
+        norm_variance(y, width, store)
+        + norm_variance(slope * centred, width, 0)
+        + squared(slope) * subtracted
     )
 
 
@@ -176,15 +118,20 @@ def _projection(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
 
 def projected(noise: F64, y: F64, store: float) -> F64:
     """Return the variance of a projection's result ``y``, given that of its sums in squared roundoffs."""
-    return np.asarray(noise * UNIT**2 + _stored(y, max(store, UNIT), 2))
+    return np.asarray(noise * UNIT**2 + stored(y, max(store, UNIT), 2))
 
 
-def _then_norm(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    """Count a projection, and the norm that it passes where the family has one there."""
-    if not site.geometry.row.post_norms:
-        return _projection(ins, y, site, store)
-    (x,) = site.outputs
-    return _rms_normed(x, y, np.sqrt(_projection(ins, x, site, store)), store)
+def _then_norm(role: str) -> Callable[[Ins, F64, NoisySite, float], F64]:
+    """Count a projection, and the norm in ``role`` that it passes where the family has one there."""
+
+    def variance(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+        if not site.geometry.row.post_norms:
+            return _projection(ins, y, site, store)
+        (x,) = site.outputs
+        sigma = np.sqrt(_projection(ins, x, site, store) + lost(store))
+        return _normed(Known(value=x, sigma=sigma), y, role, site, store)
+
+    return variance
 
 
 def _lm_head(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
@@ -196,9 +143,9 @@ def _capped(y: F64, cap: float | None, store: float, variance_of: Callable[[F64]
     if cap is None:
         return variance_of(y)
     share = np.clip(y / cap, -_SATURATED, _SATURATED)
-    slope = 1 - _sq(share)
-    own = _stored(y, max(store, UNIT), 2 + FEW)
-    return np.asarray(_sq(slope) * variance_of(cap * np.arctanh(share)) + own)
+    slope = 1 - squared(share)
+    own = stored(y, max(store, UNIT), 2 + FEW) + 2 * lost(store, cap)  # of x / cap, and of its tanh
+    return np.asarray(squared(slope) * variance_of(cap * np.arctanh(share)) + own)
 
 
 def started_at(bias: Array, terms: int, geometry: Geometry) -> F64:
@@ -207,44 +154,86 @@ def started_at(bias: Array, terms: int, geometry: Geometry) -> F64:
     The weights of such families lie [in, out], and transformers multiplies them with ``addmm``: every partial
     sum holds the bias.
     """
-    return _sq(bias) * (terms / 3 if geometry.row.transposed else 0.0)
+    return squared(bias) * (terms / 3 if geometry.row.transposed else 0.0)
 
 
 def _qkv_bias(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     known = ins["qkv_matmul"]
     started = started_at(y - known.value, site.geometry.hidden, site.geometry) * UNIT**2
-    return np.asarray(started + _var(known) + _stored(y, max(store, UNIT), 2) + _stored(known.value, store))
+    return np.asarray(started + known.variance + stored(y, max(store, UNIT), 2) + stored(known.value, store))
 
 
-def _rope(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+def _rope(known: Known, y: F64, site: NoisySite, store: float) -> F64:
     """Count the rounding of cos, sin and products, and that of the angle, which grows with position."""
-    geometry = site.geometry
-    rope = geometry.rope_at(site.layer)
-    frequencies, _ = rope_frequencies(rope, geometry.head_dim, len(y))
-    positions = np.arange(len(y), dtype=np.float64)[:, None]
-    exponents = np.linspace(0, 1, len(frequencies), endpoint=False)
-    angle_error = positions * frequencies * (2 + math.log(max(rope.theta, 2.0)) * exponents)
-    heads, width = y.reshape(len(y), -1, geometry.head_dim), 2 * len(frequencies)
-    pairs = heads[..., :width].reshape(len(y), -1, 2, len(frequencies))
-    radius = np.sqrt(np.sum(_sq(pairs), axis=2, keepdims=True))
-    relative = _sq(UNIT * (angle_error[:, None, None, :] + 2)) + 2 * max(store, UNIT) ** 2
-    variance = np.zeros_like(heads)
-    variance[..., :width] = np.broadcast_to(_sq(radius) * relative, pairs.shape).reshape(
-        *heads.shape[:2], width
-    )
-    known = ins["qkv_bias"]
+    geometry, errors = site.geometry, site.angle_errors
+    if errors is None:
+        errors = declared_angle_errors(geometry, site.layer, len(y))
+    pairs, shape = errors.shape[1], (len(y), -1, geometry.head_dim)
+    relative = squared(UNIT * (errors[:, None, None, :] + 2)) + 2 * max(store, UNIT) ** 2
+    variance = np.zeros_like(y.reshape(shape))
+    variance[..., : 2 * pairs] = _over_pairs(squared(y).reshape(shape), pairs, relative)
     if known.sigma is not None:
-        variance = variance + np.max(_sq(known.sigma), axis=-1)[:, None, None]
-    return variance.reshape(y.shape)
+        carried = squared(known.sigma).reshape(shape)
+        variance[..., 2 * pairs :] += carried[..., 2 * pairs :]
+        variance[..., : 2 * pairs] += _over_pairs(carried, pairs)
+    return np.asarray(variance.reshape(y.shape) + 2 * lost(store))
 
 
-def _rope_after_norm(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    own = _rope(ins, y, site, store)
-    if not site.geometry.row.qk_norm:
-        return own
-    heads = y.reshape(len(y), -1, site.geometry.head_dim)
-    radius = np.sqrt(np.mean(_sq(heads), axis=-1, keepdims=True)) + np.abs(heads)
-    return np.asarray(own + norm_variance(radius, site.geometry.head_dim, store).reshape(y.shape))
+def declared_angle_errors(geometry: Geometry, layer: int | None, tokens: int) -> F64:
+    """Return the rounding of the angles of the model's own rotation, [S, pairs], in unit roundoffs."""
+    rope = geometry.rope_at(layer)
+    frequencies, _ = rope_frequencies(rope, geometry.head_dim, tokens)
+    exponents = np.linspace(0, 1, len(frequencies), endpoint=False)
+    return angle_errors(
+        np.arange(tokens, dtype=np.float64), frequencies, math.log(max(rope.theta, 2.0)) * exponents
+    )
+
+
+def angle_errors(positions: F64, frequencies: F64, logarithms: F64) -> F64:
+    """Return the rounding of ``positions`` x ``frequencies``, [S, pairs], in unit roundoffs.
+
+    A frequency is the exponential of its logarithm, which is rounded before.
+    """
+    return np.asarray(np.abs(np.outer(positions, frequencies)) * (2 + np.abs(logarithms)))
+
+
+def _over_pairs(squares: F64, pairs: int, times: F64 | float = 1.0) -> F64:
+    """Return for both members of each rotary pair the sum over the two: [S, heads, 2 * pairs]."""
+    tokens, heads, _ = squares.shape
+    split = squares[..., : 2 * pairs].reshape(tokens, heads, 2, pairs)
+    summed = np.sum(split, axis=2, keepdims=True) * times
+    return np.broadcast_to(summed, split.shape).reshape(tokens, heads, 2 * pairs)
+
+
+def _rope_after_norm(role: str) -> Callable[[Ins, F64, NoisySite, float], F64]:
+    """Count RoPE of the columns of ``role``, and the norm of each head before it where a family has one."""
+
+    def variance(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+        known = _columns(ins["qkv_bias"], role, site.geometry)
+        if not site.geometry.row.qk_norm:
+            return _rope(known, y, site, store)
+        heads = _by_head(known, site.geometry.head_dim)
+        weight, eps = site.vector(f"{role}_norm"), site.geometry.norm_eps
+        norm = np.asarray(rms_norm(heads.value, weight, eps), dtype=np.float64)
+        sigma = np.sqrt(_normed(heads, norm, f"{role}_norm", site, store)).reshape(y.shape)
+        return _rope(Known(value=norm.reshape(y.shape), sigma=sigma), y, site, store)
+
+    return variance
+
+
+def _by_head(known: Known, head_dim: int) -> Known:
+    shape = (len(known.value), -1, head_dim)
+    sigma = None if known.sigma is None else known.sigma.reshape(shape)
+    return Known(value=known.value.reshape(shape), sigma=sigma)
+
+
+def _columns(fused: Known, role: str, geometry: Geometry) -> Known:
+    """Return the columns of q, k or v in q|k|v."""
+    q, kv = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
+    columns = {"q": slice(0, q), "k": slice(q, q + kv), "v": slice(q + kv, q + 2 * kv)}[role]
+    return Known(
+        value=fused.value[:, columns], sigma=None if fused.sigma is None else fused.sigma[:, columns]
+    )
 
 
 def _scores(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
@@ -253,18 +242,19 @@ def _scores(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     groups = geometry.heads // geometry.kv_heads
     k = np.repeat(k, groups, axis=0)
     carried: tuple[tuple[F64 | None, Callable[[F64], F64]], ...] = (
-        (ins["q_post_rope"].sigma, lambda s: s @ _sq(k).swapaxes(-1, -2)),
-        (ins["k_post_rope"].sigma, lambda s: _sq(q) @ np.repeat(s, groups, axis=0).swapaxes(-1, -2)),
+        (ins["q_post_rope"].sigma, lambda s: s @ squared(k).swapaxes(-1, -2)),
+        (ins["k_post_rope"].sigma, lambda s: squared(q) @ np.repeat(s, groups, axis=0).swapaxes(-1, -2)),
     )
     per_term = geometry.head_dim * UNIT**2
 
     def uncapped(x: F64) -> F64:
-        own = _sq(q) @ (_sq(k) * scale**2).swapaxes(-1, -2)
+        own = squared(q) @ (squared(k) * scale**2).swapaxes(-1, -2)
         own *= per_term / 6  # as sum_variance, in place: each copy is the largest stage
         own += np.square(x) * (per_term / 9 + 2 * max(store, UNIT) ** 2 / 3)
+        own += lost(store) + lost(0.0, geometry.head_dim * scale)
         for sigma, through in carried:
             if sigma is not None:
-                own += through(_sq(_heads(sigma, geometry.head_dim))) * scale**2
+                own += through(squared(_heads(sigma, geometry.head_dim))) * scale**2
         return own
 
     return _capped(y, geometry.attn_softcap, store, uncapped)
@@ -272,7 +262,7 @@ def _scores(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
 
 def sum_variance(squares: F64, y: F64, terms: int) -> F64:
     """Return the variance of a plain f32 sum of ``terms`` terms, given the sum of their squares."""
-    return (squares * (terms / 6) + _sq(y) * (terms / 9)) * UNIT**2
+    return (squares * (terms / 6) + squared(y) * (terms / 9)) * UNIT**2 + lost(0.0, terms)
 
 
 def _heads(x: F64, head_dim: int) -> F64:
@@ -292,8 +282,14 @@ def _softmax(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     own *= np.square(y)
     if known.sigma is None:
         return own
-    spread = np.sum(_sq(y * known.sigma), axis=-1, keepdims=True)
-    return np.asarray(own + _sq(y) * (_sq(known.sigma) + spread))
+    # Uniform errors reach sqrt(3) sigma, and exp makes more of one than its first order says.
+    raised = np.expm1(np.minimum(known.sigma * math.sqrt(3), _UNKNOWN)) / math.sqrt(3)
+    spread = np.sum(squared(y * raised), axis=-1, keepdims=True)
+    return np.asarray(own + squared(y) * (squared(raised) + spread))
+
+
+_UNKNOWN = 40.0
+"""A score that is off by this much may turn a weight of 0 into one of 1, or the other way round."""
 
 
 def _attention(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
@@ -301,15 +297,15 @@ def _attention(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     weights = ins["attn_softmax"]
     v = ins["qkv_bias"].value[:, -geometry.kv_heads * geometry.head_dim :]
     values = np.repeat(_heads(v, geometry.head_dim), geometry.heads // geometry.kv_heads, axis=0)
-    squares = _flat(_sq(weights.value) @ _sq(values))
-    variance = sum_variance(squares, y, weights.value.shape[-1]) + _stored(y, max(store, UNIT))
+    squares = _flat(squared(weights.value) @ squared(values))
+    variance = sum_variance(squares, y, weights.value.shape[-1]) + stored(y, max(store, UNIT))
     if weights.sigma is not None:
-        variance = variance + _flat(_sq(weights.sigma) @ _sq(values))
+        variance = variance + _flat(squared(weights.sigma) @ squared(values))
     if (sigma := ins["qkv_bias"].sigma) is not None:
         own = np.repeat(
             _heads(sigma[:, -v.shape[1] :], geometry.head_dim), geometry.heads // geometry.kv_heads, axis=0
         )
-        variance = variance + _flat(_sq(weights.value) @ _sq(own))
+        variance = variance + _flat(squared(weights.value) @ squared(own))
     return np.asarray(variance)
 
 
@@ -318,8 +314,8 @@ def _flat(heads: F64) -> F64:
 
 
 def _residual(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    carried = sum(_var(known) for known in ins.values())
-    return np.asarray(carried + _stored(y, max(store, UNIT)))
+    carried = sum(known.variance for known in ins.values())
+    return np.asarray(carried + stored(y, max(store, UNIT)))
 
 
 def _activation(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
@@ -329,8 +325,9 @@ def _activation(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
 
 def activated(known: Known, y: F64, activation: str, store: float) -> F64:
     """Return the variance of an activation of ``known``."""
-    own = _sq(_ACTIVATION_ERRORS[activation](known.value, y, store)) + _stored(y, store)
-    return np.asarray(own + 1.21 * _var(known))  # 1.1 bounds the slope of silu and gelu
+    own = squared(_ACTIVATION_ERRORS[activation](known.value, y, store)) + stored(y, store)
+    own += lost(store, known.value)  # of the sigmoid, or of 1 + tanh
+    return np.asarray(own + 1.21 * known.variance)  # 1.1 bounds the slope of silu and gelu
 
 
 def _silu_error(x: F64, y: F64, store: float) -> F64:
@@ -356,8 +353,8 @@ def _product(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
 
 def multiplied(left: Known, right: Known, y: F64, store: float) -> F64:
     """Return the variance of a product, element by element."""
-    carried = _sq(right.value) * _var(left) + _sq(left.value) * _var(right)
-    return np.asarray(carried + _stored(y, max(store, UNIT)))
+    carried = squared(right.value) * left.variance + squared(left.value) * right.variance
+    return np.asarray(carried + stored(y, max(store, UNIT)) + lost(store))
 
 
 SIGMAS: Mapping[str, Callable[[Ins, F64, NoisySite, float], F64]] = {
@@ -365,19 +362,19 @@ SIGMAS: Mapping[str, Callable[[Ins, F64, NoisySite, float], F64]] = {
     "attn_norm": _norm_of("attn_norm"),
     "qkv_matmul": _projection,
     "qkv_bias": _qkv_bias,
-    "q_post_rope": _rope_after_norm,
-    "k_post_rope": _rope_after_norm,
+    "q_post_rope": _rope_after_norm("q"),
+    "k_post_rope": _rope_after_norm("k"),
     "attn_scores": _scores,
     "attn_softmax": _softmax,
     "attention": _attention,
-    "attn_out": _then_norm,
+    "attn_out": _then_norm("attn_post_norm"),
     "post_attn_residual": _residual,
     "ffn_norm": _norm_of("ffn_norm"),
     "ffn_gate": _projection,
     "ffn_up": _projection,
     "ffn_silu": _activation,
     "ffn_swigl": _product,
-    "ffn_out": _then_norm,
+    "ffn_out": _then_norm("ffn_post_norm"),
     "post_ffn_residual": _residual,
     "final_norm": _norm_of("final_norm"),
     "lm_head": _lm_head,

@@ -15,10 +15,11 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.floor import FEW, TINY, UNIT, smallest_rounding
 from apr_falsify.compare.judge import LIMIT, store_of
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.products import turning_noise
+from apr_falsify.compare.replay import saved_unit
+from apr_falsify.compare.roundoff import FEW, TINY, UNIT, smallest_rounding
 from apr_falsify.errors import TraceError
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import rope_frequencies, visible_keys
@@ -167,6 +168,11 @@ def _before_rope(trace: Trace, layer: int) -> F64:
     return _values(trace, layer, "qkv_bias" if trace.geometry.qkv_bias else "qkv_matmul")
 
 
+def _kept(trace: Trace) -> float:
+    """Return the unit roundoff of the coarsest format that a value went through."""
+    return max(store_of(trace), saved_unit(trace))
+
+
 def _worst(deviation: F64, allowed: F64) -> tuple[float, tuple[int, ...]]:
     """Return the largest |deviation| / allowed over finite values, and where it is."""
     ratio = np.abs(deviation) / allowed
@@ -181,8 +187,8 @@ def _rows(trace: Trace, layer: int) -> _Found:
     """Measure the sums: each weight is rounded once to its store, exp and sum as ``floor`` counts them."""
     weights = _values(trace, layer, "attn_softmax")
     total = np.sum(weights, axis=-1)
-    stored = np.sqrt(np.sum(np.square(weights), axis=-1)) * store_of(trace) / math.sqrt(3)
-    stored = stored + math.sqrt(weights.shape[-1]) * smallest_rounding(store_of(trace))
+    stored = np.sqrt(np.sum(np.square(weights), axis=-1)) * _kept(trace) / math.sqrt(3)
+    stored = stored + math.sqrt(weights.shape[-1]) * smallest_rounding(_kept(trace))
     computed = np.abs(total) * UNIT * (math.sqrt(weights.shape[-1]) / 3 + FEW)
     ratio, at = _worst(total - 1, LIMIT * np.hypot(stored, computed) + TINY)
     size = abs(float(total[at]) - 1)
@@ -223,7 +229,7 @@ def _turned(role: str) -> Callable[[Trace, int], _Found]:
         after = _values(trace, layer, f"{role}_post_rope")
         start = 0 if role == "q" else geometry.heads * geometry.head_dim
         before = _before_rope(trace, layer)[:, start : start + after.shape[1]]
-        ratio, size, at = _lengths(before, after, geometry.head_dim, store_of(trace))
+        ratio, size, at = _lengths(before, after, geometry.head_dim, _kept(trace))
         if ratio <= 1:
             sentence = f"RoPE leaves the length of {role}'s pairs within {size:.1e}"
             return _Found(ratio=ratio, size=size, sentence=sentence)
@@ -231,7 +237,7 @@ def _turned(role: str) -> Callable[[Trace, int], _Found]:
             f"RoPE changes the length of {role}'s pairs, by {size:.2g} of it at token {at[0]}, head {at[1]}"
         )
         pairs = [_interleaved(x, geometry.head_dim) for x in (before, after)]
-        held, *_ = _lengths(pairs[0], pairs[1], geometry.head_dim, store_of(trace))
+        held, *_ = _lengths(pairs[0], pairs[1], geometry.head_dim, _kept(trace))
         if held <= 1:
             sentence += "; the pairs (0, 1), (2, 3) ... keep theirs: those are rotated"
         return _Found(ratio=ratio, size=size, sentence=sentence)
@@ -272,7 +278,7 @@ def _mixed_as(trace: Trace, rule: Rule, mixed: F64, own: F64) -> _Found:
         return _Found(ratio=math.inf, size=math.inf, sentence="")
     values = rule.right(own).reshape(geometry.kv_heads, -1)
     expected = np.repeat(values, geometry.heads // geometry.kv_heads, axis=0)
-    allowed = LIMIT * np.abs(expected) * (UNIT * FEW + max(store_of(trace), UNIT)) + TINY
+    allowed = LIMIT * np.abs(expected) * (UNIT * FEW + max(_kept(trace), UNIT)) + TINY
     if rule.rotated:
         allowed += LIMIT * turning_noise(expected)
     if rule.edges is not None:

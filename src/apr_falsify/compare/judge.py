@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from apr_falsify.arithmetic import FORMATS
 from apr_falsify.compare.axes import axes_of
-from apr_falsify.compare.floor import UNIT
 from apr_falsify.compare.metrics import Metrics, compare_arrays
-from apr_falsify.compare.replay import Missing, Replay, Replayer
+from apr_falsify.compare.replay import Missing, Replay, Replayer, saved_unit, saved_words
+from apr_falsify.compare.roundoff import UNIT
 from apr_falsify.rules import OPERATIONS, PLAIN, RULES, Operation, Rule, stated_rules
 from apr_falsify.stages import Layout
 from apr_falsify.trace import Key, Trace
@@ -119,9 +119,12 @@ class Judged:
 
 
 def store_of(trace: Trace) -> float:
-    """Return the unit roundoff of the format in which a run keeps its stages; f32 where not known."""
+    """Return the unit roundoff of the format in which a run keeps its stages.
+
+    Where that is not known: the coarsest in which one was saved, else f32.
+    """
     known = FORMATS.get(trace.provenance.dtype)
-    return UNIT if known is None else max(known.unit_roundoff, UNIT)
+    return saved_unit(trace) if known is None else max(known.unit_roundoff, UNIT)
 
 
 def as_held(weights: Weights | None, trace: Trace) -> Weights | None:
@@ -162,7 +165,7 @@ def judge(
     replayer = replayer_of(trace, weights, arithmetic)
     judged = {key: _first_look(replayer, key) for key in keys if key in trace.stages}
     settled = _settled(judged.values())
-    return {key: _sharp(_decided(replayer, entry, settled)) for key, entry in judged.items()}
+    return {key: _sharp(replayer, _decided(replayer, entry, settled)) for key, entry in judged.items()}
 
 
 def _first_look(replayer: Replayer, key: Key) -> Judged:
@@ -218,8 +221,18 @@ def fits_of(
         if found.skipped is not None:
             # A loop over the visible keys alone never meets what a matrix product turns into NaN.
             expected = np.where(np.isfinite(subject) & ~np.isfinite(expected), found.skipped, expected)
+        expected = _saved_beyond(replayer, key, subject, expected, sigma)
         fits.append(fit_of(rule, subject, expected, sigma))
     return tuple(fits)
+
+
+def _saved_beyond(replayer: Replayer, key: Key, subject: Stored, expected: F64, sigma: F64) -> F64:
+    """Return ``expected``, infinite where saving it may have made it so and the subject has it so."""
+    saved = replayer.saved_format(key)
+    if saved is None or np.isfinite(subject).all():
+        return expected
+    farthest = saved.round(expected + np.copysign(LIMIT * sigma, expected))
+    return np.where(np.isinf(subject) & (farthest == subject), subject, expected)
 
 
 def comparable(trace: Trace, key: Key, subject: Stored, values: F64, sigma: F64) -> tuple[F64, F64]:
@@ -325,12 +338,16 @@ def _decided(replayer: Replayer, entry: Judged, settled: Mapping[tuple[Operation
     return replace(entry, fits=tuple(fits.values()), fit=best if own.excess > 1 >= best.excess else own)
 
 
-def _sharp(entry: Judged) -> Judged:
+def _sharp(replayer: Replayer, entry: Judged) -> Judged:
     """Return ``entry``, as not replayable where what is left may be the arithmetic of what was not captured.
 
     A product that had to be computed here was rounded by the runtime in a way that no file shows, and a
-    value on the edge between two 8-bit steps falls to either side.
+    value on the edge between two 8-bit steps falls to either side. So it does where it was saved in fewer
+    bits than the runtime went on with.
     """
+    if entry.in_error and replayer.inputs_saved(entry.key) and entry.expected is not PLAIN:
+        what = f"its inputs as the runtime had them: they were saved as {saved_words(replayer.trace)}"
+        return replace(entry, fit=None, missing=Missing(what=what, remedy="save them in full"))
     blurred = [name for name in entry.composed if name in OPERATIONS]
     if not (entry.in_error and blurred and entry.fit is not None and entry.fit.residual < BLUR):
         return entry

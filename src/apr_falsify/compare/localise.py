@@ -111,7 +111,10 @@ def bisect(
             expected="at least one stage that both sides captured",
             remedy="capture both with the same --layers and --stages",
         )
-    sources = foreign_weights(judged, own) or source_findings(
+    foreign = foreign_weights(judged, own, subject.provenance.dtype)
+    if foreign:
+        rows = tuple(_unaccused(row, judged) for row in rows)
+    sources = foreign or source_findings(
         subject, subject_weights or weights, judged, rows, own_weights=own, arithmetic=arithmetic
     )
     found = (
@@ -137,6 +140,13 @@ def bisect(
         oracle=oracle.provenance,
         subject=subject.provenance,
     )
+
+
+def _unaccused(row: Row, judged: Mapping[Key, Judged]) -> Row:
+    """Return a row as unmeasured that was judged by a replay with which nothing can be shown."""
+    entry = judged.get((row.layer, row.stage))
+    accused = row.verdict is Verdict.INTRODUCES and entry is not None and entry.in_error
+    return replace(row, verdict=Verdict.UNMEASURED) if accused else row
 
 
 def _conversion_findings(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import quantise
-from apr_falsify.compare.floor import UNIT
+from apr_falsify.compare.roundoff import UNIT, lost
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array
 from apr_falsify.rules import MINIMA, Rule
@@ -48,7 +48,8 @@ def product(x: Array, rules: tuple[Rule, ...], carried: F64 | None, weight: Tens
 def _multiplied(operands: F64, x: Array, carried: F64 | None, weight: Tensor) -> tuple[F64, F64]:
     out, width = weight.shape
     left = operands.reshape(-1, width)
-    squares = np.square(x) * (width / 6) + (0.0 if carried is None else np.square(carried))
+    scale = _scale(x)  # squares of what f32 holds may be beyond its range
+    squares = np.square(x / scale) * (width / 6) + (0.0 if carried is None else np.square(carried / scale))
     # Variances need no more than f32, and half the memory traffic.
     energies = squares.reshape(-1, width).astype(np.float32)
     values, noise = np.empty((len(left), out)), np.empty((len(energies), out))
@@ -57,9 +58,32 @@ def _multiplied(operands: F64, x: Array, carried: F64 | None, weight: Tensor) ->
         stop = min(out, start + step)
         rows = weight.rows(start, stop)
         values[:, start:stop] = left @ rows.astype(np.float64).T
-        noise[:, start:stop] = energies @ np.square(rows, dtype=np.float32).T
+        noise[:, start:stop] = _energy(energies, rows)
     shaped = values.reshape(*operands.shape[:-1], out)
-    return shaped, noise.reshape(*x.shape[:-1], out) + np.square(shaped[0]) * (width / 9)
+    own = noise.reshape(*x.shape[:-1], out) * np.square(scale)
+    return shaped, own + np.square(shaped[0]) * (width / 9) + lost(0.0, width) / UNIT**2
+
+
+_EXTREME = 2.0**40
+"""Weights that are all larger, or all smaller than its inverse, are scaled before they are squared."""
+
+
+def _energy(energies: npt.NDArray[np.float32], rows: Array) -> npt.NDArray[np.float32] | F64:
+    """Return ``energies`` @ rows^2.T."""
+    squares = np.square(rows, dtype=np.float32)
+    largest = float(np.max(squares, initial=0.0))
+    if _EXTREME**-2 < largest < _EXTREME**2:
+        return np.asarray(energies @ squares.T)
+    scale = _scale(rows.astype(np.float64))
+    scaled = np.square(rows / scale).astype(np.float32)
+    return (energies @ scaled.T).astype(np.float64) * np.square(scale).T
+
+
+def _scale(x: Array) -> F64:
+    """Return the largest finite magnitude of each row of ``x``, [..., 1]; 1 where there is none."""
+    size = np.abs(x)
+    largest = np.max(size, axis=-1, keepdims=True, where=np.isfinite(size), initial=0.0)
+    return np.where(largest > 0, largest, 1.0).astype(np.float64)
 
 
 def block_sum_scores(q: F64, k: F64, rule: Rule, geometry: Geometry, layer: int | None) -> tuple[F64, F64]:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import quantise
+from apr_falsify.arithmetic import FORMATS, Format
 from apr_falsify.compare.experts import STAGES_OF_MIXTURE, replay_mixture
-from apr_falsify.compare.floor import TINY, UNIT, Known, rounding, started_at
+from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.layout import canonical
-from apr_falsify.compare.products import block_sum_scores, edge_mix, edge_scores, product, turning_noise
+from apr_falsify.compare.products import block_sum_scores, edge_mix, edge_scores, turning_noise
+from apr_falsify.compare.roundoff import UNIT, Known, lost
+from apr_falsify.compare.roundoff import stored as rounded
+from apr_falsify.compare.site import ReplaySite, WeightsNeeded
 from apr_falsify.geometry import Geometry
-from apr_falsify.ops import Array, compute, embedding, inputs_of
+from apr_falsify.ops import Array, compute, inputs_of
 from apr_falsify.rules import AND, OPERATIONS, PLAIN, Operation, Rule, expected_rule
 from apr_falsify.shape import EXPERT_ROLES
 from apr_falsify.stages import STAGES, Layout
@@ -94,70 +98,14 @@ RECOMPUTED: Mapping[str, tuple[str, ...]] = {"hf": ("qkv_matmul",)}
 """Runtime -> stages that its capture computes beside the forward pass: q, k, v add their bias within."""
 
 
-class WeightsNeeded(Exception):
-    """A replay needs weights where there are none; becomes :class:`Missing`."""
+def saved_words(trace: Trace) -> str:
+    """Return the formats that stages were rounded to when they were saved, in words."""
+    return " and ".join(dict.fromkeys(trace.provenance.saved_as.values()))
 
 
-@dataclass(slots=True, kw_only=True)
-class ReplaySite:
-    """A place of the forward pass, replayed: an :class:`apr_falsify.ops.Site` that knows rules and rounding.
-
-    Attributes:
-        weights: the weights to replay with, ``None`` where there are none.
-        geometry: the model's geometry.
-        layer: the layer, ``None`` for a whole-model stage.
-        tokens: the token ids of the run.
-        rules: what becomes of a projection's operand; more than one gives [rules, ...] results.
-        input_sigma: the rounding that the stage's input carries already.
-        noise: per projection: the variance of its sums, in squared unit roundoffs.
-        outputs: per projection that a norm follows within the stage: what it gave, plainly.
-        types: per projection: the number format of its weights.
-
-    """
-
-    weights: Weights | None
-    geometry: Geometry
-    layer: int | None
-    tokens: tuple[int, ...]
-    rules: tuple[Rule, ...] = (PLAIN,)
-    input_sigma: F64 | None = None
-    noise: list[F64] = field(default_factory=list)
-    outputs: list[F64] = field(default_factory=list)
-    types: list[str] = field(default_factory=list)
-
-    def project(self, x: Array, role: str, biased: bool = False) -> Array:
-        """Return ``x`` [..., in] through the projection in ``role``, once per rule: [rules, ..., out]."""
-        tensor = self.known_weights.tensor(role, self.layer)
-        carried = None if self.input_sigma is None else self.input_sigma / UNIT
-        values, noise = product(x, self.rules, carried, tensor)
-        if biased:
-            bias = self.vector(f"{role}_bias")
-            values += bias
-            noise += started_at(bias, x.shape[-1], self.geometry)
-        self.noise.append(noise)
-        if self.geometry.row.post_norms:
-            self.outputs.append(values[0])
-        self.types.append(tensor.type)
-        return values
-
-    def vector(self, role: str) -> Array:
-        """Return the one-dimensional weight in ``role``."""
-        return self.known_weights.vector(role, self.layer).astype(np.float64)
-
-    def embed(self) -> Array:
-        """Return the rows of the embedding table for ``tokens``."""
-        return embedding(self.tokens, self.known_weights.tensor("embed"), np.float64)
-
-    def positions(self) -> Array:
-        """Return the learned rows of the tokens' positions."""
-        return embedding(range(len(self.tokens)), self.known_weights.tensor("positions"), np.float64)
-
-    @property
-    def known_weights(self) -> Weights:
-        """The weights; raises :class:`WeightsNeeded` where there are none."""
-        if self.weights is None:
-            raise WeightsNeeded
-        return self.weights
+def saved_unit(trace: Trace) -> float:
+    """Return the unit roundoff of the coarsest format in which a stage was saved; f32's where none was."""
+    return max((FORMATS[name].unit_roundoff for name in trace.provenance.saved_as.values()), default=UNIT)
 
 
 class Replayer:
@@ -238,9 +186,30 @@ class Replayer:
         sources = inputs_of(key[1], self.trace.geometry, key[0])
         return {role: self._known(source, composed) for role, source in sources.items()}
 
+    def saved_format(self, key: Key) -> Format | None:
+        """Return the format that a captured stage was rounded to when it was saved, ``None`` for its own."""
+        name = self.trace.provenance.saved_as.get(key[1])
+        return None if name is None or key not in self.trace.stages else FORMATS[name]
+
+    def inputs_saved(self, key: Key) -> bool:
+        """Whether an input of a stage was rounded when it was saved."""
+        sources = inputs_of(key[1], self.trace.geometry, key[0]).values()
+        return any(self.saved_format(source) is not None for source in sources)
+
+    def saved_sigma(self, key: Key, values: F64, sigma: F64 | None) -> F64 | None:
+        """Return ``sigma`` of a stage with the rounding that saving its ``values`` brought."""
+        saved = self.saved_format(key)
+        if saved is None:
+            return sigma
+        unit = saved.unit_roundoff
+        own = np.sqrt(rounded(values, unit) + lost(unit))
+        return own if sigma is None else np.hypot(sigma, own)
+
     def _known(self, key: Key, composed: list[str]) -> Known:
         values = self.captured(key)
         if values is not None:
+            if self.saved_format(key) is not None and np.isinf(values).any():
+                raise _NotCaptured(key)  # finite ones may have been saved so
             return Known(value=values, sigma=self._rounded_later(key, values))
         if key[1] in ("post_ffn_residual", "post_attn_residual"):
             raise _NotCaptured(key)  # a residual stream can be composed only by replaying whole layers
@@ -256,9 +225,10 @@ class Replayer:
 
     def _rounded_later(self, key: Key, values: F64) -> F64 | None:
         """Return the rounding that a captured stage meets before it is used, ``None`` where it meets none."""
+        later = self._recomputed(key)
         if Layout.UNSCALED in self.trace.stages[key].layout:  # the runtime scales it within its softmax
-            return np.abs(values) * (UNIT / math.sqrt(3))
-        return self._recomputed(key)
+            later = np.abs(values) * (UNIT / math.sqrt(3))
+        return self.saved_sigma(key, values, later)
 
     def _recomputed(self, key: Key) -> F64 | None:
         """Return the rounding of a captured stage that is not the very tensor the runtime went on with."""
@@ -283,9 +253,9 @@ class Replayer:
         )
         if is_mixed(key, self.trace.geometry):
             mixed, sigma = replay_mixture(name, inputs, site, rules, self.store)
-            return Replay(
-                values=mixed, sigma=sigma + TINY, composed=composed, weight_type=_common(site.types)
-            )
+            saved = self.saved_sigma(key, mixed[0], sigma)
+            assert saved is not None
+            return Replay(values=mixed, sigma=saved, composed=composed, weight_type=_common(site.types))
         plain = {role: known.value for role, known in inputs.items()}
         if operation is Operation.PROJECTION:
             values = compute(name, plain, site)
@@ -298,6 +268,7 @@ class Replayer:
         sigma = rounding(name, inputs, exact[0], site, self.store)
         for rule in rules:
             sigma = np.hypot(sigma, self._held_noise(operation, plain, rule, layer, exact[0]))
+        sigma = np.asarray(self.saved_sigma(key, exact[0], sigma))
         if name in RECOMPUTED.get(self.trace.provenance.runtime, ()):
             self._sigmas = {key: sigma}  # the next stage will ask for it; older ones are done with
         return Replay(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import __version__
+from apr_falsify.arithmetic import FORMATS
 from apr_falsify.errors import TokensError, TraceError, nearest
 from apr_falsify.geometry import Geometry
 from apr_falsify.provenance import Provenance, utc_now
@@ -69,13 +70,14 @@ def read_mapped(target: Target, mapping_path: Path) -> Trace:
     dump, said = read_dump(target.path), read_mapping(mapping_path)
     geometry, _ = adopted_geometry(target)
     tokens = _tokens(target, said, dump, geometry)
-    stages, unused = mapped_stages(dump, said, geometry, len(tokens), target.path)
+    reader, stages = _read_stages(dump, said, geometry, len(tokens), target.path)
+    unused = reader.unused
     if not stages:
         raise TraceError("it names no stage", where=said.path, expected="stages: {STAGE: {from: NAME}}")
     embedded = stages.get((0, "embedding"))
     rows = None if embedded is None or Layout.LAST_TOKEN in embedded.layout else embedded.data
     return Trace(
-        provenance=_provenance(target, said, unused),
+        provenance=_provenance(target, said, unused, reader.saved_as),
         geometry=geometry,
         tokens=tokens,
         stages=stages,
@@ -100,12 +102,20 @@ def mapped_stages(
         TraceError: an array that is not there, has another shape or number format, or is used twice.
 
     """
+    reader, stages = _read_stages(dump, said, geometry, tokens, where)
+    return stages, reader.unused
+
+
+def _read_stages(
+    dump: Dump, said: MappingFile, geometry: Geometry, tokens: int, where: Path
+) -> tuple[_Reader, dict[Key, StageArray]]:
     reader = _Reader(dump, said, geometry, where)
-    stages = {key: array for row in said.stages for key, array in reader.stages(row, tokens)}
-    return stages, tuple(name for name in dump if name not in reader.used)
+    return reader, {key: array for row in said.stages for key, array in reader.stages(row, tokens)}
 
 
-def _provenance(target: Target, said: MappingFile, unused: tuple[str, ...]) -> Provenance:
+def _provenance(
+    target: Target, said: MappingFile, unused: tuple[str, ...], saved_as: Mapping[str, str]
+) -> Provenance:
     return Provenance(
         runtime=said.runtime,
         version=said.version,
@@ -115,6 +125,7 @@ def _provenance(target: Target, said: MappingFile, unused: tuple[str, ...]) -> P
         dtype=said.dtype,
         device=said.device,
         arithmetic=said.arithmetic,
+        saved_as=saved_as,
         unused=unused,
         created=utc_now(),
     )
@@ -185,6 +196,12 @@ class _Reader:
         self.geometry = geometry
         self.where = where
         self.used: dict[str, str] = {said.tokens: "tokens"} if isinstance(said.tokens, str) else {}
+        self.saved_as: dict[str, str] = {}
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The names of the arrays that no stage was read from."""
+        return tuple(name for name in self.dump if name not in self.used)
 
     def stages(self, row: StageMap, tokens: int) -> Iterator[tuple[Key, StageArray]]:
         """Yield a stage of every layer that the recording holds."""
@@ -273,6 +290,7 @@ class _Reader:
                 remedy="correct the axes, or name the model and the tokens that were run",
             )
         values = as_f32(array, row, self.said).reshape(shape)
+        self._note_format(row, _kind(array, row, self.said))
         if "layers" in axes:
             values = np.asarray(values.take(layer or 0, axis=axes.index("layers")))
             axes = tuple(axis for axis in axes if axis != "layers")
@@ -280,6 +298,15 @@ class _Reader:
         if Layout.LAST_TOKEN in row.layout:
             usual = tuple(axis for axis in usual if axis != "tokens")
         return rearranged(values, axes, usual, sizes)
+
+    def _note_format(self, row: StageMap, kind: str) -> None:
+        """Keep in which format a stage was saved, unless the run is said to have kept it so."""
+        own, coarsest = (FORMATS.get(name) for name in (self.said.dtype, self.saved_as.get(row.stage, "f32")))
+        found = FORMATS.get(kind)
+        if found is None or coarsest is None or found.unit_roundoff <= coarsest.unit_roundoff:
+            return
+        if own is None or own.unit_roundoff < found.unit_roundoff:
+            self.saved_as[row.stage] = kind
 
 
 def stored_sizes(

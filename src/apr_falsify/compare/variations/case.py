@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.floor import TINY, UNIT, Known, rounding
-from apr_falsify.compare.replay import Replayer, ReplaySite, WeightsNeeded
+from apr_falsify.compare.floor import rounding
+from apr_falsify.compare.replay import Replayer, saved_unit
+from apr_falsify.compare.roundoff import TINY, UNIT, Known, lost, stored
+from apr_falsify.compare.site import ReplaySite, WeightsNeeded
 from apr_falsify.geometry import Geometry
 from apr_falsify.rope import Rope
 from apr_falsify.rules import OPERATIONS, Operation, Rule
@@ -129,8 +131,7 @@ class Case:
     ) -> Guess:
         """Compute the stage with other inputs, geometry or weights, under the same arithmetic."""
         known = dict(self.known)
-        for role, value in (inputs or {}).items():
-            known[role] = Known(value=value)
+        known.update(self._known(inputs))
         replayer = self.replayer
         if geometry is not None or weights is not None:
             trace = replace(replayer.trace, geometry=geometry or self.geometry)
@@ -138,25 +139,52 @@ class Case:
         found = replayer.evaluate(self.key, known, (self.rule,))
         return Guess(says=says, values=found.values[0], sigma=found.sigma, **words)
 
-    def guess(self, says: str, values: F64, inputs: Mapping[str, F64] | None = None, **words: str) -> Guess:
-        """Return a stage that was computed here, with the rounding that such values bring."""
+    def guess(
+        self,
+        says: str,
+        values: F64,
+        inputs: Mapping[str, F64] | None = None,
+        angle_errors: F64 | None = None,
+        **words: str,
+    ) -> Guess:
+        """Return a stage that was computed here, with the rounding that such values bring.
+
+        Args:
+            says: the hypothesis.
+            values: the stage.
+            inputs: those that are not the replay's.
+            angle_errors: of a rotation that is not the model's, see :class:`ReplaySite`.
+            words: further words of the guess.
+
+        """
         if OPERATIONS.get(self.name) is Operation.PROJECTION:
             return Guess(says=says, values=values, sigma=None, **words)
-        known = {**self.known, **{role: Known(value=value) for role, value in (inputs or {}).items()}}
+        known = {**self.known, **self._known(inputs)}
         site = ReplaySite(
             weights=self.replayer.weights,
             geometry=self.geometry,
             layer=self.layer,
             tokens=self.replayer.trace.tokens,
+            angle_errors=angle_errors,
         )
-        sigma = rounding(self.name, known, values, site, self.replayer.store)
+        own = rounding(self.name, known, values, site, self.replayer.store)
+        sigma = self.replayer.saved_sigma(self.key, values, own)
         return Guess(says=says, values=values, sigma=sigma, **words)
+
+    def _known(self, inputs: Mapping[str, F64] | None) -> dict[str, Known]:
+        """Return other inputs, rounded as the captured ones were when they were saved."""
+        unit = saved_unit(self.replayer.trace)
+        rounded = unit > UNIT
+        return {
+            role: Known(value=value, sigma=np.sqrt(stored(value, unit) + lost(unit)) if rounded else None)
+            for role, value in (inputs or {}).items()
+        }
 
     def ratio(self, guess: Guess, more_roundings: float = _MORE_ROUNDINGS) -> F64:
         """Return |subject - guess| in sigma, 0 where either is not finite."""
         values = self.shaped(guess.values)
         sigma = self.shaped(self.sigma if guess.sigma is None else guess.sigma)
-        unit = max(self.replayer.store, UNIT)
+        unit = max(self.replayer.store, saved_unit(self.replayer.trace))
         largest = np.maximum(np.abs(values), np.abs(self.shaped(self.expected)))
         with np.errstate(invalid="ignore", over="ignore"):
             allowed = np.sqrt(np.square(sigma) + np.square(largest * unit) * (more_roundings / 3)) + TINY

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.arithmetic import FORMATS
-from apr_falsify.compare.floor import Known
+from apr_falsify.compare.roundoff import Known
 from apr_falsify.compare.variations.case import F64, Case, Guess, scalar
 from apr_falsify.geometry import Geometry
 from apr_falsify.stages import STAGES

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from apr_falsify.compare.floor import UNIT
+from apr_falsify.compare.roundoff import UNIT
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.stages import LAYER_INPUT
 

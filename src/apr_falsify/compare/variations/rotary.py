@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.arithmetic import round_bf16, round_f16
+from apr_falsify.compare.floor import angle_errors
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import parts
 from apr_falsify.ops import rope_frequencies
@@ -44,6 +45,12 @@ class Turn:
     def rotor(self) -> Complex:
         """What each pair is multiplied with: [tokens, 1, pairs]."""
         return np.asarray(np.exp(1j * np.outer(self.positions, self.frequencies)) * self.factor)[:, None, :]
+
+    @property
+    def angle_errors(self) -> F64:
+        """The rounding of its angles, [tokens, pairs], in unit roundoffs."""
+        turning = np.where(self.frequencies != 0, np.abs(self.frequencies), 1.0)
+        return angle_errors(self.positions, self.frequencies, np.log(turning))
 
 
 def _rms(heads: F64, weight: F64, eps: float) -> F64:
@@ -86,10 +93,12 @@ def _flat(z: Complex) -> F64:
     return np.stack((z.real, z.imag), axis=2).reshape(len(z), -1)
 
 
-def turned(case: Case, says: str, turn: Turn, instead: str = "", name: str = "") -> Guess:
-    """Return the stage under another rotation."""
-    z = _paired(unrotated(case), case.geometry.head_dim) * turn.rotor
-    return case.guess(says, _flat(z), instead=instead, name=name)
+def turned(
+    case: Case, says: str, turn: Turn, instead: str = "", name: str = "", x: F64 | None = None
+) -> Guess:
+    """Return the stage under another rotation, of ``x`` where that is not what is to be rotated."""
+    z = _paired(unrotated(case) if x is None else x, case.geometry.head_dim) * turn.rotor
+    return case.guess(says, _flat(z), angle_errors=turn.angle_errors, instead=instead, name=name)
 
 
 _BASES = (1e4, 1e6, 5e5, 1e5, 5e4, 8e6, 1e7, 5e6, 2e6, 3e5, 1e3, 1e2, 1.5e5, 2.5e5, 7.5e6)
@@ -258,10 +267,15 @@ def other_pairing(case: Case) -> Iterator[Guess]:
         (f"rotary pairs {held}", _to_halves, _to_pairs, f"the weights are made for {halves}"),
         (f"rotary pairs {halves}", _to_pairs, _to_halves, f"the weights are stored for {held}"),
     ):
-        z = _paired(there(x, size), size) * own.rotor
-        yield case.guess(says, back(_flat(z), size), instead=instead)
+        yield _repaired(turned(case, says, own, instead, x=there(x, size)), back, size)
     reverse = replace(own, frequencies=own.frequencies[::-1])
     yield turned(case, "the pairs' frequencies in reverse order", reverse)
+
+
+def _repaired(guess: Guess, back: Callable[[F64, int], F64], size: int) -> Guess:
+    """Bring a guess, and its rounding, from the order of channels in which its pairs were turned."""
+    assert guess.sigma is not None
+    return replace(guess, values=back(guess.values, size), sigma=back(guess.sigma, size))
 
 
 def _to_halves(x: F64, size: int) -> F64:

@@ -1,0 +1,62 @@
+"""Which cause explains each source of a trace: looked for in full in some, and tried again in all others.
+
+A fault of a formula is in every layer: 30 layers of wrong rotary pairs are 60 sources of one cause. What
+explained a stage in one layer is tried first in the next, which takes a few evaluations of that stage.
+"""
+
+from __future__ import annotations
+
+from apr_falsify.compare.axes import axes_of
+from apr_falsify.compare.causes import Cause, error_sits, explain
+from apr_falsify.compare.judge import LIMIT, Judged, comparable
+from apr_falsify.compare.replay import Replay, Replayer
+
+SEARCHED_AT_MOST = 24
+"""Sources for which the whole table of causes is gone through: that may take several passes over weights."""
+
+
+class Search:
+    """Looks for the causes of one trace's sources, and keeps those found.
+
+    Args:
+        replayer: replays the trace.
+
+    """
+
+    def __init__(self, replayer: Replayer) -> None:
+        self.replayer = replayer
+        self.left = SEARCHED_AT_MOST
+        self._found: dict[str, list[Cause]] = {}
+
+    def explained(self, entry: Judged) -> tuple[list[str], tuple[str, str] | None]:
+        """Return what is said of the cause of ``entry``, and its identifier and words where one fits."""
+        assert entry.fit is not None
+        subject = self.replayer.captured(entry.key)
+        assert subject is not None
+        known = self._found.setdefault(entry.key[1], [])
+        search = self.left > 0
+        cause = explain(self.replayer, entry.key, entry.fit.rule, subject, LIMIT, likely=known, search=search)
+        if cause is not None and cause.fits:
+            self._keep(cause, known)
+            return [cause.sentence], ((cause.name, cause.says) if cause.says else None)
+        self.left -= 1
+        if not search:
+            return ["no cause of another layer fits, and no other was looked for", self._where(entry)], None
+        return ["no named cause fits", self._where(entry)], None
+
+    def _keep(self, cause: Cause, known: list[Cause]) -> None:
+        if cause.row is not None and not any(
+            (cause.row, cause.says) == (other.row, other.says) for other in known
+        ):
+            known.append(cause)
+            self.left -= 1  # it was not among those that are tried again
+
+    def _where(self, entry: Judged) -> str:
+        assert entry.fit is not None
+        subject = self.replayer.captured(entry.key)
+        found = self.replayer.replay(entry.key, (entry.fit.rule,))
+        assert subject is not None
+        assert isinstance(found, Replay)
+        expected, sigma = comparable(self.replayer.trace, entry.key, subject, found.values[0], found.sigma)
+        axes = axes_of(entry.key[1], self.replayer.trace.geometry)
+        return error_sits(subject, expected, sigma, LIMIT, axes)

@@ -1,0 +1,89 @@
+"""The place of a replay: weights, rules, and the rounding that its projections bring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from apr_falsify.compare.floor import started_at
+from apr_falsify.compare.products import product
+from apr_falsify.compare.roundoff import F64, UNIT, Array
+from apr_falsify.geometry import Geometry
+from apr_falsify.ops import embedding
+from apr_falsify.rules import PLAIN, Rule
+from apr_falsify.weights import Weights
+
+
+class WeightsNeeded(Exception):
+    """A replay needs weights where there are none; becomes :class:`Missing`."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplaySite:
+    """A place of the forward pass, replayed: an :class:`apr_falsify.ops.Site` that knows rules and rounding.
+
+    Attributes:
+        weights: the weights to replay with, ``None`` where there are none.
+        geometry: the model's geometry.
+        layer: the layer, ``None`` for a whole-model stage.
+        tokens: the token ids of the run.
+        rules: what becomes of a projection's operand; more than one gives [rules, ...] results.
+        input_sigma: the rounding that the stage's input carries already.
+        noise: per projection: the variance of its sums, in squared unit roundoffs.
+        outputs: per projection that a norm follows within the stage: what it gave, plainly.
+        angle_errors: the rounding of the angles of a rotation that is not the model's, in unit roundoffs.
+        types: per projection: the number format of its weights.
+
+    """
+
+    weights: Weights | None
+    geometry: Geometry
+    layer: int | None
+    tokens: tuple[int, ...]
+    rules: tuple[Rule, ...] = (PLAIN,)
+    input_sigma: F64 | None = None
+    noise: list[F64] = field(default_factory=list)
+    outputs: list[F64] = field(default_factory=list)
+    types: list[str] = field(default_factory=list)
+    angle_errors: F64 | None = None
+
+    def project(self, x: Array, role: str, biased: bool = False) -> Array:
+        """Return ``x`` [..., in] through the projection in ``role``, once per rule: [rules, ..., out]."""
+        tensor = self.known_weights.tensor(role, self.layer)
+        values, noise = product(x, self.rules, self._carried(x), tensor)
+        if biased:
+            bias = self.vector(f"{role}_bias")
+            values += bias
+            noise += started_at(bias, x.shape[-1], self.geometry)
+        self.noise.append(noise)
+        if self.geometry.row.post_norms:
+            self.outputs.append(values[0])
+        self.types.append(tensor.type)
+        return values
+
+    def _carried(self, x: Array) -> F64 | None:
+        """Return the rounding that ``x`` carries, in unit roundoffs: all of the input's, or its last row."""
+        sigma = self.input_sigma
+        if sigma is None:
+            return None
+        return (sigma if sigma.ndim == x.ndim else sigma[-1]) / UNIT
+
+    def vector(self, role: str) -> Array:
+        """Return the one-dimensional weight in ``role``."""
+        return self.known_weights.vector(role, self.layer).astype(np.float64)
+
+    def embed(self) -> Array:
+        """Return the rows of the embedding table for ``tokens``."""
+        return embedding(self.tokens, self.known_weights.tensor("embed"), np.float64)
+
+    def positions(self) -> Array:
+        """Return the learned rows of the tokens' positions."""
+        return embedding(range(len(self.tokens)), self.known_weights.tensor("positions"), np.float64)
+
+    @property
+    def known_weights(self) -> Weights:
+        """The weights; raises :class:`WeightsNeeded` where there are none."""
+        if self.weights is None:
+            raise WeightsNeeded
+        return self.weights
