@@ -21,7 +21,8 @@ class PytestSettings:
     """What pytest collects, and where; pytest's own words where nothing is configured.
 
     ``paths`` are the directories it looks into when none is named, ``pythonpath`` those that it puts before
-    others on ``sys.path``; both relative to the folder of the settings.
+    others on ``sys.path``; both relative to the folder of the settings. ``fixtures`` are those that every
+    test uses (``usefixtures``).
     """
 
     files: tuple[str, ...] = ("test_*.py", "*_test.py")
@@ -29,6 +30,7 @@ class PytestSettings:
     functions: tuple[str, ...] = ("test",)
     paths: tuple[str, ...] = ()
     pythonpath: tuple[str, ...] = ()
+    fixtures: tuple[str, ...] = ()
 
 
 def read_settings(root: Path) -> PytestSettings | None:
@@ -43,6 +45,7 @@ def read_settings(root: Path) -> PytestSettings | None:
                 functions=_words(options.get("python_functions"), default.functions),
                 paths=_words(options.get("testpaths"), default.paths),
                 pythonpath=_words(options.get("pythonpath"), default.pythonpath),
+                fixtures=_words(options.get("usefixtures"), default.fixtures),
             )
     return None
 

@@ -5,8 +5,9 @@ methods, a constant. A method may be reached through any object, so a class coun
 every name it reads is followed: to definitions of its module, through imports (relative ones, lazy ones
 within functions, re-exports, ``module.attribute``), to fixtures where it is a test. A module that is handed
 about as a value counts with all that it defines. With a unit count the statements that run when its module,
-and the packages around that, are imported (``path::<module>``). What other packages define is not followed,
-but which of them a name comes from is part of the digest.
+the packages around that, and what these import in turn, are imported (``path::<module>``); with those what
+a decorator of the project gets hold of, and all of a module that is imported and never named. What other
+packages define is not followed, but which of them a name comes from is part of the digest.
 
 Names are followed without regard to local variables that hide them: too much may be bound, not too little.
 What cannot be followed by reading is told, under the unit that does it: modules imported by a name
@@ -22,11 +23,8 @@ from pathlib import Path
 
 from apr_falsify.symbols.canonical import digest_of
 from apr_falsify.symbols.fixtures import Fixtures
-from apr_falsify.symbols.modules import Function, Import, Module, Modules
-from apr_falsify.symbols.uses import Chain, Uses, uses_of
-
-MODULE = "<module>"
-"""In place of a name: what runs when a module is imported."""
+from apr_falsify.symbols.modules import MODULE, Function, Import, Module, Modules
+from apr_falsify.symbols.uses import Chain, Uses, chain_of, uses_of
 
 _TOLD = {
     "subprocess": "starts other programs, whose code is not followed",
@@ -46,12 +44,14 @@ class Digested:
         digest: of its own canonical text, without what it uses.
         uses: the first-party units that it uses.
         told: what about it cannot be followed.
+        is_empty: whether it is a module that only imports others.
 
     """
 
     digest: str
     uses: tuple[Unit, ...]
     told: tuple[str, ...] = ()
+    is_empty: bool = False
 
 
 @dataclass(slots=True)
@@ -98,19 +98,51 @@ class Project:
         for dotted in uses.modules:
             self._enter(Import(base=None, parts=tuple(dotted.split("."))), (), module, found)
         found.units.update(self.fixtures.of(module, uses.parameters))
+        if name == MODULE:
+            found.units.update(self._run_by_imports(module))
+            found.units.update((path, one) for one in module.definitions if self._is_registered(module, one))
         found.units.discard(unit)
         return Digested(
             digest=digest_of(nodes, found.foreign, strings=module.reads_strings),
             uses=tuple(sorted(found.units)),
             told=tuple(sorted(found.told)),
+            is_empty=not nodes,
         )
 
     def _surroundings(self, path: str) -> Iterator[Unit]:
         """What runs before a unit of ``path`` can be used."""
         for file in (path, *self.modules.packages_of(path)):
             module = self.modules.module(file)
-            if isinstance(module, Module) and module.rest:
+            if isinstance(module, Module) and (module.rest or module.imported):
                 yield file, MODULE
+
+    def _run_by_imports(self, module: Module) -> Iterator[Unit]:
+        """What runs when ``module`` imports others; one that it imports and never names counts as a whole."""
+        whole: list[tuple[Chain, Module]] = []
+        for used_as, one in module.imported:
+            place = self.modules.locate(one, module.path)
+            other = None if place is None else self.modules.module(place[0])
+            if place is not None and isinstance(other, Module):
+                yield from self._surroundings(place[0])
+                whole += [] if place[1] or used_as == ("*",) else [(used_as, other)]
+        if whole and Path(module.path).name != "__init__.py":  # that passes on what it does not use itself
+            everything = [node for nodes in module.definitions.values() for node in nodes]
+            chains = uses_of([*everything, *module.rest], module.folder).chains
+            for used_as, other in whole:
+                if not any(_begin_alike(used_as, chain) for chain in chains):
+                    yield from ((other.path, name) for name in other.definitions)
+
+    def _is_registered(self, module: Module, name: str) -> bool:
+        """Whether a decorator of this project gets hold of a definition when its module is imported."""
+        for node in module.definitions[name]:
+            for decorator in getattr(node, "decorator_list", ()):
+                chain = chain_of(decorator.func if isinstance(decorator, ast.Call) else decorator) or ("",)
+                if chain[0] in module.definitions:
+                    return True
+                one = module.imports.get(chain[0])
+                if one is not None and self.modules.locate(one, module.path) is not None:
+                    return True
+        return False
 
     def _follow(self, module: Module, chain: Chain, uses: Uses, found: _Followed) -> None:
         name, *rest = chain
@@ -224,7 +256,8 @@ def bind(
             waiting += found
     for unit, digested in _reached(project, waiting):
         key = "::".join(unit)
-        functions[key] = digested.digest
+        if not digested.is_empty:
+            functions[key] = digested.digest
         if digested.told:
             unbound[key] = "; ".join(digested.told)
     return dict(sorted(functions.items())), dict(sorted(unbound.items()))
@@ -288,6 +321,10 @@ def _may_have(node: ast.stmt, name: str) -> bool:
         return False
     stored = (one for one in ast.walk(node) if isinstance(one, ast.Attribute) and one.attr == name)
     return bool(node.bases) or any(isinstance(one.ctx, ast.Store) for one in stored)
+
+
+def _begin_alike(first: Chain, second: Chain) -> bool:
+    return all(one == other for one, other in zip(first, second, strict=False))
 
 
 def _reached(project: Project, first: Iterable[Unit]) -> Iterator[tuple[Unit, Digested]]:

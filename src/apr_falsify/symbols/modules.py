@@ -13,6 +13,9 @@ from pathlib import Path
 from apr_falsify.symbols.collect import read_settings
 from apr_falsify.symbols.tree import SourceTree
 
+MODULE = "<module>"
+"""In place of a name: what runs when a module is imported."""
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -44,6 +47,7 @@ class Module:
             a whole ``if`` or ``try`` within which it is bound.
         imports: name -> what it stands for.
         stars: the modules of which everything is imported.
+        imported: what is imported when it is imported, each with the dotted name that its use begins with.
         rest: the other statements that run when it is imported.
         reads_strings: whether it reads ``__doc__``, so that its docstrings are data.
 
@@ -53,6 +57,7 @@ class Module:
     definitions: Mapping[str, list[ast.stmt]]
     imports: Mapping[str, Import]
     stars: tuple[Import, ...]
+    imported: tuple[tuple[tuple[str, ...], Import], ...]
     rest: tuple[ast.stmt, ...]
     reads_strings: bool
 
@@ -70,6 +75,7 @@ class _Reading:
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imports: dict[str, Import] = field(default_factory=dict)
     stars: list[Import] = field(default_factory=list)
+    imported: list[tuple[tuple[str, ...], Import]] = field(default_factory=list)
     rest: list[ast.stmt] = field(default_factory=list)
 
 
@@ -91,6 +97,7 @@ def read_module(path: str, source: bytes) -> Module:
         definitions=reading.definitions,
         imports=reading.imports,
         stars=tuple(reading.stars),
+        imported=tuple(reading.imported),
         rest=tuple(reading.rest),
         reads_strings=b"__doc__" in source,
     )
@@ -98,24 +105,30 @@ def read_module(path: str, source: bytes) -> Module:
 
 def _take(reading: _Reading, statement: ast.stmt) -> None:
     if isinstance(statement, ast.Import | ast.ImportFrom):
-        _take_imports(reading, statement)
+        _take_imports(reading, statement, runs=True)
         return
-    names = list(dict.fromkeys(_bound_names(statement)))
+    runs = not _does_nothing(statement)
     for inner in _statements_within(statement):
         if isinstance(inner, ast.Import | ast.ImportFrom):
-            _take_imports(reading, inner)
+            _take_imports(reading, inner, runs=runs)
+    names = list(dict.fromkeys(_bound_names(statement)))
     for name in names:
         reading.definitions.setdefault(name, []).append(statement)
-    if not names and not _does_nothing(statement):
-        reading.rest.append(statement)
+    if runs and (not names or isinstance(statement, _COMPOUND)):
+        reading.rest.append(statement)  # whatever names it binds, it may do more than that
 
 
-def _take_imports(reading: _Reading, node: ast.Import | ast.ImportFrom) -> None:
+def _take_imports(reading: _Reading, node: ast.Import | ast.ImportFrom, *, runs: bool) -> None:
     for name, found in imports_of(node, reading.folder):
         if name == "*":
             reading.stars.append(found)
         else:
             reading.imports[name] = found
+        if runs:
+            reading.imported.append(((name,), found))
+    if runs and isinstance(node, ast.Import):  # `import a.b` binds a, and runs a.b
+        dotted = [tuple(one.name.split(".")) for one in node.names if not one.asname and "." in one.name]
+        reading.imported += [(one, Import(base=None, parts=one)) for one in dotted]
 
 
 def imports_of(node: ast.Import | ast.ImportFrom, folder: str) -> Iterator[tuple[str, Import]]:
@@ -137,6 +150,7 @@ def imports_of(node: ast.Import | ast.ImportFrom, folder: str) -> Iterator[tuple
             yield one.asname or one.name, Import(base=base, parts=(*head, one.name))
 
 
+_COMPOUND = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.TryStar, ast.Match)
 _BLOCKS = ("body", "orelse", "finalbody")
 
 
@@ -162,6 +176,9 @@ def _bound_names(statement: ast.stmt) -> Iterator[str]:
             continue
         for target in _targets(node):
             yield from (one.id for one in ast.walk(target) if _is_stored(one))  # type: ignore[attr-defined]
+        for case in getattr(node, "cases", ()):
+            captured = (getattr(one, "name", None) for one in ast.walk(case.pattern))
+            yield from (name for name in captured if isinstance(name, str))
 
 
 def _is_stored(node: ast.AST) -> bool:
@@ -180,16 +197,17 @@ def _targets(node: ast.stmt) -> list[ast.expr]:
     return []
 
 
+_NOT_RUN = ("TYPE_CHECKING", "typing.TYPE_CHECKING", "__name__ == '__main__'")
+"""Conditions that do not hold where a module is imported."""
+
+
 def _does_nothing(statement: ast.stmt) -> bool:
     """A lone string, ``pass``, imports for types alone, or what runs only as a program."""
     if isinstance(statement, ast.Expr):
         return isinstance(statement.value, ast.Constant)
-    if isinstance(statement, ast.If):
-        test = ast.unparse(statement.test)
-        return test.removeprefix("typing.") == "TYPE_CHECKING" or "__name__" in test
-    inner = list(_statements_within(statement))
-    imports_only = all(isinstance(one, ast.Import | ast.ImportFrom | ast.Pass) for one in inner)
-    return isinstance(statement, ast.Pass) or (bool(inner) and imports_only)
+    if isinstance(statement, ast.If) and not statement.orelse:
+        return ast.unparse(statement.test) in _NOT_RUN
+    return isinstance(statement, ast.Pass)
 
 
 class Modules:

@@ -12,6 +12,7 @@ Chain = tuple[str, ...]
 """A name and the attributes that are taken of it: ``ops.softmax`` is ``("ops", "softmax")``."""
 
 _IMPORTERS = ("import_module", "__import__")
+_FILE_IMPORTERS = ("spec_from_file_location", "SourceFileLoader")
 _DYNAMIC = {"eval": "evaluates text", "exec": "executes text", "globals": "reads globals() by name"}
 
 
@@ -105,6 +106,10 @@ class _Visitor(ast.NodeVisitor):
             self._imports_by_text(node)
         elif name in ("usefixtures", "getfixturevalue"):
             self.uses.parameters.update(_texts(node.args))
+            if not all(isinstance(one, ast.Constant) for one in node.args):
+                self.uses.dynamic.add("asks for a fixture by a name that only a run shows")
+        elif name in _FILE_IMPORTERS:
+            self.uses.dynamic.add("imports a file by its path")
         elif isinstance(node.func, ast.Name) and name in _DYNAMIC:
             self.uses.dynamic.add(_DYNAMIC[name])
         self.generic_visit(node)
