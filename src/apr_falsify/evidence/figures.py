@@ -18,6 +18,7 @@ from apr_falsify.compare.layout import aligned
 from apr_falsify.compare.localise import bisect, kind_of
 from apr_falsify.compare.metrics import compare_arrays
 from apr_falsify.compare.published import published_rule
+from apr_falsify.compare.structure import same_shapes
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.files import REPLAY_DIFFERS, Problem
 from apr_falsify.evidence.traces import SideTrace, as_problem
@@ -208,6 +209,8 @@ def _solved(
 
 
 def _accumulated(file: str, rows: Sequence[_Row], traces: tuple[Trace, Trace] | None, count: Count) -> None:
+    if traces is not None:
+        _complete(file, rows, *traces, count)
     for one in rows:
         if one.data["accumulated"] is None:
             continue
@@ -220,6 +223,17 @@ def _accumulated(file: str, rows: Sequence[_Row], traces: tuple[Trace, Trace] | 
             count.problems.append(Problem(code="figure-differs", file=file, message=message))
             continue
         _compared(file, one, oracle, subject, count)
+
+
+def _complete(file: str, rows: Sequence[_Row], oracle: Trace, subject: Trace, count: Count) -> None:
+    """Whether every stage that both sides hold is compared, in the layers that are: none is left out."""
+    layers = {one.key[0] for one in rows}
+    told = {one.key for one in rows if one.data["accumulated"] is not None}
+    both = [key for key in oracle.stages if key in subject.stages and key[0] in layers]
+    comparable = same_shapes(oracle.geometry, subject.geometry)
+    lacking = [f"{stage} of layer {layer}" for layer, stage in both if (layer, stage) not in told]
+    holds = not (comparable and lacking)
+    _count(count, file, "stages", holds, f"lack {', '.join(lacking)}, which both sides hold")
 
 
 def _compared(file: str, one: _Row, oracle: Trace, subject: Trace, count: Count) -> None:

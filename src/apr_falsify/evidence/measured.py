@@ -76,9 +76,19 @@ def _check_lane(facts: Facts, side: str, trace: Trace, found: Findings) -> None:
         f"{name} {getattr(said, name)!r:.80}, its trace {getattr(provenance, name)!r:.80}" for name in wrong
     )
     found.check(f"lane: the {side}", not wrong, "lane-differs", BUNDLE, f"says of the {side} {words}")
+    if side == "subject":
+        _check_run(facts, trace, found)
     same = facts.lane.tokens == trace.tokens
     message = f"says tokens {list(facts.lane.tokens)}, {side}/{TRACE_JSON} says {list(trace.tokens)}"
     found.check(f"lane: tokens of the {side}", same, "lane-differs", BUNDLE, message)
+
+
+def _check_run(facts: Facts, trace: Trace, found: Findings) -> None:
+    """What was run of the subject, as far as its trace says."""
+    for name in ("prompt", "layers"):
+        said, ran = getattr(facts.lane, name), getattr(trace.provenance, name)
+        message = f"says the {name} {said!r:.80}, subject/{TRACE_JSON} says {ran!r:.80}"
+        found.check(f"lane: {name}", ran in (None, said), "lane-differs", BUNDLE, message)
 
 
 def _held(

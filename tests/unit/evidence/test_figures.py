@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from apr_falsify.compare.localise import bisect
+from apr_falsify.compare.published import published_rule
 from apr_falsify.errors import EvidenceError
 from apr_falsify.evidence.bundle import Draft, bundle_files, read_bundle, write_bundle
 from apr_falsify.evidence.facts import LaneFacts
@@ -20,7 +21,7 @@ from apr_falsify.stages import Layout
 from apr_falsify.trace import Trace
 from apr_falsify.weights import open_model
 from tests.unit.evidence.bundles import facts_of, lane_of, measured_draft, scaled, small_traces
-from tests.unit.evidence.forging import Files, checked, codes, files_of, forged, resealed
+from tests.unit.evidence.forging import Files, checked, codes, edited, files_of, forged, resealed
 from tests.unit.helpers import TINY, small_model
 
 BISECTION = "bisection.json"
@@ -81,6 +82,46 @@ def test_a_forged_figure_fails_though_every_digest_fits(
     found = checked(forged(files, BISECTION, change))
     assert codes(found) <= {"figure-differs", "replay-differs", "bad-bisection", "newer-version"}
     assert {problem.file for problem in found.problems} == {BISECTION}
+
+
+def told_again(data: Any) -> None:
+    """Make the published rule fit the rows that are left."""
+    cosines = {name: (row["accumulated"] or {}).get("cosine") for name, row in rows(data).items()}
+    rule = published_rule(0, cosines).to_json()
+    data["published_rule"] = {**rule, "layers": [rule]}
+
+
+LEFT_OUT: dict[str, Callable[[Any], object]] = {
+    "without a row": lambda data: data.update(
+        stages=[row for row in data["stages"] if row["stage"] != "attn_out"]
+    ),
+    "with an empty row": lambda data: rows(data)["attn_out"].update(
+        accumulated=None, introduced=None, residual=None, floor=None, verdict="within-floor"
+    ),
+}
+
+
+@pytest.mark.parametrize("change", LEFT_OUT.values(), ids=list(LEFT_OUT))
+def test_a_stage_that_both_sides_hold_cannot_be_left_out(
+    tiny: tuple[Files, Draft], change: Callable[[Any], object]
+) -> None:
+    found = checked(forged(tiny[0], BISECTION, lambda data: (change(data), told_again(data))))
+    assert [one.message for one in found.problems] == [
+        "stages lack attn_out of layer 0, which both sides hold"
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("layers", [0, 32]), ("prompt", "What is 2+2?")])
+def test_prompt_and_layers_of_the_lane_are_those_of_the_subjects_trace(
+    files: Files, name: str, value: object
+) -> None:
+    ran = {"layers": [0, 1], "prompt": "Hi"}
+    told = edited(files, "subject/trace.json", lambda data: data["provenance"].update(ran))
+    told = edited(told, BISECTION, lambda data: data["subject"].update(ran))
+    told = edited(told, "bundle.json", lambda data: data["lane"].update(ran))
+    assert checked(resealed(told)).holds
+    found = checked(forged(told, "bundle.json", lambda data: data["lane"].update({name: value})))
+    assert codes(found) == {"lane-differs"}
 
 
 def test_the_figures_that_need_weights_are_attested_and_all_others_recomputed(files: Files) -> None:
