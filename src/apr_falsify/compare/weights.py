@@ -64,6 +64,9 @@ WHOLE_MODEL_ROLES = ("embed", "positions", "final_norm", "final_norm_bias", "lm_
 PLAIN_ROUNDING: Mapping[str, float] = {"f64": 2.0**-24, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 """Plain format -> relative rounding."""
 
+HALF: Mapping[str, tuple[int, int]] = {"f16": (10, -14), "bf16": (7, -126)}
+"""16-bit format -> bits of its mantissa, and the exponent of its smallest normal value."""
+
 STEPS: Mapping[str, int] = {
     "q4_0": 8,
     "q4_1": 15,
@@ -228,12 +231,23 @@ def _wrong_blocks(
 ) -> npt.NDArray[np.bool_]:
     """Return which blocks [rows, blocks] differ by more than both formats cost."""
     a, b = _blocked(ours, BLOCK), _blocked(theirs, BLOCK)
-    # What the oracle's own format cost is no allowance: its dequantised values are what it runs.
-    own = _allowed(ours, a, our_type) if our_type in PLAIN_ROUNDING else 0.0
-    allowed = own + (grid * ALLOWED_STEPS or _allowed(ours, a, their_type))
+    if their_type in HALF and our_type in PLAIN_ROUNDING:
+        allowed = _cast(a, their_type)
+    else:
+        # What the oracle's own format cost is no allowance: its dequantised values are what it runs.
+        own = _allowed(ours, a, our_type) if our_type in PLAIN_ROUNDING else 0.0
+        allowed = (own + (grid * ALLOWED_STEPS or _allowed(ours, a, their_type)))[..., None]
     with np.errstate(invalid="ignore"):
-        off = np.max(np.abs(b - a), axis=-1)
-    return np.asarray(~(off <= allowed))  # a NaN is no agreement
+        right = np.abs(b - a) <= allowed  # a NaN is no agreement
+    return np.asarray(~right.all(axis=-1))
+
+
+def _cast(values: F64, kind: str) -> F64:
+    """Return how far each value may be off once cast to ``kind``: a step of it, nothing where it fits."""
+    mantissa, smallest = HALF[kind]
+    exponent = np.floor(np.log2(np.abs(values), where=values != 0, out=np.full_like(values, smallest)))
+    step = 2.0 ** (np.maximum(exponent, smallest) - mantissa)
+    return np.where(values % step == 0, 0.0, step)
 
 
 def _allowed(values: F64, blocks: F64, kind: str) -> F64:
