@@ -258,7 +258,7 @@ def _members(archive: zipfile.ZipFile) -> Iterator[_Entry]:
     left, seen = MOST_BYTES, set()
     for member in members:
         name = member.filename.removeprefix(top)
-        if member.is_dir() and (not name or _FOLDERS.fullmatch(name.rstrip("/"))):
+        if member.is_dir() and (top.startswith(member.filename) or _FOLDERS.fullmatch(name.rstrip("/"))):
             continue
         if name in seen:
             yield name, Problem(code="duplicate-name", file=_shown(name), message="is in the zip twice")
@@ -270,10 +270,12 @@ def _members(archive: zipfile.ZipFile) -> Iterator[_Entry]:
 
 
 def _top_folder(names: list[str]) -> str:
-    """Return the one folder that everything lies in, where the bundle was packed with its own folder."""
-    tops = {name.partition("/")[0] for name in names}
-    bare = STATEMENT in names or BUNDLE in names or len(tops) != 1
-    return "" if bare else f"{tops.pop()}/"
+    """Return the folder that the bundle lies in, where it was packed with its own folder and those around."""
+    found = {
+        name.removesuffix(one) for one in (STATEMENT, BUNDLE) for name in names if name.endswith(f"/{one}")
+    }
+    bare = STATEMENT in names or BUNDLE in names or len(found) != 1
+    return "" if bare else found.pop()
 
 
 def _unfit(member: zipfile.ZipInfo, name: str) -> Problem | None:

@@ -33,11 +33,13 @@ class SideTrace:
     Attributes:
         trace: the trace; without stages where the bundle holds only their digests.
         has_values: whether the stage files are in the bundle.
+        provenance: where the run comes from, as ``trace.json`` says it; it may be of another version.
 
     """
 
     trace: Trace
     has_values: bool
+    provenance: Mapping[str, Any]
 
 
 def files_of(trace: Trace, side: str, *, values: bool) -> dict[str, bytes]:
@@ -82,7 +84,8 @@ def read_side(files: Mapping[str, bytes], side: str) -> SideTrace:
     if found and (missing := sorted(expected.keys() - found)):
         raise TraceError(f"{name} lists it, and it is not in the bundle", where=missing[0])
     stages = {entry.key: _stage(files[one], one, entry, trace) for one, entry in expected.items() if found}
-    return SideTrace(trace=replace(trace, stages=stages), has_values=bool(found))
+    provenance = mapping(data.get("provenance"), "its provenance")
+    return SideTrace(trace=replace(trace, stages=stages), has_values=bool(found), provenance=provenance)
 
 
 def _stage(data: bytes, name: str, entry: Listed, trace: Trace) -> StageArray:

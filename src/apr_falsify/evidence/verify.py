@@ -195,13 +195,21 @@ def _check_files(files: Mapping[str, bytes], digests: Mapping[str, str], found: 
             if name not in REQUIRED:
                 found.problem("missing-file", name, "is missing; the statement names it")
         elif present[name] != digest:
-            message = f"was changed: its sha256 is {present[name]}, the statement says {digest!r:.80}"
-            found.problem("changed-file", name, message)
+            found.problem("changed-file", name, _changed(files[name], present[name], digest))
     for name in present.keys() - subjects.keys():
         found.problem("extra-file", name, "is not in the statement")
     intact = {name for name, digest in present.items() if subjects.get(name) == digest}
     found.recomputed.extend(f"{name}: sha256" for name in sorted(intact))
     return intact
+
+
+def _changed(data: bytes, present: str, digest: str) -> str:
+    if sha256(data.replace(b"\r\n", b"\n")) == digest:
+        return (
+            "has CRLF for LF: git converted it (core.autocrlf); write 'evidence/** -text' to .gitattributes, "
+            "and check it out again"
+        )
+    return f"was changed: its sha256 is {present}, the statement says {digest!r:.80}"
 
 
 def _check_pin(

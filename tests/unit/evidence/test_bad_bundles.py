@@ -259,7 +259,7 @@ def test_nothing_there_is_no_bundle(tmp_path: Path) -> None:
 
 
 def test_a_zip_of_a_bundle_verifies_with_and_without_its_folder(files: Files, tmp_path: Path) -> None:
-    for index, top in enumerate(("", "FALSIFY-TOY-001/")):
+    for index, top in enumerate(("", "FALSIFY-TOY-001/", "evidence/FALSIFY-TOY-001/")):
         path = tmp_path / f"{index}.zip"
         path.write_bytes(zipped({top + name: data for name, data in files.items()}))
         assert verify(path).holds
@@ -275,6 +275,27 @@ def zipped(files: Files, change: Callable[[zipfile.ZipInfo], object] = lambda in
             change(info)
             out.writestr(info, data)
     return archive.getvalue()
+
+
+def test_a_zip_with_its_folders_verifies_and_what_another_system_added_is_named(
+    files: Files, tmp_path: Path
+) -> None:
+    folders = {
+        "evidence/": b"",
+        "evidence/A/": b"",
+        **{f"evidence/A/{name}": data for name, data in files.items()},
+    }
+    (tmp_path / "a.zip").write_bytes(zipped(folders))
+    assert verify(tmp_path / "a.zip").holds
+    (tmp_path / "b.zip").write_bytes(zipped({**folders, "__MACOSX/A/._bundle.json": b"x"}))
+    assert told(verify(tmp_path / "b.zip")) == {("unexpected-file", "__MACOSX/A/._bundle.json")}
+
+
+def test_files_that_git_gave_other_line_ends_are_told_from_altered_ones(files: Files) -> None:
+    converted = {**files, BUNDLE: files[BUNDLE].replace(b"\n", b"\r\n")}
+    assert "core.autocrlf" in checked(converted).problems[0].message
+    altered = {**files, BUNDLE: files[BUNDLE].replace(b"SURVIVED", b"FALSIFIED").replace(b"\n", b"\r\n")}
+    assert "was changed" in checked(altered).problems[0].message
 
 
 def test_a_zip_that_is_cut_off_anywhere_is_refused(files: Files, tmp_path: Path) -> None:

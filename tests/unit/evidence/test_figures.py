@@ -84,6 +84,13 @@ def test_a_forged_figure_fails_though_every_digest_fits(
     assert {problem.file for problem in found.problems} == {BISECTION}
 
 
+def test_a_bundle_of_a_version_that_knew_less_of_a_run_still_verifies(files: Files) -> None:
+    older = dict(files)
+    for name, at in ((BISECTION, "subject"), ("subject/trace.json", "provenance")):
+        older = edited(older, name, lambda data, at=at: data[at].pop("saved_as"))
+    assert checked(resealed(older)).holds
+
+
 def told_again(data: Any) -> None:
     """Make the published rule fit the rows that are left."""
     cosines = {name: (row["accumulated"] or {}).get("cosine") for name, row in rows(data).items()}
