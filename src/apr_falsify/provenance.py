@@ -64,8 +64,8 @@ class Provenance:
     commit: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return asdict(self)
+        """Return it as plain JSON values; ``saved_as`` only where there is any: earlier versions had none."""
+        return {key: value for key, value in asdict(self).items() if key != "saved_as" or value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Provenance:
