@@ -235,8 +235,9 @@ def _wrong_blocks(
         allowed = _cast(a, their_type)
     else:
         # What the oracle's own format cost is no allowance: its dequantised values are what it runs.
-        own = _allowed(ours, a, our_type) if our_type in PLAIN_ROUNDING else 0.0
-        allowed = (own + (grid * ALLOWED_STEPS or _allowed(ours, a, their_type)))[..., None]
+        allowed = np.asarray(grid * ALLOWED_STEPS or _allowed(ours, a, their_type)[..., None])
+        if our_type in PLAIN_ROUNDING:
+            allowed = allowed + _allowed(ours, a, our_type)[..., None]
     with np.errstate(invalid="ignore"):
         right = np.abs(b - a) <= allowed  # a NaN is no agreement
     return np.asarray(~right.all(axis=-1))
