@@ -196,6 +196,21 @@ def test_a_kept_answer_changes_with_bundle_code_and_contract(promoted: Path) -> 
     assert found(cached=True) == {"evidence-stale": "warning"}
 
 
+def test_a_bundle_behind_a_link_is_looked_at_anew(promoted: Path) -> None:
+    (promoted / EVIDENCE / ONE).rename(promoted / ONE)
+    (promoted / EVIDENCE / ONE).symlink_to(Path("..", ONE))
+    assert found(cached=True) == found(cached=True) == {}
+    (promoted / ONE / "junit.xml").write_text("")
+    assert found(cached=True) == {"evidence-does-not-verify": "error"}
+
+
+def test_a_kept_answer_changes_with_the_settings_of_pytest(promoted: Path) -> None:
+    assert found(cached=True) == {}
+    (promoted / "pytest.ini").write_text("[pytest]\ntestpaths = elsewhere\n")
+    assert found(cached=True) == found()
+    assert "evidence-stale" in found(cached=True)
+
+
 def test_a_kept_answer_that_is_spoilt_is_none(promoted: Path, tmp_path: Path) -> None:
     found(cached=True)
     (kept,) = (tmp_path / "cache").rglob("standings/*.json")

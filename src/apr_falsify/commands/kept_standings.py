@@ -1,8 +1,9 @@
 """States of evidence kept between runs, by the content of all that they rest on.
 
 The key digests every contract that names a bundle, every file of the evidence folder, every Python file of
-the project, and this program: where none of these changed, no bundle is verified anew. What is kept is JSON
-that only ever tells a state; one that cannot be read is none, and one that cannot be written is no error.
+the project, the settings of pytest, and this program: where none of these changed, no bundle is verified
+anew. What is kept is JSON that only ever tells a state; one that cannot be read is none, and one that cannot
+be written is no error.
 """
 
 from __future__ import annotations
@@ -23,15 +24,22 @@ _FORMAT = "apr-falsify/standings/v1"
 _MOST_KEPT = 64
 
 
-def identity_of(root: Path, evidence: Path, contracts: Sequence[Path]) -> str:
-    """Return the digest of all that the states of a project's evidence rest on."""
+def identity_of(root: Path, evidence: Path, contracts: Sequence[Path]) -> str | None:
+    """Return the digest of all that the states of a project's evidence rest on.
+
+    ``None`` where a bundle lies behind a link, so that it may change while the folder does not.
+    """
+    from apr_falsify.symbols.collect import SETTINGS_FILES
     from apr_falsify.symbols.tree import SourceTree
+
+    if any(Path(folder, name).is_symlink() for folder, names, _ in os.walk(evidence) for name in names):
+        return None
 
     whole = hashlib.blake2b(digest_size=20)
     tree = SourceTree(root)
     own = Path(apr_falsify.__file__).parent
     sources = [tree.root / file for file in tree.files() if file.endswith((".py", ".pyi"))]
-    files = [*contracts, root / "pyproject.toml", *_below(evidence), *sources]
+    files = [*contracts, *(root / name for name in SETTINGS_FILES), *_below(evidence), *sources]
     for path in files:
         whole.update(os.fsencode(os.path.realpath(path)) + b"\0" + _digest(path))
     whole.update(f"{_FORMAT} {apr_falsify.__version__} {_age(own)}".encode())

@@ -82,6 +82,9 @@ def _check_lane(asked: Asked) -> None:
 def _check_writable(folder: Path | None) -> None:
     if folder is None:
         return
+    if os.path.lexists(folder) and not folder.is_dir():
+        words = f"{folder} is there already, and no folder\n  try: another folder"
+        raise pytest.UsageError(f"--evidence-dir: {words}")
     probe = folder / f".apr-falsify-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -132,6 +132,13 @@ def test_an_uncommitted_file_may_have_any_name(project: Project) -> None:
     assert "caf\\xe9" in read_bundle(bundle_of(project)).facts.sources.uncommitted
 
 
+def test_a_file_in_place_of_the_folder_for_bundles_is_refused(project: Project) -> None:
+    project.write(PASSES).file("evidence", "a file\n")
+    result = project.run(EVIDENCE)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--evidence-dir: */evidence is there already, and no folder"])
+
+
 def test_an_id_that_is_no_name_of_a_folder_leaves_no_bundle_elsewhere(project: Project) -> None:
     project.write("import pytest\n@pytest.mark.falsify_toy_001\ndef test_x(): pass\n")
     contract = project.root / "contracts" / "toy-v1.yaml"
