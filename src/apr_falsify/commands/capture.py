@@ -73,8 +73,8 @@ def capture(
     apr-falsify capture embedded:MODEL --out TRACE
     apr-falsify capture llama-cpp:MODEL.gguf --out TRACE
     apr-falsify capture recorded:DIR MODEL --tokens 1,2,3 --out TRACE
-    apr-falsify capture recorded:DUMP --print-mapping --oracle MODEL > MAPPING.yaml
-    apr-falsify capture recorded:TRACE MODEL --export-replay attn_scores@0 --out DIR
+    apr-falsify capture recorded:DUMP --print-mapping --oracle MODEL > FILE
+    apr-falsify capture recorded:TRACE MODEL --export-replay STAGE@LAYER --out DIR
     """
     if model is not None and oracle is not None:
         raise UsageError("the model is named twice", where="--oracle", remedy="leave one of them out")

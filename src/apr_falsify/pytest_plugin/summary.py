@@ -51,7 +51,7 @@ def lines_of(judged: Sequence[Judged], partly: Sequence[str], problems: Sequence
             if len(lacking[need]) == 1:
                 yield from _wrapped("    needs ", need)
         if one.bundle is not None:
-            yield f"    bundle {one.bundle}"
+            yield f"    bundle {_shown(one.bundle)}"
             yield f"    statement sha256 {one.statement_sha256}"
     for need, names in lacking.items():
         if len(names) > 1:
@@ -71,6 +71,12 @@ def _wrapped(head: str, text: str) -> Iterator[str]:
         break_long_words=False,
         break_on_hyphens=False,
     ) or [head.rstrip()]
+
+
+def _shown(path: Path) -> Path:
+    """Return ``path`` as a command typed here would name it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _told(names: Sequence[str]) -> str:
