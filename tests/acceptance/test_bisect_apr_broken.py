@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,20 @@ def test_a_program_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path,
     assert_refused(outcome, "did not end within 0.5 s and was killed", "--timeout", "| working")
     assert running_in(tmp_path / "bin") == []
     assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("ids; play", 0), ("true", 2), ("ids; play; sleep 1000", 2)], ids=str
+)
+def test_what_left_the_process_group_and_holds_the_output_open_is_killed_too(
+    tmp_path: Path, script: str, code: int
+) -> None:
+    program = fake_apr(tmp_path / "bin" / "apr", f"setsid sh -c 'sleep 1000; : {tmp_path}/bin' & {script}")
+    begun = time.monotonic()
+    outcome = captured(program, tmp_path / "trace", "--timeout", "5")
+    assert outcome.code == code, outcome
+    assert time.monotonic() - begun < 15
+    assert running_in(tmp_path / "bin") == []
 
 
 def test_ctrl_c_kills_the_program_and_leaves_nothing(tmp_path: Path) -> None:

@@ -59,6 +59,48 @@ FAILING: Mapping[str, tuple[str, str]] = {
         "wrote an unusable layer-0/embedding.bin",
     ),
     "never-stops-printing": ("yes 'Token ids'", "printed more than"),
+    "ids-without-commas": ("echo 'Token ids: [274 272]'; play", "274 272 is none of the ids from 0 to 511"),
+    "ids-with-a-gap": ("echo 'Token ids: [274,,272]'; play", "nothing between two commas is none of the ids"),
+    "ids-outside-the-vocabulary": ("echo 'Token ids: [274, 512]'; play", "512 is none of the ids from 0"),
+    "ids-counted-otherwise": (
+        "echo 'Token ids: [274, 272, 332, 13, 20, 33] (7 tokens)'; play",
+        "printed 6 and counted 7",
+    ),
+    "ids-that-change": (
+        "ids; echo 'Token ids: [274, 272, 332, 13, 20, 34]'; play",
+        "printed others later on",
+    ),
+    "ids-of-another-prompt": (
+        "echo 'Token ids: [1, 2, 3, 4, 5, 6]'; play",
+        "did not run the token ids that it printed: token 0 is given as 1, but its row of `embedding` is "
+        "that of 274",
+    ),
+    "unknown-stage": (
+        "ids; play; cp $dir/layer-0/ffn_up.bin $dir/layer-0/ffn_upp.bin",
+        "wrote an unusable layer-0/ffn_upp.bin: unknown stage",
+    ),
+    "stage-twice": (
+        "ids; play; cp $dir/layer-0/ffn_up.bin $dir/layer-0/FFN_UP.bin",
+        "wrote an unusable layer-0/ffn_up.bin: ffn_up.bin is there twice",
+    ),
+    "layer-that-is-none": (
+        "ids; play; mkdir $dir/layer-7; cp $dir/layer-0/ffn_up.bin $dir/layer-7",
+        "wrote layer-7/ffn_up.bin, of a layer that is none",
+    ),
+    "link-to-elsewhere": (
+        "ids; play; ln -sf $recording/layer-0/ffn_up.bin $dir/layer-0/ffn_up.bin",
+        "wrote an unusable layer-0/ffn_up.bin: a link leads out",
+    ),
+    "link-to-nowhere": (
+        "ids; play; ln -sf /nowhere $dir/layer-0/ffn_up.bin",
+        "wrote an unusable layer-0/ffn_up.bin: is no regular file",
+    ),
+    "layer-elsewhere": (
+        "ids; play; rm -r $dir/layer-0; ln -s $recording/layer-0 $dir/layer-0",
+        "a link leads out",
+    ),
+    "directory-elsewhere": ("ids; ln -s $recording $dir", "put a link where its directory of stage files"),
+    "deletes-its-directory": ("ids; play; rm -r $dir", "wrote no stage file"),
 }
 """Defect -> what the script does when it is asked to trace, and what has to be said of it."""
 

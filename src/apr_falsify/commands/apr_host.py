@@ -18,7 +18,8 @@ from apr_falsify.geometry import Geometry
 from apr_falsify.subjects.apr import AprSubject
 from apr_falsify.subjects.apr_import import import_model
 from apr_falsify.subjects.apr_program import EXITS, REMEDY
-from apr_falsify.subjects.process import Program, find_program, keeping_log
+from apr_falsify.subjects.logs import keeping_log
+from apr_falsify.subjects.process import Program, find_program
 
 _SECONDS = 60.0
 

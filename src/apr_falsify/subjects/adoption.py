@@ -119,9 +119,11 @@ def verify_tokens(target: Target, rows: npt.NDArray[Any] | None, tokens: tuple[i
     if table is None or rows is None:
         return False
     rows = _without_positions(target, rows)
-    ids, best = nearest_tokens(rows, table)
     claimed = np.stack([table.rows(token, token + 1)[0] for token in tokens])
     own = np.sum(_unit(rows) * _unit(claimed), axis=1)
+    if np.all(own >= 1 - TOKEN_COSINE_MARGIN):  # no other row of a large table can be nearer
+        return True
+    ids, best = nearest_tokens(rows, table)
     wrong = [index for index in range(len(tokens)) if own[index] < best[index] - TOKEN_COSINE_MARGIN]
     if wrong:
         at = wrong[0]

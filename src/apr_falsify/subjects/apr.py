@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,22 +14,31 @@ import numpy.typing as npt
 
 from apr_falsify import __version__
 from apr_falsify.capture import Request, Sink
-from apr_falsify.errors import AprFalsifyError, AprtError, ModelError, ProcessError, StageError, TraceError
+from apr_falsify.errors import (
+    AprFalsifyError,
+    AprtError,
+    ModelError,
+    ProcessError,
+    StageError,
+    TokensError,
+    TraceError,
+)
 from apr_falsify.geometry import Geometry
 from apr_falsify.identity import difference, model_sha256, start_hashing
 from apr_falsify.provenance import Provenance, utc_now
 from apr_falsify.stages import Layout
-from apr_falsify.subjects.adoption import adopted_geometry
+from apr_falsify.subjects.adoption import adopted_geometry, verify_tokens
 from apr_falsify.subjects.apr_import import imported, source_files
 from apr_falsify.subjects.apr_program import EXITS, REMEDY, known_stages, version_of
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.layouts import declaration
-from apr_falsify.subjects.process import Log, Program, Running, find_program, keeping_log, scratch
+from apr_falsify.subjects.logs import Log, keeping_log, scratch
+from apr_falsify.subjects.process import Program, Running, find_program
 from apr_falsify.subjects.recorded import APR_PROMPT
-from apr_falsify.trace import Key, Trace, read_stage, relative_path, shaped
+from apr_falsify.trace import Key, Trace, read_stage, relative_path, scan, shaped
 from apr_falsify.weights import Model, open_model
 
-_TOKENS = re.compile(r"Token ids:\s*\[([0-9,\s]*)\]")
+_TOKENS = re.compile(r"Token ids:\s*\[([^\]\n]*)\](?: *\((\d+) tokens\))?")
 _DEVICE = re.compile(r"^\s*(?:Device|Backend):\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 
 _PEAK = 3
@@ -109,22 +119,24 @@ class AprSubject:
         return self.program.start("trace", "--payload", str(self.apr), *save, *layers, log=log)
 
     def _run(self, running: Running, version: str, stages: Path, absent: Mapping[str, str]) -> AprRun:
-        match = _TOKENS.search(running.printed)
-        if match is None or not match[1].strip():
-            running.finish()
-            raise self.program.failed(
-                f"`{running.verb}` exited with 0 and printed no token ids",
-                running.log,
-                expected="a line `Token ids: [...]`",
-            )
-        tokens = tuple(int(token) for token in match[1].split(","))
         return AprRun(
-            subject=replace(self, tokens=tokens),
+            subject=replace(self, tokens=self._tokens(running)),
             running=running,
             version=version,
             stages=stages,
             absent=absent,
         )
+
+    def _tokens(self, running: Running) -> tuple[int, ...]:
+        """Return the token ids that a run printed, which are ids of its model, and always the same."""
+        found = _TOKENS.findall(running.printed)
+        if not found or not found[0][0].strip():
+            running.finish()
+            what = "exited with 0 and printed no token ids"
+            raise self.program.failed(f"`{running.verb}` {what}", running.log, "a line `Token ids: [...]`")
+        if wrong := _why_no_tokens(found, self.geometry.vocab):
+            raise self.program.failed(f"`{running.verb}` printed unusable token ids: {wrong}", running.log)
+        return tuple(int(token) for token in found[0][0].split(","))
 
     def captured(self, tokens: tuple[int, ...]) -> AprSubject:
         """Return it as the subject of a run of ``tokens`` that was captured before."""
@@ -207,32 +219,58 @@ class AprRun:
 
         """
         self.finish()
+        self.subject._tokens(self.running)
+        files = self._files()
         unwritten: list[Key] = []
         keys = [key for key in request.keys(self.geometry) if key[1] not in self.absent]
         layouts = declaration("apr", self.version).layout(self.subject.interleaved)
         argmax = None
         for key in keys:
             layout = layouts.get(key[1], ())
-            values = self._read(key, layout)
-            if values is None:
+            if key not in files:
                 unwritten.append(key)
                 continue
+            values = self._read(key, layout)
+            if key == (0, "embedding"):
+                self._check_tokens(values)
             sink.add(key, values, layout)
             if key == (None, "lm_head"):
                 argmax = {"id": int(np.argmax(values))}
         if len(unwritten) == len(keys):
-            raise self._failed("exited with 0 and wrote no stage file")
+            raise self._failed("exited with 0 and wrote none of the stages asked for")
         return sink.finish(
             provenance=replace(self._provenance(request, unwritten), argmax=argmax),
             geometry=self.geometry,
             tokens=self.tokens,
         )
 
-    def _read(self, key: Key, layout: tuple[Layout, ...]) -> npt.NDArray[np.float32] | None:
-        """Return what it wrote of a stage, ``None`` where that is nothing."""
+    def _files(self) -> Mapping[Key, Path]:
+        """Return what it wrote: stages of its model, in its own directory, and at least one."""
+        if self.stages.is_symlink():
+            raise self._failed("put a link where its directory of stage files should be")
+        if not self.stages.is_dir() or not any(self.stages.rglob("*.bin")):
+            raise self._failed("exited with 0 and wrote no stage file")
+        try:
+            files = scan(self.stages)
+        except TraceError as error:
+            where = os.path.relpath(error.where or "", self.stages)
+            raise self._failed(f"wrote an unusable {where}: {error.what}", error.expected) from error
+        if strange := [key for key in files if key[0] is not None and key[0] >= self.geometry.layers]:
+            expected = f"layers 0 to {self.geometry.layers - 1}"
+            raise self._failed(f"wrote {relative_path(strange[0])}, of a layer that is none", expected)
+        return files
+
+    def _check_tokens(self, rows: npt.NDArray[np.float32]) -> None:
+        """Check the ids that it printed against the rows that it embedded, by its own table."""
+        target = Target(path=self.subject.apr, model=self.model)
+        try:
+            verify_tokens(target, rows, self.tokens)
+        except TokensError as error:
+            raise self._failed(f"did not run the token ids that it printed: {error.what}") from error
+
+    def _read(self, key: Key, layout: tuple[Layout, ...]) -> npt.NDArray[np.float32]:
+        """Return what it wrote of a stage."""
         path = self.stages / relative_path(key)
-        if not path.exists():
-            return None
         try:
             return shaped(read_stage(path, key), key, layout, self.geometry, len(self.tokens), path)
         except (AprtError, TraceError) as error:
@@ -264,6 +302,20 @@ class AprRun:
     def differs(self, trace: Trace, request: Request) -> str | None:
         """Say how ``trace`` is not what :meth:`capture` would give."""
         return self.subject.differs(trace, request)
+
+
+def _why_no_tokens(found: Sequence[tuple[str, str]], vocab: int) -> str | None:
+    """Say what is wrong with the ids, as texts, that a program printed and counted once or more often."""
+    (ids, count), *others = found
+    if any(other != (ids, count) for other in others):
+        return "it printed others later on"
+    each = [token.strip() for token in ids.split(",")]
+    strange = [token for token in each if not (token.isdecimal() and token.isascii() and int(token) < vocab)]
+    if strange:
+        return f"{strange[0] or 'nothing between two commas'} is none of the ids from 0 to {vocab - 1}"
+    if count and int(count) != len(each):
+        return f"it printed {len(each)} and counted {count}"
+    return None
 
 
 def _told_unwritten(keys: list[Key], version: str) -> dict[str, str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apr_falsify.stages import STAGES
-from apr_falsify.subjects.process import Log, Program, scratch
+from apr_falsify.subjects.logs import Log, scratch
+from apr_falsify.subjects.process import Program
 
 REMEDY = "cargo install apr-cli"
 """The command that installs it."""

@@ -8,9 +8,9 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from apr_falsify.errors import MissingDependencyError, OutputError, ProcessError
+from apr_falsify.subjects.logs import Log
 
 LOG_LIMIT = 64 << 20
 """Bytes of output after which a program is taken for one that will never stop printing."""
@@ -25,107 +26,14 @@ LOG_LIMIT = 64 << 20
 _HEAD = 1 << 20
 """Bytes of output, from its start, in which something is looked for."""
 
-_QUOTED_LINES, _QUOTED_WIDTH = 8, 200
-_AFTER_KILL = 10.0
+_AFTER_KILL = 2.0
 """Seconds that a killed program's output is waited for."""
 
+_MARK = "APR_FALSIFY_RUN"
+"""Variable in a program's environment: by it, what it started is known, in its process group or out of it."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
-    """A file that holds what programs printed.
-
-    Attributes:
-        path: where it lies.
-
-    """
-
-    path: Path
-
-    def tail(self) -> str:
-        """Return its last lines, indented, without control characters; says so where it is empty."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(max(0, self.path.stat().st_size - _QUOTED_LINES * 4 * _QUOTED_WIDTH))
-                text = file.read().decode("utf-8", "replace")
-        except OSError as error:
-            return f"    (it cannot be read: {error.strerror})"
-        lines = [line for line in map(_printable, text.splitlines()) if line.strip()]
-        return "\n".join(f"    | {line[:_QUOTED_WIDTH]}" for line in lines[-_QUOTED_LINES:])
-
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-
-
-def _printable(line: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in _COLOUR.sub("", line))
-
-
-@contextmanager
-def keeping_log(place: Path | None, name: str) -> Iterator[Log]:
-    """Give a fresh log: at ``place``, else a temporary file that is kept only where a program failed.
-
-    A log at ``place`` is removed where the run ended early for another reason than a program's failure.
-
-    Raises:
-        OutputError: it cannot be written.
-
-    """
-    try:
-        if place is not None:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(b"")
-            path = place
-        else:
-            handle, temporary = tempfile.mkstemp(prefix=f"apr-falsify-{name}-", suffix=".log")
-            os.close(handle)
-            path = Path(temporary)
-    except OSError as error:
-        raise OutputError(
-            f"the log of {name} cannot be written: {error.strerror}", where=place or tempfile.gettempdir()
-        ) from error
-    try:
-        yield Log(path=path)
-    except ProcessError:
-        raise
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    if place is None:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def scratch(name: str) -> Iterator[Path]:
-    """Give an empty folder for what ``name`` writes; those that killed processes left are removed.
-
-    Raises:
-        OutputError: it cannot be made.
-
-    """
-    prefix = f"apr-falsify-{name}-"
-    temporary = Path(tempfile.gettempdir())
-    for left in temporary.glob(f"{prefix}*"):
-        pid = left.name.removeprefix(prefix).partition("-")[0]
-        if (
-            left.is_dir()
-            and pid.isdecimal()
-            and Path("/proc/self").exists()
-            and not Path("/proc", pid).exists()
-        ):
-            shutil.rmtree(left, ignore_errors=True)
-    try:
-        folder = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")
-    except OSError as error:
-        raise OutputError(f"{name} has nowhere to write: {error.strerror}", where=temporary) from error
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _ended(pid: str) -> bool:
-    """Whether a process is known not to run any more."""
-    return Path("/proc/self").exists() and not Path("/proc", pid).exists()
+_KILLS = 5
+"""How often what a program started is looked for: it may start more while it is being killed."""
 
 
 def find_program(name: str, given: Path | None, remedy: str, option: str = "") -> Path:
@@ -227,6 +135,7 @@ class Running:
         self.program, self.log = program, log
         self.verb = " ".join([program.name, *arguments[:1]])
         self._deadline = time.monotonic() + program.seconds
+        self._mark = uuid.uuid4().hex
         self._head, self._news = bytearray(), threading.Condition()
         self._ended = self._flooded = False
         self._unwritten: OSError | None = None
@@ -238,6 +147,7 @@ class Running:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, _MARK: self._mark},
                 start_new_session=True,
             )
         except OSError as error:
@@ -269,6 +179,8 @@ class Running:
                 self._news.wait(timeout=0.1)
             if self._process.poll() is not None:
                 self._end_group()  # what it left behind may hold its output open
+                with self._news:
+                    self._ended = True
             elif time.monotonic() > self._deadline:
                 self._overdue()
 
@@ -313,6 +225,11 @@ class Running:
     def _end_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: none of it is left
             os.killpg(self._process.pid, signal.SIGKILL)
+        for _ in range(_KILLS):
+            if not (left := list(_marked(self._mark))):
+                break
+            for pid in left:
+                _kill(pid)
         self._pump.join(_AFTER_KILL)
 
     def _read(self) -> bytes:
@@ -343,6 +260,20 @@ class Running:
         with self._news:
             self._ended = True
             self._news.notify_all()
+
+
+def _marked(mark: str) -> Iterator[int]:
+    """Give the processes that have ``mark`` in their environment; none where the system does not show it."""
+    wanted = f"{_MARK}={mark}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # another user's, or it has ended
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                yield int(entry.name)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from apr_falsify.subjects.interface import DEFAULT_SECONDS, Target
 from apr_falsify.subjects.llama_cpp.graph import check_family, nodes_of, stages_of_capture
 from apr_falsify.subjects.llama_cpp.recording import embedding_rows, opened_capture
 from apr_falsify.subjects.llama_cpp.settings import FLASH, PARAMETERS, parameters
-from apr_falsify.subjects.process import Log, Program, keeping_log
+from apr_falsify.subjects.logs import Log, keeping_log
+from apr_falsify.subjects.process import Program
 from apr_falsify.trace import Key, Trace
 from apr_falsify.weights import Model, open_model
 
