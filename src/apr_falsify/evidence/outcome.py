@@ -117,11 +117,6 @@ class Outcome:
     def __bool__(self) -> NoReturn:
         raise TypeError("an outcome is one of four answers, not a truth value: compare outcome.result")
 
-    @property
-    def is_conclusive(self) -> bool:
-        """Whether it says something of the prediction."""
-        return self.result in (Result.SURVIVED, Result.FALSIFIED)
-
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
         return {"result": self.result.value, "reason": self.reason}

@@ -106,6 +106,12 @@ def _project(root: Path) -> Project:
     return Project(root)
 
 
+def forget() -> None:
+    """Have the project read anew: since an earlier session of this process it may have changed."""
+    _project.cache_clear()
+    sources_of.cache_clear()
+
+
 def _relative(path: Path, root: Path) -> str:
     found = path.resolve()
     return (found.relative_to(root.resolve()) if found.is_relative_to(root.resolve()) else found).as_posix()

@@ -36,6 +36,9 @@ class Done:
 
 def finish(work: Work, ledger: Ledger, config: pytest.Config) -> Done:
     """Judge every falsifier that was selected, leave its bundle, and say so."""
+    from apr_falsify.pytest_plugin.drafting import forget
+
+    forget()
     verdicts = [one for one in _verdicts(work, ledger, config) if one.is_selected or one.is_begun]
     selected = [one for one in verdicts if one.is_selected]
     problems: list[str] = []

@@ -38,11 +38,6 @@ class Shared:
             self._path = Path(tempfile.mkdtemp(prefix="apr-falsify-session-"))
         return self._path
 
-    @property
-    def is_made(self) -> bool:
-        """Whether it exists already."""
-        return self._path is not None
-
     def tell_imported(self, worker: str) -> None:
         """Leave what this worker imported, for the controller."""
         (self.path / f"imported-{worker}.json").write_text(json.dumps(imported()), encoding="utf-8")

@@ -172,6 +172,16 @@ def test_another_copy_of_the_code_is_not_taken_for_the_bound_one(
     assert not bundle_of(project).exists()
 
 
+def test_a_second_session_of_one_process_binds_what_is_there_then(project: Project) -> None:
+    project.write(CALLS).file("src/port.py", ANSWER)
+    found = []
+    for answer in ("return 42", "return 6 * 7"):
+        project.file("src/port.py", ANSWER.replace("return 42", answer))
+        project.run("-o", "pythonpath=src", EVIDENCE)
+        found.append(read_bundle(bundle_of(project)).facts.bound.functions["src/port.py::answer"])
+    assert found[0] != found[1]
+
+
 def test_the_code_that_is_bound_and_ran_leaves_a_bundle(project: Project) -> None:
     project.write(CALLS).file("src/port.py", ANSWER)
     project.spawn("-o", "pythonpath=src", EVIDENCE)
