@@ -21,8 +21,8 @@ MOST = 8
 """How many of a list are printed; JSON has them all."""
 
 _UNPINNED = (
-    "nothing pins it: whoever can change the files can change the statement with them. It promotes nothing. "
-    "Give the digest that was reviewed with --expect, the contract with --contract, or a key with --key."
+    "nothing pins it: whoever can change the files can change the statement with them. "
+    "No FUNCTIONAL rests on it. Give the digest that was reviewed with --expect, the contract with --contract, or a key with --key."
 )
 
 
