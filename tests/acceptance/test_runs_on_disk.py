@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def test_a_run_holds_two_traces_in_aprs_layout_and_the_bisection(embedded_run: P
         names = {path.name for path in (embedded_run / side / "layer-0").iterdir()}
         assert {"embedding.bin", "attn_scores.bin", "ffn_swigl.bin"} <= names
         assert (embedded_run / side / "layer-0" / "attn_norm.bin").read_bytes()[:4] == b"APRT"
+
+
+def test_every_file_of_a_run_can_be_read_by_whom_the_umask_lets(embedded_run: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in embedded_run.rglob("*") if path.is_file()}
+    assert "bisection.json" in modes
+    assert set(modes.values()) == {0o666 & ~mask}
 
 
 def test_a_second_run_reads_what_lies_there_and_runs_nothing(

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,14 +61,12 @@ def write_bisection(result: Bisection, run: Path) -> Path:
     path = run / BISECTION_JSON
     try:
         run.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{BISECTION_JSON}.", dir=run)
+        partial = run / f".{BISECTION_JSON}.{os.getpid()}"
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(result.to_json(), file, indent=1)
-                file.write("\n")
-            os.replace(name, path)
+            partial.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+            os.replace(partial, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise OutputError(

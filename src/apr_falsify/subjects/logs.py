@@ -67,7 +67,9 @@ def keeping_log(place: Path | None, name: str) -> Iterator[Log]:
             path = Path(temporary)
     except OSError as error:
         raise OutputError(
-            f"the log of {name} cannot be written: {error.strerror}", where=place or tempfile.gettempdir()
+            f"the log of {name} cannot be written: {error.strerror}",
+            where=place or tempfile.gettempdir(),
+            remedy="free space, or name another folder: with --out, or in TMPDIR where there is none",
         ) from error
     try:
         yield Log(path=path)

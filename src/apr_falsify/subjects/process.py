@@ -37,7 +37,7 @@ _KILLS = 5
 
 
 def find_program(name: str, given: Path | None, remedy: str, option: str = "") -> Path:
-    """Return the program that the user named, else the one called ``name`` on PATH.
+    """Return the program that the user named, a file first, else the one called ``name`` on PATH.
 
     Args:
         name: what it is called.
@@ -49,6 +49,8 @@ def find_program(name: str, given: Path | None, remedy: str, option: str = "") -
         MissingDependencyError: there is none, or it is not executable.
 
     """
+    if given is not None and given.exists():  # `./apr` is `apr` by now, and PATH may hold another
+        given = given.absolute()
     found = shutil.which(name if given is None else given)
     if found is not None:
         return Path(found).absolute()
