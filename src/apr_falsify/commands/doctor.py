@@ -155,8 +155,9 @@ def _llama_cpp() -> Check:
         return Check(
             part=part,
             state=State.OPTIONAL,
-            detail="llama-cpp-python, for --subject llama-cpp:MODEL.gguf; recordings of it need none",
-            remedy=f"{INSTALL} (it needs a C++ compiler)",
+            detail="llama-cpp-python, for --subject llama-cpp:MODEL.gguf; recordings of it need none; "
+            "installing it needs a C++ compiler",
+            remedy=INSTALL,
         )
     try:
         able = abilities()

@@ -87,7 +87,7 @@ def test_a_forged_figure_fails_though_every_digest_fits(
 def test_a_bundle_of_a_version_that_knew_less_of_a_run_still_verifies(files: Files) -> None:
     older = dict(files)
     for name, at in ((BISECTION, "subject"), ("subject/trace.json", "provenance")):
-        older = edited(older, name, lambda data, at=at: data[at].pop("saved_as"))
+        older = edited(older, name, lambda data, at=at: data[at].pop("unused"))
     assert checked(resealed(older)).holds
 
 
