@@ -29,6 +29,19 @@ _SPELLINGS: Mapping[str, tuple[str, ...]] = {
 _LOST = "import the model again with apr import: apr convert and apr quantize lose the geometry"
 
 
+class HeadsError(GeometryError):
+    """Metadata whose heads are not those of the tensors.
+
+    Attributes:
+        geometry: what the metadata states.
+
+    """
+
+    def __init__(self, what: str, geometry: Geometry, *, expected: str, remedy: str) -> None:
+        super().__init__(what, expected=expected, remedy=remedy)
+        self.geometry = geometry
+
+
 def apr_names(row: Family, tensors: Collection[str]) -> Mapping[str, str]:
     """Return role -> template of the tensor's name, HuggingFace's or GGUF's, whichever the file has.
 
@@ -56,7 +69,8 @@ def geometry_of_apr(
 
     Raises:
         UnknownFamilyError: an architecture whose constants .apr metadata cannot state.
-        GeometryError: a size is missing, contradictory, absurd, or not that of the tensors.
+        HeadsError: heads that are not those of the tensors.
+        GeometryError: a size is missing, contradictory or absurd.
 
     """
     try:
@@ -158,9 +172,10 @@ def _check_heads(
     for role, count in (("q", geometry.heads), ("k", geometry.kv_heads)):
         shape = _shape(tensors, names[role])
         if shape[0] != count * geometry.head_dim:
-            raise GeometryError(
+            raise HeadsError(
                 f"the metadata says {count} {role} heads of {geometry.head_dim} channels, "
                 f"{names[role].format(n=0)} has {shape[0]} rows",
+                geometry,
                 expected=f"{count * geometry.head_dim} rows",
                 remedy=_LOST,
             )

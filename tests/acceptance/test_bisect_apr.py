@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.programs import TINY, Outcome, assert_refused, run
-from tests.faulted_checkpoints import FAULTS, write_faulted
+from tests.faulted_checkpoints import FAULTS, CheckpointFault, write_faulted
 from tests.support import DATA
 
 APR = shutil.which("apr")
@@ -71,6 +72,24 @@ def test_a_faulted_checkpoint_is_located_live_and_from_its_recording(tmp_path: P
     assert recorded.code == 1
     assert places(recorded.json) == truth
     assert recorded.json["kind"] == live.json["kind"]
+
+
+@pytest.mark.parametrize("form", ["hf-directory", "apr"])
+def test_heads_that_are_not_those_of_the_tensors_are_a_geometry_finding(tmp_path: Path, form: str) -> None:
+    fault = CheckpointFault(config={"num_key_value_heads": 1}, truth=frozenset())
+    model = write_faulted(TINY, tmp_path / "model", fault)
+    if form == "apr":
+        assert APR is not None
+        subprocess.run([APR, "import", model, "-o", tmp_path / "model.apr"], check=True, capture_output=True)
+        model = tmp_path / "model.apr"
+    outcome = bisected(f"apr:{model}", "--out", tmp_path / "run")
+    found = outcome.json
+    assert outcome.code == 1
+    (told,) = (finding for finding in found["findings"] if finding["type"] == "geometry")
+    assert told["explanation"] == "kv_heads is 2 in the oracle's model, 1 in the subject's"
+    assert any("k_proj.weight has 64 rows" in note for note in found["not_checked"])
+    assert "fits no shape of the heads" in found["subject"]["absent"]["qkv_matmul"]
+    assert (found["kind"], found["sources"]) == ("unmeasured", [])
 
 
 def test_layers_and_their_feeder_are_those_of_the_whole_run(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,6 @@ from apr_falsify.capture import Request, Sink
 from apr_falsify.errors import (
     AprFalsifyError,
     AprtError,
-    ModelError,
     ProcessError,
     StageError,
     TokensError,
@@ -27,18 +26,18 @@ from apr_falsify.geometry import Geometry
 from apr_falsify.identity import difference, model_sha256, start_hashing
 from apr_falsify.provenance import Provenance, utc_now
 from apr_falsify.stages import Layout
-from apr_falsify.subjects.adoption import adopted_geometry, verify_tokens
+from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.apr_import import imported, source_files
-from apr_falsify.subjects.apr_program import EXITS, REMEDY, known_stages, version_of
+from apr_falsify.subjects.apr_program import EXITS, REMEDY, TOKENS, known_stages, version_of, why_no_tokens
+from apr_falsify.subjects.apr_stated import stated
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.logs import Log, keeping_log, scratch
 from apr_falsify.subjects.process import Program, Running, find_program
 from apr_falsify.subjects.recorded import APR_PROMPT
 from apr_falsify.trace import Key, Trace, read_stage, relative_path, scan, shaped
-from apr_falsify.weights import Model, open_model
+from apr_falsify.weights import Model
 
-_TOKENS = re.compile(r"Token ids:\s*\[([^\]\n]*)\](?: *\((\d+) tokens\))?")
 _DEVICE = re.compile(r"^\s*(?:Device|Backend):\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 
 _PEAK = 3
@@ -56,6 +55,7 @@ class AprSubject:
         model: that file, opened, where it can be read.
         geometry: the geometry of its model.
         interleaved: whether its weights hold interleaved rotary pairs.
+        torn: whether its weights are not of its geometry, so that stages may fit no shape of it.
         log: where what it prints is kept, ``None`` for a file that is kept only where it failed.
         notes: what cannot be checked of it.
         tokens: the token ids that it ran, where it was captured before.
@@ -70,6 +70,7 @@ class AprSubject:
     model: Model | None
     geometry: Geometry
     interleaved: bool
+    torn: bool = False
     log: Path | None = None
     notes: tuple[str, ...] = ()
     tokens: tuple[int, ...] | None = None
@@ -99,7 +100,7 @@ class AprSubject:
             version = version_of(self.program, log)
             stages = folder / "stages"
             with self._trace(names, span, stages, log) as running:
-                known = None if running.wait_for(_TOKENS) else known_stages(running.printed)
+                known = None if running.wait_for(TOKENS) else known_stages(running.printed)
                 if known is None:
                     yield self._run(running, version, stages, {})
                     return
@@ -108,7 +109,7 @@ class AprSubject:
             if not names:
                 raise StageError(f"apr {version} knows none of the stages", expected=", ".join(known))
             with self._trace(names, span, stages, log) as running:
-                running.wait_for(_TOKENS)
+                running.wait_for(TOKENS)
                 yield self._run(running, version, stages, absent)
 
     def _trace(
@@ -129,12 +130,12 @@ class AprSubject:
 
     def _tokens(self, running: Running) -> tuple[int, ...]:
         """Return the token ids that a run printed, which are ids of its model, and always the same."""
-        found = _TOKENS.findall(running.printed)
+        found = TOKENS.findall(running.printed)
         if not found or not found[0][0].strip():
             running.finish()
             what = "exited with 0 and printed no token ids"
             raise self.program.failed(f"`{running.verb}` {what}", running.log, "a line `Token ids: [...]`")
-        if wrong := _why_no_tokens(found, self.geometry.vocab):
+        if wrong := why_no_tokens(found, self.geometry.vocab):
             raise self.program.failed(f"`{running.verb}` printed unusable token ids: {wrong}", running.log)
         return tuple(int(token) for token in found[0][0].split(","))
 
@@ -222,6 +223,7 @@ class AprRun:
         self.subject._tokens(self.running)
         files = self._files()
         unwritten: list[Key] = []
+        unfit: list[Key] = []
         keys = [key for key in request.keys(self.geometry) if key[1] not in self.absent]
         layouts = declaration("apr", self.version).layout(self.subject.interleaved)
         argmax = None
@@ -231,15 +233,18 @@ class AprRun:
                 unwritten.append(key)
                 continue
             values = self._read(key, layout)
+            if values is None:
+                unfit.append(key)
+                continue
             if key == (0, "embedding"):
                 self._check_tokens(values)
             sink.add(key, values, layout)
             if key == (None, "lm_head"):
                 argmax = {"id": int(np.argmax(values))}
-        if len(unwritten) == len(keys):
+        if len(unwritten) + len(unfit) == len(keys):
             raise self._failed("exited with 0 and wrote none of the stages asked for")
         return sink.finish(
-            provenance=replace(self._provenance(request, unwritten), argmax=argmax),
+            provenance=replace(self._provenance(request, unwritten, unfit), argmax=argmax),
             geometry=self.geometry,
             tokens=self.tokens,
         )
@@ -253,8 +258,7 @@ class AprRun:
         try:
             files = scan(self.stages)
         except TraceError as error:
-            where = os.path.relpath(error.where or "", self.stages)
-            raise self._failed(f"wrote an unusable {where}: {error.what}", error.expected) from error
+            raise self._unusable(os.path.relpath(error.where or "", self.stages), error) from error
         if strange := [key for key in files if key[0] is not None and key[0] >= self.geometry.layers]:
             expected = f"layers 0 to {self.geometry.layers - 1}"
             raise self._failed(f"wrote {relative_path(strange[0])}, of a layer that is none", expected)
@@ -268,19 +272,27 @@ class AprRun:
         except TokensError as error:
             raise self._failed(f"did not run the token ids that it printed: {error.what}") from error
 
-    def _read(self, key: Key, layout: tuple[Layout, ...]) -> npt.NDArray[np.float32]:
-        """Return what it wrote of a stage."""
+    def _read(self, key: Key, layout: tuple[Layout, ...]) -> npt.NDArray[np.float32] | None:
+        """Return what it wrote of a stage; ``None`` where its geometry is torn and does not fit that."""
         path = self.stages / relative_path(key)
         try:
-            return shaped(read_stage(path, key), key, layout, self.geometry, len(self.tokens), path)
+            values = read_stage(path, key)
         except (AprtError, TraceError) as error:
-            what = f"wrote an unusable {relative_path(key)}: {error.what}"
-            raise self._failed(what, error.expected) from error
+            raise self._unusable(relative_path(key), error) from error
+        try:
+            return shaped(values, key, layout, self.geometry, len(self.tokens), path)
+        except TraceError as error:
+            if self.subject.torn:
+                return None
+            raise self._unusable(relative_path(key), error) from error
+
+    def _unusable(self, name: str, error: AprFalsifyError) -> ProcessError:
+        return self._failed(f"wrote an unusable {name}: {error.what}", error.expected)
 
     def _failed(self, what: str, expected: str = "") -> ProcessError:
         return self.subject.program.failed(f"`{self.running.verb}` {what}", self.running.log, expected)
 
-    def _provenance(self, request: Request, unwritten: list[Key]) -> Provenance:
+    def _provenance(self, request: Request, unwritten: list[Key], unfit: list[Key]) -> Provenance:
         device = _DEVICE.search(self.running.printed)
         return Provenance(
             runtime="apr",
@@ -294,7 +306,13 @@ class AprRun:
             arithmetic=declaration("apr", self.version).arithmetic,
             layers=(request.layers.start, request.layers.stop),
             stages=request.stages,
-            absent={**self.absent, **_told_unwritten(unwritten, self.version)},
+            absent={
+                **self.absent,
+                **_told(unwritten, f"apr {self.version} accepted it and wrote no file"),
+                **_told(
+                    unfit, f"what apr {self.version} wrote fits no shape of the heads that its file states"
+                ),
+            },
             exit_status=0,
             created=utc_now(),
         )
@@ -304,28 +322,12 @@ class AprRun:
         return self.subject.differs(trace, request)
 
 
-def _why_no_tokens(found: Sequence[tuple[str, str]], vocab: int) -> str | None:
-    """Say what is wrong with the ids, as texts, that a program printed and counted once or more often."""
-    (ids, count), *others = found
-    if any(other != (ids, count) for other in others):
-        return "it printed others later on"
-    each = [token.strip() for token in ids.split(",")]
-    strange = [token for token in each if not (token.isdecimal() and token.isascii() and int(token) < vocab)]
-    if strange:
-        return f"{strange[0] or 'nothing between two commas'} is none of the ids from 0 to {vocab - 1}"
-    if count and int(count) != len(each):
-        return f"it printed {len(each)} and counted {count}"
-    return None
-
-
-def _told_unwritten(keys: list[Key], version: str) -> dict[str, str]:
+def _told(keys: list[Key], why: str) -> dict[str, str]:
     layers: dict[str, list[str]] = {}
     for layer, name in keys:
         layers.setdefault(name, []).append("" if layer is None else str(layer))
     return {
-        name: f"apr {version} accepted it and wrote no file"
-        + (f" for layer {', '.join(found)}" if found[0] else "")
-        for name, found in layers.items()
+        name: why + (f" for layer {', '.join(found)}" if found[0] else "") for name, found in layers.items()
     }
 
 
@@ -348,34 +350,15 @@ def open_apr(target: Target) -> AprSubject:
     binary = find_program("apr", target.program, REMEDY, "--apr-binary")
     program = Program(name="apr", binary=binary, seconds=target.seconds, exits=EXITS)
     apr = imported(program, target.path)
-    model, notes = _readable(apr)
-    geometry, interleaved = _stated(model, apr, target)
+    known = stated(apr, target)
     return AprSubject(
         program=program,
         source=target.path,
         apr=apr,
-        model=model,
-        geometry=geometry,
-        interleaved=interleaved,
+        model=known.model,
+        geometry=known.geometry,
+        interleaved=known.interleaved,
+        torn=known.torn,
         log=target.log,
-        notes=notes,
+        notes=known.notes,
     )
-
-
-def _readable(apr: Path) -> tuple[Model | None, tuple[str, ...]]:
-    try:
-        return open_model(apr), ()
-    except AprFalsifyError as error:
-        return None, (f"the subject's own weights: {error.what}",)
-
-
-def _stated(model: Model | None, apr: Path, target: Target) -> tuple[Geometry, bool]:
-    """Return geometry and rotary pairing: as the .apr file says, else its source, else the other side."""
-    if model is None and target.path != apr:
-        model = open_model(target.path)
-    if model is not None:
-        return model.geometry, model.weights.interleaved
-    try:
-        return adopted_geometry(target)
-    except TraceError as error:
-        raise ModelError(error.what, where=apr, remedy=error.remedy) from error

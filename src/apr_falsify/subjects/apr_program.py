@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,9 @@ EXITS: Mapping[int, str] = {
 }
 """What its exit codes mean, as 0.72.3 was seen to use them."""
 
+TOKENS = re.compile(r"Token ids:\s*\[([^\]\n]*)\](?: *\((\d+) tokens\))?")
+"""What it prints of its token ids, and how many it says they are."""
+
 _VERSION = re.compile(r"\bapr (\d+\.\d+\S*(?: \([0-9a-f]+\))?)")
 _KNOWN_STAGES = re.compile(r"unknown.*?\bvalid(?: stages)?:\s*\"?([a-z0-9_, ]+)", re.IGNORECASE | re.DOTALL)
 _ASKING_SECONDS = 10.0
@@ -32,6 +35,20 @@ def known_stages(printed: str) -> tuple[str, ...] | None:
     """Return the stages that a version knows, by its complaint about one, ``None`` where it has none."""
     match = _KNOWN_STAGES.search(printed)
     return None if match is None else tuple(name.strip() for name in match[1].split(",") if name.strip())
+
+
+def why_no_tokens(found: Sequence[tuple[str, str]], vocab: int) -> str | None:
+    """Say what is wrong with the ids, as texts, that a program printed and counted once or more often."""
+    (ids, count), *others = found
+    if any(other != (ids, count) for other in others):
+        return "it printed others later on"
+    each = [token.strip() for token in ids.split(",")]
+    strange = [token for token in each if not (token.isdecimal() and token.isascii() and int(token) < vocab)]
+    if strange:
+        return f"{strange[0] or 'nothing between two commas'} is none of the ids from 0 to {vocab - 1}"
+    if count and int(count) != len(each):
+        return f"it printed {len(each)} and counted {count}"
+    return None
 
 
 def version_of(program: Program, log: Log) -> str:
