@@ -22,8 +22,8 @@ MOST = 8
 
 _UNPINNED = (
     "nothing pins it: whoever can change the files can change the statement with them. "
-    "No FUNCTIONAL rests on it. Give the digest that was reviewed with --expect, the contract with --contract, "
-    "or a key with --key."
+    "No FUNCTIONAL rests on it. Give the digest that was reviewed with --expect, the contract with "
+    "--contract, or a key with --key."
 )
 
 
