@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.acceptance.browser import open_browser  # noqa: E402 - found by the line above
-from tests.acceptance.programs import APR_TOKENS, RECORDINGS, TINY, run  # noqa: E402
+from tests.acceptance.programs import APR_TOKENS, RECORDINGS, TINY, run  # noqa: E402 - the same
 
 PICTURE = ROOT / "docs" / "figures" / "report.png"
 WIDTH, HEIGHT = 1000, 1960

@@ -82,7 +82,8 @@ def main(model, dump, *options):
     x = keep("wte", weights["model.embed_tokens.weight"][IDS])
     for n in range(c["num_hidden_layers"]):
         names = f"model.layers.{n}."
-        x = block(x, lambda name: weights[names + name], c, keeper(f"h{n}/"), "--mended" in options)  # noqa: B023
+        of_layer = {name.removeprefix(names): value for name, value in weights.items()}
+        x = block(x, of_layer.__getitem__, c, keeper(f"h{n}/"), "--mended" in options)
     x = keep("ln_f", norm(x, weights["model.norm.weight"], c["rms_norm_eps"]))
     keep("logits", x @ weights["lm_head.weight"].T)
     np.savez(dump, **kept)

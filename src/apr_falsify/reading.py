@@ -114,7 +114,7 @@ def number(value: object, name: str) -> float:
 
     """
     try:
-        if type(value) in (int, float) and math.isfinite(result := float(value)):  # type: ignore[arg-type]
+        if type(value) in (int, float) and math.isfinite(result := float(value)):  # type: ignore[arg-type]  # as above
             return result
     except OverflowError:
         pass

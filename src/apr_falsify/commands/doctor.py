@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from apr_falsify.commands import options
+from apr_falsify.commands.output import wrapped
 from apr_falsify.errors import ExitCode
 
 
@@ -76,18 +77,10 @@ def _json(check: Check) -> dict[str, str]:
 
 
 def _print(check: Check) -> None:
-    _wrapped(f"{check.state.value:8} {check.part:14} ", check.detail)
+    for line in wrapped(check.detail, f"{check.state.value:8} {check.part:14} ", " " * 24):
+        click.echo(line)
     if check.remedy and check.state is not State.FOUND:
         click.echo(f"{'':24}try: {check.remedy}")
-
-
-def _wrapped(head: str, text: str) -> None:
-    """Print ``text`` behind ``head`` in 80 columns; a path is not broken, nor a command."""
-    import textwrap
-
-    for line in textwrap.wrap(text, 80 - len(head), break_long_words=False, break_on_hyphens=False):
-        click.echo(head + line)
-        head = " " * len(head)
 
 
 def _python() -> Check:

@@ -196,7 +196,7 @@ def show(bundles: tuple[Path, ...], output: str) -> int:
 @options.debug
 def report(bundle: Path, out: Path | None) -> int:
     """Write the report of a bundle again, from its files, to a file outside of it."""
-    from apr_falsify.commands.page import write_file
+    from apr_falsify.commands.output import write_file
     from apr_falsify.evidence.bundle import read_bundle
     from apr_falsify.evidence.report import bundle_html
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from apr_falsify.commands.output import wrapped
 from apr_falsify.evidence.facts import Facts, Side
 from apr_falsify.evidence.files import REPORT
 from apr_falsify.evidence.outcome import outcome_of
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from apr_falsify.evidence.bundle import Bundle
     from apr_falsify.evidence.difference import Change
 
-WIDTH = 80
 MOST = 8
 """How many of a list are printed; JSON has them all."""
 
@@ -74,15 +73,7 @@ def _more(count: int, what: str) -> Iterator[str]:
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
-    inner = " " * (len(indent) + 2)
-    return textwrap.wrap(
-        _printable(text),
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=inner,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return wrapped(_printable(text), indent, " " * (len(indent) + 2))
 
 
 def _printable(text: str) -> str:

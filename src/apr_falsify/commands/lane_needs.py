@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import shutil
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 from apr_falsify.capture import Request
 from apr_falsify.commands.doctor import Check, State
-from apr_falsify.commands.lanes import EMBEDDED, Lane, Missing, missing_for, read_lanes
+from apr_falsify.commands.lanes import EMBEDDED, Lane, Missing, lane_of, missing_for, read_lanes
 from apr_falsify.commands.live import free_memory, oracle_memory
 from apr_falsify.commands.sides import DEFAULT_LAYERS, DEFAULT_MODEL, split_subject
-from apr_falsify.errors import AprFalsifyError, UsageError, nearest
+from apr_falsify.contracts.settings import nearest_table
+from apr_falsify.errors import AprFalsifyError, UsageError
 from apr_falsify.oracle.hub import kept
 from apr_falsify.stages import STAGES, canonical_shape
 from apr_falsify.weights import Model, open_model
@@ -34,32 +34,14 @@ def lane_named(name: str, start: Path) -> Lane:
     """
     if name == EMBEDDED:
         return Lane()
-    for folder in (start, *start.parents):
-        path = folder / "pyproject.toml"
-        if not path.is_file():
-            continue
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("apr-falsify")
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"cannot be read: {error}", where=path) from None
-        if isinstance(table, dict):
-            return _of(read_lanes(table.get("lanes", {}), folder), name, path)
-    raise UsageError(
-        "no pyproject.toml here has [tool.apr-falsify]",
-        where="--lane",
-        expected=f"[tool.apr-falsify.lanes.{name}] in the project's pyproject.toml",
-    )
-
-
-def _of(lanes: dict[str, Lane], name: str, path: Path) -> Lane:
-    if name not in lanes:
+    table, folder = nearest_table(start)
+    if table is None:
         raise UsageError(
-            f"no lane {name!r}",
-            where=path,
-            expected=", ".join(lanes) or f"a table [tool.apr-falsify.lanes.{name}]",
-            remedy=nearest(name, lanes),
+            "no pyproject.toml here has [tool.apr-falsify]",
+            where="--lane",
+            expected=f"[tool.apr-falsify.lanes.{name}] in the project's pyproject.toml",
         )
-    return lanes[name]
+    return lane_of(read_lanes(table.get("lanes", {}), folder), name, folder / "pyproject.toml")
 
 
 def checks_of(lane: Lane) -> Iterator[Check]:

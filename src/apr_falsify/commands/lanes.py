@@ -125,6 +125,23 @@ def _lane(name: str, table: object, root: Path, where: Path) -> Lane:
     return Lane(name=name, **values)
 
 
+def lane_of(lanes: Mapping[str, Lane], name: str, where: object) -> Lane:
+    """Return the lane of that name.
+
+    Raises:
+        UsageError: there is none; the nearest is offered.
+
+    """
+    if name not in lanes:
+        raise UsageError(
+            f"no lane {name!r}",
+            where=where,
+            expected=", ".join(lanes) or f"a table [tool.apr-falsify.lanes.{name}]",
+            remedy=nearest(name, lanes),
+        )
+    return lanes[name]
+
+
 def _value(key: str, value: object, place: str) -> Any:
     try:
         return KEYS[key](value)

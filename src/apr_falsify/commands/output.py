@@ -1,13 +1,51 @@
-"""Printing on stdout, so that a reader that goes away (``| head``) changes no exit code."""
+"""What the verbs print and write: in 80 columns, whole, and heedless of a reader that goes away."""
 
 from __future__ import annotations
 
 import os
 import sys
+import textwrap
+from pathlib import Path
 
 import click
 
 from apr_falsify.errors import OutputError
+
+WIDTH = 80
+"""Columns of a line, but where one word is longer."""
+
+
+def wrapped(text: str, head: str, indent: str) -> list[str]:
+    """Return ``text`` behind ``head`` in lines of 80 columns, broken between words: a path stays whole."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=head,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def write_file(path: Path, content: str) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(content, encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the result cannot be written: {error.strerror}", where=path, remedy="choose another --out"
+        ) from error
 
 
 def tell(text: str) -> None:

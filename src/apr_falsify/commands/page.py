@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from apr_falsify.commands.output import write_file
 from apr_falsify.compare.bisection import Bisection
-from apr_falsify.errors import MissingDependencyError, OutputError
+from apr_falsify.errors import MissingDependencyError
 from apr_falsify.evidence.report import REPORT_HTML, bisection_html
 from apr_falsify.trace import Trace
 from apr_falsify.weights import Weights
@@ -50,27 +50,6 @@ def write_page(
         return f"no {REPORT_HTML}: {error.what}; {error.remedy}"
     write_file(path, page)
     return f"report: {path}"
-
-
-def write_file(path: Path, content: str) -> None:
-    """Write a file, whole or not at all.
-
-    Raises:
-        OutputError: it cannot be written.
-
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(content, encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written: {error.strerror}", where=path, remedy="choose another --out"
-        ) from error
 
 
 def command_line(context: click.Context | None) -> str:

@@ -16,16 +16,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from apr_falsify.commands.output import tell
+from apr_falsify.commands.output import WIDTH, tell, write_file
 from apr_falsify.compare.bisection import Bisection, Finding, Kind, Row, Status, Verdict, compared
 from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import THRESHOLD, PublishedRule
-from apr_falsify.errors import ExitCode, OutputError
+from apr_falsify.errors import ExitCode
 from apr_falsify.rules import OPERATIONS
 from apr_falsify.trace import Provenance
-
-WIDTH = 80
-"""The columns that text output keeps to where it is no terminal."""
 
 BISECTION_JSON = "bisection.json"
 
@@ -59,19 +56,7 @@ def write_bisection(result: Bisection, run: Path) -> Path:
 
     """
     path = run / BISECTION_JSON
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        partial = run / f".{BISECTION_JSON}.{os.getpid()}"
-        try:
-            partial.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(
-            f"the result cannot be written: {error.strerror}", where=path, remedy="choose another --out"
-        ) from error
+    write_file(path, json.dumps(result.to_json(), indent=1) + "\n")
     return path
 
 

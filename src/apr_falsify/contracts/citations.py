@@ -248,7 +248,7 @@ def _tests(
             place=_line_of(shown, text, place),
             expected_absent=absent,
             role="test",
-            **more,  # type: ignore[arg-type]
+            **more,  # type: ignore[arg-type]  # the fields that one kind of citation has
         )
 
     for node in names.nodes:

@@ -60,11 +60,22 @@ def read_settings(start: Path) -> Settings:
         UsageError: the table names an unknown code or severity, or an ignore gives no reason.
 
     """
+    table, folder = nearest_table(start)
+    return Settings() if table is None else _settings(table, folder)
+
+
+def nearest_table(start: Path) -> tuple[dict[str, Any] | None, Path]:
+    """Return ``[tool.apr-falsify]`` of the nearest pyproject.toml from ``start`` upwards, and its folder.
+
+    Raises:
+        UsageError: a pyproject.toml on the way cannot be read.
+
+    """
     for folder in (start, *start.parents):
         table = _table(folder / "pyproject.toml")
         if table is not None:
-            return _settings(table, folder)
-    return Settings()
+            return table, folder
+    return None, start
 
 
 def project_name(root: Path) -> str:

@@ -27,7 +27,7 @@ _NULL, _MERGE, _STR = (f"tag:yaml.org,2002:{name}" for name in ("null", "merge",
 _PARSER: Any = yaml.CSafeLoader.__mro__[1] if yaml.__with_libyaml__ else yaml.SafeLoader
 
 
-class _Loader(_PARSER):  # type: ignore[misc]
+class _Loader(_PARSER):  # type: ignore[misc]  # which parser is known at run time only
     """A parser that tells only null and merge keys from text: everything else stays as it is written."""
 
     def resolve(self, kind: type, value: Any, implicit: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from apr_falsify.commands.lanes import EMBEDDED, UNNAMED, Lane, read_lanes, rooted
+from apr_falsify.commands.lanes import EMBEDDED, UNNAMED, Lane, lane_of, read_lanes, rooted
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.pytest_plugin.entry import OPTIONS, TABLE
 
@@ -151,11 +151,4 @@ def _chosen(
     if name in (None, EMBEDDED):
         return Lane(name=UNNAMED if described or gpu else EMBEDDED)
     assert name is not None
-    if name not in lanes:
-        raise UsageError(
-            f"no lane {name!r}",
-            where=where,
-            expected=", ".join(lanes) or "a table [tool.apr-falsify.lanes.NAME]",
-            remedy=nearest(name, lanes),
-        )
-    return lanes[name]
+    return lane_of(lanes, name, where)

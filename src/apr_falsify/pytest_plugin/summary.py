@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from apr_falsify.commands.output import wrapped
 from apr_falsify.evidence.outcome import Outcome
 
-WIDTH = 80
-"""Columns of a line, but where a path is longer."""
+INDENT = " " * 6
+"""What the further lines of a need begin with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,28 +49,16 @@ def lines_of(judged: Sequence[Judged], partly: Sequence[str], problems: Sequence
         yield f"    status {one.now or 'none'}, this run earns {one.earned or 'none'}"
         for need in one.needs:
             if len(lacking[need]) == 1:
-                yield from _wrapped("    needs ", need)
+                yield from wrapped(need, "    needs ", INDENT)
         if one.bundle is not None:
             yield f"    bundle {_shown(one.bundle)}"
             yield f"    statement sha256 {one.statement_sha256}"
     for need, names in lacking.items():
         if len(names) > 1:
-            yield from _wrapped("needs ", f"{need} ({_told(names)})")
+            yield from wrapped(f"{need} ({_told(names)})", "needs ", INDENT)
     if partly:
-        yield from _wrapped("selected in part, so not judged: ", ", ".join(partly))
+        yield from wrapped(", ".join(partly), "selected in part, so not judged: ", INDENT)
     yield from problems
-
-
-def _wrapped(head: str, text: str) -> Iterator[str]:
-    """Yield ``text`` behind ``head``, broken between words; a path is left whole."""
-    yield from textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=head,
-        subsequent_indent=" " * 6,
-        break_long_words=False,
-        break_on_hyphens=False,
-    ) or [head.rstrip()]
 
 
 def _shown(path: Path) -> Path:

@@ -43,7 +43,8 @@ def told(bisection: Bisection) -> str:
     """Return a bisection as ``apr-falsify bisect`` prints it, without colours."""
     from rich.console import Console
 
-    from apr_falsify.commands.report import WIDTH, print_text
+    from apr_falsify.commands.output import WIDTH
+    from apr_falsify.commands.report import print_text
 
     text = io.StringIO()
     print_text(bisection, Console(file=text, width=WIDTH, highlight=False))

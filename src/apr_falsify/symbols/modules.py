@@ -175,7 +175,7 @@ def _bound_names(statement: ast.stmt) -> Iterator[str]:
             yield node.name
             continue
         for target in _targets(node):
-            yield from (one.id for one in ast.walk(target) if _is_stored(one))  # type: ignore[attr-defined]
+            yield from (one.id for one in ast.walk(target) if _is_stored(one))  # type: ignore[attr-defined]  # a stored node is a Name
         for case in getattr(node, "cases", ()):
             captured = (getattr(one, "name", None) for one in ast.walk(case.pattern))
             yield from (name for name in captured if isinstance(name, str))

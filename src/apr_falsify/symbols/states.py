@@ -10,7 +10,7 @@ Class = TypeVar("Class")
 
 def quickly_pickled(cls: type[Class]) -> type[Class]:
     """Have a slotted data class of several fields pickled as the tuple of its values."""
-    names: tuple[str, ...] = cls.__slots__  # type: ignore[attr-defined]
+    names: tuple[str, ...] = cls.__slots__  # type: ignore[attr-defined]  # a slotted dataclass has them
     values = attrgetter(*names)
 
     def get(self: Any) -> Any:

@@ -180,7 +180,7 @@ def _texts(data: Mapping) -> Iterator[tuple[str, Text, _Trail | None]]:
         value, last, trail = pending.pop()
         kind = type(value)
         if kind is Text:
-            yield last, value, trail  # type: ignore[misc]
+            yield last, value, trail  # type: ignore[misc]  # type() is faster than isinstance, mypy blind
         elif isinstance(value, Mapping):
             pending.extend([(item, name, (trail, name)) for name, item in value.items()])
         elif isinstance(value, Sequence):

@@ -156,7 +156,7 @@ class Recorder:
             if asking:
                 return name in self._wanted
             self._copy(name, address)
-        except Exception as error:
+        except Exception as error:  # whatever it is: C code cannot carry it, the caller raises it
             self.error = error
         return self.error is None
 
