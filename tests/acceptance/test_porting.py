@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import shutil
@@ -172,7 +171,7 @@ def killed_while_writing(command: list[str], seen: Callable[[], bool]) -> bool:
         deadline = time.monotonic() + 60
         while not seen() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.0005)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()  # does nothing to one that has ended
     return process.returncode == -signal.SIGKILL
 
 
