@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.geometry import Geometry, geometry_of_config
-from apr_falsify.tensors import PlainTensor
+from apr_falsify.tensors import PlainTensor, Tensor
 from apr_falsify.weights import ROLE_AXES, Model, Weights
 
 PACKAGE = Path(__file__).parents[2] / "src" / "apr_falsify"
@@ -120,3 +120,13 @@ def model_directory(directory: Path, **knobs: Any) -> Path:
     (directory / "config.json").write_text(json.dumps({**CONFIG, **knobs}))
     save_file(random_tensors(small_geometry(**knobs)), directory / "model.safetensors")
     return directory
+
+
+def whole(tensor: Tensor) -> npt.NDArray[Any]:
+    """Return every row of ``tensor``, decoded."""
+    return tensor.rows(0, tensor.shape[0])
+
+
+def plain(data: npt.NDArray[Any], kind: str = "f32") -> PlainTensor:
+    """Return a tensor of plain numbers that holds ``data``; bf16 as its u16 bit patterns."""
+    return PlainTensor(name="x", type=kind, data=data)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +12,11 @@ import numpy as np
 import pytest
 
 from apr_falsify.capture import TraceWriter
-from apr_falsify.errors import AprFalsifyError, AprtError, GeometryError, TraceError
+from apr_falsify.errors import AprtError, TraceError
 from apr_falsify.geometry import geometry_of_hf_dir
 from apr_falsify.provenance import Provenance
 from apr_falsify.trace import (
     INCOMPLETE,
-    SCHEMA,
     is_trace,
     read_stage,
     read_trace,
@@ -31,28 +27,9 @@ from apr_falsify.trace import (
 )
 from tests.support import DATA
 from tests.unit.helpers import TINY, small_geometry
-from tests.unit.traces import TOKENS, edit_json, write_trace
+from tests.unit.traces import TOKENS, edit_json, refusal_of, write_trace
 
 RECORDED = DATA / "apr-tiny-qwen2" / "base"
-
-
-@pytest.fixture(scope="session")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("trace") / "run"
-    write_trace(directory)
-    return directory
-
-
-@pytest.fixture
-def run(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "run"))
-
-
-def refusal_of(directory: Path, what: str, kind: type[AprFalsifyError] = TraceError) -> AprFalsifyError:
-    with pytest.raises(kind, match=what) as refusal:
-        read_trace(directory)
-    assert str(directory) in str(refusal.value.where)
-    return refusal.value
 
 
 # round trip
@@ -284,153 +261,3 @@ def test_trace_json_that_is_a_pipe_is_not_waited_for(run: Path) -> None:
     (run / "trace.json").unlink()
     os.mkfifo(run / "trace.json")
     refusal_of(run, "not a regular file")
-
-
-# refusals: trace.json
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"", "no usable JSON"),
-        (b"{", "no usable JSON"),
-        (b"\xff", "no usable JSON"),
-        (b"[" * 100_000, "nested too deeply"),
-        (b'{"schema": "apr-falsify/trace/v1", "schema": "x"}', "is there twice"),
-        (b"[]", "the schema"),
-        (b"null", "the schema"),
-        (b"{}", "the schema"),
-    ],
-)
-def test_a_garbled_trace_json_is_refused(run: Path, content: bytes, what: str) -> None:
-    (run / "trace.json").write_bytes(content)
-    refusal_of(run, what)
-
-
-def test_a_key_that_stands_twice_deep_inside_is_refused(run: Path) -> None:
-    text = (run / "trace.json").read_text().replace('"hidden": 16', '"hidden": 16, "hidden": 16')
-    (run / "trace.json").write_text(text)
-    refusal_of(run, "'hidden' is there twice")
-
-
-@pytest.mark.parametrize("schema", ["apr-falsify/trace/v2", "apr-falsify/bisection/v1", None, 1, ["x"]])
-def test_another_schema_is_refused(run: Path, schema: object) -> None:
-    edit_json(run, lambda data: data.update(schema=schema))
-    error = refusal_of(run, "the schema of trace.json is")
-    assert error.expected == SCHEMA
-
-
-@pytest.mark.parametrize("key", ["provenance", "geometry", "tokens", "stages"])
-def test_a_part_left_out_is_refused(run: Path, key: str) -> None:
-    edit_json(run, lambda data: data.pop(key))
-    refusal_of(run, f"has no '{key}'")
-
-
-@pytest.mark.parametrize("key", ["layer", "stage", "shape", "layout", "sha256"])
-def test_a_part_of_a_stage_left_out_is_refused(run: Path, key: str) -> None:
-    edit_json(run, lambda data: data["stages"][3].pop(key))
-    refusal_of(run, f"has no '{key}'")
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda data: data["stages"].append(data["stages"][0]), "listed twice"),
-        (lambda data: data["stages"][0].update(layer=7), "layer 7 in a model of 2 layers"),
-        (lambda data: data["stages"][0].update(layer=-1), "layer -1"),
-        (lambda data: data["stages"][0].update(stage="../../etc/passwd"), "are missing"),
-        (lambda data: data["stages"][0].update(layout=["sideways"]), "sideways"),
-        (lambda data: data["stages"][0].update(shape=[16, 5]), "gives the shape"),
-        (lambda data: data["stages"][0].update(sha256="0" * 64), "its sha256 is"),
-        (lambda data: data.update(tokens=[]), "no tokens"),
-        (lambda data: data.update(tokens=[1, 2, 3, 4, 32]), "outside the vocabulary"),
-        (lambda data: data.update(tokens=[1, 2, 3, 4, -1]), "outside the vocabulary"),
-        (lambda data: data.update(tokens=[1, 2, 3]), "fit no shape"),
-        (lambda data: data["geometry"].update(heads=8), "fit no shape"),
-        (lambda data: data["provenance"].pop("runtime"), "no runtime"),
-    ],
-)
-def test_a_trace_json_that_contradicts_itself_is_refused(run: Path, change: Any, what: str) -> None:
-    edit_json(run, change)
-    refusal_of(run, what)
-
-
-def test_keys_of_a_later_minor_version_are_passed_over(run: Path) -> None:
-    edit_json(run, lambda data: (data.update(new=1), data["provenance"].update(new={"a": 1})))
-    assert read_trace(run).provenance.runtime == "embedded"
-
-
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every position in ``value``, inner ones first; of a long list the first two entries."""
-    if isinstance(value, dict):
-        for key in value:
-            yield from leaves(value[key], (*path, key))
-    elif isinstance(value, list):
-        for index in range(min(2, len(value))):
-            yield from leaves(value[index], (*path, index))
-    if path:
-        yield path
-
-
-WRONG: list[Any] = [None, "x", "", [], [1], {}, {"a": {}}, -1, 0, True, 2.5, 10**400, 10**12, [[["x"]]]]
-
-
-def raised_by(call: Callable[[], object]) -> Exception | None:
-    try:
-        call()
-    except Exception as error:
-        return error
-    return None
-
-
-def test_any_value_of_the_wrong_type_anywhere_is_taken_or_refused_with_a_type(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    write_trace(run, stages=("embedding", "attn_scores", "lm_head"))
-    data = json.loads((run / "trace.json").read_text())
-    positions = list(leaves(data))
-    assert len(positions) > 45
-    for position in positions:
-        for wrong in [*WRONG, float("inf"), float("nan")]:
-            broken = copy.deepcopy(data)
-            parent = broken
-            for step in position[:-1]:
-                parent = parent[step]
-            parent[position[-1]] = wrong
-            (run / "trace.json").write_text(json.dumps(broken))
-            error = raised_by(lambda: read_trace(run))
-            assert error is None or (isinstance(error, AprFalsifyError) and error.where), (position, wrong)
-
-
-def test_absurd_geometry_is_refused(run: Path) -> None:
-    edit_json(run, lambda data: data["geometry"].update(layers=10**9))
-    refusal_of(run, "layers is 1000000000", GeometryError)
-
-
-PROVENANCE = Provenance(
-    runtime="apr",
-    version="0.72.3",
-    binary_sha256="ab",
-    model_sha256="cd",
-    prompt="What?",
-    argmax={"id": 3, "text": "x"},
-    libraries={"numpy": "2"},
-    layers=(0, 2),
-    stages=("embedding",),
-    commit="ef",
-)
-
-
-def test_provenance_goes_through_json_unchanged() -> None:
-    assert Provenance.from_json(json.loads(json.dumps(PROVENANCE.to_json()))) == PROVENANCE
-
-
-@pytest.mark.parametrize("field", sorted(PROVENANCE.to_json()))
-def test_every_field_of_the_provenance_is_checked_for_its_type(field: str) -> None:
-    with pytest.raises(ValueError, match="not "):
-        Provenance.from_json({**PROVENANCE.to_json(), field: 3.5})
-
-
-@pytest.mark.parametrize("layers", [[0], [0, 1, 2], [0, "1"], "01"])
-def test_layers_of_the_provenance_are_two_numbers(layers: object) -> None:
-    with pytest.raises(ValueError, match=r"layers|unpack"):
-        Provenance.from_json({"runtime": "x", "layers": layers})

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from apr_falsify.capture import Request, TraceWriter
+from apr_falsify.errors import AprFalsifyError, TraceError
 from apr_falsify.stages import STAGES
 from apr_falsify.subjects.embedded import capture
-from apr_falsify.trace import Trace
+from apr_falsify.trace import Trace, read_trace
 from tests.unit.helpers import small_model
 
 TOKENS = (3, 1, 4, 1, 5)
@@ -39,3 +42,11 @@ def everything_under(directory: Path) -> set[str]:
         for folder, folders, files in os.walk(directory)
         for name in [*folders, *files]
     }
+
+
+def refusal_of(directory: Path, what: str, kind: type[AprFalsifyError] = TraceError) -> AprFalsifyError:
+    """Return the error with which the trace at ``directory`` is refused; it says ``what`` and where."""
+    with pytest.raises(kind, match=what) as refusal:
+        read_trace(directory)
+    assert str(directory) in str(refusal.value.where)
+    return refusal.value

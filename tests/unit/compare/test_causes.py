@@ -28,10 +28,12 @@ from tests.support import DATA
 from tests.unit.compare.wrong_stages import (
     F64,
     ROUND,
+    THETA,
     D,
     H,
     K,
     Run,
+    changed,
     explained,
     q_of,
     rms,
@@ -40,7 +42,7 @@ from tests.unit.compare.wrong_stages import (
     tiny_run,
     with_biases,
 )
-from tests.unit.compare.wrong_table import FAULTS, SMALL_FAULTS, THETA, changed
+from tests.unit.compare.wrong_table import FAULTS, SMALL_FAULTS
 from tests.unit.helpers import KNOBS, TINY
 
 

@@ -18,25 +18,16 @@ from apr_falsify.compare import sums
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.errors import TraceError
-from apr_falsify.geometry import geometry_of_hf_dir
 from tests.support import DATA
+from tests.unit.compare.pairs import GEOMETRY, TOKEN_CHANNEL, Array, random_pair
 
-TOKEN_CHANNEL = Axes(names=("token", "channel"))
 VECTOR = Axes(names=("channel",))
 SCORES = Axes(names=("head", "token", "key"))
-TINY = geometry_of_hf_dir(Path("src/apr_falsify/data/tiny-qwen2"))
 
-Array = npt.NDArray[np.float64]
 FINITE = st.floats(-(2.0**126), 2.0**126, width=32)
 PAIRS = hnp.array_shapes(min_dims=2, max_dims=2, max_side=7).flatmap(
     lambda shape: st.tuples(*[hnp.arrays(np.float32, shape, elements=FINITE)] * 2)
 )
-
-
-def random_pair(*shape: int, noise: float = 1e-3, seed: int = 0) -> tuple[Array, Array]:
-    rng = np.random.default_rng(seed)
-    oracle = rng.standard_normal(shape, dtype=np.float32)
-    return oracle, oracle + np.float32(noise) * rng.standard_normal(shape, dtype=np.float32)
 
 
 def vector(oracle: object, subject: object, dtype: npt.DTypeLike = np.float32) -> Metrics:
@@ -164,65 +155,12 @@ def test_no_rounding_takes_a_cosine_out_of_its_bounds() -> None:
         assert 1 - 1e-13 < abs(found) <= 1.0
 
 
-# --- where ------------------------------------------------------------------------------------------
-
-
-def test_the_greatest_difference_is_found_in_whatever_tile_it_lies() -> None:
-    shape = (600, 9000)  # several segments, several tiles in each direction
-    for seed in range(4):
-        oracle, subject = random_pair(*shape, seed=seed)
-        at = tuple(int(index) for index in np.random.default_rng(seed).integers(0, shape))
-        subject[at] += 5
-        found = compare_arrays(oracle, subject, TOKEN_CHANNEL)
-        assert found.at == at
-        assert found.max_abs == float(subject[at]) - float(oracle[at])
-
-
-def test_of_equal_differences_the_first_in_row_order_is_told() -> None:
-    oracle = np.zeros((40, 9000), np.float32)
-    subject = oracle.copy()
-    subject[0, 8999] = subject[1, 0] = subject[39, 5] = -2
-    assert compare_arrays(oracle, subject, TOKEN_CHANNEL).at == (0, 8999)
-
-
-@pytest.mark.parametrize(
-    ("stage", "at", "words"),
-    [
-        ("attn_norm", (3, 40), "token 3, channel 40"),
-        ("q_post_rope", (3, 2 * 32 + 17), "token 3, head 2, channel 17"),
-        ("k_post_rope", (0, 32), "token 0, kv head 1, channel 0"),
-        ("qkv_bias", (1, 8 * 32 + 5), "token 1, k head 0, channel 5"),
-        ("qkv_matmul", (1, 10 * 32 + 31), "token 1, v head 0, channel 31"),
-        ("attn_scores", (7, 5, 3), "head 7, token 5, key 3"),
-        ("lm_head", (411,), "vocabulary entry 411"),
-    ],
-)
-def test_a_place_is_told_in_words(stage: str, at: tuple[int, ...], words: str) -> None:
-    shape = tuple(TINY.dims(6)[axis] for axis in STAGE_AXES[stage])
-    oracle = np.ones(shape, np.float32)
-    subject = oracle.copy()
-    subject[at] = 3
-    found = compare_arrays(oracle, subject, axes_of(stage, TINY))
-    assert (found.at, found.where) == (at, words)
-
-
-STAGE_AXES = {
-    "attn_norm": ("tokens", "hidden"),
-    "q_post_rope": ("tokens", "q"),
-    "k_post_rope": ("tokens", "kv"),
-    "qkv_bias": ("tokens", "qkv"),
-    "qkv_matmul": ("tokens", "qkv"),
-    "attn_scores": ("heads", "tokens", "tokens"),
-    "lm_head": ("vocab",),
-}
-
-
 # --- per token, head, channel -----------------------------------------------------------------------
 
 
 def test_profiles_are_the_figures_of_each_slice() -> None:
     oracle, subject = random_pair(6, 256, noise=0.1)
-    found = compare_arrays(oracle, subject, axes_of("q_post_rope", TINY))
+    found = compare_arrays(oracle, subject, axes_of("q_post_rope", GEOMETRY))
     heads = [(oracle[:, i : i + 32], subject[:, i : i + 32]) for i in range(0, 256, 32)]
     slices = {
         "token": list(zip(oracle, subject, strict=True)),
@@ -366,7 +304,7 @@ def test_axes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(TraceError, match="shape is"):
         compare_arrays(np.ones((2, 3)), np.ones((2, 3)), VECTOR)
     with pytest.raises(TraceError, match="last axis"):
-        compare_arrays(np.ones((2, 3)), np.ones((2, 3)), axes_of("q_post_rope", TINY))
+        compare_arrays(np.ones((2, 3)), np.ones((2, 3)), axes_of("q_post_rope", GEOMETRY))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -417,7 +355,7 @@ def test_a_real_fault_that_no_cosine_sees_is_sized() -> None:
         read_aprt(DATA / "apr-tiny-qwen2" / run / "layer-0" / "attn_norm.bin").values.reshape(6, -1)
         for run in ("base", "norm-scaled")
     )
-    found = compare_arrays(base, faulty, axes_of("attn_norm", TINY))
+    found = compare_arrays(base, faulty, axes_of("attn_norm", GEOMETRY))
     assert found.cosine > 0.9999999
     assert found.rel_l2 == pytest.approx(0.01, abs=2e-4)  # 0.0101: f16 weights round
     assert found.norm_ratio == pytest.approx(1.01, abs=2e-4)

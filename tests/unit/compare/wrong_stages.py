@@ -30,6 +30,7 @@ F64 = npt.NDArray[np.float64]
 TOKENS = (274, 272, 223, 20, 13, 20, 33)
 LAYER = 1
 H, K, D, E = 8, 2, 32, 256  # heads, kv heads, head_dim and hidden of the tiny checkpoint
+THETA = 1e6  # its rotary base
 ROUND: Mapping[str, Callable[[F64], npt.NDArray[Any]]] = {
     "f32": lambda x: x.astype(np.float32),
     "f16": lambda x: x.astype(np.float16).astype(np.float32),
@@ -165,3 +166,24 @@ def k_of(run: Run) -> F64:
 
 def v_of(run: Run) -> F64:
     return run["qkv_bias"][:, (H + K) * D :]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrong:
+    """A fault: the stage, what it makes of it, and the cause that should be named."""
+
+    stage: str
+    cause: str
+    says: str
+    make: Callable[[Run], F64]
+    f16: bool = True
+
+
+def wrong(stage: str, cause: str, says: str, make: Callable[[Run], F64], *, f16: bool = True) -> Wrong:
+    return Wrong(stage=stage, cause=cause, says=says, make=make, f16=f16)
+
+
+def changed(x: F64, at: object, by: float) -> F64:
+    x = x.copy()
+    x[at] *= by  # type: ignore[index]
+    return x
