@@ -11,7 +11,6 @@ of theirs checks it and it takes reading the whole file, it is not checked here 
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 import zlib
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import ModelError
+from apr_falsify.mapped_file import check_magic, check_within, map_file
 from apr_falsify.reading import mapping, parse_json
 
 MAGIC = b"APR\0"
@@ -32,7 +32,7 @@ _MAX_NAME = 256
 _MAX_AXES = 8
 _MAX_SIZE = 1 << 32
 _SHORTEST_ENTRY = 2 + 1 + 1 + 1 + 8 + 8
-_DOWNLOAD = "import the model again; the file is damaged"
+_IMPORT_AGAIN = "import the model again; the file is damaged"
 
 _KNOWN_FLAGS = 0x0FFF
 _REFUSED_FLAGS: Mapping[int, str] = {
@@ -156,19 +156,15 @@ class AprFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data = _map(path)
+        self.data = map_file(path)
         header = self._header()
         self.metadata: Mapping[str, Any] = self._metadata(header)
         self.tensors: Mapping[str, AprTensorInfo] = self._table(header)
         self._check_overlap()
 
     def _header(self) -> _Header:
-        if self.data[:4] != MAGIC:
-            raise ModelError(
-                f"the file starts with {self.data[:4]!r}",
-                where=self.path,
-                expected=f"an .apr file of version 2, which starts with {MAGIC!r}",
-            )
+        expected = f"an .apr file of version 2, which starts with {MAGIC!r}"
+        check_magic(self.data, MAGIC, where=self.path, expected=expected)
         head = self.data[: _HEADER.size]
         if len(head) < _HEADER.size:
             raise self._damaged("the file ends within its header")
@@ -266,15 +262,10 @@ class AprFile:
                 f"tensor {name} of type {packing.name} and shape {list(shape)} has {nbytes} bytes",
                 where=self.path,
                 expected=f"{packing.nbytes(shape)} bytes",
-                remedy=_DOWNLOAD,
+                remedy=_IMPORT_AGAIN,
             )
-        if offset + nbytes > len(self.data):
-            raise ModelError(
-                f"tensor {name} reaches beyond the end of the file",
-                where=self.path,
-                expected=f"at least {offset + nbytes} bytes, the file has {len(self.data)}",
-                remedy="import or copy the model again; the file is truncated",
-            )
+        remedy = "import or copy the model again; the file is truncated"
+        check_within(name, offset + nbytes, len(self.data), where=self.path, remedy=remedy)
         return AprTensorInfo(name=name, shape=shape, packing=packing, offset=offset, nbytes=nbytes)
 
     def _check_overlap(self) -> None:
@@ -285,14 +276,4 @@ class AprFile:
                 raise self._damaged(f"the tensors {first.name} and {second.name} overlap")
 
     def _damaged(self, what: str) -> ModelError:
-        return ModelError(what, where=self.path, expected="a whole .apr file", remedy=_DOWNLOAD)
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", where=path) from error
-    except ValueError as error:
-        raise ModelError("the file is empty", where=path) from error
+        return ModelError(what, where=self.path, expected="a whole .apr file", remedy=_IMPORT_AGAIN)

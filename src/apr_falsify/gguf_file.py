@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import ModelError
+from apr_falsify.mapped_file import check_magic, check_within, map_file
 
 _MAGIC = b"GGUF"
 _SCALARS: Mapping[int, str] = {
@@ -133,7 +134,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data = _map(path)
+        self.data = map_file(path)
         cursor = _Cursor(self.data, path)
         self._check_version(cursor)
         tensor_count, key_count = cursor.count(), cursor.count()
@@ -147,11 +148,8 @@ class GgufFile:
             self.tensors[info.name] = info
 
     def _check_version(self, cursor: _Cursor) -> None:
-        if self.data[:4] != _MAGIC:
-            raise ModelError(
-                f"the file starts with {self.data[:4]!r}", where=self.path, expected="a GGUF file"
-            )
-        cursor.at = 4
+        check_magic(self.data, _MAGIC, where=self.path, expected="a GGUF file")
+        cursor.at = len(_MAGIC)
         version = cursor.scalar("<I")
         if version not in (2, 3):
             raise ModelError(
@@ -218,13 +216,8 @@ class GgufFile:
             nbytes *= size
         if nbytes == 0:
             raise ModelError(f"tensor {name} has the shape {list(shape)}", where=self.path)
-        if offset + nbytes > len(self.data):
-            raise ModelError(
-                f"tensor {name} reaches beyond the end of the file",
-                where=self.path,
-                expected=f"at least {offset + nbytes} bytes, the file has {len(self.data)}",
-                remedy="download the file again; it is truncated",
-            )
+        remedy = "download the file again; it is truncated"
+        check_within(name, offset + nbytes, len(self.data), where=self.path, remedy=remedy)
         return GgufTensorInfo(
             name=name, shape=shape, type=self._names[kind], offset=offset, nbytes=nbytes, row_bytes=row_bytes
         )
@@ -240,13 +233,3 @@ class GgufFile:
         import gguf
 
         return {int(kind): kind.name.lower() for kind in gguf.GGMLQuantizationType}
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror}", where=path) from error
-    except ValueError as error:
-        raise ModelError("the file is empty", where=path) from error

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from apr_falsify.errors import ModelError
 from apr_falsify.reading import mapping, read_json, text
-from apr_falsify.tensors import SAFETENSORS_TYPES, PlainTensor, Tensor, UnreadableTensor
+from apr_falsify.tensors import SAFETENSORS_TYPES, Tensor, UnreadableTensor, plain_tensor
 
 
 def safetensors_files(directory: Path) -> tuple[Path, ...]:
@@ -99,6 +99,6 @@ def _plain(name: str, entry: Mapping[str, Any], data: npt.NDArray[np.uint8]) -> 
     shape = tuple(entry["shape"])
     if entry["dtype"] not in SAFETENSORS_TYPES:
         return UnreadableTensor(name=name, type=entry["dtype"], shape=shape)
-    kind, dtype = SAFETENSORS_TYPES[entry["dtype"]]
+    kind, _ = SAFETENSORS_TYPES[entry["dtype"]]
     start, stop = entry["data_offsets"]
-    return PlainTensor(name=name, type=kind, data=data[start:stop].view(dtype).reshape(shape))
+    return plain_tensor(name, kind, shape, data[start:stop])

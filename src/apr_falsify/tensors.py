@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,13 @@ from apr_falsify.errors import ModelError
 from apr_falsify.gguf_file import GgufTensorInfo
 
 FloatArray = npt.NDArray[np.floating[Any]]
+_Number = TypeVar("_Number", bound=np.generic)
+
+PLAIN_TYPES: Mapping[str, str] = {"f64": "<f8", "f32": "<f4", "f16": "<f2", "bf16": "<u2"}
+"""Number format -> the NumPy type of its bits."""
 
 SAFETENSORS_TYPES: Mapping[str, tuple[str, str]] = {
-    "F64": ("f64", "<f8"),
-    "F32": ("f32", "<f4"),
-    "F16": ("f16", "<f2"),
-    "BF16": ("bf16", "<u2"),
+    kind.upper(): (kind, bits) for kind, bits in PLAIN_TYPES.items()
 }
 """Names of number formats in safetensors -> ours, and the NumPy type of their bits."""
 
@@ -64,6 +65,11 @@ class PlainTensor:
         if self.type == "bf16":
             return (part.astype(np.uint32) << np.uint32(16)).view(np.float32)
         return part if part.dtype in (np.float32, np.float64) else part.astype(np.float32)
+
+
+def plain_tensor(name: str, kind: str, shape: tuple[int, ...], content: npt.NDArray[np.uint8]) -> PlainTensor:
+    """Return the tensor whose bytes are ``content``: plain numbers in a format of ``PLAIN_TYPES``."""
+    return PlainTensor(name=name, type=kind, data=content.view(PLAIN_TYPES[kind]).reshape(shape))
 
 
 _BYTES_A_ROW = 1 << 13
@@ -197,123 +203,120 @@ class UnreadableTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeinterleavedTensor:
+class ViewedTensor:
+    """A tensor seen as a forward pass uses it; its values are worked out as rows are asked for.
+
+    Attributes:
+        base: the tensor as the file holds it.
+        view: what is made of it.
+
+    """
+
+    base: Tensor
+    view: View
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        return self.base.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what is seen."""
+        return self.view.shape(self.base)
+
+    @property
+    def type(self) -> str:
+        """The number format it is stored in."""
+        return self.base.type
+
+    def rows(self, start: int, stop: int) -> FloatArray:
+        """Return rows ``start`` to ``stop`` of what is seen."""
+        return self.view.rows(self.base, start, stop)
+
+
+class View(Protocol):
+    """What is made of a tensor's rows."""
+
+    def shape(self, base: Tensor) -> tuple[int, ...]:
+        """Return the shape of what is seen of ``base``."""
+
+    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
+        """Return rows ``start`` to ``stop`` of what is seen of ``base``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HalfSplit:
     """A q or k projection whose file holds interleaved rotary pairs, seen half-split.
 
     GGUF conversion of the llama family stores row 2i and 2i+1 of a head where the original has
     rows i and i + D/2.
     """
 
-    base: Tensor
     head_dim: int
 
-    @property
-    def name(self) -> str:
-        """Its name in the file."""
-        return self.base.name
+    def shape(self, base: Tensor) -> tuple[int, ...]:
+        """Return the shape of ``base``."""
+        return base.shape
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.base.shape
-
-    @property
-    def type(self) -> str:
-        """The number format it is stored in."""
-        return self.base.type
-
-    def rows(self, start: int, stop: int) -> FloatArray:
+    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
         """Return the rows in half-split order."""
-        head_dim = self.head_dim
-        first, last = start // head_dim * head_dim, -(-stop // head_dim) * head_dim
-        heads = self.base.rows(first, last)
-        pairs = heads.reshape(-1, head_dim // 2, 2, *heads.shape[1:])
-        return np.swapaxes(pairs, 1, 2).reshape(heads.shape)[start - first : stop - first]
+        first, last = start // self.head_dim * self.head_dim, -(-stop // self.head_dim) * self.head_dim
+        return self.of_whole_heads(base.rows(first, last))[start - first : stop - first]
+
+    def of_whole_heads(self, rows: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+        """Return [heads * head_dim, ...], which has a row for each of the tensor's, in half-split order."""
+        pairs = rows.reshape(-1, self.head_dim // 2, 2, *rows.shape[1:])
+        return np.swapaxes(pairs, 1, 2).reshape(rows.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowsOfTensor:
+class SomeRows:
     """Some rows of a tensor in which several roles lie one below the other."""
 
-    base: Tensor
     start: int
     count: int
 
-    @property
-    def name(self) -> str:
-        """The whole tensor's name in the file."""
-        return self.base.name
+    def shape(self, base: Tensor) -> tuple[int, ...]:
+        """Return the shape of these rows; what lies beyond the whole tensor is not counted."""
+        held = max(0, min(self.count, base.shape[0] - self.start))
+        return (held, *base.shape[1:])
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of these rows; what lies beyond the whole tensor is not counted."""
-        held = max(0, min(self.count, self.base.shape[0] - self.start))
-        return (held, *self.base.shape[1:])
-
-    @property
-    def type(self) -> str:
-        """The number format it is stored in."""
-        return self.base.type
-
-    def rows(self, start: int, stop: int) -> FloatArray:
+    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
         """Return rows ``start`` to ``stop`` of these."""
-        stop = min(stop, self.shape[0])
-        return self.base.rows(self.start + min(start, stop), self.start + stop)
+        stop = min(stop, self.shape(base)[0])
+        return base.rows(self.start + min(start, stop), self.start + stop)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OffsetTensor:
+class Offset:
     """A norm's weight that is stored less a constant: 1 + w, computed in f32 as transformers does."""
 
-    base: Tensor
-    offset: float
+    by: float
 
-    @property
-    def name(self) -> str:
-        """Its name in the file."""
-        return self.base.name
+    def shape(self, base: Tensor) -> tuple[int, ...]:
+        """Return the shape of ``base``."""
+        return base.shape
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.base.shape
-
-    @property
-    def type(self) -> str:
-        """The number format it is stored in."""
-        return self.base.type
-
-    def rows(self, start: int, stop: int) -> FloatArray:
+    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
         """Return the values as they are multiplied with."""
-        values = self.base.rows(start, stop)
-        return np.asarray(values + values.dtype.type(self.offset))
+        values = base.rows(start, stop)
+        return np.asarray(values + values.dtype.type(self.by))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundedTensor:
+class Rounded:
     """A tensor as a runtime holds it that casts its weights to its own number format when it loads them."""
 
-    base: Tensor
     to: Format
 
-    @property
-    def name(self) -> str:
-        """Its name in the file."""
-        return self.base.name
+    def shape(self, base: Tensor) -> tuple[int, ...]:
+        """Return the shape of ``base``."""
+        return base.shape
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.base.shape
-
-    @property
-    def type(self) -> str:
-        """The number format it is stored in."""
-        return self.base.type
-
-    def rows(self, start: int, stop: int) -> FloatArray:
+    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
         """Return the rows, rounded."""
-        return self.to.round(self.base.rows(start, stop))
+        return self.to.round(base.rows(start, stop))
 
 
 def transposed(tensor: Tensor) -> Tensor:
@@ -346,10 +349,8 @@ def block_minima(tensor: Tensor) -> npt.NDArray[np.float64]:
         ModelError: a type whose blocks have no minimum.
 
     """
-    if isinstance(tensor, DeinterleavedTensor):
-        minima = block_minima(tensor.base)
-        pairs = minima.reshape(-1, tensor.head_dim // 2, 2, minima.shape[1])
-        return np.swapaxes(pairs, 1, 2).reshape(minima.shape)
+    if isinstance(tensor, ViewedTensor) and isinstance(tensor.view, HalfSplit):
+        return tensor.view.of_whole_heads(block_minima(tensor.base))
     if not isinstance(tensor, QuantisedTensor) or tensor.type not in _MINIMUM_AT:
         raise ModelError(f"tensor {tensor.name} of type {tensor.type} has no block minima")
     block_bytes = tensor.info.row_bytes // (tensor.shape[-1] // 32)

@@ -22,28 +22,26 @@ from apr_falsify.geometry import Geometry, geometry_of_gguf, geometry_of_hf_dir
 from apr_falsify.gguf_file import GgufFile, GgufTensorInfo
 from apr_falsify.safetensors_file import read_safetensors, safetensors_files
 from apr_falsify.tensors import (
+    PLAIN_TYPES,
     AprBlockTensor,
-    DeinterleavedTensor,
     FloatArray,
-    OffsetTensor,
-    PlainTensor,
+    HalfSplit,
+    Offset,
     QuantisedTensor,
-    RoundedTensor,
-    RowsOfTensor,
+    Rounded,
+    SomeRows,
     Tensor,
     UnreadableTensor,
+    ViewedTensor,
+    plain_tensor,
     transposed,
 )
 
 __all__ = [
     "ROLE_AXES",
-    "DeinterleavedTensor",
     "FloatArray",
     "Model",
-    "PlainTensor",
-    "QuantisedTensor",
     "Tensor",
-    "UnreadableTensor",
     "Weights",
     "open_model",
     "safetensors_files",
@@ -63,6 +61,7 @@ class Weights:
         of_checkpoint: whether the tensors are as HuggingFace checkpoints have them, where a family's own
             differ from the use (transposed, norms less an offset); GGUF stores them as they are used.
         held_as: the number format that a runtime casts them to when it loads them, ``None`` for their own.
+        imported_from: the weights that a runtime made these of, where it works on a copy of its own format.
 
     """
 
@@ -73,6 +72,7 @@ class Weights:
     where: Path
     of_checkpoint: bool = True
     held_as: Format | None = None
+    imported_from: Weights | None = None
 
     def find(self, role: str, layer: int | None = None) -> Tensor | None:
         """Return the tensor in ``role``, ``None`` where the file has none (a tied head is the embedding)."""
@@ -92,18 +92,18 @@ class Weights:
         if self.of_checkpoint and role in row.transposed:
             tensor = transposed(tensor)
         if self.held_as is not None:
-            tensor = RoundedTensor(base=tensor, to=self.held_as)
+            tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
         if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
-            tensor = OffsetTensor(base=tensor, offset=row.norm_offset)
+            tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))
         for group in row.fused:
             if role in group:
                 heights = {each: self._shape(each)[0] for each in group}
                 if tensor.shape[:1] != (sum(heights.values()),):
                     return tensor  # whole, so that its shape is refused by name
                 start = sum(heights[each] for each in group[: group.index(role)])
-                tensor = RowsOfTensor(base=tensor, start=start, count=heights[role])
+                tensor = ViewedTensor(base=tensor, view=SomeRows(start=start, count=heights[role]))
         if self.interleaved and role in ("q", "k", "q_bias", "k_bias"):
-            return DeinterleavedTensor(base=tensor, head_dim=self.geometry.head_dim)
+            return ViewedTensor(base=tensor, view=HalfSplit(head_dim=self.geometry.head_dim))
         return tensor
 
     def tensor(self, role: str, layer: int | None = None) -> Tensor:
@@ -253,7 +253,6 @@ def _names_in(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Mappin
     return {role: name.removeprefix(f"{prefix}.") for role, name in names.items()}
 
 
-_PLAIN: Mapping[str, str] = {"f64": "<f8", "f32": "<f4", "f16": "<f2", "bf16": "<u2"}
 _APR_BLOCKS: Mapping[str, type[AprBlockTensor | QuantisedTensor]] = {
     "apr_q4": AprBlockTensor,
     "apr_q8": AprBlockTensor,
@@ -294,10 +293,8 @@ def _apr_tensor(file: AprFile, info: AprTensorInfo) -> Tensor:
     if not info.nbytes:
         raise ModelError(f"tensor {info.name} has no data", where=file.path, remedy="import it again")
     raw = np.frombuffer(file.data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
-    if info.type in _PLAIN:
-        return PlainTensor(
-            name=info.name, type=info.type, data=raw.view(_PLAIN[info.type]).reshape(info.shape)
-        )
+    if info.type in PLAIN_TYPES:
+        return plain_tensor(info.name, info.type, info.shape, raw)
     kind = _APR_BLOCKS.get(info.type)
     if kind is None:
         return UnreadableTensor(name=info.name, type=info.type, shape=info.shape)
@@ -323,10 +320,8 @@ def _open_gguf(path: Path) -> Model:
 
 def _gguf_tensor(file: GgufFile, info: GgufTensorInfo) -> Tensor:
     raw = np.frombuffer(file.data, dtype=np.uint8, count=info.nbytes, offset=info.offset)
-    if info.type in _PLAIN:
-        return PlainTensor(
-            name=info.name, type=info.type, data=raw.view(_PLAIN[info.type]).reshape(info.shape)
-        )
+    if info.type in PLAIN_TYPES:
+        return plain_tensor(info.name, info.type, info.shape, raw)
     return QuantisedTensor(info=info, data=raw.reshape(*info.shape[:-1], info.row_bytes))
 
 

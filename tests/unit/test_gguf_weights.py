@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr_falsify.errors import GeometryError, ModelError
-from apr_falsify.tensors import DeinterleavedTensor
+from apr_falsify.tensors import HalfSplit, ViewedTensor
 from apr_falsify.weights import open_model
 from tests.support import DATA
 from tests.unit.gguf_models import (
@@ -108,7 +108,7 @@ def test_any_rows_of_an_interleaved_projection_are_those_of_the_original(
     rows = heads * pairs * 2
     original = np.arange(rows * width, dtype=np.float32).reshape(rows, width)
     base = plain(permuted_by_llama_cpp(original, heads))
-    tensor = DeinterleavedTensor(base=base, head_dim=2 * pairs)
+    tensor = ViewedTensor(base=base, view=HalfSplit(head_dim=2 * pairs))
     start, stop = sorted(min(bound, rows) for bound in span)
     np.testing.assert_array_equal(tensor.rows(start, stop), original[start:stop])
 
@@ -117,7 +117,8 @@ def test_any_rows_of_an_interleaved_projection_are_those_of_the_original(
 def test_an_interleaved_bias_is_put_back_in_order(heads: int, pairs: int) -> None:
     original = np.arange(heads * pairs * 2, dtype=np.float32)
     base = plain(permuted_by_llama_cpp(original, heads))
-    np.testing.assert_array_equal(whole(DeinterleavedTensor(base=base, head_dim=2 * pairs)), original)
+    tensor = ViewedTensor(base=base, view=HalfSplit(head_dim=2 * pairs))
+    np.testing.assert_array_equal(whole(tensor), original)
 
 
 def test_rope_divisors_become_part_of_the_geometry(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ ORDER = (
     "arithmetic",
     "quantise",
     "aprt",
+    "mapped_file",
     "gguf_file",
     "apr_file",
     "tensors",

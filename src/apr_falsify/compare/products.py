@@ -12,7 +12,14 @@ from apr_falsify.compare.roundoff import UNIT, lost
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array
 from apr_falsify.rules import MINIMA, Rule
-from apr_falsify.tensors import DeinterleavedTensor, QuantisedTensor, Tensor, block_minima, has_block_minima
+from apr_falsify.tensors import (
+    HalfSplit,
+    QuantisedTensor,
+    Tensor,
+    ViewedTensor,
+    block_minima,
+    has_block_minima,
+)
 
 F64 = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
@@ -184,12 +191,9 @@ _READ: Mapping[str, Callable[[Bytes], F64]] = {
 
 def _offsets(tensor: Tensor) -> F64 | None:
     """Return the offset of each sub-block, [out, in / sub-block]; ``None`` where there are none."""
-    if isinstance(tensor, DeinterleavedTensor):
+    if isinstance(tensor, ViewedTensor) and isinstance(tensor.view, HalfSplit):
         found = _offsets(tensor.base)
-        if found is None:
-            return None
-        pairs = found.reshape(-1, tensor.head_dim // 2, 2, found.shape[1])
-        return np.swapaxes(pairs, 1, 2).reshape(found.shape)
+        return None if found is None else tensor.view.of_whole_heads(found)
     if not isinstance(tensor, QuantisedTensor) or tensor.type not in _READ:
         return None
     import gguf

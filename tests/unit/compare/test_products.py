@@ -9,7 +9,7 @@ import pytest
 from apr_falsify.compare.products import SUB_BLOCKS, _offsets, product
 from apr_falsify.gguf_file import GgufTensorInfo
 from apr_falsify.rules import PLAIN, RULES, Operation, Rule, expected_rule
-from apr_falsify.tensors import DeinterleavedTensor, QuantisedTensor
+from apr_falsify.tensors import HalfSplit, QuantisedTensor, ViewedTensor
 from tests.unit.gguf_models import random_blocks
 
 INTEGERS = {
@@ -57,7 +57,7 @@ def test_an_offset_is_what_a_block_stands_for_whose_integers_are_zero(kind: str)
 
 def test_rows_of_interleaved_pairs_keep_their_own_offsets() -> None:
     base = tensor_of("q4_1")
-    turned = DeinterleavedTensor(base=base, head_dim=32)
+    turned = ViewedTensor(base=base, view=HalfSplit(head_dim=32))
     plain, found = _offsets(base), _offsets(turned)
     assert plain is not None
     assert found is not None
