@@ -19,7 +19,7 @@ from apr_falsify.evidence.facts import EMBEDDED_LANE, TOOL, Bound, Facts, LaneFa
 from apr_falsify.evidence.outcome import Ended
 from apr_falsify.oracle.hub import is_hub_id
 from apr_falsify.pytest_plugin.records import Ran
-from apr_falsify.pytest_plugin.sources import refuse_other_code, sources_of
+from apr_falsify.pytest_plugin.sources import code_of, refuse_other_code, sources_of
 from apr_falsify.pytest_plugin.state import Work
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def facts_of(verdict: Verdict, work: Work) -> Facts:
     from apr_falsify.provenance import utc_now
 
     claim, root = verdict.claim, work.asked.root
+    bound = _bound(claim, root)
     return Facts(
         falsifier=claim.falsifier,
         contract=claim.contract,
@@ -85,8 +86,8 @@ def facts_of(verdict: Verdict, work: Work) -> Facts:
         outcome=verdict.outcome,
         tests=verdict.tests,
         lane=_lane_facts(verdict, work),
-        bound=_bound(claim, root),
-        sources=_sources(work),
+        bound=bound,
+        sources=_sources(work, bound),
         environment=_environment(),
         created=utc_now(),
         tool=TOOL,
@@ -189,10 +190,12 @@ def _read(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def _sources(work: Work) -> Sources:
+def _sources(work: Work, bound: Bound) -> Sources:
     asked = work.asked
     outputs = tuple(one.resolve() for one in (asked.evidence_dir, asked.bundles) if one is not None)
-    return sources_of(asked.root.resolve(), asked.project, outputs)
+    root = asked.root.resolve()
+    code = code_of((name.partition("::")[0] for name in bound.functions), root)
+    return sources_of(root, asked.project, outputs, code)
 
 
 @cache

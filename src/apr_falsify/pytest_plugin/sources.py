@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
 
 @cache
-def sources_of(root: Path, project: str, outputs: tuple[Path, ...]) -> Sources:
+def sources_of(
+    root: Path, project: str, outputs: tuple[Path, ...], code: frozenset[Path] = frozenset()
+) -> Sources:
     """Return the state of the sources of a project.
 
     Args:
         root: the project's folder, resolved.
         project: its name.
         outputs: folders that bundles are written to, resolved; bundles and bytecode are no sources.
+        code: files of the project that ran; what git ignores of them is in no commit either.
 
     Raises:
         EvidenceError: git knows a commit, and cannot say what differs from it.
@@ -46,12 +49,45 @@ def sources_of(root: Path, project: str, outputs: tuple[Path, ...]) -> Sources:
             "git cannot say which sources are uncommitted", where=root, remedy=f"git -C {root} status"
         )
     files = (top / os.fsdecode(entry[3:]) for entry in status.split(b"\0") if entry)
-    changed = [one for one in files if "__pycache__" not in one.parts and not _is_of_a_bundle(one, outputs)]
+    changed = {one for one in files if "__pycache__" not in one.parts and not _is_of_a_bundle(one, outputs)}
+    changed.update(_passed_over(top, code))
     return Sources(
         project=project,
         commit=commit.decode("ascii").strip(),
         uncommitted=tuple(sorted(_shown(one, root) for one in changed)),
     )
+
+
+_TOLD_NOT_TO_LOOK = "hSs"
+"""What ``git ls-files -v`` says of a file that is assumed to be unchanged, or whose work tree is skipped."""
+
+
+def _passed_over(top: Path, code: Iterable[Path]) -> Iterator[Path]:
+    """Yield what ``git status`` leaves out: code that it ignores, changes that it was told to overlook."""
+    listed = (_said(top, "ls-files", "-z", "-v", "--recurse-submodules") or b"").split(b"\0")
+    tags = {top / os.fsdecode(entry[2:]): chr(entry[0]) for entry in listed if entry}
+    yield from (file for file in code if Path(os.path.realpath(file)) not in tags)
+    for file, tag in tags.items():
+        if tag in _TOLD_NOT_TO_LOOK and file.exists() and _differs_from_commit(top, file):
+            yield file
+
+
+def _differs_from_commit(top: Path, file: Path) -> bool:
+    name = file.relative_to(top).as_posix()
+    return _said(top, "rev-parse", f"HEAD:{name}") != _said(top, "hash-object", "--", name)
+
+
+def code_of(bound: Iterable[str], root: Path) -> frozenset[Path]:
+    """Return the files that a falsifier runs: the bound ones, and the conftests that hold for them.
+
+    Args:
+        bound: files of the bound code, relative to the project.
+        root: the project's folder, resolved.
+
+    """
+    files = {root / one for one in bound}
+    folders = {folder for one in files for folder in one.parents if folder.is_relative_to(root)}
+    return frozenset(files | {one for folder in folders if (one := folder / "conftest.py").exists()})
 
 
 def _said(root: Path, *arguments: str) -> bytes | None:

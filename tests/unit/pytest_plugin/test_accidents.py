@@ -17,6 +17,8 @@ MARK = "@pytest.mark.falsify_toy_001\n"
 TWO = MARK + "@pytest.mark.parametrize('x', ['good', 'bad'])\ndef test_x(x): assert x == 'good'\n"
 PASSES = MARK + "def test_x(): pass\n"
 EVIDENCE = "--evidence-dir=evidence"
+CALLS = "from port import answer\n" + MARK + "def test_x(): assert answer() == 42\n"
+ANSWER = "def answer():\n    return 42\n"
 
 
 def bundle_of(project: Project) -> Path:
@@ -124,6 +126,37 @@ def test_where_git_fails_no_source_is_taken_for_committed(project: Project) -> N
     result.stdout.fnmatch_lines(["*no bundle*: git cannot say which sources are uncommitted"])
 
 
+IGNORES = "__pycache__/\nevidence/\n"
+
+
+@pytest.mark.parametrize(
+    ("ignored", "file"),
+    [("port.py\n", "src/port.py"), ("conftest.py\n", "tests/conftest.py"), ("/*\n", "src/port.py")],
+    ids=["a bound module", "a conftest", "the whole project"],
+)
+def test_code_that_git_ignores_is_in_no_commit(project: Project, ignored: str, file: str) -> None:
+    project.write(CALLS).file("src/port.py", ANSWER)
+    project.file("tests/conftest.py", "")
+    project.file(".gitignore", IGNORES + ignored)
+    project.pytester.run("git", "init", "-q")
+    project.pytester.run("git", "add", "-f", ".gitignore")
+    committed(project)
+    project.run("-o", "pythonpath=src", EVIDENCE)
+    assert file in read_bundle(bundle_of(project)).facts.sources.uncommitted
+
+
+@pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
+def test_a_change_that_git_was_told_not_to_look_for_is_uncommitted(project: Project, flag: str) -> None:
+    project.write(CALLS).file("src/port.py", ANSWER)
+    project.file(".gitignore", IGNORES)
+    project.file("table.txt", "1\n")
+    committed(project)
+    project.pytester.run("git", "update-index", flag, "src/port.py", "table.txt")
+    project.file("table.txt", "2\n")
+    project.run("-o", "pythonpath=src", EVIDENCE)
+    assert read_bundle(bundle_of(project)).facts.sources.uncommitted == ("table.txt",)
+
+
 def test_an_uncommitted_file_may_have_any_name(project: Project) -> None:
     project.write(PASSES)
     committed(project)
@@ -146,10 +179,6 @@ def test_an_id_that_is_no_name_of_a_folder_leaves_no_bundle_elsewhere(project: P
     result = project.run("-o", "addopts=", "-W", "ignore::pytest.PytestUnknownMarkWarning", EVIDENCE)
     assert result.ret != pytest.ExitCode.OK
     assert not (project.root / "FALSIFY-TOY-001").exists()
-
-
-CALLS = "from port import answer\n" + MARK + "def test_x(): assert answer() == 42\n"
-ANSWER = "def answer():\n    return 42\n"
 
 
 def test_code_that_was_written_while_the_tests_ran_is_not_bound(project: Project) -> None:
