@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, UsageError, nearest
+from apr_falsify.evidence.facts import UNNAMED_LANE
 
 EMBEDDED = "embedded"
 """The lane without a name: the checkpoint that the package carries, on the CPU."""
 
-UNNAMED = "unnamed"
-"""The lane that options alone describe; no contract can name it."""
+UNNAMED = UNNAMED_LANE
 
 RESERVED = (EMBEDDED, UNNAMED)
 

@@ -20,6 +20,12 @@ TOOL = f"apr-falsify {__version__}"
 EMBEDDED_LANE = "embedded"
 """The lane of what runs on the checkpoint that the package carries; it can never earn FUNCTIONAL."""
 
+UNNAMED_LANE = "unnamed"
+"""The lane that options alone describe; no contract can name it."""
+
+CHANGED_LANE = ", changed by options"
+"""What follows the name of a lane of which options changed a setting; no contract names one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:

@@ -12,6 +12,7 @@ import pytest
 
 from apr_falsify.commands.lanes import EMBEDDED, UNNAMED, Lane, lane_of, read_lanes, rooted
 from apr_falsify.errors import UsageError, nearest
+from apr_falsify.evidence.facts import CHANGED_LANE
 from apr_falsify.pytest_plugin.entry import OPTIONS, TABLE
 
 KNOWN_KEYS = ("contracts", "evidence-dir", "gpu-lane", "ignores", "lanes", "severities", "sources")
@@ -139,7 +140,15 @@ def _lane(config: pytest.Config, table: Mapping[str, Any], root: Path) -> Lane:
     if gpu:
         changes["device"] = "cuda"
         changes["dtype"] = lane.dtype if lane.device == "cuda" else None
-    return replace(lane, **changes)
+    return _changed(lane, changes)
+
+
+def _changed(lane: Lane, changes: Mapping[str, Any]) -> Lane:
+    """Return a lane with what options say in place of its own; another set-up does not keep its name."""
+    changed = replace(lane, **changes)
+    if changed == lane or lane.name == UNNAMED:
+        return changed
+    return replace(changed, name=f"{lane.name}{CHANGED_LANE}")
 
 
 def _chosen(

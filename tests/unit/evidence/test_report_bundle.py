@@ -74,7 +74,20 @@ def test_what_a_lane_reported_is_told() -> None:
     page = page_of(replace(PASSED, level=Level.LIVE), CONTROL, lane=LIVE)
     assert "hf 5.23.0, f16 on cuda: Qwen/Qwen2.5" in page["dd"]
     assert "apr 0.72.3, unknown on unknown: m.apr" in page["dd"]
-    assert "pytest -m falsify_toy_001 --lane rtx4090 --evidence-dir evidence" in page["pre"]
+    assert "pytest -m falsify_toy_001 --lane=rtx4090 --evidence-dir=evidence" in page["pre"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("embedded", ""),
+        ("unnamed", " --oracle-model=MODEL --subject=RUNTIME:PATH"),
+        ("near, changed by options", " --lane=near --oracle-model=MODEL --subject=RUNTIME:PATH"),
+    ],
+)
+def test_the_command_that_runs_it_again_names_only_lanes_that_there_are(name: str, options: str) -> None:
+    told = page_of(PASSED, lane=replace(LIVE, name=name))["pre"]
+    assert f"pytest -m falsify_toy_001{options} --evidence-dir=evidence" in told
 
 
 def test_the_bisection_of_a_bundle_is_told_like_any_other() -> None:

@@ -63,7 +63,13 @@ def test_options_take_the_place_of_the_lanes_own(lanes: Project) -> None:
     other = lanes.root / "other"
     other.mkdir()
     found = lane_of(lanes.run("-s", "--lane=near", "--oracle-model=other", "--subject=embedded:other"))
-    assert found == f"near cpu f32 {other} embedded:{other} Hi range(0, 2)"
+    changed = "near, changed by options"
+    assert found == f"{changed} cpu f32 {other} embedded:{other} Hi range(0, 2)", "it is another set-up"
+
+
+def test_options_that_say_what_the_lane_says_leave_it_its_name(lanes: Project) -> None:
+    found = lane_of(lanes.run("-s", "--lane=near", "--oracle-model=model", "--subject=embedded:model"))
+    assert found.startswith("near cpu ")
 
 
 def test_models_without_a_lane_make_one_that_has_no_name(lanes: Project) -> None:

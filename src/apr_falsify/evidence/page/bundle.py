@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from apr_falsify.evidence.facts import EMBEDDED_LANE, Facts
+from apr_falsify.evidence.facts import CHANGED_LANE, EMBEDDED_LANE, UNNAMED_LANE, Facts
 from apr_falsify.evidence.outcome import Level, Result
 from apr_falsify.evidence.page import words
 from apr_falsify.evidence.page.view import View
@@ -72,8 +72,17 @@ def _plain(value: object) -> str:
 def commands(facts: Facts) -> list[tuple[str, str]]:
     """Return the commands that check the bundle and make it again, each with what it does."""
     marker = facts.falsifier.lower().replace("-", "_")
-    lane = "" if facts.lane.name == EMBEDDED_LANE else f" --lane {shlex.quote(facts.lane.name)}"
+    options = [f"-m {shlex.quote(marker)}", *_lane_options(facts.lane.name), "--evidence-dir=evidence"]
     return [
         ("Check this bundle; needs no model and no GPU", "apr-falsify evidence verify ."),
-        ("Run the falsifier again", f"pytest -m {shlex.quote(marker)}{lane} --evidence-dir evidence"),
+        ("Run the falsifier again", f"pytest {' '.join(options)}"),
     ]
+
+
+def _lane_options(name: str) -> Iterator[str]:
+    """Yield the options that choose a lane; where a machine keeps its models is for the reader to say."""
+    own = name.removesuffix(CHANGED_LANE)
+    if own not in (EMBEDDED_LANE, UNNAMED_LANE):
+        yield f"--lane={shlex.quote(own)}"
+    if own != name or own == UNNAMED_LANE:
+        yield "--oracle-model=MODEL --subject=RUNTIME:PATH"
