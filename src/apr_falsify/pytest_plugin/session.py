@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -36,13 +37,14 @@ def register(config: pytest.Config) -> None:
     """Read what the session works with and register the hooks.
 
     Raises:
-        pytest.UsageError: a broken contract, an unknown lane, something that the lane lacks, or an evidence
-            directory that cannot be written to.
+        pytest.UsageError: a broken contract, an unknown lane, something that the lane lacks, an evidence
+            directory that cannot be written to, or a Python that leaves assertions out.
 
     """
     root = configured_root(config.rootpath)
     assert root is not None
     is_worker = hasattr(config, "workerinput")
+    _check_assertions()
     try:
         asked = read_asked(config, root)
         claims = markers.claims_by_marker(asked)
@@ -58,6 +60,15 @@ def register(config: pytest.Config) -> None:
     config.pluginmanager.register(Session(work, config), SESSION)
     config.pluginmanager.register(fixtures, "apr_falsify_fixtures")
     config.pluginmanager.register(observe, "apr_falsify_observe")
+
+
+def _check_assertions() -> None:
+    """Refuse ``python -O``: outside of test files it leaves out every ``assert``, and what fails would pass."""
+    if sys.flags.optimize:
+        raise pytest.UsageError(
+            "Python runs with -O or PYTHONOPTIMIZE, which leaves assertions out: a falsifier would survive "
+            "what refutes it\n  try: env -u PYTHONOPTIMIZE pytest, without -O"
+        )
 
 
 def _only_tells(config: pytest.Config) -> bool:

@@ -72,6 +72,17 @@ def test_a_failure_that_a_plugin_reports_as_passed_is_an_error(project: Project,
     assert "ERROR tests/test_toy.py::test_x[bad]: error: it raised, and a plugin" in said(result)
 
 
+def test_a_python_that_leaves_assertions_out_is_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write("from helper import check\n" + MARK + "def test_x(): check(1, 2)\n")
+    project.file("tests/helper.py", "def check(a, b):\n    assert a == b\n")
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    result = project.spawn(EVIDENCE)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*PYTHONOPTIMIZE, which leaves assertions out*"])
+
+
 def test_a_run_that_did_not_finish_leaves_the_bundle_that_is_there(project: Project) -> None:
     project.write(PASSES + MARK + "def test_y(): pass\n").run(EVIDENCE)
     before = read_bundle(bundle_of(project)).statement_sha256
