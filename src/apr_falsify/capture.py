@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NotRequired, Protocol, Self, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -119,20 +119,31 @@ class Request:
             )
 
 
+class RunFacts(TypedDict):
+    """What a finished run says of itself beside its stages.
+
+    Attributes:
+        provenance: where it comes from.
+        geometry: the model's geometry.
+        tokens: the token ids that were run.
+        tokens_verified: whether the ids were checked against something the run itself wrote; left out, they
+            were.
+
+    """
+
+    provenance: Provenance
+    geometry: Geometry
+    tokens: tuple[int, ...]
+    tokens_verified: NotRequired[bool]
+
+
 class Sink(Protocol):
     """What a capture hands its stages to, in the order in which they are computed."""
 
     def add(self, key: Key, data: npt.NDArray[Any], layout: tuple[Layout, ...] = ()) -> None:
         """Keep one stage; ``data`` must not change afterwards."""
 
-    def finish(
-        self,
-        *,
-        provenance: Provenance,
-        geometry: Geometry,
-        tokens: tuple[int, ...],
-        tokens_verified: bool = True,
-    ) -> Trace:
+    def finish(self, **facts: Unpack[RunFacts]) -> Trace:
         """Return the finished trace."""
 
 
@@ -146,22 +157,9 @@ class MemorySink:
         """Keep one stage."""
         self._stages[key] = StageArray(data=data, layout=layout)
 
-    def finish(
-        self,
-        *,
-        provenance: Provenance,
-        geometry: Geometry,
-        tokens: tuple[int, ...],
-        tokens_verified: bool = True,
-    ) -> Trace:
+    def finish(self, **facts: Unpack[RunFacts]) -> Trace:
         """Return the trace in memory."""
-        return Trace(
-            provenance=provenance,
-            geometry=geometry,
-            tokens=tokens,
-            stages=self._stages,
-            tokens_verified=tokens_verified,
-        )
+        return Trace(stages=self._stages, **facts)
 
 
 class WholeDirectory:
@@ -266,28 +264,14 @@ class TraceWriter:
         placeholder = np.broadcast_to(np.float32(0), data.shape)
         self._stages[key] = StageArray(data=placeholder, layout=layout, sha256=digest)
 
-    def finish(
-        self,
-        *,
-        provenance: Provenance,
-        geometry: Geometry,
-        tokens: tuple[int, ...],
-        tokens_verified: bool = True,
-    ) -> Trace:
+    def finish(self, **facts: Unpack[RunFacts]) -> Trace:
         """Write ``trace.json``, move the directory to its place and return it opened.
 
         Raises:
             OutputError: it could not be written.
 
         """
-        trace = Trace(
-            provenance=provenance,
-            geometry=geometry,
-            tokens=tokens,
-            stages=self._stages,
-            path=self.directory,
-            tokens_verified=tokens_verified,
-        )
+        trace = Trace(stages=self._stages, path=self.directory, **facts)
         with self._whole.writing():
             text = json.dumps(trace_json(trace), indent=1) + "\n"
             (self._whole.partial / TRACE_JSON).write_text(text, encoding="utf-8")

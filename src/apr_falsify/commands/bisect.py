@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from apr_falsify.commands import options
+
+if TYPE_CHECKING:
+    from apr_falsify.commands.sides import Plan
+    from apr_falsify.compare.bisection import Bisection
+    from apr_falsify.trace import Trace
+    from apr_falsify.weights import Weights
 
 
 @click.command()
@@ -20,17 +27,7 @@ from apr_falsify.commands import options
     metavar="RUNTIME:PATH|TRACE",
     help="The run in question, e.g. recorded:DIR.  [default: embedded:ORACLE]",
 )
-@options.layers
-@options.stages
-@options.substages
-@options.prompt
-@options.tokens
-@options.device
-@options.dtype
-@options.arithmetic
-@options.subject_option
-@options.apr_binary
-@options.timeout
+@options.both_sides
 @options.weights
 @options.out
 @options.output_format
@@ -38,17 +35,9 @@ from apr_falsify.commands import options
 def bisect(
     oracle: str | None,
     subject: str | None,
-    layers: range | None,
-    stages: tuple[str, ...],
-    with_attn_substages: bool,
-    prompt: str | None,
-    tokens: tuple[int, ...] | None,
+    sides: options.Sides,
     device: str,
     dtype: str | None,
-    arithmetic: str | None,
-    subject_option: tuple[tuple[str, str], ...],
-    apr_binary: Path | None,
-    timeout: float,
     weights: str,
     out: Path | None,
     output: str,
@@ -58,59 +47,66 @@ def bisect(
     Without --oracle and --subject: the tiny Qwen2 checkpoint of this package, HuggingFace against the
     embedded NumPy runtime, offline.
     """
-    from apr_falsify.commands.progress import busy
-    from apr_falsify.commands.report import emit, write_bisection
+    from apr_falsify.commands.report import emit
     from apr_falsify.commands.sides import capture_sides, make_plan, whole_or_nothing
-    from apr_falsify.compare.localise import bisect as compare
 
-    with (
-        whole_or_nothing(out),
-        make_plan(
-            oracle,
-            subject,
-            layers=layers,
-            stages=stages,
-            substages=with_attn_substages,
-            prompt=prompt,
-            tokens=tokens,
-            arithmetic=arithmetic,
-            options=options.settings_of(subject_option),
-            program=apr_binary,
-            seconds=timeout,
-            kept=None if out is None else out / "subject",
-            logs=out,
-        ) as plan,
-    ):
-        if plan.oracle.trace is not None:
-            options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
-        if plan.runtime != "apr":
-            options.refuse_idle(("apr_binary",), options.NOT_APR)
-        own = plan.subject.model
-        if own is None:
-            options.refuse_idle(("weights",), "the subject's own weights cannot be read here")
-        ours, theirs = capture_sides(plan, dtype=dtype, device=device, run=out)
-        reference = None if plan.oracle.model is None else plan.oracle.model.weights
-        subjects = own.weights if own is not None and weights == "subject" else None
-        with busy("comparing"):
-            result = compare(
-                ours,
-                theirs,
-                weights=reference,
-                subject_weights=subjects,
-                layers=plan.judged,
-                stages=plan.request.stages,
-                findings=plan.findings,
-                arithmetic=arithmetic,
-                not_checked=plan.not_checked,
-            )
-        if out is not None:
-            from apr_falsify.commands.page import write_page
-
-            page = write_page(
-                result, (ours, theirs), out, weights=subjects or reference, arithmetic=arithmetic
-            )
-            write_bisection(result, out)
+    kept = None if out is None else out / "subject"
+    with whole_or_nothing(out), make_plan(oracle, subject, kept=kept, logs=out, **sides) as plan:
+        _refuse_idle(plan)
+        traces = capture_sides(plan, dtype=dtype, device=device, run=out)
+        result, replayed_with = _compared(plan, traces, sides["arithmetic"], own=weights == "subject")
+        page = None if out is None else _written(result, traces, out, replayed_with, sides["arithmetic"])
     emit(result, output)
-    if out is not None:
+    if page is not None:
         click.echo(page, err=True)
     return int(result.exit_code)
+
+
+def _refuse_idle(plan: Plan) -> None:
+    """Refuse options that change nothing for these two sides."""
+    if plan.oracle.trace is not None:
+        options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
+    if plan.runtime != "apr":
+        options.refuse_idle(("apr_binary",), options.NOT_APR)
+    if plan.subject.model is None:
+        options.refuse_idle(("weights",), "the subject's own weights cannot be read here")
+
+
+def _compared(
+    plan: Plan, traces: tuple[Trace, Trace], arithmetic: str | None, *, own: bool
+) -> tuple[Bisection, Weights | None]:
+    """Return the comparison of oracle and subject, and the weights that the subject was replayed with."""
+    from apr_falsify.commands.progress import busy
+    from apr_falsify.compare.localise import bisect as compare
+
+    reference = None if plan.oracle.model is None else plan.oracle.model.weights
+    model = plan.subject.model if own else None
+    subjects = None if model is None else model.weights
+    with busy("comparing"):
+        result = compare(
+            *traces,
+            weights=reference,
+            subject_weights=subjects,
+            layers=plan.judged,
+            stages=plan.request.stages,
+            findings=plan.findings,
+            arithmetic=arithmetic,
+            not_checked=plan.not_checked,
+        )
+    return result, subjects or reference
+
+
+def _written(
+    result: Bisection,
+    traces: tuple[Trace, Trace],
+    out: Path,
+    weights: Weights | None,
+    arithmetic: str | None,
+) -> str:
+    """Write bisection and page beside the traces, and return the line about the page."""
+    from apr_falsify.commands.page import write_page
+    from apr_falsify.commands.report import write_bisection
+
+    page = write_page(result, traces, out, weights=weights, arithmetic=arithmetic)
+    write_bisection(result, out)
+    return page

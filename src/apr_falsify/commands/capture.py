@@ -35,17 +35,7 @@ from apr_falsify.errors import UsageError
     is_flag=True,
     help="Instead of a trace, print a starter of MAPPING.yaml for a recording.",
 )
-@options.layers
-@options.stages
-@options.substages
-@options.prompt
-@options.tokens
-@options.device
-@options.dtype
-@options.arithmetic
-@options.subject_option
-@options.apr_binary
-@options.timeout
+@options.both_sides
 @options.debug
 def capture(
     side: str,
@@ -54,17 +44,9 @@ def capture(
     oracle: str | None,
     export_replay: str | None,
     print_mapping: bool,
-    layers: range | None,
-    stages: tuple[str, ...],
-    with_attn_substages: bool,
-    prompt: str | None,
-    tokens: tuple[int, ...] | None,
+    sides: options.Sides,
     device: str,
     dtype: str | None,
-    arithmetic: str | None,
-    subject_option: tuple[tuple[str, str], ...],
-    apr_binary: Path | None,
-    timeout: float,
 ) -> None:
     """Run one side and keep its stages as a trace.
 
@@ -80,49 +62,23 @@ def capture(
         raise UsageError("the model is named twice", where="--oracle", remedy="leave one of them out")
     model = model or oracle
     if print_mapping:
-        _print_mapping(side, model, tokens, dtype, device)
+        _print_mapping(side, model, sides["tokens"], dtype, device)
         return
     if out is None:
         raise click.MissingParameter(param_hint="'--out'", param_type="option")
     _check_sides(side, model, exported=export_replay is not None)
     subject = None if side == "oracle" else side
-    settings = options.settings_of(subject_option)
     if export_replay is not None:
         from apr_falsify.commands.export_kernel import Run, export_kernel
 
-        options.refuse_idle(
-            ("layers", "stages", "with_attn_substages"), "--export-replay captures what it needs"
-        )
-        run = Run(
-            subject=subject,
-            oracle=model,
-            prompt=prompt,
-            tokens=tokens,
-            arithmetic=arithmetic,
-            options=settings,
-            program=apr_binary,
-            seconds=timeout,
-            dtype=dtype,
-            device=device,
-        )
+        idle = ("layers", "stages", "with_attn_substages")
+        options.refuse_idle(idle, "--export-replay captures what it needs")
+        run = Run(subject=subject, oracle=model, sides=sides, dtype=dtype, device=device)
         tell(export_kernel(export_replay, run, out))
         return
     from apr_falsify.commands.sides import capture_one, make_plan
 
-    with make_plan(
-        model,
-        subject,
-        layers=layers,
-        stages=stages,
-        substages=with_attn_substages,
-        prompt=prompt,
-        tokens=tokens,
-        arithmetic=arithmetic,
-        options=settings,
-        program=apr_binary,
-        seconds=timeout,
-        kept=out,
-    ) as plan:
+    with make_plan(model, subject, kept=out, **sides) as plan:
         trace = capture_one(plan, oracle=side == "oracle", dtype=dtype, device=device, out=out)
     tell(f"{len(trace.stages)} stages of {len(trace.tokens)} tokens in {out}")
 

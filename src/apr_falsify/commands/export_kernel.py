@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from apr_falsify.capture import MemorySink
 from apr_falsify.commands.kernel_files import write_kernel
-from apr_falsify.commands.options import naming_the_option
-from apr_falsify.commands.sides import DEFAULT_DTYPES, OracleRun, Plan, make_plan
+from apr_falsify.commands.options import Sides, naming_the_option
+from apr_falsify.commands.sides import Plan, make_plan, oracle_run
 from apr_falsify.commands.specs import model_of, open_oracle, subject_named
 from apr_falsify.compare.kernel_case import KernelCase, kernel_case, parse_place, sources_of
 from apr_falsify.errors import AprFalsifyError, OutputError
@@ -26,12 +25,7 @@ class Run:
     Attributes:
         subject: ``RUNTIME:PATH``, ``None`` for the oracle.
         oracle: the model, or a trace of it.
-        prompt: the text to run.
-        tokens: the token ids to run.
-        arithmetic: what the subject computes in.
-        options: settings for the subject's runtime.
-        program: the runtime's program, where it is not the one on PATH.
-        seconds: how long one run of it may take.
+        sides: how the subject is run; its layers and stages do not matter.
         dtype: the oracle's number format.
         device: where the oracle runs.
 
@@ -39,12 +33,7 @@ class Run:
 
     subject: str | None
     oracle: str | None
-    prompt: str | None
-    tokens: tuple[int, ...] | None
-    arithmetic: str | None
-    options: Mapping[str, str]
-    program: Path | None
-    seconds: float
+    sides: Sides
     dtype: str | None
     device: str
 
@@ -64,21 +53,14 @@ def export_kernel(place: str, run: Run, out: Path) -> str:
     geometry = open_oracle(run.oracle or str(model_of(runtime, path))).geometry
     with naming_the_option():
         key = parse_place(place, geometry)
-    wanted = {key[1], *(name for _, name in sources_of(key, geometry).values())}
     recorded = runtime == "recorded" and run.subject is not None
-    with make_plan(
-        run.oracle,
-        run.subject,
-        layers=None if recorded else _layers(key, geometry),
-        stages=tuple(STAGES) if recorded else tuple(name for name in STAGES if name in wanted),
-        substages=True,
-        prompt=run.prompt,
-        tokens=run.tokens,
-        arithmetic=run.arithmetic,
-        options=run.options,
-        program=run.program,
-        seconds=run.seconds,
-    ) as plan:
+    sides: Sides = {
+        **run.sides,
+        "layers": None if recorded else _layers(key, geometry),
+        "stages": tuple(STAGES) if recorded else _stages(key, geometry),
+        "substages": True,
+    }
+    with make_plan(run.oracle, run.subject, **sides) as plan:
         trace, weights = _captured(plan, run)
         try:
             case = kernel_case(trace, weights, key)
@@ -93,14 +75,18 @@ def _layers(key: Key, geometry: Geometry) -> range:
     return range(geometry.layers) if key[0] is None else range(key[0], key[0] + 1)
 
 
+def _stages(key: Key, geometry: Geometry) -> tuple[str, ...]:
+    """Return the stages to keep: that of ``key`` and those it is computed from."""
+    wanted = {key[1], *(name for _, name in sources_of(key, geometry).values())}
+    return tuple(name for name in STAGES if name in wanted)
+
+
 def _captured(plan: Plan, run: Run) -> tuple[Trace, Weights | None]:
-    model = plan.oracle.model
     if run.subject is not None:
-        own = plan.subject.model or model
+        own = plan.subject.model or plan.oracle.model
         return plan.subject.capture(plan.request, MemorySink()), None if own is None else own.weights
-    assert model is not None
-    oracle = OracleRun(model=model, dtype=run.dtype or DEFAULT_DTYPES[run.device], device=run.device)
-    return oracle.capture(plan.request, MemorySink()), model.weights
+    oracle = oracle_run(plan.oracle, run.dtype, run.device)
+    return oracle.capture(plan.request, MemorySink()), oracle.model.weights
 
 
 def _told(case: KernelCase, out: Path) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.arithmetic import format_named
-from apr_falsify.capture import Request, Sink
+from apr_falsify.capture import Request, RunFacts, Sink
 from apr_falsify.exam.cases import Case, Ran, Seeded
 from apr_falsify.exam.checkpoints import as_held
 from apr_falsify.exam.material import Material, Setting, Store
@@ -26,7 +26,7 @@ from apr_falsify.stages import Layout
 from apr_falsify.subjects.embedded import Step, as_defined, capture
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite
 from apr_falsify.tensors import PlainTensor
-from apr_falsify.trace import Key, Provenance, Trace
+from apr_falsify.trace import Key, Trace
 from apr_falsify.weights import Model, Weights, open_model
 
 F64 = npt.NDArray[np.float64]
@@ -216,6 +216,7 @@ class _As:
         """Pass one stage on."""
         self._sink.add(key, data, layout)
 
-    def finish(self, *, provenance: Provenance, geometry: Geometry, tokens: tuple[int, ...]) -> Trace:
+    def finish(self, **facts: Unpack[RunFacts]) -> Trace:
         """Finish the trace."""
-        return self._sink.finish(provenance=provenance, geometry=self._geometry, tokens=tokens)
+        facts["geometry"] = self._geometry
+        return self._sink.finish(**facts)

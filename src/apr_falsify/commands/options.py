@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import click
 from click.core import ParameterSource
@@ -105,18 +106,15 @@ class KeyValue(click.ParamType[tuple[str, str]]):
         return name, text
 
 
-def settings_of(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Return the settings by name.
-
-    Raises:
-        UsageError: one of them is given twice.
-
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, _ in pairs if [key for key, _ in pairs].count(name) > 1)
+def _each_once(
+    ctx: click.Context, param: click.Parameter, pairs: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, str], ...]:
+    """Return the settings; one that is given twice is refused."""
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
         raise UsageError(f"{twice} is given twice", where="--subject-option", remedy="give it once")
-    return found
+    return pairs
 
 
 def some_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
@@ -168,6 +166,7 @@ subject_option = click.option(
     "--subject-option",
     type=KeyValue(),
     multiple=True,
+    callback=_each_once,
     help="A setting handed to the subject's runtime, e.g. cache-type-k=q8_0; repeatable.",
 )
 apr_binary = click.option(
@@ -204,4 +203,73 @@ out = click.option(
     callback=some_path,
     metavar="RUN",
     help="Keep both traces and bisection.json there; a side that is there already is used again.",
+)
+
+
+class Sides(TypedDict):
+    """How the two sides of a comparison are run, as ``sides.make_plan`` takes it.
+
+    Attributes:
+        layers: the layers to judge; ``None`` for those that a trace or recording holds, else the first.
+        stages: the stages to judge.
+        substages: whether those within the attention are among them.
+        prompt: the text to run.
+        tokens: the token ids to run.
+        arithmetic: what the subject computes in.
+        options: settings for the subject's runtime.
+        program: the runtime's program, where it is not the one on PATH.
+        seconds: how long one run of it may take.
+
+    """
+
+    layers: range | None
+    stages: tuple[str, ...]
+    substages: bool
+    prompt: str | None
+    tokens: tuple[int, ...] | None
+    arithmetic: str | None
+    options: NotRequired[Mapping[str, str]]
+    program: NotRequired[Path | None]
+    seconds: NotRequired[float]
+
+
+def both_sides(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb the options of both sides: the subject's as ``sides``, the oracle's device and dtype."""
+
+    @wraps(command)
+    def gathered(**given: Any) -> Any:
+        sides = {key: given.pop(parameter) for key, parameter in _PARAMETERS.items()}
+        sides["options"] = dict(sides["options"])
+        return command(sides=sides, **given)
+
+    for option in reversed(_BOTH_SIDES):
+        gathered = option(gathered)
+    return gathered
+
+
+_PARAMETERS: Mapping[str, str] = {
+    "layers": "layers",
+    "stages": "stages",
+    "substages": "with_attn_substages",
+    "prompt": "prompt",
+    "tokens": "tokens",
+    "arithmetic": "arithmetic",
+    "options": "subject_option",
+    "program": "apr_binary",
+    "seconds": "timeout",
+}
+"""Key of :class:`Sides` -> click's name of the option."""
+
+_BOTH_SIDES = (
+    layers,
+    stages,
+    substages,
+    prompt,
+    tokens,
+    device,
+    dtype,
+    arithmetic,
+    subject_option,
+    apr_binary,
+    timeout,
 )

@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from apr_falsify.capture import Sink
-from apr_falsify.geometry import Geometry
+from apr_falsify.capture import RunFacts, Sink
 from apr_falsify.stages import Layout
-from apr_falsify.trace import Key, Provenance, Trace
+from apr_falsify.trace import Key, Trace
 
 
 class ProgressSink:
@@ -35,18 +34,9 @@ class ProgressSink:
         self._sink.add(key, data, layout)
         self._progress.advance(self._task)
 
-    def finish(
-        self,
-        *,
-        provenance: Provenance,
-        geometry: Geometry,
-        tokens: tuple[int, ...],
-        tokens_verified: bool = True,
-    ) -> Trace:
+    def finish(self, **facts: Unpack[RunFacts]) -> Trace:
         """Finish the trace."""
-        return self._sink.finish(
-            provenance=provenance, geometry=geometry, tokens=tokens, tokens_verified=tokens_verified
-        )
+        return self._sink.finish(**facts)
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, Unpack
 
 from apr_falsify.capture import MemorySink, Request, Sink, TraceWriter
 from apr_falsify.commands.live import begun
-from apr_falsify.commands.options import naming_the_option
+from apr_falsify.commands.options import Sides, naming_the_option
 from apr_falsify.commands.progress import counted
 from apr_falsify.commands.specs import (
     DEFAULT_MODEL,
@@ -96,65 +96,35 @@ def make_plan(
     oracle_spec: str | None,
     subject_spec: str | None,
     *,
-    layers: range | None,
-    stages: tuple[str, ...],
-    substages: bool,
-    prompt: str | None,
-    tokens: tuple[int, ...] | None,
-    arithmetic: str | None,
-    options: Mapping[str, str] | None = None,
-    program: Path | None = None,
-    seconds: float = DEFAULT_SECONDS,
     kept: Path | None = None,
     logs: Path | None = None,
+    **sides: Unpack[Sides],
 ) -> Plan:
     """Open both sides, decide tokens, layers and stages, and begin the subject where it is a program.
 
     Args:
         oracle_spec: what stands behind ``--oracle``.
         subject_spec: what stands behind ``--subject``.
-        layers: the layers to judge.
-        stages: the stages to judge.
-        substages: whether those within the attention are among them.
-        prompt: the text to run.
-        tokens: the token ids to run.
-        arithmetic: what the subject computes in.
-        options: settings for the subject's runtime.
-        program: the runtime's program, where it is not the one on PATH.
-        seconds: how long one run of it may take.
         kept: where the subject's trace lies or will lie; what lies there is not run again.
         logs: the folder that keeps what the program prints.
+        sides: how they are run.
 
     Raises:
         AprFalsifyError: a side that cannot be opened, or sides that do not fit the request.
 
     """
+    prompt, tokens = sides["prompt"], sides["tokens"]
     if prompt is not None and tokens is not None:
         raise UsageError("--prompt and --tokens say the same thing twice", remedy="give one of them")
     runtime, path = subject_named(subject_spec, oracle_spec)
     oracle = open_oracle(oracle_spec or str(model_of(runtime, path)))
-    target = Target(
-        path=path,
-        model=oracle.model,
-        reference=oracle.trace,
-        tokens=tokens,
-        arithmetic=arithmetic,
-        options=options or {},
-        program=program,
-        seconds=seconds,
-        log=None if logs is None else logs / f"subject-{runtime}.log",
-    )
-    subject = open_subject(runtime, target)
-    notes = subject.notes if isinstance(subject, Startable) else ()
-    judged = _layers(layers, oracle, subject)
-    if prompt is not None and subject.prompt not in (None, prompt):
-        raise UsageError(f"the subject ran {subject.prompt!r}", where="--prompt", remedy="leave --prompt out")
-    text = subject.prompt if prompt is None else prompt
-    if text is None and tokens is None:
-        text = DEFAULT_PROMPT
-    wanted = stages if substages else tuple(name for name in stages if name not in ATTENTION_SUBSTAGES)
+    log = None if logs is None else logs / f"subject-{runtime}.log"
+    subject = open_subject(runtime, _target(path, oracle, log, sides))
+    judged = _layers(sides["layers"], oracle, subject)
+    text = _text(subject, prompt, tokens)
     span = range(judged[0], judged[-1] + 1)
-    request = Request(tokens=(), layers=span, stages=wanted, prompt=text, feeder=True)
+    request = Request(tokens=(), layers=span, stages=_stages(sides), prompt=text, feeder=True)
+    notes = subject.notes if isinstance(subject, Startable) else ()
     with ExitStack() as running:
         subject = running.enter_context(begun(subject, request, kept=kept, oracle=oracle.model))
         ids = _tokens(oracle, subject, tokens, text)
@@ -172,6 +142,33 @@ def make_plan(
             not_checked=(*notes, *not_checked),
             running=running.pop_all(),
         )
+
+
+def _target(path: Path, oracle: OracleSide, log: Path | None, sides: Sides) -> Target:
+    return Target(
+        path=path,
+        model=oracle.model,
+        reference=oracle.trace,
+        tokens=sides["tokens"],
+        arithmetic=sides["arithmetic"],
+        options=sides.get("options", {}),
+        program=sides.get("program"),
+        seconds=sides.get("seconds", DEFAULT_SECONDS),
+        log=log,
+    )
+
+
+def _text(subject: Subject, prompt: str | None, tokens: tuple[int, ...] | None) -> str | None:
+    """Return the text to run: the subject's own or the user's; without text and ids the default."""
+    if prompt is not None and subject.prompt not in (None, prompt):
+        raise UsageError(f"the subject ran {subject.prompt!r}", where="--prompt", remedy="leave --prompt out")
+    text = subject.prompt if prompt is None else prompt
+    return DEFAULT_PROMPT if text is None and tokens is None else text
+
+
+def _stages(sides: Sides) -> tuple[str, ...]:
+    left_out = () if sides["substages"] else ATTENTION_SUBSTAGES
+    return tuple(name for name in sides["stages"] if name not in left_out)
 
 
 def _tokens(
@@ -215,18 +212,8 @@ def _tokenizer_check(
         ours = encode(oracle.model, text)
     except (MissingDependencyError, ModelError) as error:
         return (), (f"the tokenizer: {error.what}",)
-    if ours == ids:
-        return (), ()
-    finding = Finding(
-        type=FindingType.TOKENIZER,
-        explanation=(
-            f"the oracle's tokenizer gives {list(ours)} for {text!r}, the subject ran {list(ids)}; "
-            "the oracle was run on the subject's ids"
-        ),
-        advice="compare the subject's pre-tokenizer and merges with tokenizer.json",
-        size=float(abs(len(ours) - len(ids))),
-    )
-    return (finding,), ()
+    said = f"the subject ran {list(ids)}; the oracle was run on the subject's ids"
+    return _tokenizer_findings(text, ours, ids, said), ()
 
 
 def _own_tokenizer_check(
@@ -241,18 +228,22 @@ def _own_tokenizer_check(
         ours, theirs = encode(oracle.model, text), subject.encode(text)
     except (MissingDependencyError, ModelError, ProcessError) as error:
         return (), (f"the tokenizer: {error.what}",)
+    said = f"the subject's own gives {list(theirs)}; both were run on the same ids"
+    return _tokenizer_findings(text, ours, theirs, said), ()
+
+
+def _tokenizer_findings(
+    text: str, ours: tuple[int, ...], theirs: tuple[int, ...], said: str
+) -> tuple[Finding, ...]:
     if ours == theirs:
-        return (), ()
+        return ()
     finding = Finding(
         type=FindingType.TOKENIZER,
-        explanation=(
-            f"the oracle's tokenizer gives {list(ours)} for {text!r}, the subject's own gives "
-            f"{list(theirs)}; both were run on the same ids"
-        ),
+        explanation=f"the oracle's tokenizer gives {list(ours)} for {text!r}, {said}",
         advice="compare the subject's pre-tokenizer and merges with tokenizer.json",
         size=float(abs(len(ours) - len(theirs))),
     )
-    return (finding,), ()
+    return (finding,)
 
 
 def capture_sides(plan: Plan, *, dtype: str | None, device: str, run: Path | None) -> tuple[Trace, Trace]:
@@ -266,8 +257,7 @@ def capture_sides(plan: Plan, *, dtype: str | None, device: str, run: Path | Non
     """
     oracle = plan.oracle.trace
     if oracle is None:  # first: it is the side that may lack a library or a device
-        assert plan.oracle.model is not None
-        ours = OracleRun(model=plan.oracle.model, dtype=dtype or DEFAULT_DTYPES[device], device=device)
+        ours = oracle_run(plan.oracle, dtype, device)
         oracle = _captured(run, "oracle", plan.request, ours.model.geometry, ours)
     return oracle, _captured(run, "subject", plan.request, plan.subject.geometry, plan.subject)
 
@@ -302,8 +292,7 @@ def capture_one(plan: Plan, *, oracle: bool, dtype: str | None, device: str, out
     """
     if not oracle:
         return _captured(out.parent, out.name, plan.request, plan.subject.geometry, plan.subject)
-    assert plan.oracle.model is not None
-    run = OracleRun(model=plan.oracle.model, dtype=dtype or DEFAULT_DTYPES[device], device=device)
+    run = oracle_run(plan.oracle, dtype, device)
     return _captured(out.parent, out.name, plan.request, run.model.geometry, run)
 
 
@@ -340,6 +329,12 @@ class OracleRun:
             "device": self.device,
         }
         return difference(trace, request, self.model.geometry, wanted)
+
+
+def oracle_run(oracle: OracleSide, dtype: str | None, device: str) -> OracleRun:
+    """Return the run of an oracle that is a model; ``dtype`` ``None`` is the device's default."""
+    assert oracle.model is not None
+    return OracleRun(model=oracle.model, dtype=dtype or DEFAULT_DTYPES[device], device=device)
 
 
 class _Capturable(Protocol):
