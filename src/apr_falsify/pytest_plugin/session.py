@@ -63,7 +63,7 @@ def register(config: pytest.Config) -> None:
 
 
 def _check_assertions() -> None:
-    """Refuse ``python -O``: outside of test files it leaves out every ``assert``, and what fails would pass."""
+    """Refuse ``python -O``: outside of test files it leaves out assertions, and what fails would pass."""
     if sys.flags.optimize:
         raise pytest.UsageError(
             "Python runs with -O or PYTHONOPTIMIZE, which leaves assertions out: a falsifier would survive "
