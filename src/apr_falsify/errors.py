@@ -116,5 +116,6 @@ class OutputError(AprFalsifyError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``known``'s closest match to ``name`` as a hint, or an empty string."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {match[0]!r}?" if match else ""
+    by_case = {one.casefold(): one for one in known}
+    match = difflib.get_close_matches(name.casefold(), list(by_case), n=1, cutoff=0.5)
+    return f"did you mean {by_case[match[0]]!r}?" if match else ""

@@ -200,16 +200,20 @@ def _same_stages(directory: Path, listed: Mapping[Key, Any], files: Mapping[Key,
     extra = sorted(relative_path(key) for key in files.keys() - listed.keys())
     if missing:
         raise TraceError(
-            f"{len(missing)} stage files of trace.json are missing, the first is {missing[0]}",
+            f"{_counted(missing)} of trace.json missing, the first is {missing[0]}",
             where=directory,
             remedy="capture the trace again",
         )
     if extra:
         raise TraceError(
-            f"{len(extra)} stage files are not in trace.json, the first is {extra[0]}",
+            f"{_counted(extra)} not in trace.json, the first is {extra[0]}",
             where=directory,
             remedy="remove what does not belong to the trace, or capture it again",
         )
+
+
+def _counted(files: list[str]) -> str:
+    return f"{len(files)} stage file{'s' if len(files) > 1 else ''}"
 
 
 def _load(path: Path, entry: Listed, geometry: Geometry, tokens: int) -> StageArray:

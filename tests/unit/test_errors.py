@@ -38,3 +38,4 @@ def test_exit_codes_mean_one_thing_each() -> None:
 def test_the_nearest_name_is_offered_and_none_where_nothing_is_near() -> None:
     assert nearest("attn_softmaxx", ["attn_scores", "attn_softmax"]) == "did you mean 'attn_softmax'?"
     assert nearest("zzz", ["attn_scores"]) == ""
+    assert nearest("falsify-a-001", ["FALSIFY-B-002", "FALSIFY-A-001"]) == "did you mean 'FALSIFY-A-001'?"

@@ -107,7 +107,7 @@ def test_an_unfinished_directory_is_refused(run: Path) -> None:
 
 def test_a_missing_stage_file_is_refused(run: Path) -> None:
     (run / "layer-1" / "ffn_up.bin").unlink()
-    refusal_of(run, r"missing, the first is layer-1/ffn_up\.bin")
+    refusal_of(run, r": 1 stage file of trace\.json missing, the first is layer-1/ffn_up\.bin")
 
 
 def test_an_extra_stage_file_is_refused(run: Path) -> None:

@@ -69,7 +69,7 @@ def _refuse_idle(plan: Plan) -> None:
     if plan.runtime != "apr":
         options.refuse_idle(("apr_binary",), options.NOT_APR)
     if plan.subject.model is None:
-        options.refuse_idle(("weights",), "the subject's own weights cannot be read here")
+        options.refuse_idle(("weights",), "the subject comes without weights; the oracle's replay it")
 
 
 def _compared(

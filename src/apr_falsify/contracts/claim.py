@@ -107,16 +107,26 @@ def read_claim(path: Path, falsifier: str) -> Claim:
     """Return the claim of one falsifier of the contract at ``path``.
 
     Raises:
-        ContractError: the contract cannot be read, or has no such falsifier.
+        ContractError: the contract cannot be read, or has no such falsifier, or several.
 
     """
-    claims = {claim.falsifier: claim for claim in read_claims(path)}
-    if falsifier not in claims:
-        hint = nearest(falsifier, claims)
+    claims = read_claims(path)
+    found = [claim for claim in claims if claim.falsifier == falsifier]
+    if not found:
+        ids = [claim.falsifier for claim in claims]
         raise ContractError(
-            f"has no falsifier {falsifier!r}", where=path, expected=", ".join(claims), remedy=hint
+            f"has no falsifier {falsifier!r}",
+            where=path,
+            expected=", ".join(ids),
+            remedy=nearest(falsifier, ids),
         )
-    return claims[falsifier]
+    if len(found) > 1:
+        raise ContractError(
+            f"the id {falsifier!r} stands {len(found)} times",
+            where=path,
+            remedy="give each falsifier an id of its own",
+        )
+    return found[0]
 
 
 def _claim(one: Falsifier, contract: Contract, path: Path) -> Claim:

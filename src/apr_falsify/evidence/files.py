@@ -144,6 +144,7 @@ def read_contents(path: Path) -> Contents:
             f"is no bundle: it has neither {BUNDLE} nor {STATEMENT}",
             where=path,
             expected="a directory that a falsifier wrote with --evidence-dir, or a zip of it",
+            remedy=f"name the bundles in it: {path / '*'}" if any(path.glob(f"*/{STATEMENT}")) else "",
         )
     return found
 
@@ -208,7 +209,9 @@ def _foreign(name: str) -> Problem:
     except UnicodeEncodeError:
         return Problem(code="name-not-utf8", file=_shown(name), message="its name is not UTF-8")
     return Problem(
-        code="unexpected-file", file=_shown(name), message="a bundle has no file of that name; it is extra"
+        code="unexpected-file",
+        file=_shown(name),
+        message="is extra: no bundle has a file of that name; delete it",
     )
 
 
@@ -240,12 +243,27 @@ def _of_zip(path: Path) -> Contents:
         with zipfile.ZipFile(path) as archive:
             return _gathered(path, _members(archive))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+        if not _begins_as_zip(path):
+            raise EvidenceError(
+                "is neither a directory nor a zip",
+                where=path,
+                expected="a bundle: a directory, or a zip of one",
+                remedy="name the bundle's folder; unpack an archive of another kind",
+            ) from error
         raise EvidenceError(
             f"is no whole zip: {error}",
             where=path,
             expected="a bundle: a directory, or a zip of one",
             remedy="fetch it again; a copy that was cut off cannot be opened",
         ) from error
+
+
+def _begins_as_zip(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == b"PK"
+    except OSError:
+        return True  # what reading it raised tells more
 
 
 def _members(archive: zipfile.ZipFile) -> Iterator[_Entry]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,9 @@ def load_key(path: Path, key_id: str | None = None) -> SigningKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    remedy = f"openssl genpkey -algorithm ed25519 -out {path}"
+    # Another name where the file is there: openssl overwrites it without asking.
+    new = "NEW.pem makes one" if os.path.lexists(path) else path
+    remedy = f"openssl genpkey -algorithm ed25519 -out {new}"
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:

@@ -209,7 +209,7 @@ def _changed(data: bytes, present: str, digest: str) -> str:
             "has CRLF for LF: git converted it (core.autocrlf); write 'evidence/** -text' to .gitattributes, "
             "and check it out again"
         )
-    return f"was changed: its sha256 is {present}, the statement says {digest!r:.80}"
+    return f"was changed: its sha256 is {present[:12]}..., the statement says {digest:.12}..."
 
 
 def _check_pin(

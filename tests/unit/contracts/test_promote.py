@@ -302,3 +302,11 @@ def _child(path: Path) -> int:
         finally:
             os._exit(0)
     return child
+
+
+def test_of_two_claims_of_one_id_none_is_taken(tmp_path: Path) -> None:
+    contract = tmp_path / "x-v1.yaml"
+    row = "  - {id: F-1, rule: r, test: pytest -m f_1}\n"
+    contract.write_text("metadata: {id: C-X, version: 1.0.0}\nfalsification_tests:\n" + row * 2)
+    with pytest.raises(ContractError, match="the id 'F-1' stands 2 times"):
+        read_claim(contract, "F-1")

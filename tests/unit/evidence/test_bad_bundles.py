@@ -207,6 +207,18 @@ def test_a_bundle_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
         verify(tmp_path / "pipe")
 
 
+def test_an_archive_of_another_kind_is_not_called_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "b.tar").write_bytes(b"\x1f\x8b no zip")
+    with pytest.raises(EvidenceError, match="is neither a directory nor a zip") as caught:
+        verify(tmp_path / "b.tar")
+    assert "cut off" not in str(caught.value)
+
+
+def test_of_a_folder_of_bundles_the_bundles_are_offered(bundle: Path) -> None:
+    with pytest.raises(EvidenceError, match=r"try: name the bundles in it: .*/\*"):
+        verify(bundle.parent)
+
+
 def test_a_name_that_is_not_utf8_is_refused_and_printable(bundle: Path) -> None:
     (Path(os.fsdecode(os.fsencode(bundle) + b"/\xff.bin"))).write_bytes(b"")
     (code, name), *_ = told(verify(bundle))

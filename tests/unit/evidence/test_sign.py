@@ -177,6 +177,14 @@ def test_keys_that_are_none_are_refused(tmp_path: Path, pem: Path) -> None:
             read_public_key(path)
 
 
+def test_a_file_that_is_no_key_is_never_named_as_one_to_be_written(tmp_path: Path) -> None:
+    """``openssl genpkey -out FILE`` overwrites without asking."""
+    (tmp_path / "contract.yaml").write_text("no key")
+    with pytest.raises(EvidenceError) as caught:
+        load_key(tmp_path / "contract.yaml")
+    assert "-out NEW.pem" in str(caught.value)
+
+
 @pytest.mark.parametrize("value", ["", "AAAA", "%%%", "A" * 43, "é"])
 def test_a_listed_key_that_is_none_is_refused(key: SigningKey, value: str) -> None:
     files = files_of(Draft(facts=facts_of()), key=key)
