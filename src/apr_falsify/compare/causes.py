@@ -144,7 +144,7 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="stale-cache", stages=("attention",), guesses=attend.stale_values),
     Variation(name="other-row", stages=("embedding",), guesses=projected.other_rows),
     # What is wrong in one place alone.
-    Variation(name="one-place", guesses=places.one_place),
+    Variation(name="one-place", guesses=places.one_place_by_a_factor),
     Variation(name="one-input-channel", stages=_ONE_INPUT, guesses=projected.one_input_channel),
     # What multiplies with weights again.
     Variation(name="other-weights", stages=_REWEIGHED, guesses=projected.sibling_weights, multiplies=True),
@@ -154,6 +154,8 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="transposed", stages=_PROJECTIONS, guesses=projected.transposed_weights, multiplies=True),
     Variation(name="other-input", stages=_PROJECTIONS, guesses=projected.other_input, multiplies=True),
     Variation(name="weight-type", stages=_REWEIGHED, guesses=projected.quantised_weights, multiplies=True),
+    # What is wrong in one place alone, for no reason that is known.
+    Variation(name="one-place", guesses=places.one_place),
     # What fits much, and is told last.
     Variation(name="other-weight-vector", stages=norms.NORMS, guesses=common.own_factor_per_channel),
     Variation(name="factor-per-token", guesses=common.own_factor_per_token),
@@ -336,12 +338,13 @@ def _limited(name: str, indices: npt.NDArray[np.intp], count: int, axes: Axes) -
         named = [axes.heads[index] for index in indices[: _LISTED + 1]]
         return ", ".join(named) if len(indices) <= _LISTED else f"{len(indices)} of {count} heads"
     noun = name.removesuffix(places.OF_EVERY_HEAD)
+    nouns = f"{noun.removesuffix('y')}ies" if noun.endswith("y") and noun != "key" else f"{noun}s"
     within = " of the head" if noun != name else ""
     if len(indices) == 1:
         return f"{noun} {indices[0]} of {count}{within}" if noun == "channel" else f"{noun} {indices[0]} only"
     first, last = int(indices[0]), int(indices[-1])
     if last - first + 1 == len(indices):
-        return f"{noun}s {first} to {last}{within}"
+        return f"{nouns} {first} to {last}{within}"
     if len(indices) <= _LISTED:
-        return f"{noun}s {', '.join(map(str, indices))}{within}"
-    return f"{len(indices)} of {count} {noun}s{within}"
+        return f"{nouns} {', '.join(map(str, indices))}{within}"
+    return f"{len(indices)} of {count} {nouns}{within}"

@@ -250,6 +250,19 @@ def test_a_fault_in_a_real_4_bit_run_gets_its_name(name: str) -> None:
 
 TOKEN_CHANNEL = Axes(names=("token", "channel"))
 HEADED = axes_of("q_post_rope", run_in("f32").trace.geometry)
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"), [(1.00002, "x 1.00002"), (1.01, "x 1.01"), (-1.00002, "x -1.00002")]
+)
+def test_a_factor_near_one_is_not_told_as_one(factor: float, told: str) -> None:
+    run = run_in("f32")
+    cause = explained(run, "ffn_up", (run["ffn_up"] * factor).astype(np.float32))
+    assert cause is not None
+    assert cause.fits
+    assert re.match(re.escape(told) + r"\d* fits", cause.sentence), cause.sentence
+
+
 SITES: dict[str, tuple[Axes, tuple[int, ...], object, str]] = {
     "one channel": (
         TOKEN_CHANNEL,
@@ -276,6 +289,12 @@ SITES: dict[str, tuple[Axes, tuple[int, ...], object, str]] = {
         (8, 7, 7),
         np.s_[2, :, [1, 3, 6]],
         "head 2 only, keys 1, 3, 6, every token (21 of 392 values)",
+    ),
+    "vocabulary entries": (
+        Axes(names=("vocabulary entry",)),
+        (512,),
+        np.s_[[11, 13]],
+        "vocabulary entries 11, 13 (2 of 512 values)",
     ),
     "nothing": (
         TOKEN_CHANNEL,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from apr_falsify.compare.variations.case import F64, Case, Guess, scalar
+from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words, scalar
 from apr_falsify.compare.variations.common import parts
 
 BIASED: Mapping[str, tuple[str, ...]] = {
@@ -82,7 +82,7 @@ def _words(changed: Mapping[str, float], right: float) -> tuple[str, str]:
         return "bias-included", f"the bias of {roles} added here already"
     if values == {-1.0}:
         return "bias-factor", f"the bias of {roles} subtracted"
-    said = ", ".join(f"{role} x {value:.5g}" for role, value in changed.items())
+    said = ", ".join(f"{role} x {factor_words(value)}" for role, value in changed.items())
     return "bias-factor", f"the bias of {said}"
 
 

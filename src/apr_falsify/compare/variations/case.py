@@ -228,6 +228,12 @@ def scalar(e: F64, s: F64, sigma: F64) -> float:
     return float(scaled @ (s / sigma)) / energy if energy else math.nan
 
 
+def factor_words(value: float) -> str:
+    """Return a factor in five digits, and in more where these would make it 1."""
+    short = f"{value:.5g}"
+    return f"{value:.8g}" if short in ("1", "-1") else short
+
+
 def open_case(replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: float) -> Case | None:
     """Return the case of a captured stage, ``None`` where it cannot be replayed."""
     try:

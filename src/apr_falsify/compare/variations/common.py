@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from apr_falsify.arithmetic import FORMATS
 from apr_falsify.compare.roundoff import Known
-from apr_falsify.compare.variations.case import F64, Case, Guess, scalar
+from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words, scalar
 from apr_falsify.geometry import Geometry
 from apr_falsify.stages import STAGES
 
@@ -18,6 +18,9 @@ Indices = npt.NDArray[np.intp]
 
 _NEAR = 1e-3
 """How near a measured factor must be to a named one for that to be tried."""
+
+_SAME = 1e-4
+"""How near a measured factor must be to a named one to be called by its name."""
 
 _SCALES: Mapping[str, Callable[[Geometry], float]] = {
     "0": lambda g: 0.0,
@@ -64,7 +67,7 @@ def any_factor(case: Case) -> Iterator[Guess]:
     """Yield the replay times the measured factor."""
     value = case.scalar(case.expected)
     if math.isfinite(value):
-        yield _scaled(case, value, f"x {value:.5g}")
+        yield _scaled(case, value, f"x {factor_words(value)}")
 
 
 def _scaled(case: Case, value: float, says: str, instead: str = "") -> Guess:
@@ -85,12 +88,12 @@ def part_factor(case: Case) -> Iterator[Guess]:
         e, s, sigma = (a[..., columns].reshape(-1) for a in (case.expected, case.subject, case.sigma))
         value = scalar(e, s, sigma)
         label = next(
-            (n for n, f in _SCALES.items() if abs(f(case.geometry) - value) <= _NEAR * abs(value)), ""
+            (n for n, f in _SCALES.items() if abs(f(case.geometry) - value) <= _SAME * abs(value)), ""
         )
         values, spread = case.expected.copy(), case.sigma.copy()
         values[..., columns] *= value
         spread[..., columns] *= abs(value)
-        yield Guess(says=f"{part} x {label or f'{value:.5g}'}", values=values, sigma=spread)
+        yield Guess(says=f"{part} x {label or factor_words(value)}", values=values, sigma=spread)
 
 
 _MOVES: Mapping[str, Callable[[int], Indices]] = {
@@ -244,14 +247,17 @@ def own_factor_per_channel(case: Case) -> Iterator[Guess]:
     if held is not None and spread <= _ROUNDINGS * held.unit_roundoff * abs(middle):
         says = f"the weight x {middle:.3g}, kept as {held.name},"
         yield _multiplied(case, factors, says, name="factor")
-    yield _multiplied(case, factors, f"another weight: each channel x {low:.5g} to {high:.5g}")
+    yield _multiplied(
+        case, factors, f"another weight: each channel x {factor_words(low)} to {factor_words(high)}"
+    )
 
 
 def own_factor_per_token(case: Case) -> Iterator[Guess]:
     """Yield the replay with each row of its last axis times a factor of its own."""
     if case.subject.shape[-1] > 2:
         factors = _factors(case, axis=-1)
-        says = f"each token by a factor of its own, {factors.min():.5g} to {factors.max():.5g},"
+        low, high = (factor_words(float(each)) for each in (factors.min(), factors.max()))
+        says = f"each token by a factor of its own, {low} to {high},"
         yield _multiplied(case, factors, says)
 
 

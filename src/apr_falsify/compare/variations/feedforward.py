@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from apr_falsify.compare.variations.case import F64, Case, Guess
+from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words
 from apr_falsify.compare.variations.norms import layer_input
 
 
@@ -119,7 +119,9 @@ def _rounded(value: float, digits: int) -> float:
 def _residual_words(stream: str, a: float, branch: str, b: float) -> str:
     words = {0.0: "left out", 2.0: "added twice", -1.0: "subtracted"}
     said = [f"{role} {words[x]}" for role, x in ((stream, a), (branch, b)) if x in words]
-    other = [f"{role} x {x:.5g}" for role, x in ((stream, a), (branch, b)) if x != 1 and x not in words]
+    other = [
+        f"{role} x {factor_words(x)}" for role, x in ((stream, a), (branch, b)) if x != 1 and x not in words
+    ]
     return f"in the residual sum {' and '.join(said + other) or 'both'}"
 
 

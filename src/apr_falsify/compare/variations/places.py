@@ -9,15 +9,24 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.axes import Axes, axes_of
-from apr_falsify.compare.variations.case import Case, Guess, scalar
+from apr_falsify.compare.variations.case import Case, Guess, factor_words, scalar
 from apr_falsify.compare.variations.common import Indices
 
 OF_EVERY_HEAD = " of every head"
 """Marks the channels that heads side by side have alike."""
 
 
+def one_place_by_a_factor(case: Case) -> Iterator[Guess]:
+    """Yield the replay with one token, head, channel or value alone times a factor."""
+    yield from _one_place(case, by_a_factor=True)
+
+
 def one_place(case: Case) -> Iterator[Guess]:
     """Yield the replay with one token, head, channel or value alone as the subject has it."""
+    yield from _one_place(case, by_a_factor=False)
+
+
+def _one_place(case: Case, *, by_a_factor: bool) -> Iterator[Guess]:
     exceeds = case.exceeds
     axes = axes_of(case.name, case.geometry)
     single = {
@@ -33,7 +42,9 @@ def one_place(case: Case) -> Iterator[Guess]:
     values = np.where(region, case.subject, case.shaped(case.expected))
     words = ", ".join(_place_words(name, index, axes) for name, index in single.items())
     name = "one-value" if exceeds.sum() == 1 else f"one-{_most_telling(single)}"
-    yield Guess(says=f"only {words}: {_by_how_much(case, region)}", values=values, name=name)
+    factor = _factor(case, region)
+    if (factor is not None) == by_a_factor:
+        yield Guess(says=f"only {words}: {_by_how_much(factor)}", values=values, name=name)
 
 
 def _most_telling(single: Mapping[str, int]) -> str:
@@ -76,13 +87,18 @@ def _region(exceeds: npt.NDArray[np.bool_], axes: Axes, single: Mapping[str, int
     return region
 
 
-def _by_how_much(case: Case, region: npt.NDArray[np.bool_]) -> str:
+def _by_how_much(factor: float | None) -> str:
+    if factor is None:
+        return "by no constant factor; everything else"
+    return "all zeros there" if factor == 0 else f"x {factor_words(factor)} there"
+
+
+def _factor(case: Case, region: npt.NDArray[np.bool_]) -> float | None:
+    """Return the factor that all of a region is off by, ``None`` where there is none."""
     e, sigma = case.shaped(case.expected)[region], case.shaped(case.sigma)[region]
     s = case.subject[region]
     value = scalar(e, s, sigma)
     scaled = np.where(region, case.subject, 0.0)
     scaled[region] = value * e
     guess = Guess(says="", values=np.where(region, scaled, case.subject), sigma=case.shaped(case.sigma))
-    if math.isfinite(value) and case.fits(guess):
-        return "all zeros there" if value == 0 else f"x {value:.5g} there"
-    return "by no constant factor; everything else"
+    return value if math.isfinite(value) and case.fits(guess) else None

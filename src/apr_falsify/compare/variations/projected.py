@@ -147,7 +147,8 @@ def neighbour_weights(case: Case) -> Iterator[Guess]:
             if not _likely(case, {role: others[role]}):
                 continue
             weights = reweighed(case, {role: others[role]})
-            yield case.evaluated(f"the {noun} of {role} of layer {layer}", weights=weights)
+            part = role.removesuffix("_bias")
+            yield case.evaluated(f"the {noun} of {part} of layer {layer}", weights=weights)
 
 
 def transposed_weights(case: Case) -> Iterator[Guess]:
