@@ -9,21 +9,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 
-from apr_falsify.compare.bisection import (
-    Bisection,
-    Finding,
-    FindingType,
-    Kind,
-    Row,
-    Status,
-    Verdict,
-)
+from apr_falsify.compare import unchecked
+from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind, Row, Status, Verdict
 from apr_falsify.compare.convention import declared_or_solved
 from apr_falsify.compare.findings import (
-    NO_DIVERGENCE,
     arithmetic_findings,
     comparative_findings,
     differing_on_equal_inputs,
@@ -34,28 +25,20 @@ from apr_falsify.compare.findings import (
     source_findings,
     unmeasured_findings,
 )
-from apr_falsify.compare.judge import Judged, judge
-from apr_falsify.compare.layout import aligned
-from apr_falsify.compare.metrics import Metrics, compare_arrays
+from apr_falsify.compare.judge import judge
 from apr_falsify.compare.published import PublishedRule, published_rule
+from apr_falsify.compare.rows import accused, cleared, rows_of
 from apr_falsify.compare.structure import (
     check_tokens,
     constant_findings,
-    consumers,
-    descendants,
     geometry_findings,
     keys_to_judge,
     same_shapes,
-    status_of,
 )
 from apr_falsify.compare.weights import weights_findings
 from apr_falsify.errors import TraceError
-from apr_falsify.stages import Layout
 from apr_falsify.trace import Key, Trace
 from apr_falsify.weights import Weights
-
-UNUSED_SHOWN = 12
-"""How many names of a foreign recording's unused arrays are told; the provenance holds all."""
 
 
 def bisect(
@@ -89,41 +72,39 @@ def bisect(
         TraceError: there is nothing that could be judged.
 
     """
+    # 1.
     check_tokens(oracle, subject)
     structural = geometry_findings(oracle.geometry, subject.geometry)
     keys = keys_to_judge(oracle, subject, layers, stages)
     if not same_shapes(oracle.geometry, subject.geometry):
         weights = subject_weights = None
-    own = subject_weights is not None
-    known = _conversion_findings(oracle, subject, weights, subject_weights, keys)
+    # 2.
+    converted = _conversion_findings(oracle, subject, weights, subject_weights, keys)
+    # 3. and 4.
+    used = subject_weights or weights
     reference = judge(oracle, weights, keys)
-    subject, judged, layouts = declared_or_solved(subject, subject_weights or weights, keys, arithmetic)
-    rows = _rows(keys, oracle, subject, judged, {finding.stages for finding in layouts})
+    subject, judged, layouts = declared_or_solved(subject, used, keys, arithmetic)
+    # 5.
+    rows = rows_of(keys, oracle, subject, judged, {name for found in layouts for name in found.stages})
     broken = invariant_findings(subject, judged)
-    compared_only = differing_on_equal_inputs(rows, judged, oracle.geometry)
-    told = {*compared_only, *((found.layer, found.stages[0]) for found in broken)}
-    rows = tuple(
-        replace(row, verdict=Verdict.INTRODUCES) if (row.layer, row.stage) in told else row for row in rows
-    )
-    if not structural and all(row.accumulated is None for row in rows):
-        raise TraceError(
-            "the two traces have no stage in common",
-            expected="at least one stage that both sides captured",
-            remedy="capture both with the same --layers and --stages",
-        )
-    foreign = foreign_weights(judged, own, subject.provenance.dtype)
+    unequal = differing_on_equal_inputs(rows, judged, oracle.geometry)
+    rows = accused(rows, {*unequal, *((finding.layer, finding.stages[0]) for finding in broken)})
+    if not structural:
+        _check_anything_compared(rows)
+    foreign = foreign_weights(judged, subject_weights is not None, subject.provenance.dtype)
     if foreign:
-        rows = tuple(_unaccused(row, judged) for row in rows)
-    sources = foreign or source_findings(
-        subject, subject_weights or weights, judged, rows, own_weights=own, arithmetic=arithmetic
-    )
-    found = (
+        rows = cleared(rows, judged)
+        sources = foreign
+    else:
+        own = subject_weights is not None
+        sources = source_findings(subject, used, judged, rows, own_weights=own, arithmetic=arithmetic)
+    every = (
         *findings,
         *reference_findings(reference),
         *structural,
-        *known,
+        *converted,
         *sources,
-        *comparative_findings(compared_only),
+        *comparative_findings(unequal),
         *broken,
         *layouts,
         *arithmetic_findings(judged),
@@ -131,22 +112,24 @@ def bisect(
         *one_token_findings(rows, len(subject.tokens)),
     )
     return Bisection(
-        kind=kind_of(found, rows),
+        kind=kind_of(every, rows),
         rows=rows,
-        findings=found,
+        findings=every,
         published=_published(rows),
-        not_checked=(*not_checked, *_not_checked(rows, oracle, subject, subject_weights or weights)),
+        not_checked=(*not_checked, *unchecked.not_checked(rows, oracle, subject, used)),
         tokens=oracle.tokens,
         oracle=oracle.provenance,
         subject=subject.provenance,
     )
 
 
-def _unaccused(row: Row, judged: Mapping[Key, Judged]) -> Row:
-    """Return a row as unmeasured that was judged by a replay with which nothing can be shown."""
-    entry = judged.get((row.layer, row.stage))
-    accused = row.verdict is Verdict.INTRODUCES and entry is not None and entry.in_error
-    return replace(row, verdict=Verdict.UNMEASURED) if accused else row
+def _check_anything_compared(rows: Sequence[Row]) -> None:
+    if all(row.accumulated is None for row in rows):
+        raise TraceError(
+            "the two traces have no stage in common",
+            expected="at least one stage that both sides captured",
+            remedy="capture both with the same --layers and --stages",
+        )
 
 
 def _conversion_findings(
@@ -160,78 +143,6 @@ def _conversion_findings(
         *weights_findings(ours, theirs, layers),
         *constant_findings(oracle.geometry, subject.geometry, keys),
     ]
-
-
-def _rows(
-    keys: Sequence[Key],
-    oracle: Trace,
-    subject: Trace,
-    judged: Mapping[Key, Judged],
-    solved: set[tuple[str, ...]],
-) -> tuple[Row, ...]:
-    fed = consumers(keys, subject.geometry)
-    tainted = descendants([key for key, entry in judged.items() if entry.in_error], fed)
-    solved_stages = {name for names in solved for name in names}
-    return tuple(
-        _row(key, oracle, subject, judged.get(key), key in tainted, key[1] in solved_stages) for key in keys
-    )
-
-
-def _row(key: Key, oracle: Trace, subject: Trace, entry: Judged | None, tainted: bool, solved: bool) -> Row:
-    layer, name = key
-    status = status_of(key, oracle, subject)
-    metrics: Metrics | None = None
-    shape: tuple[int, ...] = ()
-    layout: tuple[Layout, ...] = ()
-    if status is Status.COMPARED:
-        if same_shapes(oracle.geometry, subject.geometry):
-            metrics, shape, layout = _accumulated(key, oracle, subject)
-        else:
-            status = Status.NOT_REPLAYABLE
-    fit = None if entry is None else entry.fit
-    verdict = _verdict(entry, metrics, tainted, solved)
-    if verdict is Verdict.UNMEASURED and status is Status.COMPARED:
-        status = Status.NOT_REPLAYABLE
-    return Row(
-        layer=layer,
-        stage=name,
-        status=status,
-        verdict=verdict,
-        accumulated=metrics,
-        introduced=None if entry is None else entry.introduced,
-        arithmetic=_arithmetic(entry),
-        residual=None if fit is None else fit.residual,
-        floor=None if fit is None else fit.floor,
-        excess=None if fit is None else fit.excess,
-        simulated=entry is not None and entry.simulated,
-        layout=layout,
-        shape=shape,
-    )
-
-
-def _accumulated(
-    key: Key, oracle: Trace, subject: Trace
-) -> tuple[Metrics, tuple[int, ...], tuple[Layout, ...]]:
-    pair = aligned(key[1], oracle.stages[key], subject.stages[key], oracle.geometry, len(oracle.tokens))
-    return compare_arrays(pair.oracle, pair.subject, pair.axes), pair.oracle.shape, pair.layout
-
-
-def _verdict(entry: Judged | None, metrics: Metrics | None, tainted: bool, solved: bool) -> Verdict:
-    agrees = metrics is not None and metrics.rel_l2 <= NO_DIVERGENCE and not metrics.nonfinite_mismatch
-    if entry is None or entry.fit is None:
-        return Verdict.WITHIN_FLOOR if agrees else Verdict.UNMEASURED
-    if entry.in_error:
-        return Verdict.INTRODUCES
-    if solved:
-        return Verdict.LAYOUT
-    return Verdict.INHERITS if tainted and not agrees else Verdict.WITHIN_FLOOR
-
-
-def _arithmetic(entry: Judged | None) -> str | None:
-    if entry is None or entry.fit is None or entry.simulated or not entry.fit.explains:
-        return None
-    rule = entry.fit.rule.name
-    return f"{entry.weight_type} x {rule}" if entry.weight_type else rule
 
 
 def kind_of(findings: Sequence[Finding], rows: Sequence[Row]) -> Kind:
@@ -262,38 +173,3 @@ def _published(rows: Sequence[Row]) -> tuple[PublishedRule, ...]:
         for layer, stages in cosines.items()
         if any(cosine is not None for cosine in stages.values())
     )
-
-
-def _not_checked(rows: Sequence[Row], oracle: Trace, subject: Trace, weights: Weights | None) -> list[str]:
-    said = []
-    unasked: dict[str, list[str]] = {}
-    for row in rows:
-        if row.status is Status.NOT_REQUESTED:
-            unasked.setdefault("" if row.layer is None else f" of layer {row.layer}", []).append(row.stage)
-    if unasked:
-        told = "; ".join(f"{', '.join(names)}{place}" for place, names in unasked.items())
-        said.append(f"what was not requested: {told}")
-    judged = {row.layer for row in rows if row.layer is not None and row.verdict is not Verdict.UNMEASURED}
-    if len(judged) < subject.geometry.layers:
-        said.append(
-            f"{subject.geometry.layers - len(judged)} of the model's {subject.geometry.layers} layers"
-        )
-    lonely = sorted(set(oracle.layers) ^ set(subject.layers))
-    if lonely:
-        said.append(f"layers that only one side holds: {', '.join(str(layer) for layer in lonely)}")
-    if oracle.provenance.runtime != "hf":
-        said.append(f"the reference itself: it is a run of {oracle.provenance.runtime}, not of HuggingFace")
-    if weights is None:
-        said.append(
-            "what needs weights to be replayed: name the model, --oracle MODEL (bisect) or "
-            "--weights MODEL (compare)"
-        )
-    said += [f"{name}: {why}" for name, why in subject.provenance.absent.items()]
-    unused = subject.provenance.unused
-    if unused:
-        shown = ", ".join(unused[:UNUSED_SHOWN])
-        rest = f" and {len(unused) - UNUSED_SHOWN} more" if len(unused) > UNUSED_SHOWN else ""
-        said.append(f"arrays of the recording that no stage was read from: {shown}{rest}")
-    if not subject.tokens_verified:
-        said.append("the token ids: nothing in the subject's trace says which tokens it ran")
-    return said

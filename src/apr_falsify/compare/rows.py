@@ -1,0 +1,117 @@
+"""The rows of a bisection: what is measured of each stage, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from apr_falsify.compare.bisection import Row, Status, Verdict
+from apr_falsify.compare.findings import NO_DIVERGENCE
+from apr_falsify.compare.judge import Judged
+from apr_falsify.compare.layout import aligned
+from apr_falsify.compare.metrics import Metrics, compare_arrays
+from apr_falsify.compare.structure import consumers, descendants, same_shapes, status_of
+from apr_falsify.stages import Layout
+from apr_falsify.trace import Key, Trace
+
+
+def rows_of(
+    keys: Sequence[Key],
+    oracle: Trace,
+    subject: Trace,
+    judged: Mapping[Key, Judged],
+    solved: Collection[str],
+) -> tuple[Row, ...]:
+    """Return a row for each of ``keys``.
+
+    Args:
+        keys: the stages to judge, in forward order.
+        oracle: the reference run.
+        subject: the run in question.
+        judged: what its replay says of each stage that could be replayed.
+        solved: the stages that agree once a layout that was not declared is undone.
+
+    """
+    tainted = descendants(
+        [key for key, entry in judged.items() if entry.in_error], consumers(keys, subject.geometry)
+    )
+    return tuple(
+        _row(key, oracle, subject, judged.get(key), tainted=key in tainted, solved=key[1] in solved)
+        for key in keys
+    )
+
+
+def accused(rows: Sequence[Row], keys: Collection[Key]) -> tuple[Row, ...]:
+    """Return the rows, those of ``keys`` as introducing an error."""
+    return tuple(
+        replace(row, verdict=Verdict.INTRODUCES) if (row.layer, row.stage) in keys else row for row in rows
+    )
+
+
+def cleared(rows: Sequence[Row], judged: Mapping[Key, Judged]) -> tuple[Row, ...]:
+    """Return the rows, those that their replay alone accuses as unmeasured: nothing is shown by it."""
+    in_error = {key for key, entry in judged.items() if entry.in_error}
+    return tuple(
+        replace(row, verdict=Verdict.UNMEASURED)
+        if row.verdict is Verdict.INTRODUCES and (row.layer, row.stage) in in_error
+        else row
+        for row in rows
+    )
+
+
+def _row(
+    key: Key, oracle: Trace, subject: Trace, entry: Judged | None, *, tainted: bool, solved: bool
+) -> Row:
+    status = status_of(key, oracle, subject)
+    metrics: Metrics | None = None
+    shape: tuple[int, ...] = ()
+    layout: tuple[Layout, ...] = ()
+    comparable = status is Status.COMPARED and same_shapes(oracle.geometry, subject.geometry)
+    if comparable:
+        metrics, shape, layout = _accumulated(key, oracle, subject)
+    verdict = _verdict(entry, metrics, tainted=tainted, solved=solved)
+    if status is Status.COMPARED and (not comparable or verdict is Verdict.UNMEASURED):
+        status = Status.NOT_REPLAYABLE
+    fit = None if entry is None else entry.fit
+    return Row(
+        layer=key[0],
+        stage=key[1],
+        status=status,
+        verdict=verdict,
+        accumulated=metrics,
+        introduced=None if entry is None else entry.introduced,
+        arithmetic=_arithmetic(entry),
+        residual=None if fit is None else fit.residual,
+        floor=None if fit is None else fit.floor,
+        excess=None if fit is None else fit.excess,
+        simulated=entry is not None and entry.simulated,
+        layout=layout,
+        shape=shape,
+    )
+
+
+def _accumulated(
+    key: Key, oracle: Trace, subject: Trace
+) -> tuple[Metrics, tuple[int, ...], tuple[Layout, ...]]:
+    """Return subject against oracle, the shape compared and the layout words that were undone."""
+    pair = aligned(key[1], oracle.stages[key], subject.stages[key], oracle.geometry, len(oracle.tokens))
+    return compare_arrays(pair.oracle, pair.subject, pair.axes), pair.oracle.shape, pair.layout
+
+
+def _verdict(entry: Judged | None, metrics: Metrics | None, *, tainted: bool, solved: bool) -> Verdict:
+    agrees = metrics is not None and metrics.rel_l2 <= NO_DIVERGENCE and not metrics.nonfinite_mismatch
+    if entry is None or entry.fit is None:
+        return Verdict.WITHIN_FLOOR if agrees else Verdict.UNMEASURED
+    if entry.in_error:
+        return Verdict.INTRODUCES
+    if solved:
+        return Verdict.LAYOUT
+    return Verdict.INHERITS if tainted and not agrees else Verdict.WITHIN_FLOOR
+
+
+def _arithmetic(entry: Judged | None) -> str | None:
+    """Return weight type and rule that explain the stage, ``None`` where nothing does."""
+    if entry is None or entry.fit is None or entry.simulated or not entry.fit.explains:
+        return None
+    rule = entry.fit.rule.name
+    return f"{entry.weight_type} x {rule}" if entry.weight_type else rule

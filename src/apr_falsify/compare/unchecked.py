@@ -1,0 +1,68 @@
+"""What a bisection did not look at, in words: nobody shall take it for checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from apr_falsify.compare.bisection import Row, Status, Verdict
+from apr_falsify.provenance import Provenance
+from apr_falsify.trace import Trace
+from apr_falsify.weights import Weights
+
+UNUSED_SHOWN = 12
+"""How many names of a foreign recording's unused arrays are told; the provenance holds all."""
+
+
+def not_checked(rows: Sequence[Row], oracle: Trace, subject: Trace, weights: Weights | None) -> list[str]:
+    """Return what was not looked at; ``weights`` are those that the subject was replayed with."""
+    return [
+        *_stages_not_requested(rows),
+        *_layers_not_judged(rows, oracle, subject),
+        *_without_reference(oracle.provenance, weights),
+        *_not_in_the_recording(subject.provenance),
+        *_tokens_not_known(subject),
+    ]
+
+
+def _stages_not_requested(rows: Sequence[Row]) -> Iterator[str]:
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status is Status.NOT_REQUESTED:
+            names.setdefault("" if row.layer is None else f" of layer {row.layer}", []).append(row.stage)
+    if names:
+        told = "; ".join(f"{', '.join(stages)}{place}" for place, stages in names.items())
+        yield f"what was not requested: {told}"
+
+
+def _layers_not_judged(rows: Sequence[Row], oracle: Trace, subject: Trace) -> Iterator[str]:
+    judged = {row.layer for row in rows if row.layer is not None and row.verdict is not Verdict.UNMEASURED}
+    layers = subject.geometry.layers
+    if len(judged) < layers:
+        yield f"{layers - len(judged)} of the model's {layers} layers"
+    lonely = sorted(set(oracle.layers) ^ set(subject.layers))
+    if lonely:
+        yield f"layers that only one side holds: {', '.join(str(layer) for layer in lonely)}"
+
+
+def _without_reference(oracle: Provenance, weights: Weights | None) -> Iterator[str]:
+    if oracle.runtime != "hf":
+        yield f"the reference itself: it is a run of {oracle.runtime}, not of HuggingFace"
+    if weights is None:
+        yield (
+            "what needs weights to be replayed: name the model, --oracle MODEL (bisect) or "
+            "--weights MODEL (compare)"
+        )
+
+
+def _not_in_the_recording(subject: Provenance) -> Iterator[str]:
+    yield from (f"{name}: {why}" for name, why in subject.absent.items())
+    if subject.unused:
+        shown = ", ".join(subject.unused[:UNUSED_SHOWN])
+        more = len(subject.unused) - UNUSED_SHOWN
+        rest = f" and {more} more" if more > 0 else ""
+        yield f"arrays of the recording that no stage was read from: {shown}{rest}"
+
+
+def _tokens_not_known(subject: Trace) -> Iterator[str]:
+    if not subject.tokens_verified:
+        yield "the token ids: nothing in the subject's trace says which tokens it ran"
