@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.unit.gguf_models import permuted_by_llama_cpp, random_blocks
 from tests.unit.helpers import TINY
@@ -54,14 +56,21 @@ def tiny_gguf(folder: Path) -> Path:
     return made(folder / "of-checkpoint.gguf", "quantize", base, "-s", "q4k", "--format", "gguf")
 
 
-def regrown(source: Path, path: Path, kind: str, only: tuple[str, ...] = ("",)) -> Path:
+def regrown(
+    source: Path,
+    path: Path,
+    kind: str,
+    only: tuple[str, ...] = ("",),
+    values: Mapping[str, np.ndarray] | None = None,
+) -> Path:
     """Write the GGUF file ``source`` anew, its matrices in the type ``kind``, with the gguf package.
 
     Blocks that the package cannot make are random: only what becomes of them is of interest; those of Q6_K
-    have the spread of the tensor. Matrices whose name holds none of ``only`` stay as they are.
+    have the spread of the tensor. Matrices whose name holds none of ``only`` stay as they are. Those that
+    ``values`` names are made of these, others of what the source holds.
     """
     reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(path, "qwen2")
+    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
     for key, field in reader.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture":
             continue
@@ -71,7 +80,7 @@ def regrown(source: Path, path: Path, kind: str, only: tuple[str, ...] = ("",)) 
             writer.add_key_value(key, field.contents(), field.types[0])
     for tensor in reader.tensors:
         kept = len(tensor.shape) < 2 or not any(part in tensor.name for part in only)
-        data = tensor.data if kept else _blocks(tensor, kind)
+        data = tensor.data if kept else _blocks(tensor, kind, (values or {}).get(tensor.name))
         number = tensor.tensor_type if kept else gguf.GGMLQuantizationType[kind]
         writer.add_tensor(tensor.name, data, raw_dtype=number)
     writer.write_header_to_file()
@@ -81,9 +90,10 @@ def regrown(source: Path, path: Path, kind: str, only: tuple[str, ...] = ("",)) 
     return path
 
 
-def _blocks(tensor: gguf.ReaderTensor, kind: str) -> np.ndarray:
+def _blocks(tensor: gguf.ReaderTensor, kind: str, values: np.ndarray | None) -> np.ndarray:
     shape = tuple(int(size) for size in tensor.shape)[::-1]
-    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+    if values is None:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
     try:
         return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
     except NotImplementedError:
@@ -126,3 +136,32 @@ def llama_gguf(source: Path, path: Path, weights: Mapping[str, np.ndarray], size
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def gguf_tensors(directory: Path, architecture: gguf.MODEL_ARCH) -> dict[str, np.ndarray]:
+    """Return a checkpoint's tensors in f32, by the names that the gguf package's own table gives them."""
+    table = gguf.get_tensor_name_map(architecture, 8)
+    return {
+        str(table.get_name(name, try_suffixes=(".weight", ".bias"))): values.astype(np.float32)
+        for name, values in load_file(directory / "model.safetensors").items()
+    }
+
+
+def tiny_llama_gguf(checkpoint: Path, tokenizer: Path, path: Path, **more: np.ndarray) -> Path:
+    """Write the tiny Llama as llama.cpp converts it, in f32; ``more`` tensors go in as they are."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    sizes = {
+        "block_count": config["num_hidden_layers"],
+        "context_length": 512,
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "rope.freq_base": float(config["rope_parameters"]["rope_theta"]),
+        "rope.dimension_count": config["hidden_size"] // config["num_attention_heads"],
+        "vocab_size": config["vocab_size"],
+    }
+    named = {f"{name}.weight": values for name, values in more.items()}
+    weights = gguf_tensors(checkpoint, gguf.MODEL_ARCH.LLAMA)
+    return llama_gguf(tokenizer, path, {**weights, **named}, sizes)

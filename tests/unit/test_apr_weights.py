@@ -24,7 +24,7 @@ from apr_falsify.tensors import QuantisedTensor
 from apr_falsify.weights import Model, open_model
 from tests.checkpoints import make_checkpoint
 from tests.support import DATA
-from tests.unit.apr_files import apr, llama_gguf, made, needs_apr, regrown, tiny_gguf, with_tokenizer
+from tests.unit.apr_files import apr, made, needs_apr, regrown, tiny_gguf, tiny_llama_gguf, with_tokenizer
 from tests.unit.helpers import TINY, roles_of
 
 LLAMA = DATA / "apr-tiny-llama-hf"
@@ -223,27 +223,7 @@ def test_whole_rows_of_a_vector_in_blocks_end_where_it_ends() -> None:
 
 def llama_from_gguf(folder: Path, tokenizer: Path, **more: F32) -> Model:
     """Import the tiny Llama from a GGUF as llama.cpp converts it; ``more`` tensors go in as they are."""
-    original = open_model(LLAMA / "model")
-    row, geometry = original.geometry.row, original.geometry
-    values = values_of(original)
-    weights = {
-        row.gguf_weights[role].format(n=layer): values[row.weights[role].format(n=layer)]
-        for role, layer in roles_of(geometry)
-    }
-    sizes = {
-        "block_count": 1,
-        "context_length": 512,
-        "embedding_length": 64,
-        "feed_forward_length": geometry.intermediate,
-        "attention.head_count": 4,
-        "attention.head_count_kv": 2,
-        "attention.layer_norm_rms_epsilon": geometry.norm_eps,
-        "rope.freq_base": geometry.rope.theta,
-        "rope.dimension_count": 16,
-        "vocab_size": 512,
-    }
-    named = {f"{name}.weight": values for name, values in more.items()}
-    source = llama_gguf(tokenizer, folder / "x.gguf", {**weights, **named}, sizes)
+    source = tiny_llama_gguf(LLAMA / "model", tokenizer, folder / "x.gguf", **more)
     return open_model(made(folder / "x.apr", "import", source))
 
 

@@ -3,13 +3,17 @@
 Two tensors are compared block by block (32 values, as the formats have them). A block of a plain format may
 differ by that format's rounding; a quantised one by one step of its own grid, computed from the range of the
 oracle's block. A fault in one row or one head then shows, wherever the rest of the tensor is right.
+
+A runtime may import a file into a format of its own, and hold in f32 what came in Q8_0. Where that file is
+known, the oracle's tensor is compared with the file's, by the file's number format, and the file's with what
+the runtime made of it, by the runtime's: what quantising costs is allowed once, where it was paid.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +24,7 @@ from apr_falsify.tensors import Tensor
 from apr_falsify.weights import Weights
 
 F64 = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.floating]
 
 BLOCK = 32
 _ROWS = 1 << 20
@@ -127,8 +132,59 @@ def weights_findings(oracle: Weights, subject: Weights, layers: Sequence[int]) -
         for each in _tensors_in(role, oracle)
     ]
     places += [(role, None) for role in WHOLE_MODEL_ROLES]
-    findings = [_finding(oracle, subject, role, layer) for role, layer in places]
-    return [finding for finding in findings if finding is not None]
+    return [
+        finding
+        for role, layer in places
+        for pair in _pairs(oracle, subject, role, layer)
+        if (finding := _finding(pair, role, layer)) is not None
+    ]
+
+
+_CONVERTED = "look at how the subject's file was converted"
+_IMPORTED = "look at how the runtime imports the subject's file"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """Two files of which the second should hold what the first does.
+
+    Attributes:
+        ours: the weights that are right.
+        theirs: those in question.
+        first: what to call the first.
+        second: what to call the second.
+        kind: the number format whose cost is allowed, ``None`` for that of the second's tensor.
+        known: what else is known of a tensor that differs.
+        advice: where to look then.
+
+    """
+
+    ours: Weights
+    theirs: Weights
+    first: str = "the oracle"
+    second: str = "the subject"
+    kind: str | None = None
+    known: str = ""
+    advice: str = _CONVERTED
+
+
+def _pairs(oracle: Weights, subject: Weights, role: str, layer: int | None) -> tuple[_Pair, ...]:
+    """Return which files to compare in a tensor: one step, or two where it was imported with changes."""
+    direct = _Pair(ours=oracle, theirs=subject)
+    source = subject.imported_from
+    before = None if source is None else source.find(role, layer)
+    if source is None or before is None:
+        return (direct,)
+    after, name = subject.find(role, layer), source.where.name
+    known_oracle = oracle.where == source.where
+    if after is not None and _copied(before, after):  # plain values are soon read: the subject's, then
+        kept = replace(direct, second=name, kind=before.type, known="; its import left it as it was")
+        return () if known_oracle else (kept,)
+    changed = replace(direct, known=f"; the import of {name} changed it", advice=_IMPORTED)
+    if after is not None and after.type == before.type:  # its format's cost is allowed once
+        return (changed,)
+    imported = replace(changed, ours=source, first=name)
+    return (imported,) if known_oracle else (replace(direct, theirs=source, second=name), imported)
 
 
 def _tensors_in(role: str, weights: Weights) -> list[str]:
@@ -136,56 +192,65 @@ def _tensors_in(role: str, weights: Weights) -> list[str]:
     return [f"{role}.{e}" for e in range(weights.geometry.experts)] if role in EXPERT_ROLES else [role]
 
 
-def _finding(oracle: Weights, subject: Weights, role: str, layer: int | None) -> Finding | None:
-    kind = role.partition(".")[0]
-    if kind not in oracle.names or kind not in subject.names:
+def _finding(pair: _Pair, role: str, layer: int | None) -> Finding | None:
+    if any(role.partition(".")[0] not in weights.names for weights in (pair.ours, pair.theirs)):
         return None
-    ours, theirs = oracle.find(role, layer), subject.find(role, layer)
+    ours, theirs = pair.ours.find(role, layer), pair.theirs.find(role, layer)
     if ours is None and theirs is None:
         return None
     place = f"{role} of layer {layer}" if layer is not None else role
     if ours is None or theirs is None:
-        side = "oracle" if ours is None else "subject"
-        return _weights_finding(role, layer, f"the {side} has no tensor {place}", math.inf)
+        side = pair.first if ours is None else pair.second
+        return _weights_finding(pair, role, layer, f"{side} has no tensor {place}", math.inf)
     if ours.shape != theirs.shape:
-        shapes = f"{list(theirs.shape)}, the oracle's {list(ours.shape)}"
-        return _weights_finding(role, layer, f"the subject's {place} has the shape {shapes}", math.inf)
-    found = difference(ours, theirs)
+        shapes = f"{list(theirs.shape)}, {pair.first}'s {list(ours.shape)}"
+        return _weights_finding(
+            pair, role, layer, f"{pair.second}'s {place} has the shape {shapes}", math.inf
+        )
+    kind = pair.kind or theirs.type
+    found = difference(ours, theirs, kind)
     if not found.blocks:
         return None
     told = (
-        f"the subject's {place} ({theirs.type}) is not the oracle's ({ours.type}): {found.blocks} of "
+        f"{pair.second}'s {place} ({kind}) is not {pair.first}'s ({ours.type}): {found.blocks} of "
         f"{found.total} blocks in {found.rows} of {ours.shape[0] if len(ours.shape) > 1 else 1} rows differ "
-        f"by more than {theirs.type} costs, relative L2 {found.rel_l2:.1e}"
+        f"by more than {kind} costs, relative L2 {found.rel_l2:.1e}"
     )
-    return _weights_finding(role, layer, told, found.rel_l2)
+    return _weights_finding(pair, role, layer, told, found.rel_l2)
 
 
-def _weights_finding(role: str, layer: int | None, explanation: str, size: float) -> Finding:
+def _weights_finding(pair: _Pair, role: str, layer: int | None, told: str, size: float) -> Finding:
+    stage = STAGE_OF_ROLE[role.partition(".")[0]]
     return Finding(
         type=FindingType.WEIGHTS,
-        layer=0 if STAGE_OF_ROLE[role.partition(".")[0]] == "embedding" else layer,
-        stages=(STAGE_OF_ROLE[role.partition(".")[0]],),
+        layer=0 if stage == "embedding" else layer,
+        stages=(stage,),
         size=size,
-        explanation=explanation,
-        advice="look at how the subject's file was converted",
+        explanation=told + pair.known,
+        advice=pair.advice,
     )
 
 
-def difference(oracle: Tensor, subject: Tensor) -> Difference:
-    """Compare two tensors of one shape, block by block."""
+def difference(oracle: Tensor, subject: Tensor, kind: str | None = None) -> Difference:
+    """Compare two tensors of one shape, block by block.
+
+    Args:
+        oracle: what is right.
+        subject: the one in question.
+        kind: the number format whose cost is allowed, where it is not the one that ``subject`` is held in.
+
+    """
+    kind = kind or subject.type
     width = oracle.shape[-1]
-    count = oracle.shape[0] if len(oracle.shape) > 1 else 1
-    step = max(1, _ROWS // width)
-    if _equal(oracle, subject, range(0, count, step)):
+    count, step = _count(oracle), _step(oracle)
+    if all(_agree(ours, theirs) for ours, theirs in _chunks(oracle, subject)):
         return Difference(blocks=0, total=count * -(-width // BLOCK), rows=0, rel_l2=0.0)
     blocks = total = rows = 0
     squares = energy = 0.0
-    grid = _common_grid(oracle, subject.type, range(0, count, step))
-    for start in range(0, count, step):
-        stop = min(count, start + step)
-        ours, theirs = (_rows_of(tensor, start, stop).astype(np.float64) for tensor in (oracle, subject))
-        wrong = _wrong_blocks(ours, theirs, oracle.type, subject.type, grid)
+    grid = _common_grid(oracle, kind, range(0, count, step))
+    for chunks in _chunks(oracle, subject):
+        ours, theirs = (values.astype(np.float64) for values in chunks)
+        wrong = _wrong_blocks(ours, theirs, oracle.type, kind, grid)
         blocks, total, rows = (
             blocks + int(wrong.sum()),
             total + wrong.size,
@@ -197,13 +262,32 @@ def difference(oracle: Tensor, subject: Tensor) -> Difference:
     return Difference(blocks=blocks, total=total, rows=rows, rel_l2=rel_l2)
 
 
-def _equal(oracle: Tensor, subject: Tensor, starts: range) -> bool:
-    """Whether two tensors hold the same finite values: most do, and this is soon seen."""
-    for start in starts:
-        ours, theirs = (_rows_of(tensor, start, start + starts.step) for tensor in (oracle, subject))
-        if not (np.array_equal(ours, theirs) and np.isfinite(ours).all()):
-            return False
-    return True
+def _count(tensor: Tensor) -> int:
+    return tensor.shape[0] if len(tensor.shape) > 1 else 1
+
+
+def _step(tensor: Tensor) -> int:
+    return max(1, _ROWS // tensor.shape[-1])
+
+
+def _chunks(ours: Tensor, theirs: Tensor) -> Iterator[tuple[Rows, Rows]]:
+    """Yield both tensors of one shape by the same rows."""
+    step = _step(ours)
+    for start in range(0, _count(ours), step):
+        stop = min(_count(ours), start + step)
+        yield _rows_of(ours, start, stop), _rows_of(theirs, start, stop)
+
+
+def _agree(ours: Rows, theirs: Rows) -> bool:
+    """Whether both hold the same finite values: most do, and this is soon seen."""
+    return bool(np.array_equal(ours, theirs) and np.isfinite(ours).all())
+
+
+def _copied(before: Tensor, after: Tensor) -> bool:
+    """Whether the values of one tensor are those of the other, NaN included."""
+    return before.shape == after.shape and all(
+        np.array_equal(ours, theirs, equal_nan=True) for ours, theirs in _chunks(before, after)
+    )
 
 
 def _common_grid(oracle: Tensor, kind: str, starts: range) -> float:
@@ -214,7 +298,7 @@ def _common_grid(oracle: Tensor, kind: str, starts: range) -> float:
     return max(map(float, largest)) / ONE_GRID[kind]
 
 
-def _rows_of(tensor: Tensor, start: int, stop: int) -> npt.NDArray[np.floating]:
+def _rows_of(tensor: Tensor, start: int, stop: int) -> Rows:
     if len(tensor.shape) > 1:
         return tensor.rows(start, stop)
     return tensor.rows(0, tensor.shape[0])[None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apr_falsify.apr_geometry import HeadsError
@@ -32,14 +32,27 @@ def stated(apr: Path, target: Target) -> Stated:
 
     """
     try:
-        model = open_model(apr)
-        return Stated(model=model, geometry=model.geometry, interleaved=model.weights.interleaved)
+        model, notes = _with_source(open_model(apr), target.path)
+        return Stated(
+            model=model, geometry=model.geometry, interleaved=model.weights.interleaved, notes=notes
+        )
     except HeadsError as error:
         torn, notes = error.geometry, (f"the subject's own weights: {error.what}",)
     except AprFalsifyError as error:
         torn, notes = None, (f"the subject's own weights: {error.what}",)
     geometry, interleaved = _stated_elsewhere(apr, target)
     return Stated(geometry=torn or geometry, interleaved=interleaved, torn=torn is not None, notes=notes)
+
+
+def _with_source(model: Model, source: Path) -> tuple[Model, tuple[str, ...]]:
+    """Return ``model`` with the weights that it was imported from, and what is not known of them."""
+    if model.path == source:
+        return model, ()
+    try:
+        weights = replace(model.weights, imported_from=open_model(source).weights)
+    except AprFalsifyError as error:
+        return model, (f"the import itself: {error.what}",)
+    return replace(model, weights=weights), ()
 
 
 def _stated_elsewhere(apr: Path, target: Target) -> tuple[Geometry, bool]:
