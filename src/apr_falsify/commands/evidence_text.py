@@ -93,7 +93,7 @@ def bundle_lines(bundle: Bundle) -> Iterator[str]:
         yield from _wrapped(f"{side}: {_side(found)}", "  ")
     yield f"  {len(facts.tests)} tests:"
     for one in facts.tests[:MOST]:
-        reason = f": {one.reason}" if one.reason else ""
+        reason = f": {one.remark}" if one.remark else ""
         yield from _wrapped(f"{one.ended} ({one.role}, {one.level}) {one.name}{reason}", "    ")
     yield from _more(len(facts.tests), "tests")
     yield from _code(facts)

@@ -8,6 +8,7 @@ from typing import Any
 
 from apr_falsify.evidence.bundle import Bundle
 from apr_falsify.evidence.facts import Side
+from apr_falsify.evidence.outcome import HOLLOW
 
 SCHEMA = "apr-falsify/evidence-difference/v1"
 
@@ -86,7 +87,8 @@ def _outcome(bundle: Bundle) -> Named:
 
 
 def _tests(bundle: Bundle) -> Named:
-    yield from ((one.name, f"{one.ended} ({one.role}, {one.level})") for one in bundle.facts.tests)
+    for one in bundle.facts.tests:
+        yield one.name, f"{one.ended} ({one.role}, {one.level})" + (f": {HOLLOW}" if one.is_hollow else "")
 
 
 _FIGURES = ("cosine", "rel_l2", "norm_ratio", "max_abs")

@@ -15,7 +15,7 @@ from apr_falsify.contracts.statuses import BLOCKER, FUNCTIONAL, LADDER, PARTIAL
 from apr_falsify.evidence.discharge import unmet
 from apr_falsify.evidence.facts import EMBEDDED_LANE, TOOL, Bound, Facts
 from apr_falsify.evidence.files import REPLAY_DIFFERS
-from apr_falsify.evidence.outcome import Ended, Level, Result, Role
+from apr_falsify.evidence.outcome import HOLLOW, Ended, Level, Result, Role, TestRecord
 from apr_falsify.evidence.verify import Verification
 
 _MOST_NAMED = 5
@@ -202,15 +202,17 @@ def _not_survived(case: _Case) -> Iterator[str]:
 
 
 def _no_prediction(case: _Case) -> Iterator[str]:
-    if not any(_decided(case, level) for level in Level):
+    if not _passed(case):
         yield "no test of the prediction passed"
 
 
-def _decided(case: _Case, level: Level) -> bool:
-    return any(
-        one.role is Role.PREDICTION and one.level is level and one.ended is Ended.PASSED
+def _passed(case: _Case) -> list[TestRecord]:
+    """Return the tests of the prediction that passed on something."""
+    return [
+        one
         for one in case.facts.tests
-    )
+        if one.role is Role.PREDICTION and one.ended is Ended.PASSED and not one.is_hollow
+    ]
 
 
 def _claim_changed(case: _Case) -> Iterator[str]:
@@ -276,7 +278,15 @@ def _embedded(case: _Case) -> Iterator[str]:
 
 
 def _no_live_test(case: _Case) -> Iterator[str]:
-    if not _decided(case, Level.LIVE):
+    if any(one.shows_the_subject for one in case.facts.tests):
+        return
+    hollow = [one.name for one in case.facts.tests if one.is_hollow]
+    unsaid = [one.name for one in _passed(case) if one.level is Level.LIVE]
+    if hollow:
+        yield f"{hollow[0]} {HOLLOW}: let it ask for bisection or subject_trace"
+    elif unsaid:
+        yield f"it was made before bundles told whether {unsaid[0]} measured the lane: run it again"
+    else:
         yield "no live test of the prediction passed: none measured the subject of a lane"
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, NoReturn
 
-from apr_falsify.reading import mapping, text
+from apr_falsify.reading import items, mapping, text
 
 
 class Result(StrEnum):
@@ -51,6 +51,18 @@ class Level(StrEnum):
     LIVE = "live"
 
 
+class Seen(StrEnum):
+    """What a test asked to have measured: a side of the session's lane, or the embedded default."""
+
+    ORACLE = "oracle"
+    SUBJECT = "subject"
+    EMBEDDED = "embedded"
+
+
+HOLLOW = "passed, but measured nothing of the lane's subject"
+"""What is said of a live test of the prediction that passed without having the lane measured."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestRecord:
     """One test of a falsifier, as it ended.
@@ -62,6 +74,7 @@ class TestRecord:
         level: where it measures.
         reason: why it did not pass, in a line; empty where it passed.
         seconds: how long it took.
+        measured: what it asked to have measured; ``None`` where a bundle of an earlier version does not say.
 
     """
 
@@ -73,10 +86,31 @@ class TestRecord:
     level: Level = Level.ALGORITHM
     reason: str = ""
     seconds: float = 0.0
+    measured: tuple[Seen, ...] | None = None
+
+    @property
+    def shows_the_subject(self) -> bool:
+        """Whether it is a test of the prediction that had the lane's subject measured, and passed."""
+        return self._passed_live and self.measured is not None and Seen.SUBJECT in self.measured
+
+    @property
+    def is_hollow(self) -> bool:
+        """Whether it is a live test of the prediction that passed and looked at no subject."""
+        return self._passed_live and self.measured is not None and Seen.SUBJECT not in self.measured
+
+    @property
+    def _passed_live(self) -> bool:
+        is_live = self.role is Role.PREDICTION and self.level is Level.LIVE
+        return is_live and self.ended is Ended.PASSED
+
+    @property
+    def remark(self) -> str:
+        """What a reader must know of how it ended: why it did not pass, or that it passed on nothing."""
+        return HOLLOW if self.is_hollow else self.reason
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return asdict(self)
+        """Return it as plain JSON values; what it measured only where that is known."""
+        return {key: value for key, value in asdict(self).items() if key != "measured" or value is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TestRecord:
@@ -96,7 +130,12 @@ class TestRecord:
             level=Level(text(data.get("level"), "level")),
             reason=text(data.get("reason", ""), "reason"),
             seconds=float(seconds),
+            measured=_measured(data["measured"]) if "measured" in data else None,
         )
+
+
+def _measured(value: object) -> tuple[Seen, ...]:
+    return tuple(Seen(text(one, "measured")) for one in items(value, "measured"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +193,7 @@ def outcome_of(tests: Iterable[TestRecord]) -> Outcome:
     2. A test that ended in an error, or a control that failed: ERROR, since the instrument is broken.
     3. A prediction that failed: FALSIFIED.
     4. A test that decided nothing: NOT_RUN.
-    5. No test of the prediction: NOT_RUN.
+    5. No test of the prediction, or none but live ones that had no subject measured: NOT_RUN.
     6. All passed: SURVIVED.
     """
     records = tuple(tests)
@@ -170,14 +209,19 @@ def outcome_of(tests: Iterable[TestRecord]) -> Outcome:
         return Outcome(result=Result.FALSIFIED, reason=_told(failed, "failed"))
     if idle:
         return Outcome(result=Result.NOT_RUN, reason=_told(idle, _NOT_RUN[idle[0].ended]))
-    if all(one.role is Role.CONTROL for one in records):
-        return Outcome(result=Result.NOT_RUN, reason="only controls ran: nothing measured the prediction")
+    return _of_passed(records)
+
+
+def _of_passed(records: tuple[TestRecord, ...]) -> Outcome:
+    hollow = [one for one in records if one.is_hollow]
     controls = sum(one.role is Role.CONTROL for one in records)
-    told = [
-        _counted(len(records) - controls, "prediction"),
-        *([_counted(controls, "control")] if controls else []),
-    ]
-    return Outcome(result=Result.SURVIVED, reason=f"{' and '.join(told)} passed")
+    predictions = len(records) - controls - len(hollow)
+    if not predictions:
+        said = _told(hollow, HOLLOW) if hollow else "only controls ran: nothing measured the prediction"
+        return Outcome(result=Result.NOT_RUN, reason=said)
+    told = [_counted(predictions, "prediction"), *([_counted(controls, "control")] if controls else [])]
+    apart = f"; {_told(hollow, HOLLOW)}" if hollow else ""
+    return Outcome(result=Result.SURVIVED, reason=f"{' and '.join(told)} passed{apart}")
 
 
 def _counted(count: int, noun: str) -> str:

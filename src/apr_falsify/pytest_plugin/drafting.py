@@ -16,9 +16,8 @@ from apr_falsify.commands.lanes import Lane
 from apr_falsify.contracts.claim import Claim
 from apr_falsify.errors import EvidenceError
 from apr_falsify.evidence.facts import EMBEDDED_LANE, TOOL, Bound, Facts, LaneFacts, Side, Sources
-from apr_falsify.evidence.outcome import Ended
+from apr_falsify.evidence.outcome import Ended, Seen
 from apr_falsify.oracle.hub import is_hub_id
-from apr_falsify.pytest_plugin.records import Ran
 from apr_falsify.pytest_plugin.sources import code_of, refuse_other_code, sources_of
 from apr_falsify.pytest_plugin.state import Work
 
@@ -120,9 +119,9 @@ def _relative(path: Path, root: Path) -> str:
 
 def _measured(verdict: Verdict, work: Work) -> Lane | None:
     """Return the lane that the falsifier's tests measured; of two the session's own."""
-    ran: list[Ran] = list(verdict.ran.values())
-    lanes = [work.asked.lane] if any(one.lane for one in ran) else []
-    lanes += [Lane()] if any(one.embedded for one in ran) else []
+    measured = {word for ran in verdict.ran.values() for word in ran.measured}
+    lanes = [work.asked.lane] if measured & {Seen.ORACLE, Seen.SUBJECT} else []
+    lanes += [Lane()] if Seen.EMBEDDED in measured else []
     there = (one for one in lanes if (work.measurements.run_of(one) / "bisection.json").exists())
     return next(there, None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,18 +13,24 @@ import pytest
 from apr_falsify.commands.lanes import Lane
 from apr_falsify.contracts.claim import Claim, plain
 from apr_falsify.contracts.source import parse
+from apr_falsify.evidence.outcome import Seen
 from apr_falsify.pytest_plugin.entry import SESSION
-from apr_falsify.pytest_plugin.state import KEPT, Work
+from apr_falsify.pytest_plugin.state import ASKED, KEPT, Work
 
 if TYPE_CHECKING:
     from apr_falsify.compare.bisection import Bisection
+    from apr_falsify.pytest_plugin.measuring import Measured
     from apr_falsify.trace import Trace
 
-LANE_FIXTURES = ("bisection", "oracle_trace", "subject_trace")
-"""What measures the session's lane."""
+MEASURES: Mapping[str, Seen] = {
+    "_oracle_of_the_lane": Seen.ORACLE,
+    "_subject_of_the_lane": Seen.SUBJECT,
+    "embedded_bisection": Seen.EMBEDDED,
+}
+"""Fixture -> what whoever asks for it has measured.
 
-EMBEDDED_FIXTURE = "embedded_bisection"
-"""What measures the embedded default, whatever the lane."""
+Those of the lane are not the ones that tests name: a project may have a fixture ``bisection`` of its own.
+"""
 
 
 def _work(config: pytest.Config) -> Work:
@@ -41,25 +47,45 @@ def lane(pytestconfig: pytest.Config) -> Lane:
     return _work(pytestconfig).asked.lane
 
 
+@pytest.fixture(autouse=True)
+def _asked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Note what the test asked for; only when it has ended is that all."""
+    yield
+    request.node.stash[ASKED] = frozenset(request.fixturenames)
+
+
 @pytest.fixture(scope="session")
-def oracle_trace(pytestconfig: pytest.Config, lane: Lane) -> Trace:
+def _oracle_of_the_lane(pytestconfig: pytest.Config, lane: Lane) -> Measured:
+    """What the lane gave, for who looks at the oracle."""
+    return _work(pytestconfig).measurements.of(lane)
+
+
+@pytest.fixture(scope="session")
+def _subject_of_the_lane(pytestconfig: pytest.Config, lane: Lane) -> Measured:
+    """What the lane gave, for who looks at the subject."""
+    return _work(pytestconfig).measurements.of(lane)
+
+
+@pytest.fixture(scope="session")
+def oracle_trace(_oracle_of_the_lane: Measured) -> Trace:
     """The oracle's captured stages on the lane; captured once a session, whatever asks for it."""
-    return _work(pytestconfig).measurements.of(lane).oracle
+    return _oracle_of_the_lane.oracle
 
 
 @pytest.fixture(scope="session")
-def subject_trace(pytestconfig: pytest.Config, lane: Lane) -> Trace:
+def subject_trace(_subject_of_the_lane: Measured) -> Trace:
     """The subject's captured stages on the lane; captured once a session, whatever asks for it."""
-    return _work(pytestconfig).measurements.of(lane).subject
+    return _subject_of_the_lane.subject
 
 
 @pytest.fixture(scope="session")
-def bisection(pytestconfig: pytest.Config, lane: Lane) -> Bisection:
+def bisection(_oracle_of_the_lane: Measured, _subject_of_the_lane: Measured) -> Bisection:
     """What comparing the lane's two traces says: kind, sources, findings, one row a stage.
 
-    It becomes bisection.json of the bundle of every falsifier whose test asks for it.
+    It becomes bisection.json of the bundle of every falsifier whose test asks for it. A live test shows
+    something of the lane only where it asks for this or for ``subject_trace``.
     """
-    return _work(pytestconfig).measurements.of(lane).bisection
+    return _subject_of_the_lane.bisection
 
 
 @pytest.fixture(scope="session")

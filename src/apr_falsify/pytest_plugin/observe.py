@@ -9,8 +9,8 @@ import pytest
 
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.outcome import Ended
-from apr_falsify.pytest_plugin.fixtures import EMBEDDED_FIXTURE, LANE_FIXTURES
-from apr_falsify.pytest_plugin.state import CARRIED, KEPT
+from apr_falsify.pytest_plugin.fixtures import MEASURES
+from apr_falsify.pytest_plugin.state import ASKED, CARRIED, KEPT
 
 NOTE = "apr_falsify_note"
 """The attribute of a report that holds the note; plain values, so that it passes between processes."""
@@ -41,16 +41,16 @@ def pytest_runtest_makereport(
     note = {
         "ended": ended.value,
         "reason": "" if ended is Ended.PASSED else _reason(report, call),
-        "lane": any(name in LANE_FIXTURES for name in _fixtures(item)),
-        "embedded": EMBEDDED_FIXTURE in _fixtures(item),
+        "measured": [measured.value for name, measured in MEASURES.items() if name in _fixtures(item)],
         "kept": [list(pair) for pair in item.stash.get(KEPT, [])],
     }
     setattr(report, NOTE, note)
     return report
 
 
-def _fixtures(item: pytest.Item) -> list[str]:
-    return list(getattr(item, "fixturenames", ()))
+def _fixtures(item: pytest.Item) -> frozenset[str]:
+    """What it asks for by argument, and, once it has ended, what it asked for while it ran."""
+    return item.stash.get(ASKED, frozenset()).union(getattr(item, "fixturenames", ()))
 
 
 def _render(report: pytest.TestReport, error: BaseException | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from apr_falsify.evidence.outcome import Ended, Level, Role, TestRecord
+from apr_falsify.evidence.outcome import Ended, Level, Role, Seen, TestRecord
 from apr_falsify.pytest_plugin.observe import note_of
 
 _WORST = (
@@ -70,8 +70,7 @@ class Ran:
         reran: whether it failed and was run again.
         again: why it was.
         begun: whether it was begun.
-        lane: whether it measured the session's lane.
-        embedded: whether it measured the embedded default.
+        measured: what it asked to have measured.
         kept: bisections that it handed over, name and file.
         properties: what it recorded.
         text: what pytest prints of its failure.
@@ -84,8 +83,7 @@ class Ran:
     reran: bool = False
     again: str = ""
     begun: bool = False
-    lane: bool = False
-    embedded: bool = False
+    measured: set[Seen] = field(default_factory=set)
     kept: dict[str, str] = field(default_factory=dict)
     properties: list[tuple[str, str]] = field(default_factory=list)
     text: str = ""
@@ -106,7 +104,7 @@ class Ran:
         before = self.phases.get(report.when, Ended.PASSED)  # subtests report their phase once each
         self.phases[report.when] = min(before, ended, key=_WORST.index)
         self.reason = self.reason or note["reason"]
-        self.lane, self.embedded = self.lane or note["lane"], self.embedded or note["embedded"]
+        self.measured.update(map(Seen, note["measured"]))
         self.kept.update((name, path) for name, path in note["kept"])
         self.properties = [(str(name), str(value)) for name, value in report.user_properties]
         if report.failed:
@@ -179,4 +177,5 @@ class Ledger:
             level=one.level,
             reason=ran.why,
             seconds=round(ran.seconds, 3),
+            measured=tuple(sorted(ran.measured)),
         )

@@ -16,6 +16,9 @@ from apr_falsify.pytest_plugin.shared import Shared
 CARRIED: pytest.StashKey[tuple[Carried, ...]] = pytest.StashKey()
 """On a test: the falsifiers that it decides."""
 
+ASKED: pytest.StashKey[frozenset[str]] = pytest.StashKey()
+"""On a test: every fixture that it asked for, by argument or while it ran."""
+
 KEPT: pytest.StashKey[list[tuple[str, str]]] = pytest.StashKey()
 """On a test: the bisections that it handed over, name and file."""
 

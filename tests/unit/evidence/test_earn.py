@@ -15,7 +15,7 @@ from apr_falsify.evidence.discharge import unmet
 from apr_falsify.evidence.earn import earned, state_of
 from apr_falsify.evidence.facts import TOOL, Bound, Facts, LaneFacts, Side, Sources
 from apr_falsify.evidence.files import Problem
-from apr_falsify.evidence.outcome import Ended, Level, Outcome, Result, Role, TestRecord
+from apr_falsify.evidence.outcome import Ended, Level, Outcome, Result, Role, Seen, TestRecord
 from apr_falsify.evidence.verify import Verification
 
 DISCHARGE = {
@@ -50,7 +50,9 @@ LANE = LaneFacts(
 )
 TESTS = (
     TestRecord(name="t.py::test_one", ended=Ended.PASSED),
-    TestRecord(name="t.py::test_live", ended=Ended.PASSED, level=Level.LIVE),
+    TestRecord(
+        name="t.py::test_live", ended=Ended.PASSED, level=Level.LIVE, measured=(Seen.ORACLE, Seen.SUBJECT)
+    ),
     TestRecord(name="t.py::test_control", ended=Ended.PASSED, role=Role.CONTROL),
 )
 BOUND = Bound(functions={"a.py::f": "01", "t.py::test_one": "02"}, unbound={"lib:g": "another source"})

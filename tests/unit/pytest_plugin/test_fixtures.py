@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from apr_falsify.pytest_plugin.fixtures import LANE_FIXTURES
 from tests.unit.pytest_plugin.conftest import Project
 
 GET = """
@@ -19,7 +18,8 @@ def test_claim(falsifier, contract):
 def test_each_is_told_with_what_it_gives(project: Project) -> None:
     result = project.write("").run("--fixtures")
     text = str(result.stdout)
-    for name in (*LANE_FIXTURES, "lane", "contract", "falsifier", "keep_bisection"):
+    measuring = ("bisection", "oracle_trace", "subject_trace", "embedded_bisection")
+    for name in (*measuring, "lane", "contract", "falsifier", "keep_bisection"):
         assert f"\n{name}" in text, name
     assert "captured once a session" in text
     assert "no docstring available" not in text

@@ -14,7 +14,7 @@ from apr_falsify.pytest_plugin.records import Collected, Ran
 def report(when: Any, outcome: Any, ended: Ended | None = None, reason: str = "") -> pytest.TestReport:
     made = pytest.TestReport("t.py::test_x", ("t.py", 1, "test_x"), {}, outcome, None, when, duration=0.5)
     if ended is not None:
-        note = {"ended": ended.value, "reason": reason, "lane": False, "embedded": False, "kept": []}
+        note = {"ended": ended.value, "reason": reason, "measured": [], "kept": []}
         setattr(made, NOTE, note)
     return made
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from apr_falsify.evidence.facts import CHANGED_LANE, EMBEDDED_LANE, UNNAMED_LANE, Facts
-from apr_falsify.evidence.outcome import Level, Result
+from apr_falsify.evidence.outcome import HOLLOW, Result
 from apr_falsify.evidence.page import words
 from apr_falsify.evidence.page.view import View
 
@@ -28,6 +28,7 @@ def undone(facts: Facts, view: View | None) -> list[str]:
     said = [
         f"{one.name}: {one.ended.value}" for one in facts.tests if one.ended.value not in ("passed", "failed")
     ]
+    said += [f"{one.name}: {HOLLOW}" for one in facts.tests if one.is_hollow]
     if view is not None:
         said += words.unchecked(view)
     elif facts.lane.oracle is not None:
@@ -43,7 +44,7 @@ def next_rung(facts: Facts) -> tuple[str, ...]:
         said.append("an outcome of SURVIVED")
     if facts.lane.name == EMBEDDED_LANE:
         said.append("for FUNCTIONAL: a run on the lane that the contract's discharge block names")
-    elif not any(one.level is Level.LIVE and one.ended.value == "passed" for one in facts.tests):
+    elif not any(one.shows_the_subject for one in facts.tests):
         said.append("for FUNCTIONAL: a test that measures the lane's subject")
     if facts.sources.uncommitted:
         said.append("for FUNCTIONAL: committed sources")
