@@ -92,6 +92,29 @@ def test_heads_that_are_not_those_of_the_tensors_are_a_geometry_finding(tmp_path
     assert (found["kind"], found["sources"]) == ("unmeasured", [])
 
 
+OTHER_HEADS = {
+    "doubled": {"num_attention_heads": 16},
+    "doubled-and-halved": {"num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("heads", OTHER_HEADS)
+def test_stages_of_another_geometry_are_not_said_to_want_weights(tmp_path: Path, heads: str) -> None:
+    fault = CheckpointFault(config=OTHER_HEADS[heads], truth=frozenset())
+    outcome = bisected(f"apr:{write_faulted(TINY, tmp_path / 'model', fault)}", "--layers", "0..3")
+    found = outcome.json
+    assert (outcome.code, found["kind"], found["sources"]) == (1, "unmeasured", [])
+    told = [finding["explanation"] for finding in found["findings"] if finding["type"] == "geometry"]
+    assert "heads is 8 in the oracle's model, 16 in the subject's" in told
+    unmeasured = [finding for finding in found["findings"] if finding["type"] == "unmeasured"]
+    written = [finding for finding in unmeasured if "the subject gave none" not in finding["explanation"]]
+    reasons = {(finding["explanation"].split(": ")[1], finding["try"]) for finding in written}
+    assert reasons == {("the sides have different geometry", "run both sides on the same model")}
+    assert sum(len(finding["stages"]) for finding in unmeasured) == 54
+    assert any("different geometry" in said for said in found["not_checked"])
+    assert not any("--oracle MODEL" in said for said in found["not_checked"])
+
+
 def test_layers_and_their_feeder_are_those_of_the_whole_run(tmp_path: Path) -> None:
     assert run("capture", f"apr:{TINY}", "--layers", "0..3", "--out", tmp_path / "all").code == 0
     assert run("capture", f"apr:{TINY}", "--layers", "1..2", "--out", tmp_path / "one").code == 0

@@ -172,7 +172,7 @@ def _floors(row: Row) -> str:
 _ABSENT: Mapping[Status, str] = {
     Status.MISSING_IN_SUBJECT: "missing in the subject",
     Status.MISSING_IN_ORACLE: "missing in the oracle",
-    Status.NOT_REPLAYABLE: "not comparable",
+    Status.NOT_REPLAYABLE: "geometry differs",
 }
 
 

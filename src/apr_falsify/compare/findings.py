@@ -354,7 +354,7 @@ def _reason(
         return "the oracle's trace has no such file", "capture the oracle again with --stages all"
     if row.status is not Status.NOT_REPLAYABLE:
         return None
-    if entry is not None and entry.missing is not None:
+    if row.accumulated is not None and entry is not None and entry.missing is not None:
         return (
             f"it differs from the oracle and cannot be replayed without {entry.missing.what}",
             entry.missing.remedy,

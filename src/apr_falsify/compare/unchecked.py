@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from apr_falsify.compare.bisection import Row, Status, Verdict
+from apr_falsify.compare.structure import same_shapes
 from apr_falsify.provenance import Provenance
 from apr_falsify.trace import Trace
 from apr_falsify.weights import Weights
@@ -18,7 +19,8 @@ def not_checked(rows: Sequence[Row], oracle: Trace, subject: Trace, weights: Wei
     return [
         *_stages_not_requested(rows),
         *_layers_not_judged(rows, oracle, subject),
-        *_without_reference(oracle.provenance, weights),
+        *_without_reference(oracle.provenance),
+        *_without_weights(oracle, subject, weights),
         *_not_in_the_recording(subject.provenance),
         *_tokens_not_known(subject),
     ]
@@ -44,10 +46,15 @@ def _layers_not_judged(rows: Sequence[Row], oracle: Trace, subject: Trace) -> It
         yield f"layers that only one side holds: {', '.join(str(layer) for layer in lonely)}"
 
 
-def _without_reference(oracle: Provenance, weights: Weights | None) -> Iterator[str]:
+def _without_reference(oracle: Provenance) -> Iterator[str]:
     if oracle.runtime != "hf":
         yield f"the reference itself: it is a run of {oracle.runtime}, not of HuggingFace"
-    if weights is None:
+
+
+def _without_weights(oracle: Trace, subject: Trace, weights: Weights | None) -> Iterator[str]:
+    if not same_shapes(oracle.geometry, subject.geometry):
+        yield "the weights, and what needs them to be replayed: the sides have different geometry"
+    elif weights is None:
         yield (
             "what needs weights to be replayed: name the model, --oracle MODEL (bisect) or "
             "--weights MODEL (compare)"
