@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from apr_falsify.aprt import read_aprt, write_aprt
 from apr_falsify.errors import OutputError, StageError, TokensError
+from apr_falsify.folders import partial_name, partial_prefix, sweep
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import stages_of
 from apr_falsify.stages import STAGES, Layout, Scope
@@ -188,9 +188,8 @@ class WholeDirectory:
         try:
             with self.writing():
                 directory.parent.mkdir(parents=True, exist_ok=True)
-                sweep(directory)
-                prefix = f"{partial_prefix(directory)}{os.getpid()}-"
-                self.partial = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+                sweep(directory.parent, partial_prefix(directory))
+                self.partial = Path(tempfile.mkdtemp(prefix=partial_name(directory), dir=directory.parent))
                 self.partial.chmod(0o777 & ~_umask())
                 (self.partial / INCOMPLETE).touch()
         except BaseException:
@@ -289,19 +288,6 @@ class TraceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._whole.close()
-
-
-def partial_prefix(directory: Path) -> str:
-    """Return how the names begin under which ``directory`` is written; the writer's process id follows."""
-    return f".{directory.name}.partial-"
-
-
-def sweep(directory: Path) -> None:
-    """Remove what writers of the same directory left behind when they were killed."""
-    for path in directory.parent.glob(f"{glob.escape(partial_prefix(directory))}*"):
-        pid = path.name.removeprefix(partial_prefix(directory)).partition("-")[0]
-        if pid.isdecimal() and not Path("/proc", pid).exists() and Path("/proc").exists():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from apr_falsify.exam.trial import Examiner, OracleRun
 from apr_falsify.faults import CATALOGUE
 from apr_falsify.folders import CACHE_VARIABLE, cache_folder
 from apr_falsify.oracle.capture import load
+from apr_falsify.subjects.logs import scratch
 from apr_falsify.trace import Trace
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -79,8 +79,7 @@ def examine(models: tuple[str, ...] | None, *, seeds: int, quick: bool) -> Sitti
 
     """
     names, not_run = (models, []) if models is not None else _at_hand()
-    with tempfile.TemporaryDirectory(prefix="apr-falsify-exam-") as folder:
-        directory = Path(folder)
+    with scratch("exam") as directory:
         store = Store(directory, DEFAULT_MODEL, {SMOLLM2: smollm2_path()})
         hosts, absent = _hosts(store, directory)
         plan = _quick(names) if quick else Plan(models=names, seeds=seeds)

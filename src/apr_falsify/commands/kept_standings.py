@@ -18,7 +18,7 @@ from pathlib import Path
 
 import apr_falsify
 from apr_falsify.contracts.standing import STATES, Standing
-from apr_falsify.folders import cache_folder
+from apr_falsify.folders import cache_folder, partial_name, partial_prefix, sweep
 
 _FORMAT = "apr-falsify/standings/v1"
 _MOST_KEPT = 64
@@ -95,7 +95,8 @@ def keep(identity: str, standings: Mapping[str, Standing]) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         path = _path(identity)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside = path.with_name(partial_name(path))
+        sweep(path.parent, partial_prefix(path))
         data = {"schema": _FORMAT, "standings": {name: asdict(one) for name, one in standings.items()}}
         beside.write_text(json.dumps(data), encoding="utf-8")
         os.replace(beside, path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from apr_falsify.errors import OutputError
+from apr_falsify.folders import partial_name, partial_prefix, sweep
 
 WIDTH = 80
 """Columns of a line, but where one word is longer."""
@@ -28,15 +29,16 @@ def wrapped(text: str, head: str, indent: str) -> list[str]:
 
 
 def write_file(path: Path, content: str) -> None:
-    """Write a file, whole or not at all.
+    """Write a file, whole or not at all; what killed writers of it left beside it is removed.
 
     Raises:
         OutputError: it cannot be written.
 
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(partial_name(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, partial_prefix(path))
         try:
             partial.write_text(content, encoding="utf-8")
             os.replace(partial, path)
@@ -50,6 +52,8 @@ def write_file(path: Path, content: str) -> None:
 
 def tell(text: str) -> None:
     """Print ``text`` and a newline on stdout; the rest is dropped where nobody reads any more."""
+    if sys.stdout is None:  # closed before this program began
+        return
     try:
         click.echo(text)
         sys.stdout.flush()

@@ -21,7 +21,7 @@ from apr_falsify import __version__
 from apr_falsify.contracts.marked import MarkerCitation
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.report import Counts
-from apr_falsify.folders import cache_folder
+from apr_falsify.folders import cache_folder, partial_name, partial_prefix, sweep
 from apr_falsify.symbols.states import quickly_pickled
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def freeze(value: object) -> bytes:
 
 def open_cache(identity: str) -> Cache:
     """Open the cache of a project; an empty one where there is none that can be used."""
-    key = digest(f"{_FORMAT} {__version__} {sys.version_info[:2]} {_code_age()} {identity}".encode())
+    known_by = f"{_FORMAT} {__version__} {sys.version_info[:2]} {_code_age()} {identity}"
+    key = digest(known_by.encode("utf-8", "surrogatepass"))  # a path may not be UTF-8
     try:
         path = cache_folder() / "validate-contracts" / f"{key.hex()}.pickle"
         records, indexes, sources, suite, marked = thaw(path.read_bytes())
@@ -130,9 +131,10 @@ def save_cache(cache: Cache) -> None:
     """Write the cache beside its place and then into it; on failure there is simply none."""
     if cache.path is None or not cache.changed:
         return
-    beside = cache.path.with_name(f"{cache.path.name}.{os.getpid()}")
+    beside = cache.path.with_name(partial_name(cache.path))
     with contextlib.suppress(OSError):
         cache.path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(cache.path.parent, partial_prefix(cache.path))
         beside.write_bytes(freeze(cache.kept))
         os.replace(beside, cache.path)
         _prune(cache.path.parent)

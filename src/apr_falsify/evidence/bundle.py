@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr_falsify.capture import partial_prefix, sweep
 from apr_falsify.contracts.claim import canonical_json
 from apr_falsify.errors import AprFalsifyError, EvidenceError, MissingDependencyError, OutputError
 from apr_falsify.evidence.facts import Facts
@@ -44,6 +43,7 @@ from apr_falsify.evidence.junit import junit_xml
 from apr_falsify.evidence.statement import statement_bytes
 from apr_falsify.evidence.traces import files_of, read_side
 from apr_falsify.evidence.verify import verify_contents
+from apr_falsify.folders import partial_name, partial_prefix, sweep
 from apr_falsify.reading import mapping
 from apr_falsify.trace import TRACE_JSON, Trace
 
@@ -267,9 +267,9 @@ def _place(files: Mapping[str, bytes], directory: Path) -> None:
     """Write beside, flush, rename; what is there already is replaced by the finished bundle alone."""
     with _writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
-        sweep(directory)
+        sweep(directory.parent, partial_prefix(directory))
         _check_place(directory)
-        partial = Path(tempfile.mkdtemp(prefix=_prefix(directory), dir=directory.parent))
+        partial = Path(tempfile.mkdtemp(prefix=partial_name(directory), dir=directory.parent))
     try:
         with _writing(directory):
             _fill(partial, files)
@@ -295,9 +295,9 @@ def sign_bundle(directory: Path, key: SigningKey) -> None:
         raise _refused(directory, found.problems)
     envelope = envelope_bytes(contents.files[STATEMENT], key, contents.files.get(ENVELOPE))
     with _writing(directory):
-        sweep(directory)
+        sweep(directory.parent, partial_prefix(directory))
         # beside the bundle: what a killed run leaves within it would be an extra file
-        partial = Path(tempfile.mkdtemp(prefix=_prefix(directory), dir=directory.parent))
+        partial = Path(tempfile.mkdtemp(prefix=partial_name(directory), dir=directory.parent))
     try:
         with _writing(directory):
             _fill(partial, {ENVELOPE: envelope})
@@ -305,10 +305,6 @@ def sign_bundle(directory: Path, key: SigningKey) -> None:
             _flush(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _prefix(directory: Path) -> str:
-    return f"{partial_prefix(directory)}{os.getpid()}-"
 
 
 def _check_place(directory: Path) -> None:
@@ -355,7 +351,7 @@ def _swap(partial: Path, directory: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-        old = Path(tempfile.mkdtemp(prefix=_prefix(directory), dir=directory.parent))
+        old = Path(tempfile.mkdtemp(prefix=partial_name(directory), dir=directory.parent))
         with suppress(FileNotFoundError):
             directory.rename(old / directory.name)
         shutil.rmtree(old, ignore_errors=True)

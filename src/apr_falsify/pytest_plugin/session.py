@@ -23,6 +23,7 @@ import pytest
 from apr_falsify.commands.lanes import missing_for
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.outcome import Level
+from apr_falsify.folders import sweep
 from apr_falsify.pytest_plugin import fixtures, markers, observe
 from apr_falsify.pytest_plugin.entry import SESSION, configured_root
 from apr_falsify.pytest_plugin.measuring import Measurements
@@ -31,6 +32,8 @@ from apr_falsify.pytest_plugin.records import Collected, Ledger
 from apr_falsify.pytest_plugin.scope import is_whole_suite, untested
 from apr_falsify.pytest_plugin.shared import WORKER_INPUT, Shared
 from apr_falsify.pytest_plugin.state import CARRIED, Work
+
+_PROBE = ".apr-falsify-"
 
 
 def register(config: pytest.Config) -> None:
@@ -96,9 +99,10 @@ def _check_writable(folder: Path | None) -> None:
     if os.path.lexists(folder) and not folder.is_dir():
         words = f"{folder} is there already, and no folder\n  try: another folder"
         raise pytest.UsageError(f"--evidence-dir: {words}")
-    probe = folder / f".apr-falsify-{os.getpid()}"
+    probe = folder / f"{_PROBE}{os.getpid()}-"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, _PROBE)
         probe.mkdir()
         probe.rmdir()
     except OSError as error:

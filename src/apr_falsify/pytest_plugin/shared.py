@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from apr_falsify.folders import temporary_folder
 from apr_falsify.pytest_plugin.sources import imported
 
 WORKER_INPUT = "apr_falsify_shared"
@@ -20,6 +20,8 @@ WORKER_INPUT = "apr_falsify_shared"
 
 class Shared:
     """The session's folder: made when it is first asked for, removed by the process that made it.
+
+    One that a killed session left is removed by the next.
 
     Args:
         config: pytest's; under pytest-xdist a worker's names the controller's folder.
@@ -35,7 +37,7 @@ class Shared:
     def path(self) -> Path:
         """The folder."""
         if self._path is None:
-            self._path = Path(tempfile.mkdtemp(prefix="apr-falsify-session-"))
+            self._path = temporary_folder("session")
         return self._path
 
     def tell_imported(self, worker: str) -> None:

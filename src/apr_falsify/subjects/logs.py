@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from apr_falsify.errors import OutputError, ProcessError
+from apr_falsify.folders import temporary_folder
 
 _QUOTED_LINES, _QUOTED_WIDTH = 8, 200
 
@@ -21,11 +21,18 @@ class Log:
     """A file that holds what programs printed.
 
     Attributes:
-        path: where it lies.
+        path: where it lies while programs run.
+        kept: where it lies after one failed, ``None`` where that is the same place.
 
     """
 
     path: Path
+    kept: Path | None = None
+
+    @property
+    def named(self) -> Path:
+        """Where a reader of an error finds it."""
+        return self.kept or self.path
 
     def tail(self) -> str:
         """Return its last lines, indented, without control characters; says so where it is empty."""
@@ -50,36 +57,60 @@ def _printable(line: str) -> str:
 def keeping_log(place: Path | None, name: str) -> Iterator[Log]:
     """Give a fresh log: at ``place``, else a temporary file that is kept only where a program failed.
 
-    A log at ``place`` is removed where the run ended early for another reason than a program's failure.
+    What a killed process left of a temporary one is removed by the next. A log at ``place`` is removed where
+    the run ended early for another reason than a program's failure.
 
     Raises:
         OutputError: it cannot be written.
 
     """
+    with _temporary_log(name) if place is None else _log_at(place, name) as log:
+        yield log
+
+
+@contextmanager
+def _log_at(place: Path, name: str) -> Iterator[Log]:
+    with _writing(place, name):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(b"")
     try:
-        if place is not None:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(b"")
-            path = place
-        else:
-            handle, temporary = tempfile.mkstemp(prefix=f"apr-falsify-{name}-", suffix=".log")
-            os.close(handle)
-            path = Path(temporary)
-    except OSError as error:
-        raise OutputError(
-            f"the log of {name} cannot be written: {error.strerror}",
-            where=place or tempfile.gettempdir(),
-            remedy="free space, or name another folder: with --out, or in TMPDIR where there is none",
-        ) from error
-    try:
-        yield Log(path=path)
+        yield Log(path=place)
     except ProcessError:
         raise
     except BaseException:
-        path.unlink(missing_ok=True)
+        place.unlink(missing_ok=True)
         raise
-    if place is None:
-        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _temporary_log(name: str) -> Iterator[Log]:
+    temporary = Path(tempfile.gettempdir())
+    with _writing(temporary, name):
+        folder = temporary_folder(f"{name}-log")
+    kept = f"apr-falsify-{name}-{folder.name.rpartition('-')[2]}.log"
+    log = Log(path=folder / "log", kept=temporary / kept)
+    try:
+        with _writing(temporary, name):
+            log.path.touch(mode=0o600)
+        yield log
+    except ProcessError:
+        with suppress(OSError):
+            log.path.rename(log.named)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _writing(place: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"the log of {name} cannot be written: {error.strerror}",
+            where=place,
+            remedy="free space, or name another folder: with --out, or in TMPDIR where there is none",
+        ) from error
 
 
 @contextmanager
@@ -90,22 +121,13 @@ def scratch(name: str) -> Iterator[Path]:
         OutputError: it cannot be made.
 
     """
-    prefix = f"apr-falsify-{name}-"
-    temporary = Path(tempfile.gettempdir())
-    for left in temporary.glob(f"{prefix}*"):
-        pid = left.name.removeprefix(prefix).partition("-")[0]
-        if left.is_dir() and pid.isdecimal() and _ended(pid):
-            shutil.rmtree(left, ignore_errors=True)
     try:
-        folder = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-")
+        folder = temporary_folder(name)
     except OSError as error:
-        raise OutputError(f"{name} has nowhere to write: {error.strerror}", where=temporary) from error
+        raise OutputError(
+            f"{name} has nowhere to write: {error.strerror}", where=tempfile.gettempdir()
+        ) from error
     try:
-        yield Path(folder)
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _ended(pid: str) -> bool:
-    """Whether a process is known not to run any more."""
-    return Path("/proc/self").exists() and not Path("/proc", pid).exists()

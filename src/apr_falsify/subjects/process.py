@@ -113,7 +113,7 @@ class Program:
     def failed(self, what: str, log: Log, expected: str = "", remedy: str = "") -> ProcessError:
         """Return an error of this program that names its log and quotes the last lines of it."""
         tail = log.tail()
-        ends = f"its log is {log.path}" + (f" and ends with\n{tail}" if tail else ", and it printed nothing")
+        ends = f"its log is {log.named}" + (f" and ends with\n{tail}" if tail else ", and it printed nothing")
         return ProcessError(
             what, where=self.binary, expected=expected, remedy=f"{remedy}; {ends}" if remedy else ends
         )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apr_falsify.errors import MissingDependencyError
 from apr_falsify.evidence.page.heat import LEVELS, NOT_FINITE
 from apr_falsify.evidence.page.words import LEGEND, STATES, figure, place, ranges, sentence, state_word
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -21,6 +25,12 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         MissingDependencyError: jinja2 is not installed.
 
     """
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Return what holds the templates; each is compiled once a process."""
     try:
         import jinja2
     except ImportError as error:
@@ -39,7 +49,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         figure=figure, place=place, ranges=ranges, sentence=sentence, state_word=state_word
     )
     environment.globals.update(states=STATES, legend=LEGEND, level_names=_level_names())
-    return environment.get_template(template).render(values)
+    return environment
 
 
 def _level_names() -> dict[int, str]:

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from apr_falsify.subjects.interface import DEFAULT_SECONDS, Target
 from apr_falsify.subjects.llama_cpp.graph import check_family, nodes_of, stages_of_capture
 from apr_falsify.subjects.llama_cpp.recording import embedding_rows, opened_capture
 from apr_falsify.subjects.llama_cpp.settings import FLASH, PARAMETERS, parameters
-from apr_falsify.subjects.logs import Log, keeping_log
+from apr_falsify.subjects.logs import Log, keeping_log, scratch
 from apr_falsify.subjects.process import Program
 from apr_falsify.trace import Key, Trace
 from apr_falsify.weights import Model, open_model
@@ -89,8 +88,8 @@ class LlamaCppSubject:
         raw: Path | None = chosen["ours"].get("raw_capture")
         if raw is not None and raw.exists():
             raise OutputError("exists already", where=raw, remedy="remove it, or choose another name")
-        with tempfile.TemporaryDirectory(prefix="apr-falsify-llama-cpp-") as folder:
-            out = Path(folder) / "graph.npz"
+        with scratch("llama-cpp") as folder:
+            out = folder / "graph.npz"
             wanted = {
                 "tokens": list(request.tokens),
                 "nodes": nodes_of([(0, "embedding"), *keys]),
@@ -252,8 +251,8 @@ def run_child(
             "llama-cpp-python is not installed", where=f"llama-cpp:{model}", remedy=INSTALL
         )
     program = Program(name="llama.cpp", binary=python, seconds=seconds)
-    with tempfile.TemporaryDirectory(prefix="apr-falsify-llama-cpp-") as folder:
-        result, place = Path(folder) / "result.json", Path(folder) / "request.json"
+    with scratch("llama-cpp") as folder:
+        result, place = folder / "result.json", folder / "request.json"
         place.write_text(json.dumps({**request, "model": str(model), "result": str(result)}))
         with keeping_log(log, "llama.cpp") as kept, _explained(program, kept, verb, model, result):
             program.run(str(CHILD), verb, str(place), log=kept)
