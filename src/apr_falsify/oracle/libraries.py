@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from apr_falsify.arithmetic import format_named
 from apr_falsify.errors import DeviceError, MissingDependencyError
 
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Put the garbage collector off: what an import makes stays, and looking through it costs time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 try:
-    import torch
-    import transformers as _transformers
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    with _nothing_collected():
+        import torch
+        import transformers as _transformers
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 except ImportError as error:
     raise MissingDependencyError(
         f"the oracle cannot import {error.name or 'torch'} ({error})",
