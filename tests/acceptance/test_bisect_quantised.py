@@ -19,7 +19,7 @@ from apr_falsify.apr_file import AprFile
 from tests.acceptance.programs import TINY, Outcome, run
 from tests.llama_models import llama_cpp_or_skip
 from tests.support import DATA
-from tests.unit.apr_files import gguf_tensors, needs_apr, regrown, tiny_llama_gguf
+from tests.unit.apr_files import gguf_tensors, made, needs_apr, regrown, tiny_llama_gguf
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -112,6 +112,14 @@ def test_a_tensor_that_the_import_changed_is_told_as_that(tmp_path: Path, kind: 
     (finding,) = weights_of(found)
     assert (finding["layer"], finding["stages"]) == (2, ["ffn_up"])
     assert finding["explanation"].endswith(f"the import of {source.name} changed it")
+
+
+@needs_apr
+def test_an_apr_file_that_does_not_say_what_it_was_imported_from_asks_for_that(tmp_path: Path) -> None:
+    held = made(tmp_path / "x.apr", "import", quantised(tmp_path / "x.gguf", "Q8_0"))
+    findings = weights_of(bisected(f"apr:{held}", layers="0..1").json)
+    assert len(findings) == 9
+    assert all("imported from a quantised file, name that one" in finding["try"] for finding in findings)
 
 
 @needs_apr

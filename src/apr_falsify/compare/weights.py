@@ -141,6 +141,7 @@ def weights_findings(oracle: Weights, subject: Weights, layers: Sequence[int]) -
 
 
 _CONVERTED = "look at how the subject's file was converted"
+_UNKNOWN_SOURCE = f"{_CONVERTED}; if it was imported from a quantised file, name that one as the subject"
 _IMPORTED = "look at how the runtime imports the subject's file"
 
 
@@ -216,6 +217,8 @@ def _finding(pair: _Pair, role: str, layer: int | None) -> Finding | None:
         f"{found.total} blocks in {found.rows} of {ours.shape[0] if len(ours.shape) > 1 else 1} rows differ "
         f"by more than {kind} costs, relative L2 {found.rel_l2:.1e}"
     )
+    if kind in PLAIN_ROUNDING and found.blocks == found.total and pair.theirs.imported_from is None:
+        pair = replace(pair, advice=_UNKNOWN_SOURCE)
     return _weights_finding(pair, role, layer, told, found.rel_l2)
 
 
