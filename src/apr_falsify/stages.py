@@ -16,9 +16,6 @@ from apr_falsify.errors import LayerRangeError, StageError, nearest
 
 _MAX_LAYER = 2**32 - 2  # what an APRT header can hold; the next number means the whole model
 
-WHOLE_MODEL: None = None
-"""The layer of a stage that exists once per model."""
-
 LAYER_INPUT = "layer_input"
 """What enters a layer: ``embedding`` in layer 0, else the layer before's ``post_ffn_residual``."""
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.aprt import AprtFile, read_aprt
-from apr_falsify.errors import AprFalsifyError, StageError, TraceError
+from apr_falsify.errors import StageError, TraceError
 from apr_falsify.geometry import Geometry
 from apr_falsify.provenance import Provenance as Provenance
 from apr_falsify.provenance import utc_now as utc_now
@@ -383,8 +383,5 @@ def trace_json(trace: Trace) -> dict[str, Any]:
 
 
 def is_trace(path: Path) -> bool:
-    """Whether ``path`` looks like a finished trace of ours, or a bare directory of stage files."""
-    try:
-        return (path / TRACE_JSON).is_file() or bool(path.is_dir() and scan(path))
-    except (AprFalsifyError, OSError):
-        return False
+    """Whether a finished trace of ours lies at ``path``: trace.json is written last."""
+    return (path / TRACE_JSON).exists()

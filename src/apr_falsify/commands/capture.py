@@ -103,14 +103,14 @@ def _print_mapping(
 def _check_sides(side: str, model: str | None, *, exported: bool) -> None:
     """Refuse arguments and options that do not go with the side that is to be captured."""
     from apr_falsify.commands.specs import is_recording, split_subject
-    from apr_falsify.trace import TRACE_JSON
+    from apr_falsify.trace import is_trace
 
     if side == "oracle":
         if model is None:
             raise UsageError(
                 "the oracle needs a model", remedy="apr-falsify capture oracle MODEL --out TRACE"
             )
-        if (Path(model) / TRACE_JSON).exists():
+        if is_trace(Path(model)):
             raise UsageError(
                 "it is a trace already", where=model, remedy=f"apr-falsify compare {model} TRACE"
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from apr_falsify.capture import Request
 from apr_falsify.subjects.interface import Startable, Subject
-from apr_falsify.trace import TRACE_JSON, read_trace
+from apr_falsify.trace import is_trace, read_trace
 from apr_falsify.weights import Model
 
 _ORACLE_BYTES = 4
@@ -40,7 +40,7 @@ def begun(
     """
     if not isinstance(subject, Startable):
         yield subject
-    elif kept is not None and (kept / TRACE_JSON).exists():
+    elif kept is not None and is_trace(kept):
         yield subject.captured(read_trace(kept).tokens)
     else:
         with subject.begin(request) as run:

@@ -40,7 +40,7 @@ from apr_falsify.oracle.tokenizer import encode
 from apr_falsify.stages import ATTENTION_SUBSTAGES
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Startable, Subject, Target, Tokenizing
 from apr_falsify.subjects.registry import open_subject
-from apr_falsify.trace import TRACE_JSON, Trace, read_trace
+from apr_falsify.trace import Trace, is_trace, read_trace
 from apr_falsify.weights import Model
 
 __all__ = [
@@ -351,7 +351,7 @@ def _captured(run: Path | None, name: str, request: Request, geometry: Geometry,
             return side.capture(request, sink)
     directory = run / name
     if directory.exists():
-        if not (directory / TRACE_JSON).exists():
+        if not is_trace(directory):
             raise OutputError(
                 "exists already and is no trace", where=directory, remedy="choose another place with --out"
             )

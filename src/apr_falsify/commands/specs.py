@@ -9,7 +9,7 @@ from apr_falsify.errors import UsageError
 from apr_falsify.geometry import Geometry
 from apr_falsify.oracle.hub import resolve
 from apr_falsify.subjects.registry import RUNTIMES
-from apr_falsify.trace import TRACE_JSON, Trace, read_trace
+from apr_falsify.trace import Trace, is_trace, read_trace
 from apr_falsify.weights import Model, open_model
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "data" / "tiny-qwen2"
@@ -51,7 +51,7 @@ def open_oracle(spec: str) -> OracleSide:
     if not spec:
         raise UsageError("an empty path", where="--oracle", expected="a model, a hub id or a trace")
     path = Path(spec)
-    if (path / TRACE_JSON).exists():
+    if is_trace(path):
         return OracleSide(trace=read_trace(path))
     return OracleSide(model=open_model(path if path.exists() else resolve(spec)))
 
@@ -66,7 +66,7 @@ def split_subject(spec: str) -> tuple[str, Path]:
     runtime, colon, path = spec.partition(":")
     if colon and runtime in RUNTIMES and path:
         return runtime, Path(path)
-    if (Path(spec) / TRACE_JSON).exists():
+    if is_trace(Path(spec)):
         return "recorded", Path(spec)
     raise UsageError(
         f"not a subject: {spec!r}",
@@ -87,7 +87,7 @@ def subject_named(subject_spec: str | None, oracle_spec: str | None) -> tuple[st
         return split_subject(subject_spec)
     if oracle_spec is None:
         return "embedded", DEFAULT_MODEL
-    if (Path(oracle_spec) / TRACE_JSON).exists():
+    if is_trace(Path(oracle_spec)):
         raise UsageError("a trace as oracle needs a subject", remedy="--subject RUNTIME:PATH")
     return "embedded", Path(oracle_spec) if Path(oracle_spec).exists() else resolve(oracle_spec)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apr_falsify.contracts.markers import marker_of
-from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.report import Counts
 from apr_falsify.symbols.states import quickly_pickled
 
@@ -152,13 +152,8 @@ def _untested(
     for one in each.falsifiers:
         marker = marker_of(one.id)
         if marker not in told and all(test.why_not for test in tests.of(scope, marker)):
-            yield Problem(
-                code="falsifier-without-test",
-                path=each.shown,
-                line=one.place.line,
-                column=one.place.column,
-                key=one.place.key,
-                message=f"no test carries the marker {marker!r}, so that nothing decides {one.id}",
-                subject=one.id,
-                hint=f"@pytest.mark.{marker}",
+            message = f"no test carries the marker {marker!r}, so that nothing decides {one.id}"
+            hint = f"@pytest.mark.{marker}"
+            yield problem_at(
+                each.shown, "falsifier-without-test", one.place, message, subject=one.id, hint=hint
             )

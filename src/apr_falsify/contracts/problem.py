@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from apr_falsify.symbols.states import quickly_pickled
+
+if TYPE_CHECKING:
+    from apr_falsify.contracts.model import Place
 
 
 @quickly_pickled
@@ -31,3 +35,19 @@ class Problem:
         """Identity across runs: unchanged when lines move, changed when what is wrong changes."""
         parts = "\x00".join((self.code, self.path, self.key, self.subject or self.message))
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def problem_at(
+    path: str, code: str, place: Place, message: str, *, subject: str = "", hint: str = ""
+) -> Problem:
+    """Return the problem ``code`` of the contract at ``path``, at ``place`` in it."""
+    return Problem(
+        code=code,
+        path=path,
+        line=place.line,
+        column=place.column,
+        key=place.key,
+        message=message,
+        subject=subject,
+        hint=hint,
+    )

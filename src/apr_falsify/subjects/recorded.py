@@ -25,6 +25,7 @@ from apr_falsify.trace import (
     Provenance,
     StageArray,
     Trace,
+    is_trace,
     read_stage,
     read_trace,
     scan,
@@ -101,7 +102,7 @@ def open_recorded(target: Target) -> RecordedSubject:
         AprtError: a file that is not a whole APRT file.
 
     """
-    if (target.path / TRACE_JSON).exists():
+    if is_trace(target.path):
         trace = read_trace(target.path)
         if target.tokens not in (None, trace.tokens):
             raise TokensError(

@@ -83,15 +83,10 @@ def marked_tests(tree: SourceTree, marker: str) -> tuple[MarkedTest, ...]:
     return by_marker(tree, (marker,))[marker]
 
 
-def tests_by_marker(tree: SourceTree, markers: Iterable[str]) -> dict[str, tuple[MarkedTest, ...]]:
-    """Return the tests of each marker, as :func:`marked_tests` does; every file is read once."""
-    return by_marker(tree, markers)
-
-
 def by_marker(
     tree: SourceTree, markers: Iterable[str], kept: Kept | None = None
 ) -> dict[str, tuple[MarkedTest, ...]]:
-    """Return the tests of each marker, as :func:`tests_by_marker` does.
+    """Return the tests of each marker, as :func:`marked_tests` does; every file is read once.
 
     ``kept`` holds what was found before in files of the same content, and takes what is found now.
     """

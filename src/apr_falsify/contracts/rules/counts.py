@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterator
 
 from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Contract, Place, entries, place_of
-from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.rules.shape import version_key
-from apr_falsify.contracts.rules.status import _at
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 
 _WORDS = {
@@ -112,8 +111,13 @@ def _disagreement(contract: Contract, place: Place, text: str, count: int, liste
     shown = " ".join(text.split())
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     message = f"{shown!r} says {count}, {listed} are listed"
-    return _at(
-        contract, "count-disagrees", place, message, subject=shown, hint=f"write {listed}, or mend the list"
+    return problem_at(
+        contract.path,
+        "count-disagrees",
+        place,
+        message,
+        subject=shown,
+        hint=f"write {listed}, or mend the list",
     )
 
 
@@ -161,7 +165,9 @@ def _total(contract: Contract, key: str, text: Text, place: Place) -> Iterator[P
     listed = _length(contract, blocks)
     if count >= 0 and listed is not None and count != listed:
         message = f"{key} says {count}, there are {listed}"
-        yield _at(contract, "count-disagrees", place, message, subject=key, hint=f"write {listed}")
+        yield problem_at(
+            contract.path, "count-disagrees", place, message, subject=key, hint=f"write {listed}"
+        )
 
 
 def _length(contract: Contract, blocks: tuple[str, ...]) -> int | None:
@@ -210,4 +216,4 @@ def changelog_version(contract: Contract) -> Iterator[Problem]:
     place = place_of(value, "metadata.version")
     message = f"version is {contract.version}, the newest changelog entry is {newest}"
     hint = "add the missing changelog line" if own > max(logged) else f"write version {newest}"
-    yield _at(contract, "changelog-version", place, message, subject=contract.id, hint=hint)
+    yield problem_at(contract.path, "changelog-version", place, message, subject=contract.id, hint=hint)

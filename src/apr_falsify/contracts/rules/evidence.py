@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from apr_falsify.contracts.facts import Facts, FalsifierFacts
 from apr_falsify.contracts.markers import marker_of
-from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.standing import ABSENT, BROKEN, STALE, Evidence, Standing
 from apr_falsify.contracts.statuses import FUNCTIONAL
 
@@ -34,16 +34,8 @@ def evidence_problems(suite: Sequence[Facts], evidence: Evidence) -> Iterator[Pr
 
 def _problem(facts: Facts, one: FalsifierFacts, standing: Standing) -> Problem:
     code, message = _STATES[standing.state]
-    return Problem(
-        code=code,
-        path=facts.path,
-        line=one.place.line,
-        column=one.place.column,
-        key=one.place.key,
-        message=f"{one.id} {message}{_reasons(standing)}",
-        subject=one.id,
-        hint=_renewal(facts, one, standing),
-    )
+    told, renewal = f"{one.id} {message}{_reasons(standing)}", _renewal(facts, one, standing)
+    return problem_at(facts.path, code, one.place, told, subject=one.id, hint=renewal)
 
 
 def _reasons(standing: Standing) -> str:

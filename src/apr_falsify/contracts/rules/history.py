@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from apr_falsify.contracts.model import Contract, Falsifier, Place, place_of, text_of
-from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.rules.shape import version_key
-from apr_falsify.contracts.rules.status import _at
 from apr_falsify.contracts.source import Mapping, Sequence, Value
 from apr_falsify.contracts.statuses import LADDER, rung_of
 
@@ -36,8 +35,8 @@ def version_not_bumped(before: Contract, after: Contract) -> Iterator[Problem]:
     if new <= old:
         word = "is still" if new == old else f"went from {before.version} down to"
         message = f"content changed and the version {word} {after.version or 'absent'}"
-        yield _at(
-            after,
+        yield problem_at(
+            after.path,
             "version-not-bumped",
             _version_place(after),
             message,
@@ -59,7 +58,9 @@ def status_raised(before: Contract, after: Contract) -> Iterator[Problem]:
         message = f"{falsifier.id} rose from {was} to {now} and names no evidence bundle"
         hint = f"apr-falsify promote {after.path} {falsifier.id} --evidence BUNDLE"
         place = falsifier.status_place or falsifier.place
-        yield _at(after, "status-raised-without-bundle", place, message, subject=falsifier.id, hint=hint)
+        yield problem_at(
+            after.path, "status-raised-without-bundle", place, message, subject=falsifier.id, hint=hint
+        )
 
 
 def _by_id(contract: Contract) -> dict[str, Falsifier]:
@@ -84,8 +85,8 @@ def evidence_changed(before: Contract, after: Contract) -> Iterator[Problem]:
         if version_key(after.version)[:2] <= version_key(before.version)[:2]:
             went = f"{before.version} to {after.version}"
             message = f"algorithm_evidence of {falsifier.id} changed, the version went from {went}"
-            yield _at(
-                after,
+            yield problem_at(
+                after.path,
                 "evidence-changed-without-minor",
                 place,
                 message,
@@ -95,8 +96,13 @@ def evidence_changed(before: Contract, after: Contract) -> Iterator[Problem]:
         if after.version not in _changelog(after) or _plain_text(before) == _plain_text(after):
             message = f"algorithm_evidence of {falsifier.id} changed and the changelog does not tell"
             hint = f"add a line 'v{after.version} (date): ...' to metadata.description"
-            yield _at(
-                after, "evidence-changed-without-changelog", place, message, subject=falsifier.id, hint=hint
+            yield problem_at(
+                after.path,
+                "evidence-changed-without-changelog",
+                place,
+                message,
+                subject=falsifier.id,
+                hint=hint,
             )
 
 
@@ -127,8 +133,8 @@ def falsifier_removed(before: Contract, after: Contract) -> Iterator[Problem]:
     for identity in gone:
         message = f"falsifier {identity} was there and is gone"
         place = Place(line=1, column=1, key="falsification_tests")
-        yield _at(
-            after,
+        yield problem_at(
+            after.path,
             "falsifier-removed",
             place,
             message,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from apr_falsify.contracts.model import Citation
-from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.resolve import Resolution, State
 
 
@@ -17,27 +17,16 @@ def name_problems(path: str, citation: Citation, resolution: Resolution) -> Iter
     """
     for shown, line, why in resolution.broken:
         message = f"{shown} does not parse: {why} (line {line})"
-        yield _problem(path, citation, "source-does-not-parse", message, shown, f"mend {shown}:{line}")
+        yield problem_at(
+            path, "source-does-not-parse", citation.place, message, subject=shown, hint=f"mend {shown}:{line}"
+        )
     if not resolution.code:
         return
     code = resolution.code
     if citation.expected_absent and resolution.state is State.MISSING and code in _ABSENCES:
         code = "absent-as-stated"
-    yield _problem(path, citation, code, resolution.message, citation.name or citation.text, resolution.hint)
+    named = citation.name or citation.text
+    yield problem_at(path, code, citation.place, resolution.message, subject=named, hint=resolution.hint)
 
 
 _ABSENCES = frozenset(("file-not-found", "symbol-not-found", "symbol-not-in-file", "test-not-found"))
-
-
-def _problem(path: str, citation: Citation, code: str, message: str, subject: str, hint: str) -> Problem:
-    place = citation.place
-    return Problem(
-        code=code,
-        path=path,
-        line=place.line,
-        column=place.column,
-        key=place.key,
-        message=message,
-        subject=subject,
-        hint=hint,
-    )

@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator
 
 from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Contract, Place, place_of, text_of
-from apr_falsify.contracts.problem import Problem
-from apr_falsify.contracts.rules.status import _at
+from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.source import Text
 
 # top-level blocks of ours and of every dialect that was met
@@ -30,7 +29,7 @@ def schema_violation(contract: Contract) -> Iterator[Problem]:
 
     for place, message in violations(contract.data):
         where = place.key or "the document"
-        yield _at(contract, "schema-violation", place, f"{where} {message}", subject=place.key)
+        yield problem_at(contract.path, "schema-violation", place, f"{where} {message}", subject=place.key)
 
 
 def metadata_missing(contract: Contract) -> Iterator[Problem]:
@@ -39,11 +38,11 @@ def metadata_missing(contract: Contract) -> Iterator[Problem]:
         return
     top = Place(line=1, column=1, key="metadata")
     if not contract.metadata and "metadata" not in contract.data:
-        yield _at(contract, "metadata-missing", top, "has falsifiers and no metadata block")
+        yield problem_at(contract.path, "metadata-missing", top, "has falsifiers and no metadata block")
     elif not contract.version:
         place = place_of(contract.metadata, "metadata") if contract.metadata else top
-        yield _at(
-            contract,
+        yield problem_at(
+            contract.path,
             "metadata-missing",
             place,
             "has falsifiers and no version",
@@ -58,8 +57,8 @@ def unknown_block(contract: Contract) -> Iterator[Problem]:
     for key in contract.data:
         if key not in _KNOWN_BLOCKS and isinstance(key, Text):
             place = Place(line=key.line, column=key.column, key=str(key))
-            yield _at(
-                contract,
+            yield problem_at(
+                contract.path,
                 "unknown-block",
                 place,
                 f"top-level block {str(key)!r} is not known",
@@ -72,7 +71,9 @@ def version_not_semver(contract: Contract) -> Iterator[Problem]:
     version = contract.metadata.get("version")
     if isinstance(version, Text) and not _SEMVER.match(version):
         place = place_of(version, "metadata.version")
-        yield _at(contract, "version-not-semver", place, f"version {str(version)!r} is not MAJOR.MINOR.PATCH")
+        yield problem_at(
+            contract.path, "version-not-semver", place, f"version {str(version)!r} is not MAJOR.MINOR.PATCH"
+        )
 
 
 def version_disagrees(contract: Contract) -> Iterator[Problem]:
@@ -81,7 +82,7 @@ def version_disagrees(contract: Contract) -> Iterator[Problem]:
     if isinstance(top, Text) and meta and version_key(top) != version_key(meta):
         place = place_of(top, "version")
         message = f"version is {str(top)!r} here and {meta!r} in metadata"
-        yield _at(contract, "version-disagrees", place, message, subject=contract.id)
+        yield problem_at(contract.path, "version-disagrees", place, message, subject=contract.id)
 
 
 def version_key(text: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from apr_falsify.contracts.model import Contract, Falsifier, Place, place_of, text_of
-from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.contracts.statuses import (
     BLOCKER,
@@ -43,35 +43,25 @@ _NOT_YET_HINTS = """
 _NOT_YET_ANY = re.compile("|".join(_NOT_YET), re.IGNORECASE)
 
 
-def _at(
-    contract: Contract, code: str, place: Place, message: str, *, subject: str = "", hint: str = ""
-) -> Problem:
-    return Problem(
-        code=code,
-        path=contract.path,
-        line=place.line,
-        column=place.column,
-        key=place.key,
-        message=message,
-        subject=subject,
-        hint=hint,
-    )
-
-
 def unknown_status(contract: Contract) -> Iterator[Problem]:
     """A falsifier's status, and a contract's own, is a word of the tables."""
     for falsifier in contract.falsifiers:
         if falsifier.status_place and not is_known(falsifier.status):
             hint = nearest(word_of(falsifier.status), known_words()) or f"one of {', '.join(LADDER)}"
             message = f"status {falsifier.status!r} is not a known word"
-            yield _at(
-                contract, "unknown-status", falsifier.status_place, message, subject=falsifier.id, hint=hint
+            yield problem_at(
+                contract.path,
+                "unknown-status",
+                falsifier.status_place,
+                message,
+                subject=falsifier.id,
+                hint=hint,
             )
     if contract.status and not is_known(contract.status):
         place = _status_place(contract)
         hint = nearest(word_of(contract.status), known_words())
         message = f"status {contract.status!r} is not a known word"
-        yield _at(contract, "unknown-status", place, message, subject="metadata", hint=hint)
+        yield problem_at(contract.path, "unknown-status", place, message, subject="metadata", hint=hint)
 
 
 def _status_place(contract: Contract) -> Place:
@@ -89,7 +79,9 @@ def partial_without_evidence(contract: Contract) -> Iterator[Problem]:
             place = falsifier.status_place or falsifier.place
             message = f"{falsifier.id} is {word_of(falsifier.status)} and names no algorithm evidence"
             hint = "name file_paths and function_names under algorithm_evidence, or lower the status"
-            yield _at(contract, "partial-without-evidence", place, message, subject=falsifier.id, hint=hint)
+            yield problem_at(
+                contract.path, "partial-without-evidence", place, message, subject=falsifier.id, hint=hint
+            )
 
 
 def _names_anything(falsifier: Falsifier) -> bool:
@@ -117,8 +109,8 @@ def metadata_status(contract: Contract) -> Iterator[Problem]:
     if own != lowest:
         who = next(one for one in contract.falsifiers if rung_of(one.status) == lowest)
         message = f"metadata.status is {contract.status}, the weakest falsifier ({who.id}) is {lowest}"
-        yield _at(
-            contract,
+        yield problem_at(
+            contract.path,
             "metadata-status",
             _status_place(contract),
             message,
@@ -140,7 +132,9 @@ def says_not_yet(contract: Contract) -> Iterator[Problem]:
                         f"{falsifier.id} is {word_of(falsifier.status)}, yet this says {match.group()!r}"
                     )
                     hint = f"if it is true, the status is {BLOCKER}"
-                    yield _at(contract, "says-not-yet", place, message, subject=falsifier.id, hint=hint)
+                    yield problem_at(
+                        contract.path, "says-not-yet", place, message, subject=falsifier.id, hint=hint
+                    )
 
 
 def _not_yet(text: str) -> re.Match[str] | None:
@@ -171,4 +165,6 @@ def functional_without_lane(contract: Contract) -> Iterator[Problem]:
             if own is None:
                 place = falsifier.status_place or falsifier.place
                 message = f"{falsifier.id} is FUNCTIONAL by a bundle, and no discharge block names its lane"
-                yield _at(contract, "functional-without-lane", place, message, subject=falsifier.id)
+                yield problem_at(
+                    contract.path, "functional-without-lane", place, message, subject=falsifier.id
+                )

@@ -8,25 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from apr_falsify.contracts.facts import Facts
 from apr_falsify.contracts.model import Place, Sibling
-from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.rules.shape import version_key
 from apr_falsify.contracts.statuses import LADDER, UNBUILT, rung_of, weakest, word_of
 from apr_falsify.errors import nearest
 
 _START = Place(line=1, column=1, key="metadata.id")
-
-
-def _at(facts: Facts, code: str, place: Place, message: str, *, subject: str, hint: str = "") -> Problem:
-    return Problem(
-        code=code,
-        path=facts.path,
-        line=place.line,
-        column=place.column,
-        key=place.key,
-        message=message,
-        subject=subject,
-        hint=hint,
-    )
 
 
 def duplicate_falsifier_id(suite: Sequence[Facts]) -> Iterator[Problem]:
@@ -40,7 +27,9 @@ def duplicate_falsifier_id(suite: Sequence[Facts]) -> Iterator[Problem]:
                 path, line = first[one.id]
                 message = f"falsifier id {one.id!r} is taken"
                 hint = f"by {path}:{line}" if path != facts.path else f"in this file, line {line}"
-                yield _at(facts, "duplicate-falsifier-id", one.place, message, subject=one.id, hint=hint)
+                yield problem_at(
+                    facts.path, "duplicate-falsifier-id", one.place, message, subject=one.id, hint=hint
+                )
             else:
                 first[one.id] = (facts.path, one.place.line)
 
@@ -53,8 +42,8 @@ def duplicate_contract_id(suite: Sequence[Facts]) -> Iterator[Problem]:
             continue
         if facts.id in first:
             message = f"contract id {facts.id!r} is taken"
-            yield _at(
-                facts,
+            yield problem_at(
+                facts.path,
                 "duplicate-contract-id",
                 facts.id_place,
                 message,
@@ -94,23 +83,35 @@ def _absent(facts: Facts, sibling: Sibling, by_name: dict[str, Facts], owns: Own
     message = f"contract {sibling.name!r} is not among the contracts"
     if owns(facts.path):
         code = "sibling-missing" if sibling.must_exist else "reference-missing"
-        yield _at(facts, code, sibling.place, message, subject=sibling.name, hint=hint)
+        yield problem_at(facts.path, code, sibling.place, message, subject=sibling.name, hint=hint)
     else:
-        yield _at(facts, "unresolved-sibling", sibling.place, message, subject=sibling.name, hint=hint)
+        yield problem_at(
+            facts.path, "unresolved-sibling", sibling.place, message, subject=sibling.name, hint=hint
+        )
 
 
 def _older(facts: Facts, sibling: Sibling, other: Facts) -> Iterator[Problem]:
     if sibling.version and other.version and version_key(other.version) < version_key(sibling.version):
         message = f"{sibling.name} is cited at {sibling.version} and is at {other.version}"
-        yield _at(
-            facts, "sibling-version", sibling.place, message, subject=sibling.name, hint=f"see {other.path}"
+        yield problem_at(
+            facts.path,
+            "sibling-version",
+            sibling.place,
+            message,
+            subject=sibling.name,
+            hint=f"see {other.path}",
         )
     cited = rung_of(sibling.status)
     actual = actual_status(other)
     if cited and actual and _rank(actual) < _rank(cited):
         message = f"{sibling.name} is cited as {sibling.status} and is {actual}"
-        yield _at(
-            facts, "sibling-status", sibling.place, message, subject=sibling.name, hint=f"see {other.path}"
+        yield problem_at(
+            facts.path,
+            "sibling-status",
+            sibling.place,
+            message,
+            subject=sibling.name,
+            hint=f"see {other.path}",
         )
 
 
