@@ -14,6 +14,7 @@ from apr_falsify.commands.main import VERBS
 from tests.acceptance.programs import APR_TOKENS, BLOCK, PROGRAM, RECORDINGS, TINY, Outcome, program, run
 
 ANSI = "\x1b["
+ROOT = Path(__file__).parents[2]
 FAULTY = ("--oracle", TINY, "--subject", f"recorded:{RECORDINGS / 'k-bias-zero'}", "--tokens", APR_TOKENS)
 
 
@@ -44,6 +45,34 @@ def test_a_reader_that_goes_away_changes_no_exit_code() -> None:
             assert process.wait() == code
             assert process.stderr is not None
             assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "code"),
+    [
+        ("apr-falsify", ("--help",), 0),
+        ("apr-falsify", ("bisect", "--help"), 0),
+        ("validate-contracts", ("--list-rules",), 0),
+        ("validate-contracts", ("tests/corpus/invalid/changelog-version",), 1),
+    ],
+)
+def test_a_reader_of_words_alone_may_go_away_too(name: str, arguments: tuple[str, ...], code: int) -> None:
+    command = [str(PROGRAM.with_name(name)), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", code)
+
+
+@pytest.mark.parametrize(
+    "command", ["apr-falsify bisect", "apr-falsify --help", "validate-contracts --list-rules"]
+)
+def test_a_closed_stdout_is_no_defect(command: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{PROGRAM.parent}/{command} >&-"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_terminal_that_knows_ascii_alone_is_no_error(tmp_path: Path) -> None:
@@ -109,6 +138,14 @@ def test_a_full_disk_behind_stdout_is_told_and_no_verdict(output: str) -> None:
     both = (RECORDINGS / "base", RECORDINGS / "base")
     options = ("--weights", TINY, "--tokens", APR_TOKENS, "--format", output)
     command = [str(PROGRAM), "compare", *map(str, (*both, *options))]
+    told_of_a_full_disk(command)
+
+
+def test_contracts_that_cannot_be_told_of_are_no_verdict() -> None:
+    told_of_a_full_disk([str(PROGRAM.with_name("validate-contracts")), str(ROOT / "tests" / "corpus")])
+
+
+def told_of_a_full_disk(command: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, "cannot be printed" in done.stderr) == (2, True)

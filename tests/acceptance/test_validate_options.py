@@ -39,6 +39,15 @@ def test_a_path_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
     assert run(project(tmp_path), "contrats").returncode == 2
 
 
+def test_a_folder_whose_name_the_locale_cannot_spell_is_no_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("PYTHONUTF8", "0"), ("LC_ALL", "C"), ("PYTHONCOERCECLOCALE", "0")):
+        monkeypatch.setenv(name, value)
+    done = run(project(tmp_path / "\u00fc"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("source", ["aprender", "=x", "a=", "a=nowhere", "a=pyproject.toml"])
 def test_a_source_that_cannot_be_is_wrong_usage(tmp_path: Path, source: str) -> None:
     done = run(project(tmp_path), "--source", source)

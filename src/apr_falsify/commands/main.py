@@ -62,22 +62,23 @@ def main() -> NoReturn:
     # Replays are many small products: one thread does them several times faster than two that wait for
     # each other. NumPy reads this when it is imported; torch does not.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter is no error of ours
-            stream.reconfigure(errors="backslashreplace")
     sys.exit(guarded(cli, sys.argv[1:], "apr-falsify"))
 
 
 def guarded(command: click.Command, arguments: list[str], prog_name: str) -> int:
     """Run ``command`` and return its exit code; every exception becomes a message on stderr."""
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter is no error of ours
+            stream.reconfigure(errors="backslashreplace")
+    stdout = sys.stdout
     try:
         result = command.main(args=arguments, prog_name=prog_name, standalone_mode=False)
         return int(result or 0)
-    except SystemExit as exit_:
-        # click's way to say that the reader of the help went away; nothing else may leave like that
-        gone = isinstance(exit_.__context__, BrokenPipeError)
-        return int(ExitCode.OK if gone else ExitCode.INTERNAL)
+    except SystemExit:
+        # click's way to say that the reader of the help went away: it has put another stdout in its place;
+        # nothing else may leave like that
+        return int(ExitCode.OK if sys.stdout is not stdout else ExitCode.INTERNAL)
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:

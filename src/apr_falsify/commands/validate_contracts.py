@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from apr_falsify.commands.main import guarded
+from apr_falsify.commands.output import tell
 from apr_falsify.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def command(
     if print_schema:
         from apr_falsify.contracts.schema import schema_text
 
-        click.echo(schema_text(), nl=False)
+        tell(schema_text().removesuffix("\n"))
         return int(ExitCode.OK)
     if list_rules:
         _list_rules()
@@ -83,7 +84,9 @@ def command(
         strict=strict,
         cached=not no_cache,
     )
-    click.echo(render(outcome, form), nl=False)
+    printed = render(outcome, form)
+    if printed:
+        tell(printed.removesuffix("\n"))
     return int(outcome.exit_code)
 
 
@@ -165,8 +168,7 @@ def _sources(given: tuple[str, ...], settings: Settings) -> dict[str, Path]:
 def _list_rules() -> None:
     from apr_falsify.contracts.rules import RULES
 
-    for rule in RULES.values():
-        click.echo(f"{rule.code:36} {rule.severity:8} {rule.reason}")
+    tell("\n".join(f"{rule.code:36} {rule.severity:8} {rule.reason}" for rule in RULES.values()))
 
 
 def main() -> NoReturn:

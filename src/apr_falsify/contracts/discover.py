@@ -26,7 +26,9 @@ def discover(paths: Iterable[Path]) -> list[Path]:
         elif os.path.lexists(path):
             found.append(path)
         else:
-            raise UsageError("no such file or directory", where=path, remedy="validate-contracts contracts/")
+            raise UsageError(
+                "no such file or directory", where=path, remedy="name the folder of the contracts"
+            )
     if not found:
         shown = ", ".join(map(str, asked))
         raise UsageError("no .yaml or .yml file to validate", where=shown, expected="at least one contract")
