@@ -136,6 +136,15 @@ def test_a_qwen3_whose_heads_are_normed_is_explained(folder: Path) -> None:
     assert_clean(run(path, (1, 5, 9, 22, 30, 3)), 2 * 15 + 3)
 
 
+@pytest.mark.parametrize(
+    "biases", [("attention_bias",), ("mlp_bias",), ("attention_bias", "mlp_bias")], ids=str
+)
+def test_a_llama_with_biases_is_explained(biases: tuple[str, ...], folder: Path) -> None:
+    path = random_gguf(folder / f"{'-'.join(biases)}.gguf", **dict.fromkeys(biases, True))
+    stages = 15 + ("attention_bias" in biases)
+    assert_clean(run(path, (1, 5, 9, 22, 30, 3)), 2 * stages + 3)
+
+
 @pytest.mark.parametrize("count", [2, 5, 33, 100])
 def test_prompts_of_any_length_are_explained(count: int, smollm2: Path) -> None:
     tokens = tuple(int(token) for token in np.random.default_rng(count).integers(0, 49_000, count))

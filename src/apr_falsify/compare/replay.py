@@ -94,6 +94,9 @@ def roles_of(key: Key, geometry: Geometry) -> tuple[str, ...]:
     return tuple(f"{role}.0" if role in EXPERT_ROLES else role for role in roles)
 
 
+OVER_TOKENS = ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention")
+"""Stages of which one token's row takes more than that row: its position, or the other tokens."""
+
 RECOMPUTED: Mapping[str, tuple[str, ...]] = {"hf": ("qkv_matmul",)}
 """Runtime -> stages that its capture computes beside the forward pass: q, k, v add their bias within."""
 
@@ -151,13 +154,14 @@ class Replayer:
         """Replay one stage under each of ``rules``."""
         composed: list[str] = []
         try:
-            inputs = self._inputs(key, composed)
+            inputs = self._inputs(key, composed, self._rows(key))
             return self._evaluated(key, inputs, rules, tuple(composed))
         except WeightsNeeded:
             return Missing(what="the weights", remedy="--oracle MODEL (bisect), --weights MODEL (compare)")
         except _NotCaptured as missing:
             layer, name = missing.key
             place = "" if layer is None else f" of layer {layer}"
+            place += " for every token" if missing.key in self.trace.stages else ""
             return Missing(what=f"{name}{place}", remedy=f"capture {name}{place} too")
 
     def weight_type(self, key: Key) -> str:
@@ -176,15 +180,22 @@ class Replayer:
             LookupError: something must be composed that cannot be.
 
         """
-        return self._inputs(key, [])
+        return self._inputs(key, [], self._rows(key))
 
     def evaluate(self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...] = (PLAIN,)) -> Replay:
         """Compute one stage from ``inputs``, whatever they are: what it would be under a hypothesis."""
         return self._evaluated(key, inputs, rules, ())
 
-    def _inputs(self, key: Key, composed: list[str]) -> dict[str, Known]:
+    def _inputs(self, key: Key, composed: list[str], rows: int) -> dict[str, Known]:
+        rows = len(self.trace.tokens) if key[1] in OVER_TOKENS else rows
         sources = inputs_of(key[1], self.trace.geometry, key[0])
-        return {role: self._known(source, composed) for role, source in sources.items()}
+        return {role: self._known(source, composed, rows) for role, source in sources.items()}
+
+    def _rows(self, key: Key) -> int:
+        """Return of how many tokens a stage was captured: all of them, or the last one."""
+        array = self.trace.stages.get(key)
+        alone = "tokens" not in STAGES[key[1]].axes or (array and Layout.LAST_TOKEN in array.layout)
+        return 1 if alone else len(self.trace.tokens)
 
     def saved_format(self, key: Key) -> Format | None:
         """Return the format that a captured stage was rounded to when it was saved, ``None`` for its own."""
@@ -205,16 +216,18 @@ class Replayer:
         own = np.sqrt(rounded(values, unit) + lost(unit))
         return own if sigma is None else np.hypot(sigma, own)
 
-    def _known(self, key: Key, composed: list[str]) -> Known:
+    def _known(self, key: Key, composed: list[str], rows: int) -> Known:
         values = self.captured(key)
         if values is not None:
+            if self._rows(key) < rows:
+                raise _NotCaptured(key)
             if self.saved_format(key) is not None and np.isinf(values).any():
                 raise _NotCaptured(key)  # finite ones may have been saved so
             return Known(value=values, sigma=self._rounded_later(key, values))
         if key[1] in ("post_ffn_residual", "post_attn_residual"):
             raise _NotCaptured(key)  # a residual stream can be composed only by replaying whole layers
         composed.append(key[1])
-        found = self._evaluated(key, self._inputs(key, composed), (self.expected(key),), ())
+        found = self._evaluated(key, self._inputs(key, composed, rows), (self.expected(key),), ())
         return Known(value=found.values[0], sigma=found.sigma)
 
     def expected(self, key: Key) -> Rule:
@@ -235,7 +248,9 @@ class Replayer:
         if key[1] not in RECOMPUTED.get(self.trace.provenance.runtime, ()) or self.weights is None:
             return None
         if key not in self._sigmas:
-            self._sigmas[key] = self._evaluated(key, self._inputs(key, []), (PLAIN,), ()).sigma
+            self._sigmas[key] = self._evaluated(
+                key, self._inputs(key, [], self._rows(key)), (PLAIN,), ()
+            ).sigma
         return self._sigmas[key]
 
     def _evaluated(

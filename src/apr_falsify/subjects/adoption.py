@@ -109,14 +109,14 @@ def verify_tokens(target: Target, rows: npt.NDArray[Any] | None, tokens: tuple[i
     """Check the token ids against the recorded embedding rows [S, E].
 
     Returns:
-        Whether they were checked: ``False`` where there are no rows, no table, or no finite row.
+        Whether they were checked: ``False`` where there is no table, or not one finite row for each.
 
     Raises:
         TokensError: a row is another token's.
 
     """
     table = _embedding_table(target)
-    if table is None or rows is None:
+    if table is None or rows is None or len(rows) != len(tokens):
         return False
     rows = _without_positions(target, rows)
     claimed = np.stack([table.rows(token, token + 1)[0] for token in tokens])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +17,13 @@ from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.llama_cpp.graph import nodes_of, stages_of_capture
 from apr_falsify.subjects.llama_cpp.settings import PARAMETERS, parameters
-from apr_falsify.trace import Key, StageArray
-from tests.support import DATA
 from tests.unit.helpers import model_directory, small_geometry
-
-RECORDING = DATA / "llama-cpp-smollm2-135m" / "what-is-2-plus-2.npz"
-TOKENS = 7
-SMOLLM2 = small_geometry(
-    hidden_size=576,
-    intermediate_size=1536,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    vocab_size=49_152,
-    num_hidden_layers=30,
-)
-
-Arrays = dict[str, npt.NDArray[Any]]
+from tests.unit.subjects.smollm2_recording import RECORDING, TOKENS, Arrays, read, recorded_nodes
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Arrays:
-    with np.load(RECORDING) as file:
-        return {name: file[name] for name in file.files}
-
-
-def read(arrays: Mapping[str, npt.NDArray[Any]], tokens: int = TOKENS) -> dict[Key, StageArray]:
-    return dict(stages_of_capture(arrays, SMOLLM2, tokens, True, RECORDING))
+    return recorded_nodes()
 
 
 def in_batches(nodes: Arrays, *sizes: int) -> Arrays:

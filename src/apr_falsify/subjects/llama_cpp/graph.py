@@ -8,8 +8,10 @@ have ``#2`` and ``#3`` behind the name.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,8 @@ NODES: Mapping[str, tuple[str, ...]] = {
     "attn_out": ("attn_out-{n}",),
     "post_attn_residual": ("ffn_inp-{n}",),
     "ffn_norm": ("ffn_norm-{n}",),
-    "ffn_gate": ("ffn_gate-{n}",),
-    "ffn_up": ("ffn_up-{n}",),
+    "ffn_gate": ("ffn_gate-{n}", "ffn_gate_b-{n}"),
+    "ffn_up": ("ffn_up-{n}", "ffn_up_b-{n}"),
     "ffn_silu": ("ffn_silu-{n}",),
     "ffn_swigl": ("ffn_swiglu-{n}", "ffn_gate_par-{n}"),
     "ffn_out": ("ffn_out-{n}",),
@@ -44,6 +46,16 @@ NODES: Mapping[str, tuple[str, ...]] = {
     "lm_head": ("result_output",),
 }
 """Stage -> its node, with what other versions call it; q, k and v are read by :func:`_projected`."""
+
+BIASED: Mapping[str, tuple[str, ...]] = {"ffn_gate": ("ffn_gate_b-{n}",), "ffn_up": ("ffn_up_b-{n}",)}
+"""Stage -> its node where the model has such biases: the plain one is the product before it is added."""
+
+TWICE: Mapping[str, int] = {"attn_out": -1, "ffn_out": 0}
+"""Stage whose node may occur twice in one evaluation -> which of the two it is.
+
+The second ``attn_out`` is the sum of the first and its bias, the second ``ffn_out`` the residual sum that a
+control vector is added to.
+"""
 
 STEPS: Mapping[str, tuple[str, ...]] = {
     "qkv_matmul": ("Qcur-{n}", "Kcur-{n}", "Vcur-{n}"),
@@ -58,6 +70,9 @@ LAYOUT: Mapping[str, tuple[Layout, ...]] = {
     "attn_softmax": (Layout.PADDED_KEYS,),
 }
 """How llama.cpp stores a stage; the scale is applied inside its softmax."""
+
+FLASH_HIDES = ("attn_scores", "attn_softmax")
+"""Stages that flash attention computes within the one operation that gives ``attention``."""
 
 MEASURED: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3")
 """The families whose graph was looked at; the nodes of others may mean something else."""
@@ -111,31 +126,28 @@ def stages_of_capture(
         TraceError: the graph was not evaluated on S tokens, or a node has another shape than its stage.
 
     """
-    runs = _evaluations(arrays, where)
-    layers = sorted({int(match[1]) for name in arrays if (match := _LAYER_NODE.fullmatch(name))})
+    reader = Reader(arrays=arrays, geometry=geometry, where=where)
+    layers = reader.layers
+    runs = reader.evaluations()
     rotary = (Layout.INTERLEAVED,) if interleaved else ()
     for layer in layers:
-        for name, values in _projected(arrays, layer, geometry, runs, where).items():
+        for name, values in _projected(reader, layer, runs).items():
             yield (layer, name), _checked(StageArray(data=values, layout=rotary), name, tokens, where)
     for name in NODES:
         for place in _places(name, layers):
-            if (node := _node(arrays, name, place)) is not None:
-                found = _of_stage(arrays, node, (place, name), geometry, runs)
-                if found is not None:
+            if (node := reader.node(name, place)) is not None:
+                found = _of_stage(reader, node, (place, name), runs)
+                if found is not None and not _last_query_alone(found, name, tokens):
                     yield (place, name), _checked(found, name, tokens, where)
 
 
-def _places(name: str, layers: list[int]) -> list[int | None]:
+def _places(name: str, layers: Sequence[int]) -> list[int | None]:
     places: Mapping[Scope, list[int | None]] = {
         Scope.LAYER: [*layers],
         Scope.FIRST_LAYER: [0],
         Scope.MODEL: [None],
     }
     return places[STAGES[name].scope]
-
-
-def _node(arrays: Arrays, name: str, place: int | None) -> str | None:
-    return next((node for pattern in NODES[name] if (node := pattern.format(n=place)) in arrays), None)
 
 
 def occurrences(arrays: Arrays, name: str) -> list[str]:
@@ -146,40 +158,140 @@ def occurrences(arrays: Arrays, name: str) -> list[str]:
     return found
 
 
-def _evaluations(arrays: Arrays, where: Path) -> int:
-    """Return how many times the graph was evaluated: once for each batch that the prompt was run in."""
-    layered = sorted({int(match[1]) for name in arrays if (match := _LAYER_NODE.fullmatch(name))})
-    counts = {
-        node: len(occurrences(arrays, node))
-        for name in NODES
-        for place in _places(name, layered)
-        if (node := _node(arrays, name, place)) is not None
-    }
-    if len(set(counts.values())) > 1:
-        most, least = (choose(counts, key=lambda node: counts[node]) for choose in (max, min))
-        raise TraceError(
-            f"{most} was recorded {counts[most]} times and {least} {counts[least]} times",
-            where=where,
-            expected="every node once for each evaluation of the graph",
-            remedy="record one run of the prompt from its first batch to its last, and no warm-up",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """Finds nodes in a raw capture, and refuses those of another shape than their stage's.
+
+    Attributes:
+        arrays: node -> values.
+        geometry: the model's geometry.
+        where: the capture, for messages.
+
+    """
+
+    arrays: Arrays
+    geometry: Geometry
+    where: Path
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers of which it has any node."""
+        found = {int(match[1]) for name in self.arrays if (match := _LAYER_NODE.fullmatch(name))}
+        return tuple(sorted(found))
+
+    def node(self, name: str, place: int | None) -> str | None:
+        """Return the node of a stage, ``None`` where it was not recorded."""
+        patterns = BIASED.get(name, NODES[name]) if self.geometry.mlp_bias else NODES[name]
+        nodes = (pattern.format(n=place) for pattern in patterns)
+        return next((node for node in nodes if node in self.arrays), None)
+
+    def evaluations(self) -> int:
+        """Return how many times the graph was evaluated: once for each batch that the prompt was run in.
+
+        Raises:
+            TraceError: some node was recorded more often than another.
+
+        """
+        counts, twice = self._counts()
+        runs = min(counts.values(), default=1)
+        differing = {node: count for node, count in counts.items() if count != runs}
+        differing |= {node: count for node, count in twice.items() if count not in (runs, 2 * runs)}
+        if differing:
+            most, least = max(differing, key=differing.__getitem__), min(counts, key=counts.__getitem__)
+            raise TraceError(
+                f"{most} was recorded {differing[most]} times and {least} {counts[least]} times",
+                where=self.where,
+                expected="every node once for each evaluation of the graph",
+                remedy="record one run of the prompt from its first batch to its last, and no warm-up",
+            )
+        return runs
+
+    def _counts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return how often each node of a stage was recorded, apart from it those of :data:`TWICE`."""
+        found = {
+            (name, node): len(occurrences(self.arrays, node))
+            for name in NODES
+            for place in _places(name, self.layers)
+            if (node := self.node(name, place)) is not None
+        }
+        once = {node: count for (name, node), count in found.items() if name not in TWICE}
+        twice = {node: count for (name, node), count in found.items() if name in TWICE}
+        return (once, twice) if once else (twice, {})
+
+    def steps(self, node: str, runs: int) -> list[list[str]]:
+        """Return, step by step, the names of a node's occurrences in each evaluation.
+
+        Raises:
+            TraceError: it does not occur as often in each.
+
+        """
+        found = occurrences(self.arrays, node)
+        if len(found) % runs:
+            raise TraceError(
+                f"{node} was recorded {len(found)} times in {runs} evaluations of the graph",
+                where=self.where,
+                expected="as many times in each evaluation",
+            )
+        count = len(found) // runs
+        return [found[step::count] for step in range(count)]
+
+    def rows(self, names: Sequence[str], width: int) -> tuple[Values, bool]:
+        """Join nodes to [tokens, width], and tell whether they lie so, and not as [tokens, heads, head_dim].
+
+        Raises:
+            TraceError: one has another shape.
+
+        """
+        heads, parts = (width // self.geometry.head_dim, self.geometry.head_dim), []
+        flat = True
+        for name in names:
+            values = self.arrays[name]
+            flat = values.shape[-1:] == (width,)
+            if not flat and values.shape[-2:] != heads:
+                raise self._misshapen(name, values, f"[..., tokens, {width}]")
+            parts.append(values.reshape(-1, width))
+        return np.concatenate(parts), flat
+
+    def square(self, name: str) -> Values:
+        """Return a node as [heads, tokens, keys].
+
+        Raises:
+            TraceError: it has another shape.
+
+        """
+        values, heads = self.arrays[name], self.geometry.heads
+        if values.ndim < 3 or math.prod(values.shape[:-3]) != 1 or values.shape[-3] != heads:
+            raise self._misshapen(name, values, f"[1, {heads} heads, tokens, keys]")
+        return values.reshape(values.shape[-3:])
+
+    def _misshapen(self, name: str, values: Values, expected: str) -> TraceError:
+        return TraceError(
+            f"{name} has the shape {list(values.shape)}",
+            where=self.where,
+            expected=f"{expected}: ggml's axes reversed, of the model that is named",
+            remedy="name the model that was recorded, and record the nodes as they are",
         )
-    return next(iter(counts.values()), 1)
 
 
-def _of_stage(arrays: Arrays, node: str, key: Key, geometry: Geometry, runs: int) -> StageArray | None:
+def _of_stage(reader: Reader, node: str, key: Key, runs: int) -> StageArray | None:
     """Join a node's evaluations along the tokens and drop ggml's leading axes of 1."""
     layer, name = key
     axes = STAGES[name].axes
-    parts = [arrays[key] for key in occurrences(arrays, node)]
+    steps = reader.steps(node, runs)[TWICE.get(name, 0)]
     if name in LAYOUT:
-        return _square([part[0] for part in parts], LAYOUT[name], runs)
-    width = geometry.dims(1)[axes[-1]]
-    rows = np.concatenate([part.reshape(-1, width) for part in parts])
+        return _square([reader.square(step) for step in steps], LAYOUT[name], runs)
+    width = reader.geometry.dims(1)[axes[-1]]
+    rows, _ = reader.rows(steps, width)
+    if not len(rows):  # no batch asked for logits
+        return None
     if name == "attention" and layer is not None:
-        rows = _turned_back(arrays, node, layer, rows, geometry)
-    if axes[0] != "tokens":
-        return StageArray(data=rows[-1]) if len(rows) else None
-    return StageArray(data=rows)
+        rows = _turned_back(reader, node, layer, rows)
+    return StageArray(data=rows if axes[0] == "tokens" else rows[-1])
+
+
+def _last_query_alone(array: StageArray, name: str, tokens: int) -> bool:
+    """Whether scores or weights are those of one query of several, a form that no stage has."""
+    return name in LAYOUT and array.data.shape[1] == 1 < tokens
 
 
 def _square(parts: list[Values], layout: tuple[Layout, ...], runs: int) -> StageArray:
@@ -209,24 +321,28 @@ def _checked(array: StageArray, name: str, tokens: int, where: Path) -> StageArr
     return array
 
 
-def _projected(arrays: Arrays, layer: int, geometry: Geometry, runs: int, where: Path) -> dict[str, Values]:
+def _projected(reader: Reader, layer: int, runs: int) -> dict[str, Values]:
     """Return qkv_matmul, qkv_bias and both rotated stages from the nodes Qcur, Kcur and Vcur.
 
     In an evaluation's order a name's nodes are the product, the sum with the bias where the model has
-    one (both [S, width]), a view [S, heads, D], and for q and k the rotated [S, heads, D].
+    one (both [S, width]), a view [S, heads, D], and for q and k the rotated [S, heads, D]: one node more
+    than of v, which is how the rotated ones are known from a view where not all were recorded.
     """
-    flat: dict[str, list[Values]] = {}
-    rotated: dict[str, Values] = {}
+    geometry = reader.geometry
     names = _before_rotation(geometry)
-    for letter, heads in (("Q", geometry.heads), ("K", geometry.kv_heads), ("V", geometry.kv_heads)):
-        width = heads * geometry.head_dim
-        steps = [
-            np.concatenate([part.reshape(-1, width) for part in step])
-            for step in _steps(arrays, f"{letter}cur-{layer}", runs, where)
-        ]
-        flat[letter] = steps[: len(names)]
-        if letter != "V" and len(steps) > len(names):
-            rotated[f"{letter.lower()}_post_rope"] = steps[-1]
+    sizes = dict(zip("QKV", (geometry.heads, geometry.kv_heads, geometry.kv_heads), strict=True))
+    steps = {letter: reader.steps(f"{letter}cur-{layer}", runs) for letter in sizes}
+    joined = {
+        letter: [reader.rows(step, sizes[letter] * geometry.head_dim) for step in steps[letter]]
+        for letter in sizes
+    }
+    flat = {letter: _products(found, len(names)) for letter, found in joined.items()}
+    unrotated = len(steps["V"]) or len(names) + 1
+    rotated = {
+        f"{letter.lower()}_post_rope": joined[letter][-1][0]
+        for letter in "QK"
+        if len(steps[letter]) > unrotated
+    }
     stages = {
         name: np.concatenate([flat[letter][index] for letter in "QKV"], axis=-1)
         for index, name in enumerate(names)
@@ -235,28 +351,22 @@ def _projected(arrays: Arrays, layer: int, geometry: Geometry, runs: int, where:
     return {**stages, **rotated}
 
 
+def _products(steps: list[tuple[Values, bool]], count: int) -> list[Values]:
+    """Return the ``count`` steps before the heads are parted; none where some of them were not recorded."""
+    flat = [rows for rows, is_flat in steps[:count] if is_flat]
+    return flat if len(flat) == min(count, len(steps)) else []
+
+
 def _before_rotation(geometry: Geometry) -> tuple[str, ...]:
     return ("qkv_matmul", "qkv_bias") if geometry.qkv_bias else ("qkv_matmul",)
 
 
-def _steps(arrays: Arrays, name: str, runs: int, where: Path) -> list[list[Values]]:
-    """Return, step by step, the values of each evaluation."""
-    found = [arrays[key] for key in occurrences(arrays, name)]
-    if len(found) % runs:
-        raise TraceError(
-            f"{name} was recorded {len(found)} times in {runs} evaluations of the graph",
-            where=where,
-            expected="as many times in each evaluation",
-        )
-    count = len(found) // runs
-    return [found[step::count] for step in range(count)]
-
-
-def _turned_back(arrays: Arrays, node: str, layer: int, rows: Values, geometry: Geometry) -> Values:
+def _turned_back(reader: Reader, node: str, layer: int, rows: Values) -> Values:
     """Undo the rotation in which a quantised V cache is kept, where a recording holds its result in it.
 
     With one key to look at, the first token's attention is its V: turned, where the values are.
     """
+    arrays, geometry = reader.arrays, reader.geometry
     dims = geometry.head_dim
     steps = occurrences(arrays, f"Vcur-{layer}")[: len(_before_rotation(geometry))]
     if f"kq-{layer}" in arrays or not node.startswith("kqv_out") or not steps or dims & (dims - 1):

@@ -22,7 +22,7 @@ from apr_falsify.identity import difference, model_sha256
 from apr_falsify.provenance import Provenance, utc_now
 from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Target
-from apr_falsify.subjects.llama_cpp.graph import check_family, nodes_of, stages_of_capture
+from apr_falsify.subjects.llama_cpp.graph import FLASH_HIDES, check_family, nodes_of, stages_of_capture
 from apr_falsify.subjects.llama_cpp.recording import embedding_rows, opened_capture
 from apr_falsify.subjects.llama_cpp.settings import FLASH, PARAMETERS, parameters
 from apr_falsify.subjects.logs import Log, keeping_log, scratch
@@ -128,7 +128,7 @@ class LlamaCppSubject:
         given: set[str] = set()
         argmax = None
         with opened_capture(out) as arrays:
-            rows = embedding_rows(arrays, self.geometry)
+            rows = embedding_rows(arrays, self.geometry, self.model.path)
             verify_tokens(Target(path=self.model.path, model=self.model), rows, request.tokens)
             interleaved = self.model.weights.interleaved
             found = stages_of_capture(
@@ -172,12 +172,9 @@ class LlamaCppSubject:
         return difference(trace, request, self.geometry, wanted)
 
 
-_FLASH_HIDES = ("attn_scores", "attn_softmax")
-
-
 def why_absent(name: str, chosen: Mapping[str, Any]) -> str:
     """Say why llama.cpp's graph has no node for a stage."""
-    if name in _FLASH_HIDES and chosen["context"]["flash_attn_type"] != FLASH["off"]:
+    if name in FLASH_HIDES and chosen["context"]["flash_attn_type"] != FLASH["off"]:
         return "flash attention computes it within one operation; flash-attn=off shows it"
     return "llama.cpp's graph computes it within another node"
 

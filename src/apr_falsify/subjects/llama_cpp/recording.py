@@ -17,9 +17,18 @@ from apr_falsify.geometry import Geometry
 from apr_falsify.provenance import Provenance, utc_now
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_tokens, verify_tokens
 from apr_falsify.subjects.interface import Target
-from apr_falsify.subjects.llama_cpp.graph import NODES, Arrays, check_family, occurrences, stages_of_capture
+from apr_falsify.subjects.llama_cpp.graph import (
+    FLASH_HIDES,
+    NODES,
+    Arrays,
+    Reader,
+    check_family,
+    nodes_of,
+    occurrences,
+    stages_of_capture,
+)
 from apr_falsify.subjects.recorded import RecordedSubject
-from apr_falsify.trace import Trace
+from apr_falsify.trace import Key, StageArray, Trace
 
 TOKENS = "token_ids"
 """The array of a raw capture that holds the ids that were run, where it has one."""
@@ -28,14 +37,20 @@ TOKENS = "token_ids"
 class Capture(Mapping[str, npt.NDArray[Any]]):
     """The arrays of a raw capture, each read from its file when it is asked for.
 
+    llama.cpp's nodes are f32: one in f16 was rounded when it was saved.
+
     Args:
         file: the opened ``.npz``.
         path: where it lies.
+
+    Attributes:
+        halved: the names of those read that were saved in f16.
 
     """
 
     def __init__(self, file: Any, path: Path) -> None:
         self._file, self._path = file, path
+        self.halved: set[str] = set()
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """Read one array; a ``KeyError`` where there is none of that name."""
@@ -45,6 +60,9 @@ class Capture(Mapping[str, npt.NDArray[Any]]):
             array = self._file[name]
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
             raise TraceError(f"{name} is no array of numbers", where=self._path)
+        if array.dtype == np.float16:
+            self.halved.add(name)
+            return array.astype(np.float32)
         return array
 
     def __iter__(self) -> Iterator[str]:
@@ -96,8 +114,8 @@ def open_recording(target: Target) -> RecordedSubject:
         return RecordedSubject(trace=_trace(target, arrays, geometry, interleaved))
 
 
-def _trace(target: Target, arrays: Arrays, geometry: Geometry, interleaved: bool) -> Trace:
-    rows = embedding_rows(arrays, geometry)
+def _trace(target: Target, arrays: Capture, geometry: Geometry, interleaved: bool) -> Trace:
+    rows = embedding_rows(arrays, geometry, target.path)
     tokens = _tokens(target, arrays, rows, geometry)
     verified = verify_tokens(target, rows, tokens)
     stages = dict(stages_of_capture(arrays, geometry, len(tokens), interleaved, target.path))
@@ -109,6 +127,8 @@ def _trace(target: Target, arrays: Arrays, geometry: Geometry, interleaved: bool
             runtime="llama-cpp",
             driver=f"apr-falsify {__version__} (recorded)",
             model="" if target.model is None else str(target.model.path),
+            saved_as=_saved_as(arrays, stages),
+            absent=_absent(arrays, stages),
             created=utc_now(),
         ),
         geometry=geometry,
@@ -119,11 +139,32 @@ def _trace(target: Target, arrays: Arrays, geometry: Geometry, interleaved: bool
     )
 
 
-def embedding_rows(arrays: Arrays, geometry: Geometry) -> npt.NDArray[Any] | None:
+def _saved_as(arrays: Capture, stages: Mapping[Key, StageArray]) -> dict[str, str]:
+    """Return the stages any part of which was saved in f16."""
+    return {
+        name: "f16"
+        for layer, name in stages
+        for node in nodes_of([(layer, name)])
+        for key in occurrences(arrays, node)
+        if key in arrays.halved
+    }
+
+
+def _absent(arrays: Arrays, stages: Mapping[Key, StageArray]) -> dict[str, str]:
+    """Say why a recording has no scores although it has what comes of them."""
+    mixed = [layer for layer, name in stages if name == "attention"]
+    hidden = nodes_of([(layer, name) for layer in mixed for name in FLASH_HIDES])
+    if not mixed or any(node in arrays for node in hidden):
+        return {}
+    why = "flash attention computes it within one operation, or its node was not recorded"
+    return dict.fromkeys(FLASH_HIDES, why)
+
+
+def embedding_rows(arrays: Arrays, geometry: Geometry, where: Path) -> npt.NDArray[Any] | None:
     """Return the rows [S, E] that the tokens were embedded to, ``None`` where they were not recorded."""
     names = [name for node in NODES["embedding"] for name in occurrences(arrays, node)]
-    parts = [arrays[name].reshape(-1, geometry.hidden) for name in names]
-    return np.concatenate(parts) if parts else None
+    reader = Reader(arrays=arrays, geometry=geometry, where=where)
+    return reader.rows(names, geometry.hidden)[0] if names else None
 
 
 def _tokens(
@@ -131,10 +172,31 @@ def _tokens(
 ) -> tuple[int, ...]:
     recorded = arrays.get(TOKENS)
     if recorded is None:
-        return adopted_tokens(target, rows, geometry)
-    ids = tuple(int(token) for token in recorded.reshape(-1))
-    if target.tokens not in (None, ids):
+        ids = adopted_tokens(target, rows, geometry)
+    else:
+        ids = _whole(recorded.reshape(-1), target.path)
+    outside = [token for token in ids if not 0 <= token < geometry.vocab]
+    if outside or not ids:
+        raise TokensError(
+            f"token {outside[0]} is outside the vocabulary" if outside else f"{TOKENS} is empty",
+            where=target.path,
+            expected=f"ids from 0 to {geometry.vocab - 1}",
+            remedy="name the model that was recorded, and the ids that it ran",
+        )
+    if recorded is not None and target.tokens not in (None, ids):
         raise TokensError(
             "--tokens are not those of the capture", where=target.path, expected=f"{list(ids)}, its {TOKENS}"
         )
     return ids
+
+
+def _whole(recorded: npt.NDArray[Any], where: Path) -> tuple[int, ...]:
+    """Return token ids as whole numbers.
+
+    Raises:
+        TokensError: they are none.
+
+    """
+    if not np.array_equal(recorded, np.trunc(recorded)) or not np.isfinite(recorded).all():
+        raise TokensError(f"{TOKENS} holds other than whole numbers", where=where, expected="token ids")
+    return tuple(int(token) for token in recorded)
