@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from apr_falsify.evidence.facts import LaneFacts, Side
+from apr_falsify.evidence.facts import EMBEDDED_LANE, LaneFacts, Side
 
 UNKNOWN = "unknown"
 
@@ -40,7 +41,7 @@ def unmet(discharge: Mapping[str, Any], lane: LaneFacts) -> Iterator[str]:
     for word, wanted in _words(discharge, ""):
         got = _answer(word, lane)
         if not _satisfies(word, got, wanted):
-            yield f"{word} is {got or UNKNOWN}, expected {wanted}"
+            yield f"{word} is {got or UNKNOWN}, expected {wanted}{_hint(word, got, wanted, lane)}"
 
 
 def _words(block: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
@@ -63,6 +64,20 @@ def _answer(word: str, lane: LaneFacts) -> str | None:
         return None
     side: Side | None = lane.oracle if side_name == "oracle" else lane.subject
     return getattr(side, field) if side else None
+
+
+def _hint(word: str, got: str | None, wanted: str, lane: LaneFacts) -> str:
+    """Say what to give in place of a folder, which does not say whose model it holds."""
+    if word not in ("model", "oracle.model") or lane.name == EMBEDDED_LANE:
+        return ""
+    if not Path(got or "").is_absolute() or Path(wanted).is_absolute():
+        return ""
+    digest = lane.oracle.model_sha256 if lane.oracle else None
+    by_weights = f"; or let discharge name oracle.model_sha256: {digest} in place of it" if digest else ""
+    return (
+        f". A path outside huggingface_hub's cache does not say whose model it is: hf download {wanted}, and "
+        f"give that id, --oracle-model={wanted}, without a network under HF_HUB_OFFLINE=1{by_weights}"
+    )
 
 
 def _satisfies(word: str, got: str | None, wanted: str) -> bool:

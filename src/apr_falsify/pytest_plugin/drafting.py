@@ -17,7 +17,7 @@ from apr_falsify.contracts.claim import Claim
 from apr_falsify.errors import EvidenceError
 from apr_falsify.evidence.facts import EMBEDDED_LANE, TOOL, Bound, Facts, LaneFacts, Side, Sources
 from apr_falsify.evidence.outcome import Ended, Seen
-from apr_falsify.oracle.hub import is_hub_id
+from apr_falsify.oracle.hub import id_of
 from apr_falsify.pytest_plugin.sources import code_of, refuse_other_code, sources_of
 from apr_falsify.pytest_plugin.state import Work
 
@@ -142,14 +142,13 @@ def _lane_facts(verdict: Verdict, work: Work) -> LaneFacts:
 
 
 def _side(found: Provenance, named: str | None) -> Side:
-    """Return a side as it was captured; a model that a lane names by hub id goes by that name."""
-    is_id = named is not None and is_hub_id(named) and not Path(named).exists()
+    """Return a side as it was captured; a model of the hub goes by its id, its trace tells the revision."""
     return Side(
         runtime=found.runtime,
         version=found.version,
         device=found.device,
         dtype=found.dtype,
-        model=named if named is not None and is_id else found.model,
+        model=(named and id_of(named)) or id_of(found.model) or found.model,
         model_sha256=found.model_sha256,
         binary_sha256=found.binary_sha256,
     )

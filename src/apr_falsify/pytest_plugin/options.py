@@ -13,6 +13,7 @@ import pytest
 from apr_falsify.commands.lanes import EMBEDDED, UNNAMED, Lane, lane_of, read_lanes, rooted
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.evidence.facts import CHANGED_LANE
+from apr_falsify.oracle.hub import id_of
 from apr_falsify.pytest_plugin.entry import OPTIONS, TABLE
 
 KNOWN_KEYS = ("contracts", "evidence-dir", "gpu-lane", "ignores", "lanes", "severities", "sources")
@@ -146,9 +147,15 @@ def _lane(config: pytest.Config, table: Mapping[str, Any], root: Path) -> Lane:
 def _changed(lane: Lane, changes: Mapping[str, Any]) -> Lane:
     """Return a lane with what options say in place of its own; another set-up does not keep its name."""
     changed = replace(lane, **changes)
-    if changed == lane or lane.name == UNNAMED:
+    is_same = replace(changed, oracle=_by_id(changed)) == replace(lane, oracle=_by_id(lane))
+    if is_same or lane.name == UNNAMED:
         return changed
     return replace(changed, name=f"{lane.name}{CHANGED_LANE}")
+
+
+def _by_id(lane: Lane) -> str | None:
+    """The oracle's model by its hub id, where it is in huggingface_hub's cache or fetched into it."""
+    return lane.oracle and (id_of(lane.oracle) or lane.oracle)
 
 
 def _chosen(

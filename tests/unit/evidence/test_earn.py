@@ -275,6 +275,17 @@ def test_each_word_of_discharge(discharge: dict[str, Any], unmet_words: list[str
     assert list(unmet(discharge, LANE)) == unmet_words
 
 
+def test_a_folder_for_a_model_of_the_hub_is_refused_with_what_to_give() -> None:
+    oracle = replace(LANE.oracle, model="/data/qwen", model_sha256="cd" * 32)
+    lane = replace(LANE, oracle=oracle)
+    (said,) = unmet({"model": "Qwen/Qwen2.5-Coder-7B-Instruct"}, lane)
+    assert said.startswith("model is /data/qwen, expected Qwen/Qwen2.5-Coder-7B-Instruct. ")
+    for words in ("--oracle-model=Qwen/Qwen2.5-Coder-7B-Instruct", "HF_HUB_OFFLINE=1"):
+        assert words in said
+    assert f"oracle.model_sha256: {'cd' * 32} " in said, "a word that the same lane satisfies"
+    assert list(unmet({"oracle": {"model_sha256": "cd" * 32}}, lane)) == []
+
+
 @pytest.mark.parametrize("version", ["unknown", "", "nightly", "apr"])
 def test_a_version_that_is_none_satisfies_no_range(version: str) -> None:
     lane = replace(LANE, subject=Side(runtime="apr", version=version))

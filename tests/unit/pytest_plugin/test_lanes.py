@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from apr_falsify.commands.lanes import Lane, missing_for
+from apr_falsify.evidence.bundle import read_bundle
+from apr_falsify.evidence.verify import verify
 from apr_falsify.oracle.libraries import cuda_devices
+from tests.acceptance.programs import TINY
 from tests.unit.pytest_plugin.conftest import Project
 
 SHOW = """
@@ -134,3 +139,40 @@ def test_a_path_behind_a_blank_that_leads_out_of_the_project_is_refused_with_the
 
 def test_nothing_is_missing_for_the_embedded_default() -> None:
     assert missing_for(Lane()) == ()
+
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+MEASURES = """
+@pytest.mark.falsify_toy_001(level="live")
+def test_x(bisection): assert bisection.kind == "consistent"
+"""
+BENCH = f"""
+[tool.apr-falsify.lanes.bench]
+oracle = "Someone/Tiny"
+subject = "embedded:{TINY}"
+"""
+
+
+def test_a_snapshot_of_the_lanes_own_model_leaves_the_lane_its_name_and_goes_by_its_id(
+    project: Project,
+) -> None:
+    project.write(MEASURES, lanes=BENCH)
+    snapshot = project.root / "hub" / "models--Someone--Tiny" / "snapshots" / REVISION
+    shutil.copytree(TINY, snapshot)
+    result = project.spawn("--lane=bench", f"--oracle-model={snapshot}", "--evidence-dir=evidence")
+    assert result.ret == 0
+    bundle = read_bundle(project.root / "evidence" / "FALSIFY-TOY-001")
+    lane = bundle.facts.lane
+    assert lane.oracle is not None
+    assert (lane.name, lane.oracle.model) == ("bench", "Someone/Tiny")
+    assert bundle.oracle is not None
+    assert bundle.oracle.provenance.model == str(snapshot), "which tells the revision"
+    assert verify(bundle.path).holds
+
+
+def test_a_snapshot_of_another_model_is_another_set_up(project: Project) -> None:
+    snapshot = project.root / "hub" / "models--Someone--Else" / "snapshots" / REVISION
+    snapshot.mkdir(parents=True)
+    project.write(SHOW, lanes=BENCH)
+    found = lane_of(project.run("-s", "--lane=bench", f"--oracle-model={snapshot}"))
+    assert found.startswith("bench, changed by options cpu ")
