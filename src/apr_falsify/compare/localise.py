@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from apr_falsify.compare import unchecked
 from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind, Row, Status, Verdict
@@ -25,7 +25,7 @@ from apr_falsify.compare.findings import (
     source_findings,
     unmeasured_findings,
 )
-from apr_falsify.compare.judge import judge
+from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.published import PublishedRule, published_rule
 from apr_falsify.compare.rows import accused, cleared, rows_of
 from apr_falsify.compare.structure import (
@@ -76,15 +76,19 @@ def bisect(
     check_tokens(oracle, subject)
     structural = geometry_findings(oracle.geometry, subject.geometry)
     keys = keys_to_judge(oracle, subject, layers, stages)
-    if not same_shapes(oracle.geometry, subject.geometry):
+    comparable = same_shapes(oracle.geometry, subject.geometry)
+    if not comparable:
         weights = subject_weights = None
     # 2.
-    converted = _conversion_findings(oracle, subject, weights, subject_weights, keys)
+    converted = _other_tensors(weights, subject_weights, keys)
     # 3. and 4.
     used = subject_weights or weights
     reference = judge(oracle, weights, keys)
     subject, judged, layouts = declared_or_solved(subject, used, keys, arithmetic)
     # 5.
+    if comparable:
+        used_in = keys if subject_weights is not None else _as_replayed(judged)
+        converted += constant_findings(oracle.geometry, subject.geometry, used_in, len(subject.tokens))
     rows = rows_of(keys, oracle, subject, judged, {name for found in layouts for name in found.stages})
     broken = invariant_findings(subject, judged)
     unequal = differing_on_equal_inputs(rows, judged, oracle.geometry)
@@ -132,17 +136,16 @@ def _check_anything_compared(rows: Sequence[Row]) -> None:
         )
 
 
-def _conversion_findings(
-    oracle: Trace, subject: Trace, ours: Weights | None, theirs: Weights | None, keys: Sequence[Key]
-) -> list[Finding]:
-    """Return what the subject's own file has otherwise: tensors, and constants of the geometry."""
+def _other_tensors(ours: Weights | None, theirs: Weights | None, keys: Sequence[Key]) -> list[Finding]:
+    """Return which tensors the subject's own file has otherwise."""
     if ours is None or theirs is None or ours.where == theirs.where:
         return []
-    layers = sorted({layer for layer, _ in keys if layer is not None})
-    return [
-        *weights_findings(ours, theirs, layers),
-        *constant_findings(oracle.geometry, subject.geometry, keys),
-    ]
+    return weights_findings(ours, theirs, sorted({layer for layer, _ in keys if layer is not None}))
+
+
+def _as_replayed(judged: Mapping[Key, Judged]) -> list[Key]:
+    """Return the stages that are what the subject's constants make of their inputs: it ran with these."""
+    return [key for key, entry in judged.items() if entry.fit is not None and not entry.in_error]
 
 
 def kind_of(findings: Sequence[Finding], rows: Sequence[Row]) -> Kind:

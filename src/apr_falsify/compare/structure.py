@@ -28,6 +28,9 @@ SHAPING = (
 """The sizes without which no stage can be compared."""
 
 _USED_BY: Mapping[str, tuple[str, ...]] = {
+    "heads": ("attn_scores", "attention"),
+    "kv_heads": ("attn_scores", "attention"),
+    "head_dim": ("q_post_rope", "k_post_rope", "attn_scores"),
     "rope": ("q_post_rope", "k_post_rope"),
     "norm_eps": ("attn_norm", "ffn_norm", "final_norm"),
     "activation": ("ffn_silu",),
@@ -88,16 +91,18 @@ def geometry_findings(oracle: Geometry, subject: Geometry) -> list[Finding]:
     ]
 
 
-def constant_findings(oracle: Geometry, subject: Geometry, keys: Iterable[Key]) -> list[Finding]:
+def constant_findings(oracle: Geometry, subject: Geometry, keys: Iterable[Key], tokens: int) -> list[Finding]:
     """Return, for each constant in which the models differ, where it is used: a fault of conversion.
 
     A replay with the subject's own weights and constants does not show it: it was run as it was converted.
+    A window as wide as the run of ``tokens`` tokens is none.
     """
     found: dict[tuple[str, int | None], list[str]] = {}
     for name, stages in _USED_BY.items():
-        if name not in _PRESENCE and not _same(getattr(oracle, name), getattr(subject, name)):
+        ours, theirs = (_in_force(each, name, tokens) for each in (oracle, subject))
+        if name not in _PRESENCE and not _same(ours, theirs):
             for layer, stage in keys:
-                if stage in stages and _differs_in(layer, getattr(oracle, name), getattr(subject, name)):
+                if stage in stages and _differs_in(layer, ours, theirs):
                     found.setdefault((name, layer), []).append(stage)
     return [
         Finding(
@@ -112,6 +117,12 @@ def constant_findings(oracle: Geometry, subject: Geometry, keys: Iterable[Key]) 
         )
         for (name, layer), used in found.items()
     ]
+
+
+def _in_force(geometry: Geometry, name: str, tokens: int) -> Any:
+    if name != "windows":
+        return getattr(geometry, name)
+    return tuple(None if window is None or window >= tokens else window for window in geometry.windows)
 
 
 def _differs_in(layer: int | None, ours: Any, theirs: Any) -> bool:
@@ -146,10 +157,10 @@ def _close(ours: float, theirs: float) -> bool:
 
 def _told(value: Any) -> str:
     if isinstance(value, Rope):
-        return f"{value.kind} with base {value.theta:g}"
+        return f"{value.kind} with base {value.theta:.7g}"
     if isinstance(value, tuple) and len(set(value)) == 1:
         return f"{value[0]} in every layer"
-    return str(value)
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
 def keys_to_judge(
