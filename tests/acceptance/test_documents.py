@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from apr_falsify.commands.lanes import KEYS
 from apr_falsify.commands.main import VERBS
 from apr_falsify.compare.bisection import Kind
+from apr_falsify.contracts.statuses import LADDER
+from apr_falsify.evidence.outcome import Level, Result, Role
 from apr_falsify.families import FAMILIES
+from apr_falsify.pytest_plugin import fixtures
+from apr_falsify.pytest_plugin.entry import OPTIONS
 from tests.acceptance.programs import program
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +55,29 @@ def test_readme_names_every_verb_kind_and_family() -> None:
         assert f"| `{kind.value}` |" in README
     for family in FAMILIES:
         assert re.split(r"\W", family.title)[0] in README
+
+
+def fixtures_of_the_plugin() -> list[str]:
+    """The fixtures that people's tests may name: what pytest lists, but for private ones."""
+    names = [
+        name for name, value in vars(fixtures).items() if type(value).__name__.startswith("FixtureFunction")
+    ]
+    return [name for name in names if not name.startswith("_")]
+
+
+def test_the_page_on_falsifiers_names_every_option_key_fixture_argument_outcome_and_rung() -> None:
+    page = (ROOT / "docs" / "falsifiers.md").read_text(encoding="utf-8")
+    assert len(fixtures_of_the_plugin()) > 5
+    for fixture in fixtures_of_the_plugin():
+        assert f"`{fixture}`" in page
+    for key in KEYS:
+        assert f"| `{key}` |" in page
+    for option in OPTIONS:
+        assert option in page
+    for argument in [*(f'role="{one}"' for one in Role), *(f'level="{one}"' for one in Level)]:
+        assert f"| `{argument}` |" in page
+    for word in [*Result, *LADDER]:
+        assert f"| {word} |" in page
 
 
 ROOMS = ("src/apr_falsify", "src/apr_falsify/subjects", "tests/acceptance")
