@@ -32,15 +32,17 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Note on the report how the phase ended; print a refuting bisection as a stage table."""
+    error = (
+        None if call.excinfo is None else call.excinfo.value
+    )  # before other plugins have their way with it
     report = yield
     if not item.stash.get(CARRIED, ()):
         return report
-    error = None if call.excinfo is None else call.excinfo.value
     _render(report, error)
     ended = _ended(report, error)
     note = {
         "ended": ended.value,
-        "reason": "" if ended is Ended.PASSED else _reason(report, call),
+        "reason": "" if ended is Ended.PASSED else _reason(report, error),
         "measured": [measured.value for name, measured in MEASURES.items() if name in _fixtures(item)],
         "kept": [list(pair) for pair in item.stash.get(KEPT, [])],
     }
@@ -87,15 +89,15 @@ def _ended(report: pytest.TestReport, error: BaseException | None) -> Ended:
     return Ended.FAILED
 
 
-def _reason(report: pytest.TestReport, call: pytest.CallInfo[None]) -> str:
+def _reason(report: pytest.TestReport, error: BaseException | None) -> str:
     if report.skipped and isinstance(report.longrepr, tuple):
         said = report.longrepr[2].removeprefix("Skipped: ")
     elif hasattr(report, "wasxfail"):
         said = str(report.wasxfail)
-    elif call.excinfo is None or isinstance(call.excinfo.value, pytest.skip.Exception):
+    elif error is None or isinstance(error, pytest.skip.Exception):
         said = str(report.longrepr)
     else:
-        said = str(call.excinfo.value) or call.excinfo.typename
+        said = str(error) or type(error).__name__
         if report.passed:
             said = f"it raised, and a plugin reports it as passed: {said}"
     first = next((line.strip() for line in said.splitlines() if line.strip()), "")

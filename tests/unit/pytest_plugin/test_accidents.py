@@ -65,8 +65,19 @@ def pytest_runtest_makereport(item, call):
 """
 
 
-def test_a_failure_that_a_plugin_reports_as_passed_is_an_error(project: Project, said: Said) -> None:
-    project.write(TWO).file("tests/conftest.py", REWRITES)
+FORGETS = """
+import pytest
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    call.excinfo = None
+"""
+
+
+@pytest.mark.parametrize("conftest", [REWRITES, FORGETS], ids=["the report", "the error"])
+def test_a_failure_that_a_plugin_reports_as_passed_is_an_error(
+    project: Project, said: Said, conftest: str
+) -> None:
+    project.write(TWO).file("tests/conftest.py", conftest)
     result = project.run()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert "ERROR tests/test_toy.py::test_x[bad]: error: it raised, and a plugin" in said(result)
