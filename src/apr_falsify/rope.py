@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from apr_falsify.errors import GeometryError
@@ -171,19 +171,21 @@ def rope_of_config(config: Mapping[str, Any], aliases: Mapping[str, str] | None 
         parameters.setdefault("partial_rotary_factor", number(config["partial_rotary_factor"], "its factor"))
     if kind in ("yarn", "llama3", "longrope"):
         _complete_context(parameters, config)
-    short: tuple[float, ...] = ()
-    long: tuple[float, ...] = ()
-    if kind == "longrope":
-        short, long = (_factors(scaling, name) for name in ("short_factor", "long_factor"))
-        if "factor" not in parameters:
-            longest = number(config["max_position_embeddings"], "max_position_embeddings")
-            parameters["factor"] = longest / max(parameters["original_max_position_embeddings"], 1)
-    return Rope(
-        theta=number(theta, "rope_theta"),
-        kind=kind,
+    rope = Rope(theta=number(theta, "rope_theta"), kind=kind, parameters=parameters)
+    return _longrope(rope, scaling, config) if kind == "longrope" else rope
+
+
+def _longrope(rope: Rope, scaling: Mapping[str, Any], config: Mapping[str, Any]) -> Rope:
+    """Return ``rope`` with a divisor a pair for short and for long contexts, and the context's growth."""
+    parameters = dict(rope.parameters)
+    if "factor" not in parameters:
+        longest = number(config["max_position_embeddings"], "max_position_embeddings")
+        parameters["factor"] = longest / max(parameters["original_max_position_embeddings"], 1)
+    return replace(
+        rope,
         parameters=parameters,
-        divisors=short,
-        long_divisors=long,
+        divisors=_factors(scaling, "short_factor"),
+        long_divisors=_factors(scaling, "long_factor"),
     )
 
 

@@ -102,23 +102,28 @@ def _print_mapping(
 
 def _check_sides(side: str, model: str | None, *, exported: bool) -> None:
     """Refuse arguments and options that do not go with the side that is to be captured."""
-    from apr_falsify.commands.specs import is_recording, split_subject
+    if side == "oracle":
+        _check_oracle(model)
+    else:
+        _check_subject(side, model, exported=exported)
+
+
+def _check_oracle(model: str | None) -> None:
     from apr_falsify.trace import is_trace
 
-    if side == "oracle":
-        if model is None:
-            raise UsageError(
-                "the oracle needs a model", remedy="apr-falsify capture oracle MODEL --out TRACE"
-            )
-        if is_trace(Path(model)):
-            raise UsageError(
-                "it is a trace already", where=model, remedy=f"apr-falsify compare {model} TRACE"
-            )
-        options.refuse_idle(("arithmetic",), "it is the embedded runtime's; the oracle has --dtype")
-        options.refuse_idle(
-            ("subject_option", "apr_binary", "timeout"), "it is a subject's; the oracle is captured here"
-        )
-        return
+    if model is None:
+        raise UsageError("the oracle needs a model", remedy="apr-falsify capture oracle MODEL --out TRACE")
+    if is_trace(Path(model)):
+        raise UsageError("it is a trace already", where=model, remedy=f"apr-falsify compare {model} TRACE")
+    options.refuse_idle(("arithmetic",), "it is the embedded runtime's; the oracle has --dtype")
+    options.refuse_idle(
+        ("subject_option", "apr_binary", "timeout"), "it is a subject's; the oracle is captured here"
+    )
+
+
+def _check_subject(side: str, model: str | None, *, exported: bool) -> None:
+    from apr_falsify.commands.specs import is_recording, split_subject
+
     runtime, path = split_subject(side)
     options.refuse_idle(("dtype", "device"), "it is the oracle's; the embedded runtime has --arithmetic")
     if runtime != "apr":

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -133,8 +133,7 @@ def propose(dump: Dump, known: Known, where: Path) -> Starter:
 
     """
     geometry = known.geometry
-    ready = geometry is not None and known.tokens is not None
-    sizes = axis_sizes(geometry, len(known.tokens)) if ready and geometry and known.tokens else None
+    sizes = axis_sizes(geometry, len(known.tokens)) if geometry and known.tokens else None
     names = stages_of(geometry) if geometry is not None else tuple(STAGES)
     found = candidates(
         {name: array for name, array in dump.items() if name != known.tokens_from},
@@ -151,15 +150,19 @@ def propose(dump: Dump, known: Known, where: Path) -> Starter:
             _see_mask(proposal, sizes)
         if known.oracle is not None or known.weights is not None:
             _solve(proposals, dump, known, where)
-    matches = (*chosen, *(conflict.by_name for conflict in conflicts))
-    used = {name for match in matches for name in match.candidate.names}
-    unused = [candidate for candidate in found if not candidate.names & used]
     return Starter(
         proposals=tuple(proposals),
         conflicts=tuple(conflicts),
-        unused=tuple({candidate.names: candidate for candidate in unused}.values()),
+        unused=_unused(found, (*chosen, *(conflict.by_name for conflict in conflicts))),
         missing=tuple(name for name in names if all(each.row.stage != name for each in proposals)),
     )
+
+
+def _unused(found: Iterable[Candidate], matches: Iterable[Match]) -> tuple[Candidate, ...]:
+    """Return the candidates of which no array is in ``matches``, those of the same arrays once."""
+    used = {name for match in matches for name in match.candidate.names}
+    left = {candidate.names: candidate for candidate in found if not candidate.names & used}
+    return tuple(left.values())
 
 
 def _canonical(known: Known) -> dict[Key, F64]:
@@ -178,19 +181,12 @@ def _proposal(name: str, matches: list[Match], known: Known) -> Proposal | None:
         return None
     matches.sort(key=lambda match: match.place.part or 0)
     axes = tuple(match.axes[0] if match.axes else match.place.axes for match in matches)
-    layout = []
-    if "tokens" in matches[0].place.axes and "tokens" not in axes[0]:
-        layout.append(Layout.LAST_TOKEN)
-    if "keys" in axes[0] and known.tokens is not None:
-        shape = matches[0].candidate.first.shape
-        if len(shape) == len(axes[0]) and shape[axes[0].index("keys")] > len(known.tokens):
-            layout.append(Layout.PADDED_KEYS)
     kinds = {match.candidate.first.kind for match in matches}
     row = StageMap(
         stage=name,
         names=tuple(match.candidate.pattern for match in matches),
         axes=axes,
-        layout=tuple(layout),
+        layout=tuple(_seen_in_shape(matches[0], axes[0], known)),
         dtype="bf16" if kinds <= set(BF16_BITS) else None,
     )
     proposal = Proposal(row=row, matches=tuple(matches), notes=[_support(matches)])
@@ -200,6 +196,16 @@ def _proposal(name: str, matches: list[Match], known: Known) -> Proposal | None:
     if any(others):
         proposal.notes.append(f"its shape allows {next(filter(None, others))} too")
     return proposal
+
+
+def _seen_in_shape(match: Match, axes: tuple[str, ...], known: Known) -> Iterator[Layout]:
+    """Yield the layout words that an array's shape alone says: the last row, keys beyond the tokens."""
+    if "tokens" in match.place.axes and "tokens" not in axes:
+        yield Layout.LAST_TOKEN
+    if "keys" in axes and known.tokens is not None:
+        shape = match.candidate.first.shape
+        if len(shape) == len(axes) and shape[axes.index("keys")] > len(known.tokens):
+            yield Layout.PADDED_KEYS
 
 
 def _support(matches: Sequence[Match]) -> str:

@@ -196,9 +196,8 @@ def parse_test(text: str) -> TestNames:
         if command and command["tool"] == "cargo":
             cargo.extend(_cargo(command["rest"]))
         elif command:
-            found_nodes, found_files = _script(command["tool"], command["rest"])
-            nodes.extend(found_nodes)
-            files.extend(replace(one, within=within) for one in found_files)
+            run = _script_files(command["tool"], command["rest"])
+            files.extend(replace(one, within=within) for one in run)
     whole = parse_path(text) if "\n" not in text.strip() else None
     if whole and not whole.symbol and not nodes and whole.path.endswith((".py", ".rs", ".sh")):
         files.append(whole)
@@ -221,13 +220,13 @@ def _words(text: str) -> list[str]:
         return text.split()
 
 
-def _script(tool: str, rest: str) -> tuple[list[PytestNode], list[PathName]]:
+def _script_files(tool: str, rest: str) -> list[PathName]:
+    """Return the files that a command of pytest, unittest, Python or a shell runs."""
     words = _words(rest)
-    nodes: list[PytestNode] = []
     files: list[PathName] = []
     if tool.endswith("unittest"):
         dotted = [word for word in words if re.match(r"^\w+(\.\w+)+$", word)]
-        return [], [PathName(path=word, symbol="unittest") for word in dotted]
+        return [PathName(path=word, symbol="unittest") for word in dotted]
     takes_value = False
     for word in words:
         if not takes_value and not word.startswith("-") and "::" not in word:
@@ -239,18 +238,21 @@ def _script(tool: str, rest: str) -> tuple[list[PytestNode], list[PathName]]:
         elif tool in ("python", "python3", "bash", "sh") and word in ("-c", "-m"):
             break
         takes_value = word in _PYTEST_VALUES
-    return nodes, files
+    return files
+
+
+def _after_test(words: list[str]) -> list[str] | None:
+    """Return what follows ``test``, ``t`` or ``nextest run``; ``None`` where cargo does something else."""
+    if words and words[0].startswith("+"):  # a toolchain
+        words = words[1:]
+    if words[:2] == ["nextest", "run"]:
+        return words[2:]
+    return words[1:] if words[:1] in (["test"], ["t"]) else None
 
 
 def _cargo(rest: str) -> list[CargoTest]:
-    words = _words(rest)
-    if words[:1] and words[0].startswith("+"):
-        words = words[1:]
-    if words[:2] == ["nextest", "run"]:
-        words = words[2:]
-    elif words[:1] in (["test"], ["t"]):
-        words = words[1:]
-    else:
+    words = _after_test(_words(rest))
+    if words is None:
         return []
     package, targets, filters, ignored = "", [], [], False
     after = False

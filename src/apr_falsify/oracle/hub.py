@@ -97,11 +97,7 @@ def _fetch(name: str) -> Path:
             expected="a public model of that id, or one that this machine is logged in for",
             remedy="check the spelling, or log in with `hf auth login`",
         ) from error
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # offline and not in the cache, or a broken connection
+    except (OSError, ValueError, RuntimeError) as error:  # offline and not in the cache, or cut off
         raise ModelError(
             f"no such path here, and the hub cannot be reached: {_first_line(error)}",
             where=name,
