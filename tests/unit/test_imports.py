@@ -248,6 +248,13 @@ def test_what_the_map_allows_is_not_reported(tmp_path: Path, file: str, code: st
     assert violations(tmp_path) == []
 
 
+@pytest.mark.parametrize("room", ["compare", "contracts", "commands"])
+def test_a_large_room_says_in_which_order_to_read_it(room: str) -> None:
+    said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""
+    modules = {path.stem for path in (PACKAGE / room).iterdir()} - {"__init__", "__pycache__"}
+    assert {module for module in modules if f"``{module}``" not in said} == set()
+
+
 @pytest.mark.parametrize("tree", ["src", "tests", "scripts", "benchmarks"])
 def test_every_file_is_under_400_lines(tree: str) -> None:
     files = list((PACKAGE.parents[1] / tree).rglob("*.py"))

@@ -1,1 +1,12 @@
-"""One verb a file; main.py wires them."""
+"""One verb a file; main.py wires them.
+
+- wiring, and what verbs share: ``main``, ``options``, ``output``, ``progress``
+- verbs: ``bisect``, ``capture``, ``compare``, ``faults``, ``evidence``, ``promote``, ``status``, ``doctor``,
+  and the program ``validate_contracts``
+- the two sides of a comparison: ``specs``, ``sides``, ``live``; what is told of it: ``report``, ``page``
+- behind ``capture``: ``export_kernel``, ``kernel_files``; ``print_mapping``, ``starter``, ``starter_match``,
+  ``starter_names``, ``starter_text``
+- behind ``faults``: ``examine``, ``hosts``, ``apr_host``, ``faults_table``
+- behind ``evidence``, ``promote`` and ``doctor``: ``evidence_text``, ``standings``, ``kept_standings``,
+  ``lanes``, ``lane_needs``
+"""

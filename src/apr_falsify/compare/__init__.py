@@ -1,1 +1,13 @@
-"""Bring two traces to one layout, compare them, and say where they part."""
+"""Bring two traces to one layout, compare them, and say where they part.
+
+To be read in this order:
+
+- the procedure and its answer: ``localise``, ``bisection``, ``rows``, ``findings``, ``unchecked``
+- structure before values: ``structure``, ``axes``, ``layout``, ``convention``
+- figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
+- the weights themselves: ``weights``, ``systematic``
+- every stage from its own inputs: ``judge``, ``replay``, ``site``, ``products``, ``experts``
+- how large rounding may be: ``floor``, ``roundoff``; what holds without a reference: ``invariants``
+- what explains an error: ``search``, ``causes``, ``variations``
+- one kernel apart from all others: ``kernel_case``, ``kernel_formulas``
+"""
