@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import os
@@ -62,7 +63,9 @@ def main() -> NoReturn:
     # Replays are many small products: one thread does them several times faster than two that wait for
     # each other. NumPy reads this when it is imported; torch does not.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    sys.exit(guarded(cli, sys.argv[1:], "apr-falsify"))
+    code = guarded(cli, sys.argv[1:], "apr-falsify")
+    gc.freeze()  # else the collector looks once more through all that torch has made, for a second
+    sys.exit(code)
 
 
 def guarded(command: click.Command, arguments: list[str], prog_name: str) -> int:
