@@ -191,12 +191,20 @@ def edges(kept: Callable[[Values], F64], values: Values, size: int) -> F64:
     parts = values.reshape(*values.shape[:-1], -1, size)
     error = TURN_ERROR * np.sqrt(np.mean(np.square(parts, dtype=np.float64), axis=-1, keepdims=True))
     base = kept(values)
-    moved = [kept((parts + sign * error).astype(np.float32).reshape(values.shape)) for sign in (1, -1)]
-    away = [
-        kept((parts * (1 + sign * TURN_ERROR)).astype(np.float32).reshape(values.shape)) for sign in (1, -1)
-    ]
-    found: F64 = np.max([np.abs(other - base) for other in (*moved, *away)], axis=0)
+    # A value beside the one that sets its block's scale would move with that, and not off its edge.
+    shifts = (error, error * _between(parts), parts * TURN_ERROR)
+    found: F64 = np.zeros_like(base)
+    for shift in (signed for one in shifts for signed in (one, -one)):
+        moved = kept((parts + shift).astype(np.float32).reshape(values.shape))
+        np.maximum(found, np.abs(moved - base), out=found)
     return found
+
+
+def _between(parts: Values) -> npt.NDArray[np.bool_]:
+    """Return which values are neither the least nor the largest of their block of 32."""
+    blocks = parts.reshape(*parts.shape[:-1], -1, BLOCK)
+    least, largest = (f(blocks, axis=-1, keepdims=True) for f in (np.min, np.max))
+    return np.asarray((blocks != least) & (blocks != largest)).reshape(parts.shape)
 
 
 def turned_edges(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:

@@ -229,6 +229,13 @@ def test_values_that_fall_to_either_side_of_a_step_are_no_fault(
     assert said.startswith(f"{observed}, Hadamard-rotated fits")
 
 
+def test_a_value_beside_the_largest_of_its_block_falls_to_either_side_and_is_no_fault(smollm2: Path) -> None:
+    """In 64 tokens of a 4-bit K cache one such value of q lies on the edge of two steps, in layer 19."""
+    tokens = tuple(int(token) for token in np.random.default_rng(11).integers(0, 49_000, 300))[:64]
+    ((_, said),) = arithmetics(run(smollm2, tokens, range(19, 20), cache_type_k="q4_0"))
+    assert said.startswith("q4_0 k cache, Hadamard-rotated fits")
+
+
 def test_a_cache_that_the_user_states_is_what_he_expects(smollm2: Path) -> None:
     stated = "q8_0 k cache, Hadamard-rotated; q4_0 v cache, Hadamard-rotated"
     options = {"cache_type_k": "q8_0", "cache_type_v": "q4_0", "flash_attn": "on"}

@@ -86,6 +86,13 @@ def test_a_value_between_two_steps_may_fall_to_either_side_and_others_may_not() 
     assert off.max() < 1e-2
 
 
+def test_a_value_beside_the_largest_of_its_block_may_fall_to_either_side_too() -> None:
+    values = np.full((1, 64), 0.25, np.float32)
+    values[0, 0], values[0, 5] = 127.0, 126.5
+    off = quantise.edges(quantise.q8_0, values, 64)
+    assert off[0, 5] == pytest.approx(1.0, rel=1e-3)
+
+
 def test_a_scale_between_two_f16_numbers_moves_its_block() -> None:
     step = np.float32(np.float16(0.5)) * (1 + 2**-11)  # half way to the next f16
     values = np.linspace(-1, 1, 32, dtype=np.float32)[None] * 100 * step

@@ -107,8 +107,12 @@ def block_sum_scores(q: F64, k: F64, rule: Rule, geometry: Geometry, layer: int 
     extra, sums = (part.reshape(len(part), -1, blocks).swapaxes(0, 1) for part in (extra, sums))
     minima = minima.reshape(len(minima), -1, blocks).swapaxes(0, 1)
     right = np.repeat(minima, groups, axis=0).swapaxes(-1, -2)
-    noise = np.sqrt(2 * (blocks / 6 + 1) * (np.square(sums) @ np.square(right)))
-    return np.asarray(extra @ right * scale), np.asarray(noise * (UNIT * abs(scale)))
+    noise = 2 * (blocks / 6 + 1) * UNIT**2 * np.square(sums)
+    if rule.rotated:
+        off = quantise.edges(quantise.q8_1_block_sums, q, geometry.head_dim)
+        noise += np.square(off.reshape(len(off), -1, blocks).swapaxes(0, 1))
+    sigma = np.sqrt(noise @ np.square(right)) * abs(scale)
+    return np.asarray(extra @ right * scale), np.asarray(sigma)
 
 
 def edge_scores(q: F64, k: F64, rule: Rule, geometry: Geometry, layer: int | None) -> F64:

@@ -125,6 +125,12 @@ def test_a_gate_with_a_bias_is_the_node_behind_the_product(nodes: Arrays) -> Non
     assert {(0, "ffn_gate"), (0, "ffn_up"), (1, "ffn_up")}.isdisjoint(found)
 
 
+def test_what_was_turned_back_in_blocks_is_the_attention(nodes: Arrays) -> None:
+    flat = nodes["kqv_out-1"]
+    found = read({**nodes, "kqv_unrotated-1": flat.reshape(1, 1, -1, 64) + 1})
+    np.testing.assert_array_equal(found[1, "attention"].data, flat[0, 0] + 1)
+
+
 def test_scores_of_the_last_query_alone_are_no_stage(nodes: Arrays) -> None:
     alone = {name: nodes[name][:, :, -1:] for name in ("kq-1", "kq_soft_max-1")}
     found = read({**nodes, **alone})

@@ -20,19 +20,22 @@ import numpy.typing as npt
 
 from apr_falsify.errors import TraceError
 from apr_falsify.geometry import Geometry
-from apr_falsify.quantise import hadamard
+from apr_falsify.quantise import ROTATED_BLOCK, hadamard
 from apr_falsify.stages import STAGES, Layout, Scope
 from apr_falsify.trace import Key, StageArray
 
 Values = npt.NDArray[Any]
 Arrays = Mapping[str, Values]
 
+UNROTATED = "kqv_unrotated"
+"""The node in which a quantised V cache was turned back, [tokens * blocks, block]; nameless in llama.cpp."""
+
 NODES: Mapping[str, tuple[str, ...]] = {
     "embedding": ("embd", "inp_embd"),
     "attn_norm": ("attn_norm-{n}",),
     "attn_scores": ("kq-{n}",),
     "attn_softmax": ("kq_soft_max-{n}", "kq_soft_max_ext-{n}"),
-    "attention": ("kqv_unrotated-{n}", "kqv_out-{n}"),
+    "attention": (f"{UNROTATED}-{{n}}", "kqv_out-{n}"),
     "attn_out": ("attn_out-{n}",),
     "post_attn_residual": ("ffn_inp-{n}",),
     "ffn_norm": ("ffn_norm-{n}",),
@@ -247,7 +250,8 @@ class Reader:
         for name in names:
             values = self.arrays[name]
             flat = values.shape[-1:] == (width,)
-            if not flat and values.shape[-2:] != heads:
+            in_blocks = name.startswith(UNROTATED) and values.shape[-1:] == (ROTATED_BLOCK,)
+            if not (flat or values.shape[-2:] == heads or (in_blocks and values.size % width == 0)):
                 raise self._misshapen(name, values, f"[..., tokens, {width}]")
             parts.append(values.reshape(-1, width))
         return np.concatenate(parts), flat
