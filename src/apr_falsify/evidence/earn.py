@@ -195,6 +195,28 @@ def _control_failed(case: _Case) -> Iterator[str]:
             yield f"{one.name} {one.ended}: the instrument is not shown to work"
 
 
+def _no_control(case: _Case) -> Iterator[str]:
+    """Refuse what rests on a bisection that has given one answer only: the other might be beyond it.
+
+    Bisections of both kinds in the bundle show that it can give either; so does a test marked as a control.
+    What measures without one needs no control beside it: a test of a format fails where the format is wrong.
+    Whether a test asserts anything no reader can tell: what can fail it may lie in a fixture, in what it
+    calls, or in a program that it runs. Its body is bound, for the reviewer to read.
+    """
+    kinds = set(case.verification.kinds.values())
+    if not kinds or any(one.role is Role.CONTROL for one in case.facts.tests):
+        return
+    if not kinds & _ACCUSING:
+        yield f"no bisection of it accuses anything, so that a fault might go unseen: {_REMEDY}"
+    if _ACQUITTING not in kinds:
+        yield f"no bisection of it is consistent, so that it might accuse whatever it sees: {_REMEDY}"
+
+
+_ACCUSING = frozenset(("localised", "several", "layout-mismatch"))
+_ACQUITTING = "consistent"
+_REMEDY = "a test with role='control' that shows it, or its bisection by keep_bisection"
+
+
 def _not_survived(case: _Case) -> Iterator[str]:
     outcome = case.facts.outcome
     if outcome.result is not Result.SURVIVED:
@@ -307,6 +329,7 @@ _CHECKS: tuple[tuple[str, str, Callable[[_Case], Iterator[str]]], ...] = (
     (PARTIAL, "other-contract", _other_contract),
     (PARTIAL, "other-project", _other_project),
     (PARTIAL, "control-failed", _control_failed),
+    (PARTIAL, "no-control", _no_control),
     (PARTIAL, "not-survived", _not_survived),
     (PARTIAL, "no-prediction", _no_prediction),
     (PARTIAL, "claim-changed", _claim_changed),

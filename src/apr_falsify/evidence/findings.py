@@ -18,6 +18,7 @@ class Findings:
         not_checked: what was not looked at, and why.
         pinned_by: what pins the statement.
         signed_by: ids of the listed keys that signed it.
+        kinds: file of a bisection -> its kind, where that follows from its rows and findings.
 
     """
 
@@ -27,6 +28,7 @@ class Findings:
     not_checked: list[str] = field(default_factory=list)
     pinned_by: list[str] = field(default_factory=list)
     signed_by: tuple[str, ...] = ()
+    kinds: dict[str, str] = field(default_factory=dict)
 
     def problem(self, code: str, file: str, message: str) -> None:
         """Add a problem."""

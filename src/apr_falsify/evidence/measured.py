@@ -38,6 +38,8 @@ def check_measured(facts: Facts, files: Mapping[str, bytes], weights: Model | No
         found.recomputed += count.recomputed
         found.attested += count.attested
         found.problems += count.problems
+        if not count.problems:
+            found.kinds[name] = data["kind"]
     if weights is None and len(found.attested) > 1:
         found.not_checked.append("what needs weights to be replayed: give them with --weights MODEL")
     if sides is not None and not all(side.has_values for side in sides):

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ class Verification:
         attested: what only the machine that made it vouches for.
         not_checked: what was not looked at, and why.
         problems: what is wrong with it.
+        kinds: file of a bisection -> its kind.
 
     """
 
@@ -87,6 +88,7 @@ class Verification:
     attested: tuple[str, ...]
     not_checked: tuple[str, ...]
     problems: tuple[Problem, ...]
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def holds(self) -> bool:
@@ -174,6 +176,7 @@ def verify_contents(
         attested=tuple(found.attested),
         not_checked=tuple(found.not_checked),
         problems=tuple(found.problems),
+        kinds=found.kinds,
     )
 
 

@@ -165,6 +165,18 @@ def _traces(lane: Lane, work: Work) -> tuple[Trace, Trace]:
     return read_trace(oracle), read_trace(run / "subject")
 
 
+def kinds_of(verdict: Verdict, work: Work) -> dict[str, str]:
+    """Return the kind of each bisection that the bundle of a falsifier holds, by its file there."""
+    from apr_falsify.evidence.files import BISECTION
+
+    measured = _measured(verdict, work)
+    controls = _named_apart(_controls(verdict, work, measured))
+    found = {f"controls/{name}/{BISECTION}": str(one["kind"]) for name, one in controls.items()}
+    if measured is not None:
+        found[BISECTION] = str(_read(work.measurements.run_of(measured) / BISECTION)["kind"])
+    return found
+
+
 def _controls(verdict: Verdict, work: Work, measured: Lane | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     embedded = work.measurements.run_of(Lane()) / "bisection.json"
     if measured is not None and measured.is_live and embedded.exists():

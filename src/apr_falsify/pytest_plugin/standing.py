@@ -38,6 +38,7 @@ def _earned(verdict: Verdict, facts: Facts, work: Work) -> Earned:
     """Return what a bundle of this run carries while nothing pins it."""
     from apr_falsify.evidence.earn import earned
     from apr_falsify.evidence.verify import Verification
+    from apr_falsify.pytest_plugin.drafting import kinds_of
 
     unpinned = Verification(
         path=Path(),
@@ -50,6 +51,7 @@ def _earned(verdict: Verdict, facts: Facts, work: Work) -> Earned:
         attested=(),
         not_checked=(),
         problems=(),
+        kinds=kinds_of(verdict, work),
     )
     return earned(unpinned, verdict.claim, bound_now=facts.bound, project=work.asked.project)
 

@@ -218,6 +218,37 @@ def test_no_test_of_the_prediction_earns_nothing_even_where_the_outcome_says_sur
     assert codes(only_controls()) == ["no-prediction", "no-live-test"]
 
 
+CONTROLS = {
+    "controls/seeded/bisection.json": "localised",
+    "controls/embedded-default/bisection.json": "consistent",
+}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "lacking"),
+    [
+        ({}, []),
+        (CONTROLS, []),
+        ({"bisection.json": "consistent", "controls/a/bisection.json": "several"}, []),
+        ({"bisection.json": "localised", "controls/a/bisection.json": "consistent"}, []),
+        ({"bisection.json": "consistent"}, ["accuses anything"]),
+        ({"bisection.json": "consistent", "controls/a/bisection.json": "consistent"}, ["accuses anything"]),
+        ({"bisection.json": "localised"}, ["is consistent"]),
+        ({"bisection.json": "unmeasured"}, ["accuses anything", "is consistent"]),
+    ],
+)
+def test_a_bisection_that_gives_one_answer_only_earns_nothing_without_a_control(
+    kinds: dict[str, str], lacking: list[str]
+) -> None:
+    bare = replace(FACTS, tests=TESTS[:2])
+    answer = earned(verification(bare, kinds=kinds), CLAIM, bound_now=BOUND, project="p")
+    assert [one.code for one in answer.refusals] == ["no-control"] * len(lacking)
+    assert answer.rung == (BLOCKER if lacking else FUNCTIONAL)
+    for said, words in zip(answer.needs, lacking, strict=True):
+        assert words in said
+    assert codes(kinds=kinds) == [], "a test that is marked as a control shows what the bisections do not"
+
+
 def test_the_contract_itself_and_the_evidence_are_no_sources() -> None:
     assert codes(sourced(uncommitted=("contracts/x.yaml", "evidence/F-1/bundle.json"))) == []
     assert codes(sourced(uncommitted=("contracts/y.yaml",))) == ["uncommitted-sources"]

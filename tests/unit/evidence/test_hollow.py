@@ -104,6 +104,7 @@ def test_a_bundle_of_before_verifies_and_says_what_it_said() -> None:
     assert found.facts is not None
     assert [one.measured for one in found.facts.tests] == [None, None, None]
     assert outcome_of(found.facts.tests).reason == "2 predictions and 1 control passed"
+    assert sorted(found.kinds.values()) == ["consistent", "localised"]
     assert {"outcome", "statement.json: what it says of the bundle"} <= set(found.recomputed)
 
 

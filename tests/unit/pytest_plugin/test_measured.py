@@ -89,3 +89,29 @@ def test_a_session_whose_live_tests_looked_at_nothing_does_not_pass(project: Pro
     done = project.write(tests).spawn(*LANE, "-n", "1", "-p", "xdist")
     assert done.ret == pytest.ExitCode.TESTS_FAILED
     assert said(done, 1) == f"NOT_RUN tests/test_toy.py::test_x: {NOTHING}"
+
+
+ALONE = """
+@pytest.mark.falsify_toy_001
+def test_x(bisection): assert bisection.kind == "consistent"
+@pytest.mark.falsify_toy_002
+def test_y(bisection): assert bisection.kind == "consistent"
+@pytest.mark.falsify_toy_002(role="control")
+def test_c(): pass
+"""
+
+
+def test_a_bisection_without_a_control_earns_nothing_and_the_summary_says_what_it_lacks(
+    project: Project,
+) -> None:
+    done = project.write(ALONE, falsifiers=2).spawn("--evidence-dir=evidence")
+    done.stdout.fnmatch_lines(
+        [
+            "FALSIFY-TOY-001  SURVIVED *",
+            "    status BLOCKER_FIXTURE_ABSENT, this run earns BLOCKER_FIXTURE_ABSENT",
+            "    needs for PARTIAL_ALGORITHM_LEVEL: no-control: no bisection of it*",
+            "FALSIFY-TOY-002  SURVIVED *",
+            "    status BLOCKER_FIXTURE_ABSENT, this run earns PARTIAL_ALGORITHM_LEVEL",
+        ]
+    )
+    assert verify(bundle(project, 1)).kinds == {"bisection.json": "consistent"}
