@@ -20,7 +20,7 @@ from apr_falsify.exam.cases import Host
 from apr_falsify.exam.material import Material, Store
 from apr_falsify.exam.plan import APR_MODELS, MODELS, SMOLLM2, Plan
 from apr_falsify.exam.sitting import Sitting, Watch, sit
-from apr_falsify.exam.trial import Examiner, OracleRun
+from apr_falsify.exam.trial import CaptureOracle, Examiner
 from apr_falsify.faults import CATALOGUE
 from apr_falsify.folders import CACHE_VARIABLE, cache_folder
 from apr_falsify.oracle.capture import load
@@ -114,7 +114,7 @@ def _hosts(store: Store, directory: Path) -> tuple[dict[str, Host], list[str]]:
     return {**hosts, "apr": apr}, []
 
 
-def oracle_of(store: Store) -> OracleRun:
+def oracle_of(store: Store) -> CaptureOracle:
     """Return what captures the oracle on models of ``store``, each loaded once."""
     loaded: dict[Material, Any] = {}
 

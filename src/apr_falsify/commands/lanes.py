@@ -182,7 +182,7 @@ _ORACLE_EXTRA = "pip install 'apr-falsify[oracle]'"
 
 
 def _is_trace(spec: str) -> bool:
-    return (Path(spec) / "trace.json").exists()
+    return (Path(spec) / "trace.json").exists()  # trace.is_trace would import NumPy into every pytest session
 
 
 def _torch(lane: Lane) -> Iterator[Missing]:

@@ -256,43 +256,58 @@ class Replayer:
     def _evaluated(
         self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...], composed: tuple[str, ...]
     ) -> Replay:
-        layer, name = key
-        operation = OPERATIONS.get(name, Operation.ELEMENTWISE)
-        site = ReplaySite(
-            weights=self.weights,
-            geometry=self.trace.geometry,
-            layer=layer,
-            tokens=self.trace.tokens,
-            rules=rules,
-            input_sigma=next((known.sigma for known in inputs.values() if known.sigma is not None), None),
-        )
+        site = self._site(key, inputs, rules)
         if is_mixed(key, self.trace.geometry):
-            mixed, sigma = replay_mixture(name, inputs, site, rules, self.store)
-            saved = self.saved_sigma(key, mixed[0], sigma)
-            assert saved is not None
-            return Replay(values=mixed, sigma=saved, composed=composed, weight_type=_common(site.types))
+            return self._evaluated_mixture(key, inputs, site, composed)
+        operation = OPERATIONS.get(key[1], Operation.ELEMENTWISE)
         plain = {role: known.value for role, known in inputs.items()}
-        if operation is Operation.PROJECTION:
-            values = compute(name, plain, site)
-        else:
-            made = [self._computed(name, operation, plain, rule, site) for rule in rules]
-            values = made[0][None] if len(made) == 1 else np.stack(made)
-            del made
-        exact = np.asarray(values, dtype=np.float64)
-        del values
-        sigma = rounding(name, inputs, exact[0], site, self.store)
-        for rule in rules:
-            sigma = np.hypot(sigma, self._held_noise(operation, plain, rule, layer, exact[0]))
-        sigma = np.asarray(self.saved_sigma(key, exact[0], sigma))
-        if name in RECOMPUTED.get(self.trace.provenance.runtime, ()):
-            self._sigmas = {key: sigma}  # the next stage will ask for it; older ones are done with
+        exact = np.asarray(self._under_each(key[1], operation, plain, site), dtype=np.float64)
         return Replay(
             values=exact,
-            sigma=sigma,
+            sigma=self._sigma_of(key, operation, inputs, exact[0], site),
             composed=composed,
             weight_type=_common(site.types),
             skipped=_skipping(plain, site) if operation is Operation.MIX else None,
         )
+
+    def _site(self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...]) -> ReplaySite:
+        return ReplaySite(
+            weights=self.weights,
+            geometry=self.trace.geometry,
+            layer=key[0],
+            tokens=self.trace.tokens,
+            rules=rules,
+            input_sigma=next((known.sigma for known in inputs.values() if known.sigma is not None), None),
+        )
+
+    def _evaluated_mixture(
+        self, key: Key, inputs: Mapping[str, Known], site: ReplaySite, composed: tuple[str, ...]
+    ) -> Replay:
+        values, sigma = replay_mixture(key[1], inputs, site, site.rules, self.store)
+        saved = self.saved_sigma(key, values[0], sigma)
+        assert saved is not None
+        return Replay(values=values, sigma=saved, composed=composed, weight_type=_common(site.types))
+
+    def _under_each(self, name: str, operation: Operation, inputs: dict[str, F64], site: ReplaySite) -> Array:
+        """Return the stage under each of the site's rules: [rules, ...]."""
+        if operation is Operation.PROJECTION:
+            return compute(name, inputs, site)
+        made = [self._computed(name, operation, inputs, rule, site) for rule in site.rules]
+        return made[0][None] if len(made) == 1 else np.stack(made)
+
+    def _sigma_of(
+        self, key: Key, operation: Operation, inputs: Mapping[str, Known], values: F64, site: ReplaySite
+    ) -> F64:
+        """Return the rounding of a stage's ``values``: of its sums, its operands as held, its format."""
+        layer, name = key
+        plain = {role: known.value for role, known in inputs.items()}
+        sigma = rounding(name, inputs, values, site, self.store)
+        for rule in site.rules:
+            sigma = np.hypot(sigma, self._held_noise(operation, plain, rule, layer, values))
+        saved = np.asarray(self.saved_sigma(key, values, sigma))
+        if name in RECOMPUTED.get(self.trace.provenance.runtime, ()):
+            self._sigmas = {key: saved}  # the next stage will ask for it; older ones are done with
+        return saved
 
     def _computed(
         self, name: str, operation: Operation, inputs: dict[str, F64], rule: Rule, site: ReplaySite

@@ -64,7 +64,7 @@ class Outcome:
     guilty: tuple[float, ...] = ()
 
 
-OracleRun = Callable[[Material, Request, Path], Trace]
+CaptureOracle = Callable[[Material, Request, Path], Trace]
 """Captures the oracle into a directory."""
 
 
@@ -79,7 +79,9 @@ class Examiner:
 
     """
 
-    def __init__(self, store: Store, hosts: Mapping[str, Host], oracle: OracleRun, directory: Path) -> None:
+    def __init__(
+        self, store: Store, hosts: Mapping[str, Host], oracle: CaptureOracle, directory: Path
+    ) -> None:
         self.store, self.hosts = store, hosts
         self._oracle, self._directory = oracle, directory
         self._oracles: OrderedDict[tuple[Material, tuple[int, ...]], Trace] = OrderedDict()
