@@ -247,9 +247,9 @@ def _solve(proposals: Sequence[Proposal], dump: Dump, known: Known, where: Path)
     assert known.geometry is not None
     assert known.tokens is not None
     said = MappingFile(path=where, runtime="unknown", stages=tuple(proposal.row for proposal in proposals))
-    stages, _ = mapped_stages(dump, said, known.geometry, len(known.tokens), where)
+    stages, saved_as = mapped_stages(dump, said, known.geometry, len(known.tokens), where)
     trace = Trace(
-        provenance=Provenance(runtime="unknown"),
+        provenance=Provenance(runtime="unknown", saved_as=saved_as),
         geometry=known.geometry,
         tokens=known.tokens,
         stages=stages,

@@ -34,7 +34,7 @@ def _head(starter: Starter, dump: Dump, known: Known, recording: str) -> Iterato
     yield "runtime: unnamed  # the port's name; version, device, prompt and arithmetic may follow"
     kinds = {array.kind for array in dump.values()}
     if "f16" in kinds and "f32" not in kinds:
-        yield "dtype: f16  # that of the arrays"
+        yield "dtype: f16  # that of the arrays; f32 where the port kept more and rounded them to save them"
     else:
         yield "dtype: f32  # the format in which the port keeps its stages: f32, f16, bf16 or f64"
     yield from _tokens(known)

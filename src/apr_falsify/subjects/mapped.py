@@ -88,8 +88,8 @@ def read_mapped(target: Target, mapping_path: Path) -> Trace:
 
 def mapped_stages(
     dump: Dump, said: MappingFile, geometry: Geometry, tokens: int, where: Path
-) -> tuple[dict[Key, StageArray], tuple[str, ...]]:
-    """Return the stages of ``dump`` as the mapping says, and the names of the arrays that it does not use.
+) -> tuple[dict[Key, StageArray], dict[str, str]]:
+    """Return the stages of ``dump`` as the mapping says, and the format that each was rounded to when saved.
 
     Args:
         dump: the arrays.
@@ -103,7 +103,7 @@ def mapped_stages(
 
     """
     reader, stages = _read_stages(dump, said, geometry, tokens, where)
-    return stages, reader.unused
+    return stages, reader.saved_as
 
 
 def _read_stages(
