@@ -28,6 +28,7 @@ from apr_falsify.compare.variations import (
     norms,
     places,
     projected,
+    rescaled,
     rotary,
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
@@ -101,6 +102,8 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rope-base", stages=rotary.ROTATED, guesses=rotary.other_base_unscaled),
     Variation(name="rope-partial", stages=rotary.ROTATED, guesses=rotary.partial),
     Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rotary.invented_scaling),
+    Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rescaled.measured_yarn),
+    Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rescaled.measured_stretch),
     Variation(name="head-norm", stages=rotary.ROTATED, guesses=rotary.other_head_norm),
     Variation(name="qkv-order", stages=rotary.ROTATED, guesses=rotary.other_part),
     Variation(name="missing-bias", stages=(*rotary.ROTATED, "attention"), guesses=biases.composed_bias),

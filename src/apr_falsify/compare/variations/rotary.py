@@ -119,7 +119,7 @@ def other_base_unscaled(case: Case) -> Iterator[Guess]:
 
 
 def _with_measured_base(case: Case, rope: Rope) -> Iterator[Guess]:
-    measured = _measured_base(case, rope)
+    measured = measured_base(case, rope)
     if measured is not None:
         bases = dict.fromkeys([*(float(f"{measured:.{digits}g}") for digits in (2, 3, 4, 6)), measured])
         yield from (_with_base(case, rope, base) for base in bases if base != rope.theta)
@@ -153,7 +153,7 @@ def _mismatch(phases: F64, weights: F64, frequencies: F64) -> float:
 _GRID: tuple[float, ...] = tuple(float(base) for base in 10.0 ** np.linspace(1, 9, 801))
 
 
-def _measured_base(case: Case, rope: Rope) -> float | None:
+def measured_base(case: Case, rope: Rope) -> float | None:
     """Return the base that explains the angles best, under the scaling rule of ``rope``.
 
     That is the best of a grid, then Gauss-Newton on the base's logarithm.
@@ -163,11 +163,13 @@ def _measured_base(case: Case, rope: Rope) -> float | None:
     phases, weights = angles(case)
     weights = weights / (np.max(weights) or 1.0)
     exponent = math.log(
-        min(_GRID, key=lambda base: _mismatch(phases, weights, _frequencies(case, rope, base)))
+        min(_GRID, key=lambda base: _mismatch(phases, weights, frequencies_of(case, rope, base)))
     )
     positions = np.arange(len(phases))[:, None]
     for _ in range(_STEPS):
-        low, middle, high = (_frequencies(case, rope, math.exp(exponent + h)) for h in (-_NUDGE, 0.0, _NUDGE))
+        low, middle, high = (
+            frequencies_of(case, rope, math.exp(exponent + h)) for h in (-_NUDGE, 0.0, _NUDGE)
+        )
         left = np.angle(np.exp(1j * (phases - positions * middle)))
         slope = positions * (high - low) / (2 * _NUDGE)
         energy = float(np.sum(weights * slope**2))
@@ -182,7 +184,8 @@ def _measured_base(case: Case, rope: Rope) -> float | None:
 _STEPS, _NUDGE, _HIGHEST = 30, 1e-5, 1e12
 
 
-def _frequencies(case: Case, rope: Rope, base: float) -> F64:
+def frequencies_of(case: Case, rope: Rope, base: float) -> F64:
+    """Return the angle per position of each pair, under the scaling rule of ``rope`` and another base."""
     return rope_frequencies(replace(rope, theta=base), case.geometry.head_dim)[0]
 
 

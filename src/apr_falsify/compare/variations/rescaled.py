@@ -1,0 +1,117 @@
+"""RoPE with a scaling that the model does not have, read off the angles and lengths of the turned pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from apr_falsify.compare.variations.case import F64, Case, Guess
+from apr_falsify.compare.variations.rotary import (
+    Turn,
+    angles,
+    declared,
+    frequencies_of,
+    measured_base,
+    turned,
+    unrotated,
+)
+from apr_falsify.ops import rope_frequencies
+from apr_falsify.rope import Rope
+
+_DIGITS = (2, 4, 6)
+"""To how many digits a measured parameter is rounded, the roundest first."""
+
+
+def measured_stretch(case: Case) -> Iterator[Guess]:
+    """Yield linear scaling by the measured divisor, with the model's base and with the measured one.
+
+    The first pair turns by one radian a position under any base, so that its angle is 1 / divisor.
+    """
+    own, rope = declared(case), case.rope
+    pace = _first_pace(case)
+    if rope.kind != "default" or pace is None or abs(pace - 1) < _SAME:
+        return
+    instead = f"the model declares base {rope.theta:.10g} and no scaling"
+    for divisor in _rounded(1 / pace):
+        slower = replace(own, frequencies=own.frequencies / divisor)
+        yield turned(case, f"positions divided by {divisor:.6g} (linear scaling)", slower, instead)
+        linear = Rope(theta=rope.theta, kind="linear", parameters={"factor": divisor})
+        measured = measured_base(case, linear)
+        for base in () if measured is None else _rounded(measured):
+            turn = replace(own, frequencies=frequencies_of(case, linear, base))
+            says = f"RoPE base {base:.10g} and positions divided by {divisor:.6g} (linear scaling)"
+            yield turned(case, says, turn, instead)
+
+
+_SAME = 1e-3
+"""A pace or a factor as near to 1 as this is 1."""
+
+
+def _rounded(value: float) -> list[float]:
+    return list(dict.fromkeys([*(float(f"{value:.{digits}g}") for digits in _DIGITS), value]))
+
+
+def _first_pace(case: Case) -> float | None:
+    """Return by how many radians a position the first pair was turned; ``None`` for a single token."""
+    phases, weights = angles(case)
+    if len(phases) < 2:
+        return None
+    positions, first = np.arange(len(phases)), phases[:, 0]
+    pace = float(first[1])
+    for _ in range(_STEPS):
+        left = np.angle(np.exp(1j * (first - positions * pace)))
+        energy = float(np.sum(weights[:, 0] * positions**2))
+        pace += float(np.sum(weights[:, 0] * positions * left)) / energy if energy else 0.0
+    return pace if pace > 0 and math.isfinite(pace) else None
+
+
+_STEPS = 4
+
+_CONTEXTS = tuple(2.0**power for power in range(8, 18))
+"""The lengths that models are trained at."""
+
+_FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
+
+
+def measured_yarn(case: Case) -> Iterator[Guess]:
+    """Yield yarn scaling with the factor that its attention factor tells, then with usual ones.
+
+    Peng et al. 2023: the attention factor is 1 + 0.1 ln(factor), unless it is stated. Of original contexts
+    that one is taken which leaves least, since a short run does not tell them all apart.
+    """
+    rope, own = case.rope, declared(case)
+    if rope.kind != "default" or rope.theta <= 1:
+        return
+    length = _length(case)
+    if length is None:
+        return
+    told = math.exp((length - 1) * 10) if 1 + _SAME < length < 2 else None
+    for factor in dict.fromkeys([*(() if told is None else _rounded(told)), *_FACTORS]):
+        usual = 1 + 0.1 * math.log(factor)
+        stated = abs(length - usual) > _SAME
+        yield min(
+            (_yarn(case, own, factor, context, length if stated else usual) for context in _CONTEXTS),
+            key=case.residual,
+        )
+
+
+def _yarn(case: Case, own: Turn, factor: float, context: float, length: float) -> Guess:
+    parameters = {"factor": factor, "original_max_position_embeddings": context, "attention_factor": length}
+    yarn = Rope(theta=case.rope.theta, kind="yarn", parameters=parameters)
+    frequencies, _ = rope_frequencies(yarn, case.geometry.head_dim)
+    says = f"yarn scaling with factor {factor:.6g}, context {context:g} and attention factor {length:.5g}"
+    turn = replace(own, frequencies=frequencies, factor=length)
+    return turned(case, says, turn, "the model declares no scaling")
+
+
+def _length(case: Case) -> float | None:
+    """Return how much longer the turned pairs are than what was turned."""
+    before, after = (_energy(x) for x in (case.shaped(unrotated(case)), np.nan_to_num(case.subject)))
+    return math.sqrt(after / before) if before > 0 and math.isfinite(after) else None
+
+
+def _energy(x: F64) -> float:
+    return float(np.sum(np.square(x)))
