@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -110,10 +111,11 @@ def other_config(name: str) -> tuple[dict[str, object], Places]:
     rope = {"rope_theta": 2e5, "rope_parameters": {"rope_theta": 2e5, "rope_type": "default"}}
     norms: Places = {(layer, stage) for layer in range(LAYERS) for stage in ("attn_norm", "ffn_norm")}
     rotated: Places = {(layer, stage) for layer in range(LAYERS) for stage in ("q_post_rope", "k_post_rope")}
-    return {
+    cases: dict[str, tuple[dict[str, object], Places]] = {
         "rope base": (rope, rotated),
         "epsilon": ({"rms_norm_eps": 1e-5}, norms | {(None, "final_norm")}),
-    }[name]
+    }
+    return cases[name]
 
 
 @pytest.mark.parametrize("weights", ["subject", "oracle"])
@@ -172,6 +174,33 @@ def test_a_fault_is_told_by_its_cause_and_not_by_its_place_alone(
     found = bisected(sound, faulted(sound, tmp_path / "model", spoil), "--weights", "oracle")
     assert places(found) == {truth}
     assert said in explained(found)
+
+
+def quantised(source: Path, place: Path) -> Path:
+    """Return ``source`` in Q4_K, as apr quantises and imports it again."""
+    assert APR is not None
+    steps = (
+        ("import", source, "-o", place / "plain.apr"),
+        ("quantize", place / "plain.apr", "-s", "q4k", "--format", "gguf", "-o", place / "q4k.gguf"),
+        ("import", place / "q4k.gguf", "-o", place / "q4k.apr"),
+    )
+    for step in steps:
+        subprocess.run([APR, *step], check=True, capture_output=True)
+    return place / "q4k.apr"
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.03, 0.9])
+def test_a_factor_that_is_smaller_than_a_step_of_q4_k_is_located(
+    sound: Path, tmp_path: Path, factor: float
+) -> None:
+    def scaled(tensors: Arrays) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"] *= np.float32(factor)
+
+    subject = quantised(faulted(sound, tmp_path / "model", scaled), tmp_path)
+    found = bisected(sound, subject)
+    assert places(found) == (set() if factor == 1 else {(1, "ffn_up")})
+    if factor != 1:
+        assert "up of layer 1 (q4_k) is not the oracle's (f32): all of it is x " in explained(found)
 
 
 def test_a_sound_checkpoint_of_one_kv_head_is_consistent(sound: Path) -> None:

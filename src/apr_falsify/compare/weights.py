@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.bisection import Finding, FindingType
+from apr_falsify.compare.systematic import Sums, sums_of, systematic
 from apr_falsify.shape import EXPERT_ROLES
 from apr_falsify.tensors import Tensor
 from apr_falsify.weights import Weights
@@ -106,6 +107,7 @@ class Difference:
         total: all blocks.
         rows: rows with such a block.
         rel_l2: relative L2 of the whole tensor's difference.
+        systematic: what is wrong with all of a quantised tensor where no block shows it, in words.
 
     """
 
@@ -113,6 +115,7 @@ class Difference:
     total: int
     rows: int
     rel_l2: float
+    systematic: str = ""
 
 
 def weights_findings(oracle: Weights, subject: Weights, layers: Sequence[int]) -> list[Finding]:
@@ -210,12 +213,15 @@ def _finding(pair: _Pair, role: str, layer: int | None) -> Finding | None:
         )
     kind = pair.kind or theirs.type
     found = difference(ours, theirs, kind)
-    if not found.blocks:
+    if not (found.blocks or found.systematic):
         return None
+    told = found.systematic or (
+        f"{found.blocks} of {found.total} blocks in {found.rows} of {_count(ours)} rows differ by more than "
+        f"{kind} costs"
+    )
     told = (
-        f"{pair.second}'s {place} ({kind}) is not {pair.first}'s ({ours.type}): {found.blocks} of "
-        f"{found.total} blocks in {found.rows} of {ours.shape[0] if len(ours.shape) > 1 else 1} rows differ "
-        f"by more than {kind} costs, relative L2 {found.rel_l2:.1e}"
+        f"{pair.second}'s {place} ({kind}) is not {pair.first}'s ({ours.type}): {told}, "
+        f"relative L2 {found.rel_l2:.1e}"
     )
     if kind in PLAIN_ROUNDING and found.blocks == found.total and pair.theirs.imported_from is None:
         pair = replace(pair, advice=_UNKNOWN_SOURCE)
@@ -251,6 +257,7 @@ def difference(oracle: Tensor, subject: Tensor, kind: str | None = None) -> Diff
     blocks = total = rows = 0
     squares = energy = 0.0
     grid = _common_grid(oracle, kind, range(0, count, step))
+    parts: list[Sums] = []
     for chunks in _chunks(oracle, subject):
         ours, theirs = (values.astype(np.float64) for values in chunks)
         wrong = _wrong_blocks(ours, theirs, oracle.type, kind, grid)
@@ -261,8 +268,16 @@ def difference(oracle: Tensor, subject: Tensor, kind: str | None = None) -> Diff
         )
         squares += float(np.sum(np.square(theirs - ours)))
         energy += float(np.sum(np.square(ours)))
+        if kind in STEPS and not blocks:
+            parts.append(_sums(ours, theirs, kind))
     rel_l2 = math.sqrt(squares / energy) if energy else (0.0 if squares == 0 else math.inf)
-    return Difference(blocks=blocks, total=total, rows=rows, rel_l2=rel_l2)
+    told = "" if blocks else systematic(parts)
+    return Difference(blocks=blocks, total=total, rows=rows, rel_l2=rel_l2, systematic=told)
+
+
+def _sums(ours: F64, theirs: F64, kind: str) -> Sums:
+    blocks = _blocked(ours, BLOCK)
+    return sums_of(blocks, _blocked(theirs, BLOCK), _allowed(ours, blocks, kind) / ALLOWED_STEPS)
 
 
 def _count(tensor: Tensor) -> int:

@@ -1,0 +1,86 @@
+"""Quantised tensors wrong by less than a step in every value, and sound ones: by the gguf package."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from apr_falsify.compare.weights import difference
+from apr_falsify.tensors import PlainTensor
+
+F32 = npt.NDArray[np.float32]
+
+SHAPE = (256, 512)
+KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+VALUES = {
+    "normal": lambda rng: rng.normal(0, 1, SHAPE),
+    "heavy tails": lambda rng: rng.standard_t(2, SHAPE),
+    "with a mean": lambda rng: rng.normal(3, 1, SHAPE),
+    "outlier channels": lambda rng: rng.normal(0, 1, SHAPE) * np.where(np.arange(SHAPE[1]) % 97, 1, 50),
+    "loud and quiet rows": lambda rng: rng.normal(0, 1, SHAPE) * np.exp(rng.normal(0, 2, (SHAPE[0], 1))),
+    "loud and quiet blocks": lambda rng: (
+        rng.normal(0, 1, SHAPE)
+        * np.repeat(np.exp(rng.normal(0, 1.5, (SHAPE[0], SHAPE[1] // 32))), 32, axis=1)
+    ),
+    "mostly zeros": lambda rng: rng.normal(0, 1, SHAPE) * (rng.random(SHAPE) < 0.1),
+}
+
+
+def values(name: str = "normal") -> F32:
+    found: F32 = VALUES[name](np.random.default_rng(3)).astype(np.float32)
+    return found
+
+
+def through(kind: str, weight: npt.NDArray[np.floating]) -> F32:
+    """Return what ``kind`` keeps of a weight."""
+    kept = gguf.quants.quantize(weight.astype(np.float32), gguf.GGMLQuantizationType[kind])
+    result: F32 = gguf.quants.dequantize(kept, gguf.GGMLQuantizationType[kind])
+    return result
+
+
+def told(kind: str, right: F32, theirs: F32) -> str:
+    ours, held = (PlainTensor(name="w", type="f32", data=data) for data in (right, theirs))
+    found = difference(ours, held, kind.lower())
+    assert found.blocks == 0  # no block is off by more than its steps
+    return found.systematic
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_quantising_costs_is_no_fault(kind: str, name: str) -> None:
+    right = values(name)
+    assert told(kind, right, through(kind, right)) == ""
+
+
+@pytest.mark.parametrize("factor", [1.03, 0.95])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_a_factor_smaller_than_a_step_is_told(kind: str, factor: float) -> None:
+    right = values()
+    said = told(kind, right, through(kind, right * factor))
+    assert said.startswith("all of it is x ")
+    assert float(said.split()[-1]) == pytest.approx(factor, abs=0.01)
+
+
+def test_the_finer_a_format_the_smaller_the_factor_that_is_told() -> None:
+    right = values()
+    assert told("Q8_0", right, through("Q8_0", right * 1.002)) == "all of it is x 1.002"
+
+
+def test_a_factor_of_some_rows_is_told_of_these() -> None:
+    right = values()
+    scaled = right.copy()
+    scaled[64:96] *= 1.05
+    said = told("Q4_1", right, through("Q4_1", scaled))
+    assert said.startswith("rows 64 to 79 are x 1.05")
+    assert said.endswith("and 1 more of 16 such groups")
+
+
+def test_noise_smaller_than_a_step_is_told() -> None:
+    right = values()
+    noise = np.random.default_rng(5).normal(0, 0.1, SHAPE)
+    kept = through("Q4_1", right + 0.05 * noise)
+    assert told("Q4_1", right, kept) == ""
+    found = told("Q4_1", right, through("Q4_1", right + np.clip(noise, -0.12, 0.12)))
+    assert found.startswith("its median block has 1.")
