@@ -4,7 +4,8 @@
 
 1. Refuse where sources are not committed: such a bundle would carry nothing.
 2. Run every falsifier's tests (or those named) with ``--evidence-dir=evidence``.
-3. Promote each falsifier that stands lowest, and renew the evidence of those that stand higher.
+3. Promote each falsifier that stands lowest, and renew the evidence of those that stand higher: those of
+   one contract together, and each alone where one of them is refused.
 
 Commit evidence/ and contracts/ together.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 from apr_falsify.contracts.claim import Claim, read_claims
@@ -39,12 +41,22 @@ def measure(claims: list[Claim]) -> int:
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
-def name_it(claim: Claim) -> int:
-    """Let the contract name the bundle: a rung higher from the lowest, else at the rung where it stands."""
-    move = [] if claim.rung == BLOCKER else ["--renew"]
-    bundle = f"{EVIDENCE}/{claim.falsifier}"
-    command = [BIN / "apr-falsify", "promote", claim.path, claim.falsifier, "--evidence", bundle, *move]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+def name_them(claims: list[Claim], *move: str) -> bool:
+    """Let a contract name the bundles of some of its falsifiers; whether it does."""
+    names = [claim.falsifier for claim in claims]
+    bundles = [word for name in names for word in ("--evidence", f"{EVIDENCE}/{name}")]
+    command = [BIN / "apr-falsify", "promote", claims[0].path, *names, *bundles, *move]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def name_all(claims: list[Claim]) -> int:
+    """Let one contract name its bundles; the number of those that were refused."""
+    lowest = [claim for claim in claims if claim.rung == BLOCKER]
+    higher = [claim for claim in claims if claim.rung != BLOCKER]
+    refused = sum(not name_them([claim]) for claim in lowest)
+    if higher and not name_them(higher, "--renew"):
+        refused += sum(not name_them([claim], "--renew") for claim in higher)
+    return refused
 
 
 def main(wanted: list[str]) -> int:
@@ -57,7 +69,8 @@ def main(wanted: list[str]) -> int:
     if code := measure(claims):
         print("a falsifier did not survive: nothing was promoted", file=sys.stderr)
         return code
-    return sum(name_it(claim) != 0 for claim in claims)
+    by_contract = groupby(claims, key=lambda claim: claim.path)
+    return sum(name_all(list(those)) for _, those in by_contract)
 
 
 if __name__ == "__main__":

@@ -225,6 +225,12 @@ def test_the_signature_of_a_listed_key_pins_and_that_of_another_does_not(toy: Pa
         ((ONE, "--demote", "--evidence", "evidence"), "needs none"),
         ((ONE, "--demote", "--renew"), "exclude"),
         ((ONE, "--evidence", "evidence", "--expect", "abc"), "no sha256"),
+        ((ONE, TWO, "--evidence", "a", "--evidence", "b"), "one falsifier at a time"),
+        ((ONE, TWO, "--demote"), "one falsifier at a time"),
+        ((ONE, TWO, "--renew", "--evidence", "a"), "1 for 2 falsifiers"),
+        ((ONE, "--evidence", "a", "--evidence", "b"), "2 for 1 falsifiers"),
+        ((ONE, ONE, "--renew", "--evidence", "a", "--evidence", "b"), "is named twice"),
+        ((ONE, TWO, "--renew", "--evidence", "a", "--evidence", "b", "--expect", "0" * 64), "one digest"),
         ((ONE, "--evidence", "nowhere"), "nowhere"),
         ((ONE, "--evidence", "src"), "src"),
         (("FALSIFY-TOY-003", "--evidence", f"evidence/{ONE}"), "did you mean"),
@@ -262,6 +268,37 @@ def test_stale_evidence_is_renewed_at_the_rung_it_carries(toy: Path) -> None:
     claim = read_claim(Path(CONTRACT), ONE)
     assert claim.pin is not None
     assert claim.pin.statement_sha256 == read_bundle(EVIDENCE / ONE).statement_sha256
+
+
+def renew_both() -> Outcome:
+    evidence = (argument for one in (ONE, TWO) for argument in ("--evidence", EVIDENCE / one))
+    return run("promote", CONTRACT, ONE, TWO, "--renew", *evidence)
+
+
+def test_several_are_renewed_in_one_version_and_one_line_of_the_changelog(toy: Path) -> None:
+    promote(ONE)
+    promote(TWO)
+    edit(Path("src/blanks.py"), "text.strip()", "text.strip(' ')")
+    commit(toy)
+    before = contract_bytes()
+    assert_refused(renew_both(), "code-changed: ")
+    assert measure(toy, "-m", "falsify_toy_001").returncode == 0
+    assert_refused(renew_both(), f"does not carry {TWO}", "code-changed: ")
+    assert contract_bytes() == before, "all of them or none"
+    assert measure(toy, "-m", "falsify_toy_002").returncode == 0
+    done = renew_both()
+    assert done.code == 0, done.err
+    for one in (ONE, TWO):
+        assert f"{one} stays {PARTIAL}, version 1.2.0 -> 1.2.1" in done.out
+        claim = read_claim(Path(CONTRACT), one)
+        assert claim.pin is not None
+        assert claim.pin.statement_sha256 == read_bundle(EVIDENCE / one).statement_sha256
+    lines = [
+        line for line in contract_bytes().decode().splitlines() if line.encode() not in before.splitlines()
+    ]
+    assert len(lines) == 4  # version, changelog, and the evidence of each
+    assert sum(f"the evidence of {ONE} and {TWO} is renewed." in line for line in lines) == 1
+    assert run("status", "contracts", "--format", "json").json["evidence"][PARTIAL]["fresh"] == 2
 
 
 def test_a_falsifier_whose_evidence_is_gone_is_written_a_rung_down(toy: Path) -> None:

@@ -16,14 +16,20 @@ from apr_falsify.errors import ContractError, EvidenceError, ExitCode, UsageErro
 
 if TYPE_CHECKING:
     from apr_falsify.contracts.claim import Claim, Pin
-    from apr_falsify.contracts.promote import Edit, Move
+    from apr_falsify.contracts.promote import Edit, Move, Plan
     from apr_falsify.evidence.earn import Earned
 
 
 @click.command()
 @click.argument("contract", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("falsifier")
-@click.option("--evidence", "bundle", type=click.Path(path_type=Path), help="The bundle that it rests on.")
+@click.argument("falsifiers", metavar="FALSIFIER...", nargs=-1, required=True)
+@click.option(
+    "--evidence",
+    "bundles",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="The bundle it rests on.",
+)
 @click.option("--expect", metavar="SHA256", help="The digest that the bundle's statement must have.")
 @click.option("--renew", is_flag=True, help="Replace the bundle at the rung it stands on.")
 @click.option("--demote", is_flag=True, help="Write it a rung down, where its evidence is gone.")
@@ -31,8 +37,8 @@ if TYPE_CHECKING:
 @options.debug
 def promote(
     contract: Path,
-    falsifier: str,
-    bundle: Path | None,
+    falsifiers: tuple[str, ...],
+    bundles: tuple[Path, ...],
     expect: str | None,
     renew: bool,
     demote: bool,
@@ -41,33 +47,60 @@ def promote(
     """Raise FALSIFIER of CONTRACT by one rung, on the evidence of a bundle that verifies.
 
     Changes the status, the evidence, the version and the changelog, and no other byte of the contract.
-    A rung is a MINOR version, renewed evidence a PATCH.
+    A rung is a MINOR version, renewed evidence a PATCH. --renew takes several falsifiers, each with its
+    --evidence, in the same order: one version and one line of the changelog for all.
     """
-    _refuse_options(bundle, expect, renew=renew, demote=demote)
+    _refuse_options(falsifiers, bundles, expect, renew=renew, demote=demote)
+    from apr_falsify.contracts.promote import plan_edit
+
     data = _read(contract)
-    if demote or bundle is None:
-        edit, told = _demotion(contract, falsifier, data)
+    if demote:
+        found = [_demotion(contract, falsifiers[0])]
     else:
-        edit, told = _promotion(contract, falsifier, data, bundle, expect, renew=renew)
+        pairs = zip(falsifiers, bundles, strict=True)
+        found = [_promotion(contract, one, bundle, expect, renew=renew) for one, bundle in pairs]
+    plans = [plan for plan, _ in found]
+    edit = plan_edit(contract, data, *plans)
     if dry_run:
         tell(diff(edit, contract).rstrip("\n"))
         return int(ExitCode.OK)
     from apr_falsify.contracts.replace import replace_bytes
 
     replace_bytes(contract, edit.before, edit.after)
-    tell("\n".join([_summary(contract, falsifier, edit), *told]))
+    tell("\n".join(line for plan, told in found for line in (_summary(contract, plan, edit), *told)))
     return int(ExitCode.OK)
 
 
-def _refuse_options(bundle: Path | None, expect: str | None, *, renew: bool, demote: bool) -> None:
+def _refuse_options(
+    falsifiers: tuple[str, ...], bundles: tuple[Path, ...], expect: str | None, *, renew: bool, demote: bool
+) -> None:
     if renew and demote:
         raise UsageError("--renew and --demote exclude each other", where="promote")
-    if demote and (bundle is not None or expect is not None):
+    if demote and (bundles or expect is not None):
         raise UsageError("--demote takes the evidence away: it needs none", where="--evidence")
-    if not demote and bundle is None:
+    if not demote and not bundles:
         raise UsageError("a rung is earned by a bundle", where="promote", remedy="--evidence BUNDLE")
+    _refuse_number(falsifiers, bundles, expect, renew=renew, demote=demote)
     if expect is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", expect):
         raise UsageError(f"{expect!r} is no sha256", where="--expect", expected="64 hexadecimal digits")
+
+
+def _refuse_number(
+    falsifiers: tuple[str, ...], bundles: tuple[Path, ...], expect: str | None, *, renew: bool, demote: bool
+) -> None:
+    twice = [one for one in falsifiers if falsifiers.count(one) > 1]
+    if twice:
+        raise UsageError("is named twice", where=twice[0])
+    if len(falsifiers) > 1 and not renew:
+        raise UsageError("moves one falsifier at a time", where="promote", remedy="one run for each")
+    if not demote and len(bundles) != len(falsifiers):
+        raise UsageError(
+            f"{len(bundles)} for {len(falsifiers)} falsifiers",
+            where="--evidence",
+            expected="one for each falsifier, in their order",
+        )
+    if expect is not None and len(falsifiers) > 1:
+        raise UsageError("one digest cannot be that of several bundles", where="--expect")
 
 
 def _read(contract: Path) -> bytes:
@@ -81,8 +114,8 @@ def _read(contract: Path) -> bytes:
 
 
 def _promotion(
-    contract: Path, falsifier: str, data: bytes, bundle: Path, expect: str | None, *, renew: bool
-) -> tuple[Edit, list[str]]:
+    contract: Path, falsifier: str, bundle: Path, expect: str | None, *, renew: bool
+) -> tuple[Plan, list[str]]:
     from apr_falsify.commands.standings import judge_bundle, project_at
     from apr_falsify.contracts.claim import Pin, read_claim
     from apr_falsify.contracts.promote import Move
@@ -94,11 +127,11 @@ def _promotion(
     verification, answer = judge_bundle(claim, bundle, project, pin=expect)
     _refuse(contract, claim, rung, answer)
     pin = Pin(bundle=_inside(bundle, project.root), statement_sha256=verification.statement_sha256)
-    edit = _edit(contract, data, falsifier, move, rung, pin)
+    plan = _plan(falsifier, move, rung, pin)
     told = [f"  evidence: {pin.bundle}, statement sha256 {pin.statement_sha256}"]
     if answer.lacks:
         told.append(f"  for a higher rung it lacks: {', '.join(answer.lacks)}")
-    return edit, told
+    return plan, told
 
 
 def _target(claim: Claim, move: Move) -> str:
@@ -137,7 +170,7 @@ def _inside(bundle: Path, root: Path) -> str:
         ) from None
 
 
-def _demotion(contract: Path, falsifier: str, data: bytes) -> tuple[Edit, list[str]]:
+def _demotion(contract: Path, falsifier: str) -> tuple[Plan, list[str]]:
     from apr_falsify.commands.standings import project_at, standing
     from apr_falsify.contracts.claim import read_claim
     from apr_falsify.contracts.promote import Move
@@ -146,18 +179,15 @@ def _demotion(contract: Path, falsifier: str, data: bytes) -> tuple[Edit, list[s
     state = standing(claim, project_at(contract))
     rung = _target(claim, Move.DEMOTE)
     remark = f"its evidence being {state.state}"
-    edit = _edit(contract, data, falsifier, Move.DEMOTE, rung, None, remark)
-    return edit, [f"  its evidence is {state.state}", *(f"  {one}" for one in state.why)]
+    plan = _plan(falsifier, Move.DEMOTE, rung, None, remark)
+    return plan, [f"  its evidence is {state.state}", *(f"  {one}" for one in state.why)]
 
 
-def _edit(
-    contract: Path, data: bytes, falsifier: str, move: Move, rung: str, pin: Pin | None, remark: str = ""
-) -> Edit:
-    from apr_falsify.contracts.promote import Plan, plan_edit
+def _plan(falsifier: str, move: Move, rung: str, pin: Pin | None, remark: str = "") -> Plan:
+    from apr_falsify.contracts.promote import Plan
 
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    plan = Plan(falsifier=falsifier, move=move, rung=rung, pin=pin, date=today, remark=remark)
-    return plan_edit(contract, data, plan)
+    return Plan(falsifier=falsifier, move=move, rung=rung, pin=pin, date=today, remark=remark)
 
 
 def diff(edit: Edit, contract: Path) -> str:
@@ -172,7 +202,8 @@ def diff(edit: Edit, contract: Path) -> str:
     )
 
 
-def _summary(contract: Path, falsifier: str, edit: Edit) -> str:
-    old, new = edit.status
-    status = f"stays {new}" if old == new else f"{old} -> {new}"
-    return f"{contract}: {falsifier} {status}, version {edit.version[0]} -> {edit.version[1]}"
+def _summary(contract: Path, plan: Plan, edit: Edit) -> str:
+    from apr_falsify.contracts.promote import Move
+
+    status = f"stays {plan.rung}" if plan.move is Move.RENEW else " -> ".join(edit.status)
+    return f"{contract}: {plan.falsifier} {status}, version {edit.version[0]} -> {edit.version[1]}"

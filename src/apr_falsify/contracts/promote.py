@@ -1,4 +1,4 @@
-"""Moving one falsifier of a contract by one rung, or renewing its evidence, by character span.
+"""Moving one falsifier of a contract by one rung, or renewing the evidence of some, by character span.
 
 1. parse the contract as every reader of this package does, and compose it once more for the places;
 2. find the falsifier, and be sure of its place;
@@ -89,8 +89,14 @@ class Edit:
     version: tuple[str, str]
 
 
-def plan_edit(path: Path, data: bytes, plan: Plan) -> Edit:
+def plan_edit(path: Path, data: bytes, plan: Plan, *further: Plan) -> Edit:
     """Return the edit of a contract's bytes that ``plan`` asks for. Nothing is written.
+
+    Args:
+        path: the contract.
+        data: its bytes.
+        plan: what is asked for; its rung is that of the edit's ``status``.
+        further: renewals of other falsifiers beside a renewal: one version and one changelog line for all.
 
     Raises:
         ContractError: the contract is not valid YAML, has no such falsifier or no such rung, or a place in it
@@ -101,15 +107,12 @@ def plan_edit(path: Path, data: bytes, plan: Plan) -> Edit:
     text = data.decode("utf-8")
     mark = _BOM if text.startswith(_BOM) else ""
     document = read_document(path, text.removeprefix(mark))
-    node, where = falsifier_node(document, plan.falsifier)
-    status, status_path = _status(document, node, where)
-    old_rung = _refuse_step(document, status, plan)
-    changes = [
-        *_status_change(document, status, status_path, plan),
-        *pin_changes(document, node, status, where, plan.pin),
-    ]
+    plans = (plan, *further)
+    assert not further or all(one.move is Move.RENEW for one in plans)
+    found = [_of_falsifier(document, one) for one in plans]
+    old_rung, changes = found[0][0], [change for _, some in found for change in some]
     version, version_changes = _version_changes(document, plan)
-    line = Line(version=version[1], date=plan.date, text=_sentence(plan, old_rung))
+    line = Line(version=version[1], date=plan.date, text=_sentence(plans, old_rung))
     words, change = _changelog_change(document, line)
     changes += [*version_changes, change, *_metadata_status(document, contract, plan)]
     after = (mark + spliced(document.text, [one.splice for one in changes])).encode()
@@ -130,6 +133,17 @@ def _read(path: Path, data: bytes) -> Contract:
     if not isinstance(source.data, Mapping):
         raise ContractError("is no contract", where=path, expected="a mapping with falsification_tests")
     return read_contract(path.as_posix(), source.data)
+
+
+def _of_falsifier(document: Document, plan: Plan) -> tuple[str, list[Change]]:
+    """The rung that a falsifier stands on, and what becomes of its own lines."""
+    node, where = falsifier_node(document, plan.falsifier)
+    status, status_path = _status(document, node, where)
+    old_rung = _refuse_step(document, status, plan)
+    return old_rung, [
+        *_status_change(document, status, status_path, plan),
+        *pin_changes(document, node, status, where, plan.pin),
+    ]
 
 
 def _status(document: Document, node: yaml.MappingNode, where: KeyPath) -> tuple[Entry, KeyPath]:
@@ -175,10 +189,13 @@ def _status_change(document: Document, status: Entry, path: KeyPath, plan: Plan)
         yield Change(splice=splice, path=path, value=status.scalar.replace(status.scalar.strip(), plan.rung))
 
 
-def _sentence(plan: Plan, old_rung: str) -> str:
+def _sentence(plans: tuple[Plan, ...], old_rung: str) -> str:
+    plan = plans[0]
+    *first, last = [one.falsifier for one in plans]
+    names = f"{', '.join(first)} and {last}" if first else last
     said = {
         Move.PROMOTE: f"{plan.falsifier} rises from {old_rung} to {plan.rung}",
-        Move.RENEW: f"the evidence of {plan.falsifier} is renewed",
+        Move.RENEW: f"the evidence of {names} is renewed",
         Move.DEMOTE: f"{plan.falsifier} falls from {old_rung} to {plan.rung}",
     }[plan.move]
     return f"{said}{', ' + plan.remark if plan.remark else ''}."

@@ -86,6 +86,35 @@ def test_a_renewal_and_a_demotion_find_their_way_too(name: str) -> None:
     assert edited(demoted.after).status == (BLOCKER, PARTIAL)
 
 
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
+def test_all_of_a_contract_are_renewed_in_one_version_with_one_line_of_the_changelog(path: Path) -> None:
+    data = path.read_bytes()
+    tests = yaml.safe_load(data)["falsification_tests"]
+    plans = [
+        Plan(
+            falsifier=one["id"],
+            move=Move.RENEW,
+            rung=one["status"],
+            pin=Pin(bundle=f"evidence/{one['id']}", statement_sha256=f"{at:02x}" * 32),
+            date=DATE,
+        )
+        for at, one in enumerate(tests)
+    ]
+    edit = plan_edit(path, data, *plans)
+    old, new = data.decode().splitlines(), edit.after.decode().splitlines()
+    removed = [line[2:] for line in difflib.ndiff(old, new) if line.startswith("- ")]
+    added = [line[2:] for line in difflib.ndiff(old, new) if line.startswith("+ ")]
+    assert (len(removed), len(added)) == (len(tests) + 1, len(tests) + 2)
+    digests = [
+        one["evidence"]["statement_sha256"] for one in yaml.safe_load(edit.after)["falsification_tests"]
+    ]
+    assert digests == [f"{at:02x}" * 32 for at in range(len(tests))]
+    (said,) = (line for line in added if "renewed" in line)
+    assert all(one["id"] in said for one in tests)
+    major, minor, patch = edit.version[0].split(".")
+    assert edit.version[1] == f"{major}.{minor}.{int(patch) + 1}"
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_place_that_is_not_certain_is_refused_with_what_to_write(name: str) -> None:
     text, said = REFUSED[name]
