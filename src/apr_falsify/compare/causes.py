@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from apr_falsify.arithmetic import FORMATS
 from apr_falsify.compare.axes import Axes
+from apr_falsify.compare.judge import excess_of
 from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.compare.site import WeightsNeeded
 from apr_falsify.compare.variations import (
@@ -162,7 +163,7 @@ TABLE: tuple[Variation, ...] = (
     # What fits much, and is told last.
     Variation(name="other-weight-vector", stages=norms.NORMS, guesses=common.own_factor_per_channel),
     Variation(name="factor-per-token", guesses=common.own_factor_per_token),
-    Variation(name="constant-offset", stages=tuple(biases.BIASED), guesses=common.constant_offset),
+    Variation(name="constant-offset", stages=(*biases.BIASED, *_RESIDUALS), guesses=common.constant_offset),
 )
 """The closed table of causes, in the order in which they are tried."""
 
@@ -219,7 +220,8 @@ def _again(case: Case, likely: Sequence[Cause], *, in_same_words: bool) -> Cause
 def _explained(case: Case) -> Cause | None:
     right = Guess(says="the replay", values=case.expected, sigma=case.sigma)
     if not case.exceeds.any():
-        return Cause(name="", sentence="everything else fits", residual=case.residual(right), fits=True)
+        nothing = Cause(name="", sentence="everything else fits", residual=case.residual(right), fits=True)
+        return _of_what_is_small(case, right) or nothing
     best: Cause | None = None
     fitting: list[Cause] = []
     for variation, guess in _guesses(case, TABLE):
@@ -233,6 +235,18 @@ def _explained(case: Case) -> Cause | None:
     if fitting:
         return _with_others(fitting)
     return best if best and best.residual <= NEAREST * case.residual(right) else None
+
+
+def _of_what_is_small(case: Case, right: Guess) -> Cause | None:
+    """Return the first cause of an error that no value shows alone, but many together do."""
+    most = _CLEARLY * case.residual(right)
+    if len(case.replayer.trace.tokens) == 1 or excess_of(case.ratio(right, more_roundings=0.0)) <= 1:
+        return None
+    for variation, guess in _guesses(case, TABLE):
+        cause = _judged(case, variation, guess)
+        if cause.residual < most and excess_of(case.ratio(guess, more_roundings=0.0)) <= 1:
+            return cause
+    return None
 
 
 def _guesses(case: Case, rows: Sequence[Variation]) -> Iterator[tuple[Variation, Guess]]:
@@ -318,7 +332,8 @@ def error_sits(subject: F64, expected: F64, sigma: F64, limit: float, axes: Axes
     """
     with np.errstate(all="ignore"):
         same = (subject == expected) | (np.isnan(subject) & np.isnan(expected))
-        exceeds = ~same & ~(np.abs(subject - expected) <= limit * sigma)
+        beyond = ~(np.abs(subject - expected) <= limit * sigma)
+        exceeds = ~same & (beyond | (np.isfinite(subject) != np.isfinite(expected)))
     if not exceeds.any():
         return "no single place stands out: it is small, and everywhere"
     found = places.places(exceeds, axes)

@@ -263,6 +263,14 @@ def test_a_factor_near_one_is_not_told_as_one(factor: float, told: str) -> None:
     assert re.match(re.escape(told) + r"\d* fits", cause.sentence), cause.sentence
 
 
+def test_what_no_value_shows_alone_is_explained_by_all_of_them_together() -> None:
+    run = run_in("f32")
+    off = explained(run, "attn_norm", (run["attn_norm"] * (1 + 3e-6)).astype(np.float32))
+    assert off is not None
+    assert (off.name, off.fits) == ("factor", True)
+    assert explained(run, "attn_norm", run["attn_norm"]) is None
+
+
 SITES: dict[str, tuple[Axes, tuple[int, ...], object, str]] = {
     "one channel": (
         TOKEN_CHANNEL,

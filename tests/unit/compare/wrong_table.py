@@ -165,6 +165,12 @@ FAULTS: dict[str, Wrong] = {
         "one vector",
         lambda r: r["ffn_out"] + np.random.default_rng(0).normal(0, 0.1, E),
     ),
+    "a control vector": wrong(
+        "post_ffn_residual",
+        "constant-offset",
+        "one vector.*a control vector",
+        lambda r: r["post_ffn_residual"] + np.random.default_rng(0).normal(0, 0.1, E),
+    ),
     # feed-forward
     "one row's block": wrong(
         "ffn_gate",

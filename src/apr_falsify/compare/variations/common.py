@@ -278,7 +278,7 @@ def _multiplied(case: Case, factors: F64, says: str, name: str = "") -> Guess:
 
 
 def constant_offset(case: Case) -> Iterator[Guess]:
-    """Yield the replay plus one vector for all tokens: a bias that the model does not have."""
+    """Yield the replay plus one vector for all tokens: a bias or a control vector that is not the model's."""
     e, sigma = case.shaped(case.expected), case.shaped(case.sigma)
     if e.ndim != 2 or len(e) < 2:
         return
@@ -286,4 +286,6 @@ def constant_offset(case: Case) -> Iterator[Guess]:
     offset = np.sum((case.subject - e) * share, axis=0) / np.sum(share, axis=0)
     changed = int(np.count_nonzero(np.abs(offset) * np.sqrt(np.sum(share, axis=0)) > case.limit))
     says = f"one vector added to every token ({changed} of {len(offset)} channels)"
-    yield Guess(says=says, values=e + offset, sigma=sigma, instead="a bias is other than the model's")
+    residual = case.name in ("post_attn_residual", "post_ffn_residual")
+    instead = "the model adds none here: a control vector" if residual else "a bias is other than the model's"
+    yield Guess(says=says, values=e + offset, sigma=sigma, instead=instead)
