@@ -203,6 +203,19 @@ def test_a_factor_that_is_smaller_than_a_step_of_q4_k_is_located(
         assert "up of layer 1 (q4_k) is not the oracle's (f32): all of it is x " in explained(found)
 
 
+def test_other_weights_are_no_excuse_for_a_norm_or_a_rotation(sound: Path, tmp_path: Path) -> None:
+    def scaled(tensors: Arrays) -> None:
+        tensors["model.layers.1.input_layernorm.weight"] *= np.float32(1.01)
+
+    config, rotated = other_config("rope base")
+    subject = quantised(faulted(sound, tmp_path / "model", scaled, **config), tmp_path)
+    found = bisected(sound, subject, "--weights", "oracle")
+    assert "not-the-subjects-weights" in {each["type"] for each in found["findings"]}
+    assert places(found) == {(1, "attn_norm"), *rotated}
+    assert "x 1.01 fits" in explained(found)
+    assert not found["complete"]
+
+
 def test_a_sound_checkpoint_of_one_kv_head_is_consistent(sound: Path) -> None:
     found = bisected(sound, sound)
     assert (found["kind"], [each["type"] for each in found["findings"]]) == ("consistent", ["tokenizer"])

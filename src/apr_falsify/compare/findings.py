@@ -221,6 +221,35 @@ def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool, dtype: str)
     ]
 
 
+_KEPT_IN_FULL = ("attn_norm", "ffn_norm", "final_norm", "qkv_bias")
+"""Stages that are no products and use weights, which quantised files keep as they were."""
+
+_FEW = 0.5
+"""Share of the stages of one sort in error from which what they share is suspected, not they."""
+
+
+def wrong_without_weights(judged: Mapping[Key, Judged]) -> dict[Key, Judged]:
+    """Return the stages in error of which other weights are no excuse: few of their sort are.
+
+    They use no weights, or norms and biases. The embedding is a row of a table that files quantise.
+    """
+    simple = {
+        key: entry
+        for key, entry in judged.items()
+        if entry.fit is not None
+        and not entry.composed
+        and entry.kind[0] is not Operation.PROJECTION
+        and key[1] != "embedding"
+    }
+    found: dict[Key, Judged] = {}
+    for kept in (True, False):
+        sort = {key: entry for key, entry in simple.items() if (key[1] in _KEPT_IN_FULL) is kept}
+        wrong = {key: entry for key, entry in sort.items() if entry.in_error}
+        if len(wrong) < _FEW * len(sort):
+            found |= wrong
+    return found
+
+
 _ROUNDED_LATER = {
     name: f"; if it computes in f32 and is only saved in {name}, let its mapping say dtype: f32"
     for name in ("f16", "bf16")

@@ -24,6 +24,7 @@ from apr_falsify.compare.findings import (
     reference_findings,
     source_findings,
     unmeasured_findings,
+    wrong_without_weights,
 )
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.published import PublishedRule, published_rule
@@ -96,17 +97,16 @@ def bisect(
     if not structural:
         _check_anything_compared(rows)
     foreign = foreign_weights(judged, subject_weights is not None, subject.provenance.dtype)
-    if foreign:
-        rows = cleared(rows, judged)
-        sources = foreign
-    else:
-        own = subject_weights is not None
-        sources = source_findings(subject, used, judged, rows, own_weights=own, arithmetic=arithmetic)
+    guilty = wrong_without_weights(judged) if foreign else judged
+    rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
+    own = subject_weights is not None
+    sources = source_findings(subject, used, guilty, rows, own_weights=own, arithmetic=arithmetic)
     every = (
         *findings,
         *reference_findings(reference),
         *structural,
         *converted,
+        *foreign,
         *sources,
         *comparative_findings(unequal),
         *broken,
