@@ -1,9 +1,10 @@
-"""The skip ledger: a test may be skipped only for a reason that ``tests/skips.md`` lists."""
+"""For all tests: the ledger of skips, and a temporary directory that pytest removes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+import tempfile
+from collections.abc import Generator, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -39,3 +40,15 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _refuse_unlisted(report)
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_directory_of_pytest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests, and programs that they start, leave in the temporary directory out of the real one.
+
+    The name is short: a browser puts a socket below it, whose path may have 107 bytes.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("t")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield

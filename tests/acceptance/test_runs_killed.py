@@ -127,7 +127,7 @@ def test_a_bisection_killed_at_a_hundred_moments_goes_on_with_whole_sides_alone(
 
 
 def assert_same_side(side: Mapping[str, Any] | None, reference: Mapping[str, Any]) -> None:
-    """There is none, or it is taken for a trace, and its stages are byte for byte those of a run that ended."""
+    """There is none, or it is taken for a trace whose stages are byte for byte those of a run that ended."""
     if side is not None:
         assert "refused" not in side, side
         assert (side["stages"], side["files"]) == (reference["stages"], reference["files"])
