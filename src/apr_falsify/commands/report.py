@@ -62,6 +62,19 @@ def write_bisection(result: Bisection, run: Path) -> Path:
 
 def print_text(result: Bisection, console: Console) -> None:
     """Print ``result`` for people: the headline, the two sides, the rows, the findings."""
+    _print_headline(result, console)
+    console.print()
+    _print_sides(result, console)
+    console.print()
+    _print_rows(result.rows, console)
+    _print_arithmetics(result.rows, console)
+    _print_findings(result.findings, console)
+    _print_published(result.published, console)
+    for line in result.not_checked:
+        console.print(f"not checked: {escape(line)}")
+
+
+def _print_headline(result: Bisection, console: Console) -> None:
     colour, sentence = _HEADLINES[result.kind]
     count = len(compared(result.rows))
     console.print(f"[bold {colour}]{result.kind.value}[/]: {sentence} ({count} stages compared)")
@@ -72,18 +85,13 @@ def print_text(result: Bisection, console: Console) -> None:
     if result.kind is Kind.CONSISTENT and result.exit_code is not ExitCode.OK:
         types = ", ".join(dict.fromkeys(finding.type.value for finding in result.findings))
         console.print(f"[bold red]but[/] see below: {types} (exit code {result.exit_code:d})")
-    console.print()
+
+
+def _print_sides(result: Bisection, console: Console) -> None:
     for side, provenance in (("oracle", result.oracle), ("subject", result.subject)):
         console.print(f"{side:8}{escape(_told(provenance))}", no_wrap=True, overflow="ellipsis")
     ids = " ".join(str(token) for token in result.tokens)
     console.print(f"{'tokens':8}{len(result.tokens)}: {ids}", no_wrap=True, overflow="ellipsis")
-    console.print()
-    _print_rows(result.rows, console)
-    _print_arithmetics(result.rows, console)
-    _print_findings(result.findings, console)
-    _print_published(result.published, console)
-    for line in result.not_checked:
-        console.print(f"not checked: {escape(line)}")
 
 
 def _places(stages: tuple[str, ...], sources: list[Finding]) -> str:
