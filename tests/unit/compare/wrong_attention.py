@@ -74,6 +74,19 @@ ATTENTION: dict[str, Wrong] = {
         "interleaved for half-split",
         lambda r: np.concatenate((gathered(r["qkv_matmul"][:, :320], (2, 16)), r["qkv_matmul"][:, 320:]), 1),
     ),
+    "interleaved rows of k alone": wrong(
+        "qkv_matmul",
+        "rotary-order",
+        "each k head in rotary order interleaved for half-split",
+        lambda r: np.concatenate(
+            (
+                r["qkv_matmul"][:, :256],
+                gathered(r["qkv_matmul"][:, 256:320], (2, 16)),
+                r["qkv_matmul"][:, 320:],
+            ),
+            1,
+        ),
+    ),
     "bias too early": wrong("qkv_matmul", "bias-included", "of q and k and v", lambda r: r["qkv_bias"]),
     "one row": wrong(
         "qkv_matmul",

@@ -64,15 +64,21 @@ def other_order(case: Case) -> Iterator[Guess]:
 
 
 def rotary_order(case: Case) -> Iterator[Guess]:
-    """Yield q and k with each head's rows in the order of the other kind of rotary pairs."""
+    """Yield q and k, or one of them, with each head's rows in the order of the other kind of rotary pairs."""
     size = case.geometry.head_dim
-    width = parts(case)["v"].start if case.name.startswith("qkv") else case.expected.shape[1]
     everything = np.arange(case.expected.shape[1])
     orders = {"interleaved for half-split": (2, size // 2), "half-split for interleaved": (size // 2, 2)}
-    for says, shape in orders.items():
+    for (who, columns), (says, shape) in itertools.product(_turned_columns(case).items(), orders.items()):
         order = everything.copy()
-        order[:width] = everything[:width].reshape(-1, *shape).swapaxes(1, 2).reshape(-1)
-        yield _gathered(case, f"channels of each q and k head in rotary order {says}", order)
+        order[columns] = everything[columns].reshape(-1, *shape).swapaxes(1, 2).reshape(-1)
+        yield _gathered(case, f"channels of each {who}head in rotary order {says}", order)
+
+
+def _turned_columns(case: Case) -> dict[str, slice]:
+    if not case.name.startswith("qkv"):
+        return {"": slice(None)}
+    own = parts(case)
+    return {"q and k ": slice(0, own["v"].start), "q ": own["q"], "k ": own["k"]}
 
 
 def _gathered(case: Case, says: str, order: np.typing.NDArray[np.intp]) -> Guess:
