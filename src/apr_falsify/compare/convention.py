@@ -80,7 +80,7 @@ def declared_or_solved(
     for trial in _trials():
         if not any(entry.in_error for entry in judged.values()):
             break
-        if not all(_plausible(convention, judged) for convention in trial):
+        if not all(_plausible(convention, trial, judged) for convention in trial):
             continue
         touched = _touched(trace, trial, keys)
         changed = stored_as(trace, trial)
@@ -106,12 +106,20 @@ _SAME_NORM = 0.05
 """How far the norm of a stage that is only reordered may be from its replay's, 4-bit rounding included."""
 
 
-def _plausible(convention: Convention, judged: Mapping[Key, Judged]) -> bool:
-    """Whether a stage of the convention fails its replay, and in a way that reordering could mend."""
+def _plausible(convention: Convention, trial: Sequence[Convention], judged: Mapping[Key, Judged]) -> bool:
+    """Whether a stage of the convention fails its replay, and in a way that reordering could mend.
+
+    The norm tells nothing of a stage that another convention of the trial rescales, or puts zeros into.
+    """
+    resized = {name for one in trial if one.word not in _REORDERED for name in one.stages}
     failing = [entry for entry in judged.values() if entry.key[1] in convention.stages and entry.in_error]
     if convention.word not in _REORDERED:
         return bool(failing)
-    ratios = [entry.introduced.norm_ratio for entry in failing if entry.introduced is not None]
+    ratios = [
+        1.0 if entry.key[1] in resized else entry.introduced.norm_ratio
+        for entry in failing
+        if entry.introduced is not None
+    ]
     return bool(ratios) and all(abs(ratio - 1) <= _SAME_NORM for ratio in ratios)
 
 

@@ -251,6 +251,29 @@ def test_what_is_only_stored_so_is_proposed_with_its_proof(
     assert "replay: not what" not in text
 
 
+def test_scores_may_be_stored_unscaled_and_transposed_at_once(
+    run: Trace, known: Known, tmp_path: Path
+) -> None:
+    arrays = dump_of(run)
+    stored_unscaled(arrays)
+    stored_transposed(arrays)
+    _, text = saved(tmp_path, arrays, known)
+    said = entry(text, "attn_scores")
+    assert (said["axes"], said["layout"]) == (["heads", "keys", "tokens"], ["unscaled"])
+    assert "replay: not what" not in text
+
+
+def test_scores_that_were_computed_unscaled_and_stored_transposed_stay_as_they_are(
+    run: Trace, known: Known, tmp_path: Path
+) -> None:
+    arrays = dump_of(run)
+    computed_unscaled(arrays)
+    stored_transposed(arrays)
+    _, text = saved(tmp_path, arrays, known)
+    assert entry(text, "attn_scores").keys() == {"from"}
+    assert "replay: not what its own inputs make it" in flat(text)
+
+
 @pytest.mark.parametrize("kind", ["f4", "f2"])
 @pytest.mark.parametrize("what", COMPUTED)
 def test_what_may_be_computed_so_stays_off(
