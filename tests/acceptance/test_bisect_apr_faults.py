@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import tempfile
@@ -214,6 +215,21 @@ def test_other_weights_are_no_excuse_for_a_norm_or_a_rotation(sound: Path, tmp_p
     assert places(found) == {(1, "attn_norm"), *rotated}
     assert "x 1.01 fits" in explained(found)
     assert not found["complete"]
+
+
+@pytest.mark.parametrize("weights", ["subject", "oracle"])
+@pytest.mark.parametrize("value", [1e30, math.nan, -math.inf])
+def test_a_row_spoilt_in_the_file_itself_is_the_one_source(
+    sound: Path, tmp_path: Path, value: float, weights: str
+) -> None:
+    """Import refuses such values. The square of 1e30 is beyond f32: norms make zeros of it, rightly."""
+    assert APR is not None
+    place = tmp_path / "model.apr"
+    subprocess.run([APR, "import", sound, "-o", place], check=True, capture_output=True)
+    row = load_file(sound / "model.safetensors")["model.layers.0.self_attn.v_proj.weight"][5]
+    assert place.read_bytes().count(row.tobytes()) == 1
+    place.write_bytes(place.read_bytes().replace(row.tobytes(), np.full_like(row, value).tobytes()))
+    assert places(bisected(sound, place, "--weights", weights)) == {(0, "qkv_matmul")}
 
 
 def test_a_sound_checkpoint_of_one_kv_head_is_consistent(sound: Path) -> None:

@@ -86,7 +86,10 @@ def _normed(known: Known, y: F64, role: str, site: NoisySite, store: float) -> F
         Norm.RMS: _rms_normed,
         Norm.LAYER: _layer_normed,
     }
-    return np.asarray(kinds[site.geometry.row.norm](known, y, weight, eps, store) + lost(store, weight))
+    found = kinds[site.geometry.row.norm](known, y, weight, eps, store) + lost(store, weight)
+    # An f32 sum of squares that overflows is infinite, and what is divided by its root is 0.
+    overflows = np.sum(np.square(known.value), axis=-1, keepdims=True) > np.finfo(np.float32).max
+    return np.asarray(found + np.where(overflows, np.square(y), 0.0))
 
 
 def _rms_normed(known: Known, y: F64, weight: Array, eps: float, store: float) -> F64:
