@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, UsageError, nearest
-from apr_falsify.evidence.facts import UNNAMED_LANE
+from apr_falsify.evidence.facts import CHANGED_LANE, UNNAMED_LANE
 
 EMBEDDED = "embedded"
 """The lane without a name: the checkpoint that the package carries, on the CPU."""
@@ -219,9 +219,10 @@ def _oracle(lane: Lane) -> Iterator[Missing]:
         )
     elif lane.oracle is None:
         if lane.subject is not None and not lane.subject.startswith("embedded:"):
+            name = lane.name.removesuffix(CHANGED_LANE)
             yield Missing(
                 what="no oracle model is named",
-                remedy=f"--oracle-model=MODEL, or oracle = ... in [tool.apr-falsify.lanes.{lane.name}]",
+                remedy=f"--oracle-model=MODEL, or oracle = ... in [tool.apr-falsify.lanes.{name}]",
             )
     elif not Path(lane.oracle).exists():
         from apr_falsify.oracle.hub import is_hub_id, kept

@@ -147,15 +147,21 @@ def _lane(config: pytest.Config, table: Mapping[str, Any], root: Path) -> Lane:
 def _changed(lane: Lane, changes: Mapping[str, Any]) -> Lane:
     """Return a lane with what options say in place of its own; another set-up does not keep its name."""
     changed = replace(lane, **changes)
-    is_same = replace(changed, oracle=_by_id(changed)) == replace(lane, oracle=_by_id(lane))
-    if is_same or lane.name == UNNAMED:
+    if _set_up(changed) == _set_up(lane) or lane.name == UNNAMED:
         return changed
     return replace(changed, name=f"{lane.name}{CHANGED_LANE}")
 
 
-def _by_id(lane: Lane) -> str | None:
-    """The oracle's model by its hub id, where it is in huggingface_hub's cache or fetched into it."""
-    return lane.oracle and (id_of(lane.oracle) or lane.oracle)
+def _set_up(lane: Lane) -> Lane:
+    """The lane without the places where this machine keeps things.
+
+    The oracle's model goes by its hub id where it is in huggingface_hub's cache or fetched into it, the
+    subject's file by its runtime and its own name.
+    """
+    oracle = lane.oracle and (id_of(lane.oracle) or lane.oracle)
+    runtime, _, path = (lane.subject or "").partition(":")
+    is_file = Path(path).suffix in (".apr", ".gguf")
+    return replace(lane, oracle=oracle, subject=f"{runtime}:{Path(path).name}" if is_file else lane.subject)
 
 
 def _chosen(

@@ -77,6 +77,25 @@ def test_options_that_say_what_the_lane_says_leave_it_its_name(lanes: Project) -
     assert found.startswith("near cpu ")
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("apr:elsewhere/tiny.apr", "filed cpu "),
+        ("apr:elsewhere/other.apr", "filed, changed by options cpu "),
+    ],
+)
+def test_the_lanes_own_file_in_another_place_leaves_it_its_name(
+    project: Project, given: str, name: str
+) -> None:
+    elsewhere = project.root / "elsewhere"
+    elsewhere.mkdir()
+    for file in ("tiny.apr", "other.apr"):
+        (elsewhere / file).touch()
+    lane = f'[tool.apr-falsify.lanes.filed]\noracle = "{TINY}"\nsubject = "apr:models/tiny.apr"\n'
+    project.write(SHOW, lanes=lane)
+    assert lane_of(project.run("-s", "--lane=filed", f"--subject={given}")).startswith(name)
+
+
 def test_models_without_a_lane_make_one_that_has_no_name(lanes: Project) -> None:
     found = lane_of(lanes.run("-s", "--subject=embedded:model", "--oracle-model=model"))
     assert found.startswith("unnamed cpu ")
