@@ -190,6 +190,7 @@ def edges(kept: Callable[[Values], F64], values: Values, size: int) -> F64:
     """
     parts = values.reshape(*values.shape[:-1], -1, size)
     error = TURN_ERROR * np.sqrt(np.mean(np.square(parts, dtype=np.float64), axis=-1, keepdims=True))
+    error = error + np.spacing(np.abs(parts).astype(np.float32))  # to which a moved value is rounded itself
     base = kept(values)
     # A value beside the one that sets its block's scale would move with that, and not off its edge.
     shifts = (error, error * _between(parts), parts * TURN_ERROR)

@@ -86,6 +86,14 @@ def test_a_value_between_two_steps_may_fall_to_either_side_and_others_may_not() 
     assert off.max() < 1e-2
 
 
+def test_a_large_value_next_to_a_tie_may_fall_to_either_side() -> None:
+    """118.49999 is the f32 before 118.5, which is a tie that is rounded down again."""
+    values = np.full((1, 64), 0.25, np.float32)
+    values[0, 0], values[0, 5] = 127.0, np.nextafter(np.float32(118.5), np.float32(0))
+    off = quantise.edges(quantise.q8_0, values, 64)
+    assert off[0, 5] == pytest.approx(1.0, rel=1e-3)
+
+
 def test_a_value_beside_the_largest_of_its_block_may_fall_to_either_side_too() -> None:
     values = np.full((1, 64), 0.25, np.float32)
     values[0, 0], values[0, 5] = 127.0, 126.5
