@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 CACHE_VARIABLE = "APR_FALSIFY_CACHE"
@@ -55,6 +53,8 @@ def temporary_folder(name: str) -> Path:
         OSError: it cannot be made.
 
     """
+    import tempfile  # here: it, and shutil, cost validate-contracts milliseconds that never uses them
+
     prefix = f"apr-falsify-{name}-"
     sweep(Path(tempfile.gettempdir()), prefix)
     return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-"))
@@ -72,6 +72,8 @@ def _has_ended(pid: int) -> bool:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
