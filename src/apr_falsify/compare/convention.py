@@ -77,9 +77,9 @@ def declared_or_solved(
     """
     judged = judge(trace, weights, keys, arithmetic)
     findings: list[Finding] = []
-    for trial in _trials():
-        if not any(entry.in_error for entry in judged.values()):
-            break
+    pending = list(_trials())
+    while pending and any(entry.in_error for entry in judged.values()):
+        trial = pending.pop(0)
         if not all(_plausible(convention, trial, judged) for convention in trial):
             continue
         touched = _touched(trace, trial, keys)
@@ -90,6 +90,7 @@ def declared_or_solved(
         if again and all(entry.fit is not None and not entry.in_error for entry in again.values()):
             trace, judged = changed, {**judged, **again}
             findings += [_finding(convention) for convention in trial]
+            pending = list(_trials())  # what did not fit may do so now that its consumers are read rightly
     return trace, judged, findings
 
 

@@ -83,7 +83,12 @@ def read_dump(path: Path) -> Dump:
         twice = next(name for name in found if sum(array.name == name for array in arrays) > 1)
         raise TraceError(f"the array {twice!r} is there twice", where=path, remedy="write it once")
     if not found:
-        raise TraceError("no arrays", where=path, expected="at least one named array")
+        raise TraceError(
+            "no arrays",
+            where=path,
+            expected="at least one .npy file" if path.is_dir() else "at least one named array",
+            remedy="save the run's arrays with NumPy; files of torch.save are not read",
+        )
     return found
 
 

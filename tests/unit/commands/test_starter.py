@@ -263,6 +263,20 @@ def test_scores_may_be_stored_unscaled_and_transposed_at_once(
     assert "replay: not what" not in text
 
 
+def test_pairs_stored_interleaved_are_found_although_the_scores_are_stored_transposed(
+    run: Trace, known: Known, tmp_path: Path
+) -> None:
+    """Interleaved pairs leave the scores as they are: transposed they fit alone, and only then the pairs do."""
+    arrays = dump_of(run)
+    for stage in ("q_post_rope", "k_post_rope"):
+        every(arrays, stage, interleaved)
+    stored_transposed(arrays)
+    _, text = saved(tmp_path, arrays, known)
+    assert entry(text, "attn_scores")["axes"] == ["heads", "keys", "tokens"]
+    assert entry(text, "q_post_rope")["layout"] == ["interleaved"]
+    assert entry(text, "k_post_rope")["layout"] == ["interleaved"]
+
+
 def test_scores_that_were_computed_unscaled_and_stored_transposed_stay_as_they_are(
     run: Trace, known: Known, tmp_path: Path
 ) -> None:

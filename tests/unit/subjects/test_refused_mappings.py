@@ -230,7 +230,7 @@ BROKEN: Mapping[str, tuple[str, Callable[[Path], object], str]] = {
     "npy-with-more": ("npy", longer, "announces"),
     "npy-pickled": ("npy", pickled, "pickled"),
     "npy-link-out": ("npy", linked_out, "leads out"),
-    "npy-none": ("npy", emptied, "no arrays"),
+    "npy-none": ("npy", emptied, "files of torch.save are not read"),
     "npy-complex": ("npy", other_kind, "'L0.ffn_up' holds complex64"),
     "npy-beyond-f32": ("npy", beyond_f32, "beyond the range of f32"),
     "npy-whole-numbers": ("npy", half_numbers, "dtype: bf16, where these are its bits"),
