@@ -77,7 +77,8 @@ def print_text(result: Bisection, console: Console) -> None:
 def _print_headline(result: Bisection, console: Console) -> None:
     colour, sentence = _HEADLINES[result.kind]
     count = len(compared(result.rows))
-    console.print(f"[bold {colour}]{result.kind.value}[/]: {sentence} ({count} stages compared)")
+    looked_at = "1 stage" if count == 1 else f"{count} stages"
+    console.print(f"[bold {colour}]{result.kind.value}[/]: {sentence} ({looked_at} compared)")
     for stages, group in itertools.groupby(
         sorted(result.sources, key=lambda source: source.stages), key=lambda source: source.stages
     ):

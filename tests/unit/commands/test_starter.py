@@ -266,7 +266,7 @@ def test_scores_may_be_stored_unscaled_and_transposed_at_once(
 def test_pairs_stored_interleaved_are_found_although_the_scores_are_stored_transposed(
     run: Trace, known: Known, tmp_path: Path
 ) -> None:
-    """Interleaved pairs leave the scores as they are: transposed they fit alone, and only then the pairs do."""
+    """Interleaved pairs leave the scores as they are: these fit transposed, and only then do the pairs."""
     arrays = dump_of(run)
     for stage in ("q_post_rope", "k_post_rope"):
         every(arrays, stage, interleaved)
