@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import os
+import re
+import time
+import zlib
 from pathlib import Path
 
 CACHE_VARIABLE = "APR_FALSIFY_CACHE"
@@ -25,25 +29,53 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "apr-falsify"
 
 
+_WRITER = re.compile(r"(\d+)-([0-9a-f]{8})-")
+_ABANDONED = 24 * 3600.0
+"""Age in seconds at which what another machine writes is taken for left: its processes cannot be seen."""
+
+
+def writer(pid: int) -> str:
+    """Return what names a process of this machine in a file's name; several machines may share a folder."""
+    return f"{pid}-{_machine()}-"
+
+
+@functools.cache
+def _machine() -> str:
+    """Return eight hexadecimal digits for where a process id means something: a host or a container."""
+    name = os.uname().nodename
+    with contextlib.suppress(OSError):
+        name += os.readlink("/proc/self/ns/pid")
+    return f"{zlib.crc32(name.encode('utf-8', 'surrogateescape')):08x}"
+
+
 def partial_prefix(path: Path) -> str:
-    """Return how the names begin under which ``path`` is written; process id and dash follow."""
+    """Return how the names begin under which ``path`` is written; who writes it follows."""
     return f".{path.name}.partial-"
 
 
 def partial_name(path: Path) -> str:
     """Return the name under which this process writes the file ``path``, beside it."""
-    return f"{partial_prefix(path)}{os.getpid()}-"
+    return f"{partial_prefix(path)}{writer(os.getpid())}"
 
 
 def sweep(folder: Path, prefix: str) -> None:
     """Remove what processes that have ended left in ``folder``; what cannot be removed stays.
 
-    It is known by its name: ``prefix``, process id, dash, anything.
+    It is known by its name: ``prefix``, ``writer``, anything.
     """
     for path in folder.glob(f"{glob.escape(prefix)}*"):
-        pid, dash, _ = path.name.removeprefix(prefix).partition("-")
-        if dash and pid.isdecimal() and _has_ended(int(pid)):
+        found = _WRITER.match(path.name.removeprefix(prefix))
+        if found and _is_left(path, int(found[1]), found[2]):
             _remove(path)
+
+
+def _is_left(path: Path, pid: int, machine: str) -> bool:
+    if machine == _machine():
+        return _has_ended(pid)
+    try:
+        return time.time() - path.lstat().st_mtime > _ABANDONED
+    except OSError:  # its own writer was faster
+        return False
 
 
 def temporary_folder(name: str) -> Path:
@@ -57,7 +89,7 @@ def temporary_folder(name: str) -> Path:
 
     prefix = f"apr-falsify-{name}-"
     sweep(Path(tempfile.gettempdir()), prefix)
-    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-"))
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{writer(os.getpid())}"))
 
 
 def _has_ended(pid: int) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from apr_falsify.errors import ProcessError
-from apr_falsify.folders import sweep, temporary_folder
+from apr_falsify.folders import sweep, temporary_folder, writer
 from apr_falsify.subjects.logs import keeping_log, scratch
 from apr_falsify.subjects.process import Program
 
@@ -29,15 +30,26 @@ def names(folder: Path) -> set[str]:
 
 
 def test_files_folders_and_links_of_ended_processes_are_swept_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / f"x-{NOBODY}-file").touch()
-    (tmp_path / f"x-{NOBODY}-folder" / "inner").mkdir(parents=True)
+    dead = writer(NOBODY)
+    (tmp_path / f"x-{dead}file").touch()
+    (tmp_path / f"x-{dead}folder" / "inner").mkdir(parents=True)
     (tmp_path / "precious").mkdir()
-    (tmp_path / f"x-{NOBODY}-link").symlink_to("precious")
-    kept = {f"x-{os.getpid()}-mine", "x-1-of-the-first", f"x-{NOBODY}", "x-words-here", f"y-{NOBODY}-z"}
+    (tmp_path / f"x-{dead}link").symlink_to("precious")
+    kept = {f"x-{writer(os.getpid())}mine", f"x-{writer(1)}of-the-first", f"x-{dead}"[:-1], f"y-{dead}z"}
+    kept |= {f"x-{NOBODY}-file", "x-words-here"}
     for name in kept:
         (tmp_path / name).touch()
     sweep(tmp_path, "x-")
     assert names(tmp_path) == kept | {"precious"}
+
+
+def test_what_another_machine_writes_here_is_left_for_a_day(tmp_path: Path) -> None:
+    today, long_ago = (tmp_path / f"x-{NOBODY}-0badcafe-{name}" for name in ("today", "long_ago"))
+    for path in (today, long_ago):
+        path.touch()
+    os.utime(long_ago, (time.time() - 25 * 3600,) * 2)
+    sweep(tmp_path, "x-")
+    assert names(tmp_path) == {today.name}
 
 
 def killed_in(temporary: Path) -> None:

@@ -202,7 +202,7 @@ out = click.option(
     "--out",
     callback=some_path,
     metavar="RUN",
-    help="Keep both traces, bisection.json and report.html there; a side that is there already is used again.",
+    help="Keep both traces, bisection.json and report.html there; a side that is there is used again.",
 )
 
 

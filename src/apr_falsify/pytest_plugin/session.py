@@ -23,7 +23,7 @@ import pytest
 from apr_falsify.commands.lanes import missing_for
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.outcome import Level
-from apr_falsify.folders import sweep
+from apr_falsify.folders import sweep, writer
 from apr_falsify.pytest_plugin import fixtures, markers, observe
 from apr_falsify.pytest_plugin.entry import SESSION, configured_root
 from apr_falsify.pytest_plugin.measuring import Measurements
@@ -99,7 +99,7 @@ def _check_writable(folder: Path | None) -> None:
     if os.path.lexists(folder) and not folder.is_dir():
         words = f"{folder} is there already, and no folder\n  try: another folder"
         raise pytest.UsageError(f"--evidence-dir: {words}")
-    probe = folder / f"{_PROBE}{os.getpid()}-"
+    probe = folder / f"{_PROBE}{writer(os.getpid())}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder, _PROBE)
@@ -162,6 +162,7 @@ class Session:
         for item in dict.fromkeys([*collected, *items]):
             self._carry(item)
             if item.stash[CARRIED]:
+                item.add_marker(_RETURNS_NOTHING)
                 self._items.append(item)
         if not self.work.asked.lane.is_live:
             self._waiting = {item for item in self._items if _is_live(item)}
@@ -272,6 +273,10 @@ class Session:
     def pytest_unconfigure(self) -> None:
         """Remove the shared folder."""
         self.work.shared.remove()
+
+
+_RETURNS_NOTHING = pytest.mark.filterwarnings("error::pytest.PytestReturnNotNoneWarning")
+"""What a test of a falsifier that returns a comparison, and asserts nothing, would pass without."""
 
 
 def _is_live(item: pytest.Item) -> bool:

@@ -13,6 +13,7 @@ import pytest
 from apr_falsify.errors import OutputError
 from apr_falsify.evidence.bundle import Draft, read_bundle, write_bundle
 from apr_falsify.evidence.verify import verify
+from apr_falsify.folders import writer
 from tests.unit.evidence.bundles import facts_of, measured_draft
 from tests.unit.helpers import run_script
 from tests.unit.traces import everything_under
@@ -150,9 +151,9 @@ def is_unfinished(path: Path, digests: set[str]) -> bool:
 
 
 def test_a_writer_that_is_alive_is_not_swept_away(tmp_path: Path) -> None:
-    mine = tmp_path / f".bundle.partial-{os.getpid()}-x"
-    dead = tmp_path / ".bundle.partial-999999999-x"
-    other = tmp_path / ".bundle-2.partial-999999999-x"
+    mine = tmp_path / f".bundle.partial-{writer(os.getpid())}x"
+    dead = tmp_path / f".bundle.partial-{writer(999999999)}x"
+    other = tmp_path / f".bundle-2.partial-{writer(999999999)}x"
     for folder in (mine, dead, other):
         folder.mkdir()
     write_bundle(Draft(facts=facts_of()), tmp_path / "bundle", report=False)
