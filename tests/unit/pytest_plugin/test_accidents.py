@@ -83,6 +83,14 @@ def test_a_failure_that_a_plugin_reports_as_passed_is_an_error(
     assert "ERROR tests/test_toy.py::test_x[bad]: error: it raised, and a plugin" in said(result)
 
 
+def test_a_test_that_returns_what_it_should_assert_decides_nothing(project: Project, said: Said) -> None:
+    project.write(MARK + "def test_x(): return 1 == 2\n")
+    result = project.run("-W", "ignore")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "ERROR tests/test_toy.py::test_x: error: " in said(result)
+    assert "returned <class 'bool'>" in said(result)
+
+
 def test_a_python_that_leaves_assertions_out_is_refused(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
