@@ -299,6 +299,12 @@ def _embedded(case: _Case) -> Iterator[str]:
         yield "it comes from the embedded runtime, which shows the method, not the subject"
 
 
+def _recorded(case: _Case) -> Iterator[str]:
+    for name, side in (("oracle", case.facts.lane.oracle), ("subject", case.facts.lane.subject)):
+        if side is not None and side.recorded:
+            yield f"the {name} was read from a recording, which alone says what made it: run it here"
+
+
 def _no_live_test(case: _Case) -> Iterator[str]:
     if any(one.shows_the_subject for one in case.facts.tests):
         return
@@ -338,6 +344,7 @@ _CHECKS: tuple[tuple[str, str, Callable[[_Case], Iterator[str]]], ...] = (
     (PARTIAL, "uncommitted-sources", _uncommitted),
     (FUNCTIONAL, "unpinned", _unpinned),
     (FUNCTIONAL, "embedded-runtime", _embedded),
+    (FUNCTIONAL, "recorded", _recorded),
     (FUNCTIONAL, "no-live-test", _no_live_test),
     (FUNCTIONAL, "no-commit", _no_commit),
     (FUNCTIONAL, "lane", _lane),

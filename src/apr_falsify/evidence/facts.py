@@ -39,6 +39,8 @@ class Side:
         model: path or hub id of the model.
         model_sha256: digest of the model's weight files.
         binary_sha256: digest of its binary, where it is one.
+        recorded: whether it was read from a recording or a trace, which alone says all of the above, and not
+            run by the session.
 
     """
 
@@ -49,6 +51,7 @@ class Side:
     model: str = ""
     model_sha256: str | None = None
     binary_sha256: str | None = None
+    recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,10 @@ def _side(value: object, name: str) -> Side:
     words = {key: text(found[key], f"{name}.{key}") for key in _SIDE_WORDS if key in found}
     if "runtime" not in words:
         raise ValueError(f"{name} names no runtime")
-    return Side(**words, **digests)
+    recorded = found.get("recorded", False)
+    if not isinstance(recorded, bool):
+        raise ValueError(f"{name}.recorded is {recorded!r:.80}, neither true nor false")
+    return Side(**words, **digests, recorded=recorded)
 
 
 _SIDE_WORDS = ("runtime", "version", "device", "dtype", "model")

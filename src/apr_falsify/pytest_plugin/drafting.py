@@ -130,18 +130,23 @@ def _lane_facts(verdict: Verdict, work: Work) -> LaneFacts:
     lane = _measured(verdict, work)
     if lane is None:
         return LaneFacts(name=EMBEDDED_LANE)
+    from apr_falsify.commands.specs import is_recording, split_subject
+    from apr_falsify.trace import is_trace
+
     oracle, subject = _traces(lane, work)
+    recorded_oracle = lane.oracle is not None and is_trace(Path(lane.oracle))
+    recorded_subject = lane.subject is not None and is_recording(*split_subject(lane.subject))
     return LaneFacts(
         name=lane.name,
         prompt=subject.provenance.prompt,
         tokens=subject.tokens,
         layers=subject.provenance.layers,
-        oracle=_side(oracle.provenance, lane.oracle),
-        subject=_side(subject.provenance, lane.subject),
+        oracle=_side(oracle.provenance, lane.oracle, recorded=recorded_oracle),
+        subject=_side(subject.provenance, lane.subject, recorded=recorded_subject),
     )
 
 
-def _side(found: Provenance, named: str | None) -> Side:
+def _side(found: Provenance, named: str | None, *, recorded: bool) -> Side:
     """Return a side as it was captured; a model of the hub goes by its id, its trace tells the revision."""
     return Side(
         runtime=found.runtime,
@@ -151,6 +156,7 @@ def _side(found: Provenance, named: str | None) -> Side:
         model=(named and id_of(named)) or id_of(found.model) or found.model,
         model_sha256=found.model_sha256,
         binary_sha256=found.binary_sha256,
+        recorded=recorded,
     )
 
 

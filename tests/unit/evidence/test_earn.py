@@ -183,6 +183,14 @@ BARS_FUNCTIONAL: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["embedded-runtime", "lane"],
         {"facts": replace(FACTS, lane=replace(LANE, subject=replace(LANE.subject, runtime="embedded")))},
     ),
+    "a subject that was read from a recording": (
+        ["recorded"],
+        {"facts": replace(FACTS, lane=replace(LANE, subject=replace(LANE.subject, recorded=True)))},
+    ),
+    "an oracle that was read from a trace": (
+        ["recorded"],
+        {"facts": replace(FACTS, lane=replace(LANE, oracle=replace(LANE.oracle, recorded=True)))},
+    ),
     "no discharge block": (
         ["lane"],
         {

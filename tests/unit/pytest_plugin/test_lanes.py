@@ -10,7 +10,7 @@ from apr_falsify.commands.lanes import Lane, missing_for
 from apr_falsify.evidence.bundle import read_bundle
 from apr_falsify.evidence.verify import verify
 from apr_falsify.oracle.libraries import cuda_devices
-from tests.acceptance.programs import TINY
+from tests.acceptance.programs import TINY, run
 from tests.unit.pytest_plugin.conftest import Project
 
 SHOW = """
@@ -195,3 +195,16 @@ def test_a_snapshot_of_another_model_is_another_set_up(project: Project) -> None
     project.write(SHOW, lanes=BENCH)
     found = lane_of(project.run("-s", "--lane=bench", f"--oracle-model={snapshot}"))
     assert found.startswith("bench, changed by options cpu ")
+
+
+def test_a_side_that_was_read_and_not_run_is_told_in_the_bundle(project: Project) -> None:
+    trace = project.root / "trace"
+    outcome = run("capture", f"embedded:{TINY}", "--tokens", "1,2,3", "--out", trace)
+    assert outcome.code == 0, outcome
+    bench = BENCH.replace(f"embedded:{TINY}", f"recorded:{trace}").replace("Someone/Tiny", str(TINY))
+    project.write(MEASURES, lanes=bench)
+    assert project.spawn("--lane=bench", "--evidence-dir=evidence").ret == 0
+    lane = read_bundle(project.root / "evidence" / "FALSIFY-TOY-001").facts.lane
+    assert lane.oracle is not None
+    assert lane.subject is not None
+    assert (lane.oracle.recorded, lane.subject.recorded) == (False, True)
