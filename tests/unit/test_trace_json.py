@@ -64,7 +64,10 @@ def test_a_part_of_a_stage_left_out_is_refused(run: Path, key: str) -> None:
         (lambda data: data["stages"].append(data["stages"][0]), "listed twice"),
         (lambda data: data["stages"][0].update(layer=7), "layer 7 in a model of 2 layers"),
         (lambda data: data["stages"][0].update(layer=-1), "layer -1"),
-        (lambda data: data["stages"][0].update(stage="../../etc/passwd"), "is missing"),
+        (
+            lambda data: data["stages"][0].update(stage="../../etc/passwd"),
+            "1 stage file of trace.json missing",
+        ),
         (lambda data: data["stages"][0].update(layout=["sideways"]), "sideways"),
         (lambda data: data["stages"][0].update(shape=[16, 5]), "gives the shape"),
         (lambda data: data["stages"][0].update(sha256="0" * 64), "its sha256 is"),
