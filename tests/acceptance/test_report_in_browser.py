@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,28 @@ def test_the_plots_are_there_and_the_sentence_is_the_first_thing_shown(
     told = [each["told"] for each in found["svgText"]]
     assert told.count("qkv_bias") >= 2
     assert {"k head 0", "100%", "1e-8"} <= set(told)
+
+
+BROKEN = """
+return [...document.querySelectorAll("td")].filter(cell => /^\\S{1,20}$/.test(cell.textContent))
+  .filter(cell => {
+    const word = document.createRange();
+    word.selectNodeContents(cell);
+    return new Set([...word.getClientRects()].map(line => Math.round(line.top))).size > 1;
+  }).map(cell => cell.textContent);
+"""
+
+
+@pytest.mark.parametrize("width", [400, 700, 1000, 1400])
+def test_no_word_of_a_bundles_tables_is_broken_by_the_long_names_of_its_tests(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    tests = (replace(one, name=f"tests/test_{'long_' * 20}.py::{one.name}") for one in facts_of().tests)
+    page = tmp_path / "bundle.html"
+    page.write_text(bundle_html(facts_of(tests=tuple(tests))), encoding="utf-8")
+    browser.show(page, width=width, scheme="light")
+    assert browser.driver.execute_script("return document.querySelectorAll('td').length") > 5
+    assert browser.driver.execute_script(BROKEN) == []
 
 
 def test_what_is_measured_can_fail(browser: Browser, tmp_path: Path) -> None:
