@@ -96,7 +96,7 @@ def agree(ours: Metrics, plain: dict[str, object], axes: Axes) -> None:
     names = {f"axis {axis}": name for axis, name in enumerate(axes.names)}
     for key in [*names, *(["head"] if axes.head_dim else [])]:
         profile = ours.per[names.get(key, key)]
-        pairs += list(zip((profile.rel_l2, profile.norm_ratio), plain[key], strict=True))  # type: ignore[call-overload]
+        pairs += list(zip((profile.rel_l2, profile.norm_ratio), plain[key], strict=True))
     for mine, theirs in pairs:
         np.testing.assert_allclose(mine, theirs, rtol=1e-9)
 

@@ -21,24 +21,15 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the kinds of values are shared with the tests
+
+from tests.unit.compare.weight_values import VALUES
+
 from apr_falsify.compare.systematic import systematic
 from apr_falsify.compare.weights import _sums
 
 KINDS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 SHAPE = (512, 512)
-VALUES = {
-    "normal": lambda rng: rng.normal(0, 1, SHAPE),
-    "t, 3 degrees": lambda rng: rng.standard_t(3, SHAPE),
-    "t, 2 degrees": lambda rng: rng.standard_t(2, SHAPE),
-    "with a mean": lambda rng: rng.normal(3, 1, SHAPE),
-    "outlier channels": lambda rng: rng.normal(0, 1, SHAPE) * np.where(np.arange(SHAPE[1]) % 97, 1, 50),
-    "loud and quiet rows": lambda rng: rng.normal(0, 1, SHAPE) * np.exp(rng.normal(0, 2, (SHAPE[0], 1))),
-    "loud and quiet blocks": lambda rng: (
-        rng.normal(0, 1, SHAPE)
-        * np.repeat(np.exp(rng.normal(0, 1.5, (SHAPE[0], SHAPE[1] // 32))), 32, axis=1)
-    ),
-    "mostly zeros": lambda rng: rng.normal(0, 1, SHAPE) * (rng.random(SHAPE) < 0.1),
-}
 
 F32 = npt.NDArray[np.float32]
 
@@ -67,7 +58,7 @@ def _measured(
     library: ctypes.CDLL, kind: str, name: str, seed: int, weighted: bool
 ) -> tuple[float, float, float, str]:
     rng = np.random.default_rng(seed)
-    right = VALUES[name](rng).astype(np.float32)
+    right = VALUES[name](rng, SHAPE).astype(np.float32)
     importance = np.exp(rng.normal(0, 2, SHAPE[1])).astype(np.float32) if weighted else None
     kept = _quantised(library, kind, right, importance)
     sums = _sums(right.astype(np.float64), kept.astype(np.float64), kind.lower())

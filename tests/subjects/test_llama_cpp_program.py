@@ -36,7 +36,7 @@ def _installed() -> None:
 live_only = [pytest.mark.live, pytest.mark.usefixtures("_installed")]
 
 
-def live_test(test):  # type: ignore[no-untyped-def] # a decorator of tests, whose types nobody checks
+def live_test(test):
     for mark in live_only:
         test = mark(test)
     return test

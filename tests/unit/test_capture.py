@@ -35,7 +35,7 @@ def finish(writer: TraceWriter | MemorySink) -> None:
 
 def request(**changes: object) -> Request:
     values = {"tokens": TOKENS, "layers": range(2), "stages": ALL, **changes}
-    return Request(**values)  # type: ignore[arg-type]
+    return Request(**values)
 
 
 def test_every_stage_that_the_model_has_is_kept_in_forward_order() -> None:
@@ -265,7 +265,7 @@ fill(Path(sys.argv[1]) / "run", 2)
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path):  # type: ignore[no-untyped-def]
+def small_disk(tmp_path: Path):
     mount = shutil.which("mount")
     place = tmp_path / "disk"
     place.mkdir()

@@ -51,7 +51,7 @@ def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
         (mapping, [{}, {"a": 1}], [None, [], "a", [("a", 1)]]),
     ],
 )
-def test_a_value_is_taken_only_in_its_own_type(read, good: list[object], bad: list[object]) -> None:  # type: ignore[no-untyped-def]
+def test_a_value_is_taken_only_in_its_own_type(read, good: list[object], bad: list[object]) -> None:
     for value in good:
         assert read(value, "it") == (list(value) if isinstance(value, tuple) else value)
     for value in bad:

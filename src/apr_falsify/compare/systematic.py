@@ -107,9 +107,8 @@ def _factor(sums: F64) -> float | None:
     if not 0 < energy < math.inf:
         return None
     off = along / energy
-    spread = (
-        math.sqrt(along2) / energy
-    )  # of what each block says of it: where one says all, it is no evidence
+    # From what each block says of it: where one block says all, that is no evidence.
+    spread = math.sqrt(along2) / energy
     squared = max(noise / energy - off * off, 0.0)
     allowed = _LARGER * squared if off > 0 else _SMALLER * math.sqrt(squared)
     return 1 + off if abs(off) > allowed + _SIGMAS * spread + _SCALES else None

@@ -95,7 +95,7 @@ def _targets(node: ast.stmt) -> Iterator[ast.expr]:
     elif isinstance(node, ast.AnnAssign | ast.AugAssign):
         pending = [node.target]
     elif node.__class__.__name__ == "TypeAlias":  # Python 3.12's `type X = ...`
-        pending = [node.name]  # type: ignore[attr-defined]
+        pending = [node.name]  # type: ignore[attr-defined]  # Python 3.11 does not know it
     else:
         return
     while pending:

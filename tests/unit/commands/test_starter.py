@@ -50,7 +50,7 @@ def run(model: Model) -> Trace:
 
 def saved(folder: Path, arrays: Arrays, known: Known) -> tuple[Starter, str]:
     """Write the recording and its starter, unchanged; return what was proposed, and the file's text."""
-    np.savez(folder / "dump.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(folder / "dump.npz", **arrays)
     dump = read_dump(folder / "dump.npz")
     starter = propose(dump, known, folder / "dump.npz")
     text = starter_text(starter, dump, known, "dump.npz")

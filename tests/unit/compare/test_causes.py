@@ -318,7 +318,7 @@ def test_an_error_is_said_to_sit_where_it_does(name: str) -> None:
     axes, shape, at, said = SITES[name]
     expected = np.random.default_rng(0).normal(size=shape)
     subject = expected.copy()
-    subject[at] += 1  # type: ignore[index]
+    subject[at] += 1
     assert error_sits(subject, expected, np.full(shape, 1e-7), LIMIT, axes) == said
 
 

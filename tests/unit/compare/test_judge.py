@@ -48,7 +48,7 @@ def changed(trace: Trace, key: Key, change: Change) -> Trace:
 
 
 def against(model: Model, oracle: Trace, subject: Trace, **options: str) -> Bisection:
-    return bisect(oracle, subject, weights=model.weights, **options)  # type: ignore[arg-type]  # one key only
+    return bisect(oracle, subject, weights=model.weights, **options)
 
 
 def introduced(result: Bisection) -> list[tuple[int | None, str]]:

@@ -132,7 +132,7 @@ def test_swapping_the_sides_swaps_what_it_should(pair: tuple[Array, Array]) -> N
 
 @given(PAIRS, st.randoms(use_true_random=False))
 def test_a_permutation_changes_no_whole_figure(pair: tuple[Array, Array], random: object) -> None:
-    order = np.random.default_rng(random.randrange(1 << 30)).permutation(pair[0].size)  # type: ignore[attr-defined]
+    order = np.random.default_rng(random.randrange(1 << 30)).permutation(pair[0].size)
     shape = pair[0].shape
     shuffled = [side.ravel()[order].reshape(shape) for side in pair]
     one, other = compare_arrays(*pair, TOKEN_CHANNEL), compare_arrays(*shuffled, TOKEN_CHANNEL)

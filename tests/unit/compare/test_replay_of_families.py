@@ -85,7 +85,7 @@ def test_a_constant_that_is_wrong_is_seen_where_it_is_used(
 ) -> None:
     name, stage, changes = WRONG[fault]
     model = models[name, "f32"]
-    geometry = replace(model.geometry, **changes)  # type: ignore[arg-type]  # fields by name
+    geometry = replace(model.geometry, **changes)
     other = replace(model, geometry=geometry, weights=replace(model.weights, geometry=geometry))
     trace = embedded.capture(other, request_for(other, tokens=13), MemorySink())
 
@@ -137,7 +137,7 @@ def test_experts_that_are_equally_good_may_be_chosen_in_either_order(
     router = model.weights.tensor("router", 0)
     rows = np.array(router.rows(0, router.shape[0]))
     rows[1:] = rows[0]
-    tied = replace(router, data=rows)  # type: ignore[type-var]  # a plain tensor
+    tied = replace(router, data=rows)
     weights = replace(model.weights, tensors={**model.weights.tensors, router.name: tied})
     trace = embedded.capture(replace(model, weights=weights), request_for(model), MemorySink())
     key: Key = (0, "moe_router_indices")

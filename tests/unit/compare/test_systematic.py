@@ -9,27 +9,16 @@ import pytest
 
 from apr_falsify.compare.weights import difference
 from apr_falsify.tensors import PlainTensor
+from tests.unit.compare.weight_values import VALUES
 
 F32 = npt.NDArray[np.float32]
 
 SHAPE = (256, 512)
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-VALUES = {
-    "normal": lambda rng: rng.normal(0, 1, SHAPE),
-    "heavy tails": lambda rng: rng.standard_t(2, SHAPE),
-    "with a mean": lambda rng: rng.normal(3, 1, SHAPE),
-    "outlier channels": lambda rng: rng.normal(0, 1, SHAPE) * np.where(np.arange(SHAPE[1]) % 97, 1, 50),
-    "loud and quiet rows": lambda rng: rng.normal(0, 1, SHAPE) * np.exp(rng.normal(0, 2, (SHAPE[0], 1))),
-    "loud and quiet blocks": lambda rng: (
-        rng.normal(0, 1, SHAPE)
-        * np.repeat(np.exp(rng.normal(0, 1.5, (SHAPE[0], SHAPE[1] // 32))), 32, axis=1)
-    ),
-    "mostly zeros": lambda rng: rng.normal(0, 1, SHAPE) * (rng.random(SHAPE) < 0.1),
-}
 
 
 def values(name: str = "normal") -> F32:
-    found: F32 = VALUES[name](np.random.default_rng(3)).astype(np.float32)
+    found: F32 = VALUES[name](np.random.default_rng(3), SHAPE).astype(np.float32)
     return found
 
 

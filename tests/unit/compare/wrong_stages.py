@@ -185,5 +185,5 @@ def wrong(stage: str, cause: str, says: str, make: Callable[[Run], F64], *, f16:
 
 def changed(x: F64, at: object, by: float) -> F64:
     x = x.copy()
-    x[at] *= by  # type: ignore[index]
+    x[at] *= by
     return x

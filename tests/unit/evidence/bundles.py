@@ -72,7 +72,7 @@ def small_traces(
 ) -> tuple[Trace, Trace]:
     """Return an oracle's and a subject's trace of a small model; ``change`` spoils the subject's."""
     request = Request(tokens=TOKENS, layers=range(1), stages=stages)
-    return tuple(  # type: ignore[return-value]  # two sides, so two traces
+    return tuple(
         side(capture(small_model(), request, MemorySink())) for side in (lambda trace: trace, change)
     )
 

@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
 def claim(test: str = "", **evidence: Any) -> Claim:
     fields = {"id": "FALSIFY-TOY-001", "rule": "r", "prediction": "p", "test": test}
     if evidence:
-        fields["algorithm_evidence"] = evidence  # type: ignore[assignment]  # a claim's fields are of many types
+        fields["algorithm_evidence"] = evidence
     return Claim(
         falsifier="FALSIFY-TOY-001",
         contract="C-TOY",

@@ -134,7 +134,7 @@ def test_a_fault_can_be_made_as_small_as_wanted(examiner: Examiner, level: float
 
 def test_a_blind_comparison_locates_nothing(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
     def blind(*arguments: object, **options: object) -> object:
-        return replace(bisect(*arguments, **options), findings=())  # type: ignore[arg-type]
+        return replace(bisect(*arguments, **options), findings=())
 
     monkeypatch.setattr(trial, "bisect", blind)
     outcome = examiner.trial(case_of("o-one-channel"))
@@ -182,7 +182,7 @@ def test_the_counts_of_the_result_are_those_of_its_outcomes() -> None:
 @pytest.mark.parametrize("fault", [f for f in CATALOGUE if f.spread is Spread.EVERY], ids=lambda f: f.name)
 def test_a_fault_of_every_layer_is_wrong_in_every_layer(store: Store, fault: object) -> None:
     geometry = store.model(Material(name="tiny-qwen2", seed=0)).geometry
-    truth = fault.truth(geometry, 1)  # type: ignore[attr-defined]
+    truth = fault.truth(geometry, 1)
     assert {layer for layer, _ in truth} >= {0, 1, 2}
 
 
@@ -208,7 +208,7 @@ def test_a_gguf_of_the_llama_family_holds_q_and_k_as_a_conversion_stores_them(st
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=list(SETTINGS))
 def test_the_embedded_runtime_runs_in_every_arithmetic(store: Store, setting: object) -> None:
-    chosen = SETTINGS[setting.name]  # type: ignore[attr-defined]
+    chosen = SETTINGS[setting.name]
     material = Material(name="tiny-qwen2", seed=0, kind=chosen.kind)
     request = Request(tokens=(5, 6, 7), layers=range(3), stages=tuple(STAGES))
     case = replace(case_of(None, model="tiny-qwen2"), material=material, setting=chosen)

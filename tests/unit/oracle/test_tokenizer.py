@@ -90,11 +90,11 @@ def test_each_pre_tokenizer_splits_in_its_own_way(pre: str, pieces: list[str], t
     model = gguf_model(tmp_path / "model.gguf", metadata)
 
     tokens = metadata["tokenizer.ggml.tokens"]
-    assert [tokens[token] for token in encode(model, "1234 1IT'S")] == pieces  # type: ignore[index]
+    assert [tokens[token] for token in encode(model, "1234 1IT'S")] == pieces
 
 
 def test_every_pre_tokenizer_of_the_table_is_tested() -> None:
-    (mark,) = test_each_pre_tokenizer_splits_in_its_own_way.pytestmark  # type: ignore[attr-defined]
+    (mark,) = test_each_pre_tokenizer_splits_in_its_own_way.pytestmark
 
     assert {case[0] for case in mark.args[1]} == set(PRE_TOKENIZERS)
 

@@ -17,7 +17,7 @@ import apr_falsify.evidence.earn
 import apr_falsify.pytest_plugin.drafting
 import apr_falsify.pytest_plugin.finish
 import apr_falsify.pytest_plugin.session
-import apr_falsify.pytest_plugin.verdict  # noqa: F401
+import apr_falsify.pytest_plugin.verdict  # noqa: F401 - for its being loaded, see above
 
 PYPROJECT = """\
 [project]

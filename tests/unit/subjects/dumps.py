@@ -61,7 +61,7 @@ def write(folder: Path, arrays: Arrays, said: Mapping[str, Any] | str, form: str
     text = said if isinstance(said, str) else yaml.safe_dump(dict(said), sort_keys=False)
     (folder / "MAPPING.yaml").write_text(text)
     if form == "npz":
-        np.savez(folder / "dump.npz", **arrays)  # type: ignore[arg-type]
+        np.savez(folder / "dump.npz", **arrays)
     elif form == "safetensors":
         save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, folder / "dump.safetensors")
     else:

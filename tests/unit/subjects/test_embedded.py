@@ -143,7 +143,7 @@ def test_two_runs_are_identical_bit_for_bit(dtype: str) -> None:
 
 def test_weights_that_are_not_finite_are_data_and_no_warning() -> None:
     model = small_model()
-    embedding = model.weights.tensors["model.embed_tokens.weight"].data  # type: ignore[attr-defined]
+    embedding = model.weights.tensors["model.embed_tokens.weight"].data
     embedding[TOKENS[2], 5], embedding[TOKENS[4], 0] = np.inf, np.nan
     for dtype in FORMATS:
         trace = run(model, TOKENS, range(2), dtype=dtype)
@@ -269,7 +269,7 @@ def test_an_impossible_request_is_refused_before_anything_runs(
 
 def test_a_model_without_a_needed_weight_is_refused_by_its_name(tmp_path: Path) -> None:
     model = small_model()
-    del model.weights.tensors["model.layers.1.mlp.up_proj.weight"]  # type: ignore[attr-defined]
+    del model.weights.tensors["model.layers.1.mlp.up_proj.weight"]
     with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
         run(model, TOKENS, range(2))
     assert len(run(model, TOKENS, range(1)).stages) == 17

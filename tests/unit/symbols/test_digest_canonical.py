@@ -211,14 +211,14 @@ def test_type_parameters_of_newer_versions_are_seen() -> None:
 
 def _named(name: str) -> _Type:
     node = _Type()
-    node.name, node.bound, node.default_value = name, None, None  # type: ignore[attr-defined]
+    node.name, node.bound, node.default_value = name, None, None
     return node
 
 
 def test_an_fstring_cut_as_312_cuts_it_has_the_form_of_311() -> None:
     whole = form("f'a{x:b}c'")
     tree = ast.parse("f'a{x:b}c'")
-    joined = tree.body[0].value  # type: ignore[attr-defined]
+    joined = tree.body[0].value
     spec = joined.values[1].format_spec
     spec.values = [ast.Constant(value=""), *spec.values, ast.Constant(value="")]
     joined.values = [ast.Constant(value=""), *joined.values, ast.Constant(value="")]
