@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify import quantise
 from apr_falsify.arithmetic import FORMATS, Format
 from apr_falsify.compare.experts import STAGES_OF_MIXTURE, replay_mixture
 from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.layout import canonical
-from apr_falsify.compare.products import block_sum_scores, edge_mix, edge_scores, turning_noise
+from apr_falsify.compare.operands import Operands
 from apr_falsify.compare.roundoff import UNIT, Known, lost
 from apr_falsify.compare.roundoff import stored as rounded
 from apr_falsify.compare.site import ReplaySite, WeightsNeeded
@@ -202,6 +201,11 @@ class Replayer:
         name = self.trace.provenance.saved_as.get(key[1])
         return None if name is None or key not in self.trace.stages else FORMATS[name]
 
+    def unit_of(self, key: Key) -> float:
+        """Return the unit roundoff of the coarsest format that a captured stage was rounded to."""
+        saved = self.saved_format(key)
+        return self.store if saved is None else max(self.store, saved.unit_roundoff)
+
     def inputs_saved(self, key: Key) -> bool:
         """Whether an input of a stage was rounded when it was saved."""
         sources = inputs_of(key[1], self.trace.geometry, key[0]).values()
@@ -303,7 +307,7 @@ class Replayer:
         plain = {role: known.value for role, known in inputs.items()}
         sigma = rounding(name, inputs, values, site, self.store)
         for rule in site.rules:
-            sigma = np.hypot(sigma, self._held_noise(operation, plain, rule, layer, values))
+            sigma = np.hypot(sigma, self._operands(layer).noise(operation, plain, rule, values))
         saved = np.asarray(self.saved_sigma(key, values, sigma))
         if name in RECOMPUTED.get(self.trace.provenance.runtime, ()):
             self._sigmas = {key: saved}  # the next stage will ask for it; older ones are done with
@@ -312,56 +316,16 @@ class Replayer:
     def _computed(
         self, name: str, operation: Operation, inputs: dict[str, F64], rule: Rule, site: ReplaySite
     ) -> Array:
-        held = self._operands(operation, inputs, rule)
-        values = compute(name, held, site)
+        operands = self._operands(site.layer)
+        values = compute(name, operands.held(operation, inputs, rule), site)
         if operation is Operation.SCORES and rule.block_sums:
-            values = values + self._block_sums(inputs, rule, site.layer)[0]
+            values = values + operands.block_sums(inputs, rule)[0]
         return values
 
-    def _held_noise(
-        self, operation: Operation, inputs: Mapping[str, F64], rule: Rule, layer: int | None, values: F64
-    ) -> F64 | float:
-        """Return the sigma that holding the operands as ``rule`` says adds to that of the sums."""
-        geometry = self.trace.geometry
-        noise: F64 | float = 0.0
-        if operation is Operation.SCORES and rule.block_sums:
-            noise = self._block_sums(inputs, rule, layer)[1]
-        if operation is Operation.SCORES and rule.rotated:
-            noise = np.hypot(noise, edge_scores(*self._turned(inputs, rule), rule, geometry, layer))
-        if operation is Operation.MIX and rule.rotated:
-            own = inputs["qkv_bias"][:, -geometry.kv_heads * geometry.head_dim :]
-            edge = edge_mix(inputs["attn_softmax"], own, rule, geometry)
-            noise = np.hypot(turning_noise(values), edge)
-        return noise
-
-    def _block_sums(self, inputs: Mapping[str, F64], rule: Rule, layer: int | None) -> tuple[F64, F64]:
-        return block_sum_scores(*self._turned(inputs, rule), rule, self.trace.geometry, layer)
-
-    def _operands(self, operation: Operation, inputs: dict[str, F64], rule: Rule) -> dict[str, F64]:
-        """Apply ``rule`` to the operands of scores and mix, in the order in which the runtime holds them."""
-        if rule is PLAIN or operation not in _OPERANDS:
-            return inputs
-        left, right = _OPERANDS[operation]
-        a, b = self._turned(inputs, rule) if operation is Operation.SCORES else (inputs[left], inputs[right])
-        return {**inputs, left: rule.left(a), right: rule.right(b)}
-
-    def _turned(self, inputs: Mapping[str, F64], rule: Rule) -> tuple[F64, F64]:
-        """Return q and k in the order and in the rotation in which the runtime holds them."""
-        a, b = inputs["q_post_rope"], inputs["k_post_rope"]
-        if self._interleaved:
-            a, b = self._as_held(a), self._as_held(b)  # q.k does not depend on a common order
-        if rule.rotated:
-            a, b = _turned(a, self.trace.geometry.head_dim), _turned(b, self.trace.geometry.head_dim)
-        return a, b
-
-    @property
-    def _interleaved(self) -> bool:
-        arrays = (array for (_, name), array in self.trace.stages.items() if name == "k_post_rope")
-        return any(Layout.INTERLEAVED in array.layout for array in arrays)
-
-    def _as_held(self, x: F64) -> F64:
-        halves = x.reshape(len(x), -1, 2, self.trace.geometry.head_dim // 2)
-        return halves.swapaxes(-1, -2).reshape(x.shape)
+    def _operands(self, layer: int | None) -> Operands:
+        stored = (array for (_, name), array in self.trace.stages.items() if name == "k_post_rope")
+        interleaved = any(Layout.INTERLEAVED in array.layout for array in stored)
+        return Operands(geometry=self.trace.geometry, layer=layer, interleaved=interleaved)
 
 
 class _NotCaptured(LookupError):
@@ -385,14 +349,3 @@ def _skipping(inputs: Mapping[str, F64], site: ReplaySite) -> F64 | None:
 
 def _common(types: Iterable[str]) -> str:
     return AND.join(dict.fromkeys(types))
-
-
-_OPERANDS: Mapping[Operation, tuple[str, str]] = {
-    Operation.SCORES: ("q_post_rope", "k_post_rope"),
-    Operation.MIX: ("attn_softmax", "qkv_bias"),
-}
-
-
-def _turned(x: F64, head_dim: int) -> F64:
-    heads = x.reshape(*x.shape[:-1], -1, head_dim)
-    return (heads @ quantise.hadamard(head_dim)).astype(np.float32).astype(np.float64).reshape(x.shape)

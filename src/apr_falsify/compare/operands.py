@@ -1,0 +1,84 @@
+"""What a runtime holds of the operands of scores and mix before it multiplies them, and what that costs.
+
+A product with weights is in ``compare.products``; here both operands are activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify import quantise
+from apr_falsify.compare.products import block_sum_scores, edge_mix, edge_scores, turning_noise
+from apr_falsify.geometry import Geometry
+from apr_falsify.rules import PLAIN, Operation, Rule
+
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operands:
+    """The operands of one layer's scores and mix, as rules hold them.
+
+    Attributes:
+        geometry: the model's geometry.
+        layer: the layer.
+        interleaved: whether the runtime holds rotary pairs side by side, which decides what shares a block.
+
+    """
+
+    geometry: Geometry
+    layer: int | None
+    interleaved: bool
+
+    def held(self, operation: Operation, inputs: dict[str, F64], rule: Rule) -> dict[str, F64]:
+        """Apply ``rule`` to the operands, in the order in which the runtime holds them."""
+        if rule is PLAIN or operation not in _OPERANDS:
+            return inputs
+        left, right = _OPERANDS[operation]
+        a, b = self.turned(inputs, rule) if operation is Operation.SCORES else (inputs[left], inputs[right])
+        return {**inputs, left: rule.left(a), right: rule.right(b)}
+
+    def turned(self, inputs: Mapping[str, F64], rule: Rule) -> tuple[F64, F64]:
+        """Return q and k in the order and in the rotation in which the runtime holds them."""
+        a, b = inputs["q_post_rope"], inputs["k_post_rope"]
+        if self.interleaved:
+            a, b = self._side_by_side(a), self._side_by_side(b)  # q.k does not depend on a common order
+        if rule.rotated:
+            a, b = _turned(a, self.geometry.head_dim), _turned(b, self.geometry.head_dim)
+        return a, b
+
+    def _side_by_side(self, x: F64) -> F64:
+        halves = x.reshape(len(x), -1, 2, self.geometry.head_dim // 2)
+        return halves.swapaxes(-1, -2).reshape(x.shape)
+
+    def block_sums(self, inputs: Mapping[str, F64], rule: Rule) -> tuple[F64, F64]:
+        """Return what block sums add to the scores, see :func:`block_sum_scores`."""
+        return block_sum_scores(*self.turned(inputs, rule), rule, self.geometry, self.layer)
+
+    def noise(self, operation: Operation, inputs: Mapping[str, F64], rule: Rule, values: F64) -> F64 | float:
+        """Return the sigma that holding the operands as ``rule`` says adds to that of the sums."""
+        noise: F64 | float = 0.0
+        if operation is Operation.SCORES and rule.block_sums:
+            noise = self.block_sums(inputs, rule)[1]
+        if operation is Operation.SCORES and rule.rotated:
+            noise = np.hypot(noise, edge_scores(*self.turned(inputs, rule), rule, self.geometry, self.layer))
+        if operation is Operation.MIX and rule.rotated:
+            own = inputs["qkv_bias"][:, -self.geometry.kv_heads * self.geometry.head_dim :]
+            edge = edge_mix(inputs["attn_softmax"], own, rule, self.geometry)
+            noise = np.hypot(turning_noise(values), edge)
+        return noise
+
+
+_OPERANDS: Mapping[Operation, tuple[str, str]] = {
+    Operation.SCORES: ("q_post_rope", "k_post_rope"),
+    Operation.MIX: ("attn_softmax", "qkv_bias"),
+}
+
+
+def _turned(x: F64, head_dim: int) -> F64:
+    heads = x.reshape(*x.shape[:-1], -1, head_dim)
+    return (heads @ quantise.hadamard(head_dim)).astype(np.float32).astype(np.float64).reshape(x.shape)
