@@ -18,7 +18,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from apr_falsify.commands.examine import examine
-from apr_falsify.compare.judge import LIMIT
+from apr_falsify.compare.excess import LIMIT
 from apr_falsify.exam.sitting import Sitting
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "floor.svg"

@@ -6,8 +6,9 @@ To be read in this order:
 - structure before values: ``structure``, ``axes``, ``layout``, ``convention``
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
 - the weights themselves: ``weights``, ``systematic``
-- every stage from its own inputs: ``judge``, ``replay``, ``site``, ``products``, ``experts``
-- how large rounding may be: ``floor``, ``roundoff``; what holds without a reference: ``invariants``
+- every stage from its own inputs: ``judge``, ``replay``, ``site``, ``products``, ``operands``, ``experts``
+- how large rounding may be: ``floor``, ``roundoff``, ``excess``
+- what holds without a reference: ``invariants``
 - what explains an error: ``search``, ``causes``, ``variations``
 - one kernel apart from all others: ``kernel_case``, ``kernel_formulas``
 """

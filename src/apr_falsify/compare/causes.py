@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from apr_falsify.arithmetic import FORMATS
 from apr_falsify.compare.axes import Axes
-from apr_falsify.compare.judge import excess_of
+from apr_falsify.compare.excess import excess_of
 from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.compare.site import WeightsNeeded
 from apr_falsify.compare.variations import (
@@ -240,11 +240,11 @@ def _explained(case: Case) -> Cause | None:
 def _of_what_is_small(case: Case, right: Guess) -> Cause | None:
     """Return the first cause of an error that no value shows alone, but many together do."""
     most = _CLEARLY * case.residual(right)
-    if len(case.replayer.trace.tokens) == 1 or excess_of(case.ratio(right, more_roundings=0.0)) <= 1:
+    if len(case.replayer.trace.tokens) == 1 or excess_of(*case.sized(right)) <= 1:
         return None
     for variation, guess in _guesses(case, TABLE):
         cause = _judged(case, variation, guess)
-        if cause.residual < most and excess_of(case.ratio(guess, more_roundings=0.0)) <= 1:
+        if cause.residual < most and excess_of(*case.sized(guess)) <= 1:
             return cause
     return None
 

@@ -15,7 +15,8 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.judge import LIMIT, store_of
+from apr_falsify.compare.excess import LIMIT
+from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.products import turning_noise
 from apr_falsify.compare.replay import saved_unit

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from apr_falsify.arithmetic import FORMATS
 from apr_falsify.compare.axes import axes_of
+from apr_falsify.compare.excess import LIMIT, excess_of
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.replay import Missing, Replay, Replayer, saved_unit, saved_words
 from apr_falsify.compare.roundoff import UNIT
@@ -33,12 +34,6 @@ from apr_falsify.weights import Weights
 F64 = npt.NDArray[np.float64]
 Stored = npt.NDArray[Any]
 """A captured stage in canonical shape, in the format it is stored in."""
-
-LIMIT = 8.0
-"""The floor, in units of the rounding's root mean square (``compare.floor``): the one constant.
-
-``benchmarks/bench_floor.py`` shows how far correct runs stay below it and faults lie above.
-"""
 
 EXPLAINED_SHARE = 0.9
 """The share of elements within the limit from which an arithmetic is taken to be the runtime's own."""
@@ -222,7 +217,7 @@ def fits_of(
             # A loop over the visible keys alone never meets what a matrix product turns into NaN.
             expected = np.where(np.isfinite(subject) & ~np.isfinite(expected), found.skipped, expected)
         expected = _saved_beyond(replayer, key, subject, expected, sigma)
-        fits.append(fit_of(rule, subject, expected, sigma))
+        fits.append(fit_of(rule, subject, expected, sigma, replayer.unit_of(key)))
     return tuple(fits)
 
 
@@ -245,8 +240,11 @@ def comparable(trace: Trace, key: Key, subject: Stored, values: F64, sigma: F64)
     return values, sigma
 
 
-def fit_of(rule: Rule, subject: Stored, expected: F64, sigma: F64) -> Fit:
-    """Return how well ``expected``, rounded as ``sigma`` says, explains ``subject``."""
+def fit_of(rule: Rule, subject: Stored, expected: F64, sigma: F64, unit: float) -> Fit:
+    """Return how well ``expected``, rounded as ``sigma`` says, explains ``subject``.
+
+    ``unit`` is the unit roundoff of the format in which the stage is kept.
+    """
     finite = np.isfinite(subject) & np.isfinite(expected)
     same = finite | (np.isnan(subject) & np.isnan(expected)) | (subject == expected)
     with np.errstate(invalid="ignore"):
@@ -261,7 +259,7 @@ def fit_of(rule: Rule, subject: Stored, expected: F64, sigma: F64) -> Fit:
         rule=rule,
         residual=left / norm if norm else (0.0 if left == 0 else math.inf),
         floor=allowed / norm if norm else 0.0,
-        excess=excess_of(ratio),
+        excess=excess_of(ratio, expected, unit),
         share=float(np.mean(ratio <= LIMIT)),
     )
 
@@ -269,27 +267,6 @@ def fit_of(rule: Rule, subject: Stored, expected: F64, sigma: F64) -> Fit:
 def _norm(values: F64, finite: npt.NDArray[np.bool_]) -> float:
     flat = (values if finite.all() else np.where(finite, values, 0.0)).reshape(-1)
     return math.sqrt(float(np.dot(flat, flat)))
-
-
-def excess_of(ratio: F64) -> float:
-    """Return the largest ratio of a residual to its limit, over elements, channels and tokens.
-
-    The root mean square over m elements may reach a quarter of the limit, and as much more as chance
-    allows for few: ``LIMIT * (1/4 + 3/4 / sqrt(m))``. It sees a fault that is small everywhere.
-
-    Args:
-        ratio: |residual| / sigma per element, canonical shape.
-
-    """
-    worst = float(np.max(ratio)) / LIMIT
-    rows = ratio.reshape(-1, ratio.shape[-1])
-    for axis in (0, 1):
-        count = rows.shape[axis]
-        if count > 1:
-            with np.errstate(over="ignore"):
-                groups = np.sqrt(np.einsum("ij,ij->" + "ji"[axis], rows, rows) / count)
-            worst = max(worst, float(np.max(groups)) / (LIMIT * (0.25 + 0.75 / math.sqrt(count))))
-    return worst
 
 
 def _settled(judged: Collection[Judged]) -> dict[tuple[Operation, str], Rule]:
@@ -367,4 +344,8 @@ def _simulated(replayer: Replayer, entry: Judged) -> Judged:
     cost = np.sqrt(np.mean(np.square(found.values[1] - found.values[0]), axis=-1, keepdims=True))
     sigma = found.sigma + np.broadcast_to(cost, found.sigma.shape) * (SIMULATED / LIMIT)
     expected, sigma = comparable(replayer.trace, entry.key, subject, found.values[1], sigma)
-    return replace(entry, fit=fit_of(entry.expected, subject, expected, sigma), simulated=True)
+    return replace(
+        entry,
+        fit=fit_of(entry.expected, subject, expected, sigma, replayer.unit_of(entry.key)),
+        simulated=True,
+    )

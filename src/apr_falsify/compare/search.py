@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.causes import Cause, error_sits, explain
-from apr_falsify.compare.judge import LIMIT, Judged, comparable
+from apr_falsify.compare.excess import LIMIT
+from apr_falsify.compare.judge import Judged, comparable
 from apr_falsify.compare.replay import Replay, Replayer
 
 SEARCHED_AT_MOST = 24

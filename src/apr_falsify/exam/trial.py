@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from apr_falsify.capture import MemorySink, Request, TraceWriter
 from apr_falsify.compare.bisection import Bisection
-from apr_falsify.compare.judge import LIMIT
+from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Missing, Replayer
 from apr_falsify.compare.structure import consumers, descendants

@@ -13,7 +13,8 @@ import pytest
 
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.compare.causes import TABLE, Cause, error_sits, explain
-from apr_falsify.compare.judge import LIMIT, store_of
+from apr_falsify.compare.excess import LIMIT
+from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.ops import stages_of
 from apr_falsify.rules import PLAIN, RULES, Operation, Rule

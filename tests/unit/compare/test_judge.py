@@ -12,7 +12,8 @@ import pytest
 from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.sides import DEFAULT_MODEL
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Verdict
-from apr_falsify.compare.judge import LIMIT, excess_of, judge
+from apr_falsify.compare.excess import LIMIT, excess_of
+from apr_falsify.compare.judge import judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.errors import TokensError
 from apr_falsify.stages import STAGES, Layout

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from apr_falsify.arithmetic import FORMATS
 from apr_falsify.capture import MemorySink
+from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.floor import rounding
-from apr_falsify.compare.judge import LIMIT, judge
+from apr_falsify.compare.judge import judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.products import product
 from apr_falsify.compare.roundoff import UNIT, Known

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 from apr_falsify.capture import MemorySink, Request
 from apr_falsify.compare.causes import Cause, explain
-from apr_falsify.compare.judge import LIMIT, store_of
+from apr_falsify.compare.excess import LIMIT
+from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.rules import PLAIN, Rule
 from apr_falsify.stages import STAGES

@@ -192,6 +192,11 @@ class Case:
         counted = np.isfinite(self.subject) & np.isfinite(values)
         return np.where(counted, ratio, 0.0)
 
+    def sized(self, guess: Guess) -> tuple[F64, F64, float]:
+        """Return what ``excess_of`` takes: the ratio of one rounding, the guess, the stage's roundoff."""
+        ratio = self.ratio(guess, more_roundings=0.0)
+        return ratio, self.shaped(guess.values), self.replayer.unit_of(self.key)
+
     def fits(self, guess: Guess) -> bool:
         """Whether every finite value of the subject is within the limit, and none is left uncompared."""
         values = self.shaped(guess.values)

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.bisection import FindingType
+from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.findings import NO_DIVERGENCE
-from apr_falsify.compare.judge import LIMIT, comparable, replayer_of
+from apr_falsify.compare.judge import comparable, replayer_of
 from apr_falsify.compare.layout import aligned
 from apr_falsify.compare.replay import Missing
 from apr_falsify.errors import AprFalsifyError
