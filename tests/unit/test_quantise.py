@@ -62,6 +62,72 @@ def test_uneven_steps_hold_what_lies_on_them() -> None:
     assert tuple(int(value) for value in tables) == quantise._IQ4_NL
 
 
+@pytest.mark.parametrize(
+    ("largest", "value", "whole"),
+    [
+        (1.935072422027588, 0.5409060120582581, 36),
+        (1.6884467601776123, 1.1898895502090454, 90),
+        (1.058568000793457, 0.9293727278709412, 111),
+        (1.199515461921692, 0.911442756652832, 97),
+    ],
+)
+def test_apr_multiplies_by_the_reciprocal_of_the_scale(largest: float, value: float, whole: int) -> None:
+    """The integers are those of the real apr 0.72.3; x / scale and x * (127 / max) give others."""
+    values = np.zeros((1, 256), np.float32)
+    values[0, :3] = largest, value, -value
+    most = values.max()
+    for other in values / (most / np.float32(127)), values * (np.float32(127) / most):
+        assert np.trunc(other[0, 1] + 0.5) != whole
+    assert quantise.STEPS[quantise.q8_256](values).quants[0, :3].tolist() == [127, whole, -whole]
+
+
+def test_a_block_that_apr_takes_for_empty_is_zero() -> None:
+    least = np.float32(1e-10)
+    values = np.stack([np.full(256, value, np.float32) for value in (least, np.nextafter(least, 1))])
+    kept = quantise.q8_256(values)
+    assert not kept[0].any()
+    np.testing.assert_allclose(kept[1], values[1], rtol=1e-6)
+
+
+def test_apr_takes_a_value_that_is_no_number_for_zero() -> None:
+    values = np.ones((1, 256), np.float32)
+    values[0, 5] = np.nan
+    kept = quantise.q8_256(values)
+    assert kept[0, 5] == 0
+    np.testing.assert_allclose(np.delete(kept, 5), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kept", list(quantise.STEPS))
+def test_steps_make_up_what_is_kept_and_a_flip_is_the_nearest_other_value(
+    kept: Callable[[Values], F64],
+) -> None:
+    values = keys(0)
+    steps = quantise.STEPS[kept](values)
+    np.testing.assert_array_equal(steps.quants * steps.scale, kept(values))
+    other = (steps.quants + steps.flip) * steps.scale
+    # A value and what is kept of it are at most half a step apart, the other is the rest of a step away. The
+    # scale was rounded to f16 after the integers were taken, which moves both by up to 127 * 2**-11 steps.
+    near, far = (np.abs(values - each) / np.abs(steps.scale) for each in (steps.quants * steps.scale, other))
+    np.testing.assert_allclose(near, 0.5 - steps.fraction, atol=0.07)
+    np.testing.assert_allclose(far, 0.5 + steps.fraction, atol=0.07)
+
+
+@pytest.mark.parametrize("kept", list(quantise.STEPS))
+def test_a_value_beside_an_edge_is_near_it_and_one_ulp_may_flip_it(kept: Callable[[Values], F64]) -> None:
+    values = np.zeros((1, 256), np.float32)
+    values[0, :2] = 1, np.float32(40.5) / np.float32(127)
+    near = quantise.STEPS[kept](values)
+    assert near.fraction[0, 1] < 1e-5
+    moved = values.copy()
+    found = set()
+    for shift in range(-40, 41):
+        moved[0, 1] = values[0, 1] * np.float32(1 + shift * 2.0**-24)
+        found.add(abs(float(quantise.STEPS[kept](moved).quants[0, 1])))
+    assert found == {40.0, 41.0}
+    assert abs(near.quants[0, 1]) in found
+    assert abs(near.quants[0, 1] + near.flip[0, 1]) in found
+
+
 def test_turning_there_and_back_changes_nothing_but_rounding() -> None:
     values = keys(1)
     turned = quantise.turned_back(lambda held: held.astype(np.float64))(values)
