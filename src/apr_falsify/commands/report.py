@@ -18,6 +18,7 @@ from rich.text import Text
 
 from apr_falsify.commands.output import WIDTH, tell, write_file
 from apr_falsify.compare.bisection import Bisection, Finding, Kind, Row, Status, Verdict, compared
+from apr_falsify.compare.findings import place
 from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import THRESHOLD, PublishedRule
 from apr_falsify.errors import ExitCode
@@ -208,12 +209,17 @@ def _largest(metrics: Metrics) -> str:
     return " ".join(parts)
 
 
-def _print_arithmetics(rows: Iterable[Row], console: Console) -> None:
-    """Say which arithmetic explains the products, most frequent first."""
+def _print_arithmetics(rows: Sequence[Row], console: Console) -> None:
+    """Say which arithmetic explains the products, most frequent first, and which edges fell otherwise."""
     found = Counter(row.arithmetic for row in rows if row.arithmetic and OPERATIONS.get(row.stage))
     if found:
         told = ", ".join(f"{name} ({count})" for name, count in found.most_common())
         console.print(f"arithmetic of the products: {told}")
+    edges = [f"{place((row.layer, row.stage))} ({row.edges})" for row in rows if row.edges]
+    if edges:
+        console.print(
+            f"values on the edge between two 8-bit steps that fell to the other side: {', '.join(edges)}"
+        )
 
 
 def _print_findings(findings: Iterable[Finding], console: Console) -> None:

@@ -127,6 +127,8 @@ class Row:
         floor: relative L2 of the largest residual that is no accusation.
         excess: largest ratio of residual to floor over elements, channels and tokens.
         simulated: whether the floor is the expected arithmetic's own error, for want of a better.
+        edges: how many input values on the edge between two steps of a block format fell to the other side
+            than here (``compare.edges``).
         layout: the layout words that were undone on either side.
         shape: the compared shape.
 
@@ -143,6 +145,7 @@ class Row:
     floor: float | None = None
     excess: float | None = None
     simulated: bool = False
+    edges: int = 0
     layout: tuple[Layout, ...] = ()
     shape: tuple[int, ...] = ()
 
@@ -163,6 +166,7 @@ class Row:
             "floor": finite(self.floor),
             "excess": finite(self.excess),
             "floor_is_simulated": self.simulated,
+            "edges": self.edges,
             "verdict": self.verdict.value,
         }
 

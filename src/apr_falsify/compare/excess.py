@@ -22,6 +22,9 @@ LIMIT = 8.0
 ``benchmarks/bench_floor.py`` shows how far correct runs stay below it and faults lie above.
 """
 
+EXPLAINED_SHARE = 0.9
+"""The share of elements within the limit from which an arithmetic is taken to be the runtime's own."""
+
 _ALIKE = 2.0**-12
 """Rows that differ by less than this share of their size count as one.
 

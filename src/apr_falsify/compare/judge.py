@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from apr_falsify.arithmetic import FORMATS
 from apr_falsify.compare.axes import axes_of
-from apr_falsify.compare.excess import LIMIT, excess_of
+from apr_falsify.compare.edges import on_the_other_side
+from apr_falsify.compare.excess import EXPLAINED_SHARE, LIMIT, excess_of
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.replay import Missing, Replay, Replayer, saved_unit, saved_words
 from apr_falsify.compare.roundoff import UNIT
@@ -34,9 +35,6 @@ from apr_falsify.weights import Weights
 F64 = npt.NDArray[np.float64]
 Stored = npt.NDArray[Any]
 """A captured stage in canonical shape, in the format it is stored in."""
-
-EXPLAINED_SHARE = 0.9
-"""The share of elements within the limit from which an arithmetic is taken to be the runtime's own."""
 
 SIMULATED = 4.0
 """Where no arithmetic explains a kind: how many times the expected one's own error is allowed."""
@@ -60,6 +58,7 @@ class Fit:
         excess: the largest ratio of what is left to what is allowed, over elements, channels and
             tokens; above 1 is an accusation.
         share: the share of elements within the limit.
+        edges: how many input values on the edge between two steps fell to the other side than here.
 
     """
 
@@ -68,6 +67,7 @@ class Fit:
     floor: float
     excess: float
     share: float
+    edges: int = 0
 
     @property
     def explains(self) -> bool:
@@ -217,8 +217,17 @@ def fits_of(
             # A loop over the visible keys alone never meets what a matrix product turns into NaN.
             expected = np.where(np.isfinite(subject) & ~np.isfinite(expected), found.skipped, expected)
         expected = _saved_beyond(replayer, key, subject, expected, sigma)
-        fits.append(fit_of(rule, subject, expected, sigma, replayer.unit_of(key)))
+        fit = fit_of(rule, subject, expected, sigma, replayer.unit_of(key))
+        fits.append(_with_edges(replayer, key, fit, subject, expected, sigma) if fit.excess > 1 else fit)
     return tuple(fits)
+
+
+def _with_edges(replayer: Replayer, key: Key, fit: Fit, subject: Stored, expected: F64, sigma: F64) -> Fit:
+    """Return ``fit`` with the values on an edge where the subject has them, where that explains a row."""
+    moved, count = on_the_other_side(replayer, key, fit.rule, subject, expected, sigma)
+    if not count:
+        return fit
+    return replace(fit_of(fit.rule, subject, moved, sigma, replayer.unit_of(key)), edges=count)
 
 
 def _saved_beyond(replayer: Replayer, key: Key, subject: Stored, expected: F64, sigma: F64) -> F64:

@@ -85,6 +85,7 @@ def _row(
         floor=None if fit is None else fit.floor,
         excess=None if fit is None else fit.excess,
         simulated=entry is not None and entry.simulated,
+        edges=0 if fit is None else fit.edges,
         layout=layout,
         shape=shape,
     )

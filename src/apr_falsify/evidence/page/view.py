@@ -68,6 +68,7 @@ class Row:
     floor: float | None
     excess: float | None
     simulated: bool
+    edges: int
 
     @property
     def layer(self) -> int | None:
@@ -232,6 +233,7 @@ def _row(data: object) -> Row:
         floor=_optional(number, entry, "floor"),
         excess=_optional(number, entry, "excess"),
         simulated=flag(entry.get("floor_is_simulated", False), "floor_is_simulated"),
+        edges=whole(entry.get("edges", 0), "edges"),
     )
 
 
