@@ -12,6 +12,7 @@ from pathlib import Path
 from apr_falsify.capture import Request
 from apr_falsify.errors import ModelError
 from apr_falsify.geometry import Geometry
+from apr_falsify.portable import model_name
 from apr_falsify.trace import Trace, sha256_of
 
 
@@ -34,6 +35,20 @@ def model_sha256(files: tuple[Path, ...]) -> str:
     named = sorted(zip((file.name for file in files), digests, strict=True))
     lines = "".join(f"{digest}  {name}\n" for name, digest in named)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def name_of(path: Path, files: tuple[Path, ...]) -> str:
+    """Return the name of the model at ``path`` for a trace; see :mod:`apr_falsify.portable`.
+
+    Args:
+        path: its folder or file.
+        files: its weight files, read only where no place of it that is known elsewhere names it.
+
+    Raises:
+        ModelError: a file cannot be read.
+
+    """
+    return model_name(path, lambda: model_sha256(files))
 
 
 def start_hashing(files: tuple[Path, ...]) -> list[Future[str]]:

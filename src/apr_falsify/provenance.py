@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from apr_falsify.arithmetic import FORMATS
+from apr_falsify.portable import stated_name
 from apr_falsify.reading import items, mapping, text, whole
 
 
@@ -20,7 +21,7 @@ class Provenance:
         version: its version, ``unknown`` where it reports none.
         binary_sha256: digest of its binary, where it is one.
         driver: the program that ran it, with version.
-        model: path or hub id of the model.
+        model: the model's name; see :mod:`apr_falsify.portable`.
         model_sha256: digest of the model's weight files.
         prompt: the text, where there was one.
         argmax: id and text of the most likely next token, where the logits were captured.
@@ -69,7 +70,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Provenance:
-        """Read what :meth:`to_json` wrote; keys of a later version are passed over.
+        """Read what :meth:`to_json` wrote; keys of a later version are passed over, paths of an earlier cut.
 
         Raises:
             ValueError: a value of the wrong type, or no runtime.
@@ -80,6 +81,8 @@ class Provenance:
         }
         if "runtime" not in known:
             raise ValueError("the provenance names no runtime")
+        if "model" in known:
+            known["model"] = stated_name(known["model"], known.get("model_sha256"))
         return cls(**known)
 
 

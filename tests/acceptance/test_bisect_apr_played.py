@@ -13,6 +13,7 @@ import pytest
 from apr_falsify.subjects.process import told_exit
 from tests.acceptance.programs import RECORDINGS, TINY, Outcome, assert_refused, listing, run
 from tests.subjects.fake_apr import MODEL, calls, fake_apr
+from tests.support import DATA
 
 UNKNOWN = (
     'echo \'error: Validation failed: bad plan args: Stage(Unknown { got: "attn_scores", valid: '
@@ -54,7 +55,8 @@ def test_the_recording_played_back_is_judged_as_the_recording_is(tmp_path: Path)
     assert outcome.json["kind"] == recorded.json["kind"]
 
 
-def test_the_provenance_says_what_ran(tmp_path: Path) -> None:
+def test_the_provenance_says_what_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(DATA.parents[1])
     program = fake_apr(tmp_path / "apr", "ids; echo 'Device: CUDA:0'; play")
     found = bisected(program).json["subject"]
     sizes = {name: len(found[name]) for name in ("binary_sha256", "model_sha256")}
@@ -66,7 +68,7 @@ def test_the_provenance_says_what_ran(tmp_path: Path) -> None:
         "device": "cuda:0",
         "exit_status": 0,
         "prompt": "What is 2+2?",
-        "model": str(MODEL),
+        "model": "tests/data/apr-tiny-qwen2/base-q4k.apr",
     }
 
 

@@ -16,6 +16,7 @@ from apr_falsify.families import FAMILIES
 from apr_falsify.pytest_plugin import fixtures
 from apr_falsify.pytest_plugin.entry import OPTIONS
 from tests.acceptance.programs import program
+from tests.support import MACHINE_PATH
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,6 +47,13 @@ def test_the_output_that_readme_quotes_is_what_is_printed(monkeypatch: pytest.Mo
         return " ".join(line.split()[:1]) if re.search(r"\de[-+]\d", line) else line
 
     assert [stable(line) for line in shown] == [stable(line) for line in printed[: len(shown)]]
+
+
+def test_no_document_names_a_path_of_a_machine() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.*"), *(ROOT / "changelog.d").glob("*.md")]
+    named = [path for path in pages if MACHINE_PATH.search(path.read_text(encoding="latin-1"))]
+    assert len(pages) > 40
+    assert named == []
 
 
 def test_readme_names_every_verb_kind_and_family() -> None:

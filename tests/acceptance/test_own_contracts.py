@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from apr_falsify.commands.validate_contracts import validate
+from tests.support import MACHINE_PATH
 
 REPOSITORY = Path(__file__).parents[2]
 CONTRACTS = sorted((REPOSITORY / "contracts").glob("*-v1.yaml"))
@@ -40,6 +41,16 @@ def test_not_even_a_warning_once_the_sources_of_aprender_are_given(aprender: Pat
     outcome = validate((REPOSITORY / "contracts",), (f"aprender={aprender}",), strict=True, cached=False)
     assert [one.problem for one in outcome.shown] == []
     assert outcome.counts.unresolved == 0
+
+
+def test_no_bundle_that_is_fresh_names_a_path_of_a_machine() -> None:
+    outcome = validate((REPOSITORY / "contracts",), cached=False)
+    stale = {one.problem.subject for one in outcome.shown if one.problem.code == "evidence-stale"}
+    bundles = [path for path in sorted((REPOSITORY / "evidence").iterdir()) if path.name not in stale]
+    files = [path for bundle in bundles for path in bundle.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    named = {path for path in files if MACHINE_PATH.search(path.read_text(encoding="latin-1"))}
+    assert named == set()
 
 
 @pytest.mark.skipif(PV is None, reason="no pv binary on PATH")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -22,6 +23,7 @@ from tests.acceptance.programs import (
     run,
 )
 
+ROOT = Path(__file__).parents[2]
 FAULTED = ("--oracle", TINY, "--subject", f"recorded:{RECORDINGS / 'k-bias-zero'}", "--tokens", APR_TOKENS)
 NAMED = "the bias of k missing"
 
@@ -30,7 +32,8 @@ NAMED = "the bias of k missing"
 def faulted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """A run of the recording whose K bias was zeroed, and what the program said."""
     folder = tmp_path_factory.mktemp("faulted") / "run"
-    return folder, run("bisect", *FAULTED, "--out", folder)
+    with contextlib.chdir(ROOT):
+        return folder, run("bisect", *FAULTED, "--out", folder)
 
 
 def test_a_run_has_a_page_with_the_verdict_and_says_where(faulted: tuple[Path, Outcome]) -> None:
@@ -39,9 +42,9 @@ def test_a_run_has_a_page_with_the_verdict_and_says_where(faulted: tuple[Path, O
     assert outcome.err == f"report: {folder / 'report.html'}\n"
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert f"Layer 0&#39;s qkv_bias is wrong: “{NAMED}” explains all of its error." in page
-    assert f"--oracle {TINY} --subject recorded:" in page
+    assert f"--oracle {TINY.relative_to(ROOT)} --subject recorded:tests/data/" in page
     assert f"--tokens {APR_TOKENS} --out RUN" in page
-    assert "apr-falsify compare oracle subject --weights" in page
+    assert "apr-falsify compare oracle subject --weights MODEL<" in page
 
 
 def test_the_map_shows_the_error_in_the_heads_of_k_alone(faulted: tuple[Path, Outcome]) -> None:

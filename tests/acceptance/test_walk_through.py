@@ -16,7 +16,6 @@ VARIES = (
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", "TIME"),
     (r"\(\d{4}-\d\d-\d\d\)", "(DATE)"),
     (r"in \d+\.\d+s", "in SECONDS"),
-    (r"/\S+/(my-port/|data/tiny-qwen2)", r"/\1"),
 )
 """What is another at every run, and what stands for it."""
 

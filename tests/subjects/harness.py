@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from apr_falsify.trace import Trace, read_trace
 from apr_falsify.weights import open_model
 from tests.acceptance.programs import PROGRAM, TINY
 from tests.subjects.fake_apr import MODEL, TOKENS, fake_apr
-from tests.support import DATA
+from tests.support import DATA, machine_paths_in
 
 Overrides = Mapping[str, Any]
 """Fields of ``Target``, by name."""
@@ -146,6 +146,20 @@ def layer_selection(driven: Driven, folder: Path) -> None:
         assert array.data.tobytes() == whole.stages[key].data.tobytes(), key
 
 
+def portable(driven: Driven, folder: Path) -> None:
+    """A trace names no path of the machine that made it, neither of its model nor of a program."""
+    copies = [shutil.copytree, shutil.copy2]
+    places = [folder / "oracle" / driven.oracle.name, folder / "subject" / driven.path.name]
+    for source, place in zip((driven.oracle, driven.path), places, strict=True):
+        place.parent.mkdir()
+        copies[source.is_file()](source, place)
+    moved = replace(driven, oracle=places[0], path=places[1])
+    trace = moved.capture(range(1), folder / "trace")
+    assert machine_paths_in(folder / "trace", folder) == {}
+    ran = places[0] if driven.runtime == "recorded" else places[1]
+    assert trace.provenance.model.startswith(f"{ran.name}@sha256:")
+
+
 def wrong_model(driven: Driven, folder: Path) -> None:
     """What is no model, or no run, is a typed error that names it."""
     (folder / "empty").mkdir()
@@ -233,6 +247,7 @@ CHECKS: Mapping[str, Callable[[Driven, Path], None]] = {
     "every-stage": every_stage,
     "agreement": agreement,
     "layer-selection": layer_selection,
+    "portable": portable,
     "wrong-model": wrong_model,
     "killed-half-way": killed_half_way,
     "no-program": no_program,

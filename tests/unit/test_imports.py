@@ -16,6 +16,7 @@ ORDER = (
     "errors",
     "reading",
     "folders",
+    "portable",
     "stages",
     "names",
     "families",

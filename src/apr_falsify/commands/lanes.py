@@ -225,7 +225,8 @@ def _oracle(lane: Lane) -> Iterator[Missing]:
                 remedy=f"--oracle-model=MODEL, or oracle = ... in [tool.apr-falsify.lanes.{name}]",
             )
     elif not Path(lane.oracle).exists():
-        from apr_falsify.oracle.hub import is_hub_id, kept
+        from apr_falsify.oracle.hub import kept
+        from apr_falsify.portable import is_hub_id
 
         if not is_hub_id(lane.oracle):
             yield Missing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from apr_falsify.commands.output import write_file
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.errors import MissingDependencyError
 from apr_falsify.evidence.report import REPORT_HTML, bisection_html
+from apr_falsify.portable import portable_path
 from apr_falsify.trace import Trace
 from apr_falsify.weights import Weights
 
@@ -53,7 +55,10 @@ def write_page(
 
 
 def command_line(context: click.Context | None) -> str:
-    """Return the command that is being run, as one types it; where its output went is told as ``RUN``."""
+    """Return the command that is being run, as one types it in this folder.
+
+    Where its output went is told as ``RUN``, and a path outside of the folder by its name behind ``.../``.
+    """
     if context is None:
         return ""
     words = ["apr-falsify", context.info_name or ""]
@@ -65,12 +70,25 @@ def command_line(context: click.Context | None) -> str:
     return shlex.join(words)
 
 
+def _path(value: object) -> str:
+    return portable_path(str(value), Path.cwd())
+
+
+def _spec(spec: str) -> str:
+    """Return ``RUNTIME:PATH``, a path, or a hub id, which stays as it is."""
+    runtime, colon, path = ("", "", spec) if spec.startswith(os.sep) else spec.partition(":")
+    return f"{runtime}{colon}{_path(path)}" if path else spec
+
+
 _TOLD: Mapping[str, Callable[[Any], str]] = {
     "out": lambda _: "RUN",
+    "oracle": _spec,
+    "subject": _spec,
+    "apr_binary": _path,
     "layers": lambda layers: f"{layers.start}..{layers.stop}",
     "stages": ",".join,
     "tokens": lambda tokens: ",".join(map(str, tokens)),
-    "subject_option": "=".join,
+    "subject_option": lambda pair: f"{pair[0]}={_path(pair[1])}",
 }
 """Parameter -> its value as one types it, where that is not its text."""
 

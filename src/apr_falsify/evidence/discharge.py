@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from apr_falsify.evidence.facts import EMBEDDED_LANE, LaneFacts, Side
+from apr_falsify.portable import is_hub_id
 
 UNKNOWN = "unknown"
 
@@ -68,15 +68,16 @@ def _answer(word: str, lane: LaneFacts) -> str | None:
 
 def _hint(word: str, got: str | None, wanted: str, lane: LaneFacts) -> str:
     """Say what to give in place of a folder, which does not say whose model it holds."""
-    if word not in ("model", "oracle.model") or lane.name == EMBEDDED_LANE:
-        return ""
-    if not Path(got or "").is_absolute() or Path(wanted).is_absolute():
+    if word not in ("model", "oracle.model") or lane.name == EMBEDDED_LANE or not got or is_hub_id(got):
         return ""
     digest = lane.oracle.model_sha256 if lane.oracle else None
-    by_weights = f"; or let discharge name oracle.model_sha256: {digest} in place of it" if digest else ""
+    by_weights = f"let discharge name oracle.model_sha256: {digest} in place of it" if digest else ""
+    if not is_hub_id(wanted):
+        return by_weights and f". Where a model lies does not say which it is: {by_weights}"
     return (
         f". A path outside huggingface_hub's cache does not say whose model it is: hf download {wanted}, and "
-        f"give that id, --oracle-model={wanted}, without a network under HF_HUB_OFFLINE=1{by_weights}"
+        f"give that id, --oracle-model={wanted}, without a network under HF_HUB_OFFLINE=1"
+        + (by_weights and f"; or {by_weights}")
     )
 
 

@@ -36,7 +36,7 @@ class Side:
         version: its version, ``unknown`` where it reports none.
         device: what it reported, ``unknown`` where it reports none.
         dtype: its number format.
-        model: path or hub id of the model.
+        model: the model's name, a hub id without its revision; see :mod:`apr_falsify.portable`.
         model_sha256: digest of the model's weight files.
         binary_sha256: digest of its binary, where it is one.
         recorded: whether it was read from a recording or a trace, which alone says all of the above, and not

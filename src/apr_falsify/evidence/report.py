@@ -1,12 +1,10 @@
 """``report.html``: one file that says what was found, for people who did not run it.
 
-It needs no network and no script, and is the same for the same input: no clock, no path of this machine
-beyond those that the traces name.
+It needs no network and no script, and is the same for the same input: no clock, no path of this machine.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,10 +144,11 @@ def _read(bisection: Mapping[str, Any], traces: Traces | None) -> View:
 
 def _commands(view: View, traces: Traces | None, command: str) -> list[tuple[str, str]]:
     """Return what makes it again, each with what it does."""
-    said = [("Run it again, from the same folder", command)] if command else []
+    yours = ", with your own paths for ..." if ".../" in command else ""
+    said = [(f"Run it again, from the same folder{yours}", command)] if command else []
     paths = [] if traces is None else [trace.path for trace in traces]
     if paths and all(path is not None and path.parent == Path(paths[0] or "").parent for path in paths):
-        model = view.oracle.model and f" --weights {shlex.quote(view.oracle.model)}"
+        model = view.oracle.model and " --weights MODEL"  # where it lies is for the reader to say
         said.append(
             (
                 "Compare the captured files again, in this folder; runs no model",

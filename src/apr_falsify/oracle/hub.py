@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from apr_falsify.errors import MissingDependencyError, ModelError
+from apr_falsify.portable import is_hub_id
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_REVISION = re.compile(r"[0-9a-f]{40}")
 _PATTERNS = (
     "config.json",
     "generation_config.json",
@@ -43,29 +41,6 @@ def resolve(name: str) -> Path:
             expected="a HuggingFace model directory, a .gguf file, or a hub id like Qwen/Qwen2.5-0.5B",
         )
     return _fetch(name)
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether ``name`` has the form of a hub id."""
-    return _HUB_ID.fullmatch(name) is not None
-
-
-def id_of(name: str) -> str | None:
-    """Return the hub id that ``name`` is or whose snapshot it is, ``None`` for any other path.
-
-    A snapshot is ``models--OWNER--NAME/snapshots/REVISION`` of huggingface_hub's cache: only there does a
-    folder's place say what was fetched into it, and in which revision. A config's ``_name_or_path`` says
-    what somebody called it.
-    """
-    path = Path(name)
-    if is_hub_id(name) and not path.exists():
-        return name
-    parts = path.parts[-3:]
-    if len(parts) < 3 or parts[1] != "snapshots" or not _REVISION.fullmatch(parts[2]):
-        return None
-    kind, *names = parts[0].split("--")  # no hub id has two dashes in a row
-    found = "/".join(names)
-    return found if kind == "models" and is_hub_id(found) else None
 
 
 def kept(name: str) -> Path | None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from apr_falsify import __version__
 from apr_falsify.capture import Request, Sink, source_commit
 from apr_falsify.errors import LayerRangeError, ModelError
-from apr_falsify.identity import model_sha256
+from apr_falsify.identity import model_sha256, name_of
 from apr_falsify.oracle.libraries import device_named, dtype_named, torch, transformers
 from apr_falsify.oracle.loading import load_module
 from apr_falsify.oracle.probe import probed
@@ -98,7 +98,7 @@ class Oracle:
             runtime="hf",
             version=transformers.__version__,
             driver=f"apr-falsify {__version__}",
-            model=str(self.model.path),
+            model=name_of(self.model.path, self.model.files),
             model_sha256=model_sha256(self.model.files),
             prompt=request.prompt,
             argmax=None if logits is None else _argmax(self.model, int(np.argmax(logits))),

@@ -17,7 +17,7 @@ from apr_falsify.contracts.claim import Claim
 from apr_falsify.errors import EvidenceError
 from apr_falsify.evidence.facts import EMBEDDED_LANE, TOOL, Bound, Facts, LaneFacts, Side, Sources
 from apr_falsify.evidence.outcome import Ended, Seen
-from apr_falsify.oracle.hub import id_of
+from apr_falsify.portable import id_of, portable_path, portable_text
 from apr_falsify.pytest_plugin.sources import code_of, refuse_other_code, sources_of
 from apr_falsify.pytest_plugin.state import Work
 
@@ -51,7 +51,10 @@ def draft_of(verdict: Verdict, facts: Facts, work: Work) -> Draft:
     from apr_falsify.evidence.bundle import Draft
     from apr_falsify.evidence.junit import junit_xml
 
-    properties = {name: tuple(ran.properties) for name, ran in verdict.ran.items()}
+    properties = {
+        name: [(key, portable_text(value)) for key, value in ran.properties]
+        for name, ran in verdict.ran.items()
+    }
     measured = _measured(verdict, work)
     oracle, subject = (None, None) if measured is None else _traces(measured, work)
     return Draft(
@@ -79,7 +82,7 @@ def facts_of(verdict: Verdict, work: Work) -> Facts:
         falsifier=claim.falsifier,
         contract=claim.contract,
         contract_version=claim.version,
-        contract_path=_relative(claim.path, root),
+        contract_path=portable_path(str(claim.path.resolve()), root.resolve()),
         claim=claim.fields,
         claim_sha256=claim.sha256,
         outcome=verdict.outcome,
@@ -110,11 +113,6 @@ def forget() -> None:
     """Have the project read anew: since an earlier session of this process it may have changed."""
     _project.cache_clear()
     sources_of.cache_clear()
-
-
-def _relative(path: Path, root: Path) -> str:
-    found = path.resolve()
-    return (found.relative_to(root.resolve()) if found.is_relative_to(root.resolve()) else found).as_posix()
 
 
 def _measured(verdict: Verdict, work: Work) -> Lane | None:

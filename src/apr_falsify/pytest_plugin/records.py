@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from apr_falsify.evidence.outcome import Ended, Level, Role, Seen, TestRecord
+from apr_falsify.portable import portable_text
 from apr_falsify.pytest_plugin.observe import note_of
 
 _WORST = (
@@ -175,7 +176,7 @@ class Ledger:
             ended=ran.ended if one.selected else Ended.DESELECTED,
             role=Role.CONTROL if as_control else one.role,
             level=one.level,
-            reason=ran.why,
+            reason=portable_text(ran.why),
             seconds=round(ran.seconds, 3),
             measured=tuple(sorted(ran.measured)),
         )

@@ -106,8 +106,7 @@ def _is_of_a_bundle(path: Path, outputs: Iterable[Path]) -> bool:
 
 
 def _shown(path: Path, root: Path) -> str:
-    found = path.relative_to(root) if path.is_relative_to(root) else path
-    return os.fsencode(found.as_posix()).decode("utf-8", "backslashreplace")
+    return os.fsencode(os.path.relpath(path, root)).decode("utf-8", "backslashreplace")
 
 
 def imported() -> dict[str, str]:

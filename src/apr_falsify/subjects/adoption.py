@@ -1,4 +1,4 @@
-"""What a recording does not say itself and takes from the other side: geometry and token ids."""
+"""What a recording does not say itself and takes from the other side: model, geometry and token ids."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.geometry import Geometry
+from apr_falsify.identity import name_of
 from apr_falsify.stages import Layout
 from apr_falsify.subjects.interface import Target
 from apr_falsify.tensors import Tensor
@@ -18,6 +19,11 @@ TOKEN_COSINE_MARGIN = 1e-3
 
 Rows of a 4-bit table lie within some 1e-2 of the original row, distinct rows are almost orthogonal.
 """
+
+
+def adopted_model(target: Target) -> str:
+    """Return the name of the other side's model, empty where it is none that was opened."""
+    return "" if target.model is None else name_of(target.model.path, target.model.files)
 
 
 def adopted_geometry(target: Target) -> tuple[Geometry, bool]:

@@ -23,7 +23,7 @@ from apr_falsify.errors import (
     TraceError,
 )
 from apr_falsify.geometry import Geometry
-from apr_falsify.identity import difference, model_sha256, start_hashing
+from apr_falsify.identity import difference, model_sha256, name_of, start_hashing
 from apr_falsify.provenance import Provenance, utc_now
 from apr_falsify.stages import Layout
 from apr_falsify.subjects.adoption import verify_tokens
@@ -299,7 +299,7 @@ class AprRun:
             version=self.version,
             binary_sha256=model_sha256((self.subject.program.binary,)),
             driver=f"apr-falsify {__version__}",
-            model=str(self.subject.source),
+            model=name_of(self.subject.source, source_files(self.subject.source)),
             model_sha256=model_sha256(source_files(self.subject.source)),
             prompt=self.prompt,
             device="unknown" if device is None else device[1].lower(),

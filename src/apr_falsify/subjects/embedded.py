@@ -11,7 +11,7 @@ from apr_falsify import __version__
 from apr_falsify.arithmetic import format_named
 from apr_falsify.capture import Request, Sink
 from apr_falsify.geometry import Geometry
-from apr_falsify.identity import difference, model_sha256
+from apr_falsify.identity import difference, model_sha256, name_of
 from apr_falsify.ops import Array, Inputs, ModelSite, inputs_of, stages_of
 from apr_falsify.stages import STAGES, Scope
 from apr_falsify.subjects.interface import Target
@@ -118,7 +118,7 @@ def _provenance(model: Model, request: Request, arithmetic: Arithmetic, logits: 
         runtime="embedded",
         version=__version__,
         driver=f"apr-falsify {__version__}",
-        model=str(model.path),
+        model=name_of(model.path, model.files),
         model_sha256=model_sha256(model.files),
         prompt=request.prompt,
         argmax=None if logits is None else {"id": int(np.argmax(logits))},

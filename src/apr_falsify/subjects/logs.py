@@ -12,6 +12,7 @@ from pathlib import Path
 
 from apr_falsify.errors import OutputError, ProcessError
 from apr_falsify.folders import temporary_folder
+from apr_falsify.portable import portable_text
 
 _QUOTED_LINES, _QUOTED_WIDTH = 8, 200
 
@@ -57,8 +58,9 @@ def _printable(line: str) -> str:
 def keeping_log(place: Path | None, name: str) -> Iterator[Log]:
     """Give a fresh log: at ``place``, else a temporary file that is kept only where a program failed.
 
-    What a killed process left of a temporary one is removed by the next. A log at ``place`` is removed where
-    the run ended early for another reason than a program's failure.
+    What a killed process left of a temporary one is removed by the next. A log at ``place`` is handed on with
+    what lies beside it, so paths of this machine are shortened in it at the end; it is removed where the run
+    ended early for another reason than a program's failure.
 
     Raises:
         OutputError: it cannot be written.
@@ -76,10 +78,19 @@ def _log_at(place: Path, name: str) -> Iterator[Log]:
     try:
         yield Log(path=place)
     except ProcessError:
+        with suppress(OSError):
+            _shorten_paths(place)
         raise
     except BaseException:
         place.unlink(missing_ok=True)
         raise
+    with _writing(place, name):
+        _shorten_paths(place)
+
+
+def _shorten_paths(log: Path) -> None:
+    text = log.read_bytes().decode("utf-8", "surrogateescape")
+    log.write_bytes(portable_text(text).encode("utf-8", "surrogateescape"))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from apr_falsify.errors import TokensError, TraceError, nearest
 from apr_falsify.geometry import Geometry
 from apr_falsify.provenance import Provenance, utc_now
 from apr_falsify.stages import STAGES, Layout, Scope
-from apr_falsify.subjects.adoption import adopted_geometry, adopted_tokens, verify_tokens
+from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray, read_dump
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.mapping import (
@@ -120,7 +120,7 @@ def _provenance(
         runtime=said.runtime,
         version=said.version,
         driver=f"apr-falsify {__version__} (recorded)",
-        model="" if target.model is None else str(target.model.path),
+        model=adopted_model(target),
         prompt=said.prompt,
         dtype=said.dtype,
         device=said.device,

@@ -15,7 +15,7 @@ from apr_falsify.capture import Request, Sink
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.geometry import Geometry
 from apr_falsify.stages import Layout
-from apr_falsify.subjects.adoption import adopted_geometry, adopted_tokens, verify_tokens
+from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.interface import Setting, Target
 from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.mapped import read_mapped
@@ -178,7 +178,7 @@ def _provenance(target: Target, geometry: Geometry) -> Provenance:
     return Provenance(
         runtime="apr",
         driver=f"apr-falsify {__version__} (recorded)",
-        model="" if target.model is None else str(target.model.path),
+        model=adopted_model(target),
         prompt=APR_PROMPT,
         arithmetic="unknown",
         created=utc_now(),

@@ -120,7 +120,7 @@ def test_provenance_says_what_ran(checkpoint: OpenCheckpoint) -> None:
     assert (found.dtype, found.arithmetic, found.device) == ("bf16", "bf16", "cpu")
     assert found.layers == (0, 3)
     assert found.stages == request.stages
-    assert found.model == str(model.path)
+    assert found.model == f"{model.path.name}@sha256:{str(found.model_sha256)[:12]}"
     assert found.argmax is not None
     assert found.argmax["text"] is None  # the checkpoint has no tokenizer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +12,8 @@ import pytest
 from apr_falsify.evidence.bundle import read_bundle
 from apr_falsify.evidence.outcome import Ended, Result
 from apr_falsify.evidence.verify import verify
+from tests.support import machine_paths_in
+from tests.unit.helpers import TINY
 from tests.unit.pytest_plugin.conftest import Project
 
 TESTS = """
@@ -56,6 +59,48 @@ def test_it_tells_the_claim_the_code_and_the_environment(project: Project) -> No
     assert {"python", "numpy", "pytest"} <= facts.environment.keys()
     assert facts.lane.name == "embedded"
     assert facts.lane.oracle is None
+
+
+PATHS = """
+import os, pathlib
+ELSEWHERE = pathlib.Path(os.environ["ELSEWHERE"])
+@pytest.mark.falsify_toy_001(level="live")
+def test_subject(bisection, keep_bisection, record_property):
+    keep_bisection("again", bisection)
+    record_property("seen", ELSEWHERE / "x")
+    assert bisection.kind == "consistent"
+@pytest.mark.falsify_toy_001(role="control")
+def test_default(embedded_bisection): assert embedded_bisection.kind == "consistent"
+@pytest.mark.falsify_toy_002
+def test_missing(): (ELSEWHERE / "nothing").read_text()
+@pytest.mark.falsify_toy_003
+def test_skipped(): pytest.skip(f"no {ELSEWHERE}/recording.npz")
+"""
+
+
+def test_it_names_no_path_of_the_machine_that_made_it(
+    project: Project, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.setenv("ELSEWHERE", str(elsewhere))
+    shutil.copytree(TINY, elsewhere / "tiny")
+    project.write(PATHS, falsifiers=3)
+    (project.root / "contracts").rename(elsewhere / "contracts")
+    project.spawn(
+        f"--subject=embedded:{elsewhere / 'tiny'}",
+        f"--contracts={elsewhere / 'contracts'}",
+        "--evidence-dir=evidence",
+    )
+    evidence = project.root / "evidence"
+    assert machine_paths_in(evidence, elsewhere, project.root) == {}
+    facts = [read_bundle(evidence / f"FALSIFY-TOY-00{number}").facts for number in (1, 2, 3)]
+    results = [one.outcome.result for one in facts]
+    assert results == [Result.SURVIVED, Result.ERROR, Result.NOT_RUN]
+    assert facts[0].contract_path == ".../toy-v1.yaml"
+    assert set(read_bundle(evidence / "FALSIFY-TOY-001").controls) == {"again", "embedded-default"}
+    assert facts[0].lane.subject is not None
+    assert facts[0].lane.subject.model.startswith("tiny@sha256:")
+    assert [one.reason for one in facts[2].tests] == ["no .../recording.npz"]
 
 
 @pytest.mark.parametrize("arguments", [("-k", "one"), ("tests/test_toy.py::test_one",)], ids=" ".join)

@@ -185,7 +185,7 @@ def test_a_snapshot_of_the_lanes_own_model_leaves_the_lane_its_name_and_goes_by_
     assert lane.oracle is not None
     assert (lane.name, lane.oracle.model) == ("bench", "Someone/Tiny")
     assert bundle.oracle is not None
-    assert bundle.oracle.provenance.model == str(snapshot), "which tells the revision"
+    assert bundle.oracle.provenance.model == f"Someone/Tiny@{REVISION}"
     assert verify(bundle.path).holds
 
 

@@ -18,7 +18,7 @@ from apr_falsify import __version__
 from apr_falsify.capture import Request, Sink
 from apr_falsify.errors import MissingDependencyError, OutputError, ProcessError
 from apr_falsify.geometry import Geometry
-from apr_falsify.identity import difference, model_sha256
+from apr_falsify.identity import difference, model_sha256, name_of
 from apr_falsify.provenance import Provenance, utc_now
 from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Target
@@ -150,7 +150,7 @@ class LlamaCppSubject:
             version=version_of(found),
             binary_sha256=model_sha256(tuple(Path(file) for file in found["files"])),
             driver=f"apr-falsify {__version__}",
-            model=str(self.model.path),
+            model=name_of(self.model.path, self.model.files),
             model_sha256=model_sha256(self.model.files),
             prompt=request.prompt,
             device="gpu" if found["offload"] and chosen["model"]["n_gpu_layers"] else "cpu",

@@ -15,7 +15,7 @@ from apr_falsify import __version__
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.geometry import Geometry
 from apr_falsify.provenance import Provenance, utc_now
-from apr_falsify.subjects.adoption import adopted_geometry, adopted_tokens, verify_tokens
+from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp.graph import (
     FLASH_HIDES,
@@ -126,7 +126,7 @@ def _trace(target: Target, arrays: Capture, geometry: Geometry, interleaved: boo
         provenance=Provenance(
             runtime="llama-cpp",
             driver=f"apr-falsify {__version__} (recorded)",
-            model="" if target.model is None else str(target.model.path),
+            model=adopted_model(target),
             saved_as=_saved_as(arrays, stages),
             absent=_absent(arrays, stages),
             created=utc_now(),
