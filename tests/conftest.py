@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+
+# A shell starts a background job with Ctrl-C ignored, and its children inherit that. Tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LEDGER = Path(__file__).parent / "skips.md"
 

@@ -77,7 +77,7 @@ def test_a_closed_stdout_is_no_defect(command: str) -> None:
 
 def test_a_terminal_that_knows_ascii_alone_is_no_error(tmp_path: Path) -> None:
     poor = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
-    tokens = ",".join(["1"] * 60)  # more than fit in a line: the line is cut with an ellipsis
+    tokens = ",".join(map(str, range(60)))  # more than fit in a line: the line is cut with an ellipsis
     assert program("bisect", "--tokens", tokens, env=poor).code == 0
     assert program("bisect", "--oracle", tmp_path / "n\u00f6", env=poor).code == 2
 

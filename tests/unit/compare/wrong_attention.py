@@ -97,7 +97,7 @@ ATTENTION: dict[str, Wrong] = {
     "one head": wrong(
         "qkv_matmul",
         "one-head",
-        r"q head 3: x 1\.1 ",
+        "q head 3: x <1.1> ",
         lambda r: changed(r["qkv_matmul"], np.s_[:, 96:128], 1.1),
     ),
     "q of a neighbour": wrong(
@@ -137,7 +137,7 @@ ATTENTION: dict[str, Wrong] = {
     "q bias doubled": wrong(
         "qkv_bias", "doubled-bias", "bias of q added twice", lambda r: with_biases(r, q=2)
     ),
-    "v bias scaled": wrong("qkv_bias", "bias-factor", r"v x 1\.3", lambda r: with_biases(r, v=1.3)),
+    "v bias scaled": wrong("qkv_bias", "bias-factor", "v x <1.3>", lambda r: with_biases(r, v=1.3)),
     "k and v biases swapped": wrong(
         "qkv_bias",
         "other-bias",
@@ -160,8 +160,8 @@ ATTENTION: dict[str, Wrong] = {
     "base 10000": wrong(
         "q_post_rope", "rope-base", "base 10000 .*declares 1000000", lambda r: rotated(q_of(r), 1e4)
     ),
-    "base 77000": wrong(
-        "k_post_rope", "rope-base", "base 77000", lambda r: rotated(k_of(r), 77_000), f16=False
+    "base <77000>": wrong(
+        "k_post_rope", "rope-base", "base <77000>", lambda r: rotated(k_of(r), 77_000), f16=False
     ),
     "pairs": wrong("q_post_rope", "rope-pairing", r"\(0, 1\)", lambda r: rotated_pairs(q_of(r), THETA)),
     "from one": wrong(
@@ -245,7 +245,7 @@ ATTENTION: dict[str, Wrong] = {
     ),
     "soft cap": wrong("attn_scores", "soft-cap", "at 50", lambda r: 50 * np.tanh(r["attn_scores"] / 50)),
     "one head's scores": wrong(
-        "attn_scores", "one-head", r"head 2: x 0\.9 ", lambda r: changed(r["attn_scores"], 2, 0.9)
+        "attn_scores", "one-head", "head 2: x <0.9> ", lambda r: changed(r["attn_scores"], 2, 0.9)
     ),
     "transposed scores": wrong(
         "attn_scores", "heads-before-tokens", "queries and keys", lambda r: r["attn_scores"].swapaxes(1, 2)
@@ -301,7 +301,7 @@ ATTENTION: dict[str, Wrong] = {
     "temperature": wrong(
         "attn_softmax",
         "temperature",
-        r"x 0\.9 ",
+        "x <0.9> ",
         lambda r: softmax(0.9 * r["attn_scores"], causal(r)),
         f16=False,
     ),

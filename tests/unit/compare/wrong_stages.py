@@ -6,15 +6,18 @@ Nothing here is shared with the variations under test: formulas are written anew
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from safetensors.numpy import load_file
 
+from apr_falsify.arithmetic import FORMATS
 from apr_falsify.capture import MemorySink, Request
 from apr_falsify.compare.causes import Cause, explain
 from apr_falsify.compare.excess import LIMIT
@@ -169,9 +172,33 @@ def v_of(run: Run) -> F64:
     return run["qkv_bias"][:, (H + K) * D :]
 
 
+PRINTED = 5e-5
+"""Five digits: what a number that is printed so may be off by, relative to itself."""
+
+_MEASURED = re.compile(r"<([^>]+)>")
+_NUMBER = r"(-?\d+(?:\.\d+)?(?:e[-+]\d+)?)"
+
+
+def assert_says(sentence: str, says: str, dtype: str) -> None:
+    """Check that the pattern ``says`` is in ``sentence``, a number <in brackets> to within rounding.
+
+    Such a number is measured on stages that either side has rounded to ``dtype``: each is off by the unit
+    roundoff at most, and so is what the least squares make of them. How it is off within that depends on the
+    processor.
+    """
+    found = re.search(_MEASURED.sub(lambda _: _NUMBER, says), sentence)
+    assert found is not None, sentence
+    allowed = PRINTED + 2 * FORMATS[dtype].unit_roundoff
+    meant = [float(number) for number in _MEASURED.findall(says)]
+    assert [float(number) for number in found.groups()] == pytest.approx(meant, rel=allowed), sentence
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wrong:
-    """A fault: the stage, what it makes of it, and the cause that should be named."""
+    """A fault: the stage, what it makes of it, and the cause that should be named.
+
+    What it says is a pattern; numbers <in brackets> are measured ones, see :func:`assert_says`.
+    """
 
     stage: str
     cause: str

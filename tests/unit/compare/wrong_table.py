@@ -52,11 +52,11 @@ FAULTS: dict[str, Wrong] = {
     "halved": wrong("ffn_out", "factor", "x 1/2", lambda r: 0.5 * r["ffn_out"]),
     "negated": wrong("ffn_up", "factor", "x -1", lambda r: -r["ffn_up"]),
     "all zero": wrong("ffn_gate", "factor", "all zeros", lambda r: 0 * r["ffn_gate"]),
-    "1.01": wrong("ffn_norm", "factor", "x 1.01 ", lambda r: 1.01 * r["ffn_norm"], f16=False),
+    "1.01": wrong("ffn_norm", "factor", "x <1.01> ", lambda r: 1.01 * r["ffn_norm"], f16=False),
     "k alone scaled": wrong(
         "qkv_matmul",
         "factor",
-        r"k x 1\.5",
+        "k x <1.5>",
         lambda r: changed(r["qkv_matmul"], np.s_[:, H * D : (H + K) * D], 1.5),
     ),
     "bf16": wrong(
@@ -91,7 +91,7 @@ FAULTS: dict[str, Wrong] = {
     "odd epsilon": wrong(
         "attn_norm",
         "epsilon",
-        "epsilon 0.0023",
+        "epsilon <0.0023>",
         lambda r: rms(r["layer_input"], r.w("input_layernorm.weight"), 0.0023),
         f16=False,
     ),
@@ -125,7 +125,7 @@ FAULTS: dict[str, Wrong] = {
     "norm channel": wrong(
         "attn_norm",
         "one-channel",
-        r"channel 17: x 1\.15",
+        "channel 17: x <1.15>",
         lambda r: changed(r["attn_norm"], np.s_[:, 17], 1.15),
     ),
     **ATTENTION,
@@ -221,7 +221,7 @@ FAULTS: dict[str, Wrong] = {
     "branch scaled": wrong(
         "post_ffn_residual",
         "residual",
-        r"ffn_out x 0\.22",
+        "ffn_out x <0.22>",
         lambda r: r["post_attn_residual"] + 0.22 * r["ffn_out"],
         f16=False,
     ),
@@ -234,7 +234,7 @@ FAULTS: dict[str, Wrong] = {
     "stream channel": wrong(
         "post_ffn_residual",
         "one-channel",
-        r"channel 9: x 1\.01",
+        "channel 9: x <1.01>",
         lambda r: changed(r["post_ffn_residual"], np.s_[:, 9], 1.01),
         f16=False,
     ),

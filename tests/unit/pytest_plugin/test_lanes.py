@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from apr_falsify.evidence.bundle import read_bundle
 from apr_falsify.evidence.verify import verify
 from apr_falsify.oracle.libraries import cuda_devices
 from tests.acceptance.programs import TINY, run
+from tests.subjects.fake_apr import fake_apr
 from tests.unit.pytest_plugin.conftest import Project
 
 SHOW = """
@@ -85,8 +87,10 @@ def test_options_that_say_what_the_lane_says_leave_it_its_name(lanes: Project) -
     ],
 )
 def test_the_lanes_own_file_in_another_place_leaves_it_its_name(
-    project: Project, given: str, name: str
+    project: Project, given: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fake_apr(project.root / "bin" / "apr")  # a lane of apr asks for one, and nothing runs it here
+    monkeypatch.setenv("PATH", f"{project.root / 'bin'}{os.pathsep}{os.environ['PATH']}")
     elsewhere = project.root / "elsewhere"
     elsewhere.mkdir()
     for file in ("tiny.apr", "other.apr"):
