@@ -100,7 +100,7 @@ def softcap(x: Array, cap: float | None) -> Array:
     return np.asarray(np.tanh(x / limit) * limit)
 
 
-def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None = None) -> Array:
+def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None) -> Array:
     """Return scaled (and capped) q.k before the mask: [H, S, S] from [S, H*D] and [S, K*D]."""
     scale = q.dtype.type(geometry.attn_scale_at(layer))
     queries, keys = _heads(q, geometry.head_dim), _heads(k, geometry.head_dim)

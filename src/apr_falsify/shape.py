@@ -139,8 +139,9 @@ class Geometry:
         return self.local_rope if local and self.local_rope is not None else self.rope
 
     def attn_scale_at(self, layer: int | None) -> float:
-        """Return what q.k is multiplied with in ``layer``; where no layer is given, in the first."""
-        return self.attn_scales[layer or 0] if self.attn_scales else 1 / math.sqrt(self.head_dim)
+        """Return what q.k is multiplied with in ``layer``."""
+        assert layer is not None, "layers may differ in it, and the whole model has none"
+        return self.attn_scales[layer] if self.attn_scales else 1 / math.sqrt(self.head_dim)
 
     def is_mixture(self, layer: int | None) -> bool:
         """Whether the feed-forward block of ``layer`` is a mixture of experts."""

@@ -116,9 +116,10 @@ def every_stage(driven: Driven, folder: Path) -> None:
     assert set(trace.stages) >= wanted - told
     assert len(set(trace.stages)) >= 15 * driven.layers
     dims = trace.geometry.dims(len(trace.tokens))
-    for (_, name), array in trace.stages.items():
+    for key, array in trace.stages.items():
+        name = key[1]
         assert np.isfinite(array.data).all(), name
-        values = canonical(array, name, trace.geometry, len(trace.tokens))
+        values = canonical(array, key, trace.geometry, len(trace.tokens))
         assert values.shape in (canonical_shape(name, dims), canonical_shape(name, dims)[1:]), name
 
 

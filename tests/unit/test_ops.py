@@ -238,7 +238,7 @@ def test_attention_is_torchs_with_grouped_heads(heads: int, kv_heads: int) -> No
     geometry = small_geometry(num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=10)
     q, qkv = normal(7, heads * 10), normal(7, (heads + 2 * kv_heads) * 10)
     k, v = qkv[:, heads * 10 : (heads + kv_heads) * 10], qkv[:, (heads + kv_heads) * 10 :]
-    scores = attention_scores(q, k, geometry)
+    scores = attention_scores(q, k, geometry, 0)
     found = attention(attention_softmax(scores, None), qkv, geometry)
     expected = F.scaled_dot_product_attention(
         *(heads_of(x, 10) for x in (q, k, v)), is_causal=True, enable_gqa=True
@@ -249,7 +249,7 @@ def test_attention_is_torchs_with_grouped_heads(heads: int, kv_heads: int) -> No
 def test_scores_by_hand_with_a_head_dim_that_is_no_power_of_two() -> None:
     geometry = small_geometry(num_attention_heads=2, num_key_value_heads=1, head_dim=6)
     q, k = normal(3, 12), normal(3, 6)
-    scores = attention_scores(q, k, geometry)
+    scores = attention_scores(q, k, geometry, 0)
     assert scores.shape == (2, 3, 3)
     for head in range(2):
         for row in range(3):

@@ -170,7 +170,7 @@ def _canonical(known: Known) -> dict[Key, F64]:
         return {}
     trace = known.oracle
     return {
-        key: canonical(array, key[1], trace.geometry, len(trace.tokens)).astype(np.float64)
+        key: canonical(array, key, trace.geometry, len(trace.tokens)).astype(np.float64)
         for key, array in trace.stages.items()
         if Layout.LAST_TOKEN not in array.layout
     }
@@ -373,7 +373,7 @@ def _agrees(trace: Trace, key: Key, array: StageArray, oracle: Mapping[Key, F64]
     """Whether a stage has the oracle's direction and size."""
     if Layout.LAST_TOKEN in array.layout:
         return True
-    ours = canonical(array, key[1], trace.geometry, len(trace.tokens)).astype(np.float64)
+    ours = canonical(array, key, trace.geometry, len(trace.tokens)).astype(np.float64)
     theirs = oracle[key]
     if key[1] == "attn_scores":
         ours, theirs = np.tril(ours), np.tril(theirs)

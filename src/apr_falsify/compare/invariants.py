@@ -157,7 +157,7 @@ def _values(trace: Trace, layer: int, name: str) -> F64:
     if Layout.LAST_TOKEN in array.layout and STAGES[name].axes[0] == "tokens" and len(trace.tokens) > 1:
         raise _Unmeasured(f"only the last token of {name} was captured")
     try:
-        values = canonical(array, name, trace.geometry, len(trace.tokens)).astype(np.float64)
+        values = canonical(array, (layer, name), trace.geometry, len(trace.tokens)).astype(np.float64)
     except TraceError as error:
         raise _Unmeasured(error.what) from error
     if not np.isfinite(values).any():

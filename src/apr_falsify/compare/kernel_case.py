@@ -119,7 +119,7 @@ def kernel_case(trace: Trace, weights: Weights | None, key: Key) -> KernelCase:
     exact = {role: values.astype(np.float64) for role, values in inputs.items()}
     expected = np.asarray(compute(name, exact, site), dtype=np.float64)
     array = trace.stages.get(key)
-    captured = None if array is None else canonical(array, name, geometry, len(trace.tokens))
+    captured = None if array is None else canonical(array, key, geometry, len(trace.tokens))
     layout = () if array is None else array.layout
     return KernelCase(
         key=key,
@@ -147,7 +147,7 @@ def _captured(trace: Trace, key: Key, source: Key) -> Values:
             where=trace.path,
             remedy=f"capture {place} too",
         )
-    values = canonical(array, name, trace.geometry, len(trace.tokens))
+    values = canonical(array, source, trace.geometry, len(trace.tokens))
     if Layout.LAST_TOKEN in array.layout and STAGES[name].axes[0] == "tokens":
         if key[1] in _NEEDS_EVERY_TOKEN:
             raise StageError(

@@ -19,7 +19,7 @@ from apr_falsify.errors import TraceError
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import softcap
 from apr_falsify.stages import STAGES, Layout
-from apr_falsify.trace import StageArray
+from apr_falsify.trace import Key, StageArray
 
 Array = npt.NDArray[Any]
 
@@ -70,7 +70,7 @@ def _effective(array: StageArray, name: str) -> set[Layout]:
     return {word for word in array.layout if _ACTS[word](name)}
 
 
-def canonical(array: StageArray, name: str, geometry: Geometry, tokens: int) -> Array:
+def canonical(array: StageArray, key: Key, geometry: Geometry, tokens: int) -> Array:
     """Return a stage in its canonical shape; the very data where there is nothing to do.
 
     What was not stored cannot be restored: a ``last-token`` stage comes back without its token axis, a
@@ -78,7 +78,7 @@ def canonical(array: StageArray, name: str, geometry: Geometry, tokens: int) -> 
 
     Args:
         array: the stage as captured.
-        name: its name.
+        key: its layer and name; a constant may differ from layer to layer.
         geometry: the model's geometry.
         tokens: S, the number of tokens that were run.
 
@@ -86,11 +86,11 @@ def canonical(array: StageArray, name: str, geometry: Geometry, tokens: int) -> 
         TraceError: the number of values fits no shape of this layout and geometry.
 
     """
-    words = _effective(array, name)
+    name, words = key[1], _effective(array, key[1])
     data = array.data
     for word, undo in _UNDO.items():
         if word in words:
-            data = undo(data, name, geometry, 1 if Layout.LAST_TOKEN in words else tokens)
+            data = undo(data, key, geometry, 1 if Layout.LAST_TOKEN in words else tokens)
     shape = _shape(name, geometry, tokens, Layout.LAST_TOKEN in words)
     if data.size != math.prod(shape):
         raise TraceError(
@@ -114,43 +114,43 @@ def _sized(data: Array, name: str, shape: tuple[int, ...]) -> Array:
     return data.reshape(shape)
 
 
-def _token_major(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
+def _token_major(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     """[heads, S, D] -> [S, heads * D]."""
-    width = geometry.dims(tokens)[STAGES[name].axes[-1]]
-    heads = _sized(data, name, (width // geometry.head_dim, tokens, geometry.head_dim))
+    width = geometry.dims(tokens)[STAGES[key[1]].axes[-1]]
+    heads = _sized(data, key[1], (width // geometry.head_dim, tokens, geometry.head_dim))
     return heads.swapaxes(0, 1).reshape(tokens, width)
 
 
-def _half_split(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
+def _half_split(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     """Within each head, (0,1), (2,3) ... -> (0, D/2), (1, D/2 + 1) ...; columns of v stay."""
-    width = geometry.dims(tokens)[STAGES[name].axes[-1]]
-    split = np.array(_sized(data, name, (tokens, width)))
-    columns = _ROTARY_COLUMNS[name](geometry)
+    width = geometry.dims(tokens)[STAGES[key[1]].axes[-1]]
+    split = np.array(_sized(data, key[1], (tokens, width)))
+    columns = _ROTARY_COLUMNS[key[1]](geometry)
     pairs = split[:, :columns].reshape(tokens, -1, geometry.head_dim // 2, 2)
     split[:, :columns] = pairs.swapaxes(-1, -2).reshape(tokens, columns)
     return split
 
 
-def _scaled(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
+def _scaled(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     """q.k -> scaled q.k, in f64: rounding here would be taken for the runtime's."""
-    return softcap(np.multiply(data, geometry.attn_scale_at(None), dtype=np.float64), geometry.attn_softcap)
+    return softcap(np.multiply(data, geometry.attn_scale_at(key[0]), dtype=np.float64), geometry.attn_softcap)
 
 
-def _without_padding(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
+def _without_padding(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     """[heads, S, padded] -> [heads, S, S]; what lies beyond S is no data."""
     rows = geometry.heads * tokens
     if data.size % rows or data.size < rows * tokens:
         expected = f"{geometry.heads} heads x {tokens} tokens x at least {tokens} keys"
-        raise TraceError(f"the shape is {list(data.shape)}", where=name, expected=expected)
+        raise TraceError(f"the shape is {list(data.shape)}", where=key[1], expected=expected)
     return data.reshape(geometry.heads, tokens, -1)[:, :, :tokens]
 
 
-def _untransposed(data: Array, name: str, geometry: Geometry, tokens: int) -> Array:
+def _untransposed(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     """[..., C, S] -> [..., S, C]; a single row is the same either way."""
     return data.swapaxes(-1, -2) if data.ndim > 1 else data
 
 
-_UNDO: Mapping[Layout, Callable[[Array, str, Geometry, int], Array]] = {
+_UNDO: Mapping[Layout, Callable[[Array, Key, Geometry, int], Array]] = {
     Layout.TRANSPOSED: _untransposed,
     Layout.PADDED_KEYS: _without_padding,
     Layout.HEAD_MAJOR: _token_major,
@@ -160,14 +160,14 @@ _UNDO: Mapping[Layout, Callable[[Array, str, Geometry, int], Array]] = {
 """What undoes each word, in the order in which they are undone."""
 
 
-def aligned(name: str, oracle: StageArray, subject: StageArray, geometry: Geometry, tokens: int) -> Aligned:
+def aligned(key: Key, oracle: StageArray, subject: StageArray, geometry: Geometry, tokens: int) -> Aligned:
     """Bring a stage of both sides to one form, by their declared layouts.
 
     Where one side keeps only the last token, the other's last row is taken; where one side's scores
     are zero above the diagonal, the other's are made so.
 
     Args:
-        name: the stage.
+        key: the stage's layer and name.
         oracle: as the oracle stores it.
         subject: as the subject stores it.
         geometry: the model's geometry.
@@ -177,10 +177,10 @@ def aligned(name: str, oracle: StageArray, subject: StageArray, geometry: Geomet
         TraceError: a side's values fit no shape of its layout and this geometry.
 
     """
-    sides = [canonical(side, name, geometry, tokens) for side in (oracle, subject)]
-    declared = [_effective(side, name) for side in (oracle, subject)]
+    sides = [canonical(side, key, geometry, tokens) for side in (oracle, subject)]
+    declared = [_effective(side, key[1]) for side in (oracle, subject)]
     words = declared[0] | declared[1]
-    axes = axes_of(name, geometry)
+    axes = axes_of(key[1], geometry)
     if Layout.LAST_TOKEN in words:
         axes = axes.of_last_token()
         sides = [

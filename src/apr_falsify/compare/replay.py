@@ -144,7 +144,7 @@ class Replayer:
         array = self.trace.stages.get(key)
         if array is None:
             return None
-        values = canonical(array, key[1], self.trace.geometry, len(self.trace.tokens))
+        values = canonical(array, key, self.trace.geometry, len(self.trace.tokens))
         if Layout.LAST_TOKEN in array.layout and STAGES[key[1]].axes[0] == "tokens":
             values = values[None]
         return values

@@ -95,7 +95,7 @@ def _accumulated(
     key: Key, oracle: Trace, subject: Trace
 ) -> tuple[Metrics, tuple[int, ...], tuple[Layout, ...]]:
     """Return subject against oracle, the shape compared and the layout words that were undone."""
-    pair = aligned(key[1], oracle.stages[key], subject.stages[key], oracle.geometry, len(oracle.tokens))
+    pair = aligned(key, oracle.stages[key], subject.stages[key], oracle.geometry, len(oracle.tokens))
     return compare_arrays(pair.oracle, pair.subject, pair.axes), pair.oracle.shape, pair.layout
 
 

@@ -80,7 +80,7 @@ def assert_reads_back(folder: Path, run: Trace) -> None:
     assert trace.stages.keys() == run.stages.keys()
     for key, array in run.stages.items():
         np.testing.assert_array_equal(
-            canonical(trace.stages[key], key[1], run.geometry, S), array.data.reshape(array.data.shape)
+            canonical(trace.stages[key], key, run.geometry, S), array.data.reshape(array.data.shape)
         )
 
 

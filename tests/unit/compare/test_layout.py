@@ -22,7 +22,7 @@ from apr_falsify.geometry import Geometry, Rope
 from apr_falsify.ops import rotate
 from apr_falsify.stages import ATTENTION_CHAIN, STAGES, Layout, canonical_shape
 from apr_falsify.subjects import embedded
-from apr_falsify.trace import StageArray
+from apr_falsify.trace import Key, StageArray
 from apr_falsify.weights import open_model
 from tests.support import DATA
 
@@ -64,6 +64,10 @@ def stage(data: npt.ArrayLike, *layout: Layout) -> StageArray:
     return StageArray(data=np.asarray(data), layout=layout)
 
 
+def key(name: str) -> Key:
+    return (0 if STAGES[name].per_layer else None, name)
+
+
 def numbered(*shape: int) -> Array:
     return np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
 
@@ -80,7 +84,7 @@ def head_major(data: Array, head_dim: int) -> Array:
 
 
 def compare(name: str, oracle: StageArray, subject: StageArray, geometry: Geometry, tokens: int) -> Metrics:
-    pair = aligned(name, oracle, subject, geometry, tokens)
+    pair = aligned(key(name), oracle, subject, geometry, tokens)
     return compare_arrays(pair.oracle, pair.subject, pair.axes)
 
 
@@ -91,7 +95,7 @@ def compare(name: str, oracle: StageArray, subject: StageArray, geometry: Geomet
 def test_what_is_canonical_is_not_copied(name: str) -> None:
     data = numbered(*canonical_shape(name, SMALL.dims(S)))
     data.flags.writeable = False
-    found = canonical(stage(data), name, SMALL, S)
+    found = canonical(stage(data), key(name), SMALL, S)
     assert np.shares_memory(found, data)
     np.testing.assert_array_equal(found, data)
 
@@ -99,20 +103,20 @@ def test_what_is_canonical_is_not_copied(name: str) -> None:
 @pytest.mark.parametrize(("name", "heads"), [("q_post_rope", H), ("k_post_rope", K), ("qkv_bias", H + 2 * K)])
 def test_head_major_becomes_token_major(name: str, heads: int) -> None:
     data = numbered(S, heads * D)
-    found = canonical(stage(head_major(data, D), Layout.HEAD_MAJOR), name, SMALL, S)
+    found = canonical(stage(head_major(data, D), Layout.HEAD_MAJOR), key(name), SMALL, S)
     np.testing.assert_array_equal(found, data)
 
 
 def test_interleaved_pairs_become_half_split() -> None:
     # One head of D = 6: a pair's first halves 0, 1, 2 come first, then its second halves.
     data = np.tile(np.array([0, 100, 1, 101, 2, 102], np.float32), (S, H))
-    found = canonical(stage(data, Layout.INTERLEAVED), "q_post_rope", SMALL, S)
+    found = canonical(stage(data, Layout.INTERLEAVED), key("q_post_rope"), SMALL, S)
     np.testing.assert_array_equal(found, np.tile([0, 1, 2, 100, 101, 102], (S, H)))
 
 
 def test_v_keeps_its_columns_where_q_and_k_are_interleaved() -> None:
     data = numbered(S, (H + 2 * K) * D)
-    found = canonical(stage(data, Layout.INTERLEAVED), "qkv_matmul", SMALL, S)
+    found = canonical(stage(data, Layout.INTERLEAVED), key("qkv_matmul"), SMALL, S)
     rotary = (H + K) * D
     np.testing.assert_array_equal(found[:, rotary:], data[:, rotary:])
     np.testing.assert_array_equal(found[0, rotary - D : rotary] - data[0, rotary - D], [0, 2, 4, 1, 3, 5])
@@ -126,35 +130,35 @@ def test_half_split_rotation_is_the_interleaved_rotation_in_another_order(seed: 
     angles = np.outer(np.arange(tokens), 1e4 ** -(np.arange(0, D, 2) / D))
     turned = (x[..., 0] + 1j * x[..., 1]) * np.exp(1j * angles)[:, None, :]
     stored = np.stack((turned.real, turned.imag), axis=-1).reshape(tokens, H * D)
-    before = canonical(stage(x.reshape(tokens, H * D), Layout.INTERLEAVED), "q_post_rope", SMALL, tokens)
-    after = canonical(stage(stored, Layout.INTERLEAVED), "q_post_rope", SMALL, tokens)
+    before = canonical(stage(x.reshape(tokens, H * D), Layout.INTERLEAVED), key("q_post_rope"), SMALL, tokens)
+    after = canonical(stage(stored, Layout.INTERLEAVED), key("q_post_rope"), SMALL, tokens)
     np.testing.assert_allclose(after, rotate(before, SMALL.rope, D), atol=1e-12)
 
 
 def test_unscaled_scores_are_divided_by_the_root_of_the_head_dim() -> None:
     data = numbered(H, S, S)
-    found = canonical(stage(data, Layout.UNSCALED), "attn_scores", SMALL, S)
+    found = canonical(stage(data, Layout.UNSCALED), key("attn_scores"), SMALL, S)
     np.testing.assert_allclose(found, data.astype(np.float64) / math.sqrt(6), rtol=1e-15)
 
 
 def test_padded_keys_are_cut() -> None:
     data = np.full((H, S, 256), np.nan, np.float32)
     data[:, :, :S] = numbered(H, S, S)
-    found = canonical(stage(data, Layout.PADDED_KEYS), "attn_softmax", SMALL, S)
+    found = canonical(stage(data, Layout.PADDED_KEYS), key("attn_softmax"), SMALL, S)
     np.testing.assert_array_equal(found, numbered(H, S, S))
 
 
 def test_padded_unscaled_scores_as_llama_cpp_stores_them() -> None:
     data = np.full((H, S, 32), 7, np.float32)
     data[:, :, :S] = numbered(H, S, S) * math.sqrt(D)
-    found = canonical(stage(data, Layout.PADDED_KEYS, Layout.UNSCALED), "attn_scores", SMALL, S)
+    found = canonical(stage(data, Layout.PADDED_KEYS, Layout.UNSCALED), key("attn_scores"), SMALL, S)
     np.testing.assert_allclose(found, numbered(H, S, S), rtol=1e-7)
 
 
 @pytest.mark.parametrize("shape", [(H, 1, D), (H * D,)])
 def test_the_last_token_alone_in_head_major(shape: tuple[int, ...]) -> None:
     data = numbered(*shape)
-    found = canonical(stage(data, Layout.HEAD_MAJOR, Layout.LAST_TOKEN), "q_post_rope", SMALL, S)
+    found = canonical(stage(data, Layout.HEAD_MAJOR, Layout.LAST_TOKEN), key("q_post_rope"), SMALL, S)
     np.testing.assert_array_equal(found, numbered(H * D))
 
 
@@ -169,7 +173,7 @@ def test_scores_that_one_side_zeroes_are_zeroed_on_the_other() -> None:
         (stage(full), stage(zeroed, Layout.CAUSAL_ZEROED)),
         (stage(zeroed, Layout.CAUSAL_ZEROED), stage(full)),
     ):
-        pair = aligned("attn_scores", *sides, SMALL, S)
+        pair = aligned(key("attn_scores"), *sides, SMALL, S)
         np.testing.assert_array_equal(pair.oracle, pair.subject)
         assert pair.layout == (Layout.CAUSAL_ZEROED,)
 
@@ -178,7 +182,7 @@ def test_weight_on_the_future_is_not_hidden_by_a_causal_zeroed_softmax() -> None
     oracle = np.tril(np.ones((H, S, S), np.float32))
     peeking = oracle.copy()
     peeking[1, 0, 2] = 0.5
-    pair = aligned("attn_softmax", stage(oracle, Layout.CAUSAL_ZEROED), stage(peeking), SMALL, S)
+    pair = aligned(key("attn_softmax"), stage(oracle, Layout.CAUSAL_ZEROED), stage(peeking), SMALL, S)
     assert pair.subject[1, 0, 2] == 0.5
     assert pair.layout == ()
 
@@ -189,7 +193,7 @@ def test_the_last_token_is_compared_with_the_others_last_row() -> None:
         (stage(rows), stage(rows[-1], Layout.LAST_TOKEN)),
         (stage(rows[-1], Layout.LAST_TOKEN), stage(rows)),
     ):
-        pair = aligned("final_norm", *sides, SMALL, S)
+        pair = aligned(key("final_norm"), *sides, SMALL, S)
         found = compare_arrays(pair.oracle, pair.subject, pair.axes)
         assert (found.rel_l2, found.elements) == (0.0, SMALL.hidden)
         assert found.where == "last token, channel 0"
@@ -198,19 +202,22 @@ def test_the_last_token_is_compared_with_the_others_last_row() -> None:
 
 def test_the_last_token_on_both_sides_is_compared_as_it_is() -> None:
     row = stage(numbered(SMALL.hidden), Layout.LAST_TOKEN)
-    assert aligned("final_norm", row, row, SMALL, S).oracle.shape == (SMALL.hidden,)
+    assert aligned(key("final_norm"), row, row, SMALL, S).oracle.shape == (SMALL.hidden,)
 
 
 def test_the_words_of_both_sides_are_told_once_in_one_order() -> None:
     oracle = stage(head_major(numbered(S, H * D), D), Layout.HEAD_MAJOR)
     subject = stage(numbered(S, H * D), Layout.INTERLEAVED)
-    assert aligned("q_post_rope", oracle, subject, SMALL, S).layout == (Layout.HEAD_MAJOR, Layout.INTERLEAVED)
+    assert aligned(key("q_post_rope"), oracle, subject, SMALL, S).layout == (
+        Layout.HEAD_MAJOR,
+        Layout.INTERLEAVED,
+    )
 
 
 @pytest.mark.parametrize("word", Layout)
 def test_a_word_that_says_nothing_about_a_stage_is_passed_over(word: Layout) -> None:
     logits = stage(numbered(SMALL.vocab), word)
-    pair = aligned("lm_head", logits, logits, SMALL, S)
+    pair = aligned(key("lm_head"), logits, logits, SMALL, S)
     np.testing.assert_array_equal(pair.oracle, logits.data)
     assert pair.layout == ()
 
@@ -229,7 +236,7 @@ def test_values_that_do_not_fit_the_layout_are_refused(
     name: str, shape: tuple[int, ...], layout: tuple[Layout, ...]
 ) -> None:
     with pytest.raises(TraceError) as caught:
-        canonical(stage(numbered(*shape), *layout), name, SMALL, S)
+        canonical(stage(numbered(*shape), *layout), key(name), SMALL, S)
     assert caught.value.where == name
     assert caught.value.expected
 
@@ -319,7 +326,7 @@ def test_rope_keeps_the_norm_of_real_pairs_only_in_the_order_that_apr_stores(
     before = smollm2("qkv_matmul")[:, first : first + heads * 64]
     norms = {}
     for words in ((Layout.INTERLEAVED,), ()):
-        sides = (canonical(stage(data, *words), name, SMOLLM2, 7) for data in (before, smollm2(name)))
+        sides = (canonical(stage(data, *words), key(name), SMOLLM2, 7) for data in (before, smollm2(name)))
         pairs = [np.hypot(*np.moveaxis(side.reshape(7, heads, 2, 32), 2, 0)) for side in sides]
         norms[words] = np.linalg.norm(pairs[1] - pairs[0]) / np.linalg.norm(pairs[0])
     assert norms[Layout.INTERLEAVED,] < 1e-6
@@ -330,7 +337,7 @@ def test_rope_keeps_the_norm_of_real_pairs_only_in_the_order_that_apr_stores(
 def test_real_interleaved_stages_are_rope_of_their_input_once_declared(
     name: str, first: int, heads: int
 ) -> None:
-    qkv = canonical(stage(smollm2("qkv_matmul"), Layout.INTERLEAVED), "qkv_matmul", SMOLLM2, 7)
+    qkv = canonical(stage(smollm2("qkv_matmul"), Layout.INTERLEAVED), key("qkv_matmul"), SMOLLM2, 7)
     expected = rotate(qkv[:, first : first + heads * 64].astype(np.float64), SMOLLM2.rope, 64)
     declared = compare(name, stage(expected), stage(smollm2(name), Layout.INTERLEAVED), SMOLLM2, 7)
     assert declared.rel_l2 < 1e-6

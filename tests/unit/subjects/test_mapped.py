@@ -40,9 +40,7 @@ def apr() -> Trace:
 def assert_same(found: Trace, expected: Trace) -> None:
     assert found.stages.keys() == expected.stages.keys()
     for key, array in found.stages.items():
-        ours, theirs = (
-            canonical(each, key[1], expected.geometry, S) for each in (array, expected.stages[key])
-        )
+        ours, theirs = (canonical(each, key, expected.geometry, S) for each in (array, expected.stages[key]))
         np.testing.assert_array_equal(ours, theirs, err_msg=str(key))
 
 
@@ -124,7 +122,7 @@ def test_scores_stored_before_the_scale_are_read_in_scaled(apr: Trace, tmp_path:
     said["stages"]["attn_scores"]["layout"] = ["causal-zeroed", "unscaled"]
     trace = open_recorded(target(write(tmp_path, arrays, said))).trace
     assert set(trace.stages[0, "attn_scores"].layout) == {Layout.CAUSAL_ZEROED, Layout.UNSCALED}
-    found = canonical(trace.stages[2, "attn_scores"], "attn_scores", trace.geometry, S)
+    found = canonical(trace.stages[2, "attn_scores"], (2, "attn_scores"), trace.geometry, S)
     np.testing.assert_allclose(found, apr.stages[2, "attn_scores"].data, rtol=1e-6)
 
 

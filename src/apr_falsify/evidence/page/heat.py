@@ -167,7 +167,7 @@ def _accumulated(key: Key, oracle: Trace, subject: Trace) -> _Compared | None:
     if key not in oracle.stages or key not in subject.stages:
         return None
     try:
-        pair = aligned(key[1], oracle.stages[key], subject.stages[key], oracle.geometry, len(oracle.tokens))
+        pair = aligned(key, oracle.stages[key], subject.stages[key], oracle.geometry, len(oracle.tokens))
     except AprFalsifyError:
         return None
     expected, found = pair.oracle.astype(np.float64), pair.subject.astype(np.float64)
