@@ -12,12 +12,14 @@ channel, llama.cpp's CPU back end by calling its quantisers through its library.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from apr_falsify.arithmetic import round_bf16, round_f16
+from apr_falsify.blocks import Blocks, Steps, kept_of, rounding_steps, steps_of
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -26,52 +28,7 @@ Values = npt.NDArray[np.floating[Any]]
 BLOCK = 32
 SUPER_BLOCK = 256
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Steps:
-    """Where values [..., n] lie between the integers that a format rounds them to.
-
-    Attributes:
-        quants: the integers, f64 [..., n]; ``quants * scale`` is what is kept (and the block's minimum more,
-            in a format that has one).
-        scale: what one step is worth in what is kept, f64 [..., n].
-        fraction: the distance of each value to the nearest edge between two integers, f64 [..., n], in steps;
-            a value that is exactly an integer has 0.5.
-        flip: what ``quants`` would change by, were the value beyond that edge, f64 [..., n].
-
-    """
-
-    quants: F64
-    scale: F64
-    fraction: F64
-    flip: F64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Blocks:
-    """Blocks of values [..., blocks, size] and what became of them.
-
-    Attributes:
-        values: the values.
-        quants: their integers.
-        scale: what one integer is worth once stored [..., blocks, 1].
-        width: the signed distance in ``values`` that one integer covers, before it was stored.
-        ends: the least and the largest integer.
-        origin: the value that integer 0 stands for [..., blocks, 1], as it was computed with.
-        minimum: the same as it was stored.
-
-    """
-
-    values: F32
-    quants: F32
-    scale: F64
-    width: F64
-    ends: tuple[int, int]
-    origin: F64 | float = 0.0
-    minimum: F64 | float = 0.0
-
-
-_Format = Callable[[Values], _Blocks]
+_INT8 = range(-127, 128)
 
 
 def blocks_of(values: Values, size: int) -> F32:
@@ -81,33 +38,6 @@ def blocks_of(values: Values, size: int) -> F32:
     if missing:
         flat = np.concatenate((flat, np.zeros((*flat.shape[:-1], missing), np.float32)), axis=-1)
     return flat.reshape(*flat.shape[:-1], -1, size)
-
-
-def _unblocked(blocks: F64, length: int) -> F64:
-    return blocks.reshape(*blocks.shape[:-2], -1)[..., :length]
-
-
-def _kept(form: _Format, values: Values) -> F64:
-    with np.errstate(invalid="ignore", over="ignore"):  # a scale beyond f16 is infinite, as it is there
-        blocks = form(values)
-        return _unblocked(blocks.quants.astype(np.float64) * blocks.scale + blocks.minimum, values.shape[-1])
-
-
-def _steps(form: _Format, values: Values) -> Steps:
-    with np.errstate(invalid="ignore", over="ignore"):
-        blocks = form(values)
-        least, largest = blocks.ends
-        quants = blocks.quants.astype(np.float64)
-        exact = np.zeros(quants.shape)  # a block of width 0 holds zeros alone
-        np.divide(blocks.values - blocks.origin, blocks.width, out=exact, where=blocks.width != 0)
-        edge = np.clip(np.floor(exact), least, largest - 1) + 0.5
-    parts = {
-        "quants": quants,
-        "scale": np.broadcast_to(blocks.scale, quants.shape),
-        "fraction": np.abs(exact - edge),
-        "flip": np.where(quants > edge, -1.0, 1.0),
-    }
-    return Steps(**{name: _unblocked(part, values.shape[-1]) for name, part in parts.items()})
 
 
 def _ratio(numerator: F32, divisor: F32) -> F32:
@@ -132,14 +62,14 @@ _APR_LEAST = np.float32(1e-10)
 """Up to this a block's maximum counts as none for apr: its scale is 1 / 127 then, and its integers are 0."""
 
 
-def _q8_256(values: Values) -> _Blocks:
+def _q8_256(values: Values) -> Blocks:
     blocks = blocks_of(values, SUPER_BLOCK)
     largest = np.fmax.reduce(np.abs(blocks), axis=-1, keepdims=True, initial=np.float32(0))
     scale = np.where(largest > _APR_LEAST, largest, np.float32(1)).astype(np.float32) / np.float32(127)
     quants = _ties_away(blocks * (np.float32(1) / scale))
     quants[np.isnan(quants)] = 0
     wide = scale.astype(np.float64)
-    return _Blocks(values=blocks, quants=quants, scale=wide, width=wide, ends=(-127, 127))
+    return Blocks(values=blocks, quants=quants, scale=wide, width=wide, levels=_INT8)
 
 
 def q8_256(values: Values) -> F64:
@@ -151,22 +81,20 @@ def q8_256(values: Values) -> F64:
     none differs: ``x * (127 / max)`` is wrong for 15,004 of them, ``x / scale`` for 24,049, ties to even for
     39,636, adding a half and truncating for 148.
     """
-    return _kept(_q8_256, values)
+    return kept_of(_q8_256, values)
 
 
-def _q8_k(values: Values) -> _Blocks:
+def _q8_k(values: Values) -> Blocks:
     blocks = blocks_of(values, SUPER_BLOCK)
     largest = _signed_largest(blocks)
     inverse = _ratio(np.full_like(largest, -127), largest)
     scale = _ratio(np.ones_like(inverse), inverse).astype(np.float64)
-    return _Blocks(
-        values=blocks, quants=np.rint(blocks * inverse), scale=scale, width=scale, ends=(-127, 127)
-    )
+    return Blocks(values=blocks, quants=np.rint(blocks * inverse), scale=scale, width=scale, levels=_INT8)
 
 
 def q8_k(values: Values) -> F64:
     """ggml's ``q8_K``: blocks of 256, scale from the signed value of largest magnitude, kept in f32."""
-    return _kept(_q8_k, values)
+    return kept_of(_q8_k, values)
 
 
 def _signed_largest(blocks: F32) -> F32:
@@ -182,10 +110,10 @@ def _q8_32(values: Values) -> tuple[F32, F32, F32]:
     return blocks, np.rint(blocks * inverse), (largest / np.float32(127)).astype(np.float32)
 
 
-def _q8_0(values: Values) -> _Blocks:
+def _q8_0(values: Values) -> Blocks:
     blocks, quants, scale = _q8_32(values)
-    return _Blocks(
-        values=blocks, quants=quants, scale=_f16(scale), width=scale.astype(np.float64), ends=(-127, 127)
+    return Blocks(
+        values=blocks, quants=quants, scale=_f16(scale), width=scale.astype(np.float64), levels=_INT8
     )
 
 
@@ -196,99 +124,165 @@ def _f16(values: F32) -> F64:
 
 def q8_0(values: Values) -> F64:
     """ggml's ``q8_0``: blocks of 32, ``rint(x * (127 / max))`` in f32, scale max / 127 kept as f16."""
-    return _kept(_q8_0, values)
+    return kept_of(_q8_0, values)
 
 
 def q8_1_block_sums(values: Values) -> F64:
     """Return what ggml's ``q8_1`` keeps for each block's sum beyond its own values: [..., blocks].
 
-    ``q8_1`` is ``q8_0`` plus s = f16(scale * sum of the integers), with which a 4- or 5-bit
-    weight's minimum is multiplied. Returned is s minus the sum of the dequantised values.
+    ``q8_1`` is ``q8_0`` plus s = f16(scale * sum of the integers), the product and its scale in f32, with
+    which a 4- or 5-bit weight's minimum is multiplied. Returned is s minus the sum of the dequantised values.
     """
     _, quants, scale = _q8_32(values)
     total = np.sum(quants, axis=-1)
-    kept = (total * scale[..., 0]).astype(np.float16).astype(np.float64)
-    extra: F64 = kept - total.astype(np.float64) * scale[..., 0].astype(np.float16).astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        extra: F64 = _f16(total * scale[..., 0]) - total.astype(np.float64) * _f16(scale[..., 0])
     return extra
 
 
+def _from_largest(values: Values, half: int) -> Blocks:
+    """Quantise to integers 0..2 half - 1, less ``half``, with a scale of (signed largest) / -half."""
+    blocks = blocks_of(values, BLOCK)
+    scale = _signed_largest(blocks) / np.float32(-half)
+    shifted = blocks * _ratio(np.ones_like(scale), scale) + np.float32(half + 0.5)
+    return Blocks(
+        values=blocks,
+        quants=np.minimum(np.float32(2 * half - 1), np.trunc(shifted)) - np.float32(half),
+        scale=_f16(scale),
+        width=scale.astype(np.float64),
+        levels=range(-half, half),
+    )
+
+
+_q4_0, _q5_0 = partial(_from_largest, half=8), partial(_from_largest, half=16)
+
+
 def q4_0(values: Values) -> F64:
-    """ggml's ``q4_0``: blocks of 32, scale (signed largest) / -8 kept as f16, integers 0..15 minus 8."""
-    blocks = blocks_of(values, BLOCK)
-    scale = (_signed_largest(blocks) / np.float32(-8)).astype(np.float32)
-    inverse = _ratio(np.ones_like(scale), scale)
-    quants = np.minimum(15, np.trunc(blocks * inverse + np.float32(8.5)))
-    kept = scale.astype(np.float16).astype(np.float64)
-    return _unblocked((quants.astype(np.float64) - 8) * kept, values.shape[-1])
+    """ggml's ``q4_0``: blocks of 32, ``trunc(x * (1 / d) + 8.5)`` in f32, d = (signed largest) / -8.
 
-
-def _from_minimum(values: Values, largest: int) -> tuple[F64, F64]:
-    """Return what blocks of a scale and a minimum, both f16, stand for, and the minima [..., blocks]."""
-    blocks = blocks_of(values, BLOCK)
-    low = np.min(blocks, axis=-1, keepdims=True)
-    scale = ((np.max(blocks, axis=-1, keepdims=True) - low) / np.float32(largest)).astype(np.float32)
-    inverse = _ratio(np.ones_like(scale), scale)
-    quants = np.minimum(largest, np.trunc((blocks - low) * inverse + np.float32(0.5))).astype(np.float64)
-    minimum = low.astype(np.float16).astype(np.float64)
-    kept = quants * scale.astype(np.float16).astype(np.float64) + minimum
-    return _unblocked(kept, values.shape[-1]), minimum[..., 0]
-
-
-def q4_1(values: Values) -> F64:
-    """ggml's ``q4_1``: blocks of 32, scale (max - min) / 15 and minimum kept as f16, integers 0..15."""
-    return _from_minimum(values, 15)[0]
-
-
-def q5_1(values: Values) -> F64:
-    """ggml's ``q5_1``: as ``q4_1`` with integers 0..31."""
-    return _from_minimum(values, 31)[0]
-
-
-def minima_4_bit(values: Values) -> F64:
-    """Return the minima [..., blocks] that :func:`q4_1` keeps."""
-    return _from_minimum(values, 15)[1]
-
-
-def minima_5_bit(values: Values) -> F64:
-    """Return the minima [..., blocks] that :func:`q5_1` keeps."""
-    return _from_minimum(values, 31)[1]
+    The integers are at most 15, then 8 less. The first of equally large values gives the sign of d, which is
+    stored in f16.
+    """
+    return kept_of(_q4_0, values)
 
 
 def q5_0(values: Values) -> F64:
-    """ggml's ``q5_0``: blocks of 32, scale (signed largest) / -16 kept as f16, integers 0..31 minus 16."""
+    """ggml's ``q5_0``: blocks of 32, as ``q4_0`` with d = (signed largest) / -16, integers 0..31 minus 16."""
+    return kept_of(_q5_0, values)
+
+
+def _from_minimum(values: Values, largest: int) -> Blocks:
+    """Quantise to integers 0..largest above the least value, with a scale of (max - min) / largest."""
     blocks = blocks_of(values, BLOCK)
-    scale = (_signed_largest(blocks) / np.float32(-16)).astype(np.float32)
-    inverse = _ratio(np.ones_like(scale), scale)
-    quants = np.minimum(31, np.trunc(blocks * inverse + np.float32(16.5))).astype(np.float64)
-    return _unblocked((quants - 16) * scale.astype(np.float16).astype(np.float64), values.shape[-1])
+    low = np.min(blocks, axis=-1, keepdims=True)
+    scale = (np.max(blocks, axis=-1, keepdims=True) - low) / np.float32(largest)
+    shifted = (blocks - low) * _ratio(np.ones_like(scale), scale) + np.float32(0.5)
+    return Blocks(
+        values=blocks,
+        quants=np.minimum(np.float32(largest), np.trunc(shifted)),
+        scale=_f16(scale),
+        width=scale.astype(np.float64),
+        levels=range(largest + 1),
+        origin=low.astype(np.float64),
+        minimum=_f16(low),
+    )
+
+
+_q4_1, _q5_1 = partial(_from_minimum, largest=15), partial(_from_minimum, largest=31)
+
+
+def q4_1(values: Values) -> F64:
+    """ggml's ``q4_1``: blocks of 32, ``trunc((x - min) * (1 / d) + 0.5)`` in f32, d = (max - min) / 15.
+
+    Both d and the minimum are stored in f16, after the integers were taken with their f32 values.
+    """
+    return kept_of(_q4_1, values)
+
+
+def q5_1(values: Values) -> F64:
+    """ggml's ``q5_1``: as ``q4_1`` with d = (max - min) / 31."""
+    return kept_of(_q5_1, values)
+
+
+def minima(values: Values) -> F64:
+    """Return the minima [..., blocks] that ``q4_1`` and ``q5_1`` store, in f16."""
+    return _f16(np.min(blocks_of(values, BLOCK), axis=-1))
 
 
 _IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """``kvalues_iq4nl`` of ggml-common.h."""
 
+_IQ4_LEAST = np.float32(1e-15)
+"""Below this a block's maximum counts as none: ``GROUP_MAX_EPS`` of ggml-quants.c."""
+
+
+def _iq4_nl(values: Values) -> Blocks:
+    blocks = blocks_of(values, BLOCK)
+    table = np.array(_IQ4_NL, np.float32)
+    width = _signed_largest(blocks) / table[0]
+    scaled = blocks * _ratio(np.ones_like(width), width)
+    above = np.clip(np.searchsorted(table, scaled, side="right"), 1, len(table) - 1)
+    # Both distances are rounded to f32 before they are compared; of equal ones the upper step is taken.
+    nearer = scaled - table[above - 1] < table[above] - scaled
+    quants = table[np.where(nearer, above - 1, above)]
+    weights = blocks * blocks * quants
+    fitted, energy = (
+        np.cumsum(weights * other, axis=-1, dtype=np.float32)[..., -1:] for other in (blocks, quants)
+    )
+    used = (energy > 0) & (np.max(np.abs(blocks), axis=-1, keepdims=True) >= _IQ4_LEAST)
+    scale = np.divide(fitted, energy, out=np.zeros_like(fitted), where=used)
+    return Blocks(
+        values=blocks, quants=quants, scale=_f16(scale), width=width.astype(np.float64), levels=_IQ4_NL
+    )
+
 
 def iq4_nl(values: Values) -> F64:
-    """ggml's ``iq4_nl``: blocks of 32, the nearest of 16 uneven steps, a scale refitted to them, as f16."""
-    blocks = blocks_of(values, BLOCK)
-    steps = np.array(_IQ4_NL, np.float32)
-    inverse = _ratio(np.full((*blocks.shape[:-1], 1), -127, np.float32), _signed_largest(blocks))
-    with np.errstate(invalid="ignore"):
-        nearest = np.searchsorted((steps[1:] + steps[:-1]) / 2, blocks * inverse, side="right")
-    chosen = steps[nearest]
-    weights = blocks * blocks
-    fitted, energy = (
-        np.cumsum(weights * chosen * other, axis=-1, dtype=np.float32)[..., -1:] for other in (blocks, chosen)
-    )
-    scale = _ratio(fitted, energy).astype(np.float16).astype(np.float64)
-    return _unblocked(chosen * scale, values.shape[-1])
+    """ggml's ``iq4_nl``: blocks of 32, the nearest of 16 uneven steps, a scale refitted to them, as f16.
 
+    In f32: d = (signed largest) / -127, ``x * (1 / d)`` goes to the nearest step q; the scale is then
+    sum(w q x) / sum(w q q), w = x x, each product from the left and each sum in the order of the values. It
+    is 0 where max|x| is below 1e-15. This is what a KV cache is written with; files are quantised with a
+    search over several scales.
+    """
+    return kept_of(_iq4_nl, values)
+
+
+def f16(values: Values) -> F64:
+    """IEEE binary16, to nearest, ties to even; subnormal numbers are kept."""
+    return round_f16(values).astype(np.float64)
+
+
+def bf16(values: Values) -> F64:
+    """The upper 16 bits of f32, to nearest, ties to even; subnormal numbers are kept."""
+    return round_bf16(values).astype(np.float64)
+
+
+EITHER_SIDE = 127 * 2.0**-22
+"""How near to an edge, in steps, a value may be rounded to either side by another order of f32 operations.
+
+A scale, its reciprocal and the product with it are rounded by up to 2**-24 of 127 steps each. Ties, which
+are at the edge itself, go to the even integer or away from zero. On x86-64 llama.cpp is built with AVX nearly
+always, and then does what is described here; without it (and in blocks of four and five bits with fused
+multiply-adds, as GCC makes of them on ARM) values within this of an edge differ.
+"""
 
 STEPS: Mapping[Callable[[Values], F64], Callable[[Values], Steps]] = {
-    q8_256: partial(_steps, _q8_256),
-    q8_k: partial(_steps, _q8_k),
-    q8_0: partial(_steps, _q8_0),
+    q8_256: partial(steps_of, _q8_256),
+    q8_k: partial(steps_of, _q8_k),
+    q8_0: partial(steps_of, _q8_0),
+    q4_0: partial(steps_of, _q4_0),
+    q4_1: partial(steps_of, _q4_1),
+    q5_0: partial(steps_of, _q5_0),
+    q5_1: partial(steps_of, _q5_1),
+    iq4_nl: partial(steps_of, _iq4_nl),
+    f16: partial(rounding_steps, round_f16, digits=11, least=-24),
+    bf16: partial(rounding_steps, round_bf16, digits=8, least=-133),
 }
-"""What is left of values in blocks -> where the values lie between its steps."""
+"""What is left of values -> where the values lie between its steps.
+
+Of ``iq4_nl`` a flip also refits the scale of its block, by up to a few of f16's units: what is kept after it
+is near ``(quants + flip) * scale``, and not that to the bit.
+"""
 
 
 ROTATED_BLOCK = 64

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import quantise
-from apr_falsify.arithmetic import FORMATS, round_bf16, round_f16
+from apr_falsify.arithmetic import FORMATS
 from apr_falsify.errors import UsageError, nearest
 
 F64 = npt.NDArray[np.float64]
@@ -53,14 +53,6 @@ OPERATIONS: Mapping[str, Operation] = {
 def exact(values: Values) -> F64:
     """Return ``values`` as they are."""
     return values.astype(np.float64, copy=False)
-
-
-def _f16(values: Values) -> F64:
-    return round_f16(values).astype(np.float64)
-
-
-def _bf16(values: Values) -> F64:
-    return round_bf16(values).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +100,8 @@ CACHES: Mapping[str, Operand] = {
 """Type of a quantised KV cache -> what is left of keys or values."""
 
 MINIMA: Mapping[Operand, Operand] = {
-    quantise.q4_1: quantise.minima_4_bit,
-    quantise.q5_1: quantise.minima_5_bit,
+    quantise.q4_1: quantise.minima,
+    quantise.q5_1: quantise.minima,
 }
 """What is left of keys -> the minima of their blocks, which are multiplied with rounded block sums of q."""
 
@@ -149,8 +141,8 @@ def _v_caches() -> Iterator[Rule]:
 RULES: Mapping[Operation, tuple[Rule, ...]] = {
     Operation.PROJECTION: (
         PLAIN,
-        Rule(name="f16", left=_f16),
-        Rule(name="bf16", left=_bf16),
+        Rule(name="f16", left=quantise.f16),
+        Rule(name="bf16", left=quantise.bf16),
         Rule(name="q8 blocks of 256", left=quantise.q8_256, block=256),
         Rule(name="q8_k blocks of 256", left=quantise.q8_k, block=256),
         Rule(name="q8_0 blocks of 32", left=quantise.q8_0, block=32),
@@ -158,16 +150,16 @@ RULES: Mapping[Operation, tuple[Rule, ...]] = {
     ),
     Operation.SCORES: (
         PLAIN,
-        Rule(name="f16 q and k", left=_f16, right=_f16),
-        Rule(name="f16 k", left=exact, right=_f16),
-        Rule(name="bf16 q and k", left=_bf16, right=_bf16),
+        Rule(name="f16 q and k", left=quantise.f16, right=quantise.f16),
+        Rule(name="f16 k", left=exact, right=quantise.f16),
+        Rule(name="bf16 q and k", left=quantise.bf16, right=quantise.bf16),
         *_k_caches(),
     ),
     Operation.MIX: (
         PLAIN,
-        Rule(name="f16 weights and v", left=_f16, right=_f16),
-        Rule(name="f16 v", left=exact, right=_f16),
-        Rule(name="bf16 weights and v", left=_bf16, right=_bf16),
+        Rule(name="f16 weights and v", left=quantise.f16, right=quantise.f16),
+        Rule(name="f16 v", left=exact, right=quantise.f16),
+        Rule(name="bf16 weights and v", left=quantise.bf16, right=quantise.bf16),
         *_v_caches(),
     ),
     Operation.ELEMENTWISE: (PLAIN,),

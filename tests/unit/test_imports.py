@@ -25,6 +25,7 @@ ORDER = (
     "geometry",
     "apr_geometry",
     "arithmetic",
+    "blocks",
     "quantise",
     "aprt",
     "mapped_file",
