@@ -72,6 +72,20 @@ class Library:
         )
         self.cpu.ggml_get_type_traits_cpu.restype = ctypes.POINTER(_Traits)
         self.cpu.ggml_cpu_init()
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        for name, arguments in (
+            ("ggml_init", (_Parameters,)),
+            ("ggml_free", (pointer,)),
+            ("ggml_new_tensor_2d", (pointer, ctypes.c_int, number, number)),
+            ("ggml_get_data", (pointer,)),
+            ("ggml_mul_mat", (pointer, pointer, pointer)),
+            ("ggml_mul_mat_set_hint", (pointer, ctypes.c_int)),
+            ("ggml_new_graph", (pointer,)),
+            ("ggml_build_forward_expand", (pointer, pointer)),
+        ):
+            function = getattr(self.base, name)
+            function.argtypes, function.restype = arguments, pointer
+        self.cpu.ggml_graph_compute_with_ctx.argtypes = (pointer, pointer, ctypes.c_int)
 
     def from_float(self, kind: str) -> Callable[[F32], Bytes]:
         """Return what the CPU back end quantises rows with."""
@@ -97,6 +111,33 @@ class Library:
         quants = _signed(packed[:, size - 4 * width : size]).reshape(len(packed), -1, 4, 8)
         with np.errstate(invalid="ignore"):
             return (quants * scales[:, None, :, None]).transpose(2, 0, 1, 3).reshape(rows.shape)
+
+    def turned(self, rows: F32) -> F32:
+        """Return each row times the Hadamard matrix of its length, as llama.cpp turns q, k and v."""
+        count, size = rows.shape
+        context = self.base.ggml_init(_Parameters(mem_size=3 * rows.nbytes + 4 * size * size + (1 << 20)))
+        matrix = self.base.ggml_new_tensor_2d(context, 0, size, size)
+        values = self.base.ggml_new_tensor_2d(context, 0, size, count)
+        ctypes.memmove(self.base.ggml_get_data(values), np.ascontiguousarray(rows).ctypes.data, rows.nbytes)
+        result = self.base.ggml_mul_mat(context, matrix, values)
+        self.base.ggml_mul_mat_set_hint(result, _HADAMARD)
+        graph = self.base.ggml_new_graph(context)
+        self.base.ggml_build_forward_expand(graph, result)
+        assert self.cpu.ggml_graph_compute_with_ctx(context, graph, 1) == 0
+        found = np.zeros(rows.shape, np.float32)
+        ctypes.memmove(found.ctypes.data, self.base.ggml_get_data(result), found.nbytes)
+        self.base.ggml_free(context)
+        return found
+
+
+_HADAMARD = 1
+"""``GGML_HINT_SRC0_IS_HADAMARD``: the matrix itself is not read then."""
+
+
+class _Parameters(ctypes.Structure):
+    """``ggml_init_params``."""
+
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
 def _called(function: Callable[[int, int, int], None], kind: str) -> Callable[[F32], Bytes]:

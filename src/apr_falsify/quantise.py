@@ -324,9 +324,8 @@ def turned_edges(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
     """Return how far :func:`turned_back` of ``kept`` may be off: an edge is spread over its block."""
 
     def off(values: Values) -> F64:
-        turned = values.reshape(*values.shape[:-1], -1, ROTATED_BLOCK) @ hadamard(ROTATED_BLOCK)
-        found = edges(kept, turned.astype(np.float32).reshape(values.shape), ROTATED_BLOCK)
-        blocks = found.reshape(turned.shape)
+        found = edges(kept, turned(values, ROTATED_BLOCK), ROTATED_BLOCK)
+        blocks = found.reshape(*values.shape[:-1], -1, ROTATED_BLOCK)
         spread = np.sqrt(np.mean(np.square(blocks), axis=-1, keepdims=True))
         return np.broadcast_to(spread, blocks.shape).reshape(values.shape)
 
@@ -336,14 +335,29 @@ def turned_edges(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
 def turned_back(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
     """Return what ``kept`` leaves of values that a Hadamard matrix turned, and turned back afterwards."""
 
-    def turned(values: Values) -> F64:
-        matrix = hadamard(ROTATED_BLOCK)
-        parts = values.reshape(*values.shape[:-1], -1, ROTATED_BLOCK)
-        held = kept((parts @ matrix).astype(np.float32).reshape(values.shape))
-        back: F64 = held.reshape(parts.shape) @ matrix
-        return back.reshape(values.shape)
+    def back(values: Values) -> F64:
+        held = kept(turned(values, ROTATED_BLOCK)).reshape(*values.shape[:-1], -1, ROTATED_BLOCK)
+        result: F64 = held @ hadamard(ROTATED_BLOCK)
+        return result.reshape(values.shape)
 
-    return turned
+    return back
+
+
+def turned(values: Values, size: int) -> F64:
+    """Turn each ``size`` values (a power of two) by the normalised Hadamard matrix, as llama.cpp's CPU does.
+
+    In f32: every value times 1 / sqrt(size), then sums and differences of pairs that are 1, 2, 4 ... apart.
+    That order is the same in every SIMD width (``ggml_compute_forward_fwht``); versions before it, and other
+    devices, sum in another order. With it the scores of the real llama.cpp with a rotated K cache in q4_0,
+    q8_0, q5_1 or iq4_nl are explained to 1.3e-7 in every layer; with sums in f64 some keep 6e-6 to 1.4e-4.
+    """
+    parts = values.astype(np.float32).reshape(-1, size) * (np.float32(1) / np.sqrt(np.float32(size)))
+    for apart in (1 << power for power in range(size.bit_length() - 1)):
+        pairs = parts.reshape(len(parts), -1, 2, apart)
+        first, second = pairs[:, :, :1], pairs[:, :, 1:]
+        parts = np.concatenate((first + second, first - second), axis=2).reshape(parts.shape)
+    result: F64 = parts.reshape(values.shape).astype(np.float64)
+    return result
 
 
 def hadamard(size: int) -> F64:

@@ -62,3 +62,11 @@ def test_reordered_weights_meet_the_same_activations(kind: str, values: str, lib
     """llama.cpp quantises four rows at once where it keeps the weights in another order (``CPU_REPACK``)."""
     for rows in rows_of(values, 4 * ROWS).reshape(ROWS, 4, SIZE):
         np.testing.assert_array_equal(OURS[kind](rows), library.four_rows(kind, rows))
+
+
+@pytest.mark.parametrize("values", sorted(KINDS))
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_values_are_turned_as_llama_cpp_turns_them(size: int, values: str, library: Library) -> None:
+    rows = rows_of(values, ROWS).reshape(-1, size)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(quantise.turned(rows, size), library.turned(rows))

@@ -169,6 +169,15 @@ def test_turning_there_and_back_changes_nothing_but_rounding() -> None:
     np.testing.assert_allclose(turned, values, atol=2e-5)
 
 
+@pytest.mark.parametrize("size", [2, 32, 64, 128])
+def test_turning_multiplies_by_the_hadamard_matrix(size: int) -> None:
+    values = keys(2)
+    parts = values.reshape(50, -1, size)
+    scale = np.sqrt(np.sum(np.square(parts), axis=-1, keepdims=True))
+    found = quantise.turned(values, size).reshape(parts.shape)
+    assert np.all(np.abs(found - parts @ quantise.hadamard(size)) <= 8 * 2.0**-24 * scale)
+
+
 def test_an_outlier_is_spread_over_the_block_that_it_is_turned_in() -> None:
     values = np.zeros((1, 128), np.float32)
     values[0, 3] = 10.0

@@ -48,7 +48,7 @@ class Operands:
         if self.interleaved:
             a, b = self._side_by_side(a), self._side_by_side(b)  # q.k does not depend on a common order
         if rule.rotated:
-            a, b = _turned(a, self.geometry.head_dim), _turned(b, self.geometry.head_dim)
+            a, b = (quantise.turned(x, self.geometry.head_dim) for x in (a, b))
         return a, b
 
     def _side_by_side(self, x: F64) -> F64:
@@ -77,8 +77,3 @@ _OPERANDS: Mapping[Operation, tuple[str, str]] = {
     Operation.SCORES: ("q_post_rope", "k_post_rope"),
     Operation.MIX: ("attn_softmax", "qkv_bias"),
 }
-
-
-def _turned(x: F64, head_dim: int) -> F64:
-    heads = x.reshape(*x.shape[:-1], -1, head_dim)
-    return (heads @ quantise.hadamard(head_dim)).astype(np.float32).astype(np.float64).reshape(x.shape)

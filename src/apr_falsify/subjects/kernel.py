@@ -141,17 +141,12 @@ def _operands(site: RuntimeSite, name: str, inputs: dict[str, Array]) -> dict[st
     a, b = inputs[left], inputs[right]
     dtype = a.dtype
     if rule.rotated and operation is Operation.SCORES:
-        a, b = _turned(a, site.geometry.head_dim), _turned(b, site.geometry.head_dim)
+        a, b = (quantise.turned(x, site.geometry.head_dim).astype(dtype) for x in (a, b))
     return {
         **inputs,
         left: rule.left(a).astype(dtype, copy=False),
         right: rule.right(b).astype(dtype, copy=False),
     }
-
-
-def _turned(x: Array, head_dim: int) -> Array:
-    heads = x.reshape(len(x), -1, head_dim)
-    return np.asarray((heads @ quantise.hadamard(head_dim)).astype(x.dtype).reshape(x.shape))
 
 
 def _sequential(x: Array, weight: Tensor) -> Array:
