@@ -67,6 +67,7 @@ class Rule:
         rotated: whether a Hadamard matrix turns them first: of scores both operands by that of head_dim, of
             a mix the values in blocks, and its result back.
         block_sums: whether a weight's minimum is multiplied with a separately rounded block sum.
+        kept: where values are turned within ``right`` and back: what is left of them in between.
         edges: how far ``right`` may be off where values are turned within it, ``None`` where they are not.
         parts: weight type -> rule, where one stage multiplies with weights of several types.
 
@@ -78,6 +79,7 @@ class Rule:
     block: int = 1
     rotated: bool = False
     block_sums: bool = False
+    kept: Operand | None = None
     edges: Operand | None = None
     parts: tuple[tuple[str, Rule], ...] = ()
 
@@ -134,6 +136,7 @@ def _v_caches() -> Iterator[Rule]:
             right=turned,
             block=quantise.ROTATED_BLOCK,
             rotated=True,
+            kept=kept,
             edges=quantise.turned_edges(kept),
         )
 

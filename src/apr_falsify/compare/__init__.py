@@ -7,7 +7,8 @@ To be read in this order:
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
 - the weights themselves: ``weights``, ``systematic``
 - every stage from its own inputs: ``judge``, ``replay``, ``site``, ``products``, ``operands``, ``experts``
-- how large rounding may be: ``floor``, ``roundoff``, ``excess``, ``edges``
+- how large rounding may be: ``floor``, ``roundoff``, ``excess``
+- values on the edge between two steps: ``crossing``, ``edges``, ``attention_edges``
 - what holds without a reference: ``invariants``
 - what explains an error: ``search``, ``causes``, ``variations``
 - one kernel apart from all others: ``kernel_case``, ``kernel_formulas``

@@ -17,14 +17,15 @@ that a fault of the same size in the same row stays in error. The procedure:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify import quantise
+from apr_falsify.compare.attention_edges import Stage, mix_on_the_other_side, scores_on_the_other_side
+from apr_falsify.compare.crossing import NUDGE, of_rule
 from apr_falsify.compare.excess import EXPLAINED_SHARE, LIMIT
 from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.compare.roundoff import Known
@@ -34,30 +35,30 @@ from apr_falsify.trace import Key
 F64 = npt.NDArray[np.float64]
 Stored = npt.NDArray[Any]
 
-NUDGE = 2.0**-22
-"""How near to an edge a value may fall to either side, relative: four f32 roundings."""
-
-_STEP = 2.0**-18
-"""A value that moves by less than this share of its block's largest has not changed its step."""
-
 _MOST = 256
 """Values on an edge that are tried at most: 1,024 tokens at the width of a 7B model have some 50."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Edge:
-    """A value on an edge: row of the stage, channels of its input, and the factor that moves it across.
+    """A value on an edge: row of the stage, channels of its input, and the share by which it is moved across.
 
     More than one channel only where several values of one block are the largest and set its scale.
     """
 
     row: int
     channels: list[int]
-    factor: float
+    share: float
 
 
 def on_the_other_side(
-    replayer: Replayer, key: Key, rule: Rule, subject: Stored, expected: F64, sigma: F64
+    replayer: Replayer,
+    key: Key,
+    rule: Rule,
+    subject: Stored,
+    expected: F64,
+    sigma: F64,
+    shaped: Callable[[F64], F64],
 ) -> tuple[F64, int]:
     """Return ``expected`` with those values across their edge that the subject has there, and how many.
 
@@ -68,15 +69,24 @@ def on_the_other_side(
         subject: the captured stage.
         expected: its replay, same shape.
         sigma: the rounding of the replay, same shape.
+        shaped: brings what belongs to the whole stage to that shape.
 
     """
-    if rule.block == 1 or OPERATIONS.get(key[1]) is not Operation.PROJECTION:
-        return expected, 0
-    if is_mixed(key, replayer.trace.geometry):
-        return expected, 0  # what its experts multiply last is computed within it and cannot be seen
-    ((role, known),) = replayer.inputs(key).items()
-    if known.sigma is not None:
+    find = _FINDERS.get(OPERATIONS.get(key[1], Operation.ELEMENTWISE))
+    if rule.block == 1 or find is None or is_mixed(key, replayer.trace.geometry):
+        return expected, 0  # what the experts of a mixture multiply last is computed within it, unseen
+    inputs = replayer.inputs(key)
+    if any(known.sigma is not None for known in inputs.values()):
         return expected, 0  # its input is not to the bit what the runtime had
+    stage = Stage(subject=subject.astype(np.float64), expected=expected, sigma=sigma, shaped=shaped)
+    return find(stage, replayer, key, inputs, rule)
+
+
+def _rows(
+    stage: Stage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
+) -> tuple[F64, int]:
+    ((role, known),) = inputs.items()
+    expected = stage.expected
     wide = (-1, expected.shape[-1])
     rows = _Rows(
         replayer=replayer,
@@ -84,12 +94,29 @@ def on_the_other_side(
         rule=rule,
         role=role,
         inputs=known.value[len(known.value) - len(expected.reshape(wide)) :],
-        subject=subject.reshape(wide).astype(np.float64),
+        subject=stage.subject.reshape(wide),
         expected=expected.reshape(wide),
-        sigma=sigma.reshape(wide),
+        sigma=stage.sigma.reshape(wide),
     )
     moved, count = rows.moved()
     return moved.reshape(expected.shape), count
+
+
+def _scores(
+    stage: Stage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
+) -> tuple[F64, int]:
+    values = {role: known.value for role, known in inputs.items()}
+    return scores_on_the_other_side(stage, replayer.operands(key[0]), values, rule)
+
+
+def _mix(
+    stage: Stage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
+) -> tuple[F64, int]:
+    values = {role: known.value for role, known in inputs.items()}
+    return mix_on_the_other_side(stage, replayer.operands(key[0]), values, rule)
+
+
+_FINDERS = {Operation.PROJECTION: _rows, Operation.SCORES: _scores, Operation.MIX: _mix}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,14 +154,15 @@ class _Rows:
 
     def _edges(self, rows: npt.NDArray[np.intp]) -> Iterator[_Edge]:
         for row in rows.tolist():
-            for factor in (1 + NUDGE, 1 - NUDGE):
-                for channels in crossing(self.rule, self.inputs[row], factor):
-                    yield _Edge(row=row, channels=channels, factor=factor)
+            values = self.inputs[row]
+            for share in (NUDGE, -NUDGE):
+                for channels in of_rule(self.rule, values, values * share):
+                    yield _Edge(row=row, channels=channels, share=share)
 
     def _nudged(self, row: int, edges: Sequence[_Edge]) -> F64:
         values: F64 = self.inputs[row].copy()
         for edge in edges:
-            values[edge.channels] *= edge.factor
+            values[edge.channels] *= 1 + edge.share
         return values
 
     def _evaluated(self, inputs: F64) -> F64:
@@ -181,34 +209,3 @@ def _different(candidates: Sequence[int], shifts: F64) -> list[int]:
 
 _SAME = 1e-3
 """Two shifts that differ by less than this share of their size are one."""
-
-
-def crossing(rule: Rule, values: F64, factor: float) -> Iterator[list[int]]:
-    """Yield the channels of ``values`` [in] that change what a block holds when multiplied with ``factor``.
-
-    That is one channel that falls on another step; or those of the largest value of a block, which set its
-    scale, where the scale is kept as f16 and lies between two f16 numbers, or its block sum does.
-    """
-    for part in dict.fromkeys(each for _, each in rule.parts) if rule.parts else (rule,):
-        if part.block > 1:
-            yield from _crossing(part, values, factor)
-
-
-def _crossing(rule: Rule, values: F64, factor: float) -> Iterator[list[int]]:
-    size = np.abs(quantise.blocks_of(values, rule.block))
-    largest = size == size.max(axis=-1, keepdims=True)
-
-    def changed(chosen: npt.NDArray[np.bool_]) -> tuple[F64, npt.NDArray[np.bool_]]:
-        flat = chosen.reshape(-1)[: len(values)]
-        nudged = np.where(flat, values * factor, values)
-        moved = quantise.blocks_of(np.abs(rule.left(nudged) - rule.left(values)), rule.block)
-        return nudged, chosen & (moved > _STEP * size.max(axis=-1, keepdims=True))
-
-    _, stepped = changed(~largest)
-    yield from ([channel] for channel in np.flatnonzero(stepped.reshape(-1)[: len(values)]).tolist())
-    nudged, scaled = changed(largest)
-    blocks = scaled.any(axis=-1)
-    if rule.block_sums:
-        blocks |= quantise.q8_1_block_sums(nudged) != quantise.q8_1_block_sums(values)
-    for block in np.flatnonzero(blocks).tolist():
-        yield (block * rule.block + np.flatnonzero(largest[block])).tolist()

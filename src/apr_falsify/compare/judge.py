@@ -224,7 +224,11 @@ def fits_of(
 
 def _with_edges(replayer: Replayer, key: Key, fit: Fit, subject: Stored, expected: F64, sigma: F64) -> Fit:
     """Return ``fit`` with the values on an edge where the subject has them, where that explains a row."""
-    moved, count = on_the_other_side(replayer, key, fit.rule, subject, expected, sigma)
+
+    def shaped(values: F64) -> F64:
+        return comparable(replayer.trace, key, subject, values, sigma)[0]
+
+    moved, count = on_the_other_side(replayer, key, fit.rule, subject, expected, sigma, shaped)
     if not count:
         return fit
     return replace(fit_of(fit.rule, subject, moved, sigma, replayer.unit_of(key)), edges=count)

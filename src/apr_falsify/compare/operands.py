@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import quantise
-from apr_falsify.compare.products import block_sum_scores, edge_mix, edge_scores, turning_noise
+from apr_falsify.compare.products import block_sum_scores, turning_noise
 from apr_falsify.geometry import Geometry
+from apr_falsify.ops import softcap
 from apr_falsify.rules import PLAIN, Operation, Rule
 
 F64 = npt.NDArray[np.float64]
@@ -59,17 +60,24 @@ class Operands:
         """Return what block sums add to the scores, see :func:`block_sum_scores`."""
         return block_sum_scores(*self.turned(inputs, rule), rule, self.geometry, self.layer)
 
+    def scores(self, q: F64, k: F64, rule: Rule) -> F64:
+        """Return the scores [H, n, m] of rows of q [n, H * D] and k [m, K * D], both from ``turned``."""
+        geometry = self.geometry
+        left, right = (x.reshape(len(x), -1, geometry.head_dim) for x in (rule.left(q), rule.right(k)))
+        right = np.repeat(right, geometry.heads // geometry.kv_heads, axis=1)
+        scale = geometry.attn_scale_at(self.layer)
+        made = softcap(left.swapaxes(0, 1) @ right.transpose(1, 2, 0) * scale, geometry.attn_softcap)
+        if rule.block_sums:
+            made = made + block_sum_scores(q, k, rule, geometry, self.layer)[0]
+        return np.asarray(made)
+
     def noise(self, operation: Operation, inputs: Mapping[str, F64], rule: Rule, values: F64) -> F64 | float:
         """Return the sigma that holding the operands as ``rule`` says adds to that of the sums."""
         noise: F64 | float = 0.0
         if operation is Operation.SCORES and rule.block_sums:
             noise = self.block_sums(inputs, rule)[1]
-        if operation is Operation.SCORES and rule.rotated:
-            noise = np.hypot(noise, edge_scores(*self.turned(inputs, rule), rule, self.geometry, self.layer))
         if operation is Operation.MIX and rule.rotated:
-            own = inputs["qkv_bias"][:, -self.geometry.kv_heads * self.geometry.head_dim :]
-            edge = edge_mix(inputs["attn_softmax"], own, rule, self.geometry)
-            noise = np.hypot(turning_noise(values), edge)
+            noise = turning_noise(values)
         return noise
 
 

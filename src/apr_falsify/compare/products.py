@@ -108,34 +108,8 @@ def block_sum_scores(q: F64, k: F64, rule: Rule, geometry: Geometry, layer: int 
     minima = minima.reshape(len(minima), -1, blocks).swapaxes(0, 1)
     right = np.repeat(minima, groups, axis=0).swapaxes(-1, -2)
     noise = 2 * (blocks / 6 + 1) * UNIT**2 * np.square(sums)
-    if rule.rotated:
-        off = quantise.edges(quantise.q8_1_block_sums, q, geometry.head_dim)
-        noise += np.square(off.reshape(len(off), -1, blocks).swapaxes(0, 1))
     sigma = np.sqrt(noise @ np.square(right)) * abs(scale)
     return np.asarray(extra @ right * scale), np.asarray(sigma)
-
-
-def edge_scores(q: F64, k: F64, rule: Rule, geometry: Geometry, layer: int | None) -> F64:
-    """Return the sigma of scores [H, S, S] whose turned q and k lie on the edge between two steps."""
-    size, groups = geometry.head_dim, geometry.heads // geometry.kv_heads
-
-    def heads(values: F64) -> F64:
-        return np.square(values.reshape(len(values), -1, size).swapaxes(0, 1))
-
-    left, right = heads(q), np.repeat(heads(k), groups, axis=0)
-    off_left = heads(quantise.edges(rule.left, q, size))
-    off_right = np.repeat(heads(quantise.edges(rule.right, k, size)), groups, axis=0)
-    variance = off_left @ right.swapaxes(-1, -2) + left @ off_right.swapaxes(-1, -2)
-    return np.asarray(np.sqrt(variance) * abs(geometry.attn_scale_at(layer)))
-
-
-def edge_mix(weights: F64, values: F64, rule: Rule, geometry: Geometry) -> F64:
-    """Return the sigma of the mix [S, H * D] of ``values`` [S, K * D] on the edge between two steps."""
-    assert rule.edges is not None
-    off = rule.edges(values).reshape(len(values), geometry.kv_heads, -1).swapaxes(0, 1)
-    off = np.repeat(np.square(off), geometry.heads // geometry.kv_heads, axis=0)
-    variance = np.square(weights) @ off
-    return np.asarray(np.sqrt(variance).swapaxes(0, 1).reshape(weights.shape[1], -1))
 
 
 def turning_noise(values: F64) -> F64:

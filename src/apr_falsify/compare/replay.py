@@ -307,7 +307,7 @@ class Replayer:
         plain = {role: known.value for role, known in inputs.items()}
         sigma = rounding(name, inputs, values, site, self.store)
         for rule in site.rules:
-            sigma = np.hypot(sigma, self._operands(layer).noise(operation, plain, rule, values))
+            sigma = np.hypot(sigma, self.operands(layer).noise(operation, plain, rule, values))
         saved = np.asarray(self.saved_sigma(key, values, sigma))
         if name in RECOMPUTED.get(self.trace.provenance.runtime, ()):
             self._sigmas = {key: saved}  # the next stage will ask for it; older ones are done with
@@ -316,13 +316,14 @@ class Replayer:
     def _computed(
         self, name: str, operation: Operation, inputs: dict[str, F64], rule: Rule, site: ReplaySite
     ) -> Array:
-        operands = self._operands(site.layer)
+        operands = self.operands(site.layer)
         values = compute(name, operands.held(operation, inputs, rule), site)
         if operation is Operation.SCORES and rule.block_sums:
             values = values + operands.block_sums(inputs, rule)[0]
         return values
 
-    def _operands(self, layer: int | None) -> Operands:
+    def operands(self, layer: int | None) -> Operands:
+        """Return what holds the operands of a layer's scores and mix as the runtime does."""
         stored = (array for (_, name), array in self.trace.stages.items() if name == "k_post_rope")
         interleaved = any(Layout.INTERLEAVED in array.layout for array in stored)
         return Operands(geometry=self.trace.geometry, layer=layer, interleaved=interleaved)

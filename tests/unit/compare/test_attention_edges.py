@@ -1,0 +1,158 @@
+"""Values of q, k and v on the edge between two steps of a quantised cache, made here with other roundings.
+
+Turned values are summed in another order than llama.cpp's (a product with the Hadamard matrix in f64), and
+blocks are quantised by a quotient: both right, and neither to the bit what the table has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from apr_falsify import quantise
+from apr_falsify.capture import MemorySink, Request
+from apr_falsify.commands.sides import DEFAULT_MODEL
+from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.stages import STAGES
+from apr_falsify.subjects import embedded
+from apr_falsify.trace import StageArray, Trace
+from apr_falsify.weights import open_model
+
+F64 = npt.NDArray[np.float64]
+S, H, K, D = 160, 4, 2, 64
+
+
+@pytest.fixture(scope="module")
+def base() -> Trace:
+    model = open_model(DEFAULT_MODEL)
+    request = Request(tokens=(1, 2), layers=range(1), stages=tuple(STAGES))
+    trace = embedded.capture(model, request, MemorySink())
+    sizes = {"heads": H, "kv_heads": K, "head_dim": D, "hidden": H * D}
+    return replace(trace, geometry=replace(trace.geometry, **sizes), tokens=tuple(range(S)), stages={})
+
+
+def normals(seed: int, *shape: int) -> F64:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32).astype(np.float64)
+
+
+def hadamard(size: int) -> F64:
+    found = np.ones((1, 1))
+    while len(found) < size:
+        found = np.kron(np.array([[1, 1], [1, -1]]), found)
+    return found / np.sqrt(size)
+
+
+def turned(x: F64) -> F64:
+    return (x.reshape(len(x), -1, D) @ hadamard(D)).astype(np.float32).astype(np.float64).reshape(x.shape)
+
+
+def by_quotient(x: F64) -> F64:
+    """``q8_0`` with x / scale in place of x * (127 / max), and ties to even."""
+    blocks = x.astype(np.float32).reshape(len(x), -1, 32)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
+    return (np.rint(blocks / scale) * scale.astype(np.float16).astype(np.float64)).reshape(x.shape)
+
+
+def scores(q: F64, k: F64) -> F64:
+    heads = np.repeat(k.reshape(S, K, D), H // K, axis=1)
+    return np.einsum("thd,shd->hts", q.reshape(S, H, D), heads) / np.sqrt(D)
+
+
+def with_edges(x: F64, seed: int) -> F64:
+    """In one value of each twentieth row's first block: half way between two steps, as f32 holds it."""
+    x = x.copy()
+    for row in range(seed, len(x), 20):
+        largest = np.float32(np.abs(x[row, :32]).max())
+        place = int(np.argmin(np.abs(x[row, :32])))
+        x[row, place] = np.float32(2.5) * (largest / np.float32(127))
+    return x
+
+
+def judged(base: Trace, key: str, stages: dict[str, F64], rule: str) -> Judged:
+    held = {(0, name): StageArray(data=data.astype(np.float32)) for name, data in stages.items()}
+    return judge(replace(base, stages=held), None, [(0, key)], f"f32; {rule}")[0, key]
+
+
+def score_stages(q: F64, k: F64, made: F64) -> dict[str, F64]:
+    return {"q_post_rope": q, "k_post_rope": k, "attn_scores": made}
+
+
+def test_q_and_k_on_an_edge_may_fall_to_either_side(base: Trace) -> None:
+    q, k = with_edges(normals(0, S, H * D), 0), with_edges(normals(1, S, K * D), 3)
+    entry = judged(
+        base, "attn_scores", score_stages(q, k, scores(by_quotient(q), by_quotient(k))), "q8_0 k cache"
+    )
+    assert entry.fit is not None
+    assert entry.fit.edges > 0
+    assert not entry.in_error
+
+
+def test_q_and_k_that_were_turned_in_another_order_of_sums_are_right(base: Trace) -> None:
+    taken = 0
+    for seed in range(4):
+        q, k = normals(10 + seed, S, H * D), normals(20 + seed, S, K * D)
+        made = scores(by_quotient(turned(q)), by_quotient(turned(k)))
+        entry = judged(base, "attn_scores", score_stages(q, k, made), "q8_0 k cache, Hadamard-rotated")
+        assert entry.fit is not None
+        assert not entry.in_error
+        taken += entry.fit.edges
+    assert taken > 0
+
+
+def test_a_cached_key_that_is_off_by_a_step_on_no_edge_is_an_error(base: Trace) -> None:
+    q, k = normals(0, S, H * D), normals(1, S, K * D)
+    held = by_quotient(k)
+    largest = np.abs(k[7, :32]).max()
+    place = int(np.argmin(np.abs(k[7, :32] / largest * 127 % 1)))  # nearest to a whole number of steps
+    held[7, place] += largest / 127
+    entry = judged(base, "attn_scores", score_stages(q, k, scores(by_quotient(q), held)), "q8_0 k cache")
+    assert entry.in_error
+
+
+def test_a_wrong_score_beside_values_on_an_edge_is_an_error(base: Trace) -> None:
+    q, k = with_edges(normals(0, S, H * D), 0), with_edges(normals(1, S, K * D), 3)
+    made = scores(by_quotient(q), by_quotient(k))
+    made[2, 20, 3] += 1e-3
+    entry = judged(base, "attn_scores", score_stages(q, k, made), "q8_0 k cache")
+    assert entry.in_error
+
+
+def mixed(weights: F64, v: F64) -> F64:
+    heads = np.repeat(v.reshape(S, K, D), H // K, axis=1)
+    return np.einsum("hts,shd->thd", weights, heads).reshape(S, H * D)
+
+
+def mix_stages(seed: int) -> tuple[F64, F64]:
+    raw = np.exp(3 * normals(seed, H, S, S)) * np.tril(np.ones((S, S)))
+    weights = (raw / raw.sum(axis=-1, keepdims=True)).astype(np.float32).astype(np.float64)
+    return weights, normals(seed + 1, S, (H + 2 * K) * D)
+
+
+def test_cached_values_that_were_turned_in_another_order_of_sums_are_right(base: Trace) -> None:
+    weights, fused = mix_stages(30)
+    many = normals(40, 20_000, K * D)
+    other = by_quotient(turned(many)) != quantise.q8_0(quantise.turned(many, D))
+    rows = many[other.any(axis=1)][:8]  # on an edge, where the two orders of sums fall to either side
+    assert len(rows)
+    fused[3 : 3 + len(rows), -K * D :] = rows
+    held = by_quotient(turned(fused[:, -K * D :]))
+    back = (held.reshape(S, -1, D) @ hadamard(D)).reshape(held.shape)
+    stages = {"attn_softmax": weights, "qkv_bias": fused, "attention": mixed(weights, back)}
+    entry = judged(base, "attention", stages, "q8_0 v cache, Hadamard-rotated")
+    assert entry.fit is not None
+    assert not entry.in_error
+    assert entry.fit.edges >= len(rows)
+
+
+def test_a_cached_value_that_is_off_by_a_step_on_no_edge_is_an_error(base: Trace) -> None:
+    weights, fused = mix_stages(30)
+    v = fused[:, -K * D :]
+    held = by_quotient(v)
+    largest = np.abs(v[7, :32]).max()
+    place = int(np.argmin(np.abs(v[7, :32] / largest * 127 % 1)))
+    held[7, place] += largest / 127
+    stages = {"attn_softmax": weights, "qkv_bias": fused, "attention": mixed(weights, held)}
+    assert judged(base, "attention", stages, "q8_0 v cache").in_error
