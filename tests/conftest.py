@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Container, Generator, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,32 +17,39 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LEDGER = Path(__file__).parent / "skips.md"
 
 
-def ledger() -> list[str]:
-    """Return the reasons of the ledger, ``*`` standing for any text."""
-    return re.findall(r"^\| `([^`]+)` \|", LEDGER.read_text(encoding="utf-8"), flags=re.MULTILINE)
+def ledger() -> dict[str, str]:
+    """Return reason -> marker of tests that are skipped for it, or nothing; ``*`` stands for any text."""
+    rows = r"^\| `([^`]+)` \| (?:`(\w+)` )?\|"
+    return dict(re.findall(rows, LEDGER.read_text(encoding="utf-8"), flags=re.MULTILINE))
 
 
-def _refuse_unlisted(report: pytest.TestReport | pytest.CollectReport) -> None:
+def _refused(report: pytest.TestReport | pytest.CollectReport, markers: Container[str]) -> str:
+    """Return why a skip is a failure, empty where it is none."""
     if not report.skipped or hasattr(report, "wasxfail"):
-        return
+        return ""
     said = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     reason = said.removeprefix("Skipped: ")
-    if not any(fnmatchcase(reason, known) for known in ledger()):
-        report.outcome = "failed"
-        report.longrepr = f"skipped for a reason that tests/{LEDGER.name} does not list: {reason}"
+    wanted = next((marker for known, marker in ledger().items() if fnmatchcase(reason, known)), None)
+    if wanted is None:
+        return f"skipped for a reason that tests/{LEDGER.name} does not list: {reason}"
+    if wanted and wanted not in markers:
+        return f"skipped without the marker {wanted}, which says what it needs: {reason}"
+    return ""
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    _refuse_unlisted(report)
+    if why := _refused(report, {mark.name for mark in item.iter_markers()}):
+        report.outcome, report.longrepr = "failed", why
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
-    _refuse_unlisted(report)
+    if why := _refused(report, ()):
+        report.outcome, report.longrepr = "failed", why
     return report
 
 

@@ -15,13 +15,20 @@ from tests.subjects.harness import CHECKS, DRIVEN, UNDRIVEN
 CASES = [(name, check) for name, driven in DRIVEN.items() for check in CHECKS if check not in driven.unfit]
 
 
+def _marked(name: str, check: str) -> object:
+    """A case with the markers that say what it needs."""
+    needs = {"real_apr": DRIVEN[name].needs == "apr", "live": DRIVEN[name].package == "llama_cpp"}
+    marks = [getattr(pytest.mark, marker) for marker, needed in needs.items() if needed]
+    return pytest.param(name, check, marks=marks, id=f"{name}-{check}")
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
     monkeypatch.setenv("APR_FALSIFY_CACHE", str(tmp_path_factory.getbasetemp() / "apr-falsify-cache"))
 
 
-@pytest.mark.parametrize(("name", "check"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "check"), [_marked(*case) for case in CASES])
 def test_a_subject_keeps_what_every_subject_promises(tmp_path: Path, name: str, check: str) -> None:
     driven = DRIVEN[name]
     if driven.needs is not None and shutil.which(driven.needs) is None:

@@ -94,6 +94,7 @@ def arithmetics(result: Bisection) -> list[tuple[tuple[str, ...], str]]:
     return [(found.stages, found.explanation.partition(": ")[2]) for found in result.findings]
 
 
+@pytest.mark.real_model
 def test_all_layers_of_smollm2_are_explained_and_nothing_is_accused(smollm2: Path) -> None:
     result = run(smollm2)
     assert_clean(result, 30 * 15 + 3)
@@ -102,6 +103,7 @@ def test_all_layers_of_smollm2_are_explained_and_nothing_is_accused(smollm2: Pat
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_0", "Q5_1", "Q8_0", "Q4_K_M", "Q5_K_M", "Q6_K", "F16"])
+@pytest.mark.real_model
 def test_every_weight_type_of_smollm2_is_explained(kind: str, smollm2: Path, folder: Path) -> None:
     path = quantised(smollm2, folder / f"{kind}.gguf", kind)
     # Layers 2, 11 and 28 have the massive activations that part an integer kernel's sums most.
@@ -146,11 +148,13 @@ def test_a_llama_with_biases_is_explained(biases: tuple[str, ...], folder: Path)
 
 
 @pytest.mark.parametrize("count", [2, 5, 33, 100])
+@pytest.mark.real_model
 def test_prompts_of_any_length_are_explained(count: int, smollm2: Path) -> None:
     tokens = tuple(int(token) for token in np.random.default_rng(count).integers(0, 49_000, count))
     assert_clean(run(smollm2, tokens, range(2)), 2 * 15 + 1)
 
 
+@pytest.mark.real_model
 def test_the_correct_run_is_the_recorded_one_to_the_last_bit(smollm2: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw.npz"
     request = Request(tokens=TOKENS, layers=range(30), stages=tuple(STAGES))
@@ -168,6 +172,7 @@ def test_the_correct_run_is_the_recorded_one_to_the_last_bit(smollm2: Path, tmp_
     ("recording", "options"),
     [("rope-base-50000", {"rope-freq-base": "50000"}), ("k-cache-q8_0", {"cache-type-k": "q8_0"})],
 )
+@pytest.mark.real_model
 def test_a_live_run_gives_what_was_recorded_of_the_same_settings(
     recording: str, options: dict[str, str], smollm2: Path
 ) -> None:
@@ -181,6 +186,7 @@ def test_a_live_run_gives_what_was_recorded_of_the_same_settings(
         assert live.stages[key].data.tobytes() == array.data.tobytes()
 
 
+@pytest.mark.real_model
 def test_a_rope_base_nobody_asked_for_is_located_and_named(smollm2: Path) -> None:
     result = run(smollm2, layers=range(2), rope_freq_base="50000")
     found = [(finding.layer, finding.stages) for finding in result.sources]
@@ -189,6 +195,7 @@ def test_a_rope_base_nobody_asked_for_is_located_and_named(smollm2: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"])
+@pytest.mark.real_model
 def test_a_quantised_k_cache_is_located_and_named(kind: str, smollm2: Path) -> None:
     ((stages, said),) = arithmetics(run(smollm2, layers=range(2), cache_type_k=kind))
     assert stages == ("attn_scores",)
@@ -204,6 +211,7 @@ def test_a_k_cache_of_short_heads_is_not_rotated(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q5_1"])
+@pytest.mark.real_model
 def test_a_quantised_v_cache_is_located_and_named(kind: str, smollm2: Path) -> None:
     result = run(smollm2, layers=range(2), cache_type_v=kind, flash_attn="on")
     ((stages, said),) = arithmetics(result)
@@ -220,6 +228,7 @@ def test_a_quantised_v_cache_is_located_and_named(kind: str, smollm2: Path) -> N
     ],
     ids=["q8_0-k", "q4_0-k", "q8_0-v"],
 )
+@pytest.mark.real_model
 def test_a_turned_cache_is_explained_to_the_last_digit_where_values_lie_on_edges(
     options: dict[str, str], observed: str, smollm2: Path
 ) -> None:
@@ -231,6 +240,7 @@ def test_a_turned_cache_is_explained_to_the_last_digit_where_values_lie_on_edges
     assert max(residuals(result)) <= 1e-6
 
 
+@pytest.mark.real_model
 def test_a_value_beside_the_largest_of_its_block_is_on_its_own_side_of_an_edge(smollm2: Path) -> None:
     """In 64 tokens of a 4-bit K cache one such value of q lies on the edge of two steps, in layer 19."""
     tokens = tuple(int(token) for token in np.random.default_rng(11).integers(0, 49_000, 300))[:64]
@@ -240,6 +250,7 @@ def test_a_value_beside_the_largest_of_its_block_is_on_its_own_side_of_an_edge(s
     assert max(residuals(result)) <= 1e-6
 
 
+@pytest.mark.real_model
 def test_a_cache_that_the_user_states_is_what_he_expects(smollm2: Path) -> None:
     stated = "q8_0 k cache, Hadamard-rotated; q4_0 v cache, Hadamard-rotated"
     options = {"cache_type_k": "q8_0", "cache_type_v": "q4_0", "flash_attn": "on"}
@@ -247,6 +258,7 @@ def test_a_cache_that_the_user_states_is_what_he_expects(smollm2: Path) -> None:
     assert (result.kind, result.findings) == (Kind.CONSISTENT, ())
 
 
+@pytest.mark.real_model
 def test_what_flash_attention_hides_is_said_and_nothing_is_accused(smollm2: Path) -> None:
     result = run(smollm2, layers=range(2), flash_attn="on")
     assert (result.kind, result.sources, result.complete) == (Kind.UNMEASURED, (), False)
@@ -260,12 +272,14 @@ def test_what_flash_attention_hides_is_said_and_nothing_is_accused(smollm2: Path
     [{"batch_size": "4"}, {"ubatch_size": "3"}, {"batch_size": "1"}, {"threads": "2"}, {"repack": "off"}],
     ids=lambda options: "+".join(f"{name}={value}" for name, value in options.items()),
 )
+@pytest.mark.real_model
 def test_batches_threads_and_layout_of_weights_change_no_verdict(
     options: dict[str, str], smollm2: Path
 ) -> None:
     assert_clean(run(smollm2, layers=range(28, 30), **options), 2 * 15)
 
 
+@pytest.mark.real_model
 def test_a_capture_changes_no_bit_of_what_llama_cpp_computes(smollm2: Path) -> None:
     request = Request(tokens=TOKENS, layers=range(30), stages=("lm_head",))
     alone = subject_of(smollm2).capture(request, MemorySink())

@@ -100,6 +100,7 @@ def test_the_real_apr_knows_every_stage() -> None:
     assert row["detail"].endswith("knows every stage")
 
 
+@pytest.mark.live
 def test_a_llama_cpp_that_is_there_is_told_with_its_version_and_what_it_lacks() -> None:
     package_or_skip("llama_cpp")
     (row,) = [row for row in run("doctor", "--format", "json").json["checks"] if row["part"] == "llama.cpp"]
