@@ -172,23 +172,20 @@ def v_of(run: Run) -> F64:
     return run["qkv_bias"][:, (H + K) * D :]
 
 
-PRINTED = 5e-5
-"""Five digits: what a number that is printed so may be off by, relative to itself."""
-
 _MEASURED = re.compile(r"<([^>]+)>")
 _NUMBER = r"(-?\d+(?:\.\d+)?(?:e[-+]\d+)?)"
 
 
-def assert_says(sentence: str, says: str, dtype: str) -> None:
+def assert_says(sentence: str, says: str, dtype: str, digits: int = 5) -> None:
     """Check that the pattern ``says`` is in ``sentence``, a number <in brackets> to within rounding.
 
     Such a number is measured on stages that either side has rounded to ``dtype``: each is off by the unit
     roundoff at most, and so is what the least squares make of them. How it is off within that depends on the
-    processor.
+    processor. It is printed in ``digits`` digits.
     """
     found = re.search(_MEASURED.sub(lambda _: _NUMBER, says), sentence)
     assert found is not None, sentence
-    allowed = PRINTED + 2 * FORMATS[dtype].unit_roundoff
+    allowed = 0.5 * 10.0 ** (1 - digits) + 2 * FORMATS[dtype].unit_roundoff
     meant = [float(number) for number in _MEASURED.findall(says)]
     assert [float(number) for number in found.groups()] == pytest.approx(meant, rel=allowed), sentence
 
