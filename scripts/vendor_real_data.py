@@ -28,7 +28,7 @@ VENDORED = {
     "tiny-qwen2": ROOT / "src" / "apr_falsify" / "data",
 }
 
-RECORDED_HERE = {"apr-tiny-llama-hf": TESTS_DATA}
+RECORDED_HERE = {"apr-tiny-llama-hf": TESTS_DATA, "apr-edges": TESTS_DATA}
 """Recordings that are in no such folder; tests/data/README.md says how each was made."""
 
 

@@ -232,7 +232,7 @@ def test_a_quantised_v_cache_is_located_and_named(kind: str, smollm2: Path) -> N
 def test_a_turned_cache_is_explained_to_the_last_digit_where_values_lie_on_edges(
     options: dict[str, str], observed: str, smollm2: Path
 ) -> None:
-    """In 60 tokens of 6 layers some turned value lies so near an edge that f64 sums take the other side."""
+    """In 60 tokens of 6 layers some turned value lies so near an edge that sums in f64 cross it."""
     tokens = tuple(int(token) for token in np.random.default_rng(1).integers(0, 49_000, 60))
     result = run(smollm2, tokens, range(6), **options)
     ((_, said),) = arithmetics(result)

@@ -12,6 +12,7 @@ from apr_falsify import quantise
 from apr_falsify.quantise import F64, Values
 from tests import edge_values
 from tests.ggml_library import DECODERS, differing
+from tests.support import DATA
 
 OVERFLOWING = {"subnormal in f32", "reciprocals that overflow"}
 """Kinds of rows of which the package's reciprocals overflow, so that it casts NaN to integers."""
@@ -98,6 +99,17 @@ def test_apr_multiplies_by_the_reciprocal_of_the_scale(largest: float, value: fl
     for other in values / (most / np.float32(127)), values * (np.float32(127) / most):
         assert np.trunc(other[0, 1] + 0.5) != whole
     assert quantise.STEPS[quantise.q8_256](values).quants[0, :3].tolist() == [127, whole, -whole]
+
+
+def test_blocks_are_those_that_the_real_apr_wrote() -> None:
+    """Recorded: edges between two integers, subnormal and empty blocks, blocks of one value, huge ones."""
+    with np.load(DATA / "apr-edges" / "blocks.npz") as arrays:
+        inputs, outputs = arrays["inputs"], arrays["outputs"]
+    steps = quantise.STEPS[quantise.q8_256](inputs)
+    np.testing.assert_array_equal(steps.quants.astype(np.float32) * steps.scale.astype(np.float32), outputs)
+    usual = np.abs(inputs).max(axis=-1) > 1e-10
+    quotient = np.abs(inputs[usual] / steps.scale[usual].astype(np.float32))
+    assert np.count_nonzero(np.floor(quotient + 0.5) != np.abs(steps.quants[usual])) > 100
 
 
 def test_a_block_that_apr_takes_for_empty_is_zero() -> None:
