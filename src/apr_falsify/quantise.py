@@ -345,6 +345,11 @@ def turned_back(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
     return back
 
 
+def turned_together(head_dim: int) -> int:
+    """Return how many channels of q and k llama.cpp turns at once: the largest power of two in head_dim."""
+    return head_dim & -head_dim
+
+
 def turned(values: Values, size: int) -> F64:
     """Turn each ``size`` values (a power of two) by the normalised Hadamard matrix, as llama.cpp's CPU does.
 

@@ -64,8 +64,8 @@ class Rule:
         left: what becomes of the first operand: activations, queries, attention weights.
         right: what becomes of the second, where that is no weight: keys, values.
         block: the number of channels that left and right work on together; heads must be a multiple.
-        rotated: whether a Hadamard matrix turns them first: of scores both operands by that of head_dim, of
-            a mix the values in blocks, and its result back.
+        rotated: whether a Hadamard matrix turns them first: of scores both operands, by the largest power of
+            two in head_dim, of a mix the values in blocks, and its result back.
         block_sums: whether a weight's minimum is multiplied with a separately rounded block sum.
         kept: where values are turned within ``right`` and back: what is left of them in between.
         edges: how far ``right`` may be off where values are turned within it, ``None`` where they are not.

@@ -210,6 +210,32 @@ def test_a_k_cache_of_short_heads_is_not_rotated(kind: str) -> None:
     assert said.startswith(f"{kind} k cache fits")
 
 
+def test_heads_that_are_no_power_of_two_are_turned_in_parts(folder: Path) -> None:
+    path = random_gguf(folder / "qwen3-192.gguf", model_type="qwen3", head_dim=192)
+    result = run(path, (1, 5, 9, 22, 30, 3), cache_type_k="q4_0")
+    ((_, said),) = arithmetics(result)
+    assert said.startswith("q4_0 k cache, Hadamard-rotated fits")
+    assert max(residuals(result)) <= 1e-6
+
+
+def test_a_recording_of_wide_heads_is_turned_back_in_blocks_of_64(folder: Path, tmp_path: Path) -> None:
+    """What others' callbacks hand out has no node of what was turned back: it has no name in the graph."""
+    path = random_gguf(folder / "qwen3-128.gguf", model_type="qwen3", head_dim=128)
+    tokens, raw = (1, 5, 9, 22, 30, 3), tmp_path / "raw.npz"
+    request = Request(tokens=tokens, layers=range(2), stages=("attention",))
+    everything = Request(tokens=tokens, layers=range(2), stages=tuple(STAGES))
+    options = {"cache-type-v": "q8_0", "flash-attn": "on", "raw-capture": str(raw)}
+    live = subject_of(path, options).capture(everything, MemorySink())
+    with np.load(raw) as arrays:
+        named = {name: arrays[name] for name in arrays.files if not name.startswith("kqv_unrotated")}
+    np.savez(tmp_path / "named.npz", **named)
+    target = Target(path=tmp_path / "named.npz", model=open_model(path), tokens=tokens)
+    recorded = open_llama_cpp(target).capture(request, MemorySink())
+    for layer in range(2):
+        expected = live.stages[layer, "attention"].data
+        np.testing.assert_allclose(recorded.stages[layer, "attention"].data, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q5_1"])
 @pytest.mark.real_model
 def test_a_quantised_v_cache_is_located_and_named(kind: str, smollm2: Path) -> None:

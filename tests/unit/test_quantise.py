@@ -190,6 +190,10 @@ def test_turning_multiplies_by_the_hadamard_matrix(size: int) -> None:
     assert np.all(np.abs(found - parts @ quantise.hadamard(size)) <= 8 * 2.0**-24 * scale)
 
 
+def test_heads_of_192_are_turned_in_three_parts() -> None:
+    assert [quantise.turned_together(size) for size in (64, 128, 192, 96)] == [64, 128, 64, 32]
+
+
 def test_an_outlier_is_spread_over_the_block_that_it_is_turned_in() -> None:
     values = np.zeros((1, 128), np.float32)
     values[0, 3] = 10.0

@@ -91,7 +91,7 @@ def scores_on_the_other_side(
     """Return the replayed scores [H, S, S] with those values across their edge that the subject has there."""
     q, k = operands.turned(inputs, rule)
     beyond = stage.beyond(stage.expected)
-    size = operands.geometry.head_dim if rule.rotated else None
+    size = quantise.turned_together(operands.geometry.head_dim) if rule.rotated else None
     edges = [
         *_edges(rule, q, nearness(q, size), np.flatnonzero(beyond.any(axis=(0, 2))), second=False),
         *_edges(rule, k, nearness(k, size), np.flatnonzero(beyond.any(axis=(0, 1))), second=True),

@@ -195,9 +195,7 @@ def _other_fits(replayer: Replayer, key: Key, subject: Stored, tried: tuple[Rule
     others = tuple(
         rule
         for rule in RULES[operation]
-        if rule not in tried
-        and (operation is Operation.PROJECTION or dims % rule.block == 0)
-        and not (rule.rotated and dims & (dims - 1))  # a Hadamard matrix has a power of two
+        if rule not in tried and (operation is Operation.PROJECTION or dims % rule.block == 0)
     )
     if not others:
         return ()

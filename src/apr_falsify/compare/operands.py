@@ -49,7 +49,8 @@ class Operands:
         if self.interleaved:
             a, b = self._side_by_side(a), self._side_by_side(b)  # q.k does not depend on a common order
         if rule.rotated:
-            a, b = (quantise.turned(x, self.geometry.head_dim) for x in (a, b))
+            size = quantise.turned_together(self.geometry.head_dim)
+            a, b = quantise.turned(a, size), quantise.turned(b, size)
         return a, b
 
     def _side_by_side(self, x: F64) -> F64:

@@ -373,14 +373,15 @@ def _turned_back(reader: Reader, node: str, layer: int, rows: Values) -> Values:
     arrays, geometry = reader.arrays, reader.geometry
     dims = geometry.head_dim
     steps = occurrences(arrays, f"Vcur-{layer}")[: len(_before_rotation(geometry))]
-    if f"kq-{layer}" in arrays or not node.startswith("kqv_out") or not steps or dims & (dims - 1):
+    if f"kq-{layer}" in arrays or not node.startswith("kqv_out") or not steps or dims % ROTATED_BLOCK:
         return rows
     values = arrays[steps[-1]].reshape(-1, geometry.kv_heads, dims)[0]
     first = np.repeat(values, geometry.heads // geometry.kv_heads, axis=0)
-    seen = rows[0].reshape(-1, dims)
-    if _distance(seen, first) < FAR or _distance(seen, first @ hadamard(dims)) > NEAR:
+    seen, first = (part.reshape(-1, ROTATED_BLOCK) for part in (rows[0], first))
+    matrix = hadamard(ROTATED_BLOCK)
+    if _distance(seen, first) < FAR or _distance(seen, first @ matrix) > NEAR:
         return rows
-    back: Values = (rows.reshape(-1, dims) @ hadamard(dims)).astype(np.float32)
+    back: Values = (rows.reshape(-1, ROTATED_BLOCK) @ matrix).astype(np.float32)
     return back.reshape(rows.shape)
 
 
