@@ -55,7 +55,9 @@ def bisect(
         _refuse_idle(plan)
         traces = capture_sides(plan, dtype=dtype, device=device, run=out)
         result, replayed_with = _compared(plan, traces, sides["arithmetic"], own=weights == "subject")
-        page = None if out is None else _written(result, traces, out, replayed_with, sides["arithmetic"])
+        page = None
+        if out is not None:
+            result, page = _written(result, traces, out, replayed_with, sides["arithmetic"])
     emit(result, output)
     if page is not None:
         click.echo(page, err=True)
@@ -102,11 +104,17 @@ def _written(
     out: Path,
     weights: Weights | None,
     arithmetic: str | None,
-) -> str:
-    """Write bisection and page beside the traces, and return the line about the page."""
+) -> tuple[Bisection, str]:
+    """Write bisection and page beside the traces; return what is known now, and the line about the page."""
+    from dataclasses import replace
+
     from apr_falsify.commands.page import write_page
     from apr_falsify.commands.report import write_bisection
+    from apr_falsify.compare.attempts import Attempts
+    from apr_falsify.compare.unchecked import broken_down
 
-    page = write_page(result, traces, out, weights=weights, arithmetic=arithmetic)
+    attempts = Attempts()
+    page = write_page(result, traces, out, weights=weights, arithmetic=arithmetic, attempts=attempts)
+    result = replace(result, not_checked=(*result.not_checked, *broken_down(attempts.noted)))
     write_bisection(result, out)
-    return page
+    return result, page

@@ -197,6 +197,7 @@ def show(bundles: tuple[Path, ...], output: str) -> int:
 def report(bundle: Path, out: Path | None) -> int:
     """Write the report of a bundle again, from its files, to a file outside of it."""
     from apr_falsify.commands.output import write_file
+    from apr_falsify.compare.attempts import Attempts
     from apr_falsify.evidence.bundle import read_bundle
     from apr_falsify.evidence.report import bundle_html
 
@@ -208,7 +209,8 @@ def report(bundle: Path, out: Path | None) -> int:
             where=path,
             remedy="--out with a file elsewhere",
         )
-    write_file(path, bundle_html(found.facts, found.bisection, found.traces, found.controls))
+    page = bundle_html(found.facts, found.bisection, found.traces, found.controls, attempts=Attempts())
+    write_file(path, page)
     tell(f"report: {path}")
     return int(ExitCode.OK)
 

@@ -7,7 +7,8 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import NoReturn
 
 import click
@@ -71,6 +72,11 @@ def main() -> NoReturn:
 def guarded(command: click.Command, arguments: list[str], prog_name: str) -> int:
     """Run ``command`` and return its exit code; every exception becomes a message on stderr."""
     debug = "--debug" in arguments
+    with _breakdowns_shown() if debug else nullcontext():
+        return _run(command, arguments, prog_name, debug)
+
+
+def _run(command: click.Command, arguments: list[str], prog_name: str, debug: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a letter is no error of ours
             stream.reconfigure(errors="backslashreplace")
@@ -99,6 +105,22 @@ def guarded(command: click.Command, arguments: list[str], prog_name: str) -> int
         return _report(debug, "error: out of memory\n  try: fewer --layers or --stages", int(ExitCode.USAGE))
     except Exception as error:  # the last resort: an internal error has an exit code of its own
         return _report(debug, _internal(error), int(ExitCode.INTERNAL))
+
+
+@contextmanager
+def _breakdowns_shown() -> Iterator[None]:
+    """Print on stderr, with its traceback, what breaks down without ending the program."""
+    import logging  # only here: --help does without
+
+    logger, shown = logging.getLogger("apr_falsify"), logging.StreamHandler()
+    before = logger.level
+    logger.addHandler(shown)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(shown)
+        logger.setLevel(before)
 
 
 def _internal(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from apr_falsify.commands.output import write_file
+from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.errors import MissingDependencyError
 from apr_falsify.evidence.report import REPORT_HTML, bisection_html
@@ -27,6 +29,7 @@ def write_page(
     *,
     weights: Weights | None,
     arithmetic: str | None,
+    attempts: Attempts,
 ) -> str:
     """Write ``report.html`` into ``run``; return a line that says where it is, or why there is none.
 
@@ -36,6 +39,7 @@ def write_page(
         run: the directory of the run.
         weights: what the subject was replayed with.
         arithmetic: what the user stated of the subject's arithmetic.
+        attempts: notes the figures that break down, or the page: a bisection is worth more than its page.
 
     Raises:
         OutputError: it cannot be written.
@@ -43,13 +47,23 @@ def write_page(
     """
     command = command_line(click.get_current_context(silent=True))
     path = run / REPORT_HTML
+    make = partial(
+        bisection_html,
+        result.to_json(),
+        traces,
+        weights=weights,
+        arithmetic=arithmetic,
+        command=command,
+        attempts=attempts,
+    )
     try:
-        page = bisection_html(
-            result.to_json(), traces, weights=weights, arithmetic=arithmetic, command=command
-        )
+        page = attempts.needing(REPORT_HTML).made(make, None)
+        why = "making it broke down; --debug shows where"
     except MissingDependencyError as error:
+        page, why = None, f"{error.what}; {error.remedy}"
+    if page is None:
         path.unlink(missing_ok=True)  # an earlier run's is not about this one
-        return f"no {REPORT_HTML}: {error.what}; {error.remedy}"
+        return f"no {REPORT_HTML}: {why}"
     write_file(path, page)
     return f"report: {path}"
 

@@ -183,6 +183,7 @@ _ABSENT: Mapping[Status, str] = {
     Status.MISSING_IN_SUBJECT: "missing in the subject",
     Status.MISSING_IN_ORACLE: "missing in the oracle",
     Status.NOT_REPLAYABLE: "geometry differs",
+    Status.COMPARED: "the comparison broke down",
 }
 
 

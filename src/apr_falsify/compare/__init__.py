@@ -2,7 +2,8 @@
 
 To be read in this order:
 
-- the procedure and its answer: ``localise``, ``bisection``, ``rows``, ``findings``, ``unchecked``
+- the procedure and its answer: ``localise``, ``bisection``, ``rows``, ``findings``, ``unchecked``; what
+  may break down in it: ``attempts``
 - structure before values: ``structure``, ``axes``, ``layout``, ``convention``
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
 - the weights themselves: ``weights``, ``systematic``

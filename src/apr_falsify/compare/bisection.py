@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from apr_falsify.compare.attempts import Breakdown
 from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import PublishedRule
 from apr_falsify.errors import ExitCode
@@ -184,6 +185,7 @@ class Bisection:
         tokens: the token ids of both runs.
         oracle: where the oracle's trace comes from.
         subject: where the subject's trace comes from.
+        breakdowns: what broke down within the comparison; ``not_checked`` and the findings tell it in words.
 
     """
 
@@ -195,6 +197,7 @@ class Bisection:
     tokens: tuple[int, ...]
     oracle: Provenance
     subject: Provenance
+    breakdowns: tuple[Breakdown, ...] = ()
 
     @property
     def sources(self) -> tuple[Finding, ...]:
@@ -209,10 +212,15 @@ class Bisection:
 
     @property
     def exit_code(self) -> ExitCode:
-        """What the process says of it: a tokenizer, geometry or arithmetic finding alone is a divergence."""
+        """What the process says of it: a tokenizer, geometry or arithmetic finding alone is a divergence.
+
+        Where nothing was found, and what was needed broke down by a defect of ours, it is an internal error.
+        """
         code = _EXIT[self.kind]
         if self.kind is not Kind.REFERENCE_SUSPECT and any(f.type in _DIVERGENT_ALONE for f in self.findings):
             return ExitCode.DIVERGENCE
+        if self.kind is Kind.UNMEASURED and any(one.needed and not one.memory for one in self.breakdowns):
+            return ExitCode.INTERNAL
         return code
 
     def to_json(self) -> dict[str, Any]:

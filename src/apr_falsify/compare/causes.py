@@ -9,13 +9,17 @@ other fits, and only on weights of at most ``projected.MOST_VALUES`` values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.arithmetic import FORMATS
+from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.excess import excess_of
 from apr_falsify.compare.replay import Replayer, is_mixed
@@ -37,6 +41,8 @@ from apr_falsify.errors import ModelError
 from apr_falsify.rules import OPERATIONS, Operation, Rule
 from apr_falsify.stages import STAGES
 from apr_falsify.trace import Key
+
+_T = TypeVar("_T")
 
 NEAREST = 0.1
 """A cause that does not fit is named as the nearest one where it leaves at most this share of the error."""
@@ -177,6 +183,7 @@ def explain(
     *,
     likely: Sequence[Cause] = (),
     search: bool = True,
+    attempts: Attempts = LOUD,
 ) -> Cause | None:
     """Return the first cause that fits; else the one that comes near; ``None`` for neither.
 
@@ -188,6 +195,7 @@ def explain(
         limit: how many sigma (``compare.floor``) a correct value may be off.
         likely: causes of the same stage in other layers: one that fits here in the same words is the answer.
         search: whether to look through the table where none of those fits; else they may fit in other words.
+        attempts: notes the causes that break down.
 
     A run of one token leaves several causes alike: the first is told, and which others fit as well. Values
     that are not finite are left out, and counted in the sentence.
@@ -197,35 +205,33 @@ def explain(
         case = open_case(replayer, key, rule, subject, limit)
         if case is None:
             return None
-        found = _again(case, likely, in_same_words=search)
+        found = _again(case, likely, attempts, in_same_words=search)
         if found is None and (search or not case.exceeds.any()):
-            found = _explained(case)
+            found = _explained(case, attempts)
     return None if found is None else _with_nonfinite(found, case)
 
 
-def _again(case: Case, likely: Sequence[Cause], *, in_same_words: bool) -> Cause | None:
+def _again(case: Case, likely: Sequence[Cause], attempts: Attempts, *, in_same_words: bool) -> Cause | None:
     """Return the first of ``likely`` that fits this case too; one token leaves too much alike to say so."""
     if len(case.replayer.trace.tokens) == 1 or not case.exceeds.any():
         return None
     for known in likely:
         rows = () if known.row is None else (TABLE[known.row],)
-        for variation, guess in _guesses(case, rows):
-            if guess.says == known.says or not in_same_words:
-                cause = _judged(case, variation, guess)
-                if cause.fits:
-                    return cause
+        judge = partial(_judged_as, known.says) if in_same_words else _judged
+        for cause in _tried(case, rows, attempts, judge):
+            if cause is not None and cause.fits:
+                return cause
     return None
 
 
-def _explained(case: Case) -> Cause | None:
+def _explained(case: Case, attempts: Attempts) -> Cause | None:
     right = Guess(says="the replay", values=case.expected, sigma=case.sigma)
     if not case.exceeds.any():
         nothing = Cause(name="", sentence="everything else fits", residual=case.residual(right), fits=True)
-        return _of_what_is_small(case, right) or nothing
+        return _of_what_is_small(case, right, attempts) or nothing
     best: Cause | None = None
     fitting: list[Cause] = []
-    for variation, guess in _guesses(case, TABLE):
-        cause = _judged(case, variation, guess)
+    for cause in _tried(case, TABLE, attempts, _judged):
         if cause.fits:
             fitting.append(cause)
             if len(case.replayer.trace.tokens) > 1:
@@ -237,29 +243,33 @@ def _explained(case: Case) -> Cause | None:
     return best if best and best.residual <= NEAREST * case.residual(right) else None
 
 
-def _of_what_is_small(case: Case, right: Guess) -> Cause | None:
+def _of_what_is_small(case: Case, right: Guess, attempts: Attempts) -> Cause | None:
     """Return the first cause of an error that no value shows alone, but many together do."""
     most = _CLEARLY * case.residual(right)
     if len(case.replayer.trace.tokens) == 1 or excess_of(*case.sized(right)) <= 1:
         return None
-    for variation, guess in _guesses(case, TABLE):
-        cause = _judged(case, variation, guess)
-        if cause.residual < most and excess_of(*case.sized(guess)) <= 1:
-            return cause
-    return None
+    tried = _tried(case, TABLE, attempts, partial(_judged_together, most))
+    return next((cause for cause in tried if cause is not None), None)
 
 
-def _guesses(case: Case, rows: Sequence[Variation]) -> Iterator[tuple[Variation, Guess]]:
+def _tried(
+    case: Case,
+    rows: Sequence[Variation],
+    attempts: Attempts,
+    judge: Callable[[Case, Variation, Guess], _T],
+) -> Iterator[_T]:
+    """Yield what ``judge`` says of each guess; a variation that breaks down is noted, and the next one tried.
+
+    A hypothesis about something that this model or this trace does not have is no breakdown.
+    """
     for variation in rows:
-        if case.name not in variation.stages or not _applies(case, variation):
+        if case.name not in variation.stages:
             continue
-        try:
-            if variation.multiplies and not projected.small(case):
+        with attempts.trying(f"the cause {variation.name}", case.key), suppress(WeightsNeeded, ModelError):
+            if not _applies(case, variation) or (variation.multiplies and not projected.small(case)):
                 continue
             for guess in variation.guesses(case):
-                yield variation, guess
-        except (WeightsNeeded, ModelError):
-            continue  # a hypothesis about something that this model or this trace does not have
+                yield judge(case, variation, guess)
 
 
 def _applies(case: Case, variation: Variation) -> bool:
@@ -283,6 +293,18 @@ def _judged(case: Case, variation: Variation, guess: Guess) -> Cause:
         says=guess.says,
         row=TABLE.index(variation),
     )
+
+
+def _judged_as(says: str, case: Case, variation: Variation, guess: Guess) -> Cause | None:
+    """Judge a guess in these words alone."""
+    return _judged(case, variation, guess) if guess.says == says else None
+
+
+def _judged_together(most: float, case: Case, variation: Variation, guess: Guess) -> Cause | None:
+    """Judge a guess by all values together: ``None`` where more than ``most`` is left, or it shows."""
+    cause = _judged(case, variation, guess)
+    small = cause.residual < most and excess_of(*case.sized(guess)) <= 1
+    return cause if small else None
 
 
 def _with_others(fitting: Sequence[Cause]) -> Cause:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.structure import consumers
@@ -65,33 +67,58 @@ CONVENTIONS: tuple[Convention, ...] = (
 """What is tried, singly and in pairs."""
 
 
+Solved = tuple[Trace, dict[Key, Judged]]
+"""A trace in some layout, and stages of it that were judged in that."""
+
+
 def declared_or_solved(
-    trace: Trace, weights: Weights | None, keys: Sequence[Key], arithmetic: str | None = None
+    trace: Trace,
+    weights: Weights | None,
+    keys: Sequence[Key],
+    arithmetic: str | None = None,
+    attempts: Attempts = LOUD,
 ) -> tuple[Trace, dict[Key, Judged], list[Finding]]:
     """Judge ``trace`` as declared; where stages fail, look for a convention that mends them.
 
     Returns:
-        The trace in the layout it was judged in, its judged stages, and a finding for each
-        convention that fits and is not declared.
+        The trace in the layout it was judged in, its judged stages, and a finding for each convention
+        that fits and is not declared. One that breaks down, which ``attempts`` notes, does not fit.
 
     """
-    judged = judge(trace, weights, keys, arithmetic)
+    judged = judge(trace, weights, keys, arithmetic, attempts)
     findings: list[Finding] = []
     pending = list(_trials())
     while pending and any(entry.in_error for entry in judged.values()):
         trial = pending.pop(0)
         if not all(_plausible(convention, trial, judged) for convention in trial):
             continue
-        touched = _touched(trace, trial, keys)
-        changed = stored_as(trace, trial)
-        if changed is None:
-            continue
-        again = judge(changed, weights, touched, arithmetic)
-        if again and all(entry.fit is not None and not entry.in_error for entry in again.values()):
-            trace, judged = changed, {**judged, **again}
+        name = " with ".join(repr(convention.name) for convention in trial)
+        within = attempts.within(f"the convention {name}", decisive=False)
+        solve = partial(_solved, trace, trial, weights, keys, arithmetic, within)
+        solved = attempts.trying(f"the convention {name}").made(solve, None)
+        if solved is not None:
+            trace, judged = solved[0], {**judged, **solved[1]}
             findings += [_finding(convention) for convention in trial]
             pending = list(_trials())  # what did not fit may do so now that its consumers are read rightly
     return trace, judged, findings
+
+
+def _solved(
+    trace: Trace,
+    trial: Sequence[Convention],
+    weights: Weights | None,
+    keys: Sequence[Key],
+    arithmetic: str | None,
+    attempts: Attempts,
+) -> Solved | None:
+    """Return ``trace`` read by the conventions of ``trial``, ``None`` where they do not fit."""
+    touched = _touched(trace, trial, keys)
+    changed = stored_as(trace, trial)
+    if changed is None:
+        return None
+    again = judge(changed, weights, touched, arithmetic, attempts)
+    fits = again and all(entry.fit is not None and not entry.in_error for entry in again.values())
+    return (changed, again) if fits else None
 
 
 def _trials() -> Iterator[tuple[Convention, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
 from apr_falsify.compare.invariants import invariants
 from apr_falsify.compare.judge import Fit, Judged, replayer_of
@@ -52,6 +53,7 @@ def source_findings(
     *,
     own_weights: bool,
     arithmetic: str | None = None,
+    attempts: Attempts = LOUD,
 ) -> list[Finding]:
     """Return a finding for each stage that is not what its own inputs make it.
 
@@ -62,13 +64,14 @@ def source_findings(
         rows: the rows of the comparison, for what later stages show of the error.
         own_weights: whether ``weights`` are known to be the subject's own.
         arithmetic: what the user states of the subject's arithmetic.
+        attempts: notes the explanations that break down.
 
     """
     replayer = replayer_of(trace, weights, arithmetic)
     accumulated = {(row.layer, row.stage): row for row in rows}
     fed = consumers(accumulated, trace.geometry)
     sources = [entry for entry in judged.values() if entry.in_error]
-    search = Search(replayer)
+    search = Search(replayer, attempts)
     return [_source(search, entry, accumulated, fed, own_weights) for entry in sources]
 
 
@@ -169,11 +172,13 @@ def comparative_findings(found: Mapping[Key, tuple[Row, float]]) -> list[Finding
     ]
 
 
-def invariant_findings(trace: Trace, judged: Mapping[Key, Judged]) -> list[Finding]:
+def invariant_findings(
+    trace: Trace, judged: Mapping[Key, Judged], attempts: Attempts = LOUD
+) -> list[Finding]:
     """Return a finding for each unreplayable stage that breaks what holds without a reference."""
     broken = {
         (violation.layer, violation.stage): violation
-        for violation in invariants(trace)
+        for violation in invariants(trace, attempts)
         if (violation.layer, violation.stage) in judged
     }
     return [

@@ -15,6 +15,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.layout import canonical
@@ -80,18 +81,18 @@ class Violation:
     size: float
 
 
-def invariants(trace: Trace) -> tuple[Violation, ...]:
-    """Return the invariants that do not hold in ``trace``."""
+def invariants(trace: Trace, attempts: Attempts = LOUD) -> tuple[Violation, ...]:
+    """Return the invariants that do not hold in ``trace``; ``attempts`` notes those that break down."""
     return tuple(
         Violation(layer=check.layer, stage=check.stage, sentence=check.sentence, size=check.size)
-        for check in checks(trace)
+        for check in checks(trace, attempts)
         if check.outcome is Outcome.VIOLATED
     )
 
 
-def checks(trace: Trace) -> tuple[Check, ...]:
+def checks(trace: Trace, attempts: Attempts = LOUD) -> tuple[Check, ...]:
     """Return every invariant of every captured layer, with what became of it."""
-    return tuple(_checked(trace, layer, row) for layer in trace.layers for row in TABLE)
+    return tuple(_checked(trace, layer, row, attempts) for layer in trace.layers for row in TABLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +133,7 @@ class _Invariant:
     measure: Callable[[Trace, int], _Found]
 
 
-def _checked(trace: Trace, layer: int, row: _Invariant) -> Check:
+def _checked(trace: Trace, layer: int, row: _Invariant, attempts: Attempts) -> Check:
     def check(outcome: Outcome, sentence: str, size: float = math.nan) -> Check:
         return Check(
             invariant=row.name, layer=layer, stage=row.stage, outcome=outcome, sentence=sentence, size=size
@@ -140,13 +141,14 @@ def _checked(trace: Trace, layer: int, row: _Invariant) -> Check:
 
     if why := row.applies(trace.geometry):
         return check(Outcome.NOT_APPLICABLE, why)
-    try:
-        with np.errstate(all="ignore"):
+    with attempts.trying(f"the invariant {row.name}", (layer, row.stage)), np.errstate(all="ignore"):
+        try:
             found = row.measure(trace, layer)
-    except _Unmeasured as reason:
-        return check(Outcome.NOT_CHECKED, str(reason))
-    outcome = Outcome.VIOLATED if found.ratio > 1 else Outcome.HOLDS
-    return check(outcome, found.sentence, found.size)
+        except _Unmeasured as reason:
+            return check(Outcome.NOT_CHECKED, str(reason))
+        outcome = Outcome.VIOLATED if found.ratio > 1 else Outcome.HOLDS
+        return check(outcome, found.sentence, found.size)
+    return check(Outcome.NOT_CHECKED, "the check broke down")
 
 
 def _values(trace: Trace, layer: int, name: str) -> F64:

@@ -13,14 +13,16 @@ The procedure, over the whole trace, since one runtime has one arithmetic per ki
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.arithmetic import FORMATS
+from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.edges import on_the_other_side
 from apr_falsify.compare.excess import EXPLAINED_SHARE, LIMIT, excess_of
@@ -39,12 +41,15 @@ Stored = npt.NDArray[Any]
 SIMULATED = 4.0
 """Where no arithmetic explains a kind: how many times the expected one's own error is allowed."""
 
-
 BLUR = 0.5
 """Relative L2 that a product in an unknown arithmetic may leave in a stage.
 
 An 8-bit K cache with biases in the tens leaves 0.16 in attention; a scale that is missing leaves more.
 """
+
+
+BROKEN_DOWN = Missing(what="a replay that does not break down", remedy="report this defect of apr-falsify")
+"""Why a stage has no verdict although nothing is missing; ``compare.attempts`` has noted the error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +147,11 @@ def replayer_of(trace: Trace, weights: Weights | None, arithmetic: str | None = 
 
 
 def judge(
-    trace: Trace, weights: Weights | None, keys: Iterable[Key], arithmetic: str | None = None
+    trace: Trace,
+    weights: Weights | None,
+    keys: Iterable[Key],
+    arithmetic: str | None = None,
+    attempts: Attempts = LOUD,
 ) -> dict[Key, Judged]:
     """Judge the captured ones of ``keys``.
 
@@ -152,18 +161,27 @@ def judge(
         keys: the stages to judge.
         arithmetic: what the user states of it, in the words of ``rules.py``; ``None`` for what the
             trace itself says.
+        attempts: notes the stages whose replay breaks down; those are :data:`BROKEN_DOWN`.
 
     Raises:
         UsageError: an arithmetic that the table does not have.
 
     """
     replayer = replayer_of(trace, weights, arithmetic)
-    judged = {key: _first_look(replayer, key) for key in keys if key in trace.stages}
+
+    def each(key: Key, step: Callable[[], Judged]) -> Judged:
+        return attempts.needing("the replay", key).made(step, Judged(key=key, missing=BROKEN_DOWN))
+
+    captured = [key for key in keys if key in trace.stages]
+    judged = {key: each(key, partial(_first_look, replayer, key, attempts)) for key in captured}
     settled = _settled(judged.values())
-    return {key: _sharp(replayer, _decided(replayer, entry, settled)) for key, entry in judged.items()}
+    decided = {
+        key: each(key, partial(_decided, replayer, judged[key], settled, attempts)) for key in captured
+    }
+    return {key: _sharp(replayer, entry) for key, entry in decided.items()}
 
 
-def _first_look(replayer: Replayer, key: Key) -> Judged:
+def _first_look(replayer: Replayer, key: Key, attempts: Attempts) -> Judged:
     expected = replayer.expected(key)
     rules = (PLAIN,) if expected is PLAIN else (PLAIN, expected)
     found = replayer.replay(key, rules)
@@ -171,25 +189,26 @@ def _first_look(replayer: Replayer, key: Key) -> Judged:
         return Judged(key=key, missing=found, expected=expected)
     subject = replayer.stored(key)
     assert subject is not None
-    fits = fits_of(replayer, key, subject, found, rules)
+    fits = fits_of(replayer, key, subject, found, rules, attempts)
     if not any(fit.explains for fit in fits):
-        fits += _other_fits(replayer, key, subject, rules)
+        fits += _other_fits(replayer, key, subject, rules, attempts)
     plain, _ = comparable(replayer.trace, key, subject, found.values[0], found.sigma)
+    introduced = partial(compare_arrays, plain, subject, axes_of(key[1], replayer.trace.geometry))
+    metrics = attempts.trying("the figures against the plain replay", key).made(introduced, None)
     return Judged(
         key=key,
         fits=fits,
         expected=expected,
-        introduced=replace(
-            # Profiles are as long as the stage is wide; of the whole trace nobody reads them.
-            compare_arrays(plain, subject, axes_of(key[1], replayer.trace.geometry)),
-            per={},
-        ),
+        # Profiles are as long as the stage is wide; of the whole trace nobody reads them.
+        introduced=None if metrics is None else replace(metrics, per={}),
         composed=found.composed,
         weight_type=found.weight_type,
     )
 
 
-def _other_fits(replayer: Replayer, key: Key, subject: Stored, tried: tuple[Rule, ...]) -> tuple[Fit, ...]:
+def _other_fits(
+    replayer: Replayer, key: Key, subject: Stored, tried: tuple[Rule, ...], attempts: Attempts
+) -> tuple[Fit, ...]:
     operation = OPERATIONS.get(key[1], Operation.ELEMENTWISE)
     dims = replayer.trace.geometry.head_dim
     others = tuple(
@@ -199,13 +218,21 @@ def _other_fits(replayer: Replayer, key: Key, subject: Stored, tried: tuple[Rule
     )
     if not others:
         return ()
-    found = replayer.replay(key, others)
-    assert isinstance(found, Replay)
-    return fits_of(replayer, key, subject, found, others)
+
+    def fits(*rules: Rule) -> tuple[Fit, ...]:
+        found = replayer.replay(key, rules)
+        assert isinstance(found, Replay)
+        return fits_of(replayer, key, subject, found, rules, attempts)
+
+    # All at once, since they share the decoding of weights; else one by one, without those that break down.
+    found = Attempts().trying("all other arithmetics", key).made(partial(fits, *others), ())
+    for rule in () if found else others:
+        found += attempts.trying(f"the arithmetic {rule.name}", key).made(partial(fits, rule), ())
+    return found
 
 
 def fits_of(
-    replayer: Replayer, key: Key, subject: Stored, found: Replay, rules: Sequence[Rule]
+    replayer: Replayer, key: Key, subject: Stored, found: Replay, rules: Sequence[Rule], attempts: Attempts
 ) -> tuple[Fit, ...]:
     """Return how well each of ``rules`` explains ``subject``, a captured stage."""
     fits = []
@@ -216,7 +243,10 @@ def fits_of(
             expected = np.where(np.isfinite(subject) & ~np.isfinite(expected), found.skipped, expected)
         expected = _saved_beyond(replayer, key, subject, expected, sigma)
         fit = fit_of(rule, subject, expected, sigma, replayer.unit_of(key))
-        fits.append(_with_edges(replayer, key, fit, subject, expected, sigma) if fit.excess > 1 else fit)
+        if fit.excess > 1:
+            across = partial(_with_edges, replayer, key, fit, subject, expected, sigma)
+            fit = attempts.trying("values on an edge", key).made(across, fit)
+        fits.append(fit)
     return tuple(fits)
 
 
@@ -308,7 +338,9 @@ def _settled(judged: Collection[Judged]) -> dict[tuple[Operation, str], Rule]:
     return {**most, **expected, **declared}
 
 
-def _decided(replayer: Replayer, entry: Judged, settled: Mapping[tuple[Operation, str], Rule]) -> Judged:
+def _decided(
+    replayer: Replayer, entry: Judged, settled: Mapping[tuple[Operation, str], Rule], attempts: Attempts
+) -> Judged:
     if entry.missing is not None:
         return entry
     rule = settled.get(entry.kind)
@@ -320,7 +352,7 @@ def _decided(replayer: Replayer, entry: Judged, settled: Mapping[tuple[Operation
         found = replayer.replay(entry.key, (rule,))
         assert subject is not None
         assert isinstance(found, Replay)
-        (fits[rule.name],) = fits_of(replayer, entry.key, subject, found, (rule,))
+        (fits[rule.name],) = fits_of(replayer, entry.key, subject, found, (rule,), attempts)
     own = fits[rule.name]
     best = min(fits.values(), key=lambda fit: fit.excess)
     return replace(entry, fits=tuple(fits.values()), fit=best if own.excess > 1 >= best.excess else own)

@@ -5,13 +5,17 @@
 3. Layout: where a stage is not what its replay says, try the conventions that a runtime may store it in.
 4. Replay: the oracle's trace and the subject's, each from its own inputs (``compare.judge``).
 5. Rows and findings; the kind sums them up.
+
+What breaks down in 2 to 5 is noted and costs at most the stage that it is about (``compare.attempts``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from apr_falsify.compare import unchecked
+from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind, Row, Status, Verdict
 from apr_falsify.compare.convention import declared_or_solved
 from apr_falsify.compare.findings import (
@@ -81,17 +85,19 @@ def bisect(
     if not comparable:
         weights = subject_weights = None
     # 2.
-    converted = _other_tensors(weights, subject_weights, keys)
+    attempts = Attempts()
+    converted = _other_tensors(weights, subject_weights, keys, attempts)
     # 3. and 4.
     used = subject_weights or weights
-    reference = judge(oracle, weights, keys)
-    subject, judged, layouts = declared_or_solved(subject, used, keys, arithmetic)
+    reference = judge(oracle, weights, keys, attempts=attempts.within("the oracle", decisive=True))
+    subject, judged, layouts = declared_or_solved(subject, used, keys, arithmetic, attempts)
     # 5.
     if comparable:
         used_in = keys if subject_weights is not None else _as_replayed(judged)
         converted += constant_findings(oracle.geometry, subject.geometry, used_in, len(subject.tokens))
-    rows = rows_of(keys, oracle, subject, judged, {name for found in layouts for name in found.stages})
-    broken = invariant_findings(subject, judged)
+    solved = {name for found in layouts for name in found.stages}
+    rows = rows_of(keys, oracle, subject, judged, solved, attempts)
+    broken = invariant_findings(subject, judged, attempts)
     unequal = differing_on_equal_inputs(rows, judged, oracle.geometry)
     rows = accused(rows, {*unequal, *((finding.layer, finding.stages[0]) for finding in broken)})
     if not structural:
@@ -100,7 +106,11 @@ def bisect(
     guilty = wrong_without_weights(judged) if foreign else judged
     rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
     own = subject_weights is not None
-    sources = source_findings(subject, used, guilty, rows, own_weights=own, arithmetic=arithmetic)
+    sources = source_findings(
+        subject, used, guilty, rows, own_weights=own, arithmetic=arithmetic, attempts=attempts
+    )
+    published = attempts.trying("the published rule").made(partial(_published, rows), ())
+    lost = unchecked.breakdown_findings(attempts.noted)
     every = (
         *findings,
         *reference_findings(reference),
@@ -112,23 +122,35 @@ def bisect(
         *broken,
         *layouts,
         *arithmetic_findings(judged),
-        *unmeasured_findings(rows, judged, subject.provenance.absent),
+        *unmeasured_findings(_otherwise(rows, lost), judged, subject.provenance.absent),
+        *lost,
         *one_token_findings(rows, len(subject.tokens)),
     )
     return Bisection(
         kind=kind_of(every, rows),
         rows=rows,
         findings=every,
-        published=_published(rows),
-        not_checked=(*not_checked, *unchecked.not_checked(rows, oracle, subject, used)),
+        published=published,
+        not_checked=(
+            *not_checked,
+            *unchecked.not_checked(rows, oracle, subject, used),
+            *unchecked.broken_down(attempts.noted),
+        ),
         tokens=oracle.tokens,
         oracle=oracle.provenance,
         subject=subject.provenance,
+        breakdowns=tuple(attempts.noted),
     )
 
 
+def _otherwise(rows: Sequence[Row], lost: Sequence[Finding]) -> list[Row]:
+    """Return the rows whose verdict, where they have none, is not lost by a breakdown."""
+    told = {(finding.layer, stage) for finding in lost for stage in finding.stages}
+    return [row for row in rows if (row.layer, row.stage) not in told]
+
+
 def _check_anything_compared(rows: Sequence[Row]) -> None:
-    if all(row.accumulated is None for row in rows):
+    if all(row.status not in (Status.COMPARED, Status.NOT_REPLAYABLE) for row in rows):
         raise TraceError(
             "the two traces have no stage in common",
             expected="at least one stage that both sides captured",
@@ -136,11 +158,14 @@ def _check_anything_compared(rows: Sequence[Row]) -> None:
         )
 
 
-def _other_tensors(ours: Weights | None, theirs: Weights | None, keys: Sequence[Key]) -> list[Finding]:
+def _other_tensors(
+    ours: Weights | None, theirs: Weights | None, keys: Sequence[Key], attempts: Attempts
+) -> list[Finding]:
     """Return which tensors the subject's own file has otherwise."""
     if ours is None or theirs is None or ours.where == theirs.where:
         return []
-    return weights_findings(ours, theirs, sorted({layer for layer, _ in keys if layer is not None}))
+    layers = sorted({layer for layer, _ in keys if layer is not None})
+    return weights_findings(ours, theirs, layers, attempts)
 
 
 def _as_replayed(judged: Mapping[Key, Judged]) -> list[Key]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
+from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Row, Status, Verdict
 from apr_falsify.compare.findings import NO_DIVERGENCE
-from apr_falsify.compare.judge import Judged
+from apr_falsify.compare.judge import BROKEN_DOWN, Judged
 from apr_falsify.compare.layout import aligned
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.structure import consumers, descendants, same_shapes, status_of
@@ -21,6 +23,7 @@ def rows_of(
     subject: Trace,
     judged: Mapping[Key, Judged],
     solved: Collection[str],
+    attempts: Attempts = LOUD,
 ) -> tuple[Row, ...]:
     """Return a row for each of ``keys``.
 
@@ -30,13 +33,14 @@ def rows_of(
         subject: the run in question.
         judged: what its replay says of each stage that could be replayed.
         solved: the stages that agree once a layout that was not declared is undone.
+        attempts: notes the stages whose comparison with the oracle's breaks down.
 
     """
     tainted = descendants(
         [key for key, entry in judged.items() if entry.in_error], consumers(keys, subject.geometry)
     )
     return tuple(
-        _row(key, oracle, subject, judged.get(key), tainted=key in tainted, solved=key[1] in solved)
+        _row(key, oracle, subject, judged.get(key), attempts, tainted=key in tainted, solved=key[1] in solved)
         for key in keys
     )
 
@@ -60,15 +64,22 @@ def cleared(rows: Sequence[Row], judged: Mapping[Key, Judged]) -> tuple[Row, ...
 
 
 def _row(
-    key: Key, oracle: Trace, subject: Trace, entry: Judged | None, *, tainted: bool, solved: bool
+    key: Key,
+    oracle: Trace,
+    subject: Trace,
+    entry: Judged | None,
+    attempts: Attempts,
+    *,
+    tainted: bool,
+    solved: bool,
 ) -> Row:
     status = status_of(key, oracle, subject)
-    metrics: Metrics | None = None
-    shape: tuple[int, ...] = ()
-    layout: tuple[Layout, ...] = ()
+    nothing: _Compared = None, (), ()
+    metrics, shape, layout = nothing
     comparable = status is Status.COMPARED and same_shapes(oracle.geometry, subject.geometry)
     if comparable:
-        metrics, shape, layout = _accumulated(key, oracle, subject)
+        compare = attempts.needing("the comparison with the oracle", key)
+        metrics, shape, layout = compare.made(partial(_accumulated, key, oracle, subject), nothing)
     verdict = _verdict(entry, metrics, tainted=tainted, solved=solved)
     if status is Status.COMPARED and (not comparable or verdict is Verdict.UNMEASURED):
         status = Status.NOT_REPLAYABLE
@@ -91,9 +102,10 @@ def _row(
     )
 
 
-def _accumulated(
-    key: Key, oracle: Trace, subject: Trace
-) -> tuple[Metrics, tuple[int, ...], tuple[Layout, ...]]:
+_Compared = tuple[Metrics | None, tuple[int, ...], tuple[Layout, ...]]
+
+
+def _accumulated(key: Key, oracle: Trace, subject: Trace) -> _Compared:
     """Return subject against oracle, the shape compared and the layout words that were undone."""
     pair = aligned(key, oracle.stages[key], subject.stages[key], oracle.geometry, len(oracle.tokens))
     return compare_arrays(pair.oracle, pair.subject, pair.axes), pair.oracle.shape, pair.layout
@@ -102,7 +114,8 @@ def _accumulated(
 def _verdict(entry: Judged | None, metrics: Metrics | None, *, tainted: bool, solved: bool) -> Verdict:
     agrees = metrics is not None and metrics.rel_l2 <= NO_DIVERGENCE and not metrics.nonfinite_mismatch
     if entry is None or entry.fit is None:
-        return Verdict.WITHIN_FLOOR if agrees else Verdict.UNMEASURED
+        broken_down = entry is not None and entry.missing is BROKEN_DOWN
+        return Verdict.WITHIN_FLOOR if agrees and not broken_down else Verdict.UNMEASURED
     if entry.in_error:
         return Verdict.INTRODUCES
     if solved:

@@ -6,6 +6,7 @@ explained a stage in one layer is tried first in the next, which takes a few eva
 
 from __future__ import annotations
 
+from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.causes import Cause, error_sits, explain
 from apr_falsify.compare.excess import LIMIT
@@ -21,29 +22,46 @@ class Search:
 
     Args:
         replayer: replays the trace.
+        attempts: notes what breaks down.
 
     """
 
-    def __init__(self, replayer: Replayer) -> None:
+    def __init__(self, replayer: Replayer, attempts: Attempts) -> None:
         self.replayer = replayer
+        self._attempts = attempts
         self.left = SEARCHED_AT_MOST
         self._found: dict[str, list[Cause]] = {}
 
     def explained(self, entry: Judged) -> tuple[list[str], tuple[str, str] | None]:
         """Return what is said of the cause of ``entry``, and its identifier and words where one fits."""
+        with self._attempts.trying("the search for a cause", entry.key):
+            return self._explained(entry)
+        self.left -= 1
+        return ["its cause could not be looked for"], None
+
+    def _explained(self, entry: Judged) -> tuple[list[str], tuple[str, str] | None]:
         assert entry.fit is not None
         subject = self.replayer.captured(entry.key)
         assert subject is not None
         known = self._found.setdefault(entry.key[1], [])
         search = self.left > 0
-        cause = explain(self.replayer, entry.key, entry.fit.rule, subject, LIMIT, likely=known, search=search)
+        cause = explain(
+            self.replayer,
+            entry.key,
+            entry.fit.rule,
+            subject,
+            LIMIT,
+            likely=known,
+            search=search,
+            attempts=self._attempts,
+        )
         if cause is not None and cause.fits:
             self._keep(cause, known)
             return [cause.sentence], ((cause.name, cause.says) if cause.says else None)
         self.left -= 1
         if not search:
-            return ["no cause of another layer fits, and no other was looked for", self._where(entry)], None
-        return ["no named cause fits", self._where(entry)], None
+            return ["no cause of another layer fits, and no other was looked for", *self._where(entry)], None
+        return ["no named cause fits", *self._where(entry)], None
 
     def _keep(self, cause: Cause, known: list[Cause]) -> None:
         if cause.row is not None and not any(
@@ -52,7 +70,12 @@ class Search:
             known.append(cause)
             self.left -= 1  # it was not among those that are tried again
 
-    def _where(self, entry: Judged) -> str:
+    def _where(self, entry: Judged) -> list[str]:
+        with self._attempts.trying("the search for where the error sits", entry.key):
+            return [self._sits(entry)]
+        return []
+
+    def _sits(self, entry: Judged) -> str:
         assert entry.fit is not None
         subject = self.replayer.captured(entry.key)
         found = self.replayer.replay(entry.key, (entry.fit.rule,))

@@ -1,10 +1,12 @@
-"""What a bisection did not look at, in words: nobody shall take it for checked."""
+"""What a bisection did not look at, or broke down over, in words: nobody shall take it for checked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from apr_falsify.compare.bisection import Row, Status, Verdict
+from apr_falsify.compare.attempts import Breakdown
+from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict
+from apr_falsify.compare.findings import place
 from apr_falsify.compare.structure import same_shapes
 from apr_falsify.provenance import Provenance
 from apr_falsify.trace import Trace
@@ -24,6 +26,44 @@ def not_checked(rows: Sequence[Row], oracle: Trace, subject: Trace, weights: Wei
         *_not_in_the_recording(subject.provenance),
         *_tokens_not_known(subject),
     ]
+
+
+def broken_down(noted: Sequence[Breakdown]) -> list[str]:
+    """Return what broke down, each once over all layers, with its place and error."""
+    layers: dict[tuple[str, str, str], list[int | None]] = {}
+    for one in noted:
+        layer, stage = (None, "") if one.key is None else one.key
+        layers.setdefault((one.what, stage, one.error), []).append(layer)
+    return [
+        f"{what}{_at(stage, where)}: it broke down ({error})"
+        for (what, stage, error), where in layers.items()
+    ]
+
+
+def _at(stage: str, layers: Sequence[int | None]) -> str:
+    known = list(dict.fromkeys(layer for layer in layers if layer is not None))
+    if len(known) > 1:
+        return f" at layers {', '.join(map(str, known))} {stage}"
+    return f" at {place((layers[0], stage))}" if stage else ""
+
+
+def breakdown_findings(noted: Sequence[Breakdown]) -> list[Finding]:
+    """Return a finding for each breakdown that a verdict rested on: that stage is unmeasured."""
+    return [
+        Finding(
+            type=FindingType.UNMEASURED,
+            layer=one.key[0],
+            stages=(one.key[1],),
+            explanation=f"{one.key[1]}: {one.what} broke down ({one.error})",
+            advice=_OUT_OF_MEMORY if one.memory else _DEFECT,
+        )
+        for one in noted
+        if one.needed and one.key is not None
+    ]
+
+
+_OUT_OF_MEMORY = "compare fewer --layers or --stages at once"
+_DEFECT = "this is a defect of apr-falsify: run again with --debug for the traceback and report it"
 
 
 def _stages_not_requested(rows: Sequence[Row]) -> Iterator[str]:

@@ -14,14 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.systematic import Sums, sums_of, systematic
 from apr_falsify.shape import EXPERT_ROLES
 from apr_falsify.tensors import Tensor
+from apr_falsify.trace import Key
 from apr_falsify.weights import Weights
 
 F64 = npt.NDArray[np.float64]
@@ -118,13 +121,16 @@ class Difference:
     systematic: str = ""
 
 
-def weights_findings(oracle: Weights, subject: Weights, layers: Sequence[int]) -> list[Finding]:
+def weights_findings(
+    oracle: Weights, subject: Weights, layers: Sequence[int], attempts: Attempts = LOUD
+) -> list[Finding]:
     """Return a finding for each of the subject's tensors that is not the oracle's.
 
     Args:
         oracle: the oracle's weights.
         subject: the subject's own.
         layers: the layers to compare; whole-model tensors are compared too.
+        attempts: notes the tensors whose comparison breaks down.
 
     """
     places: list[tuple[str, int | None]] = [
@@ -138,9 +144,21 @@ def weights_findings(oracle: Weights, subject: Weights, layers: Sequence[int]) -
     return [
         finding
         for role, layer in places
-        for pair in _pairs(oracle, subject, role, layer)
-        if (finding := _finding(pair, role, layer)) is not None
+        for finding in attempts.needing(f"the comparison of the tensor {role}", _key(role, layer)).made(
+            partial(_findings, oracle, subject, role, layer), []
+        )
     ]
+
+
+def _findings(oracle: Weights, subject: Weights, role: str, layer: int | None) -> list[Finding]:
+    pairs = _pairs(oracle, subject, role, layer)
+    return [finding for pair in pairs if (finding := _finding(pair, role, layer)) is not None]
+
+
+def _key(role: str, layer: int | None) -> Key:
+    """Return the (first) stage that uses a tensor."""
+    stage = STAGE_OF_ROLE[role.partition(".")[0]]
+    return 0 if stage == "embedding" else layer, stage
 
 
 _CONVERTED = "look at how the subject's file was converted"
@@ -229,10 +247,10 @@ def _finding(pair: _Pair, role: str, layer: int | None) -> Finding | None:
 
 
 def _weights_finding(pair: _Pair, role: str, layer: int | None, told: str, size: float) -> Finding:
-    stage = STAGE_OF_ROLE[role.partition(".")[0]]
+    place, stage = _key(role, layer)
     return Finding(
         type=FindingType.WEIGHTS,
-        layer=0 if stage == "embedding" else layer,
+        layer=place,
         stages=(stage,),
         size=size,
         explanation=told + pair.known,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apr_falsify.compare.attempts import Attempts
 from apr_falsify.contracts.claim import canonical_json
 from apr_falsify.errors import AprFalsifyError, EvidenceError, MissingDependencyError, OutputError
 from apr_falsify.evidence.facts import Facts
@@ -258,7 +259,7 @@ def _report(draft: Draft, facts: Facts, *, values: bool) -> str | None:
 
     traces = (draft.oracle, draft.subject) if draft.oracle and draft.subject and values else None
     try:
-        return bundle_html(facts, draft.bisection, traces, draft.controls)
+        return bundle_html(facts, draft.bisection, traces, draft.controls, attempts=Attempts())
     except MissingDependencyError:
         return None
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apr_falsify.compare.attempts import LOUD, Attempts
+from apr_falsify.compare.unchecked import broken_down
 from apr_falsify.errors import EvidenceError
 from apr_falsify.evidence.facts import Facts
 from apr_falsify.evidence.page import words
@@ -52,6 +54,7 @@ def bisection_html(
     weights: Weights | None = None,
     arithmetic: str | None = None,
     command: str = "",
+    attempts: Attempts = LOUD,
 ) -> str:
     """Return the page of one bisection.
 
@@ -62,6 +65,7 @@ def bisection_html(
             its difference from the reference.
         arithmetic: what the user stated of the subject's arithmetic.
         command: the command that made it.
+        attempts: notes the figures that break down; the page says so.
 
     Raises:
         EvidenceError: ``bisection`` is not of that schema.
@@ -77,7 +81,7 @@ def bisection_html(
             "word": word,
             "headline": words.headline(view),
             "commands": _commands(view, traces, command),
-            **sections(view, traces, weights, arithmetic),
+            **sections(view, traces, weights, arithmetic, attempts),
         },
     )
 
@@ -90,6 +94,7 @@ def bundle_html(
     *,
     weights: Weights | None = None,
     checked: Checked | None = None,
+    attempts: Attempts = LOUD,
 ) -> str:
     """Return the page of one evidence bundle.
 
@@ -100,6 +105,7 @@ def bundle_html(
         controls: the bisections that its controls handed over, by name.
         weights: what the subject was replayed with.
         checked: what a verification found.
+        attempts: notes the figures that break down; the page says so.
 
     Raises:
         EvidenceError: a bisection of another schema.
@@ -108,7 +114,8 @@ def bundle_html(
     """
     view = None if bisection is None else _read(bisection, traces)
     badge, sentence = OUTCOMES[facts.outcome.result]
-    left_out = undone(facts, view)
+    shown = {} if view is None else sections(view, traces, weights, None, attempts)
+    left_out = [*undone(facts, view), *broken_down(attempts.noted)]
     return render(
         "bundle.html.j2",
         {
@@ -126,7 +133,7 @@ def bundle_html(
             "next_rung": (checked.needs if checked else ()) or next_rung(facts),
             "commands": bundle_commands(facts),
             "view": None,
-            **({} if view is None else sections(view, traces, weights, None)),
+            **shown,
         },
     )
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.bisection import FindingType
 from apr_falsify.compare.excess import LIMIT
@@ -108,7 +110,12 @@ class _Compared:
 
 
 def heat_maps(
-    view: View, oracle: Trace, subject: Trace, weights: Weights | None, arithmetic: str | None = None
+    view: View,
+    oracle: Trace,
+    subject: Trace,
+    weights: Weights | None,
+    arithmetic: str | None = None,
+    attempts: Attempts = LOUD,
 ) -> list[HeatMap]:
     """Return a map for each stage that is a source, the first layer of each; at most :data:`MOST_MAPS`.
 
@@ -118,6 +125,7 @@ def heat_maps(
         subject: the subject's.
         weights: what the subject was replayed with, ``None`` where they are not at hand.
         arithmetic: what the user states of the subject's arithmetic.
+        attempts: notes the maps that break down.
 
     """
     groups: dict[tuple[str, ...], list[Found]] = {}
@@ -129,13 +137,15 @@ def heat_maps(
     maps: list[HeatMap] = []
     for first, *more in list(groups.values())[:MOST_MAPS]:
         key = (first.layer, first.stages[-1])
-        found = None
-        if declared and first.type is FindingType.SOURCE:
-            found = _introduced(key, subject, weights, arithmetic)
-        found = found or _accumulated(key, oracle, subject)
-        if found is not None:
-            also = ranges(each.layer for each in more if each.layer is not None) if more else ""
-            maps.append(_map(f"h{len(maps)}", key, also, found, subject))
+        with attempts.trying("the heat map", key):
+            found = None
+            if declared and first.type is FindingType.SOURCE:
+                replayed = partial(_introduced, key, subject, weights, arithmetic)
+                found = attempts.trying("the replay for the heat map", key).made(replayed, None)
+            found = found or _accumulated(key, oracle, subject)
+            if found is not None:
+                also = ranges(each.layer for each in more if each.layer is not None) if more else ""
+                maps.append(_map(f"h{len(maps)}", key, also, found, subject))
     return maps
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from apr_falsify.compare.attempts import Attempts
+from apr_falsify.compare.unchecked import broken_down
 from apr_falsify.evidence.page import published, words
 from apr_falsify.evidence.page.heat import heat_maps
 from apr_falsify.evidence.page.plots import DotPlot, dot_plot, nearest_to_floor, overviews
@@ -16,12 +19,22 @@ from apr_falsify.weights import Weights
 
 
 def sections(
-    view: View, traces: tuple[Trace, Trace] | None, weights: Weights | None, arithmetic: str | None
+    view: View,
+    traces: tuple[Trace, Trace] | None,
+    weights: Weights | None,
+    arithmetic: str | None,
+    attempts: Attempts,
 ) -> dict[str, Any]:
-    """Return the values that ``sections.html.j2`` shows."""
-    left_out = words.unchecked(view)
+    """Return the values that ``sections.html.j2`` shows, without the figures that break down."""
     focus = _focus(view)
+    figures = {
+        "overviews": attempts.trying("the overview").made(partial(overviews, view), []),
+        "plots": attempts.trying("the dot plots").made(partial(_plots, view, focus), []),
+        "heat_maps": [] if traces is None else heat_maps(view, *traces, weights, arithmetic, attempts),
+    }
+    left_out = [*words.unchecked(view), *broken_down(attempts.noted)]
     return {
+        **figures,
         "view": view,
         "compared": sum(row.accumulated is not None for row in view.rows),
         "unchecked": left_out,
@@ -29,9 +42,6 @@ def sections(
         "sides": [("reference", view.oracle), ("subject", view.subject)],
         "side": words.side,
         "groups": _findings(view),
-        "overviews": overviews(view),
-        "plots": _plots(view, focus),
-        "heat_maps": [] if traces is None else heat_maps(view, *traces, weights, arithmetic),
         "answers": published.answers(view),
         "outside": published.outside(view),
         "chains": _chains(view, focus),
