@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apr_falsify.compare import causes, convention, invariants, search
+from apr_falsify.compare import causes, convention, edges, invariants, search
 from apr_falsify.compare.bisection import FindingType, Kind, Verdict
 from apr_falsify.compare.convention import CONVENTIONS, Convention
 from apr_falsify.compare.localise import bisect
@@ -231,3 +231,19 @@ def test_an_invariant_that_breaks_down_leaves_its_stage_unmeasured(monkeypatch: 
     assert row.verdict is Verdict.UNMEASURED
     assert not result.complete
     assert "the invariant mask at layers 0, 1 attn_softmax: it broke down (ValueError: no)" in noted(result)
+
+
+# values on an edge
+
+
+def test_a_search_for_values_on_an_edge_that_breaks_down_excuses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stated = {"arithmetic": "f32; q8 blocks of 256"}
+    subject = run({SOURCE: noisy}, arithmetic=stated["arithmetic"])
+    before = compared(subject, **stated)
+    monkeypatch.setattr(edges, "_FINDERS", dict.fromkeys(Operation, raising(MemoryError("no room"))))
+    result = compared(subject, **stated)
+    assert (result.kind, sources(result)) == (before.kind, sources(before))
+    assert any("values on an edge at layer 1 ffn_out" in line for line in noted(result))
+    assert all("values on an edge" in line for line in noted(result))
