@@ -1,0 +1,99 @@
+"""Put a mutant into modules that are already imported.
+
+Tests and code hold functions by reference (``from x import f``). So the changed statement is run beside the
+module, and what it defines is put into the objects that are there: a function gets the new code and
+defaults, a class the same for each member, any other value takes the place of the old one in every module
+of ours that has it under the same name.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from mutants.places import Mutant
+
+_FLAGS = __future__.annotations.compiler_flag
+OURS = ("apr_falsify", "tests")
+
+
+class NotPossible(Exception):
+    """The changed code cannot be compiled or run: no mutant."""
+
+
+def graft(mutant: Mutant) -> None:
+    """Change the code of this process as ``mutant`` says.
+
+    Raises:
+        NotPossible: the changed statement is no valid code.
+
+    """
+    mutant.slot.put(mutant.new)
+    name = mutant.file.removeprefix("src/").removesuffix(".py").replace("/", ".")
+    module = sys.modules[name.removesuffix(".__init__")]
+    before = vars(module)
+    scratch = dict(before)
+    tree = ast.fix_missing_locations(ast.Module(body=[mutant.statement], type_ignores=[]))
+    try:
+        code = compile(tree, str(module.__file__), "exec", flags=_FLAGS, dont_inherit=True)
+        exec(code, scratch)
+        for key, value in scratch.items():
+            if key in before and value is not before[key]:
+                _replace(key, before[key], value)
+    except Exception as error:
+        raise NotPossible(f"{type(error).__name__}: {error}") from error
+
+
+def clear_caches() -> None:
+    """Forget what functions of ours remember from before the change."""
+    for module in _our_modules():
+        for value in list(vars(module).values()):
+            if callable(getattr(value, "cache_clear", None)):
+                value.cache_clear()
+
+
+def _our_modules() -> Iterator[types.ModuleType]:
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in OURS and module is not None:
+            yield module
+
+
+def _replace(key: str, old: Any, new: Any) -> None:
+    if isinstance(old, type) and isinstance(new, type):
+        _replace_members(old, new)
+    elif not _replace_code(old, new):
+        for module in _our_modules():
+            if vars(module).get(key) is old:
+                setattr(module, key, new)
+
+
+def _function(value: Any) -> Any:
+    """Return the function within a property, a static method, a cache ..., or the value itself."""
+    for inner in ("__wrapped__", "fget", "func", "__func__"):
+        if not isinstance(value, types.FunctionType) and hasattr(value, inner):
+            return _function(getattr(value, inner))
+    wrapped = getattr(value, "__wrapped__", None)
+    return value if wrapped is None else _function(wrapped)
+
+
+def _replace_code(old: Any, new: Any) -> bool:
+    old, new = _function(old), _function(new)
+    if not (isinstance(old, types.FunctionType) and isinstance(new, types.FunctionType)):
+        return False
+    old.__code__ = new.__code__
+    old.__defaults__, old.__kwdefaults__ = new.__defaults__, new.__kwdefaults__
+    return True
+
+
+def _replace_members(old: type, new: type) -> None:
+    for key, value in vars(new).items():
+        was = vars(old).get(key)
+        if key not in vars(old) or _replace_code(was, value):
+            continue
+        # The slots of a dataclass and the members of an enumeration are what they were.
+        if not key.startswith("_") and not isinstance(was, types.MemberDescriptorType | old):
+            setattr(old, key, value)
