@@ -136,11 +136,11 @@ def _file_digest(path: Path) -> str:
     return _digest(path.read_bytes()) if path.is_file() else ""
 
 
-def _equivalents() -> dict[str, str]:
-    """Return the mutants that are listed as equivalent, with their reasons."""
+def _equivalents() -> set[str]:
+    """Return the mutants that are listed as equivalent; ``*`` stands for every change of a constant."""
     listed = yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")) if EQUIVALENT.exists() else None
     return {
-        f"{file} | {function} | {change}": entry["reason"]
+        f"{file} | {function} | {change}"
         for file, functions in (listed or {}).items()
         for function, entries in functions.items()
         for entry in entries
@@ -155,6 +155,7 @@ class Run:
         self.options = options
         self.state = State()
         self.answers: dict[str, list[tuple[Mutant, Answer]]] = {}
+        self.mutants: list[Mutant] = []
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Try the mutants of each room; called by pytest once everything is collected."""
@@ -163,6 +164,7 @@ class Run:
         for name in self.options.rooms:
             room, start = ROOMS[name], time.monotonic()
             mutants = [each for path in room.files() for each in mutants_of(path, ROOT)]
+            self.mutants += mutants
             mutants = [each for each in mutants if self.options.only in each.file]
             chosen = _sample(mutants, self.options.seed, self.options.sample or room.sample)
             self.answers[name] = list(self._room(name, room, chosen, session.items))
@@ -245,25 +247,36 @@ def _tests_of(mutant: Mutant, measured: Mapping[str, Measured], uses: Uses) -> l
     return [(test, reached[test].seconds) for test in _in_order(reached)]
 
 
-def _report(answers: Mapping[str, Sequence[tuple[Mutant, Answer]]], goal: float) -> int:
-    """Print what became of the mutants; 1 where too few were killed or the list of equivalents is wrong."""
-    equivalent, wrong, total = _equivalents(), 0, Counter[str]()
-    for name, rows in answers.items():
+def _report(run: Run, goal: float) -> int:
+    """Print what became of the mutants; 1 where too few were killed or a listed one was."""
+    listed, total = _equivalents(), Counter[str]()
+    wrong = _without_mutant(listed, run.mutants)
+    for name, rows in run.answers.items():
         counts: Counter[str] = Counter()
         for mutant, answer in rows:
-            listed = mutant.key in equivalent
             dead = answer.status in ("killed", "hangs")
-            counts["killed" if dead else "equivalent" if listed else "alive"] += 1
-            if dead and listed:
+            equivalent = not {mutant.key, f"{mutant.file} | {mutant.function} | *"}.isdisjoint(listed)
+            counts["killed" if dead else "equivalent" if equivalent else "alive"] += 1
+            if dead and mutant.key in listed:
                 wrong += 1
                 print(f"listed as equivalent, but killed by {answer.by}: {mutant.key}")
-            if not dead and not listed:
+            if not dead and not equivalent:
                 print(f"{answer.status}: {mutant.key}")
         print(f"{name}: {_counted(counts)}")
         total += counts
     print(f"all: {_counted(total)}")
     tried = total["killed"] + total["alive"]
     return int(bool(wrong) or not tried or total["killed"] < goal * tried)
+
+
+def _without_mutant(listed: set[str], mutants: Sequence[Mutant]) -> int:
+    """Print which lines of the list fit no mutant of these files; how many they are."""
+    files = {mutant.file for mutant in mutants}
+    keys = {key for mutant in mutants for key in (mutant.key, f"{mutant.file} | {mutant.function} | *")}
+    stale = sorted(line for line in listed - keys if line.partition(" | ")[0] in files)
+    for line in stale:
+        print(f"listed as equivalent, but no such mutant is there: {line}")
+    return len(stale)
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -304,7 +317,7 @@ def main() -> int:
     if not run.answers:
         print(f"pytest ended with {code}", file=sys.stderr)
         return 2
-    return _report(run.answers, options.goal)
+    return _report(run, options.goal)
 
 
 if __name__ == "__main__":

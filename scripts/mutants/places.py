@@ -37,7 +37,7 @@ class Mutant:
 
     Attributes:
         file: the file, relative to the repository.
-        function: the qualified name of the function or class around it, ``<module>`` for none.
+        function: the qualified name of the function or class around it, else of the constant or table.
         change: the expression before and after; ``(#2)`` marks the second of the same in the function.
         kind: which sort of change.
         lines: the lines of the file whose execution reaches it; empty for what an import of the module runs.
@@ -175,7 +175,7 @@ class _Walk:
     ) -> Mutant:
         return Mutant(
             file=self.file,
-            function=".".join(names) or "<module>",
+            function=".".join(names) or ", ".join(sorted(_defined(self.statement))) or "<module>",
             change=_shown(node, slot, above, new),
             kind=kind,
             lines=_lines(node, above) if running else range(0),

@@ -100,6 +100,22 @@ def test_a_listed_mutant_that_a_test_notices_is_reported(project: Path) -> None:
     assert code == 1
 
 
+def test_a_line_of_the_list_that_fits_no_mutant_is_reported(project: Path) -> None:
+    listed = EQUIVALENT.replace("a > b -> a >= b", "a > c -> a >= c")
+    (project / "scripts/mutants/equivalent.yaml").write_text(listed)
+    code, output = mutate(project, "--goal", "0.1")
+    assert "no such mutant is there: src/apr_falsify/arithmetic.py | larger | a > c -> a >= c" in output
+    assert code == 1
+
+
+def test_every_change_of_a_function_or_constant_may_be_listed_at_once(project: Path) -> None:
+    listed = EQUIVALENT + "  never:\n    - changes: ['*']\n      reason: nobody calls it\n"
+    (project / "scripts/mutants/equivalent.yaml").write_text(listed)
+    code, output = mutate(project, "--goal", "1.0")
+    assert "5 equivalent, 0 alive" in output
+    assert code == 0
+
+
 def test_a_changed_test_is_tried_again_and_a_kill_by_another_file_stands(project: Path) -> None:
     mutate(project)
     test = project / "tests/unit/test_blocks_by_hand.py"
