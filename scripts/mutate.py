@@ -21,6 +21,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -177,15 +178,17 @@ class Run:
         paths = tuple(f"tests/unit/{test}" for test in room.tests)
         forks = Forks(item for item in items if item.nodeid.startswith(paths))
         test_files = sorted({item.nodeid.partition("::")[0] for item in forks})
-        digest = _digest(*(_file_digest(ROOT / file).encode() for file in test_files))
+        scripts = sorted(Path(__file__).parent.rglob("mut*/*.py"))
+        digest = _digest(*(_file_digest(ROOT / file).encode() for file in [*test_files, *scripts]))
         measured: dict[str, Measured] | None = None
         uses = Uses(room.files(), ROOT)
+        texts = {file: (ROOT / file).read_text(encoding="utf-8") for file in test_files}
         for number, mutant in enumerate(mutants, 1):
             answer = self.state.known(mutant, digest)
             if answer is None:
                 if measured is None:
                     measured = measure(name, room, forks)
-                tests = _tests_of(mutant, measured, uses)
+                tests = _tests_of(mutant, measured, uses, texts)
                 answer = (
                     forks.answer(mutant, tests, self.options.budget, self.options.hang)
                     if tests
@@ -236,13 +239,23 @@ def _in_order(measured: Mapping[str, Measured]) -> list[str]:
     return sorted(measured, key=lambda test: (classes[test], test.partition("::")[0]))
 
 
-def _tests_of(mutant: Mutant, measured: Mapping[str, Measured], uses: Uses) -> list[tuple[str, float]]:
+def _tests_of(
+    mutant: Mutant, measured: Mapping[str, Measured], uses: Uses, texts: Mapping[str, str]
+) -> list[tuple[str, float]]:
     """Return the tests that can notice a mutant, in order: those that run its lines or what depends on it."""
-    lines = {mutant.file: set(mutant.lines)} if mutant.lines else uses.of(mutant.defines)
+    built = uses.built(mutant.function.partition(".")[0]) if mutant.lines else mutant.defines
+    names = uses.closed(built)
+    lines = uses.of(names)
+    lines.setdefault(mutant.file, set()).update(mutant.lines)
+    naming = {file for file, text in texts.items() if any(re.search(rf"\b{name}\b", text) for name in names)}
     reached = {
         test: row
         for test, row in measured.items()
-        if row.passed and any(not found.isdisjoint(row.lines.get(file, ())) for file, found in lines.items())
+        if row.passed
+        and (
+            test.partition("::")[0] in naming
+            or any(not found.isdisjoint(row.lines.get(file, ())) for file, found in lines.items())
+        )
     }
     return [(test, reached[test].seconds) for test in _in_order(reached)]
 

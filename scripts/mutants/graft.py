@@ -3,7 +3,8 @@
 Tests and code hold functions by reference (``from x import f``). So the changed statement is run beside the
 module, and what it defines is put into the objects that are there: a function gets the new code and
 defaults, a class the same for each member, any other value takes the place of the old one in every module
-of ours that has it under the same name.
+of ours that has it under the same name. Constants and tables of the module that are made by means of what
+changed are made anew.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from mutants.places import Mutant
+from mutants.places import Mutant, calls_of, values_of
 
 _FLAGS = __future__.annotations.compiler_flag
 OURS = ("apr_falsify", "tests")
@@ -35,17 +36,28 @@ def graft(mutant: Mutant) -> None:
     mutant.slot.put(mutant.new)
     name = mutant.file.removeprefix("src/").removesuffix(".py").replace("/", ".")
     module = sys.modules[name.removesuffix(".__init__")]
-    before = vars(module)
-    scratch = dict(before)
-    tree = ast.fix_missing_locations(ast.Module(body=[mutant.statement], type_ignores=[]))
     try:
-        code = compile(tree, str(module.__file__), "exec", flags=_FLAGS, dont_inherit=True)
-        exec(code, scratch)
-        for key, value in scratch.items():
-            if key in before and value is not before[key]:
-                _replace(key, before[key], value)
+        _run(mutant.statement, module)
+        values = values_of(mutant.statement)
+        functions = mutant.defines - values
+        for statement in mutant.rest:
+            used = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+            if values_of(statement) and (used & values or calls_of(statement) & functions):
+                _run(statement, module)
+                values = values | values_of(statement)
     except Exception as error:
         raise NotPossible(f"{type(error).__name__}: {error}") from error
+
+
+def _run(statement: ast.stmt, module: types.ModuleType) -> None:
+    """Run a statement beside its module, and put what it defines into the objects that are there."""
+    before = vars(module)
+    scratch = dict(before)
+    tree = ast.fix_missing_locations(ast.Module(body=[statement], type_ignores=[]))
+    exec(compile(tree, str(module.__file__), "exec", flags=_FLAGS, dont_inherit=True), scratch)
+    for key, value in scratch.items():
+        if key in before and value is not before[key]:
+            _replace(key, before[key], value)
 
 
 def clear_caches() -> None:

@@ -42,6 +42,7 @@ class Mutant:
         kind: which sort of change.
         lines: the lines of the file whose execution reaches it; empty for what an import of the module runs.
         statement: the statement at the top level of the module that holds it.
+        rest: the statements of the module behind that one.
         slot: where the change is made.
         new: the node that is put there.
 
@@ -53,6 +54,7 @@ class Mutant:
     kind: str
     lines: range
     statement: ast.stmt = field(repr=False)
+    rest: tuple[ast.stmt, ...] = field(repr=False)
     slot: Slot = field(repr=False)
     new: ast.AST = field(repr=False)
 
@@ -72,7 +74,9 @@ def mutants_of(path: Path, root: Path) -> list[Mutant]:
     module = ast.parse(path.read_text(encoding="utf-8"))
     file = path.relative_to(root).as_posix()
     found = [
-        mutant for statement in module.body for mutant in _Walk(file=file, statement=statement).mutants()
+        mutant
+        for index, statement in enumerate(module.body)
+        for mutant in _Walk(file=file, statement=statement, rest=tuple(module.body[index + 1 :])).mutants()
     ]
     seen: Counter[str] = Counter()
     numbered = []
@@ -99,6 +103,7 @@ class Uses:
     def __init__(self, files: Sequence[Path], root: Path) -> None:
         self._running: dict[str, Lines] = {}
         self._defining: dict[str, set[str]] = {}
+        self._built: dict[str, set[str]] = {}
         for path in files:
             name = path.relative_to(root).as_posix()
             for statement in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -106,27 +111,50 @@ class Uses:
 
     def _add(self, file: str, statement: ast.stmt) -> None:
         """Note the names within a statement: by the lines that run, or by what the statement defines."""
-        running = isinstance(statement, ast.FunctionDef | ast.ClassDef)
-        defined = set() if running else _defined(statement)
+        defined = values_of(statement)
         for node in ast.walk(statement):
             used = getattr(node, "id", getattr(node, "attr", None))
             if isinstance(node, ast.Name | ast.Attribute) and isinstance(used, str):
-                self._defining.setdefault(used, set()).update(defined)
-                if running:
+                if isinstance(statement, ast.FunctionDef | ast.ClassDef):
                     self._running.setdefault(used, {}).setdefault(file, set()).add(node.lineno)
+                self._defining.setdefault(used, set()).update(defined)
+        for called in calls_of(statement):
+            self._built.setdefault(called, set()).update(defined)
 
     def of(self, names: Iterable[str]) -> Lines:
         """Return the lines that use any of ``names``, or what is defined by means of them."""
         found: Lines = {}
+        for name in self.closed(names):
+            for file, lines in self._running.get(name, {}).items():
+                found.setdefault(file, set()).update(lines)
+        return found
+
+    def closed(self, names: Iterable[str]) -> set[str]:
+        """Return ``names`` and those of the constants and tables that are defined by means of them."""
         waiting, seen = list(names), set[str]()
         while waiting:
             name = waiting.pop()
             if name not in seen:
                 seen.add(name)
                 waiting += self._defining.get(name, ())
-                for file, lines in self._running.get(name, {}).items():
-                    found.setdefault(file, set()).update(lines)
-        return found
+        return seen
+
+    def built(self, function: str) -> set[str]:
+        """Return the constants and tables that a call of ``function`` makes when the module is imported."""
+        return self._built.get(function, set())
+
+
+def values_of(statement: ast.stmt) -> set[str]:
+    """Return the names of the constants and tables that a statement of a module defines."""
+    return _defined(statement) if isinstance(statement, ast.Assign | ast.AnnAssign) else set()
+
+
+def calls_of(statement: ast.stmt) -> set[str]:
+    """Return the functions that a statement which defines constants calls."""
+    if not isinstance(statement, ast.Assign | ast.AnnAssign):
+        return set()
+    calls = (node.func for node in ast.walk(statement) if isinstance(node, ast.Call))
+    return {func.id for func in calls if isinstance(func, ast.Name)}
 
 
 def _defined(statement: ast.stmt) -> set[str]:
@@ -139,6 +167,7 @@ def _defined(statement: ast.stmt) -> set[str]:
 class _Walk:
     file: str
     statement: ast.stmt
+    rest: tuple[ast.stmt, ...]
 
     def mutants(self) -> Iterator[Mutant]:
         if not isinstance(self.statement, ast.Import | ast.ImportFrom):
@@ -180,6 +209,7 @@ class _Walk:
             kind=kind,
             lines=_lines(node, above) if running else range(0),
             statement=self.statement,
+            rest=self.rest,
             slot=slot,
             new=new,
         )

@@ -40,7 +40,7 @@ def round_f32(values: Array) -> npt.NDArray[np.float32]:
 
 def round_bf16(values: Array) -> npt.NDArray[np.float32]:
     """Round f32 to bfloat16 (its upper 16 bits), to nearest, ties to even; NaN stays NaN."""
-    bits = np.array(round_f32(values), order="C").view(np.uint32)
+    bits = np.array(round_f32(values)).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(values), np.float32(np.nan), rounded.view(np.float32))
 

@@ -105,3 +105,19 @@ def test_an_unknown_format_is_refused_with_the_nearest() -> None:
         format_named("fb16")
     assert "f32" in refusal.value.expected
     assert "bf16" in refusal.value.remedy or "f16" in refusal.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("f64", torch.float64), ("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)],
+)
+def test_the_unit_roundoff_is_half_the_distance_from_one_to_the_next_number(
+    name: str, dtype: torch.dtype
+) -> None:
+    assert FORMATS[name].unit_roundoff == torch.finfo(dtype).eps / 2
+
+
+def test_an_array_in_the_order_of_columns_is_rounded_like_any_other() -> None:
+    values = np.random.default_rng(2).normal(size=(5, 7)).astype(np.float32)
+    np.testing.assert_array_equal(round_bf16(np.asfortranarray(values)), round_bf16(values))
+    np.testing.assert_array_equal(round_bf16(values.T), round_bf16(values).T)

@@ -216,3 +216,13 @@ def test_an_edge_is_spread_over_the_block_of_64_that_is_turned_back() -> None:
     found = quantise.turned_edges(quantise.q8_0)(np.concatenate([values, np.ones(64, np.float32)]))
     np.testing.assert_allclose(found[:64], 1 / 8, rtol=0.01)
     assert found[64:].max() < 1e-3
+
+
+def test_a_loud_block_makes_no_edges_in_a_quiet_one() -> None:
+    quiet = np.full(64, 0.25, np.float32)
+    quiet[0], quiet[5] = 127.0, 3.49  # steps of 1: a hundredth of one from the edge
+    values = np.stack([np.concatenate([quiet, 1e4 * quiet]), np.concatenate([1e4 * quiet, quiet])])
+    off = quantise.edges(quantise.q8_0, values, 64)
+    assert off.shape == values.shape
+    assert off[0, :64].max() < 1e-3
+    assert off[1, 64:].max() < 1e-3

@@ -176,3 +176,9 @@ def test_activations_in_8_bits_share_a_scale_within_the_block_that_the_name_says
     held = rule.left(values)
     assert not held[1:block].any()
     np.testing.assert_allclose(held[block:], 0.5, rtol=1e-3)
+
+
+def test_a_rule_that_says_no_more_works_on_each_value_by_itself() -> None:
+    rule = Rule(name="made up", left=exact)
+    assert (rule.block, rule.rotated, rule.block_sums, rule.edges) == (1, False, False, None)
+    assert rule.right is exact

@@ -170,6 +170,7 @@ class Row:
 
 
 TABLE = {"row": lambda a: a * 10}
+SUM = limited(LIMIT * 2, 100)
 """
 
 
@@ -181,7 +182,9 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setitem(sys.modules, found.__name__, found)
     monkeypatch.setitem(sys.modules, user.__name__, user)
     exec(MODULE, vars(found))
-    vars(user).update({name: vars(found)[name] for name in ("LIMIT", "limited", "cached", "Row", "TABLE")})
+    vars(user).update(
+        {name: vars(found)[name] for name in ("LIMIT", "limited", "cached", "Row", "TABLE", "SUM")}
+    )
     return user
 
 
@@ -229,6 +232,19 @@ def test_a_constant_and_a_table_that_others_took_are_changed(module: Any, tmp_pa
     assert module.LIMIT == 4
 
 
+def test_what_is_made_of_a_constant_or_by_a_function_when_the_module_is_imported_is_made_anew(
+    module: Any, tmp_path: Path
+) -> None:
+    assert module.SUM == 6
+    put(tmp_path, "LIMIT = 3 -> LIMIT = 4")
+    assert module.SUM == 8
+
+
+def test_what_a_function_made_when_the_module_was_imported_is_made_anew(module: Any, tmp_path: Path) -> None:
+    put(tmp_path, "return min(a, most) -> return None")
+    assert module.SUM is None
+
+
 def test_a_function_within_a_table_is_changed(module: Any, tmp_path: Path) -> None:
     put(tmp_path, "a * 10 -> a / 10")
     assert module.TABLE["row"](5) == 0.5
@@ -248,6 +264,7 @@ def test_a_change_that_is_no_code_is_refused(module: Any, tmp_path: Path) -> Non
         kind="",
         lines=range(0),
         statement=statement,
+        rest=(),
         slot=slot,
         new=statement,
     )
