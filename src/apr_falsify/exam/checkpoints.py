@@ -22,9 +22,9 @@ from apr_falsify.weights import ROLE_AXES, Model
 F32 = npt.NDArray[np.float32]
 Place = tuple[str, int | None]
 
-_ONCE = ("embed", "final_norm", "lm_head")
+ONCE = ("embed", "final_norm", "lm_head")
 _NORMS = ("attn_norm", "ffn_norm", "final_norm", "q_norm", "k_norm")
-_MASSIVE = 12.0
+MASSIVE = 12.0
 """How much larger a massive channel is, of which there is one in 64."""
 
 
@@ -38,7 +38,7 @@ def places_of(geometry: Geometry) -> list[Place]:
     }
     roles = [role for role in geometry.row.weights if role not in absent]
     layers: list[int | None] = list(range(geometry.layers))
-    return [(role, layer) for role in roles for layer in ([None] if role in _ONCE else layers)]
+    return [(role, layer) for role in roles for layer in ([None] if role in ONCE else layers)]
 
 
 def random_weights(geometry: Geometry, seed: int) -> dict[Place, F32]:
@@ -62,7 +62,7 @@ def _draw(rng: np.random.Generator, role: str, shape: tuple[int, ...]) -> npt.ND
     if role in ("embed", "down"):  # what feeds the residual stream, where massive channels live
         axis = -1 if role == "embed" else 0
         massive = rng.integers(shape[axis], size=max(1, shape[axis] // 64))
-        np.moveaxis(values, axis, 0)[massive] *= _MASSIVE
+        np.moveaxis(values, axis, 0)[massive] *= MASSIVE
     return values
 
 
@@ -114,17 +114,14 @@ def write_gguf(path: Path, geometry: Geometry, weights: Mapping[Place, F32], kin
     """
     import gguf
 
-    architecture = geometry.row.gguf_architectures[0]
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, value in _metadata(geometry).items():
-        add: Callable[[str, Any], None] = writer.add_uint32 if isinstance(value, int) else writer.add_float32
-        add(f"{architecture}.{key}", value)
+    writer = gguf.GGUFWriter(path, geometry.row.gguf_architectures[0])
+    add_metadata(writer, geometry)
     if geometry.rope.kind == "llama3":
         writer.add_tensor("rope_freqs.weight", _divisors(geometry).astype(np.float32))
     for (role, layer), values in weights.items():
         name = geometry.row.gguf_weights[role].format(n=layer)
         held = as_held(role, values, geometry)
-        if held.ndim == 1 or role in _ONCE:
+        if held.ndim == 1 or role in ONCE:
             writer.add_tensor(name, held)
         else:
             blocks = _BLOCKS.get(kind, _quantised)(held, kind)
@@ -133,6 +130,13 @@ def write_gguf(path: Path, geometry: Geometry, weights: Mapping[Place, F32], kin
         step()
     writer.close()
     return path
+
+
+def add_metadata(writer: Any, geometry: Geometry) -> None:
+    """Add the sizes and constants of ``geometry`` to a GGUF file that is being written."""
+    for key, value in _metadata(geometry).items():
+        add: Callable[[str, Any], None] = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+        add(f"{geometry.row.gguf_architectures[0]}.{key}", value)
 
 
 def _metadata(geometry: Geometry) -> dict[str, int | float]:

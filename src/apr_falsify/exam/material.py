@@ -13,6 +13,7 @@ import numpy as np
 
 from apr_falsify.arithmetic import format_named
 from apr_falsify.exam.checkpoints import random_weights, weights_of, write_gguf, write_hf
+from apr_falsify.exam.wide import write_wide
 from apr_falsify.geometry import geometry_of_config
 from apr_falsify.rules import RULES, Operation, Rule
 from apr_falsify.weights import Model, open_model
@@ -45,12 +46,14 @@ class Blueprint:
         name: what tables call it.
         config: its config.json; empty for a model that exists already.
         kinds: the GGUF formats in which it can be written.
+        wide: whether it has a real model's width; then it is drawn as blocks, and in no other formats.
 
     """
 
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
+    wide: bool = False
 
 
 BLUEPRINTS: Mapping[str, Blueprint] = {
@@ -121,6 +124,23 @@ BLUEPRINTS: Mapping[str, Blueprint] = {
                 "rope_theta": 10000.0,
                 "sliding_window": 5,
             },
+        ),
+        Blueprint(
+            name="qwen2-wide",
+            config={
+                **_BASE,
+                "architectures": ["Qwen2ForCausalLM"],
+                "model_type": "qwen2",
+                "hidden_size": 3584,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+                "intermediate_size": 18944,
+                "rms_norm_eps": 1e-6,
+                "rope_theta": 1000000.0,
+                "use_sliding_window": False,
+            },
+            kinds=("q4_k", "q8_0", "f16", "f32"),
+            wide=True,
         ),
     )
 }
@@ -227,6 +247,10 @@ class Store:
         return copy.deepcopy(config)
 
     def _made(self, material: Material) -> Path:
+        blueprint = BLUEPRINTS.get(material.name)
+        if blueprint is not None and blueprint.wide:
+            path = self._directory / f"{material.name}-{material.seed}-{material.kind}.gguf"
+            return write_wide(path, geometry_of_config(blueprint.config), material.kind, material.seed)
         if material.kind:
             sound = self.model(Material(name=material.name, seed=material.seed))
             path = self._directory / f"{material.name}-{material.seed}-{material.kind}.gguf"

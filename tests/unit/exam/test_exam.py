@@ -220,5 +220,5 @@ def test_the_embedded_runtime_runs_in_every_arithmetic(store: Store, setting: ob
 
 
 def test_every_blueprint_can_be_made(store: Store) -> None:
-    for name in BLUEPRINTS:
+    for name in (name for name, row in BLUEPRINTS.items() if not row.wide):
         assert store.model(Material(name=name, seed=1)).geometry.layers >= 2
