@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from apr_falsify.commands.examine import examine
+from apr_falsify.commands.examine import Wanted, examine
 from apr_falsify.compare.excess import LIMIT
 from apr_falsify.exam.sitting import Sitting
 
@@ -29,7 +29,7 @@ F64 = npt.NDArray[np.float64]
 
 def main() -> None:
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    sitting = examine(MODELS, seeds=seeds, quick=False)
+    sitting = examine(Wanted(models=MODELS, seeds=seeds))
     right, guilty = distances(sitting)
     print(
         f"{len(right)} right stages of {len(sitting.correct)} correct and {len(sitting.single)} faulted runs"

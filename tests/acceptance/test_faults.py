@@ -29,7 +29,7 @@ def test_the_result_has_the_published_shape(exam: Outcome) -> None:
     for counts in (result, result["published_rule"]):
         assert counts["single"].keys() == single
         assert counts["pairs"].keys() == {"total", "located"}
-        assert counts["correct_runs"].keys() == {"total", "accused"}
+        assert counts["correct_runs"].keys() == {"total", "distinct", "accused"}
     assert [row["fault"] for row in result["rows"]] == [fault.name for fault in CATALOGUE]
 
 

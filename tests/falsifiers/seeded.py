@@ -12,7 +12,8 @@ from apr_falsify.commands.hosts import FormulaHost
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
 from apr_falsify.exam.cases import Case, Seeded
-from apr_falsify.exam.material import SETTINGS, Material, Store
+from apr_falsify.exam.material import SETTINGS, Material
+from apr_falsify.exam.store import Store
 from apr_falsify.faults import Fault, fault_named
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.seeding.places import one_channel

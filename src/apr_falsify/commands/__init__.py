@@ -6,7 +6,8 @@
 - the two sides of a comparison: ``specs``, ``sides``, ``live``; what is told of it: ``report``, ``page``
 - behind ``capture``: ``export_kernel``, ``kernel_files``; ``print_mapping``, ``starter``, ``starter_match``,
   ``starter_names``, ``starter_text``
-- behind ``faults``: ``examine``, ``hosts``, ``apr_host``, ``faults_table``
+- behind ``faults``: ``examine``, ``exam_pool``, ``exam_worker``, ``hosts``, ``apr_host``, ``smollm2``,
+  ``faults_table``
 - behind ``evidence``, ``promote`` and ``doctor``: ``evidence_text``, ``standings``, ``kept_standings``,
   ``lanes``, ``lane_needs``
 """

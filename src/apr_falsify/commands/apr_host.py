@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,10 @@ from typing import Any
 from apr_falsify.capture import Request, Sink
 from apr_falsify.errors import MissingDependencyError
 from apr_falsify.exam.cases import Case, Ran
-from apr_falsify.exam.material import Material, Setting, Store
+from apr_falsify.exam.correct import APR_SETTINGS
+from apr_falsify.exam.material import Material, Setting
+from apr_falsify.exam.plan import APR_MODELS
+from apr_falsify.exam.store import Store, remove
 from apr_falsify.faults import Fault
 from apr_falsify.geometry import Geometry
 from apr_falsify.subjects.apr import AprSubject
@@ -21,7 +23,7 @@ from apr_falsify.subjects.apr_program import EXITS, REMEDY
 from apr_falsify.subjects.logs import keeping_log
 from apr_falsify.subjects.process import Program, find_program
 
-_SECONDS = 60.0
+_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,7 @@ class AprHost:
         directory: where it may write; what it writes is removed after each run.
         models: the models on which it was seen to be right.
         fixed_tokens: the ids of its fixed prompt.
+        make_room: called before it runs, with the model: it needs as much memory as the oracle.
 
     """
 
@@ -40,6 +43,7 @@ class AprHost:
     directory: Path
     models: tuple[str, ...]
     fixed_tokens: tuple[int, ...] | None
+    make_room: Callable[[Material], object] = lambda material: None
 
     def can(self, fault: Fault, geometry: Geometry, setting: Setting) -> bool:
         """Whether the fault can be written into a checkpoint; its token ids must stay recognisable."""
@@ -47,25 +51,27 @@ class AprHost:
         return seedable and fault.fits(geometry) and "embedding" not in fault.stages
 
     def runs(self, material: Material, setting: Setting) -> bool:
-        """It runs the checkpoints of HuggingFace, in f32."""
-        return material.name in self.models and not material.kind and setting.name == "f32"
+        """It runs HuggingFace's checkpoints and GGUF files, each in the arithmetic that it has for it."""
+        return material.name in self.models and setting.name == APR_SETTINGS.get(material.kind)
 
     def run(self, store: Store, case: Case, request: Request, sink: Sink) -> Ran:
         """Run ``case``."""
         sound = store.model(case.material)
-        config: dict[str, Any] = store.config(case.material)
+        config: dict[str, Any] = store.config(case.material) if case.seeded else {}
         tensors: dict[Any, Any] = {}
         for each in case.seeded:
             tensors.update(each.tensors(sound.weights))
             # Where both can be written, the tensors are the fault, and the config stays.
             if each.fault.edit is None and each.fault.config is not None:
                 config = each.fault.config(config)
-        path = store.spoiled(case.material, config, tensors)
+        self.make_room(case.material)
+        path = store.spoiled(case.material, config, tensors) if case.seeded else sound.path
         try:
             with self.imported(path, sound.geometry) as subject:
                 return Ran(trace=subject.capture(request, sink))
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            if path != sound.path:
+                remove(path)
 
     @contextmanager
     def imported(self, source: Path, geometry: Geometry) -> Iterator[AprSubject]:
@@ -86,21 +92,26 @@ class AprHost:
             place.unlink(missing_ok=True)
 
 
-def find_apr(store: Store, directory: Path, models: tuple[str, ...]) -> AprHost | None:
+def find_apr(directory: Path, make_room: Callable[[Material], object]) -> AprHost | None:
     """Return the ``apr`` on PATH as a host, ``None`` where there is none.
 
     Args:
-        store: where the models are.
         directory: where it may write.
-        models: the models to run on it.
+        make_room: called before it runs a model.
 
     """
     try:
         program = Program(name="apr", binary=find_program("apr", None, REMEDY), seconds=_SECONDS, exits=EXITS)
     except MissingDependencyError:
         return None
-    host = AprHost(program=program, directory=directory, models=models, fixed_tokens=None)
-    model = store.model(Material(name=models[0], seed=0))
+    return AprHost(
+        program=program, directory=directory, models=APR_MODELS, fixed_tokens=None, make_room=make_room
+    )
+
+
+def with_tokens(host: AprHost, store: Store) -> AprHost:
+    """Return ``host`` with the ids of its prompt, which it is run for."""
+    model = store.model(Material(name=host.models[0], seed=0))
     request = Request(tokens=(), layers=range(1), stages=("attn_norm",))
     with host.imported(model.path, model.geometry) as subject, subject.begin(request) as run:
         return replace(host, fixed_tokens=run.tokens)

@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from apr_falsify.capture import Request, TraceWriter
-from apr_falsify.commands.apr_host import find_apr
-from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost
+from apr_falsify.commands.apr_host import find_apr, with_tokens
+from apr_falsify.commands.exam_pool import Pool, Watch
+from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, TorchModels
 from apr_falsify.commands.sides import DEFAULT_MODEL
-from apr_falsify.errors import UsageError, nearest
-from apr_falsify.exam.cases import Host
-from apr_falsify.exam.material import Material, Store
-from apr_falsify.exam.plan import APR_MODELS, MODELS, SMOLLM2, Plan
-from apr_falsify.exam.sitting import Sitting, Watch, sit
-from apr_falsify.exam.trial import CaptureOracle, Examiner
+from apr_falsify.commands.smollm2 import SMOLLM2_FILE, smollm2_path
+from apr_falsify.errors import MissingDependencyError, UsageError, nearest
+from apr_falsify.exam.cases import Case, Host
+from apr_falsify.exam.kernels import KERNELS, OWN
+from apr_falsify.exam.plan import MODELS, PARTS, SMOLLM2, WIDE_MODEL, Plan
+from apr_falsify.exam.recipes import case_of
+from apr_falsify.exam.results import Results
+from apr_falsify.exam.sitting import Sitting, again, sit
+from apr_falsify.exam.store import Store
 from apr_falsify.faults import CATALOGUE
-from apr_falsify.folders import CACHE_VARIABLE, cache_folder
-from apr_falsify.oracle.capture import load
+from apr_falsify.folders import CACHE_VARIABLE
+from apr_falsify.oracle.tokenizer import encode
+from apr_falsify.reading import read_json
 from apr_falsify.subjects.logs import scratch
-from apr_falsify.trace import Trace
-
-SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+from apr_falsify.weights import Model
 
 QUICK_FAULTS = 6
 """With ``--quick``: every n-th fault."""
+
+QUICK_CORRECT = 19
+"""With ``--quick``: every n-th correct run of narrow models; prime, so that every text has its turn."""
+
+QUICK_KERNELS = (OWN, "sse")
+QUICK_LONGEST = 128
+
+INSTALL_ORACLE = "pip install 'apr-falsify[oracle]'"
+
+WIDE_MEMORY = 5 << 30
+"""Bytes that a wide model takes, with its oracle in f32 and the real apr beside it."""
 
 
 def chosen_models(text: str | None) -> tuple[str, ...] | None:
@@ -40,18 +55,8 @@ def chosen_models(text: str | None) -> tuple[str, ...] | None:
         UsageError: one that is not known, or not at hand.
 
     """
-    if text is None:
-        return None
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in MODELS:
-            raise UsageError(
-                f"no model {name!r}",
-                where="--models",
-                expected=", ".join(MODELS),
-                remedy=nearest(name, MODELS),
-            )
-    if SMOLLM2 in names and not smollm2_path().is_file():
+    names = chosen(text, MODELS, "--models")
+    if names is not None and SMOLLM2 in names and not smollm2_path().is_file():
         raise UsageError(
             f"{SMOLLM2} is not at hand",
             where="--models",
@@ -61,73 +66,156 @@ def chosen_models(text: str | None) -> tuple[str, ...] | None:
     return names
 
 
-def smollm2_path() -> Path:
-    """Return where SmolLM2's GGUF file is looked for."""
-    return cache_folder() / SMOLLM2_FILE
+def chosen(text: str | None, known: Collection[str], option: str) -> tuple[str, ...] | None:
+    """Return the names that ``text`` lists, ``None`` where it is not given.
+
+    Raises:
+        UsageError: one that is not in ``known``.
+
+    """
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in known:
+            what = f"no {option.removeprefix('--').removesuffix('s')} {name!r}"
+            raise UsageError(what, where=option, expected=", ".join(known), remedy=nearest(name, known))
+    return names
 
 
-def examine(models: tuple[str, ...] | None, *, seeds: int, quick: bool) -> Sitting:
-    """Hold the exam.
+def cases_in(path: Path) -> tuple[Case, ...]:
+    """Return the case that a file describes, or those of all failures of an exam's JSON result.
 
-    Args:
+    Raises:
+        UsageError: it is neither, or lists none.
+
+    """
+    found = read_json(path)
+    listed = [each["recipe"] for each in found["failures"]] if "failures" in found else [found]
+    if not listed:
+        raise UsageError("it lists no failure", where=path, expected="at least one case to run again")
+    return tuple(case_of(recipe, path) for recipe in listed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is asked of an exam.
+
+    Attributes:
         models: the models, ``None`` for all that are at hand.
         seeds: how many seeds of each.
         quick: whether only a small part of it is held.
+        parts: the parts that are held.
+        kernels: the kernels under which correct runs are held.
+        jobs: how many worker processes run at a time.
+        results: where outcomes are kept, and taken from, ``None`` for nowhere.
+        cases: recipes of cases to hold instead.
+
+    """
+
+    models: tuple[str, ...] | None = None
+    seeds: int = 3
+    quick: bool = False
+    parts: tuple[str, ...] = PARTS
+    kernels: tuple[str, ...] | None = None
+    jobs: int = 1
+    results: Path | None = None
+    cases: tuple[Case, ...] = ()
+
+
+def examine(wanted: Wanted) -> Sitting:
+    """Hold the exam.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
+        UsageError: the results file is not one, or of other code.
+        ProcessError: a worker process could not be started.
 
     """
-    names, not_run = (models, []) if models is not None else _at_hand()
-    with scratch("exam") as directory:
-        store = Store(directory, DEFAULT_MODEL, {SMOLLM2: smollm2_path()})
-        hosts, absent = _hosts(store, directory)
-        plan = _quick(names) if quick else Plan(models=names, seeds=seeds)
-        examiner = Examiner(store, hosts, oracle_of(store), directory)
-        with _watched() as watch:
-            sitting = sit(plan, store, hosts, examiner, watch)
+
+    _check_torch()
+    results = Results(wanted.results)
+    with scratch("exam") as directory, _watched() as watch:
+        hold = Pool(directory, wanted.jobs, results, watch)
+        with hold:
+            sitting = again(wanted.cases, hold) if wanted.cases else _whole(wanted, hold.models, hold)
+    sitting.kernels = results.kernels
+    return sitting
+
+
+def _check_torch() -> None:
+    """Check for what workers import, without importing it: that would cost this process seconds."""
+    for name in ("torch", "transformers"):
+        if find_spec(name) is None:
+            raise MissingDependencyError(
+                f"the exam needs {name}", expected="torch and transformers", remedy=INSTALL_ORACLE
+            )
+
+
+def _whole(wanted: Wanted, models: Path, hold: Pool) -> Sitting:
+    names, not_run = (wanted.models, []) if wanted.models is not None else _at_hand()
+    store = Store(models, DEFAULT_MODEL, {SMOLLM2: smollm2_path()}, encode=_encode)
+    hosts, absent = _hosts(store, models)
+    sitting = sit(_planned(names, wanted), store, hosts, hold)
     sitting.not_run += [*not_run, *absent]
     return sitting
 
 
-def _quick(names: tuple[str, ...]) -> Plan:
-    small = tuple(name for name in names if name != SMOLLM2)
-    return Plan(models=small, seeds=1, faults=CATALOGUE[::QUICK_FAULTS], pairs=24, correct=12)
+def _planned(names: tuple[str, ...], wanted: Wanted) -> Plan:
+    if not wanted.quick:
+        kernels = wanted.kernels or tuple(KERNELS)
+        return Plan(models=names, seeds=wanted.seeds, kernels=kernels, parts=wanted.parts)
+    return Plan(
+        models=tuple(name for name in names if name not in (SMOLLM2, WIDE_MODEL)),
+        seeds=1,
+        faults=CATALOGUE[::QUICK_FAULTS],
+        pairs=24,
+        correct=QUICK_CORRECT,
+        kernels=wanted.kernels or QUICK_KERNELS,
+        longest=QUICK_LONGEST,
+        parts=wanted.parts,
+    )
 
 
 def _at_hand() -> tuple[tuple[str, ...], list[str]]:
-    if smollm2_path().is_file():
-        return MODELS, []
-    return tuple(name for name in MODELS if name != SMOLLM2), [f"{SMOLLM2}: {smollm2_path()} is not there"]
+    absent: dict[str, str] = {}
+    if not smollm2_path().is_file():
+        absent[SMOLLM2] = f"{smollm2_path()} is not there"
+    if (free := _free_memory()) is not None and free < WIDE_MEMORY:
+        absent[WIDE_MODEL] = f"it takes {WIDE_MEMORY >> 30} GiB of memory, and {free / 2**30:.1f} are free"
+    return tuple(name for name in MODELS if name not in absent), [f"{n}: {why}" for n, why in absent.items()]
+
+
+def _free_memory() -> int | None:
+    """Return how many bytes of memory programs may still take, ``None`` where that is not told."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return None
+
+
+def _encode(model: Model, text: str) -> tuple[int, ...]:
+    """Return the ids of ``text``; a directory's byte-level tokenizer needs no transformers."""
+    if model.path.is_file():
+        return encode(model, text)
+    from tokenizers import Tokenizer
+
+    return tuple(Tokenizer.from_file(str(model.path / "tokenizer.json")).encode(text).ids)
 
 
 def _hosts(store: Store, directory: Path) -> tuple[dict[str, Host], list[str]]:
+    """Return the hosts that the exam is planned for; workers have their own."""
     hosts: dict[str, Host] = {
         "formula": FormulaHost(),
         "tensors": TensorHost(readable=False),
         "conversion": TensorHost(readable=True),
-        "torch": TorchHost(),
+        "torch": TorchHost(TorchModels(store)),
     }
-    apr = find_apr(store, directory, APR_MODELS)
+    apr = find_apr(directory, lambda material: None)
     if apr is None:
         return hosts, ["the real apr: no program `apr` on PATH"]
-    return {**hosts, "apr": apr}, []
-
-
-def oracle_of(store: Store) -> CaptureOracle:
-    """Return what captures the oracle on models of ``store``, each loaded once."""
-    loaded: dict[Material, Any] = {}
-
-    def run(material: Material, request: Request, directory: Path) -> Trace:
-        if material not in loaded:
-            model = store.model(material)
-            whole = request.layers.stop == model.geometry.layers
-            loaded[material] = load(model, layers=request.layers.stop, head=whole)
-        with TraceWriter(directory) as writer:
-            trace: Trace = loaded[material].capture(request, writer)
-        return trace
-
-    return run
+    return {**hosts, "apr": with_tokens(apr, store)}, []
 
 
 @contextmanager

@@ -41,7 +41,8 @@ def _rows(result: dict[str, Any]) -> Table:
 
 def _summary(result: dict[str, Any]) -> list[str]:
     single, pairs, correct = result["single"], result["pairs"], result["correct_runs"]
-    theirs = result["published_rule"]
+    theirs, nearest = result["published_rule"], result["nearest_to_the_floor"]
+    below = f"{correct['distinct']} distinct: below {result['false_alarms_below']:.2%} at 95 %"
     curve = [f"{held['located']} of {held['total']} at {at}x" for at, held in result["curve"].items()]
     return [
         "",
@@ -50,23 +51,36 @@ def _summary(result: dict[str, Any]) -> list[str]:
         f"published rule {theirs['single']['located']}",
         f"pairs           {pairs['located']} of {pairs['total']} located; published rule "
         f"{theirs['pairs']['located']}",
-        f"correct runs    {correct['accused']} of {correct['total']} accused (below "
-        f"{result['false_alarms_below']:.2%} at 95 %, the nearest at {result['nearest_to_the_floor']:.2f} of "
-        f"its floor); published rule {theirs['correct_runs']['accused']}",
+        f"correct runs    {correct['accused']} of {correct['total']} accused ({below}), "
+        f"the nearest at {nearest:.2f} of its floor; published rule {theirs['correct_runs']['accused']}",
         f"below 10 floors {result['below_ten_floors']} runs not counted; made small: {', '.join(curve)}",
         *(_split(title, result[key]) for title, key in _SPLITS),
+        *(_split(title, result[key], "acquitted") for title, key in _CORRECT_SPLITS),
+        *(f"kernel          {name}: {_facts(facts)}" for name, facts in result["kernels"].items()),
         *(f"not run         {what}" for what in result["not_run"]),
         *(f"goal {'met' if met else 'MISSED':12s}{goal}" for goal, met in result["goals"].items()),
         f"{result['seconds']:.0f} seconds",
     ]
 
 
-_SPLITS = (("by host", "by_host"), ("by model", "by_model"), ("by arithmetic", "by_setting"))
+_SPLITS = (
+    ("by host", "by_host"),
+    ("by model", "by_model"),
+    ("by arithmetic", "by_setting"),
+    ("by width", "by_width"),
+)
+_CORRECT_SPLITS = tuple(
+    (f"  by {what}", f"correct_by_{what}") for what in ("kernel", "text", "width", "host", "length")
+)
 
 
-def _split(title: str, groups: dict[str, dict[str, int]]) -> str:
+def _split(title: str, groups: dict[str, dict[str, int]], word: str = "") -> str:
     told = ", ".join(f"{name} {held['located']} of {held['total']}" for name, held in groups.items())
-    return f"{title:15s} {told}"
+    return f"{title:15s} {told}{f' {word}' if word else ''}"
+
+
+def _facts(facts: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def _failures(result: dict[str, Any]) -> list[str]:

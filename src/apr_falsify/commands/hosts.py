@@ -1,8 +1,7 @@
-"""Two hosts of the exam: the embedded runtime, and a torch model through the oracle's room."""
+"""Hosts of the exam: the embedded runtime, and torch models, of which the oracle is one."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.arithmetic import format_named
-from apr_falsify.capture import Request, RunFacts, Sink
+from apr_falsify.capture import Request, RunFacts, Sink, TraceWriter
 from apr_falsify.exam.cases import Case, Ran, Seeded
 from apr_falsify.exam.checkpoints import as_held
-from apr_falsify.exam.material import Material, Setting, Store
+from apr_falsify.exam.material import Material, Setting
+from apr_falsify.exam.store import Store, remove
 from apr_falsify.faults import Fault
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array, Inputs
+from apr_falsify.oracle.patch_names import PATCHED
 from apr_falsify.seeding.scene import Scene
 from apr_falsify.seeding.tensors import ConfigEdit
 from apr_falsify.stages import Layout
@@ -146,19 +147,17 @@ class TorchHost:
 
     fixed_tokens: tuple[int, ...] | None = None
 
-    def __init__(self) -> None:
-        self._loaded: dict[tuple[Material, str], Any] = {}
+    def __init__(self, models: TorchModels) -> None:
+        self._models = models
 
     def can(self, fault: Fault, geometry: Geometry, setting: Setting) -> bool:
         """Whether the fault can be seeded in torch."""
-        from apr_falsify.oracle.faulted import PATCHES
-
-        seedable = fault.name in PATCHES or fault.edit is not None or fault.config is not None
+        seedable = fault.name in PATCHED or fault.edit is not None or fault.config is not None
         return seedable and fault.fits(geometry) and not touches_tied_embedding(fault, geometry)
 
     def runs(self, material: Material, setting: Setting) -> bool:
         """It has torch's own arithmetics: whole formats and no blocks."""
-        return not (material.kind or setting.rules or setting.sequential) and setting.store in ("f32", "f16")
+        return not (setting.rules or setting.sequential) and setting.store in ("f32", "f16", "bf16")
 
     def run(self, store: Store, case: Case, request: Request, sink: Sink) -> Ran:
         """Run ``case``."""
@@ -184,11 +183,8 @@ class TorchHost:
     @contextmanager
     def _oracle(self, store: Store, case: Case, edits: Sequence[ConfigEdit]) -> Iterator[Any]:
         """Give the model of ``case`` in torch: a cached one, or one of a wrong config, which is removed."""
-        key = (case.material, case.setting.store)
         if not edits:
-            if key not in self._loaded:
-                self._loaded[key] = _load(store.model(case.material), case.setting.store)
-            yield self._loaded[key]
+            yield self._models.get(case.material, case.setting.store)
             return
         config = store.config(case.material)
         for edit in edits:
@@ -197,13 +193,56 @@ class TorchHost:
         try:
             yield _load(open_model(path), case.setting.store)
         finally:
-            shutil.rmtree(path)
+            remove(path)
 
 
 def _load(model: Model, dtype: str) -> Any:
     from apr_falsify.oracle.capture import load
 
     return load(model, dtype=dtype)
+
+
+class TorchModels:
+    """Models loaded in torch, each once, for the oracle and for the host in torch; one wide one at a time.
+
+    Args:
+        store: where the models are.
+
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._loaded: dict[tuple[Material, str], Any] = {}
+
+    def get(self, material: Material, dtype: str = "f32") -> Any:
+        """Return the model of ``material`` with weights and activations in ``dtype``."""
+        key = (material, dtype)
+        self.drop_wide(key)
+        if key not in self._loaded:
+            self._loaded[key] = _first_layers(self._store.model(material), dtype)
+        return self._loaded[key]
+
+    def drop_wide(self, kept: tuple[Material, str] | None = None) -> None:
+        """Let go of every wide model but ``kept``."""
+        for key in [each for each in self._loaded if each[0].wide and each != kept]:
+            del self._loaded[key]
+
+    def capture(self, material: Material, request: Request, directory: Path) -> Trace:
+        """Capture the oracle's stages into ``directory``."""
+        with TraceWriter(directory) as writer:
+            trace: Trace = self.get(material).capture(request, writer)
+        return trace
+
+
+LAYERS = 3
+"""The first layers of a model, which the exam looks at; most have no more."""
+
+
+def _first_layers(model: Model, dtype: str) -> Any:
+    from apr_falsify.oracle.capture import load
+
+    layers = min(model.geometry.layers, LAYERS)
+    return load(model, layers=layers, head=layers == model.geometry.layers, dtype=dtype)
 
 
 class _As:

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.capture import Request, Sink
-from apr_falsify.exam.material import Material, Setting, Store
+from apr_falsify.exam.kernels import OWN
+from apr_falsify.exam.material import Material, Setting
+from apr_falsify.exam.store import Store
 from apr_falsify.faults import Fault, Spread
 from apr_falsify.geometry import Geometry
 from apr_falsify.seeding.tensors import Bench, Place
@@ -65,8 +67,10 @@ class Case:
         host: the host's name.
         material: the model.
         setting: the arithmetic.
-        tokens: the token ids; a host that fixes its prompt ignores them.
+        tokens: the token ids; those of its prompt for a host that fixes it.
         seeded: the faults; none for a correct run.
+        kernel: the kernels that its process computes with.
+        text: what kind of text the ids are.
 
     """
 
@@ -75,14 +79,19 @@ class Case:
     setting: Setting
     tokens: tuple[int, ...]
     seeded: tuple[Seeded, ...] = ()
+    kernel: str = OWN
+    text: str = "random"
 
     @property
     def name(self) -> str:
         """What a reader needs to run it again."""
         faults = " + ".join(f"{s.fault.name}@{s.layer}" for s in self.seeded) or "correct"
-        where = f"{self.material.name} seed {self.material.seed}"
+        where = " ".join((self.material.name, self.material.kind, f"seed {self.material.seed}")).replace(
+            "  ", " "
+        )
         amount = "".join(f" x{s.amount:.3g}" for s in self.seeded if s.amount != 1)
-        return f"{faults}{amount} on {self.host}, {where}, {self.setting.name}, {len(self.tokens)} tokens"
+        text = f"{len(self.tokens)} tokens, {self.text}"
+        return f"{faults}{amount} on {self.host}, {where}, {self.setting.name}, {text}, {self.kernel} kernels"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,15 +107,18 @@ def weights_of(model: Model) -> dict[Place, F32]:
     return found
 
 
-def write_gguf(path: Path, geometry: Geometry, weights: Mapping[Place, F32], kind: str) -> Path:
+def write_gguf(
+    path: Path, geometry: Geometry, weights: Mapping[Place, F32], kind: str, tokenizer: Path | None = None
+) -> Path:
     """Write a GGUF file, its projections as ``kind`` (``q4_0``, ``q4_1``, ``q8_0``, or ``q4_k``).
 
-    ``q4_k`` blocks are drawn anew, with the spread of each tensor: the gguf package cannot write them.
+    ``q4_k`` blocks are drawn anew, with the spread of each tensor: the gguf package cannot write them. It has
+    the tokenizer of the directory ``tokenizer``, where one is named.
     """
     import gguf
 
     writer = gguf.GGUFWriter(path, geometry.row.gguf_architectures[0])
-    add_metadata(writer, geometry)
+    add_metadata(writer, geometry, tokenizer)
     if geometry.rope.kind == "llama3":
         writer.add_tensor("rope_freqs.weight", _divisors(geometry).astype(np.float32))
     for (role, layer), values in weights.items():
@@ -132,11 +135,23 @@ def write_gguf(path: Path, geometry: Geometry, weights: Mapping[Place, F32], kin
     return path
 
 
-def add_metadata(writer: Any, geometry: Geometry) -> None:
-    """Add the sizes and constants of ``geometry`` to a GGUF file that is being written."""
+def add_metadata(writer: Any, geometry: Geometry, tokenizer: Path | None) -> None:
+    """Add sizes, constants and a directory's byte-level tokenizer to a GGUF file that is being written."""
     for key, value in _metadata(geometry).items():
         add: Callable[[str, Any], None] = writer.add_uint32 if isinstance(value, int) else writer.add_float32
         add(f"{geometry.row.gguf_architectures[0]}.{key}", value)
+    if tokenizer is not None:
+        _add_tokenizer(writer, tokenizer, geometry.vocab)
+
+
+def _add_tokenizer(writer: Any, directory: Path, vocab: int) -> None:
+    """Add tokens, padded to ``vocab``, and merges, as llama.cpp's conversion names them."""
+    model = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    tokens = {number: token for token, number in model["vocab"].items()}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([tokens.get(number, f"<|pad{number}|>") for number in range(vocab)])
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
 
 
 def _metadata(geometry: Geometry) -> dict[str, int | float]:

@@ -1,22 +1,15 @@
-"""What the exam is held on: models, number formats and arithmetics, tokens. Three tables and a cache."""
+"""What the exam is held on: models, number formats and arithmetics, tokens. Tables alone."""
 
 from __future__ import annotations
 
-import copy
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from apr_falsify.arithmetic import format_named
-from apr_falsify.exam.checkpoints import random_weights, weights_of, write_gguf, write_hf
-from apr_falsify.exam.wide import write_wide
-from apr_falsify.geometry import geometry_of_config
 from apr_falsify.rules import RULES, Operation, Rule
-from apr_falsify.weights import Model, open_model
 
 _BASE: Mapping[str, Any] = {
     "num_hidden_layers": 2,
@@ -209,66 +202,32 @@ SETTINGS: Mapping[str, Setting] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
-    """A model to be run: a kind, a seed, and the number format of its weights."""
+    """A model to be run.
+
+    Attributes:
+        name: its blueprint.
+        seed: draws its weights.
+        kind: the GGUF format of its weights, ``""`` for the checkpoint as it is.
+        rows: how its embedding rows are made, see ``exam.texts``: ``""``, ``same`` or ``near``.
+
+    """
 
     name: str
     seed: int
     kind: str = ""
+    rows: str = ""
 
+    @property
+    def file_name(self) -> str:
+        """What its checkpoint is called in the exam's folder of models."""
+        parts = (self.name, str(self.seed), self.kind, self.rows)
+        return "-".join(part for part in parts if part) + (".gguf" if self.kind else "")
 
-class Store:
-    """Makes models where they are first asked for, in a directory of its own.
-
-    Args:
-        directory: where they are written.
-        tiny: the checkpoint that the package carries.
-        extra: name -> path of models that exist elsewhere.
-
-    """
-
-    def __init__(self, directory: Path, tiny: Path, extra: Mapping[str, Path] | None = None) -> None:
-        self._directory = directory
-        self._paths = {"tiny-qwen2": tiny, **(extra or {})}
-        self._tokenizer = tiny
-        self._models: dict[Material, Model] = {}
-
-    def model(self, material: Material) -> Model:
-        """Return the model of ``material``."""
-        if material not in self._models:
-            self._models[material] = open_model(self._made(material))
-        return self._models[material]
-
-    def config(self, material: Material) -> dict[str, Any]:
-        """Return the config.json of ``material``, to be changed."""
-        import json
-
-        text = (self.model(material).path / "config.json").read_text(encoding="utf-8")
-        config: dict[str, Any] = json.loads(text)
-        return copy.deepcopy(config)
-
-    def _made(self, material: Material) -> Path:
-        blueprint = BLUEPRINTS.get(material.name)
-        if blueprint is not None and blueprint.wide:
-            path = self._directory / f"{material.name}-{material.seed}-{material.kind}.gguf"
-            return write_wide(path, geometry_of_config(blueprint.config), material.kind, material.seed)
-        if material.kind:
-            sound = self.model(Material(name=material.name, seed=material.seed))
-            path = self._directory / f"{material.name}-{material.seed}-{material.kind}.gguf"
-            return write_gguf(path, sound.geometry, weights_of(sound), material.kind)
-        if material.name in self._paths:
-            return self._paths[material.name]
-        config = BLUEPRINTS[material.name].config
-        weights = random_weights(geometry_of_config(config), 1000 + material.seed)
-        return write_hf(
-            self._directory / f"{material.name}-{material.seed}", config, weights, self._tokenizer
-        )
-
-    def spoiled(self, material: Material, config: Mapping[str, Any], weights: Mapping[Any, Any]) -> Path:
-        """Write ``material`` once more with another config and other tensors; the caller removes it."""
-        sound = self.model(material)
-        path = self._directory / "spoiled"
-        shutil.rmtree(path, ignore_errors=True)
-        return write_hf(path, config, {**weights_of(sound), **weights}, self._tokenizer)
+    @property
+    def wide(self) -> bool:
+        """Whether it has a real model's width: gigabytes, of which one is held at a time."""
+        blueprint = BLUEPRINTS.get(self.name)
+        return blueprint is not None and blueprint.wide
 
 
 def tokens_of(seed: int, length: int, vocab: int) -> tuple[int, ...]:

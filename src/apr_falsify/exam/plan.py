@@ -1,21 +1,32 @@
-"""Which cases the exam holds: single faults, random pairs, correct runs. Everything is drawn from seeds."""
+"""Which faults the exam seeds: single ones, random pairs, some at width. Everything is drawn from seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 
 from apr_falsify.exam.cases import Case, Host, Seeded
-from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, Setting, Store, tokens_of
-from apr_falsify.faults import CATALOGUE, Fault
+from apr_falsify.exam.kernels import KERNELS
+from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, Setting, tokens_of
+from apr_falsify.exam.store import Store
+from apr_falsify.faults import CATALOGUE, Fault, fault_named
 from apr_falsify.geometry import Geometry
 
 SMOLLM2 = "smollm2-135m"
 
-MODELS: tuple[str, ...] = ("tiny-qwen2", "llama-like", "qwen3-like", "mistral-like", "qwen2-like", SMOLLM2)
+WIDE_MODEL = "qwen2-wide"
+
+MODELS: tuple[str, ...] = (
+    "tiny-qwen2",
+    "llama-like",
+    "qwen3-like",
+    "mistral-like",
+    "qwen2-like",
+    SMOLLM2,
+    WIDE_MODEL,
+)
 """The models that can be asked for."""
 
 SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
@@ -27,12 +38,15 @@ SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
 }
 """Host -> the settings in which it has every fault, taken in turn over models and seeds."""
 
-APR_MODELS = ("tiny-qwen2", "qwen2-like")
+APR_MODELS = ("tiny-qwen2", "qwen2-like", WIDE_MODEL)
 """The models on which ``apr`` 0.72.3 is right.
 
 On a HuggingFace Llama or Mistral it turns neighbouring channels and ignores rope scaling and windows, on a
 Qwen3 it skips the head norms: a correct run of those is no correct run.
 """
+
+_APART = ("qwen2-like", WIDE_MODEL)
+"""Models whose faults are chosen apart: ``apr`` alone has any in the first."""
 
 _ONLY_FOR: Mapping[str, str] = {"mistral-like": "window"}
 """Model -> what a fault must need to be seeded in it."""
@@ -41,8 +55,8 @@ SMOLLM2_FAULTS = 20
 SMOLLM2_SETTING = replace(SETTINGS["q4_1 x q8_1 of 32"], kind="")
 """What llama.cpp does with that file, whose weights are q4_1 already."""
 
-LENGTHS = ((2, 5, 9, 33, 128, 256), (3, 4, 7, 16, 64, 100))
-"""Token counts of correct runs, by seed."""
+SINGLE, PAIRS, CORRECT, SMALL = PARTS = ("single faults", "pairs of faults", "correct runs", "small faults")
+"""The parts of an exam."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +68,10 @@ class Plan:
         seeds: how many seeds of each.
         faults: the faults.
         pairs: how many pairs.
-        correct: how many of the correct runs are held: every n-th.
+        correct: how many of the narrow models' correct runs are held: every n-th.
+        kernels: the kernels under which correct runs are held.
+        longest: how many tokens a correct run has at most.
+        parts: the parts of the exam that are held.
 
     """
 
@@ -63,6 +80,9 @@ class Plan:
     faults: tuple[Fault, ...] = CATALOGUE
     pairs: int = 600
     correct: int = 1
+    kernels: tuple[str, ...] = tuple(KERNELS)
+    longest: int = 1024
+    parts: tuple[str, ...] = PARTS
 
 
 def singles(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
@@ -93,13 +113,13 @@ def _single(
             host=host,
             material=material,
             setting=setting,
-            tokens=tokens_of(seed, 6 + turn % 4, geometry.vocab),
+            tokens=hosts[host].fixed_tokens or tokens_of(seed, 6 + turn % 4, geometry.vocab),
             seeded=(Seeded(fault=fault, layer=_layer(geometry, turn), seed=turn),),
         )
 
 
 def _models_of(host: str) -> tuple[str, ...]:
-    return APR_MODELS if host == "apr" else tuple(name for name in MODELS if name != "qwen2-like")
+    return APR_MODELS[:2] if host == "apr" else tuple(name for name in MODELS if name not in _APART)
 
 
 def _setting(host: str, model: str, turn: int) -> Setting:
@@ -110,6 +130,52 @@ def _setting(host: str, model: str, turn: int) -> Setting:
 
 def _layer(geometry: Geometry, turn: int) -> int:
     return turn % min(geometry.layers, 3)
+
+
+WIDE_FAULTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "formula": (
+        "q4_k x q8 of 256",
+        (
+            "embedding-one-token", "attn-norm-one-channel", "ffn-norm-narrow", "final-norm-scaled",
+            "q-head-scaled", "k-bias-missing", "rope-base-near", "k-stale", "scores-one-head", "heads-modulo",
+            "mask-one-ahead", "softmax-temperature", "values-first-only", "attention-one-token",
+            "o-one-channel", "residual-saturated", "gate-row-off", "hard-silu", "swiglu-one-token",
+            "down-one-channel", "layer-one-channel", "head-soft-capped",
+        ),
+    ),
+    "tensors": ("q4_k x q8 of 256", ("k-column-off", "v-block-scale", "q-bias-doubled", "attn-norm-scaled")),
+    "conversion": ("q4_k x q8 of 256", ("q-row-off", "v-noisy", "biases-of-neighbour")),
+    "torch": (
+        "f32",
+        (
+            "attn-norm-scaled", "rope-narrow", "rope-backwards", "scores-scaled-twice", "mask-one-ahead",
+            "attention-one-head", "o-one-channel", "k-bias-missing", "activation-skipped",
+            "swiglu-one-token", "down-one-channel", "layer-one-channel",
+        ),
+    ),
+    "apr": (
+        "q4_k x q8 of 256",
+        ("attn-norm-scaled", "k-bias-missing", "biases-of-neighbour", "rope-base-near", "final-norm-scaled"),
+    ),
+}  # fmt: skip
+"""Host -> an arithmetic, and the faults that the wide model is given on it; ``apr``'s are in f32 tensors."""
+
+
+def wide_singles(store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+    """Give single faults in the wide model: a sample of the catalogue, since each takes seconds."""
+    material = Material(name=WIDE_MODEL, seed=0, kind="q4_k")
+    geometry = store.geometry(material)
+    for host in (name for name in WIDE_FAULTS if name in hosts):
+        setting, names = WIDE_FAULTS[host]
+        for turn, name in enumerate(names):
+            seeded = Seeded(fault=fault_named(name), layer=_layer(geometry, turn), seed=turn)
+            yield Case(
+                host=host,
+                material=material,
+                setting=SETTINGS[setting],
+                tokens=hosts[host].fixed_tokens or tokens_of(turn % 2, 7, geometry.vocab),
+                seeded=(seeded,),
+            )
 
 
 def smollm2_singles(store: Store, host: str = "formula") -> Iterator[Case]:
@@ -133,7 +199,9 @@ def _in_layers(fault: Fault) -> bool:
 def pairs(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
     """Give ``plan.pairs`` cases of two faults in different stages or layers, drawn at random."""
     rng = np.random.default_rng(20240607)
-    names = [name for name in plan.models if name in BLUEPRINTS and name != "qwen2-like"]
+    names = [name for name in plan.models if name in BLUEPRINTS and name not in _APART]
+    if not names:
+        return
     able = [host for host in ("formula", "formula", "torch", "tensors") if host in hosts]
     given = 0
     while given < plan.pairs:
@@ -160,28 +228,3 @@ def pairs(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]
 def _apart(seeded: Sequence[Seeded], geometry: Geometry) -> bool:
     first, second = (set(each.truth(geometry)) for each in seeded)
     return not first & second
-
-
-def correct_runs(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
-    """Give correct runs: models x settings x lengths, on every host."""
-    yield from islice(_all_correct(plan, store, hosts), 0, None, plan.correct)
-
-
-def _all_correct(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
-    for name in plan.models:
-        for setting in SETTINGS.values() if name != SMOLLM2 else (SMOLLM2_SETTING,):
-            if setting.kind and setting.kind not in BLUEPRINTS[name].kinds:
-                continue
-            for seed in range(min(plan.seeds, len(LENGTHS))):
-                material = Material(name=name, seed=seed, kind=setting.kind)
-                for host in ("formula", "torch", "apr"):
-                    if host in hosts and hosts[host].runs(material, setting):
-                        yield from _lengths(store, host, material, setting, name == SMOLLM2)
-
-
-def _lengths(store: Store, host: str, material: Material, setting: Setting, few: bool) -> Iterator[Case]:
-    vocab = store.model(material).geometry.vocab
-    lengths = LENGTHS[material.seed][:3] if few else LENGTHS[material.seed]
-    for length in lengths if host != "apr" else (0,):
-        tokens = tokens_of(100 + length, length, vocab)
-        yield Case(host=host, material=material, setting=setting, tokens=tokens)

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from apr_falsify.exam.cases import Case, Host
-from apr_falsify.exam.material import Store
-from apr_falsify.exam.plan import SMOLLM2, Plan, correct_runs, pairs, singles, smollm2_singles
-from apr_falsify.exam.trial import COUNTS_FROM, Examiner, Outcome
+from apr_falsify.exam.correct import correct_runs
+from apr_falsify.exam.plan import (
+    CORRECT,
+    PAIRS,
+    PARTS,
+    SINGLE,
+    SMALL,
+    SMOLLM2,
+    WIDE_MODEL,
+    Plan,
+    pairs,
+    singles,
+    smollm2_singles,
+    wide_singles,
+)
+from apr_falsify.exam.store import Store
+from apr_falsify.exam.trial import COUNTS_FROM, Outcome
 
 CURVE = (1.0, 2.0, 5.0)
 """Floors at which the detection curve is taken, below those from which a fault counts."""
 
-Watch = Callable[[str, int, int], None]
-"""Told what is held, how many cases are done, and of how many."""
+Hold = Callable[[Mapping[str, Sequence[Case]]], Mapping[str, list[Outcome]]]
+"""Holds cases, given by the title of their part, and returns what came of each, in their order."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,6 +44,8 @@ class Sitting:
         curve: floors -> single faults made just so large.
         not_run: what was left out, and why.
         seconds: how long it took.
+        kernels: kernel -> what its process said that it computes with.
+        parts: the parts that were to be held.
 
     """
 
@@ -40,47 +56,70 @@ class Sitting:
     curve: dict[float, list[Outcome]] = field(default_factory=lambda: {level: [] for level in CURVE})
     not_run: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    kernels: dict[str, dict[str, str]] = field(default_factory=dict)
+    parts: tuple[str, ...] = PARTS
+
+    def count_single(self, outcomes: Iterable[Outcome]) -> None:
+        """Take up single faults, each by how many floors it changes its stage."""
+        for outcome in outcomes:
+            (self.single if outcome.level >= COUNTS_FROM else self.below).append(outcome)
 
 
-def sit(plan: Plan, store: Store, hosts: Mapping[str, Host], examiner: Examiner, watch: Watch) -> Sitting:
-    """Hold the whole exam."""
+def sit(plan: Plan, store: Store, hosts: Mapping[str, Host], hold: Hold) -> Sitting:
+    """Hold the whole exam, or those parts of it that the plan names."""
     start = time.monotonic()
-    sitting = Sitting()
-    for outcome in _held(_singles(plan, store, hosts), examiner, "single faults", watch):
-        (sitting.single if outcome.level >= COUNTS_FROM else sitting.below).append(outcome)
-    _take_curve(sitting, examiner, watch)
-    for outcome in _held(pairs(plan, store, hosts), examiner, "pairs of faults", watch):
-        if outcome.level >= COUNTS_FROM:
-            sitting.pairs.append(outcome)
-    sitting.correct += _held(correct_runs(plan, store, hosts), examiner, "correct runs", watch)
+    sitting = Sitting(parts=plan.parts)
+    held = hold({part: cases for part, cases in _planned(plan, store, hosts).items() if part in plan.parts})
+    sitting.count_single(held.get(SINGLE, ()))
+    sitting.pairs += [outcome for outcome in held.get(PAIRS, ()) if outcome.level >= COUNTS_FROM]
+    sitting.correct += held.get(CORRECT, ())
+    if SMALL in plan.parts:
+        _take_curve(sitting, hold)
     sitting.seconds = time.monotonic() - start
     return sitting
 
 
-def _singles(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
-    yield from singles(plan, store, hosts)
+def _planned(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> dict[str, list[Case]]:
+    faults = list(singles(plan, store, hosts))
     if SMOLLM2 in plan.models:
-        yield from smollm2_singles(store)
+        faults += smollm2_singles(store)
+    if WIDE_MODEL in plan.models:
+        faults += wide_singles(store, hosts)
+    return {
+        SINGLE: faults,
+        PAIRS: list(pairs(plan, store, hosts)),
+        CORRECT: list(correct_runs(plan, store, hosts)),
+    }
 
 
-def _held(cases: Iterable[Case], examiner: Examiner, title: str, watch: Watch) -> Iterator[Outcome]:
-    listed = list(cases)
-    for count, case in enumerate(listed):
-        watch(title, count, len(listed))
-        yield examiner.trial(case)
-    watch(title, len(listed), len(listed))
+def again(cases: Sequence[Case], hold: Hold) -> Sitting:
+    """Hold ``cases`` alone, each in the part that it belongs to."""
+    part = {0: CORRECT, 1: SINGLE, 2: PAIRS}
+    listed: dict[str, list[Case]] = {}
+    for case in cases:
+        listed.setdefault(part[len(case.seeded)], []).append(case)
+    start = time.monotonic()
+    held = hold(listed)
+    sitting = Sitting(correct=[*held.get(CORRECT, ())], pairs=[*held.get(PAIRS, ())], parts=tuple(listed))
+    sitting.count_single(held.get(SINGLE, ()))
+    sitting.seconds = time.monotonic() - start
+    return sitting
 
 
-def _take_curve(sitting: Sitting, examiner: Examiner, watch: Watch) -> None:
+def _take_curve(sitting: Sitting, hold: Hold) -> None:
     """Make one run of each formula fault smaller, until it changes its stage by 1, 2 and 5 floors."""
     first = {
         outcome.case.seeded[0].fault.name: outcome
         for outcome in reversed(sitting.single)
         if outcome.case.host == "formula" and outcome.case.setting.name == "f32"
     }
+    cases = {
+        f"faults of {level:g} floors": [_made_small(outcome, level) for outcome in first.values()]
+        for level in CURVE
+    }
+    held = hold(cases)
     for level in CURVE:
-        cases = [_made_small(outcome, level) for outcome in first.values()]
-        sitting.curve[level] += _held(cases, examiner, f"faults of {level:g} floors", watch)
+        sitting.curve[level] += held[f"faults of {level:g} floors"]
 
 
 def _made_small(outcome: Outcome, level: float) -> Case:

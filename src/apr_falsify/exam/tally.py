@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from apr_falsify.exam.kernels import OWN
 from apr_falsify.exam.marks import Mark
+from apr_falsify.exam.material import BLUEPRINTS
+from apr_falsify.exam.plan import CORRECT, PAIRS, SINGLE, SMOLLM2
+from apr_falsify.exam.recipes import key_of, recipe_of
 from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.trial import COUNTS_FROM, Outcome
 from apr_falsify.faults import CATALOGUE, Fault
@@ -18,9 +24,34 @@ PAIRS_SHARE = 0.95
 _Marked = Callable[[Outcome], Mark]
 
 
-def bound_of(count: int) -> float:
-    """Return the highest rate that 0 of ``count`` leaves possible, with 95 % confidence."""
-    return 1.0 if count == 0 else 1 - 0.05 ** (1 / count)
+def bound_of(count: int, accused: int = 0) -> float:
+    """Return the highest rate that ``accused`` of ``count`` leaves possible, with 95 % confidence.
+
+    It is the rate at which as few or fewer would be seen once in twenty times (Clopper & Pearson 1934); of
+    none accused that is 1 - 0.05 ** (1 / count).
+    """
+    if accused >= count:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        rate = (low + high) / 2
+        low, high = (rate, high) if _at_most(accused, count, rate) > 0.05 else (low, rate)
+    return high
+
+
+def _at_most(accused: int, count: int, rate: float) -> float:
+    """Return how probable ``accused`` or fewer of ``count`` are: a binomial sum, in logarithms."""
+    yes, no = math.log(rate), math.log1p(-rate)
+    return math.fsum(
+        math.exp(
+            math.lgamma(count + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(count - k + 1)
+            + k * yes
+            + (count - k) * no
+        )
+        for k in range(accused + 1)
+    )
 
 
 def _ours(outcome: Outcome) -> Mark:
@@ -45,9 +76,28 @@ def tallies(sitting: Sitting, marked: _Marked = _ours) -> dict[str, Any]:
         "pairs": {"total": len(sitting.pairs), "located": _count(sitting.pairs, marked, Mark.LOCATED)},
         "correct_runs": {
             "total": len(sitting.correct),
+            "distinct": distinct(sitting),
             "accused": len(sitting.correct) - _count(sitting.correct, marked, Mark.LOCATED),
         },
     }
+
+
+def distinct(sitting: Sitting) -> int:
+    """Return how many correct runs are no repetition of another one, number for number.
+
+    Two kernels whose libraries make the same digits of fixed operands are one: on a processor that lacks
+    the wider one, say.
+    """
+    seen = set()
+    for outcome in sitting.correct:
+        facts = sitting.kernels.get(outcome.case.kernel, {})
+        digits = tuple(facts[key] for key in _DIGITS if key in facts) or outcome.case.kernel
+        seen.add(key_of(replace(outcome.case, kernel=OWN, text="")) + str(digits))
+    return len(seen)
+
+
+_DIGITS = ("numpy_digest", "torch_digest", "torch_threads")
+"""What tells the kernels of one process from those of another."""
 
 
 def _count(outcomes: Sequence[Outcome], marked: _Marked, mark: Mark) -> int:
@@ -55,25 +105,31 @@ def _count(outcomes: Sequence[Outcome], marked: _Marked, mark: Mark) -> int:
 
 
 def goals(sitting: Sitting) -> dict[str, bool]:
-    """Return the goals of design section 8, and which are met; nothing held is no goal met."""
+    """Return the goals of the parts held, and which are met; nothing held is no goal met."""
     found = tallies(sitting)
     single, both, correct = found["single"], found["pairs"], found["correct_runs"]
+    every = {
+        SINGLE: {
+            "every single fault located": 0 < single["total"] == single["located"],
+            "80 % explained": 0 < single["total"] * EXPLAINED_SHARE <= single["explained"],
+        },
+        PAIRS: {"95 % of pairs located": 0 < both["total"] * PAIRS_SHARE <= both["located"]},
+        CORRECT: {"no correct run accused": correct["total"] > 0 == correct["accused"]},
+    }
     return {
-        "every single fault located": 0 < single["total"] == single["located"],
-        "80 % explained": 0 < single["total"] * EXPLAINED_SHARE <= single["explained"],
-        "95 % of pairs located": 0 < both["total"] * PAIRS_SHARE <= both["located"],
-        "no correct run accused": correct["total"] > 0 == correct["accused"],
+        goal: met for part, goals in every.items() if part in sitting.parts for goal, met in goals.items()
     }
 
 
 def to_json(sitting: Sitting) -> dict[str, Any]:
     """Return the exam's result as plain JSON values."""
+    counted = tallies(sitting)
     return {
         "schema": SCHEMA,
-        **tallies(sitting),
+        **counted,
         "published_rule": tallies(sitting, _published),
         "goals": goals(sitting),
-        "false_alarms_below": bound_of(len(sitting.correct)),
+        "false_alarms_below": bound_of(distinct(sitting), counted["correct_runs"]["accused"]),
         "below_ten_floors": len(sitting.below),
         "curve": {
             f"{level:g}": {"total": len(held), "located": _count(held, _ours, Mark.LOCATED)}
@@ -82,7 +138,9 @@ def to_json(sitting: Sitting) -> dict[str, Any]:
         "by_host": _split(sitting.single, lambda outcome: outcome.case.host),
         "by_model": _split(sitting.single, lambda outcome: outcome.case.material.name),
         "by_setting": _split(sitting.single, lambda outcome: outcome.case.setting.name),
-        "correct_by_setting": _split(sitting.correct, lambda outcome: outcome.case.setting.name),
+        "by_width": _split(sitting.single, lambda outcome: width_of(outcome.case.material.name)),
+        **{f"correct_by_{what}": _split(sitting.correct, by) for what, by in _CORRECT_BY.items()},
+        "kernels": sitting.kernels,
         "nearest_to_the_floor": max(
             (value for outcome in sitting.correct for value in outcome.right), default=0.0
         ),
@@ -95,6 +153,29 @@ def to_json(sitting: Sitting) -> dict[str, Any]:
         "not_run": sitting.not_run,
         "seconds": round(sitting.seconds, 1),
     }
+
+
+_CORRECT_BY: Mapping[str, Callable[[Outcome], str]] = {
+    "setting": lambda outcome: outcome.case.setting.name,
+    "kernel": lambda outcome: outcome.case.kernel,
+    "text": lambda outcome: outcome.case.text,
+    "width": lambda outcome: width_of(outcome.case.material.name),
+    "host": lambda outcome: outcome.case.host,
+    "length": lambda outcome: _length_of(len(outcome.case.tokens)),
+}
+"""What correct runs are split by -> the group of one."""
+
+
+def width_of(model: str) -> str:
+    """Return the hidden size of a model's residual stream, as tables have it."""
+    known = {"tiny-qwen2": 256, SMOLLM2: 576}
+    return str(known.get(model) or BLUEPRINTS[model].config["hidden_size"])
+
+
+def _length_of(tokens: int) -> str:
+    """Return between which powers of two a number of tokens lies."""
+    low = 1 << (tokens.bit_length() - 1)
+    return f"{low} to {2 * low - 1} tokens"
 
 
 def _split(outcomes: Sequence[Outcome], by: Callable[[Outcome], str]) -> dict[str, dict[str, int]]:
@@ -128,12 +209,14 @@ def row_of(fault: Fault, sitting: Sitting) -> dict[str, Any]:
 def _failure(outcome: Outcome) -> Mapping[str, Any]:
     return {
         "case": outcome.case.name,
+        "recipe": recipe_of(outcome.case),
         "tokens": list(outcome.case.tokens),
         "seeds": [seeded.seed for seeded in outcome.case.seeded],
         "mark": outcome.mark.value,
         "floors": outcome.level if outcome.level < float("inf") else None,
         "required": [list(key) for key in outcome.required],
         "found": [list(key) for key in outcome.found],
+        "nearest": max(outcome.right, default=None),
         "said": list(outcome.said),
     }
 

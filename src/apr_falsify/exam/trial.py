@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Missing, Replayer
 from apr_falsify.compare.structure import consumers, descendants
+from apr_falsify.errors import AprFalsifyError
 from apr_falsify.exam.cases import Case, Host, Ran
 from apr_falsify.exam.marks import Answer, Mark, explained, mark_of, published_mark
-from apr_falsify.exam.material import Material, Store
+from apr_falsify.exam.material import Material
+from apr_falsify.exam.store import Store
 from apr_falsify.rules import PLAIN
 from apr_falsify.stages import STAGES
 from apr_falsify.trace import Key, Trace, read_trace
@@ -30,8 +32,8 @@ F64 = npt.NDArray[np.float64]
 COUNTS_FROM = 10.0
 """A fault counts from this many floors; below it is the detection curve."""
 
-_ORACLES_KEPT = 100
-"""Each takes up to some 20 MB, and most a tenth of one."""
+_BYTES_KEPT = 200 << 20
+"""How much of the oracle's traces is kept; most take a tenth of a megabyte to a few."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,22 +86,26 @@ class Examiner:
     ) -> None:
         self.store, self.hosts = store, hosts
         self._oracle, self._directory = oracle, directory
-        self._oracles: OrderedDict[tuple[Material, tuple[int, ...]], Trace] = OrderedDict()
-        self._sound: dict[tuple[str, Material, str, tuple[int, ...]], Trace] = {}
+        self._oracles: OrderedDict[tuple[Hashable, ...], Trace] = OrderedDict()
+        self._sound: dict[tuple[Hashable, ...], Trace] = {}
         self._count = 0
 
     def trial(self, case: Case) -> Outcome:
         """Run ``case`` and judge what the comparison says of it."""
         host = self.hosts[case.host]
         request = self._request(case)
-        directory, ran = self._captured(host, case, request)
+        self._let_go(case.material)
+        try:
+            directory, ran = self._captured(host, case, request)
+        except AprFalsifyError as error:  # a foreign program that fails has failed this trial, not the exam
+            return broken_down(case, "the run", error)
         try:
             oracle = self._oracle_trace(case.material, request)
             weights = self.store.model(case.material).weights
             try:
                 result = bisect(oracle, ran.trace, weights=weights, subject_weights=ran.own_weights)
             except Exception as error:  # a comparison that breaks down has failed this trial, not the exam
-                return _broken_down(case, error)
+                return broken_down(case, "the comparison", error)
             return self._outcome(case, ran, result)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
@@ -125,10 +131,17 @@ class Examiner:
             self._oracle(material, request, directory)
             self._oracles[key] = _in_memory(read_trace(directory))
             shutil.rmtree(directory)
-            if len(self._oracles) > _ORACLES_KEPT:
-                self._oracles.popitem(last=False)
         self._oracles.move_to_end(key)
+        while len(self._oracles) > 1 and sum(map(_bytes, self._oracles.values())) > _BYTES_KEPT:
+            self._oracles.popitem(last=False)
         return self._oracles[key]
+
+    def _let_go(self, kept: Material) -> None:
+        """Forget wide models that are not ``kept``, and what was run on them: one is held at a time."""
+        self.store.drop_wide(kept)
+        for cache in (self._oracles, self._sound):
+            for key in [key for key in cache if any(_is_other(part, kept) for part in key)]:
+                del cache[key]
 
     def _outcome(self, case: Case, ran: Ran, result: Bisection) -> Outcome:
         geometry = ran.trace.geometry
@@ -183,13 +196,22 @@ class Examiner:
         return self._sound[key]
 
 
+def _is_other(part: object, kept: Material) -> bool:
+    return isinstance(part, Material) and part.wide and part != kept
+
+
+def _bytes(trace: Trace) -> int:
+    return sum(array.data.nbytes for array in trace.stages.values())
+
+
 def _in_memory(trace: Trace) -> Trace:
     """Return ``trace`` without its files: each map of one keeps a file open, and many are kept."""
     stages = {key: replace(array, data=np.array(array.data)) for key, array in trace.stages.items()}
     return replace(trace, stages=stages, path=None)
 
 
-def _broken_down(case: Case, error: Exception) -> Outcome:
+def broken_down(case: Case, what: str, error: Exception) -> Outcome:
+    """Return the outcome of a case of which ``what`` (its run, its comparison) failed with ``error``."""
     return Outcome(
         case=case,
         mark=Mark.WRONG,
@@ -198,7 +220,7 @@ def _broken_down(case: Case, error: Exception) -> Outcome:
         level=math.inf,
         required=(),
         found=(),
-        said=(f"the comparison broke down: {type(error).__name__}: {error}",),
+        said=(f"{what} broke down: {type(error).__name__}: {error}",),
     )
 
 

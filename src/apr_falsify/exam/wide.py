@@ -30,7 +30,12 @@ _MORE_BITS = ("v", "down")
 
 
 def write_wide(
-    path: Path, geometry: Geometry, kind: str, seed: int, changed: Mapping[Place, F32] | None = None
+    path: Path,
+    geometry: Geometry,
+    kind: str,
+    seed: int,
+    tokenizer: Path | None = None,
+    changed: Mapping[Place, F32] | None = None,
 ) -> Path:
     """Write a GGUF file of ``geometry`` whose projections are random blocks of ``kind``.
 
@@ -39,23 +44,24 @@ def write_wide(
         geometry: its sizes.
         kind: ``q4_k`` (with ``q6_k`` where Q4_K_M has it), ``q8_0``, ``f16`` or ``f32``.
         seed: draws the weights, each tensor by itself.
+        tokenizer: a directory whose tokenizer it shall have.
         changed: tensors that replace drawn ones, written as f32.
 
     """
     import gguf
 
     writer = gguf.GGUFWriter(path, geometry.row.gguf_architectures[0])
-    add_metadata(writer, geometry)
+    add_metadata(writer, geometry, tokenizer)
     replaced = changed or {}
     places = places_of(geometry)
     for place in places:
-        shape, drawn = _shape(geometry, place[0]), "f32" if place in replaced else _kind(place[0], kind)
-        _announce(writer, _name(geometry, place), shape, drawn)
+        shape, held = _shape(geometry, place[0]), "f32" if place in replaced else _kind(place[0], kind)
+        _announce(writer, _name(geometry, place), shape, held)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
         step()
     for place in places:
         own = replaced.get(place)
-        writer.write_tensor_data(_drawn(geometry, place, kind, seed) if own is None else own)
+        writer.write_tensor_data(drawn(geometry, place, kind, seed) if own is None else own)
     writer.close()
     return path
 
@@ -90,7 +96,8 @@ def _announce(writer: Any, name: str, shape: tuple[int, ...], kind: str) -> None
     )
 
 
-def _drawn(geometry: Geometry, place: Place, kind: str, seed: int) -> npt.NDArray[Any]:
+def drawn(geometry: Geometry, place: Place, kind: str, seed: int) -> npt.NDArray[Any]:
+    """Return one tensor of :func:`write_wide`, as bytes of blocks or plain numbers."""
     role, layer = place
     shape = _shape(geometry, role)
     rng = np.random.default_rng((seed, zlib.crc32(role.encode()), 0 if layer is None else layer + 1))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from apr_falsify.arithmetic import format_named
 from apr_falsify.errors import DeviceError, MissingDependencyError
@@ -41,7 +45,33 @@ transformers: Any = _transformers
 attention_functions: Any = ALL_ATTENTION_FUNCTIONS
 """The process-wide table, by name, from which every attention module takes its function."""
 
-__all__ = ["attention_functions", "cuda_devices", "device_named", "dtype_named", "torch", "transformers"]
+__all__ = [
+    "attention_functions",
+    "cuda_devices",
+    "device_named",
+    "dtype_named",
+    "kernel_facts",
+    "torch",
+    "transformers",
+]
+
+
+def kernel_facts(
+    operands: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]],
+) -> dict[str, str]:
+    """Return which kernels torch computes with here, and a digest of what it makes of fixed ``operands``."""
+    found = hashlib.sha256()
+    for x, w in ((torch.from_numpy(a), torch.from_numpy(b)) for a, b in operands):
+        product = torch.nn.functional.linear(x, w)
+        low = torch.nn.functional.linear(x.bfloat16(), w.bfloat16()).float()
+        for made in (product, low, torch.softmax(x, -1), torch.nn.functional.silu(x), x.square().mean(-1)):
+            found.update(made.contiguous().numpy().tobytes())
+    return {
+        "torch": torch.backends.cpu.get_cpu_capability(),
+        "torch_threads": str(torch.get_num_threads()),
+        "torch_digest": found.hexdigest()[:12],
+    }
+
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "f64": torch.float64,

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 
 from apr_falsify.capture import MemorySink, Request
-from apr_falsify.commands.examine import oracle_of
-from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost
+from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, TorchModels
 from apr_falsify.compare.localise import bisect
 from apr_falsify.exam import trial
 from apr_falsify.exam.cases import Case, Host, Seeded
 from apr_falsify.exam.marks import Mark, mark_of
-from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, Store, tokens_of
+from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, tokens_of
 from apr_falsify.exam.sitting import Sitting
+from apr_falsify.exam.store import Store
 from apr_falsify.exam.tally import bound_of, goals, to_json
 from apr_falsify.exam.trial import Examiner, Outcome
 from apr_falsify.faults import CATALOGUE, Spread, fault_named
 from apr_falsify.oracle.faulted import PATCHES
+from apr_falsify.oracle.patch_names import PATCHED
 from apr_falsify.rules import OPERATIONS, PLAIN
 from apr_falsify.stages import STAGES
 from apr_falsify.trace import Key
@@ -46,7 +47,7 @@ def test_every_stage_of_a_forward_pass_has_a_fault() -> None:
 
 
 def test_every_patch_of_torch_belongs_to_a_fault() -> None:
-    assert PATCHES.keys() <= {fault.name for fault in CATALOGUE}
+    assert PATCHES.keys() == PATCHED <= {fault.name for fault in CATALOGUE}
 
 
 @pytest.mark.parametrize(
@@ -85,13 +86,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def examiner(store: Store, tmp_path: Path) -> Examiner:
+    loaded = TorchModels(store)
     hosts: dict[str, Host] = {
         "formula": FormulaHost(),
         "tensors": TensorHost(readable=False),
         "conversion": TensorHost(readable=True),
-        "torch": TorchHost(),
+        "torch": TorchHost(loaded),
     }
-    return Examiner(store, hosts, oracle_of(store), tmp_path)
+    return Examiner(store, hosts, loaded.capture, tmp_path)
 
 
 def case_of(name: str | None, host: str = "formula", model: str = "llama-like", amount: float = 1.0) -> Case:

@@ -72,7 +72,7 @@ def test_equal_seeds_give_equal_files_and_others_do_not(tmp_path: Path) -> None:
 def test_a_changed_tensor_replaces_the_drawn_one_alone(tmp_path: Path) -> None:
     geometry = geometry_of_config(SMALL)
     norm = np.full(512, 1.5, np.float32)
-    path = write_wide(tmp_path / "wide.gguf", geometry, "q4_k", 3, {("attn_norm", 1): norm})
+    path = write_wide(tmp_path / "wide.gguf", geometry, "q4_k", 3, changed={("attn_norm", 1): norm})
     sound = open_model(write_wide(tmp_path / "sound.gguf", geometry, "q4_k", 3)).weights
     weights = open_model(path).weights
     np.testing.assert_array_equal(weights.vector("attn_norm", 1), norm)

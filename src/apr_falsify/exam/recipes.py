@@ -1,0 +1,124 @@
+"""A case and its outcome as plain JSON values: handed between processes, kept, and run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from apr_falsify.errors import UsageError, nearest
+from apr_falsify.exam.cases import Case, Seeded
+from apr_falsify.exam.kernels import KERNELS
+from apr_falsify.exam.marks import Mark
+from apr_falsify.exam.material import SETTINGS, Material
+from apr_falsify.exam.texts import TEXTS
+from apr_falsify.exam.trial import Outcome
+from apr_falsify.faults import CATALOGUE
+from apr_falsify.trace import Key
+
+Recipe = dict[str, Any]
+
+
+def recipe_of(case: Case) -> Recipe:
+    """Return everything that ``case`` is made of."""
+    return {
+        "host": case.host,
+        "model": case.material.name,
+        "seed": case.material.seed,
+        "kind": case.material.kind,
+        "rows": case.material.rows,
+        "setting": case.setting.name,
+        "kernel": case.kernel,
+        "text": case.text,
+        "tokens": list(case.tokens),
+        "faults": [
+            {"fault": each.fault.name, "layer": each.layer, "seed": each.seed, "amount": each.amount}
+            for each in case.seeded
+        ],
+    }
+
+
+def key_of(case: Case) -> str:
+    """Return what tells a case from every other."""
+    return json.dumps(recipe_of(case), sort_keys=True)
+
+
+def case_of(recipe: Mapping[str, Any], where: object = None) -> Case:
+    """Return the case that a recipe describes.
+
+    Raises:
+        UsageError: a key is missing, or a name is in no table.
+
+    """
+    try:
+        return Case(
+            host=recipe["host"],
+            material=Material(
+                name=recipe["model"], seed=recipe["seed"], kind=recipe["kind"], rows=recipe["rows"]
+            ),
+            setting=_known(SETTINGS, recipe, "setting", where),
+            kernel=_known(KERNELS, recipe, "kernel", where).name,
+            text=_known(TEXTS, recipe, "text", where).name,
+            tokens=tuple(recipe["tokens"]),
+            seeded=tuple(_seeded(each, where) for each in recipe["faults"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"not a case of the exam: {error!r}",
+            where=where,
+            expected="an object with host, model, seed, kind, rows, setting, kernel, text, tokens, faults",
+        ) from error
+
+
+def _seeded(recipe: Mapping[str, Any], where: object) -> Seeded:
+    faults = {fault.name: fault for fault in CATALOGUE}
+    return Seeded(
+        fault=_known(faults, recipe, "fault", where),
+        layer=recipe["layer"],
+        seed=recipe["seed"],
+        amount=recipe["amount"],
+    )
+
+
+def _known(table: Mapping[str, Any], recipe: Mapping[str, Any], key: str, where: object) -> Any:
+    name = recipe[key]
+    if name not in table:
+        raise UsageError(
+            f"no {key} {name!r}", where=where, expected=", ".join(table), remedy=nearest(str(name), table)
+        )
+    return table[name]
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    """Return what came of a case, without the case."""
+    return {
+        "mark": outcome.mark.value,
+        "published": outcome.published.value,
+        "explained": outcome.explained,
+        "level": outcome.level,
+        "required": [list(key) for key in outcome.required],
+        "found": [list(key) for key in outcome.found],
+        "said": list(outcome.said),
+        "right": list(outcome.right),
+        "guilty": list(outcome.guilty),
+    }
+
+
+def outcome_of(case: Case, told: Mapping[str, Any]) -> Outcome:
+    """Return what :func:`outcome_to_json` gave, with its case."""
+    return Outcome(
+        case=case,
+        mark=Mark(told["mark"]),
+        published=Mark(told["published"]),
+        explained=told["explained"],
+        level=told["level"],
+        required=_keys(told["required"]),
+        found=_keys(told["found"]),
+        said=tuple(told["said"]),
+        right=tuple(told["right"]),
+        guilty=tuple(told["guilty"]),
+    )
+
+
+def _keys(listed: list[list[Any]]) -> tuple[Key, ...]:
+    return tuple((layer, name) for layer, name in listed)

@@ -1,0 +1,43 @@
+"""Which faults of the catalogue can be patched into a torch model: their names, for whoever only plans."""
+
+from __future__ import annotations
+
+PATCHED = frozenset(
+    (
+        "embedding-scaled",
+        "embedding-one-token",
+        "attn-norm-scaled",
+        "attn-norm-one-channel",
+        "ffn-norm-skipped",
+        "final-norm-skipped",
+        "rope-from-one",
+        "rope-skipped",
+        "rope-backwards",
+        "rope-narrow",
+        "q-norm-skipped",
+        "k-norm-skipped",
+        "scores-unscaled",
+        "scores-scaled-twice",
+        "scores-by-hidden",
+        "mask-missing",
+        "mask-one-ahead",
+        "attention-one-head",
+        "heads-not-transposed",
+        "attention-one-token",
+        "o-one-channel",
+        "o-doubled",
+        "attention-residual-omitted",
+        "gelu-for-silu",
+        "relu-for-silu",
+        "hard-silu",
+        "activation-skipped",
+        "swiglu-one-token",
+        "down-one-channel",
+        "down-halved",
+        "ffn-residual-omitted",
+        "layer-one-channel",
+        "head-scaled",
+        "head-soft-capped",
+    )
+)
+"""The keys of ``oracle.faulted.PATCHES``, which costs an import of torch."""
