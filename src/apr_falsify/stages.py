@@ -48,6 +48,16 @@ class Layout(StrEnum):
     """Only the last token's row is stored."""
     TRANSPOSED = "transposed"
     """The last two axes are swapped."""
+    VISIBLE_ONLY = "visible-only"
+    """Data only where a query may look: above the diagonal, and outside a window, stands anything."""
+    SCALED = "scaled"
+    """q (or k) times the scale of the scores, which the product then is without."""
+    ROOT_SCALED = "root-scaled"
+    """q and k, each times the square root of that scale."""
+    HEAD_SCALED = "head-scaled"
+    """q times 1/sqrt(D), in a model whose scale is another; the rest comes with the product."""
+    CAP_SCALED = "cap-scaled"
+    """q times that scale over the soft-cap, whose tanh then divides by nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ To be read in this order:
 
 - the procedure and its answer: ``localise``, ``bisection``, ``rows``, ``findings``, ``unchecked``; what
   may break down in it: ``attempts``
-- structure before values: ``structure``, ``axes``, ``layout``, ``convention``
+- structure before values: ``structure``, ``axes``, ``layout``, ``convention``, ``proof``
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
 - the weights themselves: ``weights``, ``systematic``
 - every stage from its own inputs: ``judge``, ``replay``, ``site``, ``products``, ``operands``, ``experts``

@@ -41,6 +41,8 @@ class FindingType(StrEnum):
     REFERENCE = "reference"
     UNMEASURED = "unmeasured"
     NOT_THE_SUBJECTS_WEIGHTS = "not-the-subjects-weights"
+    RECORDING = "recording"
+    """What a run holds otherwise than is said of it, as its own later stages prove: no fault."""
 
 
 class Status(StrEnum):

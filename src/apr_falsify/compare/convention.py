@@ -4,19 +4,25 @@ A closed list of conventions is tried on the subject's stages. One fits where ev
 touches, *and every stage that is computed from those*, then agrees with its replay. The second half tells a
 storage convention from a runtime fault: scores that are stored unscaled leave the softmax right, scores
 that were computed unscaled do not.
+
+Conventions that are as usual as the model's own way (the scale of the scores folded into q; no data above
+the diagonal) are told and change no verdict. They may stand beside a fault (``compare.proof``).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.compare.layout import FACTORS
+from apr_falsify.compare.proof import helps, is_right, wrong
 from apr_falsify.compare.structure import consumers
+from apr_falsify.geometry import Geometry
 from apr_falsify.stages import Layout, stored_shape
 from apr_falsify.trace import Key, StageArray, Trace
 from apr_falsify.weights import Weights
@@ -30,15 +36,57 @@ class Convention:
         name: what reports call it.
         word: the layout word that it adds, or takes away where it was declared.
         stages: the stages that it concerns, together.
+        finding: what it is told as: a mismatch that the runtime should declare, or one that is no matter.
 
     """
 
     name: str
     word: Layout
     stages: tuple[str, ...]
+    finding: FindingType = FindingType.LAYOUT
+
+
+_OF_Q = (("q_post_rope",), ("qkv_bias", "q_post_rope"), ("qkv_matmul", "qkv_bias", "q_post_rope"))
+_WHENCE = ("", ", from the bias on", ", from the weights on")
+_FOLDED: Mapping[Layout, str] = {
+    Layout.SCALED: "q holds the scale of the scores",
+    Layout.HEAD_SCALED: "q holds 1/sqrt(D) of the scale of the scores",
+    Layout.CAP_SCALED: "q holds the scale of the scores over their soft-cap",
+    Layout.ROOT_SCALED: "q and k each hold the root of the scale of the scores",
+}
+
+
+def _folded() -> Iterator[Convention]:
+    """Yield the ways in which the scale of the scores is multiplied into q and k already."""
+    no_matter = FindingType.RECORDING
+    for word, name in _FOLDED.items():
+        more = ("k_post_rope",) if word is Layout.ROOT_SCALED else ()
+        for stages, whence in zip(_OF_Q, _WHENCE, strict=True):
+            yield Convention(name=name + whence, word=word, stages=(*stages, *more), finding=no_matter)
+    name = "k holds the scale of the scores"
+    yield Convention(name=name, word=Layout.SCALED, stages=("k_post_rope",), finding=no_matter)
 
 
 CONVENTIONS: tuple[Convention, ...] = (
+    Convention(
+        name="scores zero above the diagonal",
+        word=Layout.CAUSAL_ZEROED,
+        stages=("attn_scores",),
+        finding=FindingType.RECORDING,
+    ),
+    Convention(
+        name="scores are data only where a query may look",
+        word=Layout.VISIBLE_ONLY,
+        stages=("attn_scores",),
+        finding=FindingType.RECORDING,
+    ),
+    Convention(
+        name="softmax is data only where a query may look",
+        word=Layout.VISIBLE_ONLY,
+        stages=("attn_softmax",),
+        finding=FindingType.RECORDING,
+    ),
+    *_folded(),
     Convention(
         name="rotary pairs interleaved in q and k",
         word=Layout.INTERLEAVED,
@@ -50,7 +98,6 @@ CONVENTIONS: tuple[Convention, ...] = (
         stages=("q_post_rope", "k_post_rope"),
     ),
     Convention(name="scores stored before 1/sqrt(D)", word=Layout.UNSCALED, stages=("attn_scores",)),
-    Convention(name="scores zero above the diagonal", word=Layout.CAUSAL_ZEROED, stages=("attn_scores",)),
     Convention(name="q and k head-major", word=Layout.HEAD_MAJOR, stages=("q_post_rope", "k_post_rope")),
     Convention(name="q head-major", word=Layout.HEAD_MAJOR, stages=("q_post_rope",)),
     Convention(name="k head-major", word=Layout.HEAD_MAJOR, stages=("k_post_rope",)),
@@ -67,8 +114,18 @@ CONVENTIONS: tuple[Convention, ...] = (
 """What is tried, singly and in pairs."""
 
 
-Solved = tuple[Trace, dict[Key, Judged]]
-"""A trace in some layout, and stages of it that were judged in that."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setting:
+    """What a subject's trace is judged with, and where what breaks down is noted."""
+
+    weights: Weights | None
+    keys: Sequence[Key]
+    arithmetic: str | None
+    attempts: Attempts
+
+    def judge(self, trace: Trace, keys: Sequence[Key]) -> dict[Key, Judged]:
+        """Judge some stages of a trace."""
+        return judge(trace, self.weights, keys, self.arithmetic, self.attempts)
 
 
 def declared_or_solved(
@@ -85,48 +142,68 @@ def declared_or_solved(
         that fits and is not declared. One that breaks down, which ``attempts`` notes, does not fit.
 
     """
-    judged = judge(trace, weights, keys, arithmetic, attempts)
+    setting = _Setting(weights=weights, keys=keys, arithmetic=arithmetic, attempts=attempts)
+    judged = setting.judge(trace, keys)
     findings: list[Finding] = []
-    pending = list(_trials())
-    while pending and any(entry.in_error for entry in judged.values()):
-        trial = pending.pop(0)
-        if not all(_plausible(convention, trial, judged) for convention in trial):
-            continue
-        name = " with ".join(repr(convention.name) for convention in trial)
-        within = attempts.within(f"the convention {name}", decisive=False)
-        solve = partial(_solved, trace, trial, weights, keys, arithmetic, within)
-        solved = attempts.trying(f"the convention {name}").made(solve, None)
-        if solved is not None:
-            trace, judged = solved[0], {**judged, **solved[1]}
-            findings += [_finding(convention) for convention in trial]
-            pending = list(_trials())  # what did not fit may do so now that its consumers are read rightly
+    while any(entry.in_error for entry in judged.values()):
+        # After each, all are tried again: what did not fit may do so now that its consumers are read rightly.
+        found = _whole(trace, judged, setting) or _beside_a_fault(trace, judged, setting)
+        if found is None:
+            break
+        trial, trace, again = found
+        judged = {**judged, **again}
+        findings += [_finding(convention) for convention in trial]
     return trace, judged, findings
 
 
-def _solved(
-    trace: Trace,
-    trial: Sequence[Convention],
-    weights: Weights | None,
-    keys: Sequence[Key],
-    arithmetic: str | None,
-    attempts: Attempts,
-) -> Solved | None:
-    """Return ``trace`` read by the conventions of ``trial``, ``None`` where they do not fit."""
-    touched = _touched(trace, trial, keys)
-    changed = stored_as(trace, trial)
-    if changed is None:
-        return None
-    again = judge(changed, weights, touched, arithmetic, attempts)
-    fits = again and all(entry.fit is not None and not entry.in_error for entry in again.values())
-    return (changed, again) if fits else None
+Solved = tuple[tuple[Convention, ...], Trace, dict[Key, Judged]]
+"""Conventions, the trace as they read it, and what they concern, judged so."""
 
 
-def _trials() -> Iterator[tuple[Convention, ...]]:
-    yield from ((convention,) for convention in CONVENTIONS)
-    for first, second in itertools.combinations(CONVENTIONS, 2):
+def _whole(trace: Trace, judged: Mapping[Key, Judged], setting: _Setting) -> Solved | None:
+    """Return the first conventions under which all that they concern is right."""
+    for trial in _trials(trace.geometry):
+        if all(_plausible(convention, trial, trace, judged) for convention in trial):
+            solved = _solved(trace, trial, judged, setting, helpful=False)
+            if solved is not None:
+                return trial, *solved
+    return None
+
+
+def _beside_a_fault(trace: Trace, judged: Mapping[Key, Judged], setting: _Setting) -> Solved | None:
+    """Return the convention that helps most where no one makes all right; only such as change no verdict."""
+    best: Solved | None = None
+    for trial in _trials(trace.geometry):
+        alone = len(trial) == 1 and trial[0].finding is FindingType.RECORDING
+        if not (alone and _plausible(trial[0], trial, trace, judged)):
+            continue
+        solved = _solved(trace, trial, judged, setting, helpful=True)
+        if solved is not None and (best is None or _mended(judged, solved[1]) > _mended(judged, best[2])):
+            best = trial, *solved
+    return best
+
+
+def _mended(judged: Mapping[Key, Judged], again: Mapping[Key, Judged]) -> int:
+    return len(wrong(judged, again)) - len(wrong(again, again))
+
+
+def _trials(geometry: Geometry) -> Iterator[tuple[Convention, ...]]:
+    possible = [one for one in CONVENTIONS if _POSSIBLE.get(one.word, _always)(geometry)]
+    yield from ((convention,) for convention in possible)
+    for first, second in itertools.combinations(possible, 2):
         if first.word is not second.word:
             yield first, second
 
+
+def _always(geometry: Geometry) -> bool:
+    return True
+
+
+_POSSIBLE: Mapping[Layout, Callable[[Geometry], bool]] = {
+    Layout.HEAD_SCALED: lambda geometry: bool(geometry.attn_scales),
+    Layout.CAP_SCALED: lambda geometry: geometry.attn_softcap is not None,
+}
+"""Word -> whether it says in a model what no other word does."""
 
 _REORDERED = (Layout.INTERLEAVED, Layout.HEAD_MAJOR, Layout.TRANSPOSED)
 
@@ -134,11 +211,15 @@ _SAME_NORM = 0.05
 """How far the norm of a stage that is only reordered may be from its replay's, 4-bit rounding included."""
 
 
-def _plausible(convention: Convention, trial: Sequence[Convention], judged: Mapping[Key, Judged]) -> bool:
-    """Whether a stage of the convention fails its replay, and in a way that reordering could mend.
+def _plausible(
+    convention: Convention, trial: Sequence[Convention], trace: Trace, judged: Mapping[Key, Judged]
+) -> bool:
+    """Whether a stage of the convention fails its replay, and in a way that the convention could mend.
 
     The norm tells nothing of a stage that another convention of the trial rescales, or puts zeros into.
     """
+    if convention.word in FACTORS:
+        return _may_be_folded(convention, trace, judged)
     resized = {name for one in trial if one.word not in _REORDERED for name in one.stages}
     failing = [entry for entry in judged.values() if entry.key[1] in convention.stages and entry.in_error]
     if convention.word not in _REORDERED:
@@ -151,13 +232,83 @@ def _plausible(convention: Convention, trial: Sequence[Convention], judged: Mapp
     return bool(ratios) and all(abs(ratio - 1) <= _SAME_NORM for ratio in ratios)
 
 
+def _may_be_folded(convention: Convention, trace: Trace, judged: Mapping[Key, Judged]) -> bool:
+    """Whether the convention's first stage is off by its factor, in a layer at least."""
+    first = [entry for entry in judged.values() if entry.key[1] == convention.stages[0]]
+    if convention.stages[0] not in ("q_post_rope", "k_post_rope"):  # of q, k and v only a part would be
+        return any(entry.in_error or entry.fit is None for entry in first)
+    factor = FACTORS[convention.word]
+    return any(
+        abs(entry.introduced.norm_ratio / factor(trace.geometry, entry.key[0]) - 1) <= _SAME_NORM
+        for entry in first
+        if entry.in_error and entry.introduced is not None
+    )
+
+
+_SAMPLED = 3
+"""In how many layers that fail a trial is made before it is made in all."""
+
+
+def _solved(
+    trace: Trace,
+    trial: Sequence[Convention],
+    judged: Mapping[Key, Judged],
+    setting: _Setting,
+    *,
+    helpful: bool,
+) -> tuple[Trace, dict[Key, Judged]] | None:
+    """Return ``trace`` read by the conventions of ``trial``, ``None`` where they do not fit or break down."""
+    name = "the convention " + " with ".join(repr(convention.name) for convention in trial)
+    within = replace(setting, attempts=setting.attempts.within(name, decisive=False))
+    read = partial(_read_by, trace, trial, judged, within, helpful=helpful)
+    return setting.attempts.trying(name).made(read, None)
+
+
+def _read_by(
+    trace: Trace,
+    trial: Sequence[Convention],
+    judged: Mapping[Key, Judged],
+    setting: _Setting,
+    *,
+    helpful: bool,
+) -> tuple[Trace, dict[Key, Judged]] | None:
+    """Return ``trace`` read so, and what that concerns, judged so.
+
+    They fit where all that they concern is right then; of one alone it is enough that it is ``helpful``.
+    """
+    touched = _touched(trace, trial, setting.keys)
+    changed = stored_as(trace, trial)
+    if changed is None:
+        return None
+    layers = dict.fromkeys(key[0] for key in touched if not is_right(judged[key]))
+    sample = [key for key in touched if key[0] in list(layers)[:_SAMPLED]]
+    again: dict[Key, Judged] = {}
+    for some in (sample, touched):
+        if len(again) < len(some):
+            again = setting.judge(changed, some)
+        fits = bool(again) and not wrong(again, again)
+        if not fits and not (helpful and helps(trial[0].word, trial[0].stages, trace, judged, again)):
+            return None
+    return changed, again
+
+
 def _touched(trace: Trace, trial: Iterable[Convention], keys: Sequence[Key]) -> list[Key]:
     """Return the captured stages that the conventions concern, and what is computed from them."""
     names = {name for convention in trial for name in convention.stages}
+    through = any(convention.finding is FindingType.RECORDING for convention in trial)
     fed = consumers(keys, trace.geometry)
     own = [key for key in keys if key[1] in names and key in trace.stages]
-    after = [consumer for key in own for consumer in fed.get(key, ()) if consumer in trace.stages]
+    after = [reader for key in own for reader in _readers(key, trace, fed, through)]
     return list(dict.fromkeys([*own, *after]))
+
+
+def _readers(key: Key, trace: Trace, fed: Mapping[Key, Sequence[Key]], through: bool) -> Iterator[Key]:
+    """Yield the captured stages that are computed from one, ``through`` those that were not captured too."""
+    for reader in fed.get(key, ()):
+        if reader in trace.stages:
+            yield reader
+        elif through:
+            yield from _readers(reader, trace, fed, through)
 
 
 def stored_as(trace: Trace, trial: Sequence[Convention]) -> Trace | None:
@@ -184,9 +335,13 @@ def _toggled(trace: Trace, key: Key, words: set[Layout]) -> StageArray | None:
 
 
 def _finding(convention: Convention) -> Finding:
+    word, no_matter = convention.word.value, convention.finding is FindingType.RECORDING
+    advice = "declare the layout of this runtime; nothing is wrong with the computation"
+    if no_matter:
+        advice = f"`layout: [{word}]` in the mapping says so; nothing is wrong with the computation"
     return Finding(
-        type=FindingType.LAYOUT,
+        type=convention.finding,
         stages=convention.stages,
         explanation=f"{convention.name}: the stages and what is computed from them fit so, not as declared",
-        advice="declare the layout of this runtime; nothing is wrong with the computation",
+        advice=advice,
     )

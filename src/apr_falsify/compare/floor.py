@@ -276,7 +276,8 @@ def _softmax(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     """Count exp of a rounded difference (its error grows with the difference) and the sum over the keys."""
     known = ins["attn_scores"]
     top = np.max(known.value, axis=-1, keepdims=True, where=y > 0, initial=-np.inf)
-    own: F64 = np.nan_to_num(top - known.value)  # how far below the row's largest score, then step by step:
+    # How far below the row's largest score, then step by step; -inf where a mask was added is no distance.
+    own: F64 = np.where(y > 0, np.nan_to_num(top - known.value), 0.0)
     np.clip(own, 0.0, None, out=own)
     own += math.sqrt(y.shape[-1]) + FEW  # three times the row's common error, as in norm_variance
     own *= UNIT

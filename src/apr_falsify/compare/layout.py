@@ -7,7 +7,7 @@ above the diagonal, tokens before the last) is left out on both sides, and the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.errors import TraceError
 from apr_falsify.geometry import Geometry
-from apr_falsify.ops import softcap
+from apr_falsify.ops import softcap, visible_keys
 from apr_falsify.stages import STAGES, Layout
 from apr_falsify.trace import Key, StageArray
 
@@ -51,6 +51,17 @@ _ROTARY_COLUMNS: Mapping[str, Callable[[Geometry], int]] = {
 """Stage -> how many of its leading columns are rotary pairs; v is not rotated."""
 
 
+FACTORS: Mapping[Layout, Callable[[Geometry, int | None], float]] = {
+    Layout.SCALED: lambda geometry, layer: geometry.attn_scale_at(layer),
+    Layout.ROOT_SCALED: lambda geometry, layer: math.sqrt(geometry.attn_scale_at(layer)),
+    Layout.HEAD_SCALED: lambda geometry, layer: 1 / math.sqrt(geometry.head_dim),
+    Layout.CAP_SCALED: lambda geometry, layer: geometry.attn_scale_at(layer) / (geometry.attn_softcap or 1.0),
+}
+"""Word -> what q or k was multiplied with so that the scores need it no more."""
+
+_BOTH = (Layout.ROOT_SCALED,)
+"""Those of :data:`FACTORS` that are in k as well where q, k and v lie in one array; the others are in q."""
+
 _ACTS: Mapping[Layout, Callable[[str], bool]] = {
     Layout.HEAD_MAJOR: lambda name: (
         STAGES[name].axes in (("tokens", "q"), ("tokens", "kv"), ("tokens", "qkv"))
@@ -62,6 +73,8 @@ _ACTS: Mapping[Layout, Callable[[str], bool]] = {
     Layout.PADDED_KEYS: lambda name: STAGES[name].axes[-1] == "tokens",
     Layout.LAST_TOKEN: lambda name: STAGES[name].axes[0] == "tokens",
     Layout.TRANSPOSED: lambda name: len(STAGES[name].axes) > 1,
+    Layout.VISIBLE_ONLY: lambda name: name in ("attn_scores", "attn_softmax"),
+    **dict.fromkeys(FACTORS, lambda name: name in _ROTARY_COLUMNS),
 }
 """Whether each word says anything about a stage; elsewhere it is passed over."""
 
@@ -136,6 +149,28 @@ def _scaled(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     return softcap(np.multiply(data, geometry.attn_scale_at(key[0]), dtype=np.float64), geometry.attn_softcap)
 
 
+def _unmultiplied(word: Layout) -> Callable[[Array, Key, Geometry, int], Array]:
+    """Return what divides by the factor of ``word``, in f64; columns of v stay."""
+
+    def undo(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
+        width = geometry.dims(tokens)[STAGES[key[1]].axes[-1]]
+        found = np.array(_sized(data, key[1], (tokens, width)), dtype=np.float64)
+        both = word in _BOTH or key[1] == "k_post_rope"
+        columns = _ROTARY_COLUMNS[key[1] if both else "q_post_rope"](geometry)
+        found[:, :columns] /= FACTORS[word](geometry, key[0])
+        return found
+
+    return undo
+
+
+def _visible(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
+    """Put zeros where no query may look; of a softmax only where no weight stands: any other is a fault."""
+    assert key[0] is not None
+    found = _sized(data, key[1], (geometry.heads, tokens, tokens))
+    used = visible_keys(tokens, geometry.windows[key[0]])
+    return np.where(used if key[1] == "attn_scores" else used | np.isfinite(found), found, 0)
+
+
 def _without_padding(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     """[heads, S, padded] -> [heads, S, S]; what lies beyond S is no data."""
     rows = geometry.heads * tokens
@@ -155,16 +190,43 @@ _UNDO: Mapping[Layout, Callable[[Array, Key, Geometry, int], Array]] = {
     Layout.PADDED_KEYS: _without_padding,
     Layout.HEAD_MAJOR: _token_major,
     Layout.INTERLEAVED: _half_split,
+    **{word: _unmultiplied(word) for word in FACTORS},
     Layout.UNSCALED: _scaled,
+    Layout.VISIBLE_ONLY: _visible,
 }
 """What undoes each word, in the order in which they are undone."""
+
+
+_HELD: Mapping[Layout, Callable[[int, int | None], npt.NDArray[np.bool_]]] = {
+    Layout.CAUSAL_ZEROED: lambda tokens, window: visible_keys(tokens, None),
+    Layout.VISIBLE_ONLY: visible_keys,
+}
+"""Layout word -> where it holds scores, given S and the layer's window."""
+
+
+def only_data(values: Array, key: Key, layout: Collection[Layout], geometry: Geometry) -> Array:
+    """Return ``values``, in canonical shape, with zeros where a stage laid out so holds no data.
+
+    Args:
+        values: what the whole stage would be.
+        key: its layer and name.
+        layout: how a side stores it.
+        geometry: the model's geometry.
+
+    """
+    layer, name = key
+    if name != "attn_scores" or layer is None:
+        return values
+    for word in _HELD.keys() & set(layout):
+        values = np.where(_HELD[word](values.shape[-1], geometry.windows[layer]), values, 0)
+    return values
 
 
 def aligned(key: Key, oracle: StageArray, subject: StageArray, geometry: Geometry, tokens: int) -> Aligned:
     """Bring a stage of both sides to one form, by their declared layouts.
 
-    Where one side keeps only the last token, the other's last row is taken; where one side's scores
-    are zero above the diagonal, the other's are made so.
+    Where one side keeps only the last token, the other's last row is taken; where one side holds no
+    scores, above the diagonal say, the other's are made zero.
 
     Args:
         key: the stage's layer and name.
@@ -186,10 +248,6 @@ def aligned(key: Key, oracle: StageArray, subject: StageArray, geometry: Geometr
         sides = [
             side if Layout.LAST_TOKEN in own else side[-1] for side, own in zip(sides, declared, strict=True)
         ]
-    if Layout.CAUSAL_ZEROED in words:
-        sides = [
-            side if Layout.CAUSAL_ZEROED in own else np.tril(side)
-            for side, own in zip(sides, declared, strict=True)
-        ]
+    sides = [only_data(side, key, words - own, geometry) for side, own in zip(sides, declared, strict=True)]
     in_order = tuple(word for word in Layout if word in words)
     return Aligned(oracle=sides[0], subject=sides[1], axes=axes, layout=in_order)

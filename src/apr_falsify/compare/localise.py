@@ -95,7 +95,8 @@ def bisect(
     if comparable:
         used_in = keys if subject_weights is not None else _as_replayed(judged)
         converted += constant_findings(oracle.geometry, subject.geometry, used_in, len(subject.tokens))
-    solved = {name for found in layouts for name in found.stages}
+    mismatched = [found for found in layouts if found.type is FindingType.LAYOUT]
+    solved = {name for found in mismatched for name in found.stages}
     rows = rows_of(keys, oracle, subject, judged, solved, attempts)
     broken = invariant_findings(subject, judged, attempts)
     unequal = differing_on_equal_inputs(rows, judged, oracle.geometry)

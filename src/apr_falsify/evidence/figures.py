@@ -195,7 +195,7 @@ def _solved(
     names = {one.name: one for one in CONVENTIONS}
     for one in findings:
         convention = names.get(one.explanation.partition(":")[0])
-        if one.type is FindingType.LAYOUT and convention is not None:
+        if one.type in (FindingType.LAYOUT, FindingType.RECORDING) and convention is not None:
             subject = stored_as(subject, [convention]) or subject
     return oracle, subject
 

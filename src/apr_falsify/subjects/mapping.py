@@ -52,6 +52,7 @@ AXIS_WORDS: tuple[str, ...] = (
 
 _PER_HEAD = ("q_post_rope", "k_post_rope", "attention")
 _SQUARES = ("attn_scores", "attn_softmax")
+_QUERIES = ("qkv_matmul", "qkv_bias", "q_post_rope")
 _ROTARY = ("qkv_matmul", "qkv_bias", "q_post_rope", "k_post_rope")
 
 LAYOUT_OF: Mapping[Layout, tuple[str, ...]] = {
@@ -62,6 +63,11 @@ LAYOUT_OF: Mapping[Layout, tuple[str, ...]] = {
     Layout.PADDED_KEYS: _SQUARES,
     Layout.LAST_TOKEN: tuple(name for name, row in STAGES.items() if row.axes[0] == "tokens"),
     Layout.TRANSPOSED: tuple(name for name, row in STAGES.items() if len(row.axes) > 1),
+    Layout.VISIBLE_ONLY: _SQUARES,
+    Layout.SCALED: _ROTARY,
+    Layout.ROOT_SCALED: _ROTARY,
+    Layout.HEAD_SCALED: _QUERIES,
+    Layout.CAP_SCALED: _QUERIES,
 }
 """Layout word -> the stages of which it says anything."""
 

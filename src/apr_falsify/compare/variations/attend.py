@@ -99,11 +99,14 @@ def masked_scores(case: Case) -> Iterator[Guess]:
         yield Guess(says="scores stored after the mask", values=values, sigma=case.sigma)
 
 
+_HALF = {Layout.CAUSAL_ZEROED, Layout.VISIBLE_ONLY}
+
+
 def _scores(case: Case) -> F64:
-    """Return the scores, with those above the diagonal computed where the runtime stores zeros there."""
+    """Return the scores, with those above the diagonal computed where the runtime stores no data there."""
     scores, key = case.inputs["attn_scores"], (case.layer, "attn_scores")
     array = case.replayer.trace.stages.get(key)
-    if array is None or Layout.CAUSAL_ZEROED not in array.layout:
+    if array is None or not _HALF.intersection(array.layout):
         return scores
     found = case.replayer.replay(key, (PLAIN,))
     kept = np.tri(scores.shape[-1], dtype=np.bool_)

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.floor import rounding
+from apr_falsify.compare.layout import only_data
 from apr_falsify.compare.replay import Replayer, saved_unit
 from apr_falsify.compare.roundoff import TINY, UNIT, Known, lost, stored
 from apr_falsify.compare.site import ReplaySite, WeightsNeeded
 from apr_falsify.geometry import Geometry
 from apr_falsify.rope import Rope
 from apr_falsify.rules import OPERATIONS, Operation, Rule
-from apr_falsify.stages import STAGES, Layout
+from apr_falsify.stages import STAGES
 from apr_falsify.tensors import FloatArray, Tensor
 from apr_falsify.trace import Key
 from apr_falsify.weights import Weights
@@ -116,9 +117,7 @@ class Case:
 
     def shaped(self, values: F64) -> F64:
         """Return ``values`` in the form in which the runtime keeps the stage."""
-        layout = self.replayer.trace.stages[self.key].layout
-        if Layout.CAUSAL_ZEROED in layout and self.name == "attn_scores":
-            values = np.tril(values)
+        values = only_data(values, self.key, self.replayer.trace.stages[self.key].layout, self.geometry)
         return values if values.shape == self.subject.shape else values[-len(self.subject) :]
 
     def evaluated(
