@@ -50,30 +50,30 @@ def crossing(
         block_sums: whether the block's sum is kept too, as f16, and may change alone.
 
     """
+    steps = quantise.STEPS[kept](values)
+    outward = steps.flip * steps.scale * shift > 0
+    near = outward & (steps.fraction * np.abs(steps.scale) <= np.abs(shift))
     blocks = quantise.blocks_of(values, block)
-    size = np.abs(blocks)
-    allowed = _STEP * size.max(axis=-1, keepdims=True)
     ends = [blocks == end(blocks, axis=-1, keepdims=True) for end in (np.min, np.max)]
-    ends.append(size == size.max(axis=-1, keepdims=True))
-    between = ~(ends[0] | ends[1] | ends[2])
-    _, changed = _moved(kept, values, shift, between, allowed)
-    yield from ([channel] for channel in np.flatnonzero(changed.reshape(-1)[: len(values)]).tolist())
+    between = ~(ends[0] | ends[1]).reshape(-1)[: len(values)]
+    yield from ([channel] for channel in np.flatnonzero(near & between).tolist())
     for chosen in ends:
-        nudged, changed = _moved(kept, values, shift, chosen, allowed)
-        found = changed.any(axis=-1)
-        if block_sums:
-            found |= quantise.q8_1_block_sums(nudged) != quantise.q8_1_block_sums(values)
-        for at in np.flatnonzero(found).tolist():
+        for at in np.flatnonzero(_rescaled(kept, values, shift, chosen, block_sums=block_sums)).tolist():
             yield (at * block + np.flatnonzero(chosen[at])).tolist()
 
 
-def _moved(
-    kept: Operand, values: F64, shift: F64, chosen: npt.NDArray[np.bool_], allowed: npt.NDArray[np.float32]
-) -> tuple[F64, npt.NDArray[np.bool_]]:
-    """Return the values with the chosen ones moved, and which of these are then held otherwise."""
+def _rescaled(
+    kept: Operand, values: F64, shift: F64, chosen: npt.NDArray[np.bool_], *, block_sums: bool
+) -> npt.NDArray[np.bool_]:
+    """Return in which blocks the chosen values are held otherwise when moved, or the block's sum is."""
     nudged = np.where(chosen.reshape(-1)[: len(values)], values + shift, values)
-    moved = quantise.blocks_of(np.abs(kept(nudged) - kept(values)), chosen.shape[-1])
-    return nudged, chosen & (moved > allowed)
+    block = chosen.shape[-1]
+    moved = quantise.blocks_of(np.abs(kept(nudged) - kept(values)), block)
+    size = np.abs(quantise.blocks_of(values, block)).max(axis=-1, keepdims=True)
+    found = (chosen & (moved > _STEP * size)).any(axis=-1)
+    if block_sums:
+        found |= quantise.q8_1_block_sums(nudged) != quantise.q8_1_block_sums(values)
+    return np.asarray(found)
 
 
 def of_rule(rule: Rule, values: F64, shift: F64) -> Iterator[list[int]]:
