@@ -29,6 +29,7 @@ from apr_falsify.exam.store import Store
 from apr_falsify.faults import CATALOGUE
 from apr_falsify.folders import CACHE_VARIABLE
 from apr_falsify.oracle.tokenizer import encode
+from apr_falsify.portable import portable_text
 from apr_falsify.reading import read_json
 from apr_falsify.subjects.logs import scratch
 from apr_falsify.weights import Model
@@ -180,7 +181,7 @@ def _planned(names: tuple[str, ...], wanted: Wanted) -> Plan:
 def _at_hand() -> tuple[tuple[str, ...], list[str]]:
     absent: dict[str, str] = {}
     if not smollm2_path().is_file():
-        absent[SMOLLM2] = f"{smollm2_path()} is not there"
+        absent[SMOLLM2] = f"{portable_text(str(smollm2_path()))} is not there"
     if (free := _free_memory()) is not None and free < WIDE_MEMORY:
         absent[WIDE_MODEL] = f"it takes {WIDE_MEMORY >> 30} GiB of memory, and {free / 2**30:.1f} are free"
     return tuple(name for name in MODELS if name not in absent), [f"{n}: {why}" for n, why in absent.items()]
