@@ -67,6 +67,11 @@ class Worker:
             )
         self.facts: dict[str, str] = self._answer()
 
+    @property
+    def pid(self) -> int:
+        """The id of its process."""
+        return self._process.pid
+
     def hold(self, case: Case) -> dict[str, Any]:
         """Return what came of ``case``, as plain values.
 
@@ -139,7 +144,7 @@ class Pool:
         self._lock = threading.Lock()
         self._waiting: list[Packet] = []
         self._wide_runs = self._ended = False
-        self._workers: set[Worker] = set()
+        self.workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._started = 0
         self._counts: dict[str, list[int]] = {}
@@ -253,16 +258,16 @@ class Pool:
         except WorkerDied as error:
             raise ProcessError("an exam's worker could not be started", expected=str(error)) from error
         with self._lock:
-            self._workers.add(worker)
+            self.workers.add(worker)
         self._results.put_kernel(kernel, worker.facts)
         return worker
 
     def _end(self, worker: Worker) -> None:
         worker.end()
         with self._lock:
-            self._workers.discard(worker)
+            self.workers.discard(worker)
 
     def _end_all(self) -> None:
         self._ended = True
-        for worker in list(self._workers):
+        for worker in list(self.workers):
             worker.end()

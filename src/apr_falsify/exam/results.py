@@ -48,7 +48,11 @@ class Results:
             self._append({"schema": SCHEMA, "suite_sha256": suite_sha256()})
 
     def _read(self, path: Path) -> None:
-        head, *lines = path.read_text(encoding="utf-8").splitlines() or ["{}"]
+        try:
+            content = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UsageError(f"it cannot be read: {error.strerror}", where=path) from error
+        head, *lines = content.splitlines() or [""]
         written = _parsed(head) or {}
         if written.get("schema") != SCHEMA:
             raise UsageError("not a results file", where=path, expected=SCHEMA, remedy="name another file")
@@ -56,7 +60,9 @@ class Results:
             raise UsageError(
                 "its outcomes are those of other code", where=path, remedy="name a file that is not there yet"
             )
-        for entry in filter(None, map(_parsed, lines)):  # a killed exam may have left half a line
+        if not content.endswith("\n"):  # a killed exam may have left half a line: let the next begin anew
+            self._write("\n")
+        for entry in filter(None, map(_parsed, lines)):
             if "kernel" in entry:
                 self.kernels[entry["kernel"]] = entry["facts"]
             else:
@@ -81,11 +87,14 @@ class Results:
             self._append({"kernel": name, "facts": facts})
 
     def _append(self, entry: dict[str, Any]) -> None:
+        self._write(json.dumps(entry) + "\n")
+
+    def _write(self, text: str) -> None:
         if self._path is None:
             return
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+                file.write(text)
         except OSError as error:
             raise OutputError(f"the results cannot be kept: {error.strerror}", where=self._path) from error
 

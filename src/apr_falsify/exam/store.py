@@ -41,7 +41,7 @@ class Store:
         own: Path | None = None,
         encode: Encode | None = None,
     ) -> None:
-        self._directory, self._own, self._encode = directory, own or directory, encode
+        self.directory, self._own, self._encode = directory, own or directory, encode
         self._natural: dict[Path, tuple[int, ...]] = {}
         self._paths = {"tiny-qwen2": tiny, **(extra or {})}
         self._tokenizer = tiny
@@ -78,7 +78,7 @@ class Store:
     def _made(self, material: Material) -> Path:
         if material.name in self._paths and not (material.kind or material.rows):
             return self._paths[material.name]
-        return _made_once(self._directory / material.file_name, lambda path: self._write(path, material))
+        return _made_once(self.directory / material.file_name, lambda path: self._write(path, material))
 
     def _write(self, path: Path, material: Material) -> None:
         if material.wide:
