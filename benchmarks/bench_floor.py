@@ -1,16 +1,19 @@
 """Claim: the floor's one constant, 8, stands in a wide gap between correct stages and faulty ones.
 
-Holds the exam (``apr-falsify faults``) with few seeds and plots, over every stage of every run, how far the
-stage is from its replay, in units of the rounding that a plain f32 sum brings (``compare.floor``): stages
-that are right, in all arithmetics, and stages with a fault of at least ten floors. Writes
-``docs/figures/floor.svg`` and prints the numbers.
+Holds the exam (``apr-falsify faults``) and plots, over every stage of every run, how far the stage is from
+its replay, in units of the rounding that a plain f32 sum brings (``compare.floor``): stages that are right,
+in all arithmetics, on all texts, under all kernels, of narrow models and of one of 7B width; and stages with
+a fault of at least ten floors. Writes ``docs/figures/floor.svg`` and prints the numbers.
 
-    python benchmarks/bench_floor.py [SEEDS]
+    python benchmarks/bench_floor.py [RESULTS.jsonl [JOBS]]
+
+RESULTS.jsonl is the file of ``apr-falsify faults --results``: what it holds is not run again.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,50 +22,80 @@ from matplotlib.figure import Figure
 
 from apr_falsify.commands.examine import Wanted, examine
 from apr_falsify.compare.excess import LIMIT
+from apr_falsify.exam.marks import Mark
+from apr_falsify.exam.plan import CORRECT, SINGLE
 from apr_falsify.exam.sitting import Sitting
+from apr_falsify.exam.trial import Outcome
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "floor.svg"
-MODELS = ("tiny-qwen2", "qwen2-like", "llama-like", "qwen3-like", "mistral-like")
 
 F64 = npt.NDArray[np.float64]
 
 
 def main() -> None:
-    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    sitting = examine(Wanted(models=MODELS, seeds=seeds))
-    right, guilty = distances(sitting)
-    print(
-        f"{len(right)} right stages of {len(sitting.correct)} correct and {len(sitting.single)} faulted runs"
-    )
-    for share in (50, 99, 99.9, 100):
-        print(f"  {share:5g} % within {np.percentile(right, share):.2f} sigma")
+    results = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    jobs = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    sitting = examine(Wanted(results=results, jobs=jobs, parts=(SINGLE, CORRECT)))
+    held = [*sitting.correct, *sitting.single]
+    groups = {
+        "right, narrow models": right_of([outcome for outcome in held if not outcome.case.material.wide]),
+        "right, 7B width": right_of([outcome for outcome in held if outcome.case.material.wide]),
+        "faulty": guilty_of(sitting),
+    }
+    for label, values in groups.items():
+        print_distances(label, values)
+    for title, by in BY.items():
+        print_farthest(title, by, sitting.correct)
     print(f"limit: {LIMIT:g} sigma")
-    print(f"{len(guilty)} stages with a fault of ten floors or more")
-    for share in (0, 0.1, 1, 50):
-        print(f"  {share:5g} % below {np.percentile(guilty, share):.3g} sigma")
-    draw(right, guilty)
+    accused = sum(outcome.mark is not Mark.LOCATED for outcome in sitting.correct)
+    print(f"accused: {accused} of {len(sitting.correct)} correct runs")
+    draw(groups)
     print(f"drawn: {FIGURE}")
 
 
-def distances(sitting: Sitting) -> tuple[F64, F64]:
-    """Return how far right and faulty stages are from their replay, in sigmas."""
-    held = [*sitting.correct, *sitting.single]
-    right = np.array([value for outcome in held for value in outcome.right])
+BY: dict[str, Callable[[Outcome], str]] = {
+    "kernel": lambda outcome: outcome.case.kernel,
+    "text": lambda outcome: outcome.case.text,
+    "arithmetic": lambda outcome: outcome.case.setting.name,
+}
+
+
+def right_of(outcomes: list[Outcome]) -> F64:
+    """Return how far stages that are right are from their replay, in sigmas."""
+    return np.array([value for outcome in outcomes for value in outcome.right]) * LIMIT
+
+
+def guilty_of(sitting: Sitting) -> F64:
+    """Return how far faulty stages are from their replay, in sigmas."""
     # Of a conversion fault only the tensor is wrong; what was computed with it is right.
-    computed = [outcome for outcome in held if outcome.case.host != "conversion"]
-    guilty = np.array([value for outcome in computed for value in outcome.guilty])
-    return right * LIMIT, guilty * LIMIT
+    computed = [outcome for outcome in sitting.single if outcome.case.host != "conversion"]
+    return np.array([value for outcome in computed for value in outcome.guilty]) * LIMIT
 
 
-def draw(right: F64, guilty: F64) -> None:
+def print_distances(label: str, values: F64) -> None:
+    if not len(values):
+        print(f"{label}: none")
+        return
+    shares = (0, 0.1, 1, 50) if label == "faulty" else (50, 99, 99.9, 100)
+    found = ", ".join(f"{share:g} % below {np.percentile(values, share):.3g}" for share in shares)
+    print(f"{label}: {len(values)} stages, in sigmas: {found}")
+
+
+def print_farthest(title: str, by: Callable[[Outcome], str], outcomes: list[Outcome]) -> None:
+    farthest: dict[str, float] = {}
+    for outcome in outcomes:
+        farthest[by(outcome)] = max(farthest.get(by(outcome), 0.0), *outcome.right, 0.0)
+    for name, value in sorted(farthest.items(), key=lambda item: -item[1]):
+        print(f"  farthest right stage, {title} {name}: {value * LIMIT:.2f}")
+
+
+def draw(groups: dict[str, F64]) -> None:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     bins = np.logspace(-2, 10, 97)
-    for values, label, colour in (
-        (right, f"right ({len(right)} stages)", "tab:green"),
-        (guilty, f"faulty ({len(guilty)} stages)", "tab:red"),
-    ):
-        axes.hist(np.clip(values, bins[0], bins[-1]), bins=list(bins), color=colour, alpha=0.7, label=label)
+    for (label, values), colour in zip(groups.items(), ("tab:green", "tab:blue", "tab:red"), strict=True):
+        shown = np.clip(values, bins[0], bins[-1])
+        axes.hist(shown, bins=list(bins), color=colour, alpha=0.6, label=f"{label} ({len(values)} stages)")
     axes.axvline(LIMIT, color="black", linestyle="--", label=f"limit: {LIMIT:g}")
     axes.set(xscale="log", yscale="log", ylabel="stages")
     axes.set_xlabel("largest distance from the replay, in units of a plain f32 sum's rounding")

@@ -91,10 +91,14 @@ def cases_in(path: Path) -> tuple[Case, ...]:
         UsageError: it is neither, or lists none.
 
     """
-    found = read_json(path)
-    listed = [each["recipe"] for each in found["failures"]] if "failures" in found else [found]
-    if not listed:
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"not JSON: {error}", where=path, expected="a case, or an exam's result") from error
+    failures = found.get("failures") if isinstance(found, dict) else None
+    if failures == []:
         raise UsageError("it lists no failure", where=path, expected="at least one case to run again")
+    listed = [found] if failures is None else [each["recipe"] for each in failures]
     return tuple(case_of(recipe, path) for recipe in listed)
 
 

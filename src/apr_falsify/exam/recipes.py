@@ -63,8 +63,9 @@ def case_of(recipe: Mapping[str, Any], where: object = None) -> Case:
             seeded=tuple(_seeded(each, where) for each in recipe["faults"]),
         )
     except (KeyError, TypeError) as error:
+        lacking = f": it lacks {error}" if isinstance(error, KeyError) else ""
         raise UsageError(
-            f"not a case of the exam: {error!r}",
+            f"not a case of the exam{lacking}",
             where=where,
             expected="an object with host, model, seed, kind, rows, setting, kernel, text, tokens, faults",
         ) from error
