@@ -67,6 +67,7 @@ _SPLITS = (
     ("by host", "by_host"),
     ("by model", "by_model"),
     ("by arithmetic", "by_setting"),
+    ("by text", "by_text"),
     ("by width", "by_width"),
 )
 _CORRECT_SPLITS = tuple(

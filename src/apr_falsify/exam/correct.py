@@ -13,8 +13,8 @@ from apr_falsify.exam.plan import SMOLLM2, SMOLLM2_SETTING, WIDE_MODEL, Plan
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.texts import TEXTS, Text
 
-LENGTHS = (7, 2, 33, 5, 16, 128, 3, 64, 9, 100, 4, 256)
-"""Token counts of correct runs, taken in turn."""
+LENGTHS = (7, 2, 33, 5, 16, 128, 3, 64, 9, 100, 4, 256, 20)
+"""Token counts of correct runs, taken in turn: a prime number of them, so that every text has each."""
 
 LONG = {31: 512, 67: 1024}
 """Every so many runs one is so long instead."""

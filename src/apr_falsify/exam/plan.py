@@ -11,6 +11,7 @@ from apr_falsify.exam.cases import Case, Host, Seeded
 from apr_falsify.exam.kernels import KERNELS
 from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, Setting, tokens_of
 from apr_falsify.exam.store import Store
+from apr_falsify.exam.texts import TEXTS
 from apr_falsify.faults import CATALOGUE, Fault, fault_named
 from apr_falsify.geometry import Geometry
 
@@ -175,6 +176,30 @@ def wide_singles(store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
                 setting=SETTINGS[setting],
                 tokens=hosts[host].fixed_tokens or tokens_of(turn % 2, 7, geometry.vocab),
                 seeded=(seeded,),
+            )
+
+
+REPETITIVE = ("one token repeated", "runs of repeats")
+"""Texts on which each fault is seeded once more, where many rows are equal and prove no more than one."""
+
+
+def repetitive_singles(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+    """Give single faults on texts that repeat themselves, one of each kind and text."""
+    material, setting = Material(name="tiny-qwen2", seed=0), SETTINGS["f32"]
+    if material.name not in plan.models:
+        return
+    geometry = store.geometry(material)
+    hosting = [name for name in ("torch", "formula", "tensors") if name in hosts]
+    for turn, fault in enumerate(plan.faults):
+        able = [name for name in hosting if hosts[name].can(fault, geometry, setting)]
+        for at, text in enumerate(REPETITIVE if able else ()):
+            yield Case(
+                host=able[at % len(able)],
+                material=material,
+                setting=setting,
+                tokens=TEXTS[text].ids(turn, 12, geometry.vocab, ()),
+                seeded=(Seeded(fault=fault, layer=_layer(geometry, turn), seed=turn),),
+                text=text,
             )
 
 

@@ -18,6 +18,7 @@ from apr_falsify.exam.plan import (
     WIDE_MODEL,
     Plan,
     pairs,
+    repetitive_singles,
     singles,
     smollm2_singles,
     wide_singles,
@@ -80,7 +81,7 @@ def sit(plan: Plan, store: Store, hosts: Mapping[str, Host], hold: Hold) -> Sitt
 
 
 def _planned(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> dict[str, list[Case]]:
-    faults = list(singles(plan, store, hosts))
+    faults = [*singles(plan, store, hosts), *repetitive_singles(plan, store, hosts)]
     if SMOLLM2 in plan.models:
         faults += smollm2_singles(store)
     if WIDE_MODEL in plan.models:

@@ -138,6 +138,7 @@ def to_json(sitting: Sitting) -> dict[str, Any]:
         "by_host": _split(sitting.single, lambda outcome: outcome.case.host),
         "by_model": _split(sitting.single, lambda outcome: outcome.case.material.name),
         "by_setting": _split(sitting.single, lambda outcome: outcome.case.setting.name),
+        "by_text": _split(sitting.single, lambda outcome: outcome.case.text),
         "by_width": _split(sitting.single, lambda outcome: width_of(outcome.case.material.name)),
         **{f"correct_by_{what}": _split(sitting.correct, by) for what, by in _CORRECT_BY.items()},
         "kernels": sitting.kernels,

@@ -8,7 +8,7 @@ import pytest
 
 from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, TorchModels
 from apr_falsify.exam.cases import Case, Host
-from apr_falsify.exam.correct import correct_runs
+from apr_falsify.exam.correct import LENGTHS, correct_runs
 from apr_falsify.exam.kernels import KERNELS
 from apr_falsify.exam.material import BLUEPRINTS
 from apr_falsify.exam.plan import WIDE_FAULTS, WIDE_MODEL, Plan, wide_singles
@@ -56,6 +56,11 @@ def test_token_counts_reach_from_2_to_1024(planned: list[Case]) -> None:
     lengths = Counter(len(case.tokens) for case in planned)
     assert (min(lengths), max(lengths)) == (2, 1024)
     assert lengths[1024] >= 20
+
+
+def test_every_text_is_run_at_every_length(planned: list[Case]) -> None:
+    narrow = {(case.text, len(case.tokens)) for case in planned if not case.material.wide}
+    assert narrow >= {(text, length) for text in TEXTS for length in LENGTHS}
 
 
 def test_repeated_tokens_are_run_a_thousand_times(planned: list[Case]) -> None:
