@@ -43,9 +43,10 @@ def replay_mixture(
 ) -> tuple[F64, F64]:
     """Return a stage of a mixture under each of ``rules``, [rules, ...], and its sigma."""
     found = []
-    for rule in rules:
-        site.rules = (rule,)
-        found.append(STAGES_OF_MIXTURE[name](inputs, site, store))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is data
+        for rule in rules:
+            site.rules = (rule,)
+            found.append(STAGES_OF_MIXTURE[name](inputs, site, store))
     return np.stack([known.value for known in found]), np.sqrt(np.square(_sigma(found[0])) + lost(store))
 
 

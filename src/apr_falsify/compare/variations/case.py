@@ -108,8 +108,20 @@ class Case:
         return {role: known.value for role, known in self.known.items()}
 
     def captured(self, name: str, layer: int | None = None) -> F64 | None:
-        """Return another captured stage, of the same layer unless another is named."""
-        return self.replayer.captured((self.layer if layer is None else layer, name))
+        """Return another captured stage, of the same layer unless another is named.
+
+        ``None`` too where only its last token was captured and the case has more: nothing can be made of it.
+        """
+        key = (self.layer if layer is None else layer, name)
+        array = self.replayer.trace.stages.get(key)
+        if array is not None and Layout.LAST_TOKEN in array.layout and self._tokens > 1:
+            return None
+        return self.replayer.captured(key)
+
+    @property
+    def _tokens(self) -> int:
+        axes = STAGES[self.name].axes
+        return self.expected.shape[axes.index("tokens")] if "tokens" in axes else 1
 
     def vector(self, role: str) -> F64:
         """Return a one-dimensional weight of this layer."""
@@ -290,7 +302,7 @@ class MadeTensor:
 
 
 def reweighed(case: Case, changed: Mapping[str, Tensor]) -> Weights:
-    """Return the weights with other tensors in some roles, seen in the canonical order of rows."""
+    """Return the weights with other tensors in some roles, all as they are used: nothing is left to undo."""
     weights = case.weights
     tensors: dict[str, Any] = {
         role: tensor for role in weights.names if (tensor := weights.find(role, case.layer)) is not None
@@ -301,4 +313,5 @@ def reweighed(case: Case, changed: Mapping[str, Tensor]) -> Weights:
         names={role: role for role in weights.names},
         tensors={**tensors, **changed},
         interleaved=False,
+        of_checkpoint=False,
     )

@@ -48,7 +48,7 @@ ACTIVATIONS: Mapping[str, Callable[[F64], F64]] = {
 
 def other_activation(case: Case) -> Iterator[Guess]:
     """Yield the stage with each other activation."""
-    gate = case.captured("ffn_gate")
+    gate = case.inputs.get("ffn_gate", case.captured("ffn_gate"))  # ffn_silu's own input, gate or not
     if gate is None:
         return
     up = case.inputs.get("ffn_up", 1.0)

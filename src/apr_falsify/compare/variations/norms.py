@@ -10,6 +10,7 @@ import numpy as np
 
 from apr_falsify.compare.roundoff import UNIT
 from apr_falsify.compare.variations.case import F64, Case, Guess
+from apr_falsify.families import Norm
 from apr_falsify.stages import LAYER_INPUT
 
 NORMS = ("attn_norm", "ffn_norm", "final_norm")
@@ -57,6 +58,33 @@ _FORMS: Mapping[str, _Form] = {
 """A wrong norm -> its formula over input, weight and epsilon."""
 
 
+_LayerForm = Callable[[F64, F64, F64, float], F64]
+
+_LAYER_FORMS: Mapping[str, _LayerForm] = {
+    "RMSNorm for LayerNorm (the mean left in)": lambda x, w, b, eps: _scaled(x, eps) * w + b,
+    "the norm's bias left out": lambda x, w, b, eps: _scaled(_centred(x), eps) * w,
+    "the norm's weight ignored": lambda x, w, b, eps: _scaled(_centred(x), eps) + b,
+    "1 + weight for the weight": lambda x, w, b, eps: _scaled(_centred(x), eps) * (1 + w) + b,
+    "no normalisation, only weight and bias,": lambda x, w, b, eps: x * w + b,
+    "the norm skipped": lambda x, w, b, eps: x,
+}
+"""A wrong LayerNorm -> its formula over input, weight, bias and epsilon."""
+
+
+def _is_layer_norm(case: Case) -> bool:
+    return case.geometry.row.norm is Norm.LAYER
+
+
+def _bias(case: Case) -> F64 | float:
+    """Return what the norm adds in the end: nothing in an RMSNorm."""
+    return case.vector(f"{case.name}_bias") if _is_layer_norm(case) else 0.0
+
+
+def _still_to_scale(case: Case) -> F64:
+    """Return the input as it is divided: without its mean in a LayerNorm."""
+    return _centred(_input(case)) if _is_layer_norm(case) else _input(case)
+
+
 def _input(case: Case) -> F64:
     (value,) = case.inputs.values()
     return value
@@ -64,10 +92,14 @@ def _input(case: Case) -> F64:
 
 def wrong_form(case: Case) -> Iterator[Guess]:
     """Yield each wrong formula of the norm."""
-    x, weight = _input(case), case.vector(case.name)
+    x, weight, eps = _input(case), case.vector(case.name), case.geometry.norm_eps
+    if _is_layer_norm(case):
+        bias = case.vector(f"{case.name}_bias")
+        yield from (case.guess(says, form(x, weight, bias, eps)) for says, form in _LAYER_FORMS.items())
+        return
     for says, form in _FORMS.items():
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            values = form(x, weight, case.geometry.norm_eps)
+            values = form(x, weight, eps)
         guess = case.guess(says, values)
         if "mean taken off" in says and guess.sigma is not None:
             guess = replace(
@@ -85,10 +117,10 @@ def usual_epsilon(case: Case) -> Iterator[Guess]:
 
 def measured_epsilon(case: Case) -> Iterator[Guess]:
     """Yield the norm with the epsilon that the subject's scale has: eps = 1 / r^2 - mean(x^2)."""
-    x = case.shaped(_input(case))
-    bare = x * case.vector(case.name)
+    x = case.shaped(_still_to_scale(case))
+    bare, subject = x * case.vector(case.name), case.subject - _bias(case)
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.sum(case.subject * bare, axis=-1) / np.sum(np.square(bare), axis=-1)
+        scale = np.sum(subject * bare, axis=-1) / np.sum(np.square(bare), axis=-1)
         energy = np.mean(np.square(x), axis=-1)
         eps = 1 / np.square(scale) - energy
     if not np.isfinite(eps).any():
@@ -100,7 +132,7 @@ def measured_epsilon(case: Case) -> Iterator[Guess]:
 
 
 def _with_epsilon(case: Case, eps: float) -> Guess:
-    values = _scaled(_input(case), eps) * case.vector(case.name)
+    values = _scaled(_still_to_scale(case), eps) * case.vector(case.name) + _bias(case)
     instead = f"the model declares {case.geometry.norm_eps:g}"
     return case.guess(f"epsilon {eps:.3g}", values, instead=instead)
 

@@ -248,7 +248,11 @@ def _stretched(case: Case, own: Turn, instead: str) -> Iterator[Guess]:
 def other_direction(case: Case) -> Iterator[Guess]:
     """Yield no rotation, the inverse one, and cos and sin exchanged."""
     own = declared(case)
-    yield turned(case, "no rotation", replace(own, frequencies=0 * own.frequencies), name="rope-not-applied")
+    still = replace(own, frequencies=0 * own.frequencies)
+    for factor in dict.fromkeys(
+        (own.factor, 1.0)
+    ):  # an attention factor may be left out with it
+        yield turned(case, "no rotation", replace(still, factor=factor), name="rope-not-applied")
     yield turned(case, "rotation in the other direction", replace(own, frequencies=-own.frequencies))
     z = _paired(unrotated(case), case.geometry.head_dim)
     swapped = z * 1j * np.conj(own.rotor)  # cos for sin and sin for cos: i * exp(-i a)
