@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from apr_falsify.families import Norm
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import stages_of
 from apr_falsify.seeding import formulas as f
@@ -88,12 +89,15 @@ NEEDS: Mapping[str, Any] = {
     "no head norms": lambda g: not g.row.qk_norm,
     "window": lambda g: any(g.windows),
     "no window": lambda g: not any(g.windows),
-    "rope scaling": lambda g: g.rope.kind != "default",
+    "rope": lambda g: g.rope.kind != "none",
+    "rope scaling": lambda g: g.rope.kind not in ("default", "none"),
     "plain rope": lambda g: g.rope.kind == "default",
     "groups": lambda g: 1 < g.kv_heads < g.heads,
     "square q": lambda g: g.heads * g.head_dim == g.hidden,
     "square down": lambda g: g.intermediate == g.hidden,
     "own head": lambda g: not g.tied,
+    "rms norm": lambda g: g.row.norm is Norm.RMS,
+    "silu": lambda g: g.activation == "silu",
 }
 """What a fault can ask of a model, by its geometry."""
 
@@ -134,7 +138,7 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("attn-norm-scaled", "attn_norm", "the norm's weight is 1 % too large", r"\bx 1\.01",
            formula=p.scaled(1.01), edit=t.times("attn_norm", factor=1.01)),
     _fault("attn-norm-centred", "attn_norm", "LayerNorm where RMSNorm is meant", r"LayerNorm",
-           formula=f.layer_norm),
+           formula=f.layer_norm, needs=("rms norm",)),
     _fault("attn-norm-one-channel", "attn_norm", "one channel of the norm is 1 % off",
            r"only channel \d+: x 1\.0",
            formula=p.one_channel(1.01)),
@@ -193,29 +197,29 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("biases-of-neighbour", "qkv_bias", "the biases of a neighbouring layer", r"biases of layer \d",
            formula=p.of_neighbour, edit=t.from_neighbour("q_bias", "k_bias", "v_bias"), needs=("biases",)),
     # rotary embedding
-    _fault("rope-base", _QK, "another rotary base", r"RoPE base \d", **_EVERY,
+    _fault("rope-base", _QK, "another rotary base", r"RoPE base \d", **_EVERY, needs=("rope",),
            formula=f.theta_times(0.01), config=t.rope_base(0.01)),
-    _fault("rope-base-near", _QK, "a rotary base 10 % off", r"RoPE base \d", **_EVERY,
+    _fault("rope-base-near", _QK, "a rotary base 10 % off", r"RoPE base \d", **_EVERY, needs=("rope",),
            formula=f.theta_times(1.1), config=t.rope_base(1.1)),
     _fault("rope-interleaved", _QK, "neighbouring channels are paired", r"rotary pairs \(0, 1\)",
-           formula=f.interleaved),
+           formula=f.interleaved, needs=("rope",)),
     _fault("rope-from-one", _QK, "positions are counted from 1", r"positions that start at 1",
-           formula=f.positions_from(1)),
+           formula=f.positions_from(1), needs=("rope",)),
     _fault("rope-k-from-one", "k_post_rope", "k's positions are one ahead of q's",
            r"positions that start at 1",
-           formula=f.positions_from(1, "k")),
+           formula=f.positions_from(1, "k"), needs=("rope",)),
     _fault("rope-skipped", _QK, "q and k are not rotated", r"no rotation",
-           formula=f.not_rotated),
+           formula=f.not_rotated, needs=("rope",)),
     _fault("rope-q-skipped", "q_post_rope", "q is not rotated", r"no rotation",
-           formula=f.not_rotated),
+           formula=f.not_rotated, needs=("rope",)),
     _fault("rope-backwards", _QK, "the rotation goes the other way", r"other direction",
-           formula=f.turned_backwards),
+           formula=f.turned_backwards, needs=("rope",)),
     _fault("rope-half", _QK, "only the first half of the pairs turns", r"only the first \d+ of \d+ pairs",
-           formula=f.partly_rotated),
+           formula=f.partly_rotated, needs=("rope",)),
     _fault("rope-narrow", _QK, "cos and sin are kept in bf16", r"cos and sin .* bf16",
-           formula=f.coarse_angles),
+           formula=f.coarse_angles, needs=("rope",)),
     _fault("rope-exponent", _QK, "theta ** (-i / D) for pair i", r"RoPE base",
-           formula=f.exponent_by_pairs),
+           formula=f.exponent_by_pairs, needs=("rope",)),
     _fault("rope-scaling-ignored", _QK, "the model's rope scaling is ignored", r"without scaling", **_EVERY,
            formula=f.unscaled_rope, config=t.without_rope_scaling, needs=("rope scaling",)),
     _fault("rope-interpolated", _QK, "positions are halved where no scaling is meant",
@@ -332,7 +336,7 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("up-rows-shifted", "ffn_up", "up's rows are off by one", r"rows of the weight are off by one",
            edit=t.rows_shifted("up")),
     _fault("gelu-for-silu", "ffn_silu", "GELU where SiLU is meant", r"activation gelu", **_EVERY,
-           formula=f.activated(f.gelu_tanh)),
+           formula=f.activated(f.gelu_tanh), needs=("silu",)),
     _fault("relu-for-silu", "ffn_silu", "ReLU where SiLU is meant", r"activation relu", **_EVERY,
            formula=f.activated(lambda x: np.maximum(x, 0))),
     _fault("hard-silu", "ffn_silu", "the cheap stand-in for SiLU", r"activation hard silu",

@@ -22,7 +22,7 @@ from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array, Inputs
 from apr_falsify.oracle.patch_names import PATCHED
 from apr_falsify.seeding.scene import Scene
-from apr_falsify.seeding.tensors import ConfigEdit
+from apr_falsify.seeding.tensors import ConfigEdit, as_stored
 from apr_falsify.stages import Layout
 from apr_falsify.subjects.embedded import Step, as_defined, capture
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite
@@ -43,12 +43,20 @@ def arithmetic_of(setting: Setting) -> Arithmetic:
 
 def with_tensors(weights: Weights, tensors: Mapping[tuple[str, int | None], F32]) -> Weights:
     """Return ``weights`` with some tensors replaced, as a file of another name."""
+    held = as_stored(weights, tensors) if weights.of_checkpoint else _of_gguf(weights, tensors)
     replaced: dict[str, Any] = dict(weights.tensors)
-    for (role, layer), values in tensors.items():
-        name = weights.names[role].format(n=layer)
-        held = as_held(role, values, weights.geometry) if weights.interleaved else values
-        replaced[name] = PlainTensor(name=name, type="f32", data=held)
+    for name, values in held.items():
+        replaced[name] = PlainTensor(name=name, type="f32", data=values)
     return replace(weights, tensors=replaced, where=Path(f"{weights.where}-spoiled"))
+
+
+def _of_gguf(weights: Weights, tensors: Mapping[tuple[str, int | None], F32]) -> dict[str, F32]:
+    return {
+        weights.names[role].format(n=layer): (
+            as_held(role, values, weights.geometry) if weights.interleaved else values
+        )
+        for (role, layer), values in tensors.items()
+    }
 
 
 def touches_tied_embedding(fault: Fault, geometry: Geometry) -> bool:
@@ -166,12 +174,8 @@ class TorchHost:
         sound = store.model(case.material)
         patches = tuple((s.fault.name, s.layer, s.seed) for s in case.seeded if s.fault.name in PATCHES)
         rest = [s for s in case.seeded if s.fault.name not in PATCHES]
-        names = sound.geometry.row.weights
-        tensors = {
-            names[role].format(n=layer): values
-            for each in rest
-            for (role, layer), values in each.tensors(sound.weights).items()
-        }
+        changed = {place: held for each in rest for place, held in each.tensors(sound.weights).items()}
+        tensors = as_stored(sound.weights, changed)
         edits = [each.fault.config for each in rest if each.fault.config is not None]
         with (
             self._oracle(store, case, edits) as oracle,

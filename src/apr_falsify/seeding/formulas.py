@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import ops
 from apr_falsify.arithmetic import round_bf16
+from apr_falsify.families import Norm
 from apr_falsify.ops import Array
-from apr_falsify.rope import Rope
 from apr_falsify.seeding.scene import Formula, Scene
 from apr_falsify.stages import LAYER_INPUT
 
+F64 = npt.NDArray[np.float64]
 Mask = Callable[[npt.NDArray[np.intp], Scene], npt.NDArray[np.bool_]]
 """Whether a token sees a key, by how far back the key lies ([S, S], negative ahead)."""
 
@@ -32,27 +32,35 @@ def other_epsilon(scene: Scene) -> Array:
     return scene.in_geometry(replace(scene.geometry, norm_eps=1e-3 if eps < 1e-4 else 1e-6))
 
 
-def _norm_parts(scene: Scene) -> tuple[Array, Array, Array]:
-    """Return input, right output, and the weight that lies between them."""
+def _norm_parts(scene: Scene) -> tuple[Array, Array]:
+    """Return the norm's input and its weight."""
     (x,) = (scene.inputs[name] for name in scene.inputs)
-    return x, scene.right(), scene.site.vector(scene.name)
+    return x, scene.site.vector(scene.name)
+
+
+def _normed(scene: Scene, x: Array, weight: Array, role: str) -> Array:
+    """Return ``x`` through the family's norm with another weight, and ``role``'s bias where it has one."""
+    geometry = scene.geometry
+    if geometry.row.norm is Norm.LAYER:
+        return ops.layer_norm(x, weight, scene.site.vector(f"{role}_bias"), geometry.norm_eps)
+    return ops.rms_norm(x, weight, geometry.norm_eps)
 
 
 def unweighted_norm(scene: Scene) -> Array:
     """Leave the norm's weight out."""
-    x, _, weight = _norm_parts(scene)
-    return ops.rms_norm(x, np.ones_like(weight), scene.geometry.norm_eps)
+    x, weight = _norm_parts(scene)
+    return _normed(scene, x, np.ones_like(weight), scene.name)
 
 
 def offset_norm(scene: Scene) -> Array:
     """Use 1 + weight, as Gemma does."""
-    x, _, weight = _norm_parts(scene)
-    return ops.rms_norm(x, 1 + weight, scene.geometry.norm_eps)
+    x, weight = _norm_parts(scene)
+    return _normed(scene, x, 1 + weight, scene.name)
 
 
 def layer_norm(scene: Scene) -> Array:
     """Subtract the mean, as LayerNorm does."""
-    x, _, weight = _norm_parts(scene)
+    x, weight = _norm_parts(scene)
     return ops.rms_norm(x - np.mean(x, axis=-1, keepdims=True), weight, scene.geometry.norm_eps)
 
 
@@ -60,10 +68,10 @@ def other_norm(role: str) -> Formula:
     """Use the weight of the norm in ``role``."""
 
     def wrong(scene: Scene) -> Array:
-        x, _, _ = _norm_parts(scene)
+        x, _ = _norm_parts(scene)
         layer = scene.geometry.layers - 1 if scene.site.layer is None else scene.layer
         weight = scene.site.moved(layer=layer).vector(role)
-        return ops.rms_norm(x, weight, scene.geometry.norm_eps)
+        return _normed(scene, x, weight, scene.name)
 
     return wrong
 
@@ -95,11 +103,11 @@ def _role(scene: Scene) -> str:
     return scene.name[0]
 
 
-def _turned(scene: Scene, turn: Callable[[Array, Rope], Array]) -> Array:
-    """Return q or k as ``turn`` makes it of the normed heads [S, heads, D] and the rope."""
+def _turned(scene: Scene, turn: Callable[[Array], Array]) -> Array:
+    """Return q or k as ``turn`` makes it of the normed heads [S, heads, D]."""
     still = _unrotated(scene)
     heads = still.reshape(len(still), -1, scene.geometry.head_dim)
-    return np.asarray(turn(heads, scene.geometry.rope).reshape(still.shape))
+    return np.asarray(turn(heads).reshape(still.shape))
 
 
 def _unrotated(scene: Scene) -> Array:
@@ -112,28 +120,30 @@ def _unrotated(scene: Scene) -> Array:
     return ops.rms_norm(heads, weight, scene.geometry.norm_eps).reshape(x.shape)
 
 
-def _angles(scene: Scene, rope: Rope, first: float = 0.0) -> npt.NDArray[np.float64]:
-    frequencies, _ = ops.rope_frequencies(rope, scene.geometry.head_dim)
-    return np.outer(np.arange(scene.tokens) + first, frequencies)
+def _angles(scene: Scene, first: float = 0.0) -> tuple[F64, float]:
+    """Return the angles, [S, pairs], and the factor on cos and sin."""
+    frequencies, factor = ops.rope_frequencies(scene.rope, scene.geometry.head_dim, scene.tokens)
+    return np.outer(np.arange(scene.tokens) + first, frequencies), factor
 
 
-def _rotate(heads: Array, cos: npt.NDArray[Any], sin: npt.NDArray[Any]) -> Array:
-    half = heads.shape[-1] // 2
+def _rotate(heads: Array, cos: F64, sin: F64) -> Array:
+    """Turn as many pairs as the tables [S, pairs] have, half-split over the first channels."""
+    half = cos.shape[-1]
     c, s = (table.astype(heads.dtype)[:, None, :] for table in (cos, sin))
-    a, b = heads[..., :half], heads[..., half:]
-    return np.concatenate((a * c - b * s, b * c + a * s), axis=-1)
+    a, b, still = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
+    return np.concatenate((a * c - b * s, b * c + a * s, still), axis=-1)
+
+
+def _by_angles(scene: Scene, angles: F64, factor: float) -> Array:
+    cos, sin = np.cos(angles) * factor, np.sin(angles) * factor
+    return _turned(scene, lambda heads: _rotate(heads, cos, sin))
 
 
 def positions_from(first: float, role: str = "qk") -> Formula:
     """Count positions from ``first`` for the parts in ``role``."""
 
     def wrong(scene: Scene) -> Array:
-        if _role(scene) not in role:
-            return scene.right()
-        angles = _angles(scene, scene.geometry.rope, first)
-        factor = ops.rope_frequencies(scene.geometry.rope, scene.geometry.head_dim)[1]
-        cos, sin = np.cos(angles) * factor, np.sin(angles) * factor
-        return _turned(scene, lambda heads, _: _rotate(heads, cos, sin))
+        return _by_angles(scene, *_angles(scene, first)) if _role(scene) in role else scene.right()
 
     return wrong
 
@@ -145,46 +155,49 @@ def not_rotated(scene: Scene) -> Array:
 
 def turned_backwards(scene: Scene) -> Array:
     """Turn the other way."""
-    angles = _angles(scene, scene.geometry.rope)
-    return _turned(scene, lambda heads, _: _rotate(heads, np.cos(angles), -np.sin(angles)))
+    angles, factor = _angles(scene)
+    return _by_angles(scene, -angles, factor)
 
 
 def interleaved(scene: Scene) -> Array:
     """Pair neighbouring channels, where the model pairs halves."""
-    angles = _angles(scene, scene.geometry.rope)
+    angles, factor = _angles(scene)
+    cos, sin = np.cos(angles) * factor, np.sin(angles) * factor
 
-    def turn(heads: Array, _: Rope) -> Array:
-        pairs = heads.reshape(*heads.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(heads.shape)
-        turned = _rotate(pairs, np.cos(angles), np.sin(angles))
-        return turned.reshape(*heads.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(heads.shape)
+    def turn(heads: Array) -> Array:
+        width = 2 * cos.shape[-1]
+        first, still = heads[..., :width], heads[..., width:]
+        pairs = first.reshape(*first.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(first.shape)
+        turned = _rotate(pairs, cos, sin).reshape(*first.shape[:-1], 2, -1)
+        return np.concatenate((turned.swapaxes(-1, -2).reshape(first.shape), still), axis=-1)
 
     return _turned(scene, turn)
 
 
 def partly_rotated(scene: Scene) -> Array:
     """Turn only the first half of the pairs."""
-    angles = _angles(scene, scene.geometry.rope)
+    angles, factor = _angles(scene)
     angles[:, angles.shape[1] // 2 :] = 0
-    return _turned(scene, lambda heads, _: _rotate(heads, np.cos(angles), np.sin(angles)))
+    return _by_angles(scene, angles, factor)
 
 
 def coarse_angles(scene: Scene) -> Array:
     """Keep the tables of cos and sin in bfloat16."""
-    angles = _angles(scene, scene.geometry.rope)
-    cos, sin = round_bf16(np.cos(angles)), round_bf16(np.sin(angles))
-    return _turned(scene, lambda heads, _: _rotate(heads, cos, sin))
+    angles, factor = _angles(scene)
+    cos, sin = (round_bf16(f(angles) * factor).astype(np.float64) for f in (np.cos, np.sin))
+    return _turned(scene, lambda heads: _rotate(heads, cos, sin))
 
 
 def exponent_by_pairs(scene: Scene) -> Array:
     """Take theta ** -(i / D) for pair i, without its factor of 2."""
-    dim = scene.geometry.head_dim
-    angles = np.outer(np.arange(scene.tokens), scene.geometry.rope.theta ** -(np.arange(dim // 2) / dim))
-    return _turned(scene, lambda heads, _: _rotate(heads, np.cos(angles), np.sin(angles)))
+    width = scene.rope.width(scene.geometry.head_dim)
+    angles = np.outer(np.arange(scene.tokens), scene.rope.theta ** -(np.arange(width // 2) / width))
+    return _by_angles(scene, angles, 1.0)
 
 
 def theta_times(factor: float) -> Formula:
     """Use another rotary base."""
-    return lambda scene: scene.re_rope(theta=scene.geometry.rope.theta * factor)
+    return lambda scene: scene.re_rope(theta=scene.rope.theta * factor)
 
 
 def unscaled_rope(scene: Scene) -> Array:
@@ -200,7 +213,7 @@ def linear_rope(factor: float) -> Formula:
 def without_head_norm(scene: Scene) -> Array:
     """Skip the norm of the heads before the rotation."""
     heads = scene.inputs["qkv_bias"][:, scene.columns(_role(scene))]
-    return ops.rotate(heads, scene.geometry.rope, scene.geometry.head_dim)
+    return ops.rotate(heads, scene.rope, scene.geometry.head_dim)
 
 
 def head_norm_after_rope(scene: Scene) -> Array:
@@ -216,7 +229,7 @@ def other_head_norm(scene: Scene) -> Array:
     heads = heads.reshape(scene.tokens, -1, scene.geometry.head_dim)
     weight = scene.site.vector("k_norm" if _role(scene) == "q" else "q_norm")
     normed = ops.rms_norm(heads, weight, scene.geometry.norm_eps).reshape(scene.tokens, -1)
-    return ops.rotate(normed, scene.geometry.rope, scene.geometry.head_dim)
+    return ops.rotate(normed, scene.rope, scene.geometry.head_dim)
 
 
 def _chosen_heads(x: Array, choice: npt.NDArray[np.intp], head_dim: int) -> Array:
@@ -262,7 +275,8 @@ def masked(sees: Mask) -> Formula:
 def _softmax(scores: Array, sink: float = 0.0) -> Array:
     top = np.max(scores, axis=-1, keepdims=True)
     weights = np.exp(scores - top)
-    return np.asarray(weights / (np.sum(weights, axis=-1, keepdims=True) + sink * np.exp(-top)))
+    total = np.sum(weights, axis=-1, keepdims=True)
+    return np.asarray(weights / (total + sink * np.exp(-top) if sink else total))
 
 
 def with_sink(scene: Scene) -> Array:
@@ -306,8 +320,8 @@ def term(name: str, times: float) -> Formula:
 def normed_stream(scene: Scene) -> Array:
     """Add to the normed stream instead of the stream itself."""
     stream = scene.inputs[LAYER_INPUT]
-    weight = scene.site.vector("attn_norm")
-    return scene.right() - stream + ops.rms_norm(stream, weight, scene.geometry.norm_eps)
+    normed = _normed(scene, stream, scene.site.vector("attn_norm"), "attn_norm")
+    return scene.right() - stream + normed
 
 
 def activated(function: Callable[[Array], Array]) -> Formula:

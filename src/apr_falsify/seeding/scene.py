@@ -10,6 +10,7 @@ import numpy as np
 
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array, Inputs, Site
+from apr_falsify.rope import Rope
 
 
 class Place(Site, Protocol):
@@ -49,6 +50,11 @@ class Scene:
     def geometry(self) -> Geometry:
         """The model's geometry."""
         return self.site.geometry
+
+    @property
+    def rope(self) -> Rope:
+        """The rotary embedding of the layer."""
+        return self.geometry.rope_at(self.site.layer)
 
     @property
     def layer(self) -> int:
@@ -98,8 +104,9 @@ class Scene:
 
     def re_rope(self, **changes: object) -> Array:
         """Return the stage with other constants of the rotary embedding."""
-        rope = replace(self.geometry.rope, **changes)  # type: ignore[arg-type]  # fields by name, as the table gives them
-        return self.in_geometry(replace(self.geometry, rope=rope))
+        rope = replace(self.rope, **changes)  # type: ignore[arg-type]  # fields by name, as the table gives them
+        local = None if self.geometry.local_rope is None else rope
+        return self.in_geometry(replace(self.geometry, rope=rope, local_rope=local))
 
 
 Formula = Callable[[Scene], Array]

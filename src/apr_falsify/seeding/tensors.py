@@ -40,8 +40,7 @@ class Bench:
 
     def get(self, role: str, layer: int | None = None) -> F32:
         """Return a copy of a sound tensor; of the bench's layer where none is named."""
-        tensor = self.weights.tensor(role, self.layer if layer is None else layer)
-        return np.array(tensor.rows(0, tensor.shape[0]), dtype=np.float32)
+        return _sound(self.weights, role, self.layer if layer is None else layer)
 
     def pick(self, count: int) -> int:
         """Return one of ``count``, chosen by the seed."""
@@ -60,6 +59,30 @@ Edit = Callable[[Bench], Mapping[Place, F32]]
 Config = dict[str, Any]
 ConfigEdit = Callable[[Config], Config]
 """Returns a wrong config.json, given the right one."""
+
+
+def as_stored(weights: Weights, changed: Mapping[Place, F32]) -> dict[str, F32]:
+    """Return the tensors of a checkpoint that hold ``changed``: name -> values.
+
+    What lies in one tensor with others is given with those, a norm's weight less its family's offset, and
+    what a family stores [in, out] so.
+    """
+    row = weights.geometry.row
+    found: dict[str, F32] = {}
+    for role, layer in changed:
+        group = next((each for each in row.fused if role in each), (role,))
+        parts = [changed.get((each, layer), _sound(weights, each, layer)) for each in group]
+        values = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        if role.endswith("norm"):
+            values = values - np.float32(row.norm_offset)
+        name = weights.names[role].format(n=layer)
+        found[name] = np.ascontiguousarray(values.T if role in row.transposed else values)
+    return found
+
+
+def _sound(weights: Weights, role: str, layer: int | None) -> F32:
+    tensor = weights.tensor(role, layer)
+    return np.array(tensor.rows(0, tensor.shape[0]), dtype=np.float32)
 
 
 def times(*roles: str, factor: float) -> Edit:
