@@ -233,6 +233,21 @@ def test_an_invariant_that_breaks_down_leaves_its_stage_unmeasured(monkeypatch: 
     assert "the invariant mask at layers 0, 1 attn_softmax: it broke down (ValueError: no)" in noted(result)
 
 
+def test_values_on_an_edge_in_every_block_break_nothing_down_and_hide_no_source() -> None:
+    """Of each block of 32 the largest is 127 steps, and all others lie half way between two steps."""
+    steps = np.arange(32) + 0.5
+    steps[0] = 127
+
+    def at_edges(right: Any) -> Any:
+        return np.resize(steps * 2.0**-6, right.shape) * np.where(right < 0, -1, 1)
+
+    for arithmetic in ("q8_0 blocks of 32", "q8_1 blocks of 32", "q8 blocks of 256", "q8_k blocks of 256"):
+        for key in ((1, "attn_norm"), (1, "attention"), (1, "ffn_norm"), (1, "ffn_swigl")):
+            result = compared(run({key: at_edges}, arithmetic))
+            assert result.breakdowns == ()
+            assert sources(result) == [(1, (key[1],))], arithmetic
+
+
 # values on an edge
 
 

@@ -18,7 +18,7 @@ from apr_falsify.compare.site import ReplaySite, WeightsNeeded
 from apr_falsify.geometry import Geometry
 from apr_falsify.rope import Rope
 from apr_falsify.rules import OPERATIONS, Operation, Rule
-from apr_falsify.stages import STAGES
+from apr_falsify.stages import STAGES, Layout
 from apr_falsify.tensors import FloatArray, Tensor
 from apr_falsify.trace import Key
 from apr_falsify.weights import Weights

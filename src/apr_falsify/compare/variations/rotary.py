@@ -249,9 +249,7 @@ def other_direction(case: Case) -> Iterator[Guess]:
     """Yield no rotation, the inverse one, and cos and sin exchanged."""
     own = declared(case)
     still = replace(own, frequencies=0 * own.frequencies)
-    for factor in dict.fromkeys(
-        (own.factor, 1.0)
-    ):  # an attention factor may be left out with it
+    for factor in dict.fromkeys((own.factor, 1.0)):  # an attention factor may be left out with it
         yield turned(case, "no rotation", replace(still, factor=factor), name="rope-not-applied")
     yield turned(case, "rotation in the other direction", replace(own, frequencies=-own.frequencies))
     z = _paired(unrotated(case), case.geometry.head_dim)
