@@ -1,0 +1,61 @@
+"""Every row of the table of causes names what it is about, each wrong stage worked out anew."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+
+from tests.unit.compare.wrong_blocks import BLOCKS
+from tests.unit.compare.wrong_heads import HEADS
+from tests.unit.compare.wrong_rotations import ROTATIONS, SMALL_ROTATIONS
+from tests.unit.compare.wrong_small_heads import SMALL_HEADS
+from tests.unit.compare.wrong_stages import Run, Wrong, explained, small_run, tiny_run
+from tests.unit.compare.wrong_sums import BLOCK_ENDS
+
+
+@cache
+def tiny() -> Run:
+    return tiny_run()
+
+
+def check(run: Run, fault: Wrong) -> None:
+    cause = explained(run, fault.stage, fault.make(run).astype(np.float32))
+    assert cause is not None
+    assert (cause.name, cause.fits) == (fault.cause, True), cause
+    assert re.search(fault.says, cause.sentence), cause.sentence
+    assert cause.residual < (0.1 if fault.cause == "precision" else 1e-5)
+
+
+@pytest.mark.parametrize("name", ROTATIONS)
+def test_a_wrong_rotation_gets_its_name(name: str) -> None:
+    check(tiny(), ROTATIONS[name])
+
+
+@pytest.mark.parametrize("name", SMALL_ROTATIONS)
+def test_a_wrong_rotation_of_a_family_gets_its_name(name: str) -> None:
+    knobs, fault = SMALL_ROTATIONS[name]
+    check(small_run(**knobs), fault)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_fault_of_attention_gets_its_name(name: str) -> None:
+    check(tiny(), HEADS[name])
+
+
+@pytest.mark.parametrize("name", SMALL_HEADS)
+def test_a_fault_of_attention_in_a_family_gets_its_name(name: str) -> None:
+    knobs, fault = SMALL_HEADS[name]
+    check(small_run(**knobs), fault)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_fault_of_a_norm_or_a_product_gets_its_name(name: str) -> None:
+    check(tiny(), BLOCKS[name])
+
+
+@pytest.mark.parametrize("name", BLOCK_ENDS)
+def test_a_fault_of_the_feed_forward_block_gets_its_name(name: str) -> None:
+    check(tiny(), BLOCK_ENDS[name])
