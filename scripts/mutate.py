@@ -32,6 +32,7 @@ from typing import Any
 
 import pytest
 import yaml
+from mutants.graft import module_of
 from mutants.places import Mutant, Uses, mutants_of
 from mutants.session import HANG, Answer, Forks, Measured
 
@@ -166,6 +167,8 @@ class Run:
             room, start = ROOMS[name], time.monotonic()
             mutants = [each for path in room.files() for each in mutants_of(path, ROOT)]
             self.mutants += mutants
+            for file in {mutant.file for mutant in mutants}:
+                module_of(file)  # once here, not in every fork
             mutants = [each for each in mutants if self.options.only in each.file]
             chosen = _sample(mutants, self.options.seed, self.options.sample or room.sample)
             self.answers[name] = list(self._room(name, room, chosen, session.items))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import importlib
 import sys
 import types
 from collections.abc import Iterator
@@ -34,8 +35,7 @@ def graft(mutant: Mutant) -> None:
 
     """
     mutant.slot.put(mutant.new)
-    name = mutant.file.removeprefix("src/").removesuffix(".py").replace("/", ".")
-    module = sys.modules[name.removesuffix(".__init__")]
+    module = module_of(mutant.file)
     try:
         _run(mutant.statement, module)
         values = values_of(mutant.statement)
@@ -47,6 +47,12 @@ def graft(mutant: Mutant) -> None:
                 values = values | values_of(statement)
     except Exception as error:
         raise NotPossible(f"{type(error).__name__}: {error}") from error
+
+
+def module_of(file: str) -> types.ModuleType:
+    """Return the module of a file, relative to the repository; imported where no test did so yet."""
+    name = file.removeprefix("src/").removesuffix(".py").replace("/", ".")
+    return importlib.import_module(name.removesuffix(".__init__"))
 
 
 def _run(statement: ast.stmt, module: types.ModuleType) -> None:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,9 @@ class Forks(list[pytest.Item]):
         """Try one mutant against ``tests``, for ``budget`` CPU seconds; see :data:`HANG`."""
         start = time.monotonic()
         rows = _forked(lambda send: _run(self._chosen(tests), mutant, budget, hang, send))
-        last = rows[-1] if rows else {}
+        if not rows:
+            raise RuntimeError(f"nothing came back of {mutant.key}")
+        last = rows[-1]
         status = next((known for known in ("failed", "void", "end") if known in last), "hangs")
         names = {"failed": "killed", "end": "alive"}
         return Answer(
@@ -121,12 +124,18 @@ def _forked(work: Callable[[Callable[[dict[str, Any]], None]], None]) -> list[di
     sys.stdout.flush()
     child = os.fork()
     if not child:
-        _be_alone(place)
-        with log.open("a", encoding="utf-8") as file:
-            work(lambda row: _send(file, row))
-        os._exit(0)
+        try:
+            _be_alone(place)
+            with log.open("a", encoding="utf-8") as file:
+                work(lambda row: _send(file, row))
+        except BaseException:
+            (place / "crash").write_text(traceback.format_exc(), encoding="utf-8")
+        finally:
+            os._exit(0)  # never back into the session of the process that was forked
     _wait(child)
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    if (place / "crash").exists():
+        print((place / "crash").read_text(encoding="utf-8"), file=sys.stderr)
     shutil.rmtree(place, ignore_errors=True)
     return rows
 
