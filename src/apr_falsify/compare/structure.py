@@ -86,7 +86,7 @@ def geometry_findings(oracle: Geometry, subject: Geometry) -> list[Finding]:
             advice="check that both sides run the same model, and how the subject's file was converted",
         )
         for field in fields(Geometry)
-        for ours, theirs in [(getattr(oracle, field.name), getattr(subject, field.name))]
+        for ours, theirs in [(_stated(oracle, field.name), _stated(subject, field.name))]
         if (field.name in SHAPING or field.name in _USED_BY) and not _same(ours, theirs)
     ]
 
@@ -110,8 +110,8 @@ def constant_findings(oracle: Geometry, subject: Geometry, keys: Iterable[Key], 
             layer=layer,
             stages=tuple(used),
             explanation=(
-                f"{name} is {_told(getattr(oracle, name))} in the oracle's model, "
-                f"{_told(getattr(subject, name))} in the model that the subject runs"
+                f"{name} is {_told(_stated(oracle, name))} in the oracle's model, "
+                f"{_told(_stated(subject, name))} in the model that the subject runs"
             ),
             advice="check the config.json that the subject's file was converted from",
         )
@@ -119,9 +119,16 @@ def constant_findings(oracle: Geometry, subject: Geometry, keys: Iterable[Key], 
     ]
 
 
+def _stated(geometry: Geometry, name: str) -> Any:
+    """Return a size or constant; the scale of scores of every layer, also where it is the usual one."""
+    if name == "attn_scales":
+        return tuple(geometry.attn_scale_at(layer) for layer in range(geometry.layers))
+    return getattr(geometry, name)
+
+
 def _in_force(geometry: Geometry, name: str, tokens: int) -> Any:
     if name != "windows":
-        return getattr(geometry, name)
+        return _stated(geometry, name)
     return tuple(None if window is None or window >= tokens else window for window in geometry.windows)
 
 
