@@ -30,7 +30,7 @@ from tests.unit.compare.floor_values import (
 )
 from tests.unit.helpers import small_geometry, small_model
 
-# --- one rounding -------------------------------------------------------------------------------------
+# --- one rounding ------------------------
 
 
 def test_roundings_of_a_value_add_up_and_grow_with_its_size() -> None:
@@ -61,7 +61,7 @@ def test_every_stage_may_be_off_by_the_smallest_normal_number_of_f32() -> None:
     assert (sigma < 3 * TINY).all()
 
 
-# --- sums ---------------------------------------------------------------------------------------------
+# --- sums ------------------------
 
 
 def test_a_sum_is_rounded_by_its_terms_and_by_its_result() -> None:
@@ -96,7 +96,7 @@ def test_a_projection_in_a_finer_format_is_still_summed_in_f32() -> None:
     close(variance("ffn_gate", {}, [[3.0]], place, 2.0**-53), [[5 + 9 * 2 / 3]])
 
 
-# --- embedding, residual sums, products ---------------------------------------------------------------
+# --- embedding, residual sums, products ------------------------
 
 
 def test_an_embedding_is_rounded_twice() -> None:
@@ -134,7 +134,7 @@ def test_where_a_sum_starts_at_the_bias_every_partial_sum_holds_it() -> None:
     close(variance("qkv_bias", inputs, [[6.0]], site(gpt2)), [[9 * 16 / 3 + 36 * 2 / 3 + 9 / 3]])
 
 
-# --- activations --------------------------------------------------------------------------------------
+# --- activations ------------------------
 
 
 def test_silu_is_rounded_as_its_exponential_is() -> None:
@@ -167,7 +167,7 @@ def test_a_sigmoid_that_is_lost_is_lost_times_what_it_multiplies() -> None:
     assert sigma == pytest.approx(TINY * (1 + math.hypot(100, 1)), rel=1e-9)
 
 
-# --- norms --------------------------------------------------------------------------------------------
+# --- norms ------------------------
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_a_layer_norm_counts_the_mean_that_it_subtracts() -> None:
     close(found, own + (slope * 2 * 6) ** 2 + slope**2 * (mean**2 + x**2))
 
 
-# --- rotary -------------------------------------------------------------------------------------------
+# --- rotary ------------------------
 
 
 def test_a_rotation_is_rounded_by_its_angle_which_grows_with_position() -> None:

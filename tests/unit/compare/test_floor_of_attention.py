@@ -10,7 +10,7 @@ import numpy as np
 from tests.unit.compare.floor_values import F16, F64, GEMMA, LLAMA, SMALL, U, close, known, site, variance
 from tests.unit.helpers import small_geometry
 
-# --- scores, softmax, attention -----------------------------------------------------------------------
+# --- scores, softmax, attention ------------------------
 
 
 def scores(q_sigma: float | None = None, k_sigma: float | None = None, **knobs: Any) -> F64:

@@ -49,7 +49,7 @@ def where_used(
     return [(finding.layer, finding.stages) for finding in found]
 
 
-# --- geometry -----------------------------------------------------------------------------------------
+# --- geometry ------------------------
 
 
 SIZES = {
@@ -173,7 +173,7 @@ def test_models_of_another_depth_differ_in_depth_alone() -> None:
     assert explanations(MODEL, deeper) == ["layers is 2 in the oracle's model, 3 in the subject's"]
 
 
-# --- where a constant is used ----------------------------------------------------------------------------
+# --- where a constant is used ------------------------
 
 
 def test_a_constant_is_named_where_it_is_used_in_every_layer() -> None:
@@ -226,7 +226,7 @@ def test_both_values_are_in_the_explanation_as_the_models_state_them() -> None:
     )
 
 
-# --- which stages there are --------------------------------------------------------------------------------
+# --- which stages there are ------------------------
 
 
 def trace(keys: list[Key], runtime: str = "hf", **provenance: Any) -> Trace:
@@ -303,7 +303,7 @@ def test_a_whole_model_stage_is_wanted_of_whole_models_alone(layers: tuple[int, 
     assert status_of(key, trace([key]), trace([], layers=layers)) is status
 
 
-# --- who feeds whom -----------------------------------------------------------------------------------------
+# --- who feeds whom ------------------------
 
 
 def test_a_stage_is_consumed_by_what_is_computed_from_it() -> None:
