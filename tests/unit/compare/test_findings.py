@@ -48,7 +48,7 @@ def test_stages_of_one_operation_and_weight_type_share_an_arithmetic() -> None:
     assert entry("ffn_silu").kind == (Operation.ELEMENTWISE, "")
 
 
-# --- a reference that fails, other weights, other arithmetic --------------------------------------------------
+# --- a reference that fails, other weights, other arithmetic ------
 
 
 def test_a_reference_is_suspect_from_one_stage_on_and_the_first_is_named() -> None:
@@ -156,7 +156,7 @@ def test_an_arithmetic_that_is_not_the_expected_one_is_a_finding_over_its_layers
     assert found.explanation.startswith("lm_head (the whole model): ")
 
 
-# --- without weights, without a second token, without a file --------------------------------------------------
+# --- without weights, without a second token, without a file ------
 
 GEOMETRY = small_geometry()
 
