@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from apr_falsify.trace import read_trace
 from tests.acceptance.programs import APR_TOKENS, RECORDINGS, TINY, edit_json, run
 from tests.subjects.fake_apr import MODEL, fake_apr
-from tests.support import machine_paths_in
+from tests.support import DATA, MACHINE_PATH, machine_paths_in
 
 
 @pytest.fixture
@@ -129,3 +130,12 @@ def test_a_trace_of_an_earlier_version_is_read_and_its_path_is_not_handed_on(
     assert outcome.out.startswith("consistent: "), outcome
     assert machine_paths_in(out, elsewhere.parent) == {}
     assert models_in(out) == [told["provenance"]["model"]] * 2, "the digest says the rest of the name"
+
+
+def test_a_bundle_of_an_earlier_version_verifies_and_its_report_names_no_path(tmp_path: Path) -> None:
+    bundle, page = DATA / "bundle-v1-live.zip", tmp_path / "page.html"
+    with zipfile.ZipFile(bundle) as archive:
+        assert MACHINE_PATH.search(archive.read("bundle.json").decode("utf-8"))
+    assert run("evidence", "verify", bundle).code == 0
+    assert run("evidence", "report", bundle, "--out", page).code == 0
+    assert MACHINE_PATH.search(page.read_text(encoding="utf-8")) is None

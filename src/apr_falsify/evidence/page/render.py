@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from apr_falsify.errors import MissingDependencyError
 from apr_falsify.evidence.page.heat import LEVELS, NOT_FINITE
 from apr_falsify.evidence.page.words import LEGEND, STATES, figure, place, ranges, sentence, state_word
+from apr_falsify.portable import stated_name
 
 if TYPE_CHECKING:
     import jinja2
@@ -46,7 +47,12 @@ def _environment() -> jinja2.Environment:
         finalize=shown,
     )
     environment.filters.update(
-        figure=figure, place=place, ranges=ranges, sentence=sentence, state_word=state_word
+        figure=figure,
+        place=place,
+        ranges=ranges,
+        sentence=sentence,
+        state_word=state_word,
+        stated_name=stated_name,
     )
     environment.globals.update(states=STATES, legend=LEGEND, level_names=_level_names())
     return environment
