@@ -1,0 +1,247 @@
+"""What a bisection does with the weights and constants of the subject, and with unknown arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from apr_falsify.capture import MemorySink, Request
+from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Verdict
+from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.compare.localise import bisect
+from apr_falsify.errors import TraceError
+from apr_falsify.stages import STAGES
+from apr_falsify.subjects import embedded
+from apr_falsify.trace import Key, Trace
+from apr_falsify.weights import Model, Weights, open_model
+from tests.unit.helpers import TINY, small_model
+
+TOKENS = (3, 1, 4, 1, 5)
+F64 = npt.NDArray[np.float64]
+
+
+def run(model: Model, tokens: tuple[int, ...] = TOKENS) -> Trace:
+    request = Request(tokens=tokens, layers=range(model.geometry.layers), stages=tuple(STAGES))
+    return embedded.capture(model, request, MemorySink())
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return small_model(model_type="qwen2")
+
+
+@pytest.fixture(scope="module")
+def sound(model: Model) -> Trace:
+    return run(model)
+
+
+def with_geometry(model: Model, **changes: Any) -> Model:
+    geometry = replace(model.geometry, **changes)
+    return replace(model, geometry=geometry, weights=replace(model.weights, geometry=geometry))
+
+
+def changed(trace: Trace, key: Key, factor: float) -> Trace:
+    array = replace(trace.stages[key], data=trace.stages[key].data * np.float32(factor))
+    return replace(trace, stages={**trace.stages, key: array})
+
+
+def found(result: Bisection, kind: FindingType) -> list[tuple[int | None, tuple[str, ...]]]:
+    return [(finding.layer, finding.stages) for finding in result.findings if finding.type is kind]
+
+
+# --- weights ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_source_says_whether_the_subjects_own_weights_were_read(
+    model: Model, sound: Trace, own: bool
+) -> None:
+    wrong = changed(sound, (0, "ffn_up"), 1.5)
+    result = bisect(sound, wrong, weights=model.weights, subject_weights=model.weights if own else None)
+    (source,) = [each for each in result.sources if each.stages == ("ffn_up",)]
+    assert ("own weights were not read" in source.explanation) is not own
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_where_every_product_is_wrong_the_weights_are_suspected_unless_they_are_its_own(
+    model: Model, sound: Trace, own: bool
+) -> None:
+    subject = run(small_model(seed=1, model_type="qwen2"))
+    given = model.weights if own else None
+    result = bisect(sound, subject, weights=model.weights, subject_weights=given)
+    foreign = found(result, FindingType.NOT_THE_SUBJECTS_WEIGHTS)
+    assert bool(foreign) is not own
+    assert (result.kind is Kind.UNMEASURED) is not own
+    products = {"qkv_matmul", "attn_out", "ffn_gate", "ffn_up", "ffn_out", "lm_head"}
+    accused = {stage for row in result.rows for stage in [row.stage] if row.verdict is Verdict.INTRODUCES}
+    assert (products <= accused) is own
+
+
+def test_a_tensor_of_the_subjects_own_file_is_a_finding_and_its_stage_is_not_accused(
+    model: Model, sound: Trace
+) -> None:
+    other = small_model(model_type="qwen2")
+    name = other.weights.names["up"].format(n=1)
+    tensor = other.weights.tensors[name]
+    spoilt = replace(tensor, data=tensor.data * np.float32(1.5))  # type: ignore[type-var]
+    weights = replace(other.weights, tensors={**other.weights.tensors, name: spoilt}, where=Path("subject"))
+    subject = run(replace(other, weights=weights))
+    result = bisect(sound, subject, weights=model.weights, subject_weights=weights)
+    assert found(result, FindingType.WEIGHTS) == [(1, ("ffn_up",))]
+    assert found(result, FindingType.SOURCE) == []
+    without = bisect(sound, subject, weights=model.weights)
+    assert found(without, FindingType.SOURCE) == [(1, ("ffn_up",))]
+    assert found(without, FindingType.WEIGHTS) == []
+
+
+def test_the_same_file_on_both_sides_is_not_compared_with_itself(model: Model, sound: Trace) -> None:
+    name = model.weights.names["up"].format(n=1)
+    tensor = model.weights.tensors[name]
+    nan = np.array(tensor.rows(0, tensor.shape[0]))
+    nan[0, 0] = np.nan
+    weights = replace(model.weights, tensors={**model.weights.tensors, name: replace(tensor, data=nan)})  # type: ignore[type-var]
+    result = bisect(sound, sound, weights=weights, subject_weights=weights)
+    assert found(result, FindingType.WEIGHTS) == []
+
+
+# --- constants ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_constant_that_the_subject_ran_with_is_named_where_it_is_used(
+    model: Model, sound: Trace, own: bool
+) -> None:
+    other = with_geometry(model, norm_eps=0.25)
+    given: Weights | None = other.weights if own else None
+    result = bisect(sound, run(other), weights=model.weights, subject_weights=given)
+    named = found(result, FindingType.WEIGHTS)
+    norms = [(layer, ("attn_norm", "ffn_norm")) for layer in range(2)]
+    assert named == [*norms, (None, ("final_norm",))]
+    assert found(result, FindingType.SOURCE) == []
+    assert found(result, FindingType.GEOMETRY) == [(None, ("attn_norm", "ffn_norm", "final_norm"))]
+
+
+def test_a_constant_that_only_the_subjects_file_states_is_named_where_its_weights_are_its_own(
+    model: Model, sound: Trace
+) -> None:
+    """It ran with the right one: the stage is a source, and its file is wrong beside that."""
+    states = replace(sound, geometry=replace(model.geometry, norm_eps=0.25))
+    own = with_geometry(model, norm_eps=0.25).weights
+    read = bisect(sound, states, weights=model.weights, subject_weights=own)
+    assert (0, ("attn_norm", "ffn_norm")) in found(read, FindingType.WEIGHTS)
+    unread = bisect(sound, states, weights=model.weights)
+    assert (0, ("attn_norm",)) in found(unread, FindingType.SOURCE)
+    assert all("attn_norm" not in stages for _, stages in found(unread, FindingType.WEIGHTS))
+
+
+def test_models_of_another_shape_are_compared_in_words_alone(model: Model, sound: Trace) -> None:
+    wide = small_model(model_type="qwen2", intermediate_size=40)
+    result = bisect(sound, run(wide), weights=model.weights, subject_weights=wide.weights)
+    assert found(result, FindingType.GEOMETRY) == [(None, ())]
+    assert found(result, FindingType.WEIGHTS) == []
+    assert all(row.accumulated is None for row in result.rows)
+    assert any("different geometry" in line for line in result.not_checked)
+
+
+# --- what is handed in, what is published ---------------------------------------------
+
+
+def test_what_is_known_already_comes_first_and_what_was_not_checked_is_kept(
+    model: Model, sound: Trace
+) -> None:
+    from apr_falsify.compare.bisection import Finding
+
+    known = Finding(type=FindingType.TOKENIZER, explanation="other ids")
+    result = bisect(sound, sound, weights=model.weights, findings=[known], not_checked=["the moon"])
+    assert result.findings == (known,)
+    assert result.not_checked[0] == "the moon"
+    assert (result.kind, int(result.exit_code)) == (Kind.CONSISTENT, 1)
+
+
+def test_traces_without_a_stage_in_common_are_refused(model: Model, sound: Trace) -> None:
+    ours, theirs = (
+        replace(sound, stages={key: array for key, array in sound.stages.items() if key[1] == name})
+        for name in ("attn_norm", "ffn_norm")
+    )
+    with pytest.raises(TraceError, match="no stage in common"):
+        bisect(ours, theirs)
+
+
+def test_the_published_rule_is_applied_to_each_layer_of_which_a_cosine_was_measured(
+    model: Model, sound: Trace
+) -> None:
+    result = bisect(sound, sound, weights=model.weights)
+    assert [rule.layer for rule in result.published] == [0, 1]
+    assert all(rule.complete and set(rule.cosines) == {1.0} for rule in result.published)
+    without = {key: array for key, array in sound.stages.items() if key != (1, "attention")}
+    result = bisect(sound, replace(sound, stages=without), weights=model.weights)
+    assert [rule.complete for rule in result.published] == [True, False]
+    layer_0 = {key: array for key, array in sound.stages.items() if key[0] != 1}
+    result = bisect(sound, replace(sound, stages=layer_0), weights=model.weights)
+    assert [rule.layer for rule in result.published] == [0]
+
+
+# --- an arithmetic that nobody knows --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Model, Trace]:
+    model = open_model(TINY)
+    trace = run(model, (274, 272, 223, 20, 13, 20, 33))
+    return model, replace(trace, provenance=replace(trace.provenance, runtime="llama-cpp"))
+
+
+def in_an_unknown_arithmetic(
+    tiny: tuple[Model, Trace], extra: float = 0.0, everywhere: float = 0.8
+) -> Judged:
+    """Judge a product that is off by some share of what f16 activations cost, as no rule of the table is.
+
+    Weights are f16, so that llama.cpp is expected to round the activations to f16.
+    """
+    model, trace = tiny
+    x = trace.stages[0, "ffn_norm"].data.astype(np.float64)
+    tensor = model.weights.tensor("up", 0)
+    weight = tensor.rows(0, tensor.shape[0]).astype(np.float64)
+    expected = x.astype(np.float16).astype(np.float64) @ weight.T
+    cost = np.sqrt(np.mean(np.square(expected - x @ weight.T), axis=1, keepdims=True))
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], expected.shape)
+    off = signs * everywhere * cost
+    off[3, 17] = extra * cost[3, 0] if extra else off[3, 17]
+    key = (0, "ffn_up")
+    array = replace(trace.stages[key], data=(expected + off).astype(np.float32))
+    spoilt = replace(trace, stages={**trace.stages, key: array})
+    return judge(spoilt, model.weights, [key])[key]
+
+
+@pytest.mark.parametrize(("extra", "wrong"), [(0.0, False), (3.8, False), (4.2, True)])
+def test_four_times_what_the_expected_arithmetic_costs_is_allowed_where_none_is_known(
+    tiny: tuple[Model, Trace], extra: float, wrong: bool
+) -> None:
+    entry = in_an_unknown_arithmetic(tiny, extra)
+    assert entry.simulated
+    assert entry.fit is not None
+    assert entry.fit.rule.name == "f16"
+    assert entry.in_error is wrong
+    if extra:
+        assert entry.fit.excess == pytest.approx(extra / 4, rel=0.01)
+
+
+def test_an_error_in_every_value_is_found_below_that_where_no_arithmetic_is_known(
+    tiny: tuple[Model, Trace],
+) -> None:
+    # The root mean square over 512 channels may reach 1/4 + 3/4 / sqrt(512) of the limit.
+    assert not in_an_unknown_arithmetic(tiny, everywhere=1.1).in_error
+    assert in_an_unknown_arithmetic(tiny, everywhere=1.3).in_error
+
+
+def test_where_the_expected_arithmetic_is_plain_nothing_more_is_allowed(tiny: tuple[Model, Trace]) -> None:
+    model, trace = tiny
+    plain = (model, replace(trace, provenance=replace(trace.provenance, runtime="embedded")))
+    entry = in_an_unknown_arithmetic(plain)
+    assert not entry.simulated
+    assert entry.in_error
