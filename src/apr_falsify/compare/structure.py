@@ -86,7 +86,7 @@ def geometry_findings(oracle: Geometry, subject: Geometry) -> list[Finding]:
             advice="check that both sides run the same model, and how the subject's file was converted",
         )
         for field in fields(Geometry)
-        for ours, theirs in [(_stated(oracle, field.name), _stated(subject, field.name))]
+        for ours, theirs in [_stated_by(oracle, subject, field.name)]
         if (field.name in SHAPING or field.name in _USED_BY) and not _same(ours, theirs)
     ]
 
@@ -124,6 +124,13 @@ def _stated(geometry: Geometry, name: str) -> Any:
     if name == "attn_scales":
         return tuple(geometry.attn_scale_at(layer) for layer in range(geometry.layers))
     return getattr(geometry, name)
+
+
+def _stated_by(oracle: Geometry, subject: Geometry, name: str) -> tuple[Any, Any]:
+    """Return what both models state; of the usual scale nothing, since the size of the heads says it."""
+    if name == "attn_scales" and not (oracle.attn_scales or subject.attn_scales):
+        return (), ()
+    return _stated(oracle, name), _stated(subject, name)
 
 
 def _in_force(geometry: Geometry, name: str, tokens: int) -> Any:

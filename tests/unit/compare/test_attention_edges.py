@@ -15,7 +15,8 @@ import pytest
 from apr_falsify import quantise
 from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.sides import DEFAULT_MODEL
-from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.compare.judge import Judged, judge, replayer_of
+from apr_falsify.rules import RULES, Operation
 from apr_falsify.stages import STAGES
 from apr_falsify.subjects import embedded
 from apr_falsify.trace import StageArray, Trace
@@ -156,3 +157,29 @@ def test_a_cached_value_that_is_off_by_a_step_on_no_edge_is_an_error(base: Trace
     held[7, place] += largest / 127
     stages = {"attn_softmax": weights, "qkv_bias": fused, "attention": mixed(weights, held)}
     assert judged(base, "attention", stages, "q8_0 v cache").in_error
+
+
+def test_a_block_sum_of_q_between_two_f16_numbers_may_be_either(base: Trace) -> None:
+    """A sum of 2049 steps lies half way from 2048 to 2050; what is missing in it falls on the minima of k."""
+    q, k = normals(0, S, H * D), normals(1, S, K * D)
+    q[5, :32] = 64.0
+    q[5, 0], q[5, 31] = 127.0, 2049 - 127 - 30 * 64
+    rule = "q4_1 k cache"
+    trace = replace(
+        base,
+        stages={
+            (0, name): StageArray(data=data.astype(np.float32))
+            for name, data in score_stages(q, k, np.zeros((H, S, S))).items()
+        },
+    )
+    replayer = replayer_of(trace, None, f"f32; {rule}")
+    operands = replayer.operands(0)
+    (held,) = (each for each in RULES[Operation.SCORES] if each.name == rule)
+    made = operands.scores(q, k, held)
+    # The whole run as it is, but that block's sum rounded up and not to even: 2 steps more for its minima.
+    lowest = k.reshape(S, K, D)[:, 0, :32].min(axis=-1).astype(np.float16).astype(np.float64)
+    made[0, 5] += 2 * lowest / np.sqrt(D)
+    entry = judged(base, "attn_scores", score_stages(q, k, made), rule)
+    assert entry.fit is not None
+    assert not entry.in_error
+    assert entry.fit.edges == 1

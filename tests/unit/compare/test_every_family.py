@@ -24,7 +24,8 @@ from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import OVER_TOKENS, Replayer
 from apr_falsify.errors import ModelError
 from apr_falsify.exam.cases import Case, Host, Ran, Seeded
-from apr_falsify.exam.material import SETTINGS, Material, Store
+from apr_falsify.exam.material import SETTINGS, Material
+from apr_falsify.exam.store import Store
 from apr_falsify.exam.trial import COUNTS_FROM, level_of
 from apr_falsify.faults import CATALOGUE, Fault, Spread
 from apr_falsify.ops import stages_of
