@@ -98,7 +98,8 @@ def _sample(mutants: Sequence[Mutant], seed: int, size: int) -> list[Mutant]:
 class State:
     """What earlier starts found, one JSON line each; the last of a key counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: float) -> None:
+        self.budget = budget
         STORE.mkdir(parents=True, exist_ok=True)
         self.path = STORE / "answers.jsonl"
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
@@ -127,6 +128,7 @@ class State:
             "key": mutant.key,
             "file": _file_digest(ROOT / mutant.file),
             "tests": self._tests(answer, room_digest),
+            "budget": self.budget,
             "answer": asdict(answer),
         }
         self.rows[mutant.key] = row
@@ -155,7 +157,7 @@ class Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.state = State()
+        self.state = State(options.budget)
         self.answers: dict[str, list[tuple[Mutant, Answer]]] = {}
         self.mutants: list[Mutant] = []
 
