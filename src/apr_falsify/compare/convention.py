@@ -163,10 +163,9 @@ Solved = tuple[tuple[Convention, ...], Trace, dict[Key, Judged]]
 def _whole(trace: Trace, judged: Mapping[Key, Judged], setting: _Setting) -> Solved | None:
     """Return the first conventions under which all that they concern is right."""
     for trial in _trials(trace.geometry):
-        if all(_plausible(convention, trial, trace, judged) for convention in trial):
-            solved = _solved(trace, trial, judged, setting, helpful=False)
-            if solved is not None:
-                return trial, *solved
+        solved = _solved(trace, trial, judged, setting, helpful=False)
+        if solved is not None:
+            return trial, *solved
     return None
 
 
@@ -174,8 +173,7 @@ def _beside_a_fault(trace: Trace, judged: Mapping[Key, Judged], setting: _Settin
     """Return the convention that helps most where no one makes all right; only such as change no verdict."""
     best: Solved | None = None
     for trial in _trials(trace.geometry):
-        alone = len(trial) == 1 and trial[0].finding is FindingType.RECORDING
-        if not (alone and _plausible(trial[0], trial, trace, judged)):
+        if len(trial) > 1 or trial[0].finding is not FindingType.RECORDING:
             continue
         solved = _solved(trace, trial, judged, setting, helpful=True)
         if solved is not None and (best is None or _mended(judged, solved[1]) > _mended(judged, best[2])):
@@ -276,6 +274,8 @@ def _read_by(
 
     They fit where all that they concern is right then; of one alone it is enough that it is ``helpful``.
     """
+    if not all(_plausible(convention, trial, trace, judged) for convention in trial):
+        return None
     touched = _touched(trace, trial, setting.keys)
     changed = stored_as(trace, trial)
     if changed is None:

@@ -21,7 +21,7 @@ from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.operands import Operands
 from apr_falsify.compare.roundoff import UNIT, Known, lost
 from apr_falsify.compare.roundoff import stored as rounded
-from apr_falsify.compare.site import ReplaySite, WeightsNeeded
+from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import Array, compute, inputs_of
 from apr_falsify.rules import AND, OPERATIONS, PLAIN, Operation, Rule, expected_rule
@@ -157,7 +157,7 @@ class Replayer:
             return self._evaluated(key, inputs, rules, tuple(composed))
         except WeightsNeeded:
             return Missing(what="the weights", remedy="--oracle MODEL (bisect), --weights MODEL (compare)")
-        except _NotCaptured as missing:
+        except NotCaptured as missing:
             layer, name = missing.key
             place = "" if layer is None else f" of layer {layer}"
             place += " for every token" if missing.key in self.trace.stages else ""
@@ -176,7 +176,7 @@ class Replayer:
 
         Raises:
             WeightsNeeded: something must be composed, and there are no weights.
-            LookupError: something must be composed that cannot be.
+            NotCaptured: something must be composed that cannot be.
 
         """
         return self._inputs(key, [], self._rows(key))
@@ -224,12 +224,12 @@ class Replayer:
         values = self.captured(key)
         if values is not None:
             if self._rows(key) < rows:
-                raise _NotCaptured(key)
+                raise NotCaptured(key)
             if self.saved_format(key) is not None and np.isinf(values).any():
-                raise _NotCaptured(key)  # finite ones may have been saved so
+                raise NotCaptured(key)  # finite ones may have been saved so
             return Known(value=values, sigma=self._rounded_later(key, values))
         if key[1] in ("post_ffn_residual", "post_attn_residual"):
-            raise _NotCaptured(key)  # a residual stream can be composed only by replaying whole layers
+            raise NotCaptured(key)  # a residual stream can be composed only by replaying whole layers
         composed.append(key[1])
         found = self._evaluated(key, self._inputs(key, composed, rows), (self.expected(key),), ())
         return Known(value=found.values[0], sigma=found.sigma)
@@ -327,12 +327,6 @@ class Replayer:
         stored = (array for (_, name), array in self.trace.stages.items() if name == "k_post_rope")
         interleaved = any(Layout.INTERLEAVED in array.layout for array in stored)
         return Operands(geometry=self.trace.geometry, layer=layer, interleaved=interleaved)
-
-
-class _NotCaptured(LookupError):
-    def __init__(self, key: Key) -> None:
-        super().__init__(key)
-        self.key = key
 
 
 def _skipping(inputs: Mapping[str, F64], site: ReplaySite) -> F64 | None:

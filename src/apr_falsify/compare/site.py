@@ -12,11 +12,25 @@ from apr_falsify.compare.roundoff import F64, UNIT, Array
 from apr_falsify.geometry import Geometry
 from apr_falsify.ops import embedding
 from apr_falsify.rules import PLAIN, Rule
+from apr_falsify.trace import Key
 from apr_falsify.weights import Weights
 
 
 class WeightsNeeded(Exception):
     """A replay needs weights where there are none; becomes :class:`Missing`."""
+
+
+class NotCaptured(Exception):
+    """A replay must compose a stage that cannot be composed; becomes :class:`Missing`.
+
+    Args:
+        key: that stage.
+
+    """
+
+    def __init__(self, key: Key) -> None:
+        super().__init__(key)
+        self.key = key
 
 
 @dataclass(slots=True, kw_only=True)

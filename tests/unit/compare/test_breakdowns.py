@@ -146,6 +146,16 @@ def test_the_same_breakdown_in_many_layers_is_one_line(monkeypatch: pytest.Monke
     assert len(result.breakdowns) == 2
 
 
+@pytest.mark.parametrize("error", [IndexError("out of bounds"), KeyError("v")])
+def test_a_defect_is_not_taken_for_a_stage_that_is_missing(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Replayer, "evaluate", raising(error))
+    result = compared(run({SOURCE: noisy}))
+    assert sources(result) == [(1, ("ffn_out",))]
+    assert noted(result)[0].startswith("the search for a cause at layer 1 ffn_out: it broke down")
+
+
 @pytest.mark.parametrize("where", ["explain", "error_sits"])
 def test_a_search_that_breaks_down_leaves_the_source(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, where, raising(ValueError("no")))

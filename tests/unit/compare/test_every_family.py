@@ -46,7 +46,7 @@ HOSTS: Mapping[str, Host] = {
 }
 
 
-SHARE = 1 if EVERY else 8
+SHARE = 1 if EVERY else 10
 """One in so many is run, in each recipe others."""
 
 
@@ -222,5 +222,7 @@ def test_nothing_breaks_down_whatever_was_captured(recipe: str, benches: Mapping
             continue  # of a single key
         oracle = spoiled_run(model, request, {}, "f64")
         subject = KEPT[kept](spoiled_run(model, request, {key: SPOILS[name]}, dtype))
-        result = bisect(oracle, subject, weights=model.weights if with_weights else None)
+        layers = None if key[0] is None else [key[0]]
+        weights = model.weights if with_weights else None
+        result = bisect(oracle, subject, weights=weights, layers=layers)
         assert result.breakdowns == (), (key, name, tokens, dtype, kept)

@@ -14,7 +14,7 @@ from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.layout import only_data
 from apr_falsify.compare.replay import Replayer, saved_unit
 from apr_falsify.compare.roundoff import TINY, UNIT, Known, lost, stored
-from apr_falsify.compare.site import ReplaySite, WeightsNeeded
+from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
 from apr_falsify.geometry import Geometry
 from apr_falsify.rope import Rope
 from apr_falsify.rules import OPERATIONS, Operation, Rule
@@ -255,7 +255,7 @@ def open_case(replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: flo
     try:
         known = replayer.inputs(key)
         found = replayer.evaluate(key, known, (rule,))
-    except (WeightsNeeded, LookupError):
+    except (WeightsNeeded, NotCaptured):
         return None
     return Case(
         replayer=replayer,
