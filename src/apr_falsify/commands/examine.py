@@ -37,7 +37,7 @@ from apr_falsify.weights import Model
 QUICK_FAULTS = 6
 """With ``--quick``: every n-th fault."""
 
-QUICK_CORRECT = 19
+QUICK_CORRECT = 29
 """With ``--quick``: every n-th correct run of narrow models; prime, so that every text has its turn."""
 
 QUICK_KERNELS = (OWN, "sse")
@@ -174,6 +174,7 @@ def _planned(names: tuple[str, ...], wanted: Wanted) -> Plan:
         models=tuple(name for name in names if name not in (SMOLLM2, WIDE_MODEL)),
         seeds=1,
         faults=CATALOGUE[::QUICK_FAULTS],
+        repetitive=1,
         pairs=24,
         correct=QUICK_CORRECT,
         kernels=wanted.kernels or QUICK_KERNELS,

@@ -68,6 +68,7 @@ class Plan:
         models: the models.
         seeds: how many seeds of each.
         faults: the faults.
+        repetitive: on how many repetitive texts each fault is seeded once more.
         pairs: how many pairs.
         correct: how many of the narrow models' correct runs are held: every n-th.
         kernels: the kernels under which correct runs are held.
@@ -79,6 +80,7 @@ class Plan:
     models: tuple[str, ...]
     seeds: int = 3
     faults: tuple[Fault, ...] = CATALOGUE
+    repetitive: int = 2
     pairs: int = 600
     correct: int = 1
     kernels: tuple[str, ...] = tuple(KERNELS)
@@ -184,17 +186,19 @@ REPETITIVE = ("one token repeated", "runs of repeats")
 
 
 def repetitive_singles(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
-    """Give single faults on texts that repeat themselves, one of each kind and text."""
+    """Give single faults on texts that repeat themselves, on texts taken in turn."""
     material, setting = Material(name="tiny-qwen2", seed=0), SETTINGS["f32"]
     if material.name not in plan.models:
         return
     geometry = store.geometry(material)
+    # torch first: it shares no code with the replay.
     hosting = [name for name in ("torch", "formula", "tensors") if name in hosts]
     for turn, fault in enumerate(plan.faults):
         able = [name for name in hosting if hosts[name].can(fault, geometry, setting)]
-        for at, text in enumerate(REPETITIVE if able else ()):
+        for at in range(turn, turn + plan.repetitive) if able else ():
+            text = REPETITIVE[at % len(REPETITIVE)]
             yield Case(
-                host=able[at % len(able)],
+                host=able[0],
                 material=material,
                 setting=setting,
                 tokens=TEXTS[text].ids(turn, 12, geometry.vocab, ()),
