@@ -259,6 +259,8 @@ class Pool:
             raise ProcessError("an exam's worker could not be started", expected=str(error)) from error
         with self._lock:
             self.workers.add(worker)
+        if self._ended:  # while it started, when it was in no list yet
+            worker.end()
         self._results.put_kernel(kernel, worker.facts)
         return worker
 
