@@ -187,9 +187,12 @@ class Run:
         digest = _digest(*(_file_digest(ROOT / file).encode() for file in [*test_files, *scripts]))
         measured: dict[str, Measured] | None = None
         uses = Uses(room.files(), ROOT)
+        listed = _equivalents()
         texts = {file: (ROOT / file).read_text(encoding="utf-8") for file in test_files}
         for number, mutant in enumerate(mutants, 1):
             answer = self.state.known(mutant, digest)
+            if mutant.of_constant in listed:  # every change of it: none needs to be tried
+                answer = Answer(status="listed")
             if answer is None:
                 if measured is None:
                     measured = measure(name, room, forks)
@@ -273,7 +276,7 @@ def _report(run: Run, goal: float) -> int:
         counts: Counter[str] = Counter()
         for mutant, answer in rows:
             dead = answer.status in ("killed", "hangs")
-            equivalent = not {mutant.key, f"{mutant.file} | {mutant.function} | *"}.isdisjoint(listed)
+            equivalent = not {mutant.key, mutant.of_constant}.isdisjoint(listed)
             counts["killed" if dead else "equivalent" if equivalent else "alive"] += 1
             if dead and mutant.key in listed:
                 wrong += 1
@@ -290,7 +293,7 @@ def _report(run: Run, goal: float) -> int:
 def _without_mutant(listed: set[str], mutants: Sequence[Mutant]) -> int:
     """Print which lines of the list fit no mutant of these files; how many they are."""
     files = {mutant.file for mutant in mutants}
-    keys = {key for mutant in mutants for key in (mutant.key, f"{mutant.file} | {mutant.function} | *")}
+    keys = {key for mutant in mutants for key in (mutant.key, mutant.of_constant)}
     stale = sorted(line for line in listed - keys if line.partition(" | ")[0] in files)
     for line in stale:
         print(f"listed as equivalent, but no such mutant is there: {line}")

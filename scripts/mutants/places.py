@@ -68,6 +68,11 @@ class Mutant:
         """What the mutant is known by."""
         return f"{self.file} | {self.function} | {self.change}"
 
+    @property
+    def of_constant(self) -> str:
+        """What every change of the same constant, table or function is known by."""
+        return f"{self.file} | {self.function} | *"
+
 
 def mutants_of(path: Path, root: Path) -> list[Mutant]:
     """Return every mutant of a file, in the order of its text."""

@@ -12,7 +12,7 @@ from tests.unit.compare.wrong_blocks import BLOCKS
 from tests.unit.compare.wrong_heads import HEADS
 from tests.unit.compare.wrong_rotations import ROTATIONS, SMALL_ROTATIONS
 from tests.unit.compare.wrong_small_heads import SMALL_HEADS
-from tests.unit.compare.wrong_stages import Run, Wrong, explained, small_run, tiny_run
+from tests.unit.compare.wrong_stages import Run, Wrong, changed, explained, small_run, tiny_run, wrong
 from tests.unit.compare.wrong_sums import BLOCK_ENDS
 
 
@@ -59,3 +59,27 @@ def test_a_fault_of_a_norm_or_a_product_gets_its_name(name: str) -> None:
 @pytest.mark.parametrize("name", BLOCK_ENDS)
 def test_a_fault_of_the_feed_forward_block_gets_its_name(name: str) -> None:
     check(tiny(), BLOCK_ENDS[name])
+
+
+def test_what_stands_in_one_place_and_has_a_reason_is_named_by_its_reason() -> None:
+    """With one kv head, k's weights in the place of v's spoil one head alone, by no constant factor."""
+    run = small_run(num_key_value_heads=1)
+    columns = run["qkv_matmul"].copy()
+    columns[:, -4:] = columns[:, -8:-4]
+    check(run, wrong("qkv_matmul", "other-weights", "the weights of k for v", lambda r: columns))
+
+
+def test_a_factor_in_one_place_is_named_before_weights_are_multiplied_again() -> None:
+    run = tiny()
+    doubled = wrong(
+        "ffn_up", "one-channel", r"only channel 9: x 2 there", lambda r: changed(r["ffn_up"], np.s_[:, 9], 2)
+    )
+    check(run, doubled)
+
+
+def test_two_tokens_are_enough_to_tell_another_weight_vector() -> None:
+    run = tiny_run(tokens=(274, 272))
+    factors = np.random.default_rng(1).uniform(0.5, 1.9, 256)
+    check(
+        run, wrong("attn_norm", "other-weight-vector", "another weight", lambda r: r["attn_norm"] * factors)
+    )

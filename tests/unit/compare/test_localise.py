@@ -245,3 +245,65 @@ def test_where_the_expected_arithmetic_is_plain_nothing_more_is_allowed(tiny: tu
     entry = in_an_unknown_arithmetic(plain)
     assert not entry.simulated
     assert entry.in_error
+
+
+# --- what a source's explanation says -------------------------------------------------
+
+
+def rotated_from_one(trace: Trace) -> Trace:
+    """Return the trace with q and k of layer 0 turned as if the first token stood at position 1."""
+    stages = dict(trace.stages)
+    size = trace.geometry.head_dim
+    frequencies = 1e4 ** (-np.arange(size // 2) / (size // 2))
+    for name in ("q_post_rope", "k_post_rope"):
+        data = trace.stages[0, name].data.astype(np.float64)
+        heads = data.reshape(len(data), -1, 2, size // 2)
+        z = (heads[:, :, 0] + 1j * heads[:, :, 1]) * np.exp(1j * frequencies)
+        turned = np.stack((z.real, z.imag), axis=2).reshape(data.shape)
+        stages[0, name] = replace(stages[0, name], data=turned.astype(np.float32))
+    return replace(trace, stages=stages)
+
+
+def test_an_error_that_no_later_stage_shows_is_said_to_be_so(model: Model, sound: Trace) -> None:
+    result = bisect(sound, rotated_from_one(sound), weights=model.weights)
+    assert found(result, FindingType.SOURCE) == [(0, ("q_post_rope",)), (0, ("k_post_rope",))]
+    assert all("attn_scores does not show it" in source.explanation for source in result.sources)
+    shown = bisect(sound, changed(sound, (0, "ffn_up"), 1.5), weights=model.weights)
+    (source, *_) = shown.sources
+    assert "ffn_swigl does not show it" in source.explanation  # it was computed from the sound one
+
+
+def test_an_error_that_a_later_stage_shows_is_not_said_to_be_hidden(model: Model, sound: Trace) -> None:
+    wrong = changed(changed(sound, (0, "ffn_up"), 1.5), (0, "ffn_swigl"), 1.5)
+    result = bisect(sound, wrong, weights=model.weights)
+    source = next(each for each in result.sources if each.stages == ("ffn_up",))
+    assert "does not show it" not in source.explanation
+    slightly = changed(changed(sound, (0, "ffn_up"), 1.5), (0, "ffn_swigl"), 1.004)
+    result = bisect(sound, slightly, weights=model.weights)
+    source = next(each for each in result.sources if each.stages == ("ffn_up",))
+    assert "ffn_swigl does not show it" in source.explanation  # less than a hundredth of it
+
+
+def test_a_source_says_residual_floor_and_by_how_much_the_worst_place_exceeds_it(
+    model: Model, sound: Trace
+) -> None:
+    key = (0, "ffn_up")
+    data = np.array(sound.stages[key].data)
+    data[2, 3] += np.float32(6e-6)
+    array = replace(sound.stages[key], data=data)
+    result = bisect(sound, replace(sound, stages={**sound.stages, key: array}), weights=model.weights)
+    source = next(each for each in result.sources if each.stages == ("ffn_up",))
+    row = next(row for row in result.rows if (row.layer, row.stage) == key)
+    assert row.residual is not None
+    assert row.floor is not None
+    assert row.excess is not None
+    assert row.residual < row.floor
+    assert source.explanation.startswith(
+        f"layer 0 ffn_up is not what its inputs make it: residual {row.residual:.1e}, floor {row.floor:.1e}, "
+        f"{row.excess:.2g} x its floor at the worst place"
+    )
+    whole = bisect(sound, changed(sound, key, 1.5), weights=model.weights)
+    source = next(each for each in whole.sources if each.stages == ("ffn_up",))
+    assert "at the worst place" not in source.explanation
+    assert source.advice == "look at the code and the weights of layer 0 ffn_up"
+    assert source.cause == ("factor", "x 1.5")
