@@ -29,6 +29,7 @@ class Provenance:
         device: ``cpu``, ``cuda`` or ``unknown``.
         saved_as: stage -> the number format that it was rounded to when it was saved, where the run itself
             went on with what it had.
+        operands: stage -> the number format that products round it to, where it holds more digits.
         arithmetic: how sums are done, in the words of ``arithmetic.py``.
         settings: what the user handed to the runtime beyond its defaults, by name.
         libraries: versions of the libraries that computed it.
@@ -54,6 +55,7 @@ class Provenance:
     device: str = "unknown"
     arithmetic: str = "unknown"
     saved_as: Mapping[str, str] = field(default_factory=dict)
+    operands: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     libraries: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[int, int] | None = None
@@ -65,8 +67,8 @@ class Provenance:
     commit: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values; ``saved_as`` only where there is any: earlier versions had none."""
-        return {key: value for key, value in asdict(self).items() if key != "saved_as" or value}
+        """Return it as plain JSON values; what earlier versions did not have only where there is any."""
+        return {key: value for key, value in asdict(self).items() if key not in _LATER or value}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Provenance:
@@ -118,6 +120,8 @@ def _stages(value: object, name: str) -> tuple[str, ...]:
     return tuple(text(stage, name) for stage in items(value, name))
 
 
+_LATER = ("saved_as", "operands")
+
 _READERS: Mapping[str, Callable[[object, str], Any]] = {
     "runtime": text,
     "version": text,
@@ -131,6 +135,7 @@ _READERS: Mapping[str, Callable[[object, str], Any]] = {
     "device": text,
     "arithmetic": text,
     "saved_as": _formats,
+    "operands": _formats,
     "settings": _texts,
     "libraries": _texts,
     "layers": _optional(_layers),

@@ -31,6 +31,7 @@ from apr_falsify.commands.starter_match import (
 )
 from apr_falsify.commands.starter_names import ALIKE
 from apr_falsify.compare.convention import declared_or_solved
+from apr_falsify.compare.held_format import Held, in_its_format
 from apr_falsify.compare.judge import Judged
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.structure import consumers
@@ -40,7 +41,7 @@ from apr_falsify.provenance import Provenance
 from apr_falsify.stages import STAGES, Layout, stored_shape
 from apr_falsify.subjects.foreign import BF16_BITS, Dump
 from apr_falsify.subjects.mapped import MASKED_BELOW, WHOLE, axis_sizes, mapped_stages
-from apr_falsify.subjects.mapping import LAYOUT_OF, MASKED, MappingFile, StageMap, canonical_axes
+from apr_falsify.subjects.mapping import LAYOUT_OF, MappingFile, StageMap
 from apr_falsify.trace import Key, StageArray, Trace
 from apr_falsify.weights import Weights
 
@@ -103,6 +104,7 @@ class Starter:
         conflicts: arrays whose name and values disagree.
         unused: candidates without a stage.
         missing: stages without a candidate.
+        kept: the number format that the values show, ``None`` for that of the arrays.
 
     """
 
@@ -110,6 +112,7 @@ class Starter:
     conflicts: tuple[Conflict, ...]
     unused: tuple[Candidate, ...]
     missing: tuple[str, ...]
+    kept: str | None = None
 
 
 def token_arrays(dump: Dump, vocab: int | None) -> dict[str, tuple[int, ...]]:
@@ -145,16 +148,18 @@ def propose(dump: Dump, known: Known, where: Path) -> Starter:
         for name in names
         if (proposal := _proposal(name, [match for match in chosen if match.place.stage == name], known))
     ]
+    kept = None
     if sizes is not None and geometry is not None:
         for proposal in proposals:
             _see_mask(proposal, sizes)
         if known.oracle is not None or known.weights is not None:
-            _solve(proposals, dump, known, where)
+            kept = _solve(proposals, dump, known, where)
     return Starter(
         proposals=tuple(proposals),
         conflicts=tuple(conflicts),
         unused=_unused(found, (*chosen, *(conflict.by_name for conflict in conflicts))),
         missing=tuple(name for name in names if all(each.row.stage != name for each in proposals)),
+        kept=kept,
     )
 
 
@@ -242,19 +247,24 @@ def _see_mask(proposal: Proposal, sizes: Mapping[str, int]) -> None:
             return
 
 
-def _solve(proposals: Sequence[Proposal], dump: Dump, known: Known, where: Path) -> None:
-    """Let the convention solver decide what shapes leave open; what it does not prove becomes a doubt."""
+def _solve(proposals: Sequence[Proposal], dump: Dump, known: Known, where: Path) -> str | None:
+    """Let the convention solver decide what shapes leave open; what it does not prove becomes a doubt.
+
+    Returns the number format that the values show where it is not that of the arrays, else ``None``.
+    """
     assert known.geometry is not None
     assert known.tokens is not None
-    said = MappingFile(path=where, runtime="unknown", stages=tuple(proposal.row for proposal in proposals))
+    said = MappingFile(path=where, runtime=_UNKNOWN, stages=tuple(proposal.row for proposal in proposals))
     stages, saved_as = mapped_stages(dump, said, known.geometry, len(known.tokens), where)
     trace = Trace(
-        provenance=Provenance(runtime="unknown", saved_as=saved_as),
+        provenance=Provenance(runtime=_UNKNOWN, dtype=_UNKNOWN, saved_as=saved_as),
         geometry=known.geometry,
         tokens=known.tokens,
         stages=stages,
     )
-    solved, judged, _ = declared_or_solved(trace, known.weights, list(stages))
+    held, _ = in_its_format(Held(trace=trace, weights=known.weights), list(stages))
+    trace = held.trace
+    solved, judged, _ = declared_or_solved(trace, held.weights, list(stages))
     oracle = _canonical(known)
     changed = {name: _changed(solved, trace, name) for _, name in stages}
     for proposal in proposals:
@@ -264,6 +274,10 @@ def _solve(proposals: Sequence[Proposal], dump: Dump, known: Known, where: Path)
         if not changed[proposal.row.stage]:
             _doubt(proposal, solved, keys[0], oracle, judged)
         _tell_replay(proposal, keys, judged)
+    return None if trace.provenance.dtype == _UNKNOWN else trace.provenance.dtype
+
+
+_UNKNOWN = "unknown"
 
 
 def _changed(solved: Trace, trace: Trace, name: str) -> tuple[Layout, ...]:
@@ -380,13 +394,3 @@ def _agrees(trace: Trace, key: Key, array: StageArray, oracle: Mapping[Key, F64]
     size = float(np.linalg.norm(theirs))
     scale = float(np.linalg.norm(ours)) / size if size else 1.0
     return 1 - cosine(ours, theirs, key[1]) <= SAME and abs(scale - 1) <= _SAME_SCALE
-
-
-def usual_axes(row: StageMap) -> bool:
-    """Whether the file need not say the axes of ``row``."""
-    return len(row.axes) == 1 and row.axes[0] == canonical_axes(row.stage)
-
-
-def layout_words(row: StageMap) -> Iterable[str]:
-    """Return the layout words that the file says for ``row``."""
-    return [*(word.value for word in row.layout), *((MASKED,) if row.masked else ())]

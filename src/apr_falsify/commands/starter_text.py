@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from apr_falsify import __version__
-from apr_falsify.commands.starter import Known, Proposal, Starter, layout_words, usual_axes
+from apr_falsify.commands.starter import Known, Proposal, Starter
 from apr_falsify.commands.starter_match import Candidate
 from apr_falsify.subjects.foreign import Dump
-from apr_falsify.subjects.mapping import QKV_PARTS, SCHEMA, StageMap
+from apr_falsify.subjects.mapping import MASKED, QKV_PARTS, SCHEMA, StageMap, canonical_axes
 
 _WIDTH = 100
 
@@ -33,7 +33,9 @@ def _head(starter: Starter, dump: Dump, known: Known, recording: str) -> Iterato
     yield f"schema: {SCHEMA}"
     yield "runtime: unnamed  # the port's name; version, device, prompt and arithmetic may follow"
     kinds = {array.kind for array in dump.values()}
-    if "f16" in kinds and "f32" not in kinds:
+    if starter.kept is not None:
+        yield f"dtype: {starter.kept}  # the values show it, and the stages fit so, whatever the arrays hold"
+    elif "f16" in kinds and "f32" not in kinds:
         yield "dtype: f16  # that of the arrays; f32 where the port kept more and rounded them to save them"
     else:
         yield "dtype: f32  # the format in which the port keeps its stages: f32, f16, bf16 or f64"
@@ -59,15 +61,25 @@ def _stage(proposal: Proposal) -> Iterator[str]:
         yield from _comment(note, "    ")
     names = ", ".join(_quoted(name) for name in row.names)
     yield f"    from: {names}" if len(row.names) == 1 else f"    from: [{names}]"
-    if not usual_axes(row) and row.axes != QKV_PARTS:
+    if not _usual_axes(row) and row.axes != QKV_PARTS:
         yield f"    axes: {_axes(row)}"
-    if words := list(layout_words(row)):
+    if words := list(_layout_words(row)):
         yield f"    layout: [{', '.join(words)}]"
     if row.dtype:
         yield f"    dtype: {row.dtype}"
     for line, why in proposal.doubts:
         yield f"    # {line}"
         yield from _comment(f"OFF: {why}", "    #   ")
+
+
+def _usual_axes(row: StageMap) -> bool:
+    """Whether the file need not say the axes of ``row``."""
+    return len(row.axes) == 1 and row.axes[0] == canonical_axes(row.stage)
+
+
+def _layout_words(row: StageMap) -> Iterable[str]:
+    """Return the layout words that the file says for ``row``."""
+    return [*(word.value for word in row.layout), *((MASKED,) if row.masked else ())]
 
 
 def _axes(row: StageMap) -> str:

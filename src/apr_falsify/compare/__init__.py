@@ -8,6 +8,8 @@ To be read in this order:
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
 - the weights themselves: ``weights``, ``systematic``
 - every stage from its own inputs: ``judge``, ``replay``, ``site``, ``products``, ``operands``, ``experts``
+- in which number format a run holds its values: ``held_format``, ``seen_format``,
+  ``recorded_formats``, and read once more: ``read_again``
 - how large rounding may be: ``floor``, ``roundoff``, ``excess``
 - values on the edge between two steps: ``crossing``, ``edges``, ``attention_edges``
 - what holds without a reference: ``invariants``

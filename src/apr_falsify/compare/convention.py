@@ -20,7 +20,7 @@ from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.layout import FACTORS
-from apr_falsify.compare.proof import helps, is_right, wrong
+from apr_falsify.compare.proof import helps, is_read, is_right, wrong
 from apr_falsify.compare.structure import consumers
 from apr_falsify.geometry import Geometry
 from apr_falsify.stages import Layout, stored_shape
@@ -286,8 +286,12 @@ def _read_by(
     for some in (sample, touched):
         if len(again) < len(some):
             again = setting.judge(changed, some)
-        fits = bool(again) and not wrong(again, again)
-        if not fits and not (helpful and helps(trial[0].word, trial[0].stages, trace, judged, again)):
+        if helpful:
+            fits = helps(trial[0].word, trial[0].stages, trace, judged, again)
+        else:
+            fits = bool(again) and not wrong(again, again)
+            fits &= all(one.word not in FACTORS or is_read(one.stages, judged, again) for one in trial)
+        if not fits:
             return None
     return changed, again
 

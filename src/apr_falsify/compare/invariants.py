@@ -20,7 +20,7 @@ from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.products import turning_noise
-from apr_falsify.compare.replay import saved_unit
+from apr_falsify.compare.recorded_formats import saved_unit
 from apr_falsify.compare.roundoff import FEW, TINY, UNIT, smallest_rounding
 from apr_falsify.errors import TraceError
 from apr_falsify.geometry import Geometry

@@ -28,7 +28,8 @@ from apr_falsify.compare.edges import on_the_other_side
 from apr_falsify.compare.excess import EXPLAINED_SHARE, LIMIT, excess_of
 from apr_falsify.compare.layout import only_data
 from apr_falsify.compare.metrics import Metrics, compare_arrays
-from apr_falsify.compare.replay import Missing, Replay, Replayer, saved_unit, saved_words
+from apr_falsify.compare.recorded_formats import saved_unit, saved_words
+from apr_falsify.compare.replay import Missing, Replay, Replayer
 from apr_falsify.compare.roundoff import UNIT
 from apr_falsify.rules import OPERATIONS, PLAIN, RULES, Operation, Rule, stated_rules
 from apr_falsify.trace import Key, Trace

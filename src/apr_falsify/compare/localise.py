@@ -30,6 +30,7 @@ from apr_falsify.compare.findings import (
     unmeasured_findings,
     wrong_without_weights,
 )
+from apr_falsify.compare.held_format import Held, in_its_format
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.published import PublishedRule, published_rule
 from apr_falsify.compare.rows import accused, cleared, rows_of
@@ -90,7 +91,10 @@ def bisect(
     # 3. and 4.
     used = subject_weights or weights
     reference = judge(oracle, weights, keys, attempts=attempts.within("the oracle", decisive=True))
-    subject, judged, layouts = declared_or_solved(subject, used, keys, arithmetic, attempts)
+    said = Held(trace=subject, weights=used)
+    in_format = partial(in_its_format, said, keys, arithmetic)
+    held, formats = attempts.trying("the format of what was recorded").made(in_format, (said, ()))
+    subject, judged, layouts = declared_or_solved(held.trace, held.weights, keys, arithmetic, attempts)
     # 5.
     if comparable:
         used_in = keys if subject_weights is not None else _as_replayed(judged)
@@ -108,7 +112,7 @@ def bisect(
     rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
     own = subject_weights is not None
     sources = source_findings(
-        subject, used, guilty, rows, own_weights=own, arithmetic=arithmetic, attempts=attempts
+        subject, held.weights, guilty, rows, own_weights=own, arithmetic=arithmetic, attempts=attempts
     )
     published = attempts.trying("the published rule").made(partial(_published, rows), ())
     lost = unchecked.breakdown_findings(attempts.noted)
@@ -121,6 +125,7 @@ def bisect(
         *sources,
         *comparative_findings(unequal),
         *broken,
+        *formats,
         *layouts,
         *arithmetic_findings(judged),
         *unmeasured_findings(_otherwise(rows, lost), judged, subject.provenance.absent),
@@ -139,7 +144,7 @@ def bisect(
         ),
         tokens=oracle.tokens,
         oracle=oracle.provenance,
-        subject=subject.provenance,
+        subject=said.trace.provenance,
         breakdowns=tuple(attempts.noted),
     )
 

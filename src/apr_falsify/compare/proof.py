@@ -56,6 +56,11 @@ def helps(
     )
 
 
+def is_read(stages: Collection[str], judged: Mapping[Key, Judged], again: Mapping[Key, Judged]) -> bool:
+    """Whether what is computed from ``stages`` was wrong and is right ``again``, which proves a factor."""
+    return any(key[1] not in stages and not is_right(judged[key]) and is_right(again[key]) for key in again)
+
+
 def _of(stages: Collection[str], keys: Collection[Key]) -> list[Key]:
     return [key for key in keys if key[1] in stages]
 

@@ -19,6 +19,7 @@ from apr_falsify.compare.experts import STAGES_OF_MIXTURE, replay_mixture
 from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.operands import Operands
+from apr_falsify.compare.recorded_formats import as_operands
 from apr_falsify.compare.roundoff import UNIT, Known, lost
 from apr_falsify.compare.roundoff import stored as rounded
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
@@ -100,16 +101,6 @@ RECOMPUTED: Mapping[str, tuple[str, ...]] = {"hf": ("qkv_matmul",)}
 """Runtime -> stages that its capture computes beside the forward pass: q, k, v add their bias within."""
 
 
-def saved_words(trace: Trace) -> str:
-    """Return the formats that stages were rounded to when they were saved, in words."""
-    return " and ".join(dict.fromkeys(trace.provenance.saved_as.values()))
-
-
-def saved_unit(trace: Trace) -> float:
-    """Return the unit roundoff of the coarsest format in which a stage was saved; f32's where none was."""
-    return max((FORMATS[name].unit_roundoff for name in trace.provenance.saved_as.values()), default=UNIT)
-
-
 class Replayer:
     """Replays the stages of one trace.
 
@@ -188,7 +179,8 @@ class Replayer:
     def _inputs(self, key: Key, composed: list[str], rows: int) -> dict[str, Known]:
         rows = len(self.trace.tokens) if key[1] in OVER_TOKENS else rows
         sources = inputs_of(key[1], self.trace.geometry, key[0])
-        return {role: self._known(source, composed, rows) for role, source in sources.items()}
+        known = {role: self._known(source, composed, rows) for role, source in sources.items()}
+        return as_operands(known, key, sources, self.trace.provenance.operands)
 
     def _rows(self, key: Key) -> int:
         """Return of how many tokens a stage was captured: all of them, or the last one."""

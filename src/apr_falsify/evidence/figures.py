@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apr_falsify.compare.bisection import SCHEMA, Bisection, Finding, FindingType, Row, Status, Verdict
-from apr_falsify.compare.convention import CONVENTIONS, stored_as
 from apr_falsify.compare.layout import aligned
 from apr_falsify.compare.localise import bisect, kind_of
 from apr_falsify.compare.metrics import compare_arrays
 from apr_falsify.compare.published import published_rule
+from apr_falsify.compare.read_again import read_again
 from apr_falsify.compare.structure import same_shapes
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.files import REPLAY_DIFFERS, Problem
@@ -192,12 +192,7 @@ def _solved(
     if sides is None or not all(side.has_values for side in sides):
         return None
     oracle, subject = (side.trace for side in sides)
-    names = {one.name: one for one in CONVENTIONS}
-    for one in findings:
-        convention = names.get(one.explanation.partition(":")[0])
-        if one.type in (FindingType.LAYOUT, FindingType.RECORDING) and convention is not None:
-            subject = stored_as(subject, [convention]) or subject
-    return oracle, subject
+    return oracle, read_again(subject, None, findings).trace
 
 
 def _accumulated(file: str, rows: Sequence[_Row], traces: tuple[Trace, Trace] | None, count: Count) -> None:
@@ -300,7 +295,7 @@ def _replay(
 ) -> Count:
     count = Count()
     judged = [one for one in rows if one.data["introduced"] is not None or one.data["residual"] is not None]
-    again = _again(rows, sides, weights) if judged else None
+    again = _again(rows, findings, sides, weights) if judged else None
     replayed = {} if again is None else {(row.layer, row.stage): row for row in again.rows}
     for one in judged:
         row = replayed.get(one.key)
@@ -351,15 +346,20 @@ def _near(told: object, expected: object) -> bool:
 
 def _again(
     rows: Sequence[_Row],
+    findings: Sequence[Finding],
     sides: tuple[SideTrace, SideTrace] | None,
     weights: tuple[Weights | None, Weights | None],
 ) -> Bisection | None:
-    """Bisect again with the weights that there are; without any, what needs none is replayed."""
+    """Bisect again with the weights that there are; without any, what needs none is replayed.
+
+    How the subject holds its values may not show without the weights: then it is taken as was found.
+    """
     if sides is None or not all(side.has_values for side in sides):
         return None
+    subject = sides[1].trace
     return bisect(
         sides[0].trace,
-        sides[1].trace,
+        subject if weights != (None, None) else read_again(subject, None, findings).trace,
         weights=weights[0],
         subject_weights=weights[1],
         layers=sorted({one.key[0] for one in rows if one.key[0] is not None}),

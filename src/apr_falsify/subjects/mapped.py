@@ -287,7 +287,7 @@ class _Reader:
                 f"{name!r} has the shape {list(array.shape)}",
                 where=self.where,
                 expected=f"{list(shape)}: [{', '.join(axes)}] of {row.stage}, as {self.said.path.name} says",
-                remedy="correct the axes, or name the model and the tokens that were run",
+                remedy=_remedy(array.shape, shape),
             )
         values = as_f32(array, row, self.said).reshape(shape)
         self._note_format(row, _kind(array, row, self.said))
@@ -307,6 +307,14 @@ class _Reader:
             return
         if own is None or own.unit_roundoff < found.unit_roundoff:
             self.saved_as[row.stage] = kind
+
+
+def _remedy(found: Sequence[int], expected: Sequence[int]) -> str:
+    """Say what to do about another shape than is expected; a batch is told from other mistakes."""
+    rest = tuple(expected[1:] if expected[:1] == (1,) else expected)
+    if tuple(found[1:]) == rest and len(rest) and found[0] > 1:
+        return f"it looks like a batch of {found[0]}: save one row of it"
+    return "correct the axes, or name the model and the tokens that were run"
 
 
 def stored_sizes(

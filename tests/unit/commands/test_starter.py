@@ -221,6 +221,18 @@ STORED = {
     "transposed": (stored_transposed, "attn_scores", {"axes": ["heads", "keys", "tokens"]}),
     "interleaved": (stored_interleaved, "qkv_bias", {"layout": ["interleaved"]}),
 }
+
+
+def stored_scaled(arrays: Arrays) -> None:
+    every(arrays, "q_post_rope", lambda x: x * np.float32(HEAD_DIM**-0.5))
+
+
+def garbage_above(arrays: Arrays) -> None:
+    every(arrays, "attn_scores", lambda x: x + 9 * np.triu(np.ones_like(x), 1))
+
+
+STORED["scaled"] = (stored_scaled, "q_post_rope", {"layout": ["scaled"]})
+STORED["visible-only"] = (garbage_above, "attn_scores", {"layout": ["visible-only"]})
 COMPUTED = {
     "unscaled": (computed_unscaled, "attn_scores", "layout: [unscaled]"),
     "transposed": (computed_transposed, "attn_scores", "axes: [heads, keys, tokens]"),
@@ -248,6 +260,17 @@ def test_what_is_only_stored_so_is_proposed_with_its_proof(
         text.replace("#", "").split()
     )
     assert "OFF" not in text
+    assert "replay: not what" not in text
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_the_format_that_the_values_show_is_proposed(
+    dtype: str, model: Model, known: Known, tmp_path: Path
+) -> None:
+    run = embedded.capture(model, REQUEST, MemorySink(), dtype=dtype)
+    starter, text = saved(tmp_path, dump_of(run), known)
+    assert starter.kept == dtype
+    assert yaml.safe_load(text)["dtype"] == dtype
     assert "replay: not what" not in text
 
 

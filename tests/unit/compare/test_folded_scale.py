@@ -94,6 +94,15 @@ def test_a_later_reader_proves_it_where_the_scores_were_not_recorded(
     assert (found.kind, accused(found)) == (Kind.CONSISTENT, set())
 
 
+def test_without_a_reader_nothing_proves_it(runs: Runs) -> None:
+    model, run = runs["llama"]
+    subject = port(run, fold(model, run, "into q"))
+    before = ("embedding", "attn_norm", "qkv_matmul", "q_post_rope", "k_post_rope")
+    kept = {key: array for key, array in subject.stages.items() if key[1] in before}
+    found = judged(model, run, replace(subject, stages=kept))
+    assert accused(found) == {(layer, "q_post_rope") for layer in EVERY}
+
+
 Fault = Callable[[Key, Array], Array]
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apr_falsify.arithmetic import FORMATS
+from apr_falsify.compare.bisection import Kind
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.published import published_rule
 from apr_falsify.errors import EvidenceError
@@ -257,6 +259,46 @@ def test_figures_in_a_layout_that_was_found_are_recomputed_in_it() -> None:
     facts = facts_of(lane=lane_of(oracle, subject))
     files = files_of(Draft(facts=facts, bisection=found.to_json(), oracle=oracle, subject=subject))
     assert f"{BISECTION}: layer 0 attn_scores accumulated" in checked(files).recomputed
+
+
+def with_scale_in_q(trace: Trace) -> Trace:
+    """Return a trace whose q holds the scale of the scores, and zeros above the diagonal of these."""
+    stages = dict(trace.stages)
+    scale = np.float32(trace.geometry.attn_scale_at(0))
+    for name, data in (
+        ("q_post_rope", stages[0, "q_post_rope"].data * scale),
+        ("attn_scores", np.tril(stages[0, "attn_scores"].data)),
+    ):
+        stages[0, name] = replace(stages[0, name], data=data)
+    return replace(trace, stages=stages)
+
+
+def in_16_bits(trace: Trace) -> Trace:
+    """Return a trace of another runtime whose stages are rounded to bf16, which nobody says."""
+    stages = {
+        key: replace(array, data=FORMATS["bf16"].round(np.array(array.data)))
+        for key, array in trace.stages.items()
+    }
+    said = replace(trace.provenance, runtime="port", arithmetic="unknown")
+    return replace(trace, stages=stages, provenance=said)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(with_scale_in_q, "q holds the scale"), (in_16_bits, "the stages were saved in bf16")],
+)
+def test_figures_of_what_a_run_holds_otherwise_are_recomputed_so(
+    change: Callable[[Trace], Trace], told: str
+) -> None:
+    oracle, subject = small_traces(change)
+    found = bisect(oracle, subject, weights=small_model().weights)
+    assert found.kind is Kind.CONSISTENT
+    assert any(finding.explanation.startswith(told) for finding in found.findings)
+    facts = facts_of(lane=lane_of(oracle, subject))
+    files = files_of(Draft(facts=facts, bisection=found.to_json(), oracle=oracle, subject=subject))
+    result = checked(files)
+    assert not result.problems
+    assert f"{BISECTION}: layer 0 q_post_rope accumulated" in result.recomputed
 
 
 def test_nan_and_infinity_are_counted_again() -> None:

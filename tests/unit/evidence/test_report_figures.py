@@ -126,6 +126,17 @@ def test_scores_are_told_per_head_and_query() -> None:
     assert set(cells.values()) == {(0, "·")}
 
 
+def test_what_no_query_may_see_is_no_error_of_the_scores() -> None:
+    def spoil(data: Array) -> Array:
+        data[5, 6] *= np.float32(1.002)
+        data[:, :3, 4:] = 0
+        return data
+
+    cells = heat_of(case(right(), changed(right(), (0, "attn_scores"), spoil)))
+    assert cells.pop(("head 5", 6)) == (3, "2e-3")
+    assert set(cells.values()) == {(0, "·")}
+
+
 def test_a_stage_without_heads_is_told_per_group_of_channels() -> None:
     spoiled = changed(right(), (0, "post_ffn_residual"), with_one(1e6))
     cells = heat_of(case(right(), spoiled))

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.layout import only_data
-from apr_falsify.compare.replay import Replayer, saved_unit
+from apr_falsify.compare.recorded_formats import saved_unit
+from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.roundoff import TINY, UNIT, Known, lost, stored
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
 from apr_falsify.geometry import Geometry

@@ -21,6 +21,7 @@ from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.findings import NO_DIVERGENCE
 from apr_falsify.compare.judge import comparable, replayer_of
 from apr_falsify.compare.layout import aligned
+from apr_falsify.compare.read_again import read_again
 from apr_falsify.compare.replay import Missing
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.page.view import Found, View
@@ -134,6 +135,8 @@ def heat_maps(
             groups.setdefault(source.stages, []).append(source)
     # In a layout that nobody declares, the inputs of a replay would be read in the wrong order.
     declared = not any(found.type is FindingType.LAYOUT for found in view.findings)
+    held = read_again(subject, weights, view.findings)
+    subject, weights = held.trace, held.weights
     maps: list[HeatMap] = []
     for first, *more in list(groups.values())[:MOST_MAPS]:
         key = (first.layer, first.stages[-1])

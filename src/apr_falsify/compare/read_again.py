@@ -1,0 +1,42 @@
+"""A run read again as the findings of its bisection say, without judging it anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from apr_falsify.compare.bisection import FindingType
+from apr_falsify.compare.convention import CONVENTIONS, stored_as
+from apr_falsify.compare.held_format import Held, as_told
+from apr_falsify.trace import Trace
+from apr_falsify.weights import Weights
+
+
+class Told(Protocol):
+    """A finding, of a bisection in memory or of one that was read from a file."""
+
+    @property
+    def type(self) -> FindingType:
+        """What it is about."""
+
+    @property
+    def explanation(self) -> str:
+        """What was seen; what a run holds otherwise stands before the first colon."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages concerned."""
+
+
+def read_again(trace: Trace, weights: Weights | None, findings: Iterable[Told]) -> Held:
+    """Return a run in the layout and the formats that ``findings`` name; others of them are passed over."""
+    names = {one.name: one for one in CONVENTIONS}
+    held = Held(trace=trace, weights=weights)
+    for finding in findings:
+        name = finding.explanation.partition(":")[0]
+        if finding.type in (FindingType.LAYOUT, FindingType.RECORDING) and name in names:
+            changed = stored_as(held.trace, [names[name]])
+            held = held if changed is None else Held(trace=changed, weights=held.weights)
+        elif finding.type is FindingType.RECORDING:
+            held = as_told(held, name, finding.stages)
+    return held
