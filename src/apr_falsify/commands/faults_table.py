@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 from rich.console import Console
@@ -41,7 +42,8 @@ def _rows(result: dict[str, Any]) -> Table:
 
 def _summary(result: dict[str, Any]) -> list[str]:
     single, pairs, correct = result["single"], result["pairs"], result["correct_runs"]
-    theirs, nearest = result["published_rule"], result["nearest_to_the_floor"]
+    theirs = result["published_rule"]
+    nearest = math.inf if result["nearest_to_the_floor"] is None else result["nearest_to_the_floor"]
     below = f"{correct['distinct']} distinct: below {result['false_alarms_below']:.2%} at 95 %"
     curve = [f"{held['located']} of {held['total']} at {at}x" for at, held in result["curve"].items()]
     return [

@@ -142,8 +142,8 @@ def to_json(sitting: Sitting) -> dict[str, Any]:
         "by_width": _split(sitting.single, lambda outcome: width_of(outcome.case.material.name)),
         **{f"correct_by_{what}": _split(sitting.correct, by) for what, by in _CORRECT_BY.items()},
         "kernels": sitting.kernels,
-        "nearest_to_the_floor": max(
-            (value for outcome in sitting.correct for value in outcome.right), default=0.0
+        "nearest_to_the_floor": _finite(
+            max((value for outcome in sitting.correct for value in outcome.right), default=0.0)
         ),
         "rows": [row_of(fault, sitting) for fault in CATALOGUE],
         "failures": [
@@ -207,6 +207,11 @@ def row_of(fault: Fault, sitting: Sitting) -> dict[str, Any]:
     }
 
 
+def _finite(value: float) -> float | None:
+    """Return ``value``, ``None`` where it is infinite, for which JSON has no word."""
+    return value if math.isfinite(value) else None
+
+
 def _failure(outcome: Outcome) -> Mapping[str, Any]:
     return {
         "case": outcome.case.name,
@@ -214,10 +219,10 @@ def _failure(outcome: Outcome) -> Mapping[str, Any]:
         "tokens": list(outcome.case.tokens),
         "seeds": [seeded.seed for seeded in outcome.case.seeded],
         "mark": outcome.mark.value,
-        "floors": outcome.level if outcome.level < float("inf") else None,
+        "floors": _finite(outcome.level),
         "required": [list(key) for key in outcome.required],
         "found": [list(key) for key in outcome.found],
-        "nearest": max(outcome.right, default=None),
+        "nearest": _finite(max(outcome.right, default=0.0)),
         "said": list(outcome.said),
     }
 

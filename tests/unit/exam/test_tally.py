@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from fractions import Fraction
 from math import comb
 
 import pytest
 
+from apr_falsify.commands.faults_table import table
 from apr_falsify.exam.cases import Case
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
@@ -85,6 +87,14 @@ def test_an_accused_run_is_told_with_all_that_it_takes_to_run_it_again() -> None
     assert failure["recipe"]["kernel"] == "sse"
     assert failure["recipe"]["tokens"] == [5, 6, 7]
     assert "sse" in failure["case"]
+
+
+def test_a_stage_that_is_infinitely_far_from_its_replay_leaves_the_result_plain_json() -> None:
+    held = replace(outcome_of(Mark.WRONG), right=(0.5, float("inf")), level=float("inf"))
+    result = to_json(Sitting(correct=[held]))
+    json.dumps(result, allow_nan=False)
+    assert result["nearest_to_the_floor"] is None
+    assert "nearest at inf" in table(Sitting(correct=[held]))
 
 
 def test_the_goals_are_those_of_the_parts_that_were_to_be_held() -> None:
