@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
 from tests.unit.compare.wrong_blocks import BLOCKS
 from tests.unit.compare.wrong_heads import HEADS
@@ -83,3 +84,18 @@ def test_two_tokens_are_enough_to_tell_another_weight_vector() -> None:
     check(
         run, wrong("attn_norm", "other-weight-vector", "another weight", lambda r: r["attn_norm"] * factors)
     )
+
+
+def test_the_sum_of_squares_for_their_mean_is_named_where_epsilon_counts() -> None:
+    """sqrt(sum + eps) for sqrt(mean + eps): a constant factor only where epsilon is next to nothing."""
+    run = small_run(rms_norm_eps=0.5)
+    x, weight = run["layer_input"], run.w("input_layernorm.weight")
+    summed = x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + 0.5) * weight
+    check(run, wrong("attn_norm", "norm-form", "the sum of squares for their mean", lambda r: summed))
+
+
+def test_the_head_of_a_model_that_shares_it_with_the_embedding_may_be_kept_in_another_type() -> None:
+    run = small_run(tie_word_embeddings=True)
+    table = torch.from_numpy(run.w("model.embed_tokens.weight")).bfloat16().double().numpy()
+    logits = run["final_norm"][-1] @ table.T
+    check(run, wrong("lm_head", "weight-type", "weights kept as bf16 fits", lambda r: logits))

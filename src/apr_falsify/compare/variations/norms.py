@@ -45,7 +45,7 @@ _FORMS: Mapping[str, _Form] = {
         x / (np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True)) + eps) * w
     ),
     "the sum of squares for their mean": lambda x, w, eps: (
-        _scaled(x, eps * x.shape[-1]) * w / math.sqrt(x.shape[-1])
+        _scaled(x, eps / x.shape[-1]) * w / math.sqrt(x.shape[-1])
     ),
     "one scale for all tokens": lambda x, w, eps: x / np.sqrt(np.mean(np.square(x)) + eps) * w,
     "division by the mean square, without the root,": lambda x, w, eps: (
