@@ -26,11 +26,11 @@ from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.edges import on_the_other_side
 from apr_falsify.compare.excess import EXPLAINED_SHARE, LIMIT, excess_of
-from apr_falsify.compare.layout import only_data
+from apr_falsify.compare.layout import factor_of, only_data
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.recorded_formats import saved_unit, saved_words
 from apr_falsify.compare.replay import Missing, Replay, Replayer
-from apr_falsify.compare.roundoff import UNIT
+from apr_falsify.compare.roundoff import UNIT, smallest_rounding
 from apr_falsify.rules import OPERATIONS, PLAIN, RULES, Operation, Rule, stated_rules
 from apr_falsify.trace import Key, Trace
 from apr_falsify.weights import Weights
@@ -274,7 +274,10 @@ def _saved_beyond(replayer: Replayer, key: Key, subject: Stored, expected: F64, 
 
 def comparable(trace: Trace, key: Key, subject: Stored, values: F64, sigma: F64) -> tuple[F64, F64]:
     """Return a replay and its sigma in the form in which the runtime keeps the stage."""
-    values = only_data(values, key, trace.stages[key].layout, trace.geometry)
+    layout = trace.stages[key].layout
+    values = only_data(values, key, layout, trace.geometry)
+    if (factor := factor_of(key, layout, trace.geometry)) < 1:  # the smallest steps were divided by it too
+        sigma = np.hypot(sigma, smallest_rounding(store_of(trace)) / factor)
     if values.shape != subject.shape:  # a last-token stage: the last rows alone
         values, sigma = values[-len(subject) :], sigma[-len(subject) :]
     return values, sigma

@@ -197,6 +197,11 @@ _UNDO: Mapping[Layout, Callable[[Array, Key, Geometry, int], Array]] = {
 """What undoes each word, in the order in which they are undone."""
 
 
+def factor_of(key: Key, layout: Collection[Layout], geometry: Geometry) -> float:
+    """Return what a stage laid out so was multiplied with before it was kept, in some columns at least."""
+    return math.prod(FACTORS[word](geometry, key[0]) for word in layout if word in FACTORS)
+
+
 _HELD: Mapping[Layout, Callable[[int, int | None], npt.NDArray[np.bool_]]] = {
     Layout.CAUSAL_ZEROED: lambda tokens, window: visible_keys(tokens, None),
     Layout.VISIBLE_ONLY: visible_keys,

@@ -15,15 +15,17 @@ import torch
 from apr_falsify.arithmetic import FORMATS
 from apr_falsify.capture import MemorySink
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind
+from apr_falsify.compare.judge import judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.seen_format import seen_format
 from apr_falsify.oracle.capture import capture
 from apr_falsify.rules import OPERATIONS
+from apr_falsify.stages import Layout
 from apr_falsify.subjects import embedded
 from apr_falsify.trace import Key, StageArray, Trace
 from apr_falsify.weights import Model, open_model
 from tests.checkpoints import make_checkpoint
-from tests.unit.compare.ports import TOKENS, Runs, accused, port
+from tests.unit.compare.ports import TOKENS, Runs, accused, columns_of, port
 from tests.unit.oracle.requests import request_for
 
 Array = npt.NDArray[Any]
@@ -186,6 +188,30 @@ def test_a_fault_of_such_a_saved_run_is_located(runs: Runs) -> None:
     wrong = run_in("f32", model, at(key, 1.2), weights=False)
     rounded = {each: FORMATS["bf16"].round(np.array(array.data)) for each, array in wrong.stages.items()}
     assert accused(bisect(run, as_f32(wrong, rounded), weights=model.weights)) == {key}
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**-8, 2.0**-12])
+def test_a_run_in_f16_that_folds_the_scale_is_right_down_to_its_smallest_numbers(
+    size: float, runs: Runs
+) -> None:
+    base, _ = runs["llama"]
+    geometry = replace(base.geometry, attn_scales=(1 / 64,) * 3)  # as of large heads: the steps grow 64-fold
+    f16, key = FORMATS["f16"], (1, "q_post_rope")
+    model = replace(base, geometry=geometry, weights=replace(base.weights, geometry=geometry, held_as=f16))
+
+    def folding(key: Key, inputs: embedded.Inputs, site: embedded.RuntimeSite) -> embedded.Array:
+        value = embedded.as_defined(key, inputs, site)
+        if key[1] == "qkv_matmul":  # a q that reaches down to where the steps of f16 no longer shrink
+            value = np.array(value)
+            value[:, columns_of(geometry, key[1], "q")] *= np.float32(size)
+        return f16.round(value / np.float32(64) if key[1] == "q_post_rope" else value)
+
+    run = embedded.capture(model, request_for(model, tokens=TOKENS), MemorySink(), step=folding)
+    scaled = {key: replace(run.stages[key], layout=(Layout.SCALED,))}
+    subject = port(run, scaled, dtype="f16")
+    assert not judge(subject, model.weights, [key])[key].in_error
+    off = {key: replace(scaled[key], data=scaled[key].data * np.float32(1.5))}
+    assert judge(port(run, off, dtype="f16"), model.weights, [key])[key].in_error
 
 
 # --- what must not be taken for a format ------------------------------------------------------------
