@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import ModelError
-from apr_falsify.reading import mapping, read_json, text
+from apr_falsify.reading import mapping, parse_json, read_json, text
 from apr_falsify.tensors import SAFETENSORS_TYPES, Tensor, UnreadableTensor, plain_tensor
 
 
@@ -76,23 +75,44 @@ def read_safetensors(path: Path) -> list[Tensor]:
         ModelError: not a whole safetensors file.
 
     """
+    try:
+        header, start = read_header(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(str(error), where=path, remedy="download the file again") from error
+    if path.stat().st_size == start:
+        return []
+    data = np.memmap(path, dtype=np.uint8, mode="r", offset=start)
+    return [_plain(name, entry, data) for name, entry in header.items()]
+
+
+def read_header(path: Path) -> tuple[dict[str, Mapping[str, Any]], int]:
+    """Return what a safetensors file says of each tensor, and where their data starts.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: not a whole safetensors file, or a name is there twice.
+
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        # The library checks the whole header (offsets, sizes, types); the map below then trusts it.
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError(f"its header would have {length} bytes")
+            content = file.read(length).decode("utf-8")
+        header = mapping(parse_json(content), "its header")
+        tensors = {
+            name: mapping(entry, f"what it says of {name}")  # the library takes a list for it too
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+        # The library checks the whole header (offsets, sizes, types); what reads it here then trusts it.
         with safe_open(path, framework="numpy"):
             pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"not a whole safetensors file: {error}", where=path, remedy="download the file again"
-        ) from error
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
-    if path.stat().st_size == 8 + length:
-        return []
-    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
-    return [_plain(name, entry, data) for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"not a whole safetensors file: {error}") from error
+    return tensors, 8 + length
 
 
 def _plain(name: str, entry: Mapping[str, Any], data: npt.NDArray[np.uint8]) -> Tensor:

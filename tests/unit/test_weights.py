@@ -172,8 +172,14 @@ def broken_header(content: bytes, header: bytes) -> bytes:
         broken_header(b"abcd", b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}'),
         broken_header(b"abcd", b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 999]}}'),
         broken_header(b"abcd", b'{"a": {"dtype": "WAT", "shape": [1], "data_offsets": [0, 4]}}'),
+        broken_header(b"abcd", b'{"a": ["F32", [1], [0, 4]]}'),  # which the safetensors package takes
+        broken_header(b"abcd", b'{"__metadata__": {"a": "b", "a": "c"}}'),
+        broken_header(b"", b'{"__metadata__": [' + b"{}," * (1 << 20) + b"0]}"),
     ],
-    ids=["empty", "short", "zip", "absurd", "no-json", "list", "no-entry", "shape", "offsets", "dtype"],
+    ids=[
+        *("empty", "short", "zip", "absurd", "no-json", "list", "no-entry", "shape", "offsets", "dtype"),
+        *("entry-as-a-list", "key-twice", "many-small-values"),
+    ],
 )
 def test_a_garbled_safetensors_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     model_directory(tmp_path)
