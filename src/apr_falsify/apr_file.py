@@ -29,6 +29,7 @@ _HEADER = struct.Struct("<4s2BHIQIQQI20x")
 _CHECKSUM = slice(40, 44)  # its own place in the header, left out of it
 _MAX_METADATA = 256 << 20  # no published tokenizer needs a tenth
 _MAX_NAME = 256
+_MAX_TENSORS = 1 << 16  # more than any model has
 _MAX_AXES = 8
 _MAX_SIZE = 1 << 32
 _SHORTEST_ENTRY = 2 + 1 + 1 + 1 + 8 + 8
@@ -206,6 +207,8 @@ class AprFile:
         )
         if list(ends) != sorted(ends):
             raise self._damaged("the sections named in the header overlap or are out of order")
+        if header.count > _MAX_TENSORS:
+            raise self._damaged(f"the header announces {header.count} tensors")
         if header.data > len(self.data):
             raise self._damaged(f"the data starts at byte {header.data} of {len(self.data)}")
 

@@ -33,7 +33,9 @@ _SCALARS: Mapping[int, str] = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
-_MAX_COUNT = 1 << 24  # more keys, tensors or array items than any model has
+_MAX_COUNT = 1 << 16  # more keys or tensors than any model has
+_MAX_ITEMS = 1 << 24  # more items than any array of numbers has
+_MAX_TEXTS = 1 << 21  # more tokens or merges than any vocabulary has; each is stepped over by itself
 _MAX_AXES = 4  # ggml's own limit
 _MAX_ALIGNMENT = 1 << 20
 _DEFAULT_ALIGNMENT = 32
@@ -75,9 +77,9 @@ class _Cursor:
         self.at += struct.calcsize(form)
         return value
 
-    def count(self) -> int:
+    def count(self, most: int = _MAX_COUNT) -> int:
         value: int = self.scalar("<Q")
-        if value > _MAX_COUNT:
+        if value > most:
             raise ModelError(
                 f"the GGUF header announces {value} items", where=self.path, expected="a sound file"
             )
@@ -103,7 +105,8 @@ class _Cursor:
         raise ModelError(f"GGUF value type {kind} is unknown", where=self.path)
 
     def skip_array(self) -> None:
-        kind, count = self.scalar("<I"), self.count()
+        kind = self.scalar("<I")
+        count = self.count(_MAX_TEXTS if kind == _STRING else _MAX_ITEMS)
         if kind == _STRING:
             for _ in range(count):
                 self.skip(self.scalar("<Q"))
@@ -113,7 +116,7 @@ class _Cursor:
             raise ModelError(f"GGUF array type {kind} is unknown", where=self.path)
 
     def array(self) -> list[Any]:
-        kind, count = self.scalar("<I"), self.count()
+        kind, count = self.scalar("<I"), self.count(_MAX_TEXTS)
         return [self.value(kind) for _ in range(count)]
 
 

@@ -72,6 +72,11 @@ def plain_tensor(name: str, kind: str, shape: tuple[int, ...], content: npt.NDAr
     return PlainTensor(name=name, type=kind, data=content.view(PLAIN_TYPES[kind]).reshape(shape))
 
 
+def _as_stored() -> np.errstate:
+    """Let scales that are infinite or no numbers be what they are: a comparison says so, no warning does."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
 _BYTES_A_ROW = 1 << 13
 """The ``gguf`` package dequantises 16 rows in one go; of short ones several are handed to it as one."""
 
@@ -82,7 +87,8 @@ def _dequantised(rows: npt.NDArray[np.uint8], kind: Any) -> FloatArray:
     size = rows.shape[-1]
     flat = rows.reshape(-1, size)
     together = math.gcd(len(flat), 1 << max(1, _BYTES_A_ROW // size).bit_length() - 1)
-    values: FloatArray = gguf.quants.dequantize(flat.reshape(-1, size * together), kind)
+    with _as_stored():
+        values: FloatArray = gguf.quants.dequantize(flat.reshape(-1, size * together), kind)
     return values.reshape(*rows.shape[:-1], -1)
 
 
@@ -166,7 +172,8 @@ class AprBlockTensor:
     def _bytes(self, first: int, last: int) -> npt.NDArray[np.float32]:
         head = APR_Q8.head_bytes
         scale = self.data[:head].view("<f4")[0]
-        return np.asarray(self.data[head + first : head + last].view(np.int8).astype(np.float32) * scale)
+        with _as_stored():
+            return np.asarray(self.data[head + first : head + last].view(np.int8).astype(np.float32) * scale)
 
     def _nibbles(self, first: int, last: int) -> npt.NDArray[np.float32]:
         start, stop = first // APR_Q4.block, -(-last // APR_Q4.block)

@@ -128,6 +128,10 @@ BROKEN = {
     "metadata over the table": (lambda c: changed(c, metadata_size=1 << 20), "overlap"),
     "a table beyond the data": (lambda c: changed(c, table=1 << 60), "overlap"),
     "an absurd count": (lambda c: changed(c, count=0xFFFFFFFF), "overlap"),
+    "more tensors than any model": (
+        lambda c: changed(c, count=1 << 17, data=header_of(c)["table"] + (21 << 17)) + bytes(3 << 20),
+        "announces 131072 tensors",
+    ),
     "one tensor too many": (
         lambda c: changed(c, count=header_of(c)["count"] + 1),
         "a tensor.s name has 0 bytes",

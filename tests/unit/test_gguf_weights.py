@@ -43,6 +43,21 @@ def test_a_real_q4_k_file_is_near_the_checkpoint_it_came_from() -> None:
         assert np.linalg.norm(values - reference) <= 0.12 * np.linalg.norm(reference), role
 
 
+@pytest.mark.parametrize("scale", [0x7C00, 0xFC00, 0x7E00], ids=["inf", "-inf", "nan"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K", "Q6_K", "Q8_0"])
+def test_a_block_without_a_finite_scale_is_read_without_a_warning(
+    tmp_path: Path, kind: str, scale: int
+) -> None:
+    """What such values mean is for the comparison to say; warnings are errors here."""
+    geometry = small_geometry(hidden_size=256, head_dim=4)
+    raw = np.full(random_blocks((geometry.vocab, 256), kind).shape, 0x11, np.uint8)
+    raw[:, 0::2], raw[:, 1::2] = scale & 0xFF, scale >> 8
+    path = write_gguf(
+        tmp_path / "x.gguf", {"token_embd.weight": raw}, metadata_of(geometry), {"token_embd.weight": kind}
+    )
+    assert not np.isfinite(whole(open_model(path).weights.tensor("embed"))).all()
+
+
 @pytest.mark.parametrize("kind", [*QUANTISABLE, "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"])
 def test_every_type_is_dequantised_as_the_gguf_package_does(tmp_path: Path, kind: str) -> None:
     geometry = small_geometry(hidden_size=256, head_dim=4)

@@ -105,25 +105,40 @@ class _Bpe:
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, GgufFile(path)
-        tokens = self._file.array("tokenizer.ggml.tokens")
+        tokens = self._array("tokens", str)
         if tokens is None or "tokenizer.ggml.model" not in self._file.metadata:
             raise ModelError("the GGUF file carries no tokenizer", where=path, remedy=_USE_TOKENS)
-        self._tokens = [str(token) for token in tokens]
+        self._tokens: list[str] = tokens
+
+    def _array(self, name: str, kind: type) -> list[Any] | None:
+        """Return one of the tokenizer's arrays, ``None`` where the file has none of that name."""
+        found = self._file.array(f"tokenizer.ggml.{name}")
+        if found is not None and not all(type(one) is kind for one in found):
+            raise self._refused(f"tokenizer.ggml.{name} holds something else than {kind.__name__}")
+        return found
+
+    def _refused(self, what: str) -> ModelError:
+        return ModelError(what, where=self._path, expected="a tokenizer", remedy=_USE_TOKENS)
 
     def encode(self, prompt: str) -> list[int]:
         ids = self._bpe.encode(prompt, add_special_tokens=False).ids
         metadata = self._file.metadata
         bos = metadata.get("tokenizer.ggml.bos_token_id")
-        if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", False):
-            return [int(bos), *ids]
-        return list(ids)
+        if bos is None or metadata.get("tokenizer.ggml.add_bos_token", False) is not True:
+            return list(ids)
+        if type(bos) is not int or bos not in range(len(self._tokens)):
+            raise self._refused(f"its beginning-of-sequence token is {bos!r} of {len(self._tokens)}")
+        return [bos, *ids]
 
     def decode(self, ids: list[int]) -> str:
+        beyond = [token for token in ids if token not in range(len(self._tokens))]
+        if beyond:  # rows of the embedding table that only fill it up
+            raise self._refused(f"it has no token {beyond[0]}, only {len(self._tokens)}")
         return b"".join(_bytes_of(self._tokens[token]) for token in ids).decode("utf-8", errors="replace")
 
     @cached_property
     def _bpe(self) -> Any:
-        metadata, merges = self._file.metadata, self._file.array("tokenizer.ggml.merges")
+        metadata, merges = self._file.metadata, self._array("merges", str)
         kind, pre = metadata["tokenizer.ggml.model"], str(metadata.get("tokenizer.ggml.pre", "default"))
         if kind != "gpt2" or merges is None or pre not in PRE_TOKENIZERS:
             raise ModelError(
@@ -132,10 +147,15 @@ class _Bpe:
                 expected=f"model 'gpt2' with merges and a pre-tokenizer of {', '.join(PRE_TOKENIZERS)}",
                 remedy=_USE_TOKENS,
             )
-        types = self._file.array("tokenizer.ggml.token_type") or []
+        types = self._array("token_type", int) or []
         numbered = zip(self._tokens, types, strict=False)
         special = [token for token, number in numbered if number in _SPECIAL_TYPES]
-        return _build_bpe(self._tokens, merges, pre, special)
+        try:
+            return _build_bpe(self._tokens, merges, pre, special)
+        except MissingDependencyError:
+            raise
+        except Exception as error:  # the tokenizer library raises a bare Exception on merges of no tokens
+            raise self._refused(f"the tokenizer cannot be built: {error}") from error
 
 
 def _bytes_of(token: str) -> bytes:

@@ -136,8 +136,24 @@ def test_a_garbled_tokenizer_is_refused(tmp_path: Path) -> None:
         ({}, "carries no tokenizer"),
         ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["a"]}, "model 'llama'"),
         (bpe("tekken", []) | {"tokenizer.ggml.merges": ["a b"]}, "pre-tokenizer 'tekken'"),
+        (bpe("gpt-2", ["a b"]) | {"tokenizer.ggml.merges": [1, 2]}, "merges holds something else than str"),
+        (bpe("gpt-2", ["a b"]) | {"tokenizer.ggml.tokens": [1.5]}, "tokens holds something else than str"),
+        (bpe("gpt-2", ["a b"]) | {"tokenizer.ggml.token_type": ["1"]}, "token_type holds something else"),
+        (bpe("gpt-2", ["a b"]) | {"tokenizer.ggml.merges": ["no such"]}, "out of vocabulary"),
+        (bpe("gpt-2", ["a b"], bos_token_id=257, add_bos_token=True), "beginning-of-sequence token is 257"),
+        (bpe("gpt-2", ["a b"], bos_token_id="NaN", add_bos_token=True), "token is 'NaN'"),
+        (bpe("gpt-2", ["a b"], bos_token_id=float("inf"), add_bos_token=True), "token is inf"),
     ],
-    ids=["none", "sentencepiece", "unknown-pre-tokenizer"],
+    ids=[
+        *("none", "sentencepiece", "unknown-pre-tokenizer", "merges-of-numbers", "tokens-of-numbers"),
+        *(
+            "types-of-texts",
+            "merge-of-no-tokens",
+            "first-token-beyond",
+            "first-token-text",
+            "first-token-inf",
+        ),
+    ],
 )
 def test_a_gguf_tokenizer_that_cannot_be_built_is_refused(
     metadata: dict[str, object], message: str, tmp_path: Path
@@ -147,3 +163,11 @@ def test_a_gguf_tokenizer_that_cannot_be_built_is_refused(
     with pytest.raises(ModelError, match=message) as caught:
         encode(model, PROMPT)
     assert "--tokens" in caught.value.remedy
+
+
+def test_a_row_that_only_fills_the_embedding_table_up_is_no_token(tmp_path: Path) -> None:
+    model = gguf_model(tmp_path / "model.gguf", bpe("gpt-2", ["a b"]))
+
+    assert decode(model, (256,)) == "ab"
+    with pytest.raises(ModelError, match="no token 257, only 257"):
+        decode(model, (257,))
