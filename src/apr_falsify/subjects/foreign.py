@@ -6,7 +6,11 @@ of https://github.com/huggingface/safetensors; nothing pickled is ever loaded.
 
 from __future__ import annotations
 
+import ast
+import itertools
 import math
+import reprlib
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import TraceError
-from apr_falsify.reading import parse_json
+from apr_falsify.reading import opened_zip
+from apr_falsify.safetensors_file import read_header
 from apr_falsify.tensors import SAFETENSORS_TYPES
 
 Values = npt.NDArray[Any]
@@ -76,7 +81,7 @@ def read_dump(path: Path) -> Dump:
         raise TraceError("not a regular file", where=path)  # a pipe would be waited for without end
     try:
         arrays = list(reader(path))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise _broken(path, error) from error
     found = {array.name: array for array in arrays}
     if len(found) != len(arrays):
@@ -102,21 +107,51 @@ def _broken(path: Path, error: Exception) -> TraceError:
     )
 
 
+MOST_ARRAYS = 10_000
+"""Arrays of one recording: 80 layers of all stages are 2,000, and each costs a look at its header."""
+
+
 def _from_npz(path: Path) -> Iterator[ForeignArray]:
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if not member.filename.endswith(".npy"):
-                raise ValueError(f"{member.filename!r} in it is no array")
-            with archive.open(member) as file:
-                shape, kind, start = _npy_header(file)
-            _check_size(member.filename, member.file_size, start, shape, kind)
-            load = partial(_load_member, path, member.filename)
-            yield _array(member.filename.removesuffix(".npy"), shape, kind, load)
+    unpacked: dict[str, int] = {}
+    with opened_zip(path, MOST_ARRAYS) as archive:
+        for member in members_of(archive):
+            yield npz_array(archive, member, partial(_load_member, path, member, unpacked))
+
+
+def members_of(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Return the files of an archive.
+
+    Raises:
+        ValueError: there are more than any recording has.
+
+    """
+    found = archive.infolist()
+    if len(found) > MOST_ARRAYS:
+        raise ValueError(f"it has {len(found)} arrays, more than {MOST_ARRAYS}")
+    return found
+
+
+def npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, load: Callable[[], Values]) -> ForeignArray:
+    """Return what the header of an archive's array says; ``load`` reads its values.
+
+    Raises:
+        ValueError: it is no array of plain numbers, or has another size than its header says.
+
+    """
+    if not member.filename.endswith(".npy"):
+        raise ValueError(f"{member.filename!r} in it is no array")
+    with archive.open(member) as file:
+        shape, kind, start = _npy_header(file)
+    _check_size(member.filename, member.file_size, start, shape, kind)
+    return _array(member.filename.removesuffix(".npy"), shape, kind, load)
 
 
 def _from_directory(path: Path) -> Iterator[ForeignArray]:
     root = path.resolve()
-    for file in sorted(path.rglob("*.npy")):
+    files = sorted(itertools.islice(path.rglob("*.npy"), MOST_ARRAYS + 1))
+    if len(files) > MOST_ARRAYS:
+        raise ValueError(f"it has more than {MOST_ARRAYS} arrays")
+    for file in files:
         if not file.is_file() or not file.resolve().is_relative_to(root):
             raise TraceError("no regular file, or a link that leads out of the recording", where=file)
         try:
@@ -130,23 +165,12 @@ def _from_directory(path: Path) -> Iterator[ForeignArray]:
 
 
 def _from_safetensors(path: Path) -> Iterator[ForeignArray]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        # The library checks the whole header (offsets, sizes, types); the map below then trusts it.
-        with safe_open(path, framework="numpy"):
-            pass
-    except SafetensorError as error:
-        raise ValueError(f"not a whole safetensors file: {error}") from error
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = parse_json(file.read(length).decode("utf-8"))  # refuses a name that is there twice
+    header, start = read_header(path)
     for name, entry in header.items():
-        if name != "__metadata__":
-            kind, dtype = _TYPES.get(entry["dtype"], (entry["dtype"].lower(), "V1"))
-            begin, end = entry["data_offsets"]
-            load = partial(_load_span, path, 8 + length + begin, end - begin, dtype)
-            yield ForeignArray(name=name, kind=kind, shape=tuple(entry["shape"]), load=load)
+        kind, dtype = _TYPES.get(entry["dtype"], (entry["dtype"].lower(), "V1"))
+        begin, end = entry["data_offsets"]
+        load = partial(_load_span, path, start + begin, end - begin, dtype)
+        yield ForeignArray(name=name, kind=kind, shape=tuple(entry["shape"]), load=load)
 
 
 _READERS: Mapping[str, Callable[[Path], Iterable[ForeignArray]]] = {
@@ -155,16 +179,46 @@ _READERS: Mapping[str, Callable[[Path], Iterable[ForeignArray]]] = {
 }
 
 
+_NPY = struct.Struct("<6sBB")
+NPY_MAGIC = b"\x93NUMPY"
+"""How every ``.npy`` file begins."""
+
+_LENGTHS: Mapping[int, str] = {1: "<H", 2: "<I", 3: "<I"}
+"""Version of the format -> how the length of the header is written."""
+
+_LONGEST_HEADER = 10_000  # numpy's own limit: what is longer could keep Python's parser busy
+
+
 def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Return shape, type and the length of the header of an ``.npy`` stream."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, _, kind = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, _, kind = np.lib.format.read_array_header_2_0(file)
+    """Return shape, type and the length of the header of an ``.npy`` stream.
+
+    NumPy's own reader takes headers of Python 2 with a warning, and lets errors of Python's parser through.
+    """
+    head = file.read(_NPY.size)
+    magic, version, _ = _NPY.unpack(head) if len(head) == _NPY.size else (b"", 0, 0)
+    if magic != NPY_MAGIC or version not in _LENGTHS:
+        raise ValueError("no .npy file of version 1, 2 or 3")
+    width = struct.calcsize(_LENGTHS[version])
+    length = int.from_bytes(file.read(width), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"its header has {length} bytes, more than {_LONGEST_HEADER}")
+    shape, kind = _described(file.read(length).decode("utf-8" if version == 3 else "latin1"))
     if kind.hasobject:
         raise ValueError("its values are pickled: loading them could run any code; save plain numbers")
-    return shape, kind, file.tell()
+    return shape, kind, _NPY.size + width + length
+
+
+def _described(header: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    try:
+        said = ast.literal_eval(header)
+        if set(said) != {"descr", "fortran_order", "shape"} or type(said["fortran_order"]) is not bool:
+            raise ValueError("other keys")
+        shape = said["shape"]
+        if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError("no shape")
+        return shape, np.lib.format.descr_to_dtype(said["descr"])
+    except Exception as error:  # Python's parser and NumPy's types have many errors of their own
+        raise ValueError(f"its header {reprlib.repr(header)} describes no array") from error
 
 
 def _check_size(name: str, size: int, start: int, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
@@ -180,14 +234,48 @@ def _array(
     return ForeignArray(name=name, kind=word, shape=shape, load=load)
 
 
-def _load_member(path: Path, member: str) -> Values:
+def _load_member(path: Path, member: zipfile.ZipInfo, unpacked: dict[str, int]) -> Values:
+    """Read an array; ``unpacked`` keeps the sizes of those that were read from the same archive."""
+    unpacked[member.filename] = member.file_size
+    check_expansion(path, sum(unpacked.values()))
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-            values: Values = np.lib.format.read_array(file, allow_pickle=False)
-            file.read()  # the checksum is looked at where the data end
-            return values
-    except Exception as error:  # zlib, struct, zipfile: each has errors of its own for data that are cut off
+        with opened_zip(path, MOST_ARRAYS) as archive:
+            return read_member(archive, member)
+    except (OSError, ValueError, MemoryError) as error:
         raise _broken(path, error) from error
+
+
+def check_expansion(path: Path, size: int) -> None:
+    """Refuse ``size`` bytes of arrays that were packed too tightly: a small file must not fill the memory.
+
+    Raises:
+        TraceError: they are more than the file at ``path`` can stand for.
+
+    """
+    packed = path.stat().st_size
+    if size > _EXPANSION * packed + _SPARE:
+        raise TraceError(
+            f"the arrays that are read have {size} bytes, the file {packed}",
+            where=path,
+            expected=f"at most {_EXPANSION} times the file and {_SPARE >> 20} MiB",
+            remedy="write it again with numpy.savez, which does not compress",
+        )
+
+
+_EXPANSION, _SPARE = 4, 48 << 20
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Values:
+    """Return the values of an array whose header was read by :func:`npz_array`.
+
+    Raises:
+        ValueError: they are cut off.
+
+    """
+    with archive.open(member) as file:
+        values: Values = np.lib.format.read_array(file, allow_pickle=False)
+        file.read()  # the checksum is looked at where the data end
+        return values
 
 
 def _load_npy(path: Path) -> Values:

@@ -153,15 +153,19 @@ def _tokens(target: Target, said: MappingFile, dump: Dump, geometry: Geometry) -
     return ids
 
 
+_MOST_TOKENS = 1 << 20  # the longest context that any model has
+
+
 def _said_tokens(said: MappingFile, dump: Dump) -> tuple[int, ...] | None:
     if not isinstance(said.tokens, str):
         return said.tokens
     array = _array(dump, said.tokens, said.path, "tokens")
-    if array.kind not in WHOLE or not array.shape or math.prod(array.shape) != array.shape[-1]:
+    ids = math.prod(array.shape)
+    if array.kind not in WHOLE or array.shape[-1:] != (ids,) or ids > _MOST_TOKENS:
         raise TraceError(
             f"{array.name!r} holds no token ids: {array.kind} {list(array.shape)}",
             where=said.path,
-            expected="whole numbers in one axis",
+            expected=f"at most {_MOST_TOKENS} whole numbers in one axis",
         )
     return tuple(int(token) for token in array.load().reshape(-1))
 
@@ -364,7 +368,9 @@ def as_f32(array: ForeignArray, row: StageMap, said: MappingFile) -> F32:
     kind = _kind(array, row, said)
     values = array.load().reshape(-1)
     if kind == "bf16":
-        return (values.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        wide = values.view("<u2").astype(np.uint32)
+        wide <<= np.uint32(16)  # in place: a large array is not held three times
+        return wide.view(np.float32)
     with np.errstate(over="ignore"):
         found: F32 = values.astype(np.float32)
     if kind == "f64" and bool((np.isinf(found) & np.isfinite(values)).any()):

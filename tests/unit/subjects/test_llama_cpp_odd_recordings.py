@@ -57,6 +57,25 @@ def test_a_node_of_another_shape_is_named_with_its_shape(
     assert caught.value.what == f"{node} has the shape {list(shape)}"
 
 
+@pytest.mark.parametrize("node", ["Qcur-1", "Kcur-1", "Vcur-1"])
+def test_projections_of_other_numbers_of_tokens_are_refused(node: str, nodes: Arrays) -> None:
+    with pytest.raises(TraceError, match="Vcur-1 were recorded for"):
+        read({**nodes, node: nodes[node][..., :1, :]})
+
+
+def test_a_layer_that_no_number_says_is_no_layer(nodes: Arrays) -> None:
+    assert read({**nodes, f"Qcur-{'9' * 5000}": nodes["Qcur-1"]}).keys() == read(nodes).keys()
+
+
+@pytest.mark.parametrize("value", [np.finfo(np.float32).max, np.inf, np.nan], ids=["largest", "inf", "nan"])
+def test_attention_beyond_all_measure_is_not_taken_for_a_turned_one(value: float, nodes: Arrays) -> None:
+    """Nor is there a warning, which would be an error here."""
+    hidden = without(nodes, "kq-1", "kq_soft_max-1")
+    broken = {name: np.full_like(nodes[name], value) for name in ("kqv_out-1", "Vcur-1")}
+    found = read({**hidden, **broken})
+    np.testing.assert_array_equal(found[1, "attention"].data, broken["kqv_out-1"].reshape(TOKENS, -1))
+
+
 def test_nodes_without_their_axes_of_one_are_the_same_stages(nodes: Arrays) -> None:
     whole, found = read(nodes), read({name: values.squeeze() for name, values in nodes.items()})
     assert found.keys() == whole.keys()

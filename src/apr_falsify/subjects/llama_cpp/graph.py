@@ -80,7 +80,7 @@ FLASH_HIDES = ("attn_scores", "attn_softmax")
 MEASURED: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3")
 """The families whose graph was looked at; the nodes of others may mean something else."""
 
-_LAYER_NODE = re.compile(r"[A-Za-z_]+-(\d+)")
+_LAYER_NODE = re.compile(r"[A-Za-z_]+-([0-9]{1,9})")
 
 FAR, NEAR = 0.5, 0.25
 """Relative L2 beyond which the first token's attention is not its V, and within which it is.
@@ -341,6 +341,10 @@ def _projected(reader: Reader, layer: int, runs: int) -> dict[str, Values]:
         for letter in sizes
     }
     flat = {letter: _products(found, len(names)) for letter, found in joined.items()}
+    rows = sorted({len(values) for found in flat.values() for values in found})
+    if len(rows) > 1:
+        what = f"Qcur-{layer}, Kcur-{layer} and Vcur-{layer} were recorded for {rows} tokens"
+        raise TraceError(what, where=reader.where, expected="the same tokens for all three")
     unrotated = len(steps["V"]) or len(names) + 1
     rotated = {
         f"{letter.lower()}_post_rope": joined[letter][-1][0]
@@ -378,13 +382,17 @@ def _turned_back(reader: Reader, node: str, layer: int, rows: Values) -> Values:
     values = arrays[steps[-1]].reshape(-1, geometry.kv_heads, dims)[0]
     first = np.repeat(values, geometry.heads // geometry.kv_heads, axis=0)
     seen, first = (part.reshape(-1, ROTATED_BLOCK) for part in (rows[0], first))
-    matrix = hadamard(ROTATED_BLOCK)
-    if _distance(seen, first) < FAR or _distance(seen, first @ matrix) > NEAR:
+    # A distance that is no number, of values that are not finite, shows nothing: then the rows stay.
+    if not (_distance(seen, first) >= FAR and _distance(seen, _rotated(first)) <= NEAR):
         return rows
-    back: Values = (rows.reshape(-1, ROTATED_BLOCK) @ matrix).astype(np.float32)
-    return back.reshape(rows.shape)
+    return _rotated(rows.reshape(-1, ROTATED_BLOCK)).reshape(rows.shape)
+
+
+def _rotated(parts: Values) -> Values:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray((parts @ hadamard(ROTATED_BLOCK)).astype(np.float32))
 
 
 def _distance(found: Values, expected: Values) -> float:
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))

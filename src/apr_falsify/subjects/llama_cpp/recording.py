@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ from apr_falsify import __version__
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.geometry import Geometry
 from apr_falsify.provenance import Provenance, utc_now
+from apr_falsify.reading import opened_zip, unzipping
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
+from apr_falsify.subjects.foreign import (
+    MOST_ARRAYS,
+    NPY_MAGIC,
+    ForeignArray,
+    check_expansion,
+    members_of,
+    npz_array,
+    read_member,
+)
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp.graph import (
     FLASH_HIDES,
@@ -40,43 +51,61 @@ class Capture(Mapping[str, npt.NDArray[Any]]):
     llama.cpp's nodes are f32: one in f16 was rounded when it was saved.
 
     Args:
-        file: the opened ``.npz``.
+        archive: the opened ``.npz``.
         path: where it lies.
+
+    Raises:
+        ValueError: something in it is no array, or there twice.
 
     Attributes:
         halved: the names of those read that were saved in f16.
 
     """
 
-    def __init__(self, file: Any, path: Path) -> None:
-        self._file, self._path = file, path
+    def __init__(self, archive: zipfile.ZipFile, path: Path) -> None:
+        self._archive, self._path = archive, path
+        self._unpacked: dict[str, int] = {}
+        self._arrays: dict[str, ForeignArray] = {}
+        for member in members_of(archive):
+            array = npz_array(archive, member, partial(self._load, member))
+            if array.name in self._arrays:
+                raise ValueError(f"the array {array.name!r} is there twice")
+            self._arrays[array.name] = array
         self.halved: set[str] = set()
+
+    def _load(self, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
+        self._unpacked[member.filename] = member.file_size
+        check_expansion(self._path, sum(self._unpacked.values()))
+        return read_member(self._archive, member)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         """Read one array; a ``KeyError`` where there is none of that name."""
-        if name not in self._file:
-            raise KeyError(name)
-        with _reading(self._path):
-            array = self._file[name]
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        found = self._arrays[name]
+        if found.kind[0] not in "fiu":
             raise TraceError(f"{name} is no array of numbers", where=self._path)
+        with _reading(self._path), unzipping():
+            array = found.load()
         if array.dtype == np.float16:
             self.halved.add(name)
             return array.astype(np.float32)
         return array
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an array of that name; it is not read."""
+        return name in self._arrays
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file.files)
+        return iter(self._arrays)
 
     def __len__(self) -> int:
-        return len(self._file.files)
+        return len(self._arrays)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, MemoryError) as error:
         raise TraceError(
             f"not a capture of llama.cpp's graph: {error}", where=path, expected="an .npz of plain arrays"
         ) from error
@@ -92,12 +121,13 @@ def opened_capture(path: Path) -> Iterator[Capture]:
     """
     with ExitStack() as opened:
         with _reading(path):
-            raw = opened.enter_context(path.open("rb"))  # NumPy itself leaves a broken file open
-            file = np.load(raw, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-            opened.enter_context(file)
-        yield Capture(file, path)
+            with path.open("rb") as file:
+                if file.read(len(NPY_MAGIC)) == NPY_MAGIC:
+                    raise ValueError("a single array")
+            archive = opened.enter_context(opened_zip(path, MOST_ARRAYS))
+            with unzipping():
+                capture = Capture(archive, path)
+        yield capture
 
 
 def open_recording(target: Target) -> RecordedSubject:
