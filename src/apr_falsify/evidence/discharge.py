@@ -101,7 +101,7 @@ def _known_as(word: str) -> str:
 
 def _holds(got: str, wanted: str) -> bool:
     """Whether the layers that ran are at least those that are asked for; ``A..B`` ends before B."""
-    ran, asked = (re.fullmatch(r"(\d+)\.\.(\d+)", one) for one in (got, wanted))
+    ran, asked = (re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", one) for one in (got, wanted))
     if ran is None or asked is None:
         return False
     return int(ran[1]) <= int(asked[1]) < int(asked[2]) <= int(ran[2])

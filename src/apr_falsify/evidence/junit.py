@@ -95,7 +95,8 @@ def read_junit(data: bytes) -> list[Case]:
     """Return the tests of a JUnit XML.
 
     Raises:
-        ValueError: it is no XML, or has a document type (which may hold entities without end).
+        ValueError: it is no XML, has a document type (which may hold entities without end), or more tags and
+            attributes than any run of tests has.
 
     """
     try:
@@ -104,11 +105,17 @@ def read_junit(data: bytes) -> list[Case]:
         raise ValueError(f"it is not UTF-8: {error}") from error
     if "<!DOCTYPE" in content or "<!ENTITY" in content:
         raise ValueError("it has a document type, which no JUnit XML needs")
+    if content.count("<") + content.count("=") > _MOST_MARKS:
+        raise ValueError(f"it has more than {_MOST_MARKS} tags and attributes")
     try:
         root = ElementTree.fromstring(data)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"it is no XML: {error}") from error
     return list(_cases(root))
+
+
+_MOST_MARKS = 200_000
+"""Tags and attributes, each some 250 bytes of memory; a test has ten."""
 
 
 def _cases(root: ElementTree.Element) -> Iterator[Case]:
