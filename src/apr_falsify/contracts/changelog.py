@@ -14,7 +14,8 @@ from apr_falsify.contracts.spans import Document, Entry, Splice, by_hand, newlin
 
 # the rule changelog-version counts the same lines as entries; here their parts are told apart
 _ENTRY = re.compile(
-    r"(?P<start>^|(?<=\\n))(?P<lead>[ \t]*(?:[-*][ \t]+)?\**)(?P<v>v?)(?P<version>\d+\.\d+\.\d+)(?P<bold>\**)"
+    r"(?P<start>^|(?<=\\n))(?P<lead>[ \t]*(?:[-*][ \t]+)?\**)(?P<v>v?)"
+    r"(?P<version>[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9})(?P<bold>\**)"
     r"[ \t]*(?P<date>\([^)\n]*\))?[ \t]*(?P<colon>[:\u2014\u2013])",
     re.MULTILINE,
 )
@@ -69,7 +70,10 @@ def _is_oldest_first(entries: list[re.Match[str]]) -> bool:
 def _in_block(document: Document, description: Entry, line: Line) -> tuple[Splice, str]:
     written = raw(document, description.value)
     newline = newline_at(document.text, description.value.start_mark.index)
-    header = written.index(newline) + len(newline)
+    header = len(written.splitlines(keepends=True)[0])
+    if not written[:header].endswith(newline):  # YAML 1.1 ends a line at U+0085 and U+2028 too
+        todo = f"write the line 'v{line.version} ({line.date}): {line.text}'"
+        raise by_hand(document, description.key, "the description's lines do not end as others do", todo)
     start = description.value.start_mark.index + header
     content = _Content(start=start, text=written[header:].rstrip())
     entries = [one for one in _ENTRY.finditer(content.text) if content.text[: one.start()][-1:] in ("", "\n")]

@@ -42,7 +42,7 @@ from apr_falsify.contracts.statuses import LADDER, rung_of, weakest
 from apr_falsify.errors import ContractError
 
 _BOM = "\ufeff"
-_SEMVER = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
+_SEMVER = re.compile(r"v?([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})")
 
 
 class Move(StrEnum):

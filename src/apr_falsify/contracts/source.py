@@ -16,7 +16,7 @@ import yaml
 from apr_falsify.contracts.problem import Problem
 
 _MOST_DEPTH = 200
-_MOST_VALUES = 200_000
+_MOST_VALUES = 100_000  # some 50 MB of nodes; the largest contract that was seen has a thousand
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
 _CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\t\n\r"})
 _BLANKED, _WIDE = bytes.maketrans(b"-?:", b"   "), b" " * _MOST_DEPTH
@@ -107,7 +107,7 @@ def parse(path: str, raw: bytes) -> Source:
             )
             text = text[1:]  # the C loader would count it as a character
         _check_characters(raw, text)
-        _check_depth(raw, text)
+        _check_extent(raw, text)
         data = _Converter(path, problems).convert(compose(text))
     except _Refused as refused:
         problems.append(
@@ -146,22 +146,27 @@ def _position(text: str, at: int) -> tuple[int, int]:
     return text.count("\n", 0, at) + 1, at - (text.rfind("\n", 0, at) + 1) + 1
 
 
-def _check_depth(raw: bytes, text: str) -> None:
-    """Refuse deep nesting before a recursive parser meets it.
+def _check_extent(raw: bytes, text: str) -> None:
+    """Refuse deep nesting before a recursive parser meets it, and more values than memory is meant for.
 
-    Nesting costs either a bracket or a column of indentation, so most files pass on two cheap counts;
-    only a suspicious one has its events counted, which needs no recursion.
+    Nesting costs either a bracket or a column of indentation, a value one of the signs below, so most files
+    pass on cheap counts; only a suspicious one has its events counted, which needs no recursion.
     """
     brackets = text.count("[") + text.count("{")
     wide = _WIDE in raw.translate(_BLANKED)  # cheap, and true wherever the search could succeed
-    if brackets < _MOST_DEPTH and not (wide and _INDENTED.search(text)):
+    many = brackets + sum(map(text.count, "\n\r,:-?")) >= _MOST_VALUES
+    if brackets < _MOST_DEPTH and not many and not (wide and _INDENTED.search(text)):
         return
-    depth = 0
+    depth, values = 0, 0
     try:
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            values += isinstance(event, yaml.NodeEvent)
             if depth > _MOST_DEPTH:
                 raise _Refused("yaml-too-deep", f"nests deeper than {_MOST_DEPTH} levels", *_mark(event))
+            if values > _MOST_VALUES:
+                message = f"holds more than {_MOST_VALUES} values"
+                raise _Refused("file-too-large", message, *_mark(event), "split it")
     except yaml.MarkedYAMLError as error:
         raise _syntax(error, text) from None
 

@@ -328,6 +328,8 @@ REFUSED = {
         "base: &b {author: me}\n" + D.replace("metadata: \n", "metadata:\n  <<: *b\n"),
         "merged",
     ),
+    "lines-that-end-as-only-yaml-ends-them": (D.replace("|\n", "|\u2028"), "lines do not end"),
+    "version-of-thousands-of-digits": (D.replace("1.0.0", "9" * 5000 + ".0.0", 1), "not MAJOR.MINOR.PATCH"),
     "status-inside-algorithm-evidence": (
         D.replace(f"  status: {BLOCKER}", f"  algorithm_evidence: {{status: {BLOCKER}}}"),
         "stands inside algorithm_evidence",

@@ -19,7 +19,8 @@ _WORDS = {
     """.split()  # noqa: SIM905 - words read best as words
     )
 }
-_NUMBER = rf"\d+|{'|'.join(_WORDS)}"
+_DIGITS = "[0-9]{1,9}"
+_NUMBER = rf"{_DIGITS}|{'|'.join(_WORDS)}"
 _THINGS = r"(?:points?|stages?|elements?|entries|items|variants|steps|values|cosines|names|capture\s+points)"
 _LISTED_THINGS = ("element", "item", "stage", "point", "entry", "step", "name")
 # "9-element cosine sequence [a, b, c]": the list follows within a few words
@@ -158,7 +159,7 @@ def _formula_length(equation: Mapping) -> int:
 
 def _total(contract: Contract, key: str, text: Text, place: Place) -> Iterator[Problem]:
     """``total_obligations: 4`` and "All 2 falsification tests pass"."""
-    blocks, count = _TOTALS.get(key, ()), int(text) if text.isdigit() else -1
+    blocks, count = _TOTALS.get(key, ()), int(text) if re.fullmatch(_DIGITS, text) else -1
     match = _ALL_TESTS.search(text) if not blocks else None
     if match:
         blocks, count = FALSIFIER_BLOCKS, _number(match["count"])

@@ -85,7 +85,10 @@ def version_disagrees(contract: Contract) -> Iterator[Problem]:
         yield problem_at(contract.path, "version-disagrees", place, message, subject=contract.id)
 
 
+_PARTS = re.compile(r"v?([0-9]{1,9})(?![0-9])(?:\.([0-9]{1,9})(?![0-9]))?(?:\.([0-9]{1,9})(?![0-9]))?")
+
+
 def version_key(text: str) -> tuple[int, ...]:
     """``v1.2.0`` -> (1, 2, 0); missing parts are 0, and what is no version is ()."""
-    match = re.match(r"^v?(\d+)(?:\.(\d+))?(?:\.(\d+))?", text.strip())
+    match = _PARTS.match(text.strip())
     return tuple(int(part or 0) for part in match.groups()) if match else ()
