@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def _value(key: str, value: object, place: str) -> Any:
 def rooted(spec: str, root: Path) -> str:
     """Return ``spec`` (a path, ``RUNTIME:PATH`` or hub id); a relative path that exists becomes absolute."""
     runtime, colon, path = spec.rpartition(":")
-    if path and (root / path).exists():
+    if path and os.path.exists(root / path):  # the method fails on a name that is too long
         return f"{runtime}{colon}{(root / path).resolve()}"
     return spec
 

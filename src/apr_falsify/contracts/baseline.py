@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.errors import OutputError, UsageError
+from apr_falsify.reading import items, mapping, read_json, text
 
 _SCHEMA = "apr-falsify/baseline/v1"
 
@@ -34,17 +36,22 @@ def read_baseline(path: Path) -> Baseline:
 
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != _SCHEMA:
-            raise UsageError(f"schema {data['schema']!r} is unknown", where=path, expected=_SCHEMA)
-        return Baseline(known={row["fingerprint"]: row["shown"] for row in data["problems"]})
+        data = mapping(read_json(path), "it")
+        if data.get("schema") != _SCHEMA:
+            raise UsageError(f"schema {data.get('schema')!r} is unknown", where=path, expected=_SCHEMA)
+        rows = [mapping(row, "a problem") for row in items(data.get("problems"), "problems")]
+        return Baseline(known={_text(row, "fingerprint"): _text(row, "shown") for row in rows})
     except OSError as error:
         remedy = f"validate-contracts --baseline {path} --write-baseline"
         raise UsageError(f"cannot be read: {error.strerror}", where=path, remedy=remedy) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise UsageError(
             f"is no baseline: {error}", where=path, expected=f"JSON of schema {_SCHEMA}"
         ) from None
+
+
+def _text(row: Mapping[str, Any], key: str) -> str:
+    return text(row.get(key), f"the {key} of a problem")
 
 
 def write_baseline(path: Path, problems: Iterable[Problem]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.rules import RULES, SEVERITIES
 from apr_falsify.errors import UsageError, nearest
+from apr_falsify.reading import items, mapping, read_toml, table, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +82,9 @@ def nearest_table(start: Path) -> tuple[dict[str, Any] | None, Path]:
 
 def project_name(root: Path) -> str:
     """Return the project's name as its pyproject.toml gives it, else that of its folder."""
-    import tomllib
-
     try:
-        with open(root / "pyproject.toml", "rb") as file:
-            name = tomllib.load(file).get("project", {}).get("name")
-    except (OSError, tomllib.TOMLDecodeError):
+        name = table(read_toml(root / "pyproject.toml"), "project").get("name")
+    except (OSError, ValueError):
         name = None
     return str(name or root.resolve().name)
 
@@ -93,38 +92,45 @@ def project_name(root: Path) -> str:
 def _table(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    import tomllib
-
     try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file).get("tool", {}).get("apr-falsify")
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        content = read_toml(path)
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot be read: {error}", where=path) from None
-    return table if isinstance(table, dict) else None
+    found = table(content, "tool").get("apr-falsify")
+    return found if isinstance(found, dict) else None
 
 
-def _settings(table: dict[str, Any], folder: Path) -> Settings:
+def _settings(said: dict[str, Any], folder: Path) -> Settings:
     where = folder / "pyproject.toml"
-    severities = dict(table.get("severities", {}))
+    try:
+        severities = _texts(said, "severities")
+        contracts, evidence = said.get("contracts", []), said.get("evidence-dir")
+        contracts = items([contracts] if isinstance(contracts, str) else contracts, "contracts")
+        paths = tuple(folder / text(path, "one of contracts") for path in contracts)
+        sources = {name: folder / path for name, path in _texts(said, "sources").items()}
+        ignores = [mapping(entry, "one of ignores") for entry in items(said.get("ignores", []), "ignores")]
+    except ValueError as error:
+        raise UsageError(str(error), where=where, expected="[tool.apr-falsify] as README shows it") from None
     for code, severity in severities.items():
         _known(code, where)
         if severity not in SEVERITIES:
             raise UsageError(
                 f"severity {severity!r} of {code!r} is unknown", where=where, expected=", ".join(SEVERITIES)
             )
-    contracts = table.get("contracts", [])
-    contracts = [contracts] if isinstance(contracts, str) else contracts
-    evidence = table.get("evidence-dir")
     if evidence is not None and (not isinstance(evidence, str) or not evidence):
         raise UsageError("evidence-dir is no path", where=where, expected='evidence-dir = "evidence"')
     return Settings(
         root=folder,
         evidence_dir=None if evidence is None else folder / evidence,
-        contracts=tuple(folder / path for path in contracts),
-        sources={name: folder / path for name, path in dict(table.get("sources", {})).items()},
+        contracts=paths,
+        sources=sources,
         severities=severities,
-        ignores=tuple(_ignore(entry, where) for entry in table.get("ignores", [])),
+        ignores=tuple(_ignore(entry, where) for entry in ignores),
     )
+
+
+def _texts(said: Mapping[str, Any], key: str) -> dict[str, str]:
+    return {name: text(value, f"{key}.{name}") for name, value in mapping(said.get(key, {}), key).items()}
 
 
 def _known(code: str, where: Path) -> None:
@@ -132,7 +138,7 @@ def _known(code: str, where: Path) -> None:
         raise UsageError(f"no rule has the code {code!r}", where=where, remedy=nearest(code, RULES))
 
 
-def _ignore(entry: dict[str, str], where: Path) -> Ignore:
+def _ignore(entry: Mapping[str, Any], where: Path) -> Ignore:
     code, reason = str(entry.get("code", "")), str(entry.get("reason", "")).strip()
     _known(code, where)
     if not reason:

@@ -35,9 +35,10 @@ def _has_table(content: bytes) -> bool:
     import tomllib
 
     try:
-        return isinstance(tomllib.loads(content.decode("utf-8")).get("tool", {}).get(TABLE), dict)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
+        tool = tomllib.loads(content.decode("utf-8")).get("tool")
+    except (ValueError, RecursionError):
         return False  # pytest says what is wrong with its own configuration file
+    return isinstance(tool, dict) and isinstance(tool.get(TABLE), dict)
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from apr_falsify.errors import UsageError, nearest
 from apr_falsify.evidence.facts import CHANGED_LANE
 from apr_falsify.portable import id_of
 from apr_falsify.pytest_plugin.entry import OPTIONS, TABLE
+from apr_falsify.reading import read_toml, table
 
 KNOWN_KEYS = ("contracts", "evidence-dir", "gpu-lane", "ignores", "lanes", "severities", "sources")
 """Every key of ``[tool.apr-falsify]``; some of them only ``validate-contracts`` reads."""
@@ -86,10 +86,13 @@ def read_asked(config: pytest.Config, root: Path) -> Asked:
         UsageError: an unknown key, lane or value.
 
     """
-    content = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    table: dict[str, Any] = content["tool"][TABLE]
     where = root / "pyproject.toml"
-    for key in table:
+    try:
+        content = read_toml(where)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot be read: {error}", where=where) from error
+    said = table(content, "tool", TABLE)
+    for key in said:
         if key not in KNOWN_KEYS:
             expected = ", ".join(KNOWN_KEYS)
             raise UsageError(
@@ -100,12 +103,12 @@ def read_asked(config: pytest.Config, root: Path) -> Asked:
             )
     here = config.invocation_params.dir
     evidence = _option(config, "evidence-dir")
-    kept = table.get("evidence-dir")
+    kept = said.get("evidence-dir")
     return Asked(
         root=root,
-        project=str(content.get("project", {}).get("name", root.name)),
-        contracts=_contracts(_option(config, "contracts"), table.get("contracts", []), root, here),
-        lane=_lane(config, table, root),
+        project=str(table(content, "project").get("name", root.name)),
+        contracts=_contracts(_option(config, "contracts"), said.get("contracts", []), root, here),
+        lane=_lane(config, said, root),
         gpu=bool(config.getoption(_destination("gpu"))),
         evidence_dir=None if evidence is None else (here / evidence),
         bundles=root / kept if isinstance(kept, str) else None,
@@ -119,17 +122,17 @@ def _option(config: pytest.Config, name: str) -> str | None:
     return None if value is None else str(value)
 
 
-def _contracts(given: str | None, table: object, root: Path, here: Path) -> tuple[Path, ...]:
+def _contracts(given: str | None, said: object, root: Path, here: Path) -> tuple[Path, ...]:
     if given is not None:
         return (here / given,)
-    listed = [table] if isinstance(table, str) else table
+    listed = [said] if isinstance(said, str) else said
     if not isinstance(listed, list) or not all(isinstance(one, str) for one in listed):
         raise UsageError("contracts is no list of paths", where=root / "pyproject.toml")
     return tuple(root / one for one in listed)
 
 
-def _lane(config: pytest.Config, table: Mapping[str, Any], root: Path) -> Lane:
-    lanes = read_lanes(table.get("lanes", {}), root)
+def _lane(config: pytest.Config, said: Mapping[str, Any], root: Path) -> Lane:
+    lanes = read_lanes(said.get("lanes", {}), root)
     gpu = bool(config.getoption(_destination("gpu")))
     here = config.invocation_params.dir
     changes: dict[str, Any] = {}
@@ -137,7 +140,7 @@ def _lane(config: pytest.Config, table: Mapping[str, Any], root: Path) -> Lane:
         given = _option(config, option)
         if given is not None:
             changes[key] = rooted(given, here)
-    lane = _chosen(_option(config, "lane"), gpu, bool(changes), table.get("gpu-lane"), lanes, root)
+    lane = _chosen(_option(config, "lane"), gpu, bool(changes), said.get("gpu-lane"), lanes, root)
     if gpu:
         changes["device"] = "cuda"
         changes["dtype"] = lane.dtype if lane.device == "cuda" else None

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from apr_falsify.reading import read_toml, table
 from apr_falsify.symbols.index import ClassShape, Definition, SymbolIndex
 
 SETTINGS_FILES = ("pytest.ini", ".pytest.ini", "pyproject.toml", "tox.ini", "setup.cfg")
@@ -57,12 +58,9 @@ def _words(value: object, default: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _from_pyproject(root: Path) -> dict[str, object] | None:
-    import tomllib
-
     try:
-        with open(root / "pyproject.toml", "rb") as file:
-            tool = tomllib.load(file).get("tool", {}).get("pytest", {})
-    except (OSError, tomllib.TOMLDecodeError):
+        tool = table(read_toml(root / "pyproject.toml"), "tool", "pytest")
+    except (OSError, ValueError):
         return None
     options = tool.get("ini_options", tool or None)  # pytest 9 reads [tool.pytest] itself too
     return options if isinstance(options, dict) else None

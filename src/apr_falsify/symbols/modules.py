@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import os
-import tomllib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from apr_falsify.reading import read_toml, table
 from apr_falsify.symbols.collect import read_settings
 from apr_falsify.symbols.tree import SourceTree
 
@@ -291,25 +292,25 @@ def _import_roots(root: Path) -> tuple[str, ...]:
     settings = read_settings(root)
     named = [] if settings is None else list(settings.pythonpath)
     project = _pyproject(root)
-    wheel = project.get("tool", {}).get("hatch", {}).get("build", {}).get("targets", {}).get("wheel", {})
-    named += [os.path.dirname(one) for one in wheel.get("packages", ()) if isinstance(one, str)]
-    setuptools = project.get("tool", {}).get("setuptools", {})
-    packages = setuptools.get("packages", {})
-    found = packages.get("find", {}) if isinstance(packages, dict) else {}
-    named += [one for one in found.get("where", ()) if isinstance(one, str)]
+    wheel = table(project, "tool", "hatch", "build", "targets", "wheel")
+    named += [os.path.dirname(one) for one in _texts(wheel.get("packages"))]
+    named += _texts(table(project, "tool", "setuptools", "packages", "find").get("where"))
     folders = [os.path.normpath(one) for one in [*named, "src", "."] if (root / one).is_dir()]
     return tuple(dict.fromkeys("" if one == "." else one for one in folders if not one.startswith("..")))
 
 
-def _pyproject(root: Path) -> dict[str, dict]:  # type: ignore[type-arg]  # TOML holds anything
+def _texts(value: object) -> list[str]:
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+
+
+def _pyproject(root: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+        return read_toml(root / "pyproject.toml")
     except (OSError, ValueError):
         return {}
 
 
 def plugins_of(root: Path) -> tuple[str, ...]:
     """Return the dotted modules of the pytest plugins that the project itself provides."""
-    entries = _pyproject(root).get("project", {}).get("entry-points", {})
-    plugins = entries.get("pytest11", {}) if isinstance(entries, dict) else {}
+    plugins = table(_pyproject(root), "project", "entry-points", "pytest11")
     return tuple(str(one).partition(":")[0] for one in plugins.values())
