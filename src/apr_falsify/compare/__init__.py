@@ -10,7 +10,7 @@ To be read in this order:
 - every stage from its own inputs: ``judge``, ``replay``, ``site``, ``products``, ``operands``, ``experts``
 - in which number format a run holds its values: ``held_format``, ``seen_format``,
   ``recorded_formats``, and read once more: ``read_again``
-- how large rounding may be: ``floor``, ``roundoff``, ``excess``
+- how large rounding may be: ``floor``, ``roundoff``, ``repeated``, ``excess``
 - values on the edge between two steps: ``crossing``, ``edges``, ``attention_edges``
 - what holds without a reference: ``invariants``
 - what explains an error: ``search``, ``causes``, ``variations``

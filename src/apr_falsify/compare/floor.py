@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from apr_falsify.compare.repeated import added_up
 from apr_falsify.compare.roundoff import (
     F64,
     FEW,
@@ -302,7 +303,10 @@ def _attention(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     v = ins["qkv_bias"].value[:, -geometry.kv_heads * geometry.head_dim :]
     values = np.repeat(_heads(v, geometry.head_dim), geometry.heads // geometry.kv_heads, axis=0)
     squares = _flat(squared(weights.value) @ squared(values))
-    variance = sum_variance(squares, y, weights.value.shape[-1]) + stored(y, max(store, UNIT))
+    variance = sum_variance(squares, y, weights.value.shape[-1])
+    sizes = _flat(np.abs(weights.value) @ np.abs(values))
+    variance = np.maximum(variance, added_up(weights.value, v, y, sizes, variance))
+    variance = variance + stored(y, max(store, UNIT))
     if weights.sigma is not None:
         variance = variance + _flat(squared(weights.sigma) @ squared(values))
     if (sigma := ins["qkv_bias"].sigma) is not None:

@@ -8,6 +8,7 @@ import torch
 
 from apr_falsify.compare.excess import LIMIT, alike, excess_of
 from apr_falsify.compare.floor import sum_variance
+from apr_falsify.compare.repeated import one_sign, repeats
 
 ROWS, WIDTH = 64, 256
 
@@ -88,3 +89,43 @@ def test_one_token_repeated_through_a_real_product_is_within_its_floor(seed: int
     squares = np.square(token.astype(np.float64)) @ np.square(weight.astype(np.float64)).T
     sigma = np.sqrt(sum_variance(squares, exact, WIDTH))
     assert excess_of(np.abs(made - exact) / sigma, exact) <= 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sequential_sum_of_one_term_may_be_off_by_as_many_roundings(seed: int) -> None:
+    """1,000 times one f32 number, added one after the other: each time it is rounded the same way."""
+    term = np.float32(np.random.default_rng(seed).uniform(0.6, 1) / 1000)
+    total = np.float32(0)
+    for _ in range(1000):
+        total = np.float32(total + term)
+    exact = np.array(1000 * float(term))
+    assert one_sign(exact, exact) == 1
+    assert abs(float(total) - exact) <= 1000 * 2.0**-24 * float(exact)
+
+
+def test_terms_that_cancel_have_the_rounding_of_independent_ones() -> None:
+    values = rows(0, 1, 1000)[0]
+    y, sizes = np.abs(values.sum()), np.abs(values).sum()
+    assert one_sign(y, sizes) < 1e-4
+    assert one_sign(np.array(0.0), np.array(0.0)) == 0
+
+
+def causal(count: int) -> np.ndarray:
+    return np.tril(np.ones((2, count, count)))
+
+
+def test_sums_of_terms_that_differ_have_the_rounding_of_independent_ones() -> None:
+    assert repeats(rows(0), causal(ROWS)) is None
+
+
+def test_a_term_that_is_added_again_is_rounded_the_same_way() -> None:
+    """Of one key n times the errors add up n times, not sqrt(n) times: the variance is n times larger."""
+    found = repeats(one_row_in_all(0), causal(ROWS))
+    assert found is not None
+    np.testing.assert_allclose(found, np.arange(1, ROWS + 1))
+
+
+def test_of_two_words_each_adds_up_with_itself() -> None:
+    found = repeats(np.tile(rows(0, 2), (32, 1)), causal(ROWS))
+    assert found is not None
+    assert found[[0, 1, 3, 63]].tolist() == [1, 1, 2, 32]
