@@ -94,6 +94,26 @@ def test_the_sum_of_squares_for_their_mean_is_named_where_epsilon_counts() -> No
     check(run, wrong("attn_norm", "norm-form", "the sum of squares for their mean", lambda r: summed))
 
 
+def test_an_epsilon_outside_the_root_is_named_where_it_counts() -> None:
+    run = small_run(rms_norm_eps=0.5)
+    x, weight = run["layer_input"], run.w("input_layernorm.weight")
+    outside = x / (np.sqrt(np.mean(x * x, axis=-1, keepdims=True)) + 0.5) * weight
+    check(run, wrong("attn_norm", "norm-form", "epsilon added outside the root", lambda r: outside))
+
+
+HALF = ("a very hot softmax", "a cold softmax", "twice as hot", "half as hot")
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_a_temperature_is_named_though_the_weights_are_f16(name: str) -> None:
+    run, fault = tiny_run("f16"), HEADS[name]
+    weights = fault.make(run).astype(np.float16).astype(np.float32)
+    cause = explained(run, fault.stage, weights)
+    assert cause is not None
+    assert (cause.name, cause.fits) == (fault.cause, True), cause
+    assert re.search(fault.says, cause.sentence), cause.sentence
+
+
 def test_the_head_of_a_model_that_shares_it_with_the_embedding_may_be_kept_in_another_type() -> None:
     run = small_run(tie_word_embeddings=True)
     table = torch.from_numpy(run.w("model.embed_tokens.weight")).bfloat16().double().numpy()

@@ -11,8 +11,11 @@ import pytest
 
 from apr_falsify.capture import MemorySink
 from apr_falsify.compare import experts
+from apr_falsify.compare.causes import explain
 from apr_falsify.compare.experts import replay_mixture
 from apr_falsify.compare.floor import norm_variance
+from apr_falsify.compare.judge import LIMIT, store_of
+from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.roundoff import Known
 from apr_falsify.compare.site import ReplaySite
 from apr_falsify.rules import PLAIN, RULES, Operation
@@ -218,6 +221,17 @@ def test_where_a_token_may_have_gone_to_another_expert_its_output_says_nothing(
     size = np.sqrt(np.mean(values[0, 4] ** 2))
     np.testing.assert_allclose(sigma[4], np.abs(values[0, 4]) + size, rtol=1e-9)
     assert (np.delete(sigma, 4, axis=0) < 1e-4 * size).all()
+
+
+@pytest.mark.parametrize("stage_name", ["ffn_out", "moe_ffn_out", "moe_router"])
+def test_a_factor_of_a_mixture_is_named_and_what_needs_one_product_is_not_tried(
+    model: Model, trace: Trace, stage_name: str
+) -> None:
+    replayer = Replayer(trace, model.weights, store_of(trace))
+    cause = explain(replayer, (1, stage_name), PLAIN, 2 * stage(trace, stage_name), LIMIT)
+    assert cause is not None
+    assert (cause.name, cause.fits) == ("factor", True)
+    assert cause.sentence.startswith("x 2 fits")
 
 
 def test_the_model_of_these_tests_is_one(tmp_path: Path, model: Model) -> None:

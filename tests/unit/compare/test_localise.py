@@ -278,6 +278,10 @@ def test_an_error_that_a_later_stage_shows_is_not_said_to_be_hidden(model: Model
     result = bisect(sound, wrong, weights=model.weights)
     source = next(each for each in result.sources if each.stages == ("ffn_up",))
     assert "does not show it" not in source.explanation
+    little = changed(changed(sound, (0, "ffn_up"), 1.5), (0, "ffn_swigl"), 1.007)
+    result = bisect(sound, little, weights=model.weights)
+    source = next(each for each in result.sources if each.stages == ("ffn_up",))
+    assert "does not show it" not in source.explanation  # more than a hundredth of 0.5
     slightly = changed(changed(sound, (0, "ffn_up"), 1.5), (0, "ffn_swigl"), 1.004)
     result = bisect(sound, slightly, weights=model.weights)
     source = next(each for each in result.sources if each.stages == ("ffn_up",))
@@ -307,3 +311,22 @@ def test_a_source_says_residual_floor_and_by_how_much_the_worst_place_exceeds_it
     assert "at the worst place" not in source.explanation
     assert source.advice == "look at the code and the weights of layer 0 ffn_up"
     assert source.cause == ("factor", "x 1.5")
+
+
+def test_without_weights_or_inputs_a_stage_that_breaks_an_invariant_is_a_source(
+    model: Model, sound: Trace
+) -> None:
+    key = (1, "attn_softmax")
+    spoilt = changed(sound, key, 1.25)
+    stages = {each: array for each, array in spoilt.stages.items() if each != (1, "attn_scores")}
+    left = {each: array for each, array in stages.items() if each[1] not in ("q_post_rope", "k_post_rope")}
+    result = bisect(sound, replace(spoilt, stages=left))
+    (source,) = [each for each in result.sources if each.stages == ("attn_softmax",)]
+    assert source.explanation.startswith("layer 1 attn_softmax is wrong whatever its inputs were: ")
+    assert "rows of softmax do not sum to 1" in source.explanation
+    assert (source.layer, source.advice) == (1, "look at the code of layer 1 attn_softmax")
+    row = next(row for row in result.rows if (row.layer, row.stage) == key)
+    assert row.verdict is Verdict.INTRODUCES
+    with_inputs = bisect(sound, spoilt, weights=model.weights)
+    (source,) = [each for each in with_inputs.sources if each.stages == ("attn_softmax",)]
+    assert "whatever its inputs were" not in source.explanation

@@ -310,6 +310,10 @@ SMALL_ROTATIONS: dict[str, tuple[dict[str, object], Wrong]] = {
         {**QWEN3, "rms_norm_eps": 1e-2},
         wrong("q_post_rope", "head-norm", "epsilon 1e-6 in the norm", lambda r: normed(r, q_norm(r), 1e-6)),
     ),
+    "the other usual epsilon of the head norm": (
+        {**QWEN3, "rms_norm_eps": 1e-2},
+        wrong("q_post_rope", "head-norm", "epsilon 1e-5 in the norm", lambda r: normed(r, q_norm(r), 1e-5)),
+    ),
     "k's head norm for q": (
         QWEN3,
         wrong(

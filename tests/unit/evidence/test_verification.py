@@ -160,6 +160,12 @@ def test_a_claim_that_is_not_the_one_that_was_digested_is_told(files: Files) -> 
     assert codes(other) == {"claim-differs"}
 
 
+def test_a_claim_is_checked_though_no_other_file_is_intact(files: Files) -> None:
+    lied = forged(files, BUNDLE, lambda data: data.update(falsifier="FALSIFY-TOY-002"))
+    found = checked({**lied, JUNIT: lied[JUNIT] + b" "})
+    assert codes(found) == {"changed-file", "claim-differs"}
+
+
 def test_an_outcome_that_its_tests_do_not_give_is_told(files: Files) -> None:
     found = checked(forged(files, BUNDLE, lambda data: data["outcome"].update(result="FALSIFIED")))
     assert "outcome-differs" in codes(found)
