@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from apr_falsify.compare.judge import as_held, store_of
-from apr_falsify.compare.replay import Missing, Replay, Replayer, is_mixed, roles_of, saved_unit, saved_words
+from apr_falsify.compare.recorded_formats import saved_unit, saved_words
+from apr_falsify.compare.replay import Missing, Replay, Replayer, is_mixed, roles_of
 from apr_falsify.rules import PLAIN
 from apr_falsify.stages import Layout
 from apr_falsify.trace import Key, Trace
