@@ -16,7 +16,7 @@ from apr_falsify.weights import Model
 _ORACLE_BYTES = 4
 """Bytes of a weight in the oracle: f32 on a CPU, less elsewhere."""
 
-_LAYER = re.compile(r"\.(\d+)\.")
+_LAYER = re.compile(r"\.([0-9]{1,9})\.")
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 

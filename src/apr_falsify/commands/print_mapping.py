@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.progress import busy
 from apr_falsify.commands.sides import DEFAULT_DTYPES
@@ -52,7 +54,7 @@ def mapping_starter(
                 oracle.model, request, MemorySink(), dtype=dtype or DEFAULT_DTYPES[device], device=device
             )
         known = replace(known, oracle=trace, weights=oracle.model.weights)
-    with busy("comparing"):
+    with busy("comparing"), np.errstate(invalid="ignore"):  # any bits may stand there: signalling NaN too
         return starter_text(propose(dump, known, path), dump, known, path.name)
 
 

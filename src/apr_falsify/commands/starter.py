@@ -40,7 +40,7 @@ from apr_falsify.ops import stages_of
 from apr_falsify.provenance import Provenance
 from apr_falsify.stages import STAGES, Layout, stored_shape
 from apr_falsify.subjects.foreign import BF16_BITS, Dump
-from apr_falsify.subjects.mapped import MASKED_BELOW, WHOLE, axis_sizes, mapped_stages
+from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, axis_sizes, mapped_stages
 from apr_falsify.subjects.mapping import LAYOUT_OF, MappingFile, StageMap
 from apr_falsify.trace import Key, StageArray, Trace
 from apr_falsify.weights import Weights
@@ -119,7 +119,8 @@ def token_arrays(dump: Dump, vocab: int | None) -> dict[str, tuple[int, ...]]:
     """Return the arrays that may hold token ids: whole numbers in one axis, all within the vocabulary."""
     found = {}
     for name, array in dump.items():
-        if array.kind in WHOLE and array.shape and math.prod(array.shape) == array.shape[-1] > 0:
+        count = math.prod(array.shape)
+        if array.kind in WHOLE and array.shape[-1:] == (count,) and 0 < count <= MOST_TOKENS:
             ids = tuple(int(token) for token in array.load().reshape(-1))
             if all(0 <= token < (vocab or math.inf) for token in ids):
                 found[name] = ids

@@ -139,7 +139,7 @@ class Match:
         return 1, 0, -self.likeness, -(self.best or 0)
 
 
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?<![0-9])[0-9]{1,9}(?![0-9])")
 
 
 def candidates(dump: Dump, layers: int | None) -> list[Candidate]:

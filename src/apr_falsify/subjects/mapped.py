@@ -42,6 +42,9 @@ FLOATS = ("f16", "bf16", "f32", "f64")
 WHOLE = ("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64")
 _OF_WHOLE_NUMBERS = ("moe_router_indices",)
 
+MOST_TOKENS = 1 << 20
+"""The longest context that any model has: more ids are none."""
+
 MASKED_BELOW = -1e4
 """What a mask adds to a score is at least this far below: f16 implementations take -65504 or -1e4."""
 
@@ -153,19 +156,16 @@ def _tokens(target: Target, said: MappingFile, dump: Dump, geometry: Geometry) -
     return ids
 
 
-_MOST_TOKENS = 1 << 20  # the longest context that any model has
-
-
 def _said_tokens(said: MappingFile, dump: Dump) -> tuple[int, ...] | None:
     if not isinstance(said.tokens, str):
         return said.tokens
     array = _array(dump, said.tokens, said.path, "tokens")
     ids = math.prod(array.shape)
-    if array.kind not in WHOLE or array.shape[-1:] != (ids,) or ids > _MOST_TOKENS:
+    if array.kind not in WHOLE or array.shape[-1:] != (ids,) or ids > MOST_TOKENS:
         raise TraceError(
             f"{array.name!r} holds no token ids: {array.kind} {list(array.shape)}",
             where=said.path,
-            expected=f"at most {_MOST_TOKENS} whole numbers in one axis",
+            expected=f"at most {MOST_TOKENS} whole numbers in one axis",
         )
     return tuple(int(token) for token in array.load().reshape(-1))
 
@@ -371,7 +371,7 @@ def as_f32(array: ForeignArray, row: StageMap, said: MappingFile) -> F32:
         wide = values.view("<u2").astype(np.uint32)
         wide <<= np.uint32(16)  # in place: a large array is not held three times
         return wide.view(np.float32)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # a NaN that signals is a NaN all the same
         found: F32 = values.astype(np.float32)
     if kind == "f64" and bool((np.isinf(found) & np.isfinite(values)).any()):
         raise TraceError(

@@ -36,7 +36,8 @@ def _target(path: Path, model: Model) -> Target:
     return Target(path=path, model=model)
 
 
-def _recorded(model: Model) -> Trace:
+def recorded(model: Model) -> Trace:
+    """Return a real run of ``apr``."""
     return open_recorded(Target(path=APR_RUN, model=model, tokens=APR_TOKENS)).trace
 
 
@@ -77,18 +78,22 @@ def _used(found: Trace) -> None:
         array.data.tobytes()
 
 
+def members_of(trace: Trace) -> tuple[Member, ...]:
+    """Return the files of an ``.npz`` with some stages and the token ids."""
+    arrays = {**_arrays(trace), "token_ids": np.array(APR_TOKENS)}
+    return tuple(Member(name=f"{name}.npy", data=_npy(values)) for name, values in arrays.items())
+
+
 def npz(folder: Path) -> Maker:
     """An ``.npz`` with a mapping file beside it."""
     model = open_model(TINY)
-    trace = _recorded(model)
-    said = {**_said(trace), "tokens": "token_ids"}
-    arrays = {**_arrays(trace), "token_ids": np.array(APR_TOKENS)}
-    members = tuple(Member(name=f"{name}.npy", data=_npy(values)) for name, values in arrays.items())
+    trace = recorded(model)
+    said, members = {**_said(trace), "tokens": "token_ids"}, members_of(trace)
     mapping = yaml.safe_dump(said, sort_keys=False).encode()
     shown = Folder(folder)
 
     def make(chance: Random) -> Input:
-        data, words = _other_archive(members, chance)
+        data, words = other_archive(members, chance)
         size = shown.show({_MAPPING: mapping, "x.npz": data})
         target = _target(folder / "x.npz", model)
         return Input(read=lambda: _used(read_mapped(target, folder / _MAPPING)), size=size, said=words)
@@ -106,7 +111,8 @@ _BOMBS = (
 _BOMB_RATE = 0.0015
 
 
-def _other_archive(members: tuple[Member, ...], chance: Random) -> tuple[bytes, tuple[str, ...]]:
+def other_archive(members: tuple[Member, ...], chance: Random) -> tuple[bytes, tuple[str, ...]]:
+    """Return an archive with another array, other members or other bytes."""
     if chance.random() < _BOMB_RATE:
         name = chance.choice(members).name
         shape, kind = chance.choice(_BOMBS)
@@ -124,7 +130,7 @@ def _other_archive(members: tuple[Member, ...], chance: Random) -> tuple[bytes, 
 def npy(folder: Path) -> Maker:
     """A folder of ``.npy`` files with a mapping file."""
     model = open_model(TINY)
-    trace = _recorded(model)
+    trace = recorded(model)
     sound: dict[str, bytes] = {f"{name}.npy": _npy(values) for name, values in _arrays(trace).items()}
     sound[_MAPPING] = yaml.safe_dump(_said(trace), sort_keys=False).encode()
     shown = Folder(folder)
@@ -147,7 +153,7 @@ def npy(folder: Path) -> Maker:
 def safetensors(folder: Path) -> Maker:
     """A recording in ``.safetensors`` with a mapping file."""
     model = open_model(TINY)
-    trace = _recorded(model)
+    trace = recorded(model)
     sound = save(_arrays(trace))
     header = header_of(sound)
     seed, mapping = maps.safetensors(sound), yaml.safe_dump(_said(trace), sort_keys=False).encode()
@@ -177,7 +183,7 @@ _MAPPINGS = (
 def mapping(folder: Path) -> Maker:
     """A mapping file, over a recording that stays as it is."""
     model = open_model(TINY)
-    trace = _recorded(model)
+    trace = recorded(model)
     archive = zips.zip_bytes(
         [Member(name=f"{name}.npy", data=_npy(one)) for name, one in _arrays(trace).items()]
     )
@@ -222,7 +228,7 @@ def llama_cpp(folder: Path) -> Maker:
     shown = Folder(folder)
 
     def make(chance: Random) -> Input:
-        data, words = _other_archive(members, chance)
+        data, words = other_archive(members, chance)
         size = shown.show({"x.npz": data})
         target = Target(path=folder / "x.npz", reference=reference)
         return Input(read=lambda: _used(open_recording(target).trace), size=size, said=words)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fuzz.readers import bundles, documents, models, recordings, stages, tokenizers
+from tests.fuzz.readers import bundles, documents, models, proposals, recordings, stages, tokenizers
 from tests.fuzz.readers.inputs import Maker
 
 
@@ -37,6 +37,7 @@ READERS: Mapping[str, Row] = {
     "npy": Row(prepare=recordings.npy, share=50),
     "recorded-safetensors": Row(prepare=recordings.safetensors, share=40),
     "mapping": Row(prepare=recordings.mapping, share=40),
+    "print-mapping": Row(prepare=proposals.proposal, share=4),
     "llama-cpp": Row(prepare=recordings.llama_cpp, share=40),
     "contract": Row(prepare=documents.contract, share=40),
     "roadmap": Row(prepare=documents.roadmap, share=20),
