@@ -107,12 +107,18 @@ def read_header(path: Path) -> tuple[dict[str, Mapping[str, Any]], int]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
+        if len(tensors) * _BYTES_OF_A_TENSOR > 4 * path.stat().st_size + _SPARE:
+            raise ValueError(f"it names {len(tensors)} tensors, far more than it can hold")
         # The library checks the whole header (offsets, sizes, types); what reads it here then trusts it.
         with safe_open(path, framework="numpy"):
             pass
     except (ValueError, SafetensorError) as error:
         raise ValueError(f"not a whole safetensors file: {error}") from error
     return tensors, 8 + length
+
+
+_BYTES_OF_A_TENSOR = 1400  # that an entry takes in memory, here and in the library
+_SPARE = 48 << 20
 
 
 def _plain(name: str, entry: Mapping[str, Any], data: npt.NDArray[np.uint8]) -> Tensor:

@@ -165,3 +165,10 @@ def changed(blob: Blob, chance: Random) -> tuple[bytes, tuple[str, ...]]:
         data, said = change(blob, data, chance)
         words.append(said)
     return data, tuple(words)
+
+
+def grafted(head: Blob, body: Blob, chance: Random) -> tuple[bytes, tuple[str, ...]]:
+    """Return the beginning of one file and the end of another, both cut at a boundary."""
+    one, other = chance.choice(head.sections), chance.choice(body.sections)
+    data = head.data[: one.stop] + body.data[other.start :]
+    return data, (f"up to {one.name}, then from another's {other.name}",)

@@ -155,6 +155,9 @@ def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
         open_model(tmp_path)
 
 
+EMPTY_TENSOR = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+
+
 def broken_header(content: bytes, header: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + content
 
@@ -175,10 +178,11 @@ def broken_header(content: bytes, header: bytes) -> bytes:
         broken_header(b"abcd", b'{"a": ["F32", [1], [0, 4]]}'),  # which the safetensors package takes
         broken_header(b"abcd", b'{"__metadata__": {"a": "b", "a": "c"}}'),
         broken_header(b"", b'{"__metadata__": [' + b"{}," * (1 << 20) + b"0]}"),
+        broken_header(b"", json.dumps(dict.fromkeys(map(str, range(50_000)), EMPTY_TENSOR)).encode()),
     ],
     ids=[
         *("empty", "short", "zip", "absurd", "no-json", "list", "no-entry", "shape", "offsets", "dtype"),
-        *("entry-as-a-list", "key-twice", "many-small-values"),
+        *("entry-as-a-list", "key-twice", "many-small-values", "many-empty-tensors"),
     ],
 )
 def test_a_garbled_safetensors_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:

@@ -54,9 +54,11 @@ def gguf(folder: Path) -> Maker:
 
     def make(chance: Random) -> Input:
         seed = real if chance.random() < 0.05 else chance.choice(small)
-        data, said = with_value(seed, chance) if chance.random() < 0.3 else blobs.changed(seed, chance)
-        if chance.random() < 0.05:
-            data, said = data[: chance.randrange(4096)] + real.data[-50_000:], (*said, "with another's data")
+        way = chance.random()
+        if way < 0.05:
+            data, said = blobs.grafted(seed, chance.choice(small), chance)
+        else:
+            data, said = with_value(seed, chance) if way < 0.35 else blobs.changed(seed, chance)
         size = shown.show({"x.gguf": data})
 
         def read() -> None:
@@ -151,8 +153,11 @@ def apr(folder: Path) -> Maker:
 
     def make(chance: Random) -> Input:
         seed = real if chance.random() < 0.05 else chance.choice(seeds)
-        if chance.random() < 0.35:
+        way = chance.random()
+        if way < 0.35:
             data, said = _with_metadata(seed, metadata[id(seed)], chance)
+        elif way < 0.38:
+            data, said = blobs.grafted(seed, real if seed is not real else seeds[0], chance)
         else:
             data, said = blobs.changed(seed, chance)
         if chance.random() < 0.85:

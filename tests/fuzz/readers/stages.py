@@ -30,7 +30,10 @@ def aprt(folder: Path) -> Maker:
     shown = Folder(folder)
 
     def make(chance: Random) -> Input:
-        data, said = blobs.changed(chance.choice(seeds), chance)
+        seed, other = chance.sample(seeds, 2)
+        data, said = (
+            blobs.grafted(seed, other, chance) if chance.random() < 0.03 else blobs.changed(seed, chance)
+        )
         size = shown.show({"x.bin": data})
         path = folder / "x.bin"
         way = (lambda: parse_aprt(data, path)) if chance.random() < 0.3 else lambda: read_aprt(path)
