@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from apr_falsify.compare.attempts import told
 from apr_falsify.errors import ProcessError
 from apr_falsify.exam.cases import Case
 from apr_falsify.exam.kernels import KERNELS
@@ -226,7 +227,7 @@ class Pool:
                     if self._ended:
                         break
                     self._end(worker)
-                    worker, outcome = None, broken_down(case, "the run", error)
+                    worker, outcome = None, broken_down(case, "the run", told(error))
                 self._done(part, outcome)
         finally:
             self._finish(packet)

@@ -99,7 +99,7 @@ class Attempt:
         noted = Breakdown(
             what=self._attempts.where + self._what,
             key=self._key,
-            error=_words(error),
+            error=told(error),
             needed=self._needed and self._attempts.decisive,
             memory=isinstance(error, MemoryError),
         )
@@ -118,7 +118,7 @@ LOUD = Attempts(loud=True)
 """Notes nothing: every error goes on."""
 
 
-def _words(error: Exception) -> str:
+def told(error: Exception) -> str:
     """Return type and first line; of an error of the system without the path, which names the machine."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     first = next(iter(said.splitlines()), "")[:_LONGEST]

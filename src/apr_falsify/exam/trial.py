@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.capture import MemorySink, Request, TraceWriter
+from apr_falsify.compare.attempts import told
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.localise import bisect
@@ -98,14 +99,17 @@ class Examiner:
         try:
             directory, ran = self._captured(host, case, request)
         except AprFalsifyError as error:  # a foreign program that fails has failed this trial, not the exam
-            return broken_down(case, "the run", error)
+            return broken_down(case, "the run", told(error))
         try:
             oracle = self._oracle_trace(case.material, request)
             weights = self.store.model(case.material).weights
             try:
                 result = bisect(oracle, ran.trace, weights=weights, subject_weights=ran.own_weights)
             except Exception as error:  # a comparison that breaks down has failed this trial, not the exam
-                return broken_down(case, "the comparison", error)
+                return broken_down(case, "the comparison", told(error))
+            if result.breakdowns:  # what is caught within it costs no verdict, but passes no exam
+                first = result.breakdowns[0]
+                return broken_down(case, first.what, first.error)
             return self._outcome(case, ran, result)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
@@ -210,7 +214,7 @@ def _in_memory(trace: Trace) -> Trace:
     return replace(trace, stages=stages, path=None)
 
 
-def broken_down(case: Case, what: str, error: Exception) -> Outcome:
+def broken_down(case: Case, what: str, error: str) -> Outcome:
     """Return the outcome of a case of which ``what`` (its run, its comparison) failed with ``error``."""
     return Outcome(
         case=case,
@@ -220,7 +224,7 @@ def broken_down(case: Case, what: str, error: Exception) -> Outcome:
         level=math.inf,
         required=(),
         found=(),
-        said=(f"{what} broke down: {type(error).__name__}: {error}",),
+        said=(f"{what} broke down: {error}",),
     )
 
 

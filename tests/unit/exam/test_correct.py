@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,16 @@ def test_every_text_is_run_under_every_kernel_in_number(planned: list[Case]) -> 
     counts = Counter((case.text, case.kernel) for case in planned)
     assert counts.keys() == {(text, kernel) for text in TEXTS for kernel in KERNELS}
     assert min(counts.values()) >= 50
+
+
+def test_every_kernel_computes_the_very_same_narrow_runs(planned: list[Case]) -> None:
+    runs = {
+        kernel: [key_of(replace(c, kernel="")) for c in planned if c.kernel == kernel and not c.material.wide]
+        for kernel in KERNELS
+    }
+    first, *others = runs.values()
+    assert len(set(first)) > 400
+    assert others == [first] * (len(KERNELS) - 1)
 
 
 def test_token_counts_reach_from_2_to_1024(planned: list[Case]) -> None:

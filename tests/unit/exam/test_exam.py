@@ -10,6 +10,7 @@ import pytest
 
 from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, TorchModels
+from apr_falsify.compare.attempts import Breakdown
 from apr_falsify.compare.localise import bisect
 from apr_falsify.exam import trial
 from apr_falsify.exam.cases import Case, Host, Seeded
@@ -154,6 +155,20 @@ def test_a_comparison_that_breaks_down_fails_the_trial_and_not_the_exam(
     outcome = examiner.trial(case_of(None))
     assert outcome.mark is Mark.WRONG
     assert outcome.said == ("the comparison broke down: ZeroDivisionError: oh",)
+
+
+def test_a_part_of_a_comparison_that_breaks_down_costs_no_verdict_and_fails_the_trial(
+    examiner: Examiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = Breakdown(what="the replay", key=(0, "o_proj"), error="ZeroDivisionError: oh", needed=True)
+
+    def partly(*arguments: object, **options: object) -> object:
+        return replace(bisect(*arguments, **options), breakdowns=(part,))
+
+    monkeypatch.setattr(trial, "bisect", partly)
+    outcome = examiner.trial(case_of(None))
+    assert outcome.mark is Mark.WRONG
+    assert outcome.said == ("the replay broke down: ZeroDivisionError: oh",)
 
 
 def test_the_counts_of_the_result_are_those_of_its_outcomes() -> None:
