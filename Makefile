@@ -16,7 +16,7 @@ define BESIDE
 if [ -d ../shared/tools ]; then PATH="$$(cd ../shared/tools && pwd):$$PATH"; fi; \
 	if [ -z "$${APR_FALSIFY_REAL:-}" ] && [ -d ../shared/real ]; then \
 		APR_FALSIFY_REAL="$$(cd ../shared/real && pwd)"; export APR_FALSIFY_REAL; fi; \
-	export PATH OMP_NUM_THREADS=1
+	unset PYTHONDONTWRITEBYTECODE; export PATH OMP_NUM_THREADS=1
 endef
 
 .DELETE_ON_ERROR:
@@ -25,6 +25,7 @@ endef
 demo: $(VENV)/.demo
 	$(BIN)/apr-falsify bisect
 
+# Byte code is kept: many tests start the program anew, which takes a second more where it is compiled each time.
 # Real programs and recordings that are not part of this repository are used where they lie beside it.
 # One thread a process: the tests run in parallel, and their matrices are small.
 test: $(VENV)/.dev

@@ -66,7 +66,7 @@ def program_without(blocked: str, *arguments: object) -> Outcome:
 
 
 def _finished(command: list[str], env: Mapping[str, str] | None) -> Outcome:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=env)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 

@@ -138,7 +138,7 @@ main()
 def isolated(*arguments: object) -> Outcome:
     """Run the program where torch and its kin cannot be imported, and no socket be opened."""
     command = [sys.executable, "-W", "error", "-c", NO_NETWORK, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 

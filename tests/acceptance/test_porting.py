@@ -26,7 +26,7 @@ from tests.acceptance.programs import (
     program_without,
     run,
 )
-from tests.acceptance.test_interrupted import as_nobody, limited
+from tests.acceptance.test_interrupted import limited, without_rights
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "porting.md"
@@ -155,7 +155,7 @@ def test_an_export_into_a_locked_folder_is_refused(tmp_path: Path) -> None:
     shutil.copytree(TINY, tmp_path / "model")
     (tmp_path / "locked").mkdir(mode=0o555)
     command = ("capture", f"embedded:{tmp_path / 'model'}", "--tokens", "1,2", *EXPORT[:2])
-    outcome = as_nobody(tmp_path, *command, "--out", tmp_path / "locked" / "k")
+    outcome = without_rights(*command, "--out", tmp_path / "locked" / "k")
     assert_refused(outcome, tmp_path / "locked" / "k", "Permission denied")
 
 

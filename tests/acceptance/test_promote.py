@@ -325,7 +325,7 @@ def test_of_two_sessions_that_promote_one_contract_none_is_lost(toy: Path) -> No
         subprocess.Popen([*command, one, "--evidence", f"evidence/{one}"], stderr=subprocess.PIPE, text=True)
         for one in (ONE, TWO)
     ]
-    said = [one.communicate(timeout=60)[1] for one in both]
+    said = [one.communicate(timeout=600)[1] for one in both]
     won = [one for one, process in zip((ONE, TWO), both, strict=True) if process.returncode == 0]
     assert won
     assert all(read_claim(Path(CONTRACT), one).rung == PARTIAL for one in won)

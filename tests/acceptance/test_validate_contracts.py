@@ -42,7 +42,7 @@ def project(root: Path, contract: str = CONTRACT) -> Path:
 
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "apr_falsify.commands.validate_contracts", *arguments]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=600)
 
 
 @pytest.mark.falsify_validator_002

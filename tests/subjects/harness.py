@@ -184,7 +184,7 @@ def killed_half_way(driven: Driven, folder: Path) -> None:
         if place.exists():  # it was faster
             assert read_trace(place).tokens == driven.tokens
             shutil.rmtree(place)
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     assert read_trace(place).tokens == driven.tokens
     assert {path.name for path in folder.iterdir()} == {"trace"}
 

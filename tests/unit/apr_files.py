@@ -33,7 +33,7 @@ def apr(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run ``apr`` offline; whatever its exit status."""
     assert APR is not None
     command = [APR, "--offline", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 
 def made(path: Path, *arguments: object) -> Path:

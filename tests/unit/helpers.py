@@ -30,7 +30,7 @@ def become_nobody():
 def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run ``script`` with ``arguments`` in a process of its own; ``become_nobody()`` drops all rights."""
     command = [sys.executable, "-W", "error", "-c", _PRELUDE + script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
 
 def open_to_all(path: Path) -> Path:

@@ -145,10 +145,9 @@ def _edges(
 ) -> Iterator[_Edge]:
     kept = (rule.kept or rule.right) if second else rule.left
     sums = rule.block_sums and not second
-    for row in rows.tolist():
-        for shift in (near[row], -near[row]):
-            for channels in crossing(kept, values[row], shift, quantise.BLOCK, block_sums=sums):
-                yield _Edge(second=second, row=row, channels=channels, shift=shift)
+    for at, channels, side in crossing(kept, values[rows], near[rows], quantise.BLOCK, block_sums=sums):
+        row = int(rows[at])
+        yield _Edge(second=second, row=row, channels=channels, shift=side * near[row])
 
 
 def _chosen(stage: Stage, shifts: Sequence[tuple[Index, F64]]) -> list[int]:

@@ -145,34 +145,42 @@ def declared_or_solved(
     setting = _Setting(weights=weights, keys=keys, arithmetic=arithmetic, attempts=attempts)
     judged = setting.judge(trace, keys)
     findings: list[Finding] = []
+    settled: set[Convention] = set()  # to read by one again would be to take it back
     while any(entry.in_error for entry in judged.values()):
         # After each, all are tried again: what did not fit may do so now that its consumers are read rightly.
-        found = _whole(trace, judged, setting) or _beside_a_fault(trace, judged, setting)
+        untried = [trial for trial in _trials(trace.geometry) if settled.isdisjoint(trial)]
+        found = _whole(trace, untried, judged, setting) or _beside_a_fault(trace, untried, judged, setting)
         if found is None:
             break
         trial, trace, again = found
         judged = {**judged, **again}
+        settled.update(trial)
         findings += [_finding(convention) for convention in trial]
     return trace, judged, findings
 
 
-Solved = tuple[tuple[Convention, ...], Trace, dict[Key, Judged]]
+Trial = tuple[Convention, ...]
+Solved = tuple[Trial, Trace, dict[Key, Judged]]
 """Conventions, the trace as they read it, and what they concern, judged so."""
 
 
-def _whole(trace: Trace, judged: Mapping[Key, Judged], setting: _Setting) -> Solved | None:
+def _whole(
+    trace: Trace, trials: Iterable[Trial], judged: Mapping[Key, Judged], setting: _Setting
+) -> Solved | None:
     """Return the first conventions under which all that they concern is right."""
-    for trial in _trials(trace.geometry):
+    for trial in trials:
         solved = _solved(trace, trial, judged, setting, helpful=False)
         if solved is not None:
             return trial, *solved
     return None
 
 
-def _beside_a_fault(trace: Trace, judged: Mapping[Key, Judged], setting: _Setting) -> Solved | None:
+def _beside_a_fault(
+    trace: Trace, trials: Iterable[Trial], judged: Mapping[Key, Judged], setting: _Setting
+) -> Solved | None:
     """Return the convention that helps most where no one makes all right; only such as change no verdict."""
     best: Solved | None = None
-    for trial in _trials(trace.geometry):
+    for trial in trials:
         if len(trial) > 1 or trial[0].finding is not FindingType.RECORDING:
             continue
         solved = _solved(trace, trial, judged, setting, helpful=True)
@@ -185,7 +193,7 @@ def _mended(judged: Mapping[Key, Judged], again: Mapping[Key, Judged]) -> int:
     return len(wrong(judged, again)) - len(wrong(again, again))
 
 
-def _trials(geometry: Geometry) -> Iterator[tuple[Convention, ...]]:
+def _trials(geometry: Geometry) -> Iterator[Trial]:
     possible = [one for one in CONVENTIONS if _POSSIBLE.get(one.word, _always)(geometry)]
     yield from ((convention,) for convention in possible)
     for first, second in itertools.combinations(possible, 2):
@@ -282,6 +290,8 @@ def _read_by(
         return None
     layers = dict.fromkeys(key[0] for key in touched if not is_right(judged[key]))
     sample = [key for key in touched if key[0] in list(layers)[:_SAMPLED]]
+    if not helpful and not _mends_one(changed, sample, judged, setting):
+        return None
     again: dict[Key, Judged] = {}
     for some in (sample, touched):
         if len(again) < len(some):
@@ -294,6 +304,18 @@ def _read_by(
         if not fits:
             return None
     return changed, again
+
+
+def _mends_one(
+    changed: Trace, sample: Sequence[Key], judged: Mapping[Key, Judged], setting: _Setting
+) -> bool:
+    """Whether the first stage that fails is right when read so: most trials end here, before all are judged.
+
+    Judged alone it is in error only where no arithmetic explains it, which it then is among others too.
+    """
+    first = [key for key in sample if not is_right(judged[key])][:1]
+    alone = setting.judge(changed, first)
+    return not wrong(alone, alone)
 
 
 def _touched(trace: Trace, trial: Iterable[Convention], keys: Sequence[Key]) -> list[Key]:

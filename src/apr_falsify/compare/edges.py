@@ -153,11 +153,9 @@ class _Rows:
             return np.nan_to_num(np.abs(self.subject - values) / self.sigma, posinf=0.0)
 
     def _edges(self, rows: npt.NDArray[np.intp]) -> Iterator[_Edge]:
-        for row in rows.tolist():
-            values = self.inputs[row]
-            for share in (NUDGE, -NUDGE):
-                for channels in of_rule(self.rule, values, values * share):
-                    yield _Edge(row=row, channels=channels, share=share)
+        values = self.inputs[rows]
+        for at, channels, side in of_rule(self.rule, values, values * NUDGE):
+            yield _Edge(row=int(rows[at]), channels=channels, share=side * NUDGE)
 
     def _nudged(self, row: int, edges: Sequence[_Edge]) -> F64:
         values: F64 = self.inputs[row].copy()

@@ -99,7 +99,7 @@ def _is_much_nearer(before: Judged, after: Judged) -> bool:
     if before.fit is None or after.fit is None:
         return False
     only_then = math.isinf(before.fit.excess) and math.isfinite(after.fit.excess)
-    return only_then or after.fit.residual <= before.fit.residual / 2
+    return only_then or after.fit.residual < before.fit.residual / 2  # of NaN alone both are 0
 
 
 def _lacks_data(trace: Trace, key: Key) -> bool:

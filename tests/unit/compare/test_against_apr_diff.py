@@ -33,7 +33,7 @@ needs_apr = [pytest.mark.real_apr, pytest.mark.skipif(APR is None, reason="no ap
 def apr_diff(one: Path, other: Path) -> dict[str, Any]:
     assert APR is not None
     command = [APR, "diff", "--values", str(one), str(other), "--json", "--limit", "10"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

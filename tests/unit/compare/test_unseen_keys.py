@@ -114,6 +114,15 @@ def test_a_softmax_whose_future_is_no_number_and_is_read_is_a_fault(
     assert {(layer, "attn_softmax") for layer in EVERY} <= accused(found)
 
 
+def test_scores_of_which_no_one_is_a_number_are_a_fault_and_read_in_no_other_way(runs: Runs) -> None:
+    """Each reading of them leaves as much as the other: to turn back and forth would never end."""
+    model, run = runs["llama"]
+    broken = changed(run, "attn_scores", lambda x, layer: np.full_like(x, np.nan))
+    found = judged(model, run, port(run, broken))
+    assert {(layer, "attn_scores") for layer in EVERY} <= accused(found)
+    assert FindingType.RECORDING not in {finding.type for finding in found.findings}
+
+
 @pytest.mark.parametrize("way", ["into q", "its root into q and k"])
 def test_a_cached_run_that_folds_the_scale_is_right(way: str, runs: Runs) -> None:
     model, run = runs["llama"]

@@ -74,7 +74,7 @@ def mutate(project: Path, *options: str) -> tuple[int, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -140,6 +140,6 @@ def test_a_mutant_that_never_ends_is_killed(project: Path) -> None:
 
 def test_a_room_that_is_not_there_is_refused(project: Path) -> None:
     command = [sys.executable, str(SCRIPT), "kitchen"]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 2
     assert "no room is called kitchen; there are compare, rules, evidence" in done.stderr

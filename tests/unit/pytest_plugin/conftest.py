@@ -81,7 +81,7 @@ class Project:
 
     def spawn(self, *arguments: str) -> Result:
         """Run pytest in a process of its own."""
-        return self.pytester.runpytest_subprocess(*arguments, timeout=120)
+        return self.pytester.runpytest_subprocess(*arguments, timeout=600)
 
 
 @pytest.fixture
