@@ -145,7 +145,7 @@ class Replayer:
         composed: list[str] = []
         try:
             inputs = self._inputs(key, composed, self._rows(key))
-            return self._evaluated(key, inputs, rules, tuple(composed))
+            found = self._evaluated(key, inputs, rules, tuple(composed))
         except WeightsNeeded:
             return Missing(what="the weights", remedy="--oracle MODEL (bisect), --weights MODEL (compare)")
         except NotCaptured as missing:
@@ -153,6 +153,9 @@ class Replayer:
             place = "" if layer is None else f" of layer {layer}"
             place += " for every token" if missing.key in self.trace.stages else ""
             return Missing(what=f"{name}{place}", remedy=f"capture {name}{place} too")
+        if key[1] in RECOMPUTED.get(self.trace.provenance.runtime, ()):
+            self._sigmas = {key: found.sigma}  # the next stage will ask for it; older ones are done with
+        return found
 
     def weight_type(self, key: Key) -> str:
         """Return the number format of a projection's weights, ``""`` where that is not known."""
@@ -300,10 +303,7 @@ class Replayer:
         sigma = rounding(name, inputs, values, site, self.store)
         for rule in site.rules:
             sigma = np.hypot(sigma, self.operands(layer).noise(operation, plain, rule, values))
-        saved = np.asarray(self.saved_sigma(key, values, sigma))
-        if name in RECOMPUTED.get(self.trace.provenance.runtime, ()):
-            self._sigmas = {key: saved}  # the next stage will ask for it; older ones are done with
-        return saved
+        return np.asarray(self.saved_sigma(key, values, sigma))
 
     def _computed(
         self, name: str, operation: Operation, inputs: dict[str, F64], rule: Rule, site: ReplaySite

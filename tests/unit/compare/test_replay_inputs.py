@@ -177,3 +177,18 @@ def test_only_transformers_casts_its_weights_to_the_format_that_it_runs_in(
     assert found is not None
     assert (None if found.held_as is None else found.held_as.name) == held
     assert as_held(None, stated) is None
+
+
+def test_a_hypothesis_about_some_rows_changes_nothing_for_the_stages_after(trace: Trace) -> None:
+    """Of transformers' runs the product is not the very tensor that is used next: its rounding is kept."""
+    of_hf = replace(trace, provenance=replace(trace.provenance, runtime="hf"))
+    product = (1, "qkv_matmul")
+    one = replayer(of_hf)
+    first = one.replay(product, (PLAIN,))
+    one.evaluate(
+        product, {role: replace(x, value=x.value[:2] * 9) for role, x in one.inputs(product).items()}
+    )
+    (known,) = one.inputs((1, "q_post_rope")).values()
+    assert isinstance(first, Replay)
+    assert known.sigma is not None
+    np.testing.assert_array_equal(known.sigma, first.sigma)
