@@ -48,9 +48,9 @@ CONFIG: Mapping[str, Any] = {
 
 def write_checkpoint(folder: Path, layers: int, **changes: Any) -> Path:
     """Write a random f16 checkpoint with the tensors of ``layers`` layers, tables and final norm."""
-    from apr_falsify.geometry import geometry_of_config
+    from apr_falsify.formats.weights import ROLE_AXES
+    from apr_falsify.model.geometry import geometry_of_config
     from apr_falsify.oracle.loading import weight_sites
-    from apr_falsify.weights import ROLE_AXES
 
     config = {**CONFIG, **changes}
     geometry = geometry_of_config(config)
@@ -86,10 +86,10 @@ def warm() -> int:
 
 def ours(folder: Path) -> dict[str, float]:
     """Capture layer 0 and return seconds, bytes and what was captured."""
-    from apr_falsify.capture import MemorySink, Request
+    from apr_falsify.formats.weights import open_model
+    from apr_falsify.model.stages import STAGES
     from apr_falsify.oracle.capture import capture
-    from apr_falsify.stages import STAGES
-    from apr_falsify.weights import open_model
+    from apr_falsify.traces.capture import MemorySink, Request
 
     import apr_falsify.oracle.run  # noqa: F401  # isort: skip
 

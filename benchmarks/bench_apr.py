@@ -21,8 +21,8 @@ from pathlib import Path
 
 from common import smollm2
 
-from apr_falsify.stages import STAGES
-from apr_falsify.weights import open_model
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import STAGES
 
 PROGRAM = Path(sys.executable).parent / "apr-falsify"
 TINY = Path(__file__).parents[1] / "src" / "apr_falsify" / "data" / "tiny-qwen2"

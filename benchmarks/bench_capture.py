@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from common import in_own_process, memory, peak_since, smollm2
 
-from apr_falsify.aprt import write_aprt
-from apr_falsify.capture import MemorySink, Request, TraceWriter
+from apr_falsify.formats.aprt import write_aprt
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.oracle.capture import load
-from apr_falsify.stages import STAGES
-from apr_falsify.trace import Trace
-from apr_falsify.weights import open_model
+from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
+from apr_falsify.traces.trace import Trace
 
 TARGET = 1.06
 TOKENS = 64

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 import gguf  # noqa: F401  # its import is not what is measured
 from common import smollm2
 
+from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.oracle.loading import weight_sites
-from apr_falsify.weights import Model, open_model
 
 TARGET = 1.0
 

@@ -14,7 +14,7 @@ import sys
 
 ROUNDS = 7
 AT_MOST = 0.8
-AS_IT_IS = "import apr_falsify.arithmetic, torch, transformers, transformers.modeling_utils"
+AS_IT_IS = "import apr_falsify.numerics.arithmetic, torch, transformers, transformers.modeling_utils"
 KEPT_OFF = "import gc, apr_falsify.oracle.libraries; gc.freeze()"
 
 

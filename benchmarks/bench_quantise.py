@@ -29,7 +29,7 @@ from tests.apr_probe import HIDDEN, Readout, edge_embeddings, readouts, write_pr
 from tests.edge_values import KINDS, SIZE, rows_of
 from tests.ggml_library import DECODERS, OTHERS, OURS, Library, differing
 
-from apr_falsify import quantise
+from apr_falsify.numerics import quantise
 
 F32 = npt.NDArray[np.float32]
 

@@ -99,11 +99,11 @@ def capture(
     path: Path, tokens: tuple[int, ...], layers: int, arithmetic: str, out: Path | None = None
 ) -> Any:
     """Run the embedded runtime, in memory or into a trace directory (whose stages are memory maps)."""
-    from apr_falsify.capture import MemorySink, Request, TraceWriter
-    from apr_falsify.stages import STAGES
+    from apr_falsify.formats.weights import open_model
+    from apr_falsify.model.stages import STAGES
     from apr_falsify.subjects import embedded
     from apr_falsify.subjects.kernel import arithmetic_named
-    from apr_falsify.weights import open_model
+    from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
 
     request = Request(tokens=tokens, layers=range(layers), stages=tuple(STAGES))
     chosen = arithmetic_named(arithmetic)
@@ -119,8 +119,8 @@ def judge_layer(path: Path, trace_path: Path, known: bool) -> dict[str, float]:
     from dataclasses import replace
 
     from apr_falsify.compare.judge import judge
-    from apr_falsify.trace import read_trace
-    from apr_falsify.weights import open_model
+    from apr_falsify.formats.weights import open_model
+    from apr_falsify.traces.trace import read_trace
 
     trace = read_trace(trace_path)
     if not known:
@@ -137,10 +137,10 @@ def judge_layer(path: Path, trace_path: Path, known: bool) -> dict[str, float]:
 
 def oracle_forward(path: Path) -> dict[str, float]:
     """Return the seconds of loading and running the layer in transformers, from the same file."""
-    from apr_falsify.capture import MemorySink, Request
+    from apr_falsify.formats.weights import open_model
+    from apr_falsify.model.stages import STAGES
     from apr_falsify.oracle.capture import capture as capture_oracle
-    from apr_falsify.stages import STAGES
-    from apr_falsify.weights import open_model
+    from apr_falsify.traces.capture import MemorySink, Request
 
     request = Request(tokens=TOKENS, layers=range(1), stages=tuple(STAGES))
     start = time.perf_counter()
@@ -169,8 +169,8 @@ def own_memory() -> Iterator[dict[str, int]]:
 def judge_long(tokens: int) -> dict[str, float]:
     """Judge all layers of SmolLM2 at ``tokens`` tokens; return seconds and memory beside its allowance."""
     from apr_falsify.compare.judge import judge
-    from apr_falsify.trace import read_trace
-    from apr_falsify.weights import open_model
+    from apr_falsify.formats.weights import open_model
+    from apr_falsify.traces.trace import read_trace
 
     path = smollm2()
     ids = tuple(int(token) for token in np.random.default_rng(0).integers(0, 49_152, tokens))

@@ -24,9 +24,9 @@ import numpy.typing as npt
 import torch
 import transformers
 
+from apr_falsify.formats.tensors import Tensor
+from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.oracle.loading import load_module
-from apr_falsify.tensors import Tensor
-from apr_falsify.weights import Model, open_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "findings" / "smollm2-apr-0.72.3.md"

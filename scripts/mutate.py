@@ -73,7 +73,7 @@ _ABOUT_RULES = ("rules", "rules_of_runtimes", "quantise", "blocks_by_hand", "ari
 ROOMS: Mapping[str, Room] = {
     "compare": Room(sources=("compare/**/*.py",), tests=("compare",), sample=300),
     "rules": Room(
-        sources=("rules.py", "quantise.py", "arithmetic.py"),
+        sources=("numerics/operand_rules.py", "numerics/quantise.py", "numerics/arithmetic.py"),
         tests=tuple(f"test_{about}.py" for about in _ABOUT_RULES),
         sample=100,
     ),

@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.aprt import read_aprt
+from apr_falsify.formats.aprt import read_aprt
 from tests.support import DATA
 from tests.unit.apr_files import apr, made
 from tests.unit.gguf_models import write_gguf

@@ -17,8 +17,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify import quantise
-from apr_falsify.aprt import read_aprt
+from apr_falsify.formats.aprt import read_aprt
+from apr_falsify.numerics import quantise
 from tests.edge_values import SIZE, rows_of
 from tests.support import DATA
 from tests.unit.apr_files import apr, made

@@ -12,8 +12,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify import quantise
-from apr_falsify.quantise import Values
+from apr_falsify.numerics import quantise
+from apr_falsify.numerics.quantise import Values
 from tests.edge_values import TABLE
 
 F32 = npt.NDArray[np.float32]

@@ -197,7 +197,7 @@ def sessions() -> Seen:
 def side_at(path: Path) -> Seen | None:
     """What there is to say of one side's folder: whether it is taken for a trace, and its files."""
     from apr_falsify.errors import AprFalsifyError
-    from apr_falsify.trace import read_trace
+    from apr_falsify.traces.trace import read_trace
 
     if not path.exists():
         return None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from apr_falsify.aprt import read_aprt
+from apr_falsify.formats.aprt import read_aprt
 from tests.acceptance.programs import TINY, run
 
 APR = shutil.which("apr")

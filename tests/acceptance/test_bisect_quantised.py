@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify.apr_file import AprFile
+from apr_falsify.formats.apr import AprFile
 from tests.acceptance.programs import TINY, Outcome, run
 from tests.llama_models import llama_cpp_or_skip
 from tests.support import DATA

@@ -12,7 +12,7 @@ from apr_falsify.commands.main import VERBS
 from apr_falsify.compare.bisection import Kind
 from apr_falsify.contracts.statuses import LADDER
 from apr_falsify.evidence.outcome import Level, Result, Role
-from apr_falsify.families import FAMILIES
+from apr_falsify.model.families import FAMILIES
 from apr_falsify.pytest_plugin import fixtures
 from apr_falsify.pytest_plugin.entry import OPTIONS
 from tests.acceptance.programs import program

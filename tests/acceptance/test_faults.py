@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apr_falsify.faults import CATALOGUE
+from apr_falsify.exam.faults import CATALOGUE
 from tests.acceptance.programs import Outcome, assert_refused, program_without, run
 
 

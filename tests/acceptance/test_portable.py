@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr_falsify.trace import read_trace
+from apr_falsify.traces.trace import read_trace
 from tests.acceptance.programs import APR_TOKENS, RECORDINGS, TINY, edit_json, run
 from tests.subjects.fake_apr import MODEL, fake_apr
 from tests.support import DATA, MACHINE_PATH, machine_paths_in

@@ -53,7 +53,7 @@ def test_the_port_of_the_page_knows_nothing_of_this_package() -> None:
 
 
 def test_the_page_names_every_key_axis_and_word_of_a_mapping() -> None:
-    from apr_falsify.stages import Layout
+    from apr_falsify.model.stages import Layout
     from apr_falsify.subjects import mapping
 
     page = PAGE.read_text(encoding="utf-8")

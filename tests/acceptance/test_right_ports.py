@@ -13,11 +13,11 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from apr_falsify.capture import MemorySink
 from apr_falsify.compare.layout import canonical
+from apr_falsify.formats.weights import open_model
 from apr_falsify.oracle.capture import capture
-from apr_falsify.trace import Trace
-from apr_falsify.weights import open_model
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Trace
 from tests.acceptance.programs import Outcome, assert_refused, run
 from tests.checkpoints import make_checkpoint
 from tests.support import REAL_VARIABLE, real_folder

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.hosts import FormulaHost
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
 from apr_falsify.exam.cases import Case, Seeded
+from apr_falsify.exam.faults import Fault, fault_named
 from apr_falsify.exam.material import SETTINGS, Material
+from apr_falsify.exam.seeding.places import one_channel
 from apr_falsify.exam.store import Store
-from apr_falsify.faults import Fault, fault_named
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.oracle.capture import capture as capture_oracle
-from apr_falsify.seeding.places import one_channel
-from apr_falsify.stages import STAGES
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Trace
 
 TOKENS = (274, 272, 332, 13, 20, 33)
 """What the real ``apr`` runs for its fixed prompt on the tiny checkpoint."""

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from apr_falsify.compare.bisection import Bisection, Kind
+from apr_falsify.model.stages import ATTENTION_CHAIN
 from apr_falsify.pytest_plugin.verdict import Record, assert_one_source
-from apr_falsify.stages import ATTENTION_CHAIN
 from tests.falsifiers.seeded import FAULT_IN, Bench, places
 
 pytestmark = pytest.mark.falsify_attn_sub_004

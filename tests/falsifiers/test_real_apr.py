@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr_falsify.aprt import read_aprt
 from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.metrics import compare_arrays
-from apr_falsify.stages import ATTENTION_SUBSTAGES, STAGES
+from apr_falsify.formats.aprt import read_aprt
+from apr_falsify.model.stages import ATTENTION_SUBSTAGES, STAGES
 from tests.falsifiers.real_apr import Apr, contents, stages_it_knows, values
 
 pytestmark = pytest.mark.real_apr

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apr_falsify.capture import MemorySink, Request, TraceWriter
 from apr_falsify.compare.bisection import Kind
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.localise import bisect
 from apr_falsify.errors import AprFalsifyError, MissingDependencyError, ProcessError
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import STAGES, canonical_shape
 from apr_falsify.oracle.capture import capture as capture_oracle
-from apr_falsify.stages import STAGES, canonical_shape
 from apr_falsify.subjects.interface import Startable, Subject, Target
 from apr_falsify.subjects.registry import open_subject
-from apr_falsify.trace import Trace, read_trace
-from apr_falsify.weights import open_model
+from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
+from apr_falsify.traces.trace import Trace, read_trace
 from tests.acceptance.programs import PROGRAM, TINY
 from tests.subjects.fake_apr import MODEL, TOKENS, fake_apr
 from tests.support import DATA, machine_paths_in

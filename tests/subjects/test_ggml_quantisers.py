@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from apr_falsify import quantise
+from apr_falsify.numerics import quantise
 from tests.edge_values import KINDS, SIZE, rows_of
 from tests.ggml_library import DECODERS, OTHERS, OURS, Library, differing
 from tests.llama_models import llama_cpp_or_skip

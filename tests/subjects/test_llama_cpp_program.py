@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.errors import MissingDependencyError, ProcessError
-from apr_falsify.identity import model_sha256
-from apr_falsify.stages import STAGES
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import live, open_llama_cpp
 from apr_falsify.subjects.llama_cpp.graph import NODES
 from apr_falsify.subjects.llama_cpp.live import LlamaCppSubject
 from apr_falsify.subjects.llama_cpp.settings import SETTINGS
-from apr_falsify.trace import read_trace
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.identity import model_sha256
+from apr_falsify.traces.trace import read_trace
 from tests.acceptance.programs import TINY as HF_TINY
 from tests.acceptance.programs import program_without, run
 from tests.llama_models import llama_cpp_or_skip, random_gguf, with_metadata

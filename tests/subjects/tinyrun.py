@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from apr_falsify.capture import MemorySink, Request
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects import embedded
-from apr_falsify.weights import open_model
+from apr_falsify.traces.capture import MemorySink, Request
 
 
 def main(model: str, _: str, tokens: str, __: str, out: str) -> None:

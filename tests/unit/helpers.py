@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.geometry import Geometry, geometry_of_config
-from apr_falsify.tensors import PlainTensor, Tensor
-from apr_falsify.weights import ROLE_AXES, Model, Weights
+from apr_falsify.formats.tensors import PlainTensor, Tensor
+from apr_falsify.formats.weights import ROLE_AXES, Model, Weights
+from apr_falsify.model.geometry import Geometry, geometry_of_config
 
 PACKAGE = Path(__file__).parents[2] / "src" / "apr_falsify"
 TINY = PACKAGE / "data" / "tiny-qwen2"

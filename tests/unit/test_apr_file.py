@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr_falsify.apr_file import AprFile
 from apr_falsify.errors import ModelError
+from apr_falsify.formats.apr import AprFile
 from tests.support import DATA
 from tests.unit.helpers import run_script
 
@@ -101,7 +101,7 @@ def test_nothing_of_the_data_is_read_on_opening(tmp_path: Path, sound: bytes) ->
         file.truncate(header["data"] + (1 << 34) + 524_288)
     script = """
 from pathlib import Path
-from apr_falsify.apr_file import AprFile
+from apr_falsify.formats.apr import AprFile
 resource.setrlimit(resource.RLIMIT_DATA, (1 << 29, 1 << 29))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 info = AprFile(Path(sys.argv[1])).tensors["token_embd.weight"]

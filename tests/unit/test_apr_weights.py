@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from apr_falsify.apr_file import PACKINGS, AprFile, AprTensorInfo
 from apr_falsify.compare.structure import geometry_findings
 from apr_falsify.compare.weights import weights_findings
 from apr_falsify.errors import AprFalsifyError, GeometryError, ModelError, UnknownFamilyError
-from apr_falsify.geometry import Geometry
-from apr_falsify.tensors import QuantisedTensor
-from apr_falsify.weights import Model, open_model
+from apr_falsify.formats.apr import PACKINGS, AprFile, AprTensorInfo
+from apr_falsify.formats.tensors import QuantisedTensor
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.geometry import Geometry
 from tests.checkpoints import make_checkpoint
 from tests.support import DATA
 from tests.unit.apr_files import apr, made, needs_apr, regrown, tiny_gguf, tiny_llama_gguf, with_tokenizer

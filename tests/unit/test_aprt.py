@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr_falsify.aprt import MAX_VALUES, read_aprt, write_aprt
 from apr_falsify.errors import AprtError
+from apr_falsify.formats.aprt import MAX_VALUES, read_aprt, write_aprt
 from tests.support import DATA
 from tests.unit.helpers import open_to_all, run_script
 
@@ -171,7 +171,7 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     open_to_all(tmp_path)
     script = """
 from pathlib import Path
-from apr_falsify.aprt import read_aprt
+from apr_falsify.formats.aprt import read_aprt
 from apr_falsify.errors import AprtError
 become_nobody()
 try:
@@ -204,7 +204,7 @@ def test_more_files_than_the_soft_limit_of_open_files_can_be_mapped(tmp_path: Pa
     stage_file(tmp_path / "x.bin", WHOLE)
     script = """
 from pathlib import Path
-from apr_falsify.aprt import read_aprt
+from apr_falsify.formats.aprt import read_aprt
 resource.setrlimit(resource.RLIMIT_NOFILE, (32, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 files = [read_aprt(Path(sys.argv[1])) for _ in range(100)]
 print(len(files))

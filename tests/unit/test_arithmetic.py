@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr_falsify.arithmetic import FORMATS, format_named, round_bf16, round_f16, round_f32
 from apr_falsify.errors import UsageError
+from apr_falsify.numerics.arithmetic import FORMATS, format_named, round_bf16, round_f16, round_f32
 
 TORCH = {"bf16": torch.bfloat16, "f16": torch.float16}
 ROUND = {"bf16": round_bf16, "f16": round_f16}

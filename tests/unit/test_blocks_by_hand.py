@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from apr_falsify import quantise
-from apr_falsify.quantise import F64, Values
+from apr_falsify.numerics import quantise
+from apr_falsify.numerics.quantise import F64, Values
 
 Quantiser = Callable[[Values], F64]
 

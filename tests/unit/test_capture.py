@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr_falsify.capture import MemorySink, Request, TraceWriter
 from apr_falsify.errors import LayerRangeError, OutputError, StageError, TokensError, TraceError
-from apr_falsify.ops import stages_of
-from apr_falsify.provenance import Provenance
-from apr_falsify.stages import STAGES, Layout, Scope
-from apr_falsify.trace import INCOMPLETE, read_trace, scan
+from apr_falsify.model.stages import STAGES, Layout, Scope
+from apr_falsify.operators.ops import stages_of
+from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
+from apr_falsify.traces.provenance import Provenance
+from apr_falsify.traces.trace import INCOMPLETE, read_trace, scan
 from tests.unit.helpers import open_to_all, run_script, small_geometry
 from tests.unit.traces import TOKENS, everything_under, write_trace
 
@@ -192,7 +192,7 @@ def test_a_parent_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     script = """
 from pathlib import Path
-from apr_falsify.capture import TraceWriter
+from apr_falsify.traces.capture import TraceWriter
 from apr_falsify.errors import OutputError
 become_nobody()
 for name in ("run", "new/run"):
@@ -210,10 +210,10 @@ def test_a_place_that_may_not_be_looked_into_is_refused(tmp_path: Path) -> None:
     (open_to_all(tmp_path) / "closed").mkdir(mode=0o700)
     script = """
 from pathlib import Path
-from apr_falsify.capture import TraceWriter
+from apr_falsify.traces.capture import TraceWriter
 from apr_falsify.errors import AprFalsifyError
-from apr_falsify.trace import read_trace, scan
-from apr_falsify.weights import open_model
+from apr_falsify.traces.trace import read_trace, scan
+from apr_falsify.formats.weights import open_model
 become_nobody()
 place = Path(sys.argv[1]) / "closed" / "run"
 for use in (TraceWriter, open_model, read_trace, scan):
@@ -239,7 +239,7 @@ def test_the_trace_has_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
 _FILLING = """
 from pathlib import Path
 import numpy as np
-from apr_falsify.capture import TraceWriter
+from apr_falsify.traces.capture import TraceWriter
 from apr_falsify.errors import OutputError
 def fill(target, count):
     try:
@@ -290,7 +290,7 @@ def test_a_full_disk_ends_the_capture_with_nothing_left(small_disk: Path) -> Non
 _KILLED = """
 from pathlib import Path
 import numpy as np, time
-from apr_falsify.capture import TraceWriter
+from apr_falsify.traces.capture import TraceWriter
 with TraceWriter(Path(sys.argv[1])) as writer:
     writer.add((0, "attn_out"), np.ones((5, 16), np.float32))
     print("writing", flush=True)

@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from apr_falsify.errors import ModelError, UnknownFamilyError
-from apr_falsify.families import FAMILIES, Family, family, family_of_gguf, family_of_model_type
-from apr_falsify.geometry import geometry_of_config
-from apr_falsify.weights import ROLE_AXES, open_model
+from apr_falsify.formats.weights import ROLE_AXES, open_model
+from apr_falsify.model.families import FAMILIES, Family, family, family_of_gguf, family_of_model_type
+from apr_falsify.model.geometry import geometry_of_config
 from tests.checkpoints import RECIPES, make_checkpoint
 from tests.unit.helpers import CONFIG, KNOBS, roles_of, small_geometry
 

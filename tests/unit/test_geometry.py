@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, LayerRangeError, ModelError, UnknownFamilyError
-from apr_falsify.geometry import (
+from apr_falsify.model.geometry import (
     Geometry,
     Rope,
     geometry_of_config,
@@ -192,7 +192,7 @@ def test_a_missing_key_is_refused_or_has_the_default_of_transformers(key: str) -
 def test_absurd_sizes_are_refused_before_anything_is_allocated() -> None:
     script = """
 from apr_falsify.errors import GeometryError
-from apr_falsify.geometry import geometry_of_config
+from apr_falsify.model.geometry import geometry_of_config
 import json
 config = json.loads(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from apr_falsify.errors import ModelError
-from apr_falsify.gguf_file import GgufFile
+from apr_falsify.formats.gguf import GgufFile
 from tests.support import DATA
 from tests.unit.gguf_models import QUANTISABLE, write_gguf
 from tests.unit.helpers import run_script
@@ -223,7 +223,7 @@ import random, tempfile
 from pathlib import Path
 import gguf
 from apr_falsify.errors import AprFalsifyError
-from apr_falsify.weights import open_model
+from apr_falsify.formats.weights import open_model
 content = Path(sys.argv[1]).read_bytes()
 end = min(t.data_offset for t in gguf.GGUFReader(sys.argv[1]).tensors)
 path = Path(tempfile.mkdtemp()) / "x.gguf"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr_falsify.errors import GeometryError, ModelError
-from apr_falsify.tensors import HalfSplit, ViewedTensor
-from apr_falsify.weights import open_model
+from apr_falsify.formats.tensors import HalfSplit, ViewedTensor
+from apr_falsify.formats.weights import open_model
 from tests.support import DATA
 from tests.unit.gguf_models import (
     QUANTISABLE,

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.errors import ModelError
-from apr_falsify.identity import difference, model_sha256
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects.embedded import capture
-from apr_falsify.weights import open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.identity import difference, model_sha256
 from tests.unit.helpers import TINY
 
 REQUEST = Request(tokens=(1, 2, 3), layers=range(1), stages=tuple(STAGES))

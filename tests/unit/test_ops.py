@@ -16,7 +16,11 @@ from hypothesis import strategies as st
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from apr_falsify.errors import StageError
-from apr_falsify.ops import (
+from apr_falsify.formats.tensors import PlainTensor
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.rope import Rope, rope_of_config
+from apr_falsify.model.stages import LAYER_INPUT, STAGES, Scope
+from apr_falsify.operators.ops import (
     FORMULAS,
     attention,
     attention_scores,
@@ -31,10 +35,6 @@ from apr_falsify.ops import (
     stages_of,
     visible_keys,
 )
-from apr_falsify.rope import Rope, rope_of_config
-from apr_falsify.stages import LAYER_INPUT, STAGES, Scope
-from apr_falsify.tensors import PlainTensor
-from apr_falsify.weights import open_model
 from tests.unit.helpers import CONFIG, KNOBS, TINY, small_geometry
 
 RNG = np.random.default_rng(7)
@@ -65,7 +65,7 @@ def test_linear_is_torchs(shape: tuple[int, ...], bias: bool) -> None:
 def test_linear_by_blocks_is_linear_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = normal(3, 10), normal(23, 10)
     whole = linear(x, tensor(weight))
-    monkeypatch.setattr("apr_falsify.ops._BLOCK_VALUES", 40)
+    monkeypatch.setattr("apr_falsify.operators.ops._BLOCK_VALUES", 40)
     np.testing.assert_allclose(linear(x, tensor(weight)), whole, **EXACT)
 
 

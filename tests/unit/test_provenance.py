@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from apr_falsify.provenance import Provenance
+from apr_falsify.traces.provenance import Provenance
 
 PROVENANCE = Provenance(
     runtime="apr",

@@ -8,8 +8,8 @@ import gguf
 import numpy as np
 import pytest
 
-from apr_falsify import quantise
-from apr_falsify.quantise import F64, Values
+from apr_falsify.numerics import quantise
+from apr_falsify.numerics.quantise import F64, Values
 from tests import edge_values
 from tests.ggml_library import DECODERS, differing
 from tests.support import DATA

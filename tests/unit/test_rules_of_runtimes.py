@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from apr_falsify.errors import UsageError
-from apr_falsify.rules import CACHES, PLAIN, RULES, Operation, Rule, exact, expected_rule, stated_rules
+from apr_falsify.numerics.operand_rules import (
+    CACHES,
+    PLAIN,
+    RULES,
+    Operation,
+    Rule,
+    exact,
+    expected_rule,
+    stated_rules,
+)
 
 LLAMA_CPP = {
     "q8_0 blocks of 32": ["q4_0", "q5_0", "q8_0", "iq4_nl", "mxfp4"],

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from apr_falsify.seeding.tensors import Bench, as_stored
-from apr_falsify.weights import open_model
+from apr_falsify.exam.seeding.tensors import Bench, as_stored
+from apr_falsify.formats.weights import open_model
 from tests.checkpoints import FAMILIES, make_checkpoint
 
 ROLES = ("embed", "q", "k", "v", "q_bias", "q_norm", "attn_norm", "o", "up", "gate", "down", "router")

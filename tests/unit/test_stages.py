@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr_falsify.errors import LayerRangeError, StageError
-from apr_falsify.stages import (
+from apr_falsify.model.stages import (
     ALIASES,
     ATTENTION_CHAIN,
     ATTENTION_SUBSTAGES,

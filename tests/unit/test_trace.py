@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apr_falsify.capture import TraceWriter
 from apr_falsify.errors import AprtError, TraceError
-from apr_falsify.geometry import geometry_of_hf_dir
-from apr_falsify.provenance import Provenance
-from apr_falsify.trace import (
+from apr_falsify.model.geometry import geometry_of_hf_dir
+from apr_falsify.traces.capture import TraceWriter
+from apr_falsify.traces.provenance import Provenance
+from apr_falsify.traces.trace import (
     INCOMPLETE,
     is_trace,
     read_stage,

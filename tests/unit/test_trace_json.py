@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from apr_falsify.errors import AprFalsifyError, GeometryError
-from apr_falsify.trace import SCHEMA, read_trace
+from apr_falsify.traces.trace import SCHEMA, read_trace
 from tests.unit.traces import edit_json, refusal_of, write_trace
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from apr_falsify.capture import Request, TraceWriter
 from apr_falsify.errors import AprFalsifyError, TraceError
-from apr_falsify.stages import STAGES
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects.embedded import capture
-from apr_falsify.trace import Trace, read_trace
+from apr_falsify.traces.capture import Request, TraceWriter
+from apr_falsify.traces.trace import Trace, read_trace
 from tests.unit.helpers import small_model
 
 TOKENS = (3, 1, 4, 1, 5)

@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apr_falsify.capture import Request, Sink
 from apr_falsify.errors import MissingDependencyError
 from apr_falsify.exam.cases import Case, Ran
 from apr_falsify.exam.correct import APR_SETTINGS
+from apr_falsify.exam.faults import Fault
 from apr_falsify.exam.material import Material, Setting
 from apr_falsify.exam.plan import APR_MODELS
 from apr_falsify.exam.store import Store, remove
-from apr_falsify.faults import Fault
-from apr_falsify.geometry import Geometry
+from apr_falsify.model.geometry import Geometry
 from apr_falsify.subjects.apr import AprSubject
 from apr_falsify.subjects.apr_import import import_model
 from apr_falsify.subjects.apr_program import EXITS, REMEDY
 from apr_falsify.subjects.logs import keeping_log
 from apr_falsify.subjects.process import Program, find_program
+from apr_falsify.traces.capture import Request, Sink
 
 _SECONDS = 300.0
 

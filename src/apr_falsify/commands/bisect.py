@@ -12,8 +12,8 @@ from apr_falsify.commands import options
 if TYPE_CHECKING:
     from apr_falsify.commands.sides import Plan
     from apr_falsify.compare.bisection import Bisection
-    from apr_falsify.trace import Trace
-    from apr_falsify.weights import Weights
+    from apr_falsify.formats.weights import Weights
+    from apr_falsify.traces.trace import Trace
 
 
 @click.command()

@@ -109,7 +109,7 @@ def _check_sides(side: str, model: str | None, *, exported: bool) -> None:
 
 
 def _check_oracle(model: str | None) -> None:
-    from apr_falsify.trace import is_trace
+    from apr_falsify.traces.trace import is_trace
 
     if model is None:
         raise UsageError("the oracle needs a model", remedy="apr-falsify capture oracle MODEL --out TRACE")

@@ -11,8 +11,8 @@ from apr_falsify.commands import options
 from apr_falsify.errors import ModelError
 
 if TYPE_CHECKING:
-    from apr_falsify.trace import Trace
-    from apr_falsify.weights import Model
+    from apr_falsify.formats.weights import Model
+    from apr_falsify.traces.trace import Trace
 
 
 @click.command()
@@ -45,9 +45,9 @@ def compare(
     from apr_falsify.commands.progress import busy
     from apr_falsify.commands.report import emit
     from apr_falsify.compare.localise import bisect
+    from apr_falsify.formats.weights import open_model
     from apr_falsify.subjects.interface import Target
     from apr_falsify.subjects.recorded import open_recorded
-    from apr_falsify.weights import open_model
 
     model = None if weights is None else open_model(weights)
     oracle = open_recorded(Target(path=oracle_trace, model=model, tokens=tokens)).trace
@@ -71,7 +71,7 @@ def compare(
 
 def _check_weights(oracle: Trace, model: Model) -> None:
     """Refuse weights that are known not to be those that the oracle's trace ran."""
-    from apr_falsify.identity import model_sha256
+    from apr_falsify.traces.identity import model_sha256
 
     ran = oracle.provenance.model_sha256
     if ran is not None and ran != model_sha256(model.files):

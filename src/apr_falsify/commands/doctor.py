@@ -163,7 +163,7 @@ def _llama_cpp() -> Check:
 
 def _default_model() -> Check:
     from apr_falsify.commands.sides import DEFAULT_MODEL
-    from apr_falsify.weights import open_model
+    from apr_falsify.formats.weights import open_model
 
     geometry = open_model(DEFAULT_MODEL).geometry
     detail = f"{geometry.row.title}, {geometry.layers} layers, carried by the package"

@@ -18,7 +18,7 @@ from apr_falsify.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from apr_falsify.contracts.claim import Claim
     from apr_falsify.evidence.verify import Verification
-    from apr_falsify.weights import Model
+    from apr_falsify.formats.weights import Model
 
 BUNDLE = click.Path(path_type=Path)
 
@@ -96,7 +96,7 @@ def _asked(
         raise UsageError(f"{expect!r} is no sha256", where="--expect", expected="64 hexadecimal digits")
     model = None
     if weights is not None:
-        from apr_falsify.weights import open_model
+        from apr_falsify.formats.weights import open_model
 
         model = open_model(weights)
     return _Asked(pin=expect, keys=dict(map(_key, keys)), contract=contract, weights=model)

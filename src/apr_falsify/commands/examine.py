@@ -20,19 +20,19 @@ from apr_falsify.commands.sides import DEFAULT_MODEL
 from apr_falsify.commands.smollm2 import SMOLLM2_FILE, smollm2_path
 from apr_falsify.errors import MissingDependencyError, UsageError, nearest
 from apr_falsify.exam.cases import Case, Host
+from apr_falsify.exam.faults import CATALOGUE
 from apr_falsify.exam.kernels import KERNELS, OWN
 from apr_falsify.exam.plan import MODELS, PARTS, SMOLLM2, WIDE_MODEL, Plan
 from apr_falsify.exam.recipes import case_of
 from apr_falsify.exam.results import Results
 from apr_falsify.exam.sitting import Sitting, again, sit
 from apr_falsify.exam.store import Store
-from apr_falsify.faults import CATALOGUE
 from apr_falsify.folders import CACHE_VARIABLE
+from apr_falsify.formats.weights import Model
 from apr_falsify.oracle.tokenizer import encode
 from apr_falsify.portable import portable_text
 from apr_falsify.reading import read_json
 from apr_falsify.subjects.logs import scratch
-from apr_falsify.weights import Model
 
 QUICK_FAULTS = 6
 """With ``--quick``: every n-th fault."""

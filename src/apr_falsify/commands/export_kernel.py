@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr_falsify.capture import MemorySink
 from apr_falsify.commands.kernel_files import write_kernel
 from apr_falsify.commands.options import Sides, naming_the_option
 from apr_falsify.commands.sides import Plan, make_plan, oracle_run
 from apr_falsify.commands.specs import model_of, open_oracle, subject_named
 from apr_falsify.compare.kernel_case import KernelCase, kernel_case, parse_place, sources_of
 from apr_falsify.errors import AprFalsifyError, OutputError
-from apr_falsify.geometry import Geometry
-from apr_falsify.stages import STAGES
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import STAGES
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Key, Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,24 +11,24 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.arithmetic import format_named
-from apr_falsify.capture import Request, RunFacts, Sink, TraceWriter
 from apr_falsify.exam.cases import Case, Ran, Seeded
 from apr_falsify.exam.checkpoints import as_held
+from apr_falsify.exam.faults import Fault
 from apr_falsify.exam.material import Material, Setting
+from apr_falsify.exam.seeding.scene import Scene
+from apr_falsify.exam.seeding.tensors import ConfigEdit, as_stored
 from apr_falsify.exam.store import Store, remove
-from apr_falsify.faults import Fault
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import Array, Inputs
+from apr_falsify.formats.tensors import PlainTensor
+from apr_falsify.formats.weights import Model, Weights, open_model
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import Layout
+from apr_falsify.numerics.arithmetic import format_named
+from apr_falsify.operators.ops import Array, Inputs
 from apr_falsify.oracle.patch_names import PATCHED
-from apr_falsify.seeding.scene import Scene
-from apr_falsify.seeding.tensors import ConfigEdit, as_stored
-from apr_falsify.stages import Layout
 from apr_falsify.subjects.embedded import Step, as_defined, capture
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite
-from apr_falsify.tensors import PlainTensor
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Model, Weights, open_model
+from apr_falsify.traces.capture import Request, RunFacts, Sink, TraceWriter
+from apr_falsify.traces.trace import Key, Trace
 
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]

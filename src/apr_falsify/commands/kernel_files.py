@@ -12,11 +12,11 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.capture import WholeDirectory
 from apr_falsify.compare.kernel_case import KernelCase
-from apr_falsify.stages import STAGES, Layout
-from apr_falsify.tensors import Tensor
-from apr_falsify.trace import Key, Trace
+from apr_falsify.formats.tensors import Tensor
+from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.traces.capture import WholeDirectory
+from apr_falsify.traces.trace import Key, Trace
 
 SCHEMA = "apr-falsify/kernel/v1"
 KERNEL_JSON = "kernel.json"

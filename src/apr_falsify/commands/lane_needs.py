@@ -7,16 +7,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from apr_falsify.capture import Request
 from apr_falsify.commands.doctor import Check, State
 from apr_falsify.commands.lanes import EMBEDDED, Lane, Missing, lane_of, missing_for, read_lanes
 from apr_falsify.commands.live import free_memory, oracle_memory
 from apr_falsify.commands.sides import DEFAULT_LAYERS, DEFAULT_MODEL, split_subject
 from apr_falsify.contracts.settings import nearest_table
 from apr_falsify.errors import AprFalsifyError, UsageError
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES, canonical_shape
 from apr_falsify.oracle.hub import kept
-from apr_falsify.stages import STAGES, canonical_shape
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import Request
 
 _TOKENS = 16
 """Tokens to reckon with where a lane names none: the fixed prompt has fewer in every tokenizer."""

@@ -71,7 +71,7 @@ def _one_of(*words: str) -> Callable[[object], str]:
 
 
 def _layers(value: object) -> range:
-    from apr_falsify.stages import parse_layers
+    from apr_falsify.model.stages import parse_layers
 
     return parse_layers(_text(value))
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from apr_falsify.capture import Request
+from apr_falsify.formats.weights import Model
 from apr_falsify.subjects.interface import Startable, Subject
-from apr_falsify.trace import is_trace, read_trace
-from apr_falsify.weights import Model
+from apr_falsify.traces.capture import Request
+from apr_falsify.traces.trace import is_trace, read_trace
 
 _ORACLE_BYTES = 4
 """Bytes of a weight in the oracle: f32 on a CPU, less elsewhere."""

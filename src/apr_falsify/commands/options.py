@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError, UsageError
-from apr_falsify.stages import parse_layers, parse_stages
+from apr_falsify.model.stages import parse_layers, parse_stages
 
 NOT_APR = "the subject is not run by apr"
 """Why ``--apr-binary`` changes nothing."""

@@ -17,9 +17,9 @@ from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.errors import MissingDependencyError
 from apr_falsify.evidence.report import REPORT_HTML, bisection_html
+from apr_falsify.formats.weights import Weights
 from apr_falsify.portable import portable_path
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Weights
+from apr_falsify.traces.trace import Trace
 
 
 def write_page(

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.progress import busy
 from apr_falsify.commands.sides import DEFAULT_DTYPES
 from apr_falsify.commands.specs import OracleSide, open_oracle
 from apr_falsify.commands.starter import Known, propose, token_arrays
 from apr_falsify.commands.starter_text import starter_text
 from apr_falsify.errors import TokensError
+from apr_falsify.model.stages import STAGES
 from apr_falsify.oracle.capture import capture
-from apr_falsify.stages import STAGES
 from apr_falsify.subjects.foreign import Dump, read_dump
+from apr_falsify.traces.capture import MemorySink, Request
 
 
 def mapping_starter(

@@ -22,8 +22,8 @@ from apr_falsify.compare.findings import place
 from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import THRESHOLD, PublishedRule
 from apr_falsify.errors import ExitCode
-from apr_falsify.rules import OPERATIONS
-from apr_falsify.trace import Provenance
+from apr_falsify.numerics.operand_rules import OPERATIONS
+from apr_falsify.traces.trace import Provenance
 
 BISECTION_JSON = "bisection.json"
 

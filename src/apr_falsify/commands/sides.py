@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, Unpack
 
-from apr_falsify.capture import MemorySink, Request, Sink, TraceWriter
 from apr_falsify.commands.live import begun
 from apr_falsify.commands.options import Sides, naming_the_option
 from apr_falsify.commands.progress import counted
@@ -33,15 +32,16 @@ from apr_falsify.errors import (
     TokensError,
     UsageError,
 )
-from apr_falsify.geometry import Geometry
-from apr_falsify.identity import difference, model_sha256
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import ATTENTION_SUBSTAGES
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.oracle.tokenizer import encode
-from apr_falsify.stages import ATTENTION_SUBSTAGES
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Startable, Subject, Target, Tokenizing
 from apr_falsify.subjects.registry import open_subject
-from apr_falsify.trace import Trace, is_trace, read_trace
-from apr_falsify.weights import Model
+from apr_falsify.traces.capture import MemorySink, Request, Sink, TraceWriter
+from apr_falsify.traces.identity import difference, model_sha256
+from apr_falsify.traces.trace import Trace, is_trace, read_trace
 
 __all__ = [
     "DEFAULT_MODEL",

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apr_falsify.errors import UsageError
-from apr_falsify.geometry import Geometry
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.geometry import Geometry
 from apr_falsify.oracle.hub import resolve
 from apr_falsify.subjects.registry import RUNTIMES
-from apr_falsify.trace import Trace, is_trace, read_trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.trace import Trace, is_trace, read_trace
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "data" / "tiny-qwen2"
 """The tiny Qwen2 checkpoint that the package carries."""

@@ -35,15 +35,15 @@ from apr_falsify.compare.held_format import Held, in_its_format
 from apr_falsify.compare.judge import Judged
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.structure import consumers
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import stages_of
-from apr_falsify.provenance import Provenance
-from apr_falsify.stages import STAGES, Layout, stored_shape
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import STAGES, Layout, stored_shape
+from apr_falsify.operators.ops import stages_of
 from apr_falsify.subjects.foreign import BF16_BITS, Dump
 from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, axis_sizes, mapped_stages
 from apr_falsify.subjects.mapping import LAYOUT_OF, MappingFile, StageMap
-from apr_falsify.trace import Key, StageArray, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.traces.provenance import Provenance
+from apr_falsify.traces.trace import Key, StageArray, Trace
 
 _SWAPPED: Mapping[Layout, tuple[tuple[str, str], ...]] = {
     Layout.TRANSPOSED: (("tokens", "keys"), ("tokens", "hidden"), ("tokens", "ffn"), ("tokens", "qkv")),

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.commands.starter_names import ALIKE, UNMISTAKABLE, likeness
-from apr_falsify.geometry import Geometry
-from apr_falsify.stages import STAGES, Scope
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import STAGES, Scope
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray
 from apr_falsify.subjects.mapped import FLOATS, WHOLE, rearranged
 from apr_falsify.subjects.mapping import QKV_PARTS, canonical_axes, factors
-from apr_falsify.trace import Key
+from apr_falsify.traces.trace import Key
 
 F64 = npt.NDArray[np.float64]
 

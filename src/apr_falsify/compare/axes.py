@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from apr_falsify.geometry import Geometry
-from apr_falsify.stages import STAGES
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import STAGES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

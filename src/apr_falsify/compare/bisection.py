@@ -12,8 +12,8 @@ from apr_falsify.compare.attempts import Breakdown
 from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import PublishedRule
 from apr_falsify.errors import ExitCode
-from apr_falsify.stages import Layout
-from apr_falsify.trace import Provenance
+from apr_falsify.model.stages import Layout
+from apr_falsify.traces.trace import Provenance
 
 SCHEMA = "apr-falsify/bisection/v1"
 

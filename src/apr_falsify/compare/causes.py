@@ -18,7 +18,6 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.arithmetic import FORMATS
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.excess import excess_of
@@ -38,9 +37,10 @@ from apr_falsify.compare.variations import (
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
 from apr_falsify.errors import ModelError
-from apr_falsify.rules import OPERATIONS, Operation, Rule
-from apr_falsify.stages import STAGES
-from apr_falsify.trace import Key
+from apr_falsify.model.stages import STAGES
+from apr_falsify.numerics.arithmetic import FORMATS
+from apr_falsify.numerics.operand_rules import OPERATIONS, Operation, Rule
+from apr_falsify.traces.trace import Key
 
 _T = TypeVar("_T")
 

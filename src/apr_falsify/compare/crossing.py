@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify import quantise
-from apr_falsify.rules import Operand, Rule
+from apr_falsify.numerics import quantise
+from apr_falsify.numerics.operand_rules import Operand, Rule
 
 F64 = npt.NDArray[np.float64]
 Chosen = npt.NDArray[np.bool_]

@@ -29,8 +29,8 @@ from apr_falsify.compare.crossing import NUDGE, of_rule
 from apr_falsify.compare.excess import EXPLAINED_SHARE, LIMIT
 from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.compare.roundoff import Known
-from apr_falsify.rules import OPERATIONS, Operation, Rule
-from apr_falsify.trace import Key
+from apr_falsify.numerics.operand_rules import OPERATIONS, Operation, Rule
+from apr_falsify.traces.trace import Key
 
 F64 = npt.NDArray[np.float64]
 Stored = npt.NDArray[Any]

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from apr_falsify.compare.floor import activated, multiplied, norm_variance, projected
 from apr_falsify.compare.roundoff import FEW, TINY, UNIT, Known, NoisySite, lost
-from apr_falsify.mixture import Indices, as_experts, chosen_weights, routing, softmax
-from apr_falsify.ops import ACTIVATIONS
-from apr_falsify.rules import Rule
+from apr_falsify.model.mixture import Indices, as_experts, chosen_weights, routing, softmax
+from apr_falsify.numerics.operand_rules import Rule
+from apr_falsify.operators.ops import ACTIVATIONS
 
 F64 = npt.NDArray[np.float64]
 Array = npt.NDArray[np.floating[Any]]

@@ -11,11 +11,11 @@ from apr_falsify.compare.invariants import invariants
 from apr_falsify.compare.judge import Fit, Judged, replayer_of
 from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import inputs_of
-from apr_falsify.rules import Operation
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.numerics.operand_rules import Operation
+from apr_falsify.operators.ops import inputs_of
+from apr_falsify.traces.trace import Key, Trace
 
 FOREIGN_SHARE = 0.9
 """Share of all projections in error from which the weights, not the stages, are suspected."""

@@ -12,18 +12,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from apr_falsify.arithmetic import FORMATS, Format
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.judge import judge
 from apr_falsify.compare.proof import wrong
 from apr_falsify.compare.roundoff import UNIT
 from apr_falsify.compare.seen_format import SIXTEEN_BITS, Seen, holds, seen_format
 from apr_falsify.errors import ModelError
-from apr_falsify.ops import inputs_of, stages_of
-from apr_falsify.rules import OPERATIONS
-from apr_falsify.stages import STAGES, in_forward_order
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.stages import STAGES, in_forward_order
+from apr_falsify.numerics.arithmetic import FORMATS, Format
+from apr_falsify.numerics.operand_rules import OPERATIONS
+from apr_falsify.operators.ops import inputs_of, stages_of
+from apr_falsify.traces.trace import Key, Trace
 
 Hypothesis = tuple[Finding, ...]
 """What would be told of a run if it were believed."""

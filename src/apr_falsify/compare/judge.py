@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.arithmetic import FORMATS
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.edges import on_the_other_side
@@ -31,9 +30,10 @@ from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.recorded_formats import saved_unit, saved_words
 from apr_falsify.compare.replay import Missing, Replay, Replayer
 from apr_falsify.compare.roundoff import UNIT, smallest_rounding
-from apr_falsify.rules import OPERATIONS, PLAIN, RULES, Operation, Rule, stated_rules
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.numerics.arithmetic import FORMATS
+from apr_falsify.numerics.operand_rules import OPERATIONS, PLAIN, RULES, Operation, Rule, stated_rules
+from apr_falsify.traces.trace import Key, Trace
 
 F64 = npt.NDArray[np.float64]
 Stored = npt.NDArray[Any]

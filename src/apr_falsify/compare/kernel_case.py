@@ -18,12 +18,12 @@ from apr_falsify.compare.kernel_formulas import formula
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.errors import LayerRangeError, ModelError, StageError
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import Array, ModelSite, compute, inputs_of, rope_frequencies
-from apr_falsify.stages import STAGES, Layout, Scope, stage
-from apr_falsify.tensors import Tensor
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.tensors import Tensor
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import STAGES, Layout, Scope, stage
+from apr_falsify.operators.ops import Array, ModelSite, compute, inputs_of, rope_frequencies
+from apr_falsify.traces.trace import Key, Trace
 
 Values = npt.NDArray[Any]
 
@@ -197,7 +197,7 @@ def _constants(key: Key, geometry: Geometry, tokens: int) -> dict[str, Any]:
 
 @dataclass(slots=True, kw_only=True)
 class _Recording:
-    """An :class:`apr_falsify.ops.Site` that keeps which weights a formula asks for."""
+    """An :class:`apr_falsify.operators.ops.Site` that keeps which weights a formula asks for."""
 
     key: Key
     weights: Weights | None

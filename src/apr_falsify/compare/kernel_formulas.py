@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from apr_falsify.families import Norm
-from apr_falsify.geometry import Geometry
+from apr_falsify.model.families import Norm
+from apr_falsify.model.geometry import Geometry
 
 Lines = tuple[str, ...]
 

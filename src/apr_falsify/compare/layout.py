@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.errors import TraceError
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import softcap, visible_keys
-from apr_falsify.stages import STAGES, Layout
-from apr_falsify.trace import Key, StageArray
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.operators.ops import softcap, visible_keys
+from apr_falsify.traces.trace import Key, StageArray
 
 Array = npt.NDArray[Any]
 

@@ -43,8 +43,8 @@ from apr_falsify.compare.structure import (
 )
 from apr_falsify.compare.weights import weights_findings
 from apr_falsify.errors import TraceError
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.traces.trace import Key, Trace
 
 
 def bisect(

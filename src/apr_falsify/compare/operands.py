@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify import quantise
 from apr_falsify.compare.products import block_sum_scores, turning_noise
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import softcap
-from apr_falsify.rules import PLAIN, Operation, Rule
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.numerics import quantise
+from apr_falsify.numerics.operand_rules import PLAIN, Operation, Rule
+from apr_falsify.operators.ops import softcap
 
 F64 = npt.NDArray[np.float64]
 

@@ -7,12 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify import quantise
 from apr_falsify.compare.roundoff import UNIT, lost
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import Array
-from apr_falsify.rules import MINIMA, Rule
-from apr_falsify.tensors import (
+from apr_falsify.formats.tensors import (
     HalfSplit,
     QuantisedTensor,
     Tensor,
@@ -20,6 +16,10 @@ from apr_falsify.tensors import (
     block_minima,
     has_block_minima,
 )
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.numerics import quantise
+from apr_falsify.numerics.operand_rules import MINIMA, Rule
+from apr_falsify.operators.ops import Array
 
 F64 = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]

@@ -14,9 +14,9 @@ import numpy as np
 
 from apr_falsify.compare.judge import Judged
 from apr_falsify.compare.layout import FACTORS, canonical
-from apr_falsify.ops import visible_keys
-from apr_falsify.stages import Layout
-from apr_falsify.trace import Key, Trace
+from apr_falsify.model.stages import Layout
+from apr_falsify.operators.ops import visible_keys
+from apr_falsify.traces.trace import Key, Trace
 
 
 def is_right(entry: Judged) -> bool:

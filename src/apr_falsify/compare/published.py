@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apr_falsify.stages import ATTENTION_CHAIN
+from apr_falsify.model.stages import ATTENTION_CHAIN
 
 THRESHOLD = 0.999
 """The cosine that a good stage reaches, as published."""

@@ -8,8 +8,8 @@ from typing import Protocol
 from apr_falsify.compare.bisection import FindingType
 from apr_falsify.compare.convention import CONVENTIONS, stored_as
 from apr_falsify.compare.held_format import Held, as_told
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.traces.trace import Trace
 
 
 class Told(Protocol):

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from apr_falsify.arithmetic import FORMATS
 from apr_falsify.compare.roundoff import UNIT, Known
-from apr_falsify.rules import OPERATIONS
-from apr_falsify.trace import Key, Trace
+from apr_falsify.numerics.arithmetic import FORMATS
+from apr_falsify.numerics.operand_rules import OPERATIONS
+from apr_falsify.traces.trace import Key, Trace
 
 
 def saved_words(trace: Trace) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.arithmetic import FORMATS, Format
 from apr_falsify.compare.experts import STAGES_OF_MIXTURE, replay_mixture
 from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.layout import canonical
@@ -23,13 +22,14 @@ from apr_falsify.compare.recorded_formats import as_operands
 from apr_falsify.compare.roundoff import UNIT, Known, lost
 from apr_falsify.compare.roundoff import stored as rounded
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import Array, compute, inputs_of
-from apr_falsify.rules import AND, OPERATIONS, PLAIN, Operation, Rule, expected_rule
-from apr_falsify.shape import EXPERT_ROLES
-from apr_falsify.stages import STAGES, Layout
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import EXPERT_ROLES
+from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.numerics.arithmetic import FORMATS, Format
+from apr_falsify.numerics.operand_rules import AND, OPERATIONS, PLAIN, Operation, Rule, expected_rule
+from apr_falsify.operators.ops import Array, compute, inputs_of
+from apr_falsify.traces.trace import Key, Trace
 
 F64 = npt.NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from apr_falsify.compare.judge import BROKEN_DOWN, Judged
 from apr_falsify.compare.layout import aligned
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.structure import consumers, descendants, same_shapes, status_of
-from apr_falsify.stages import Layout
-from apr_falsify.trace import Key, Trace
+from apr_falsify.model.stages import Layout
+from apr_falsify.traces.trace import Key, Trace
 
 
 def rows_of(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.arithmetic import FORMATS, Format
+from apr_falsify.numerics.arithmetic import FORMATS, Format
 
 Values = npt.NDArray[Any]
 

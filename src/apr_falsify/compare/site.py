@@ -9,11 +9,11 @@ import numpy as np
 from apr_falsify.compare.floor import started_at
 from apr_falsify.compare.products import product
 from apr_falsify.compare.roundoff import F64, UNIT, Array
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import embedding
-from apr_falsify.rules import PLAIN, Rule
-from apr_falsify.trace import Key
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.numerics.operand_rules import PLAIN, Rule
+from apr_falsify.operators.ops import embedding
+from apr_falsify.traces.trace import Key
 
 
 class WeightsNeeded(Exception):
@@ -35,7 +35,7 @@ class NotCaptured(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class ReplaySite:
-    """A place of the forward pass, replayed: an :class:`apr_falsify.ops.Site` that knows rules and rounding.
+    """A place of the forward pass, replayed: an :class:`apr_falsify.operators.ops.Site` that knows rules and rounding.
 
     Attributes:
         weights: the weights to replay with, ``None`` where there are none.

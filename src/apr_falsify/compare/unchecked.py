@@ -8,9 +8,9 @@ from apr_falsify.compare.attempts import Breakdown
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict
 from apr_falsify.compare.findings import place
 from apr_falsify.compare.structure import same_shapes
-from apr_falsify.provenance import Provenance
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.traces.provenance import Provenance
+from apr_falsify.traces.trace import Trace
 
 UNUSED_SHOWN = 12
 """How many names of a foreign recording's unused arrays are told; the provenance holds all."""

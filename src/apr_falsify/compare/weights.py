@@ -22,10 +22,10 @@ import numpy.typing as npt
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.systematic import Sums, sums_of, systematic
-from apr_falsify.shape import EXPERT_ROLES
-from apr_falsify.tensors import Tensor
-from apr_falsify.trace import Key
-from apr_falsify.weights import Weights
+from apr_falsify.formats.tensors import Tensor
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.shape import EXPERT_ROLES
+from apr_falsify.traces.trace import Key
 
 F64 = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.floating]

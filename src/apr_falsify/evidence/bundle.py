@@ -46,7 +46,7 @@ from apr_falsify.evidence.traces import files_of, read_side
 from apr_falsify.evidence.verify import verify_contents
 from apr_falsify.folders import partial_name, partial_prefix, sweep
 from apr_falsify.reading import mapping
-from apr_falsify.trace import TRACE_JSON, Trace
+from apr_falsify.traces.trace import TRACE_JSON, Trace
 
 if TYPE_CHECKING:
     from apr_falsify.evidence.sign import SigningKey

@@ -22,10 +22,10 @@ from apr_falsify.compare.structure import same_shapes
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.files import REPLAY_DIFFERS, Problem
 from apr_falsify.evidence.traces import SideTrace, as_problem
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.stages import STAGES
 from apr_falsify.reading import flag, items, mapping, text, whole
-from apr_falsify.stages import STAGES
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.traces.trace import Key, Trace
 
 SAME = (1e-9, 1e-12)
 """Relative and absolute difference of one figure summed twice over the same values."""

@@ -11,11 +11,11 @@ from apr_falsify.evidence.figures import check_bisection
 from apr_falsify.evidence.files import BISECTION, BUNDLE, SIDES, load_json
 from apr_falsify.evidence.findings import Findings
 from apr_falsify.evidence.traces import SideTrace, as_problem, read_side
-from apr_falsify.identity import model_sha256
-from apr_falsify.trace import TRACE_JSON, Trace
+from apr_falsify.traces.identity import model_sha256
+from apr_falsify.traces.trace import TRACE_JSON, Trace
 
 if TYPE_CHECKING:
-    from apr_falsify.weights import Model, Weights
+    from apr_falsify.formats.weights import Model, Weights
 
 _LANE = ("runtime", "version", "device", "dtype", "model_sha256", "binary_sha256")
 """What the lane and the provenance of a trace both say of a side."""

@@ -20,8 +20,8 @@ from apr_falsify.evidence.page.bundle import commands as bundle_commands
 from apr_falsify.evidence.page.render import render
 from apr_falsify.evidence.page.sections import sections
 from apr_falsify.evidence.page.view import View, read_view
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.traces.trace import Trace
 
 REPORT_HTML = "report.html"
 

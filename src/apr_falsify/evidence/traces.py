@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from apr_falsify.aprt import parse_aprt, write_aprt
 from apr_falsify.errors import AprFalsifyError, TraceError
 from apr_falsify.evidence.files import Problem, json_bytes, load_json, sha256
+from apr_falsify.formats.aprt import parse_aprt, write_aprt
 from apr_falsify.reading import mapping
-from apr_falsify.trace import (
+from apr_falsify.traces.trace import (
     SCHEMA,
     TRACE_JSON,
     Key,

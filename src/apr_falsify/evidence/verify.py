@@ -50,7 +50,7 @@ from apr_falsify.evidence.outcome import outcome_of
 from apr_falsify.evidence.statement import statement_bytes, subjects_of
 
 if TYPE_CHECKING:
-    from apr_falsify.weights import Model
+    from apr_falsify.formats.weights import Model
 
 SCHEMA = "apr-falsify/evidence-verification/v1"
 

@@ -9,15 +9,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.capture import Request, Sink
+from apr_falsify.exam.faults import Fault, Spread
 from apr_falsify.exam.kernels import OWN
 from apr_falsify.exam.material import Material, Setting
+from apr_falsify.exam.seeding.tensors import Bench, Place
 from apr_falsify.exam.store import Store
-from apr_falsify.faults import Fault, Spread
-from apr_falsify.geometry import Geometry
-from apr_falsify.seeding.tensors import Bench, Place
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.traces.capture import Request, Sink
+from apr_falsify.traces.trace import Key, Trace
 
 F32 = npt.NDArray[np.float32]
 

@@ -10,7 +10,7 @@ from typing import Self
 
 from apr_falsify.compare.bisection import Bisection, Finding, FindingType
 from apr_falsify.exam.cases import Case
-from apr_falsify.trace import Key
+from apr_falsify.traces.trace import Key
 
 
 class Mark(StrEnum):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from apr_falsify.arithmetic import format_named
-from apr_falsify.rules import RULES, Operation, Rule
+from apr_falsify.numerics.arithmetic import format_named
+from apr_falsify.numerics.operand_rules import RULES, Operation, Rule
 
 _BASE: Mapping[str, Any] = {
     "num_hidden_layers": 2,

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from apr_falsify.exam.cases import Case, Host, Seeded
+from apr_falsify.exam.faults import CATALOGUE, Fault, fault_named
 from apr_falsify.exam.kernels import KERNELS
 from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, Setting, tokens_of
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.texts import TEXTS
-from apr_falsify.faults import CATALOGUE, Fault, fault_named
-from apr_falsify.geometry import Geometry
+from apr_falsify.model.geometry import Geometry
 
 SMOLLM2 = "smollm2-135m"
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.exam.cases import Case, Seeded
+from apr_falsify.exam.faults import CATALOGUE
 from apr_falsify.exam.kernels import KERNELS
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.texts import TEXTS
 from apr_falsify.exam.trial import Outcome
-from apr_falsify.faults import CATALOGUE
-from apr_falsify.trace import Key
+from apr_falsify.traces.trace import Key
 
 Recipe = dict[str, Any]
 

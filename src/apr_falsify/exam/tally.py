@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from apr_falsify.exam.faults import CATALOGUE, Fault
 from apr_falsify.exam.kernels import OWN
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import BLUEPRINTS
@@ -14,7 +15,6 @@ from apr_falsify.exam.plan import CORRECT, PAIRS, SINGLE, SMOLLM2
 from apr_falsify.exam.recipes import key_of, recipe_of
 from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.trial import COUNTS_FROM, Outcome
-from apr_falsify.faults import CATALOGUE, Fault
 
 SCHEMA = "apr-falsify/faults/v1"
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.capture import MemorySink, Request, TraceWriter
 from apr_falsify.compare.attempts import told
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.excess import LIMIT
@@ -24,9 +23,10 @@ from apr_falsify.exam.cases import Case, Host, Ran
 from apr_falsify.exam.marks import Answer, Mark, explained, mark_of, published_mark
 from apr_falsify.exam.material import Material
 from apr_falsify.exam.store import Store
-from apr_falsify.rules import PLAIN
-from apr_falsify.stages import STAGES
-from apr_falsify.trace import Key, Trace, read_trace
+from apr_falsify.model.stages import STAGES
+from apr_falsify.numerics.operand_rules import PLAIN
+from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
+from apr_falsify.traces.trace import Key, Trace, read_trace
 
 F64 = npt.NDArray[np.float64]
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.exam.checkpoints import MASSIVE, ONCE, Place, add_metadata, places_of
-from apr_falsify.geometry import Geometry
-from apr_falsify.weights import ROLE_AXES
+from apr_falsify.formats.weights import ROLE_AXES
+from apr_falsify.model.geometry import Geometry
 
 F32 = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

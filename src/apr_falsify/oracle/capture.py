@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.capture import Request, Sink
-from apr_falsify.identity import start_hashing
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Model
+from apr_falsify.formats.weights import Model
+from apr_falsify.traces.capture import Request, Sink
+from apr_falsify.traces.identity import start_hashing
+from apr_falsify.traces.trace import Trace
 
 if TYPE_CHECKING:
     from apr_falsify.oracle.run import Oracle

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from apr_falsify.errors import ModelError
-from apr_falsify.geometry import Geometry
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.geometry import Geometry
 from apr_falsify.oracle.libraries import transformers
-from apr_falsify.weights import Model
 
 _MAX_POSITIONS = 1 << 20
 """Stands for a GGUF file's context length, which limits nothing in a single forward pass."""

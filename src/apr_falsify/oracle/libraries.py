@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.arithmetic import format_named
 from apr_falsify.errors import DeviceError, MissingDependencyError
+from apr_falsify.numerics.arithmetic import format_named
 
 
 @contextmanager

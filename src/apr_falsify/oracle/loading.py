@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from apr_falsify.geometry import Geometry
+from apr_falsify.formats.tensors import Tensor
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.geometry import Geometry
 from apr_falsify.oracle.config import hf_config
 from apr_falsify.oracle.libraries import torch, transformers
-from apr_falsify.tensors import Tensor
-from apr_falsify.weights import Model, open_model
 
 _BLOCK_VALUES = 1 << 20
 """How many weights are decoded at once."""

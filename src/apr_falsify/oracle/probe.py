@@ -13,11 +13,11 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from apr_falsify.geometry import Geometry
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import ATTENTION_SUBSTAGES
 from apr_falsify.oracle.libraries import attention_functions, torch
 from apr_falsify.oracle.taps import Pick, attention_of, decoder_of, layer_of, module_of, qkv_modules, taps_of
-from apr_falsify.stages import ATTENTION_SUBSTAGES
-from apr_falsify.trace import Key
+from apr_falsify.traces.trace import Key
 
 Emit = Callable[[Key, torch.Tensor], None]
 """Takes a stage in its canonical shape; the tensor may be a view of one that nobody changes any more."""

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import __version__
-from apr_falsify.capture import Request, Sink, source_commit
 from apr_falsify.errors import LayerRangeError, ModelError
-from apr_falsify.identity import model_sha256, name_of
+from apr_falsify.formats.weights import Model
 from apr_falsify.oracle.libraries import device_named, dtype_named, torch, transformers
 from apr_falsify.oracle.loading import load_module
 from apr_falsify.oracle.probe import probed
 from apr_falsify.oracle.tokenizer import decode
-from apr_falsify.trace import Key, Provenance, Trace, utc_now
-from apr_falsify.weights import Model
+from apr_falsify.traces.capture import Request, Sink, source_commit
+from apr_falsify.traces.identity import model_sha256, name_of
+from apr_falsify.traces.trace import Key, Provenance, Trace, utc_now
 
 FloatArray = npt.NDArray[np.floating[Any]]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from apr_falsify.geometry import Geometry
-from apr_falsify.weights import ROLE_AXES
-from apr_falsify.wiring import stages_of
+from apr_falsify.formats.weights import ROLE_AXES
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.wiring import stages_of
 
 Pick = Callable[[Any, Any], Any]
 """Takes a stage out of a module's positional arguments and its output."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from apr_falsify.errors import MissingDependencyError, ModelError
-from apr_falsify.gguf_file import GgufFile
-from apr_falsify.weights import Model
+from apr_falsify.formats.gguf import GgufFile
+from apr_falsify.formats.weights import Model
 
 _USE_TOKENS = "give the ids yourself: --tokens 1,2,3"
 _FILES: tuple[tuple[str, ...], ...] = (

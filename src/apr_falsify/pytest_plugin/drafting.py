@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from apr_falsify.evidence.bundle import Draft
     from apr_falsify.pytest_plugin.finish import Verdict
     from apr_falsify.symbols.digest import Project
-    from apr_falsify.trace import Provenance, Trace
+    from apr_falsify.traces.trace import Provenance, Trace
 
 _LIBRARIES = (
     "numpy",
@@ -74,7 +74,7 @@ def facts_of(verdict: Verdict, work: Work) -> Facts:
         AprFalsifyError: a trace of this session cannot be read again, or the claim cannot be bound.
 
     """
-    from apr_falsify.provenance import utc_now
+    from apr_falsify.traces.provenance import utc_now
 
     claim, root = verdict.claim, work.asked.root
     bound = _bound(claim, root)
@@ -129,7 +129,7 @@ def _lane_facts(verdict: Verdict, work: Work) -> LaneFacts:
     if lane is None:
         return LaneFacts(name=EMBEDDED_LANE)
     from apr_falsify.commands.specs import is_recording, split_subject
-    from apr_falsify.trace import is_trace
+    from apr_falsify.traces.trace import is_trace
 
     oracle, subject = _traces(lane, work)
     recorded_oracle = lane.oracle is not None and is_trace(Path(lane.oracle))
@@ -160,7 +160,7 @@ def _side(found: Provenance, named: str | None, *, recorded: bool) -> Side:
 
 def _traces(lane: Lane, work: Work) -> tuple[Trace, Trace]:
     """Read both traces of a lane; an oracle that was given as a trace lies where it was."""
-    from apr_falsify.trace import read_trace
+    from apr_falsify.traces.trace import read_trace
 
     run = work.measurements.run_of(lane)
     oracle = run / "oracle"

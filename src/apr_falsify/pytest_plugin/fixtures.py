@@ -20,7 +20,7 @@ from apr_falsify.pytest_plugin.state import ASKED, KEPT, Work
 if TYPE_CHECKING:
     from apr_falsify.compare.bisection import Bisection
     from apr_falsify.pytest_plugin.measuring import Measured
-    from apr_falsify.trace import Trace
+    from apr_falsify.traces.trace import Trace
 
 MEASURES: Mapping[str, Seen] = {
     "_oracle_of_the_lane": Seen.ORACLE,

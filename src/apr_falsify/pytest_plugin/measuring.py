@@ -12,7 +12,7 @@ from apr_falsify.pytest_plugin.shared import Shared, locked
 
 if TYPE_CHECKING:
     from apr_falsify.compare.bisection import Bisection
-    from apr_falsify.trace import Trace
+    from apr_falsify.traces.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class Measurements:
         from apr_falsify.commands.report import write_bisection
         from apr_falsify.commands.sides import capture_sides, make_plan
         from apr_falsify.compare.localise import bisect
-        from apr_falsify.stages import STAGES
+        from apr_falsify.model.stages import STAGES
 
         run = self.run_of(lane)
         # A trace appears under its name whole or not at all, so what a killed or failed capture left is not

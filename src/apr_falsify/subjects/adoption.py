@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import TokensError, TraceError
-from apr_falsify.geometry import Geometry
-from apr_falsify.identity import name_of
-from apr_falsify.stages import Layout
+from apr_falsify.formats.tensors import Tensor
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import Layout
 from apr_falsify.subjects.interface import Target
-from apr_falsify.tensors import Tensor
+from apr_falsify.traces.identity import name_of
 
 TOKEN_COSINE_MARGIN = 1e-3
 """How much nearer another row of the embedding table must be before a token id is refused.

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import __version__
-from apr_falsify.capture import Request, Sink
 from apr_falsify.errors import (
     AprFalsifyError,
     AprtError,
@@ -22,10 +21,9 @@ from apr_falsify.errors import (
     TokensError,
     TraceError,
 )
-from apr_falsify.geometry import Geometry
-from apr_falsify.identity import difference, model_sha256, name_of, start_hashing
-from apr_falsify.provenance import Provenance, utc_now
-from apr_falsify.stages import Layout
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import Layout
 from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.apr_import import imported, source_files
 from apr_falsify.subjects.apr_program import EXITS, REMEDY, TOKENS, known_stages, version_of, why_no_tokens
@@ -35,8 +33,10 @@ from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.logs import Log, keeping_log, scratch
 from apr_falsify.subjects.process import Program, Running, find_program
 from apr_falsify.subjects.recorded import APR_PROMPT
-from apr_falsify.trace import Key, Trace, read_stage, relative_path, scan, shaped
-from apr_falsify.weights import Model
+from apr_falsify.traces.capture import Request, Sink
+from apr_falsify.traces.identity import difference, model_sha256, name_of, start_hashing
+from apr_falsify.traces.provenance import Provenance, utc_now
+from apr_falsify.traces.trace import Key, Trace, read_stage, relative_path, scan, shaped
 
 _DEVICE = re.compile(r"^\s*(?:Device|Backend):\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 

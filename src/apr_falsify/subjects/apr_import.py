@@ -13,9 +13,9 @@ from pathlib import Path
 
 from apr_falsify.errors import ModelError, OutputError
 from apr_falsify.folders import CACHE_VARIABLE, cache_folder
-from apr_falsify.identity import model_sha256
 from apr_falsify.subjects.logs import Log, keeping_log
 from apr_falsify.subjects.process import Program
+from apr_falsify.traces.identity import model_sha256
 
 FOLDER = "apr-import"
 """Where imports are kept, in the cache folder."""

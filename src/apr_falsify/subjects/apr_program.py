@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr_falsify.stages import STAGES
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects.logs import Log, scratch
 from apr_falsify.subjects.process import Program
 

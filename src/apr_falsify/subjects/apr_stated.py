@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apr_falsify.apr_geometry import HeadsError
 from apr_falsify.errors import AprFalsifyError, ModelError, TraceError
-from apr_falsify.geometry import Geometry
+from apr_falsify.formats.apr_geometry import HeadsError
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.geometry import Geometry
 from apr_falsify.subjects.adoption import adopted_geometry
 from apr_falsify.subjects.interface import Target
-from apr_falsify.weights import Model, open_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

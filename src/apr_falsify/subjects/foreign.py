@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import TraceError
+from apr_falsify.formats.safetensors import read_header
+from apr_falsify.formats.tensors import SAFETENSORS_TYPES
 from apr_falsify.reading import opened_zip
-from apr_falsify.safetensors_file import read_header
-from apr_falsify.tensors import SAFETENSORS_TYPES
 
 Values = npt.NDArray[Any]
 

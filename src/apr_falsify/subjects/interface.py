@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from apr_falsify.capture import Request, Sink
 from apr_falsify.errors import UsageError, nearest
-from apr_falsify.geometry import Geometry
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Model
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.traces.capture import Request, Sink
+from apr_falsify.traces.trace import Trace
 
 DEFAULT_SECONDS = 900.0
 """How long one run of a foreign program may take: a 7B model on a CPU needs minutes."""

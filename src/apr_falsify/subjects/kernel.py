@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify import quantise
-from apr_falsify.arithmetic import FORMATS, Format, format_named
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import Array, Inputs, ModelSite, compute, linear
-from apr_falsify.rules import OPERATIONS, PLAIN, Operation, Rule, stated_rules
-from apr_falsify.tensors import Tensor, block_minima, has_block_minima
+from apr_falsify.formats.tensors import Tensor, block_minima, has_block_minima
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.numerics import quantise
+from apr_falsify.numerics.arithmetic import FORMATS, Format, format_named
+from apr_falsify.numerics.operand_rules import OPERATIONS, PLAIN, Operation, Rule, stated_rules
+from apr_falsify.operators.ops import Array, Inputs, ModelSite, compute, linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ def arithmetic_named(text: str) -> Arithmetic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeSite:
-    """A place in the embedded runtime's forward pass: an :class:`apr_falsify.ops.Site` in any arithmetic.
+    """A place in the embedded runtime's forward pass: an :class:`apr_falsify.operators.ops.Site` in any arithmetic.
 
     Attributes:
         model: the place with its weights as they are.

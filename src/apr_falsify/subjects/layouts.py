@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from apr_falsify.stages import Layout
+from apr_falsify.model.stages import Layout
 
 Declared = Mapping[str, tuple[Layout, ...]]
 """Stage -> layout words; a stage without a row is canonical."""

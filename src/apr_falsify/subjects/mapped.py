@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import __version__
-from apr_falsify.arithmetic import FORMATS
 from apr_falsify.errors import TokensError, TraceError, nearest
-from apr_falsify.geometry import Geometry
-from apr_falsify.provenance import Provenance, utc_now
-from apr_falsify.stages import STAGES, Layout, Scope
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import STAGES, Layout, Scope
+from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray, read_dump
 from apr_falsify.subjects.interface import Target
@@ -34,7 +33,8 @@ from apr_falsify.subjects.mapping import (
     name_of,
     read_mapping,
 )
-from apr_falsify.trace import Key, StageArray, Trace
+from apr_falsify.traces.provenance import Provenance, utc_now
+from apr_falsify.traces.trace import Key, StageArray, Trace
 
 F32 = npt.NDArray[np.float32]
 

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apr_falsify.arithmetic import FORMATS
 from apr_falsify.errors import AprFalsifyError, TraceError, UsageError, nearest
+from apr_falsify.model.stages import STAGES, Layout, Scope, stage
+from apr_falsify.numerics.arithmetic import FORMATS
+from apr_falsify.numerics.operand_rules import stated_rules
 from apr_falsify.reading import items, mapping, read_yaml, text, whole
-from apr_falsify.rules import stated_rules
-from apr_falsify.stages import STAGES, Layout, Scope, stage
 
 SCHEMA = "apr-falsify/mapping/v1"
 MAPPING_YAML = "MAPPING.yaml"

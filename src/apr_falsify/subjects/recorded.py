@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apr_falsify import __version__
-from apr_falsify.capture import Request, Sink
 from apr_falsify.errors import TokensError, TraceError
-from apr_falsify.geometry import Geometry
-from apr_falsify.stages import Layout
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import Layout
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.interface import Setting, Target
 from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.mapped import read_mapped
 from apr_falsify.subjects.mapping import MAPPING_YAML
-from apr_falsify.trace import (
+from apr_falsify.traces.capture import Request, Sink
+from apr_falsify.traces.trace import (
     TRACE_JSON,
     Provenance,
     StageArray,
@@ -32,7 +33,6 @@ from apr_falsify.trace import (
     shaped,
     utc_now,
 )
-from apr_falsify.weights import Model
 
 APR_PROMPT = "What is 2+2?"
 """The text that ``apr trace --payload`` always runs."""

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from apr_falsify.exam.material import BLUEPRINTS
-from apr_falsify.geometry import geometry_of_hf_dir
-from apr_falsify.gguf_file import GgufFile
-from apr_falsify.shape import Geometry
-from apr_falsify.weights import Model, open_model
+from apr_falsify.formats.gguf import GgufFile
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.geometry import geometry_of_hf_dir
+from apr_falsify.model.shape import Geometry
 from tests.fuzz import blobs, folders, maps, trees
 from tests.fuzz.blobs import Blob
 from tests.fuzz.folders import Files, Folder

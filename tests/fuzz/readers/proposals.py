@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from apr_falsify.capture import Request, TraceWriter
 from apr_falsify.commands.print_mapping import mapping_starter
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects.recorded import RecordedSubject
-from apr_falsify.weights import open_model
+from apr_falsify.traces.capture import Request, TraceWriter
 from tests.fuzz.folders import Folder
 from tests.fuzz.readers.inputs import Input, Maker
 from tests.fuzz.readers.recordings import members_of, other_archive, recorded

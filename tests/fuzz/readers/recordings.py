@@ -13,12 +13,12 @@ import numpy.typing as npt
 import yaml
 from safetensors.numpy import save
 
+from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp.recording import open_recording
 from apr_falsify.subjects.mapped import read_mapped
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.trace import Trace
 from tests.fuzz import blobs, folders, lines, maps, trees, zips
 from tests.fuzz.folders import Files, Folder
 from tests.fuzz.readers.inputs import Input, Maker
@@ -238,6 +238,6 @@ def llama_cpp(folder: Path) -> Maker:
 
 def _empty_trace() -> Trace:
     """Return what a recording takes the model's geometry from, where no model is named."""
-    from apr_falsify.provenance import Provenance
+    from apr_falsify.traces.provenance import Provenance
 
     return Trace(provenance=Provenance(runtime="hf"), geometry=SMOLLM2, tokens=(1,), stages={})

@@ -9,11 +9,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from apr_falsify.aprt import parse_aprt, read_aprt
+from apr_falsify.formats.aprt import parse_aprt, read_aprt
+from apr_falsify.formats.weights import open_model
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.trace import Trace, read_trace
-from apr_falsify.weights import open_model
+from apr_falsify.traces.trace import Trace, read_trace
 from tests.fuzz import blobs, folders, maps, trees
 from tests.fuzz.folders import Files, Folder
 from tests.fuzz.readers.inputs import Input, Maker

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+from apr_falsify.formats.weights import open_model
 from apr_falsify.oracle.tokenizer import decode, encode
-from apr_falsify.weights import open_model
 from tests.fuzz import blobs, maps
 from tests.fuzz.folders import Folder
 from tests.fuzz.odd import TEXTS

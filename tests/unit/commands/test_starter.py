@@ -11,17 +11,17 @@ import numpy.typing as npt
 import pytest
 import yaml
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.starter import Known, Starter, propose
 from apr_falsify.commands.starter_text import starter_text
 from apr_falsify.compare.layout import canonical
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.oracle.capture import capture
-from apr_falsify.stages import STAGES
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.foreign import read_dump
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Trace
 from tests.unit.helpers import TINY
 from tests.unit.subjects.dumps import HEAD_DIM, HEADS, KV_HEADS, LAYERS, TOKENS, Arrays, dump_of, target
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
-from apr_falsify.trace import Key, Trace
+from apr_falsify.traces.trace import Key, Trace
 from tests.unit.compare.spoiled import Change, request_of, spoiled_run
 from tests.unit.evidence.pages import tiny
 

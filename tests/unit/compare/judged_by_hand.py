@@ -11,8 +11,8 @@ from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict
 from apr_falsify.compare.judge import Fit, Judged
 from apr_falsify.compare.metrics import Metrics, compare_arrays
-from apr_falsify.rules import PLAIN, RULES, Operation, Rule
-from apr_falsify.trace import Key
+from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule
+from apr_falsify.traces.trace import Key
 
 Q8 = next(rule for rule in RULES[Operation.PROJECTION] if rule.name == "q8_0 blocks of 32")
 SOURCE, WEIGHTS = FindingType.SOURCE, FindingType.WEIGHTS

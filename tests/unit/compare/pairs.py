@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.axes import Axes
-from apr_falsify.geometry import geometry_of_hf_dir
+from apr_falsify.model.geometry import geometry_of_hf_dir
 from tests.unit.helpers import TINY
 
 Array = npt.NDArray[np.floating]

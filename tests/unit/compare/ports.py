@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.capture import MemorySink
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
-from apr_falsify.geometry import Geometry
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import Layout
 from apr_falsify.oracle.capture import capture
-from apr_falsify.stages import Layout
-from apr_falsify.trace import Key, StageArray, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.oracle.requests import request_for
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.capture import MemorySink, Request
-from apr_falsify.ops import Array, Inputs
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.stages import STAGES
+from apr_falsify.operators.ops import Array, Inputs
 from apr_falsify.subjects.embedded import as_defined, capture
 from apr_falsify.subjects.kernel import RuntimeSite, arithmetic_named
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Key, Trace
 
 Values = npt.NDArray[Any]
 Change = Callable[[Values], Values]

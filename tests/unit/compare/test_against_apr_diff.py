@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apr_falsify.aprt import read_aprt, write_aprt
 from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.metrics import Metrics, compare_arrays
+from apr_falsify.formats.aprt import read_aprt, write_aprt
 from tests.support import DATA
 
 APR = shutil.which("apr")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind
 from apr_falsify.compare.localise import bisect
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink, Request
 from tests.support import DATA
 from tests.unit.apr_files import apr, made, needs_apr, regrown
 from tests.unit.helpers import TINY

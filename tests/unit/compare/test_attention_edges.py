@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify import quantise
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.sides import DEFAULT_MODEL
 from apr_falsify.compare.judge import Judged, judge, replayer_of
-from apr_falsify.rules import RULES, Operation
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import STAGES
+from apr_falsify.numerics import quantise
+from apr_falsify.numerics.operand_rules import RULES, Operation
 from apr_falsify.subjects import embedded
-from apr_falsify.trace import StageArray, Trace
-from apr_falsify.weights import open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import StageArray, Trace
 
 F64 = npt.NDArray[np.float64]
 S, H, K, D = 160, 4, 2, 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from apr_falsify.compare.axes import Axes, axes_of
-from apr_falsify.stages import STAGES
+from apr_falsify.model.stages import STAGES
 from tests.unit.compare.pairs import GEOMETRY
 
 

@@ -18,9 +18,9 @@ from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.variations.case import Case, Guess, Variation
 from apr_falsify.errors import ExitCode, ModelError, TraceError
-from apr_falsify.rules import RULES, Operation, Rule
-from apr_falsify.stages import Layout
-from apr_falsify.trace import Key, StageArray, Trace
+from apr_falsify.model.stages import Layout
+from apr_falsify.numerics.operand_rules import RULES, Operation, Rule
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.unit.compare.broken import SOURCE, compared, doubled, noisy, noted, raising, right, run, sources
 
 ERRORS: tuple[Exception, ...] = (

@@ -14,10 +14,10 @@ from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Row, Sta
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.errors import ExitCode, TraceError
-from apr_falsify.rules import Rule
-from apr_falsify.tensors import PlainTensor
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.tensors import PlainTensor
+from apr_falsify.formats.weights import Weights
+from apr_falsify.numerics.operand_rules import Rule
+from apr_falsify.traces.trace import Key, Trace
 from tests.unit.compare.broken import SOURCE, compared, doubled, noted, raising, right, sources
 from tests.unit.evidence.pages import tiny
 

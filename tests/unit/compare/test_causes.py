@@ -15,14 +15,14 @@ from apr_falsify.compare.causes import TABLE, Cause, error_sits, explain
 from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
-from apr_falsify.ops import stages_of
-from apr_falsify.rules import PLAIN, RULES, Operation, Rule
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES
+from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule
+from apr_falsify.operators.ops import stages_of
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.trace import Key, StageArray, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.real_model import smollm2_or_skip
 from tests.support import DATA
 from tests.unit.compare.wrong_stages import (

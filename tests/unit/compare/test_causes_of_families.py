@@ -21,10 +21,10 @@ from apr_falsify.compare.causes import Cause, explain
 from apr_falsify.compare.judge import LIMIT, store_of
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Replayer
-from apr_falsify.rules import PLAIN
-from apr_falsify.stages import Layout
-from apr_falsify.trace import Key, StageArray, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import Layout
+from apr_falsify.numerics.operand_rules import PLAIN
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.compare.spoiled import request_of, spoiled_run
 

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.compare.judge import Judged, judge
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.kernel import arithmetic_named
-from apr_falsify.trace import StageArray, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.support import DATA
 
 F32 = npt.NDArray[np.float32]

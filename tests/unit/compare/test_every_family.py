@@ -16,7 +16,6 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from apr_falsify.capture import MemorySink
 from apr_falsify.commands.hosts import FormulaHost, TensorHost
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.judge import store_of
@@ -24,14 +23,15 @@ from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import OVER_TOKENS, Replayer
 from apr_falsify.errors import ModelError
 from apr_falsify.exam.cases import Case, Host, Ran, Seeded
+from apr_falsify.exam.faults import CATALOGUE, Fault, Spread
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.trial import COUNTS_FROM, level_of
-from apr_falsify.faults import CATALOGUE, Fault, Spread
-from apr_falsify.ops import stages_of
-from apr_falsify.stages import STAGES, Layout
-from apr_falsify.trace import Key, StageArray, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.operators.ops import stages_of
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.checkpoints import RECIPES, make_checkpoint
 from tests.unit.compare.spoiled import SPOILS, request_of, spoiled_run
 

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify.capture import MemorySink
 from apr_falsify.compare import experts
 from apr_falsify.compare.causes import explain
 from apr_falsify.compare.experts import replay_mixture
@@ -18,10 +17,11 @@ from apr_falsify.compare.judge import LIMIT, store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.roundoff import Known
 from apr_falsify.compare.site import ReplaySite
-from apr_falsify.rules import PLAIN, RULES, Operation
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation
 from apr_falsify.subjects.embedded import capture
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.helpers import small_geometry
 from tests.unit.oracle.requests import request_for

@@ -21,8 +21,8 @@ from apr_falsify.compare.findings import (
 )
 from apr_falsify.compare.judge import Judged
 from apr_falsify.compare.replay import Missing
-from apr_falsify.rules import Operation
-from apr_falsify.trace import Key
+from apr_falsify.numerics.operand_rules import Operation
+from apr_falsify.traces.trace import Key
 from tests.unit.compare.judged_by_hand import Q8, entry, fit, metrics, of, row
 from tests.unit.helpers import small_geometry
 

@@ -14,7 +14,7 @@ import pytest
 from apr_falsify.compare import floor, roundoff
 from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.roundoff import lost, smallest_rounding, stored
-from apr_falsify.weights import Model
+from apr_falsify.formats.weights import Model
 from tests.unit.compare.floor_values import (
     BF16,
     F16,

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apr_falsify.capture import MemorySink
 from apr_falsify.compare.bisection import FindingType, Kind
-from apr_falsify.stages import Layout
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.stages import Layout
 from apr_falsify.subjects import embedded
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Model
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Key, Trace
 from tests.unit.compare.ports import (
     EVERY,
     FOLDS,

@@ -12,18 +12,18 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from apr_falsify.arithmetic import FORMATS
-from apr_falsify.capture import MemorySink
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind
 from apr_falsify.compare.judge import judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.seen_format import seen_format
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import Layout
+from apr_falsify.numerics.arithmetic import FORMATS
+from apr_falsify.numerics.operand_rules import OPERATIONS
 from apr_falsify.oracle.capture import capture
-from apr_falsify.rules import OPERATIONS
-from apr_falsify.stages import Layout
 from apr_falsify.subjects import embedded
-from apr_falsify.trace import Key, StageArray, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.compare.ports import TOKENS, Runs, accused, columns_of, port
 from tests.unit.oracle.requests import request_for

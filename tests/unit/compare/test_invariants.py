@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from apr_falsify.compare.invariants import Check, Outcome, checks, invariants
-from apr_falsify.stages import Layout
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import Layout
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.trace import Key, StageArray, Trace
-from apr_falsify.weights import open_model
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.real_model import smollm2_or_skip
 from tests.support import DATA
 from tests.unit.compare.wrong_stages import (

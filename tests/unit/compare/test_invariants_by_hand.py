@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.compare.invariants import Check, Outcome, checks, invariants
-from apr_falsify.trace import StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.compare.wrong_stages import small_run
 from tests.unit.helpers import KNOBS
 

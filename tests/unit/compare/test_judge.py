@@ -9,18 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.sides import DEFAULT_MODEL
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Verdict
 from apr_falsify.compare.excess import LIMIT, excess_of
 from apr_falsify.compare.judge import judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.errors import TokensError
-from apr_falsify.stages import STAGES, Layout
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES, Layout
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.kernel import arithmetic_named
-from apr_falsify.trace import Key, StageArray, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.support import DATA
 
 TOKENS = (274, 272, 223, 20, 13, 20, 33)

@@ -15,15 +15,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.kernel_files import write_kernel
 from apr_falsify.compare.kernel_case import kernel_case, parse_place
 from apr_falsify.errors import AprFalsifyError, ModelError, OutputError, StageError
-from apr_falsify.ops import stages_of
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.operators.ops import stages_of
 from apr_falsify.oracle.capture import capture
-from apr_falsify.stages import STAGES, Layout
-from apr_falsify.trace import Key, StageArray, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.checkpoints import RECIPES, make_checkpoint
 from tests.unit.helpers import TINY
 

@@ -9,8 +9,8 @@ import pytest
 
 from apr_falsify.compare.bisection import Kind, Verdict
 from apr_falsify.compare.localise import bisect
-from apr_falsify.stages import STAGES, Layout
-from apr_falsify.trace import StageArray, Trace
+from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.compare.wrong_stages import Run, small_run
 
 OF_TOKENS = tuple(name for name, row in STAGES.items() if row.axes[0] == "tokens")

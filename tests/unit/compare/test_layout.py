@@ -13,17 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import apr_falsify
-from apr_falsify.aprt import read_aprt
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.compare.layout import aligned, canonical
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.errors import TraceError
-from apr_falsify.geometry import Geometry, Rope
-from apr_falsify.ops import rotate
-from apr_falsify.stages import ATTENTION_CHAIN, STAGES, Layout, canonical_shape
+from apr_falsify.formats.aprt import read_aprt
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.geometry import Geometry, Rope
+from apr_falsify.model.stages import ATTENTION_CHAIN, STAGES, Layout, canonical_shape
+from apr_falsify.operators.ops import rotate
 from apr_falsify.subjects import embedded
-from apr_falsify.trace import Key, StageArray
-from apr_falsify.weights import open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Key, StageArray
 from tests.support import DATA
 
 Array = npt.NDArray[np.float32]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from apr_falsify.compare.layout import aligned, canonical
-from apr_falsify.geometry import Geometry
-from apr_falsify.stages import Layout, canonical_shape
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import Layout, canonical_shape
 from tests.unit.compare.test_layout import SMALL, D, H, K, S, key, numbered, stage
 
 ROOT = math.sqrt(6)  # of D: 1 / ROOT is the scale of the scores

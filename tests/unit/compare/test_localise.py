@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Verdict
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.errors import TraceError
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.weights import Model, Weights, open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects import embedded
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Model, Weights, open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Key, Trace
 from tests.unit.helpers import TINY, small_model
 
 TOKENS = (3, 1, 4, 1, 5)

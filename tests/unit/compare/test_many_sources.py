@@ -12,7 +12,7 @@ import torch
 from apr_falsify.compare import search
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
-from apr_falsify.trace import Trace
+from apr_falsify.traces.trace import Trace
 from tests.unit.compare.wrong_stages import LAYER, D, H, K, Run, explained, tiny_run
 
 THETA = 1e6

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from apr_falsify.aprt import read_aprt
 from apr_falsify.compare import sums
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.errors import TraceError
+from apr_falsify.formats.aprt import read_aprt
 from tests.support import DATA
 from tests.unit.compare.pairs import GEOMETRY, TOKEN_CHANNEL, Array, random_pair
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify import quantise
 from apr_falsify.compare import products
 from apr_falsify.compare.products import block_sum_scores, product, turning_noise
-from apr_falsify.rules import PLAIN, RULES, Operation, Rule
+from apr_falsify.numerics import quantise
+from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule
 from tests.unit.compare.test_products import tensor_of
 from tests.unit.gguf_models import random_blocks
 from tests.unit.helpers import plain, small_geometry

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from apr_falsify.compare.published import published_rule
-from apr_falsify.stages import ATTENTION_CHAIN
+from apr_falsify.model.stages import ATTENTION_CHAIN
 
 GOOD = dict.fromkeys(ATTENTION_CHAIN, 1.0)
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.sides import DEFAULT_MODEL
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Verdict
 from apr_falsify.compare.localise import bisect
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.interface import Subject, Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Trace
 from tests.real_model import smollm2_or_skip
 from tests.support import DATA
 

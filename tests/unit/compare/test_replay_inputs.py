@@ -10,9 +10,9 @@ import pytest
 from apr_falsify.compare.judge import as_held, store_of
 from apr_falsify.compare.recorded_formats import saved_unit, saved_words
 from apr_falsify.compare.replay import Missing, Replay, Replayer, is_mixed, roles_of
-from apr_falsify.rules import PLAIN
-from apr_falsify.stages import Layout
-from apr_falsify.trace import Key, Trace
+from apr_falsify.model.stages import Layout
+from apr_falsify.numerics.operand_rules import PLAIN
+from apr_falsify.traces.trace import Key, Trace
 from tests.unit.compare.wrong_stages import small_run
 from tests.unit.helpers import small_geometry
 

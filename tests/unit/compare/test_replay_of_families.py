@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from apr_falsify.capture import MemorySink
 from apr_falsify.compare.bisection import FindingType
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.localise import bisect
+from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.oracle.capture import capture
 from apr_falsify.subjects import embedded
-from apr_falsify.trace import Key, StageArray, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.checkpoints import RECIPES, make_checkpoint
 from tests.unit.oracle.requests import request_for
 

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify.capture import MemorySink, Request, TraceWriter
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Verdict
 from apr_falsify.compare.localise import bisect
 from apr_falsify.errors import TraceError
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.trace import Key, Trace, read_trace
-from apr_falsify.weights import open_model
+from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
+from apr_falsify.traces.trace import Key, Trace, read_trace
 from tests.unit.helpers import TINY
 from tests.unit.subjects.dumps import apr_trace, dump_of, plain_mapping, target, write
 

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
 
-from apr_falsify.arithmetic import FORMATS
-from apr_falsify.capture import MemorySink
 from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.judge import judge
@@ -24,14 +22,16 @@ from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.products import product
 from apr_falsify.compare.roundoff import UNIT, Known
 from apr_falsify.compare.site import ReplaySite
-from apr_falsify.geometry import Geometry
+from apr_falsify.formats.tensors import PlainTensor
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.numerics.arithmetic import FORMATS
+from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.oracle.capture import capture
-from apr_falsify.rules import PLAIN
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.kernel import arithmetic_named
-from apr_falsify.tensors import PlainTensor
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Key, Trace
 from tests.checkpoints import RECIPES, Recipe, make_checkpoint
 from tests.unit.helpers import small_geometry
 from tests.unit.oracle.requests import request_for

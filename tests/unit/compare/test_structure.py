@@ -18,10 +18,10 @@ from apr_falsify.compare.structure import (
     same_shapes,
     status_of,
 )
-from apr_falsify.geometry import Geometry
-from apr_falsify.provenance import Provenance
-from apr_falsify.rope import Rope
-from apr_falsify.trace import Key, StageArray, Trace
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.rope import Rope
+from apr_falsify.traces.provenance import Provenance
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.unit.helpers import small_geometry
 
 MODEL = replace(small_geometry(), windows=(None, 4), attn_scales=(0.5, 0.5))

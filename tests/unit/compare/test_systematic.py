@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.compare.weights import difference
-from apr_falsify.tensors import PlainTensor
+from apr_falsify.formats.tensors import PlainTensor
 from tests.unit.compare.weight_values import VALUES
 
 F32 = npt.NDArray[np.float32]

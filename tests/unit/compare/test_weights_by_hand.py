@@ -10,7 +10,7 @@ import pytest
 
 from apr_falsify.compare import weights as module
 from apr_falsify.compare.weights import difference
-from apr_falsify.tensors import PlainTensor
+from apr_falsify.formats.tensors import PlainTensor
 from tests.unit.helpers import plain
 
 F32 = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from apr_falsify.compare.weights import difference
-from apr_falsify.tensors import PlainTensor
+from apr_falsify.formats.tensors import PlainTensor
 
 TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 FINITE = st.floats(-60000, 60000, width=32)

@@ -14,8 +14,8 @@ import pytest
 
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.weights import STAGE_OF_ROLE, weights_findings
-from apr_falsify.tensors import PlainTensor
-from apr_falsify.weights import Weights
+from apr_falsify.formats.tensors import PlainTensor
+from apr_falsify.formats.weights import Weights
 from tests.unit.helpers import random_tensors, roles_of, small_geometry
 
 Values = dict[str, npt.NDArray[np.float32]]

@@ -12,8 +12,8 @@ from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind,
 from apr_falsify.compare.localise import kind_of
 from apr_falsify.compare.published import published_rule
 from apr_falsify.compare.rows import accused, cleared
-from apr_falsify.provenance import Provenance
-from apr_falsify.stages import Layout
+from apr_falsify.model.stages import Layout
+from apr_falsify.traces.provenance import Provenance
 from tests.unit.compare.judged_by_hand import SOURCE, WEIGHTS, entry, finding, metrics, of, row
 
 # --- the headline ------------------------

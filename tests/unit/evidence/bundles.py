@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
 from apr_falsify.evidence.bundle import Draft
 from apr_falsify.evidence.facts import Bound, Facts, LaneFacts, Side, Sources
 from apr_falsify.evidence.outcome import Ended, Role, TestRecord, outcome_of
 from apr_falsify.subjects.embedded import capture
-from apr_falsify.trace import Trace
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Trace
 from tests.unit.helpers import small_model
 
 CLAIM = {

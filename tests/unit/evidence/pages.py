@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.localise import bisect
-from apr_falsify.stages import STAGES, Layout
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES, Layout
 from apr_falsify.subjects.embedded import capture
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.trace import Key, StageArray, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.support import DATA
 from tests.unit.helpers import TINY
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apr_falsify.arithmetic import FORMATS
 from apr_falsify.compare.bisection import Kind
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.published import published_rule
@@ -19,9 +18,10 @@ from apr_falsify.errors import EvidenceError
 from apr_falsify.evidence.bundle import Draft, bundle_files, read_bundle, write_bundle
 from apr_falsify.evidence.facts import LaneFacts
 from apr_falsify.evidence.verify import verify
-from apr_falsify.stages import Layout
-from apr_falsify.trace import Trace
-from apr_falsify.weights import open_model
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import Layout
+from apr_falsify.numerics.arithmetic import FORMATS
+from apr_falsify.traces.trace import Trace
 from tests.unit.evidence.bundles import facts_of, lane_of, measured_draft, scaled, small_traces
 from tests.unit.evidence.forging import Files, checked, codes, edited, files_of, forged, resealed
 from tests.unit.helpers import TINY, small_model
@@ -149,9 +149,9 @@ def test_the_figures_that_need_weights_are_attested_and_all_others_recomputed(fi
 @pytest.fixture(scope="module")
 def tiny() -> tuple[Files, Draft]:
     """A bundle of runs of the checkpoint that the package carries, the subject's scores spoilt."""
-    from apr_falsify.capture import MemorySink, Request
-    from apr_falsify.stages import ATTENTION_CHAIN
+    from apr_falsify.model.stages import ATTENTION_CHAIN
     from apr_falsify.subjects.embedded import capture
+    from apr_falsify.traces.capture import MemorySink, Request
 
     model = open_model(TINY)
     request = Request(tokens=(274, 272, 332), layers=range(1), stages=ATTENTION_CHAIN)

@@ -12,8 +12,8 @@ import pytest
 
 from apr_falsify.evidence.figures import check_bisection
 from apr_falsify.evidence.files import BUNDLE
-from apr_falsify.stages import Layout
-from apr_falsify.trace import StageArray, Trace
+from apr_falsify.model.stages import Layout
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.evidence.bundles import measured_draft, scaled
 from tests.unit.evidence.forging import Files, checked, codes, edited, files_of, forged, resealed
 

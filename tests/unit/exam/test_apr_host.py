@@ -10,11 +10,11 @@ from apr_falsify.commands.apr_host import find_apr, with_tokens
 from apr_falsify.commands.hosts import TorchModels
 from apr_falsify.exam.cases import Case, Seeded
 from apr_falsify.exam.correct import APR_SETTINGS
+from apr_falsify.exam.faults import fault_named
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.trial import Examiner
-from apr_falsify.faults import fault_named
 from tests.unit.helpers import TINY
 
 pytestmark = [

@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, TorchModels
 from apr_falsify.compare.attempts import Breakdown
 from apr_falsify.compare.localise import bisect
 from apr_falsify.exam import trial
 from apr_falsify.exam.cases import Case, Host, Seeded
+from apr_falsify.exam.faults import CATALOGUE, Spread, fault_named
 from apr_falsify.exam.marks import Mark, mark_of
 from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, tokens_of
 from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.tally import bound_of, goals, to_json
 from apr_falsify.exam.trial import Examiner, Outcome
-from apr_falsify.faults import CATALOGUE, Spread, fault_named
+from apr_falsify.model.stages import STAGES
+from apr_falsify.numerics.operand_rules import OPERATIONS, PLAIN
 from apr_falsify.oracle.faulted import PATCHES
 from apr_falsify.oracle.patch_names import PATCHED
-from apr_falsify.rules import OPERATIONS, PLAIN
-from apr_falsify.stages import STAGES
-from apr_falsify.trace import Key
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Key
 from tests.unit.helpers import TINY
 
 Q: Key = (0, "q_post_rope")

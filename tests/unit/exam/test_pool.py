@@ -11,10 +11,10 @@ import pytest
 
 from apr_falsify.commands.exam_pool import Pool
 from apr_falsify.exam.cases import Case, Seeded
+from apr_falsify.exam.faults import fault_named
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.results import Results
-from apr_falsify.faults import fault_named
 
 CORRECT = Case(
     host="formula",

@@ -10,12 +10,12 @@ import pytest
 
 from apr_falsify.errors import UsageError
 from apr_falsify.exam.cases import Case, Seeded
+from apr_falsify.exam.faults import fault_named
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.recipes import case_of, outcome_of, outcome_to_json, recipe_of
 from apr_falsify.exam.results import Results
 from apr_falsify.exam.trial import Outcome
-from apr_falsify.faults import fault_named
 
 CASE = Case(
     host="formula",

@@ -10,8 +10,8 @@ import pytest
 
 from apr_falsify.exam.material import BLUEPRINTS
 from apr_falsify.exam.wide import write_wide
-from apr_falsify.geometry import geometry_of_config
-from apr_falsify.weights import open_model
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.geometry import geometry_of_config
 
 # The wide blueprint's layout at a size that a test can read whole.
 SMALL = {

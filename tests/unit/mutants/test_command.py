@@ -21,7 +21,7 @@ def never(a):
 """
 
 TESTS = """
-from apr_falsify.arithmetic import larger
+from apr_falsify.numerics.arithmetic import larger
 
 
 def test_larger():
@@ -40,7 +40,7 @@ def spin(a):
 """
 
 EQUIVALENT = """
-src/apr_falsify/arithmetic.py:
+src/apr_falsify/numerics/arithmetic.py:
   larger:
     - changes: ["a > b -> a >= b"]
       reason: of two equal numbers either is the larger
@@ -53,7 +53,7 @@ def project(tmp_path: Path) -> Path:
         "src/apr_falsify/__init__.py": "",
         "src/apr_falsify/pytest_plugin/__init__.py": "",
         "src/apr_falsify/pytest_plugin/entry.py": "",  # which this environment's pytest loads
-        "src/apr_falsify/arithmetic.py": CODE,
+        "src/apr_falsify/numerics/arithmetic.py": CODE,
         "tests/unit/test_arithmetic.py": TESTS,
         "scripts/mutants/equivalent.yaml": EQUIVALENT,
         "pyproject.toml": "[tool.pytest.ini_options]\n",
@@ -82,7 +82,7 @@ def mutate(project: Path, *options: str) -> tuple[int, str]:
 def test_what_a_test_notices_is_killed_and_what_none_does_is_reported(project: Path) -> None:
     code, output = mutate(project, "--goal", "1.0")
     assert "does not pass by itself: tests/unit/test_arithmetic.py::test_that_fails_anyway" in output
-    assert "unreached: src/apr_falsify/arithmetic.py | never | a + 1 -> a - 1" in output
+    assert "unreached: src/apr_falsify/numerics/arithmetic.py | never | a + 1 -> a - 1" in output
     assert "larger | a > b -> a >= b" not in output.partition("rules: 1")[2]
     assert "1 equivalent" in output
     assert code == 1
@@ -104,7 +104,9 @@ def test_a_line_of_the_list_that_fits_no_mutant_is_reported(project: Path) -> No
     listed = EQUIVALENT.replace("a > b -> a >= b", "a > c -> a >= c")
     (project / "scripts/mutants/equivalent.yaml").write_text(listed)
     code, output = mutate(project, "--goal", "0.1")
-    assert "no such mutant is there: src/apr_falsify/arithmetic.py | larger | a > c -> a >= c" in output
+    assert (
+        "no such mutant is there: src/apr_falsify/numerics/arithmetic.py | larger | a > c -> a >= c" in output
+    )
     assert code == 1
 
 
@@ -120,7 +122,7 @@ def test_a_changed_test_is_tried_again_and_a_kill_by_another_file_stands(project
     mutate(project)
     test = project / "tests/unit/test_blocks_by_hand.py"
     test.write_text(
-        "from apr_falsify.arithmetic import never\n\n\ndef test_never():\n    assert never(1) == 2\n"
+        "from apr_falsify.numerics.arithmetic import never\n\n\ndef test_never():\n    assert never(1) == 2\n"
     )
     _, output = mutate(project)
     assert "measuring 1 tests" in output
@@ -129,13 +131,13 @@ def test_a_changed_test_is_tried_again_and_a_kill_by_another_file_stands(project
 
 
 def test_a_mutant_that_never_ends_is_killed(project: Path) -> None:
-    (project / "src/apr_falsify/arithmetic.py").write_text(SPINNING)
+    (project / "src/apr_falsify/numerics/arithmetic.py").write_text(SPINNING)
     (project / "tests/unit/test_arithmetic.py").write_text(
-        "from apr_falsify.arithmetic import spin\n\n\ndef test_spin():\n    assert spin(3) == 0\n"
+        "from apr_falsify.numerics.arithmetic import spin\n\n\ndef test_spin():\n    assert spin(3) == 0\n"
     )
     _, output = mutate(project, "--hang", "0.2")
     assert "hangs" in output.partition("spin | a -= 1 -> pass")[0].splitlines()[-1]
-    assert "alive: src/apr_falsify/arithmetic.py | spin | a -= 1 -> pass" not in output
+    assert "alive: src/apr_falsify/numerics/arithmetic.py | spin | a -= 1 -> pass" not in output
 
 
 def test_a_room_that_is_not_there_is_refused(project: Path) -> None:

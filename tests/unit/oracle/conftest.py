@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from apr_falsify.weights import Model, open_model
+from apr_falsify.formats.weights import Model, open_model
 from tests.checkpoints import make_checkpoint
 
 OpenCheckpoint = Callable[..., Model]

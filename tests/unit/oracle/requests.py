@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from apr_falsify.capture import Request
-from apr_falsify.stages import STAGES
-from apr_falsify.weights import Model
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.stages import STAGES
+from apr_falsify.traces.capture import Request
 
 
 def request_for(

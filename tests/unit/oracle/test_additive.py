@@ -9,15 +9,15 @@ import pytest
 import torch
 import transformers
 
-from apr_falsify.capture import MemorySink
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.stages import ATTENTION_SUBSTAGES, STAGES
 from apr_falsify.oracle.capture import capture, forward, load
 from apr_falsify.oracle.libraries import attention_functions, dtype_named
 from apr_falsify.oracle.loading import EAGER
 from apr_falsify.oracle.probe import probed
 from apr_falsify.oracle.run import Oracle, to_numpy
-from apr_falsify.stages import ATTENTION_SUBSTAGES, STAGES
-from apr_falsify.trace import Key
-from apr_falsify.weights import Model
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Key
 from tests.checkpoints import FAMILIES, RECIPES
 from tests.unit.oracle.conftest import OpenCheckpoint
 from tests.unit.oracle.requests import request_for

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from apr_falsify.capture import MemorySink, Request
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.stages import STAGES, canonical_shape
 from apr_falsify.oracle.capture import capture
-from apr_falsify.stages import STAGES, canonical_shape
 from apr_falsify.subjects import embedded
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Trace
 from tests.checkpoints import RECIPES
 from tests.unit.oracle.conftest import OpenCheckpoint
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers
 
-from apr_falsify.capture import MemorySink
 from apr_falsify.errors import LayerRangeError, ModelError
+from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.oracle.capture import capture, forward, load
 from apr_falsify.subjects import embedded
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink
 from tests.checkpoints import make_checkpoint
 from tests.support import DATA
 from tests.unit.gguf_models import converted, metadata_of, permuted_by_llama_cpp, write_gguf

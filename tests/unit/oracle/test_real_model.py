@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr_falsify.aprt import read_aprt
-from apr_falsify.capture import MemorySink, Request
+from apr_falsify.formats.aprt import read_aprt
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.oracle.capture import capture, forward
 from apr_falsify.oracle.tokenizer import decode, encode
-from apr_falsify.stages import STAGES
 from apr_falsify.subjects import embedded
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Trace
 from tests.real_model import smollm2_or_skip
 from tests.support import DATA
 

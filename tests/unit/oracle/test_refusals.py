@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apr_falsify.capture import MemorySink
 from apr_falsify.errors import DeviceError, LayerRangeError, StageError, TokensError, UsageError
 from apr_falsify.oracle.capture import capture, load
+from apr_falsify.traces.capture import MemorySink
 from tests.unit.helpers import TINY, run_script
 from tests.unit.oracle.conftest import OpenCheckpoint
 from tests.unit.oracle.requests import request_for
@@ -19,10 +19,10 @@ class Blocker:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
 from pathlib import Path
-from apr_falsify.capture import MemorySink, Request
+from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.oracle import capture, hub, tokenizer
-from apr_falsify.weights import open_model
+from apr_falsify.formats.weights import open_model
 model = open_model(Path(sys.argv[1]))
 request = Request(tokens=(1, 2), layers=range(1), stages=("embedding",))
 try:

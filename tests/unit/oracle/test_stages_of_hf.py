@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformers
 
-from apr_falsify.capture import MemorySink
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.oracle.capture import capture, load
 from apr_falsify.oracle.loading import EAGER
-from apr_falsify.stages import STAGES
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Model
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Trace
 from tests.checkpoints import RECIPES
 from tests.unit.oracle.conftest import OpenCheckpoint
 from tests.unit.oracle.requests import request_for

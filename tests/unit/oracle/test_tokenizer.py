@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from apr_falsify.errors import ModelError
+from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.oracle.tokenizer import PRE_TOKENIZERS, decode, encode
-from apr_falsify.weights import Model, open_model
 from tests.support import DATA
 from tests.unit.gguf_models import metadata_of, write_gguf
 from tests.unit.helpers import TINY, random_tensors, small_geometry

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind, Status, Verdict
+from apr_falsify.model.stages import ATTENTION_CHAIN
 from apr_falsify.pytest_plugin.verdict import UNMEASURED, Falsified, assert_one_source, told
-from apr_falsify.stages import ATTENTION_CHAIN
 from tests.unit.evidence.bundles import measured_draft, scaled
 
 CHAIN = ("attn_norm", "qkv_matmul", "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax")

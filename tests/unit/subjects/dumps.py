@@ -11,10 +11,10 @@ import numpy.typing as npt
 import yaml
 from safetensors.numpy import save_file
 
+from apr_falsify.formats.weights import open_model
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.trace import Trace
-from apr_falsify.weights import open_model
+from apr_falsify.traces.trace import Trace
 from tests.support import DATA
 from tests.unit.helpers import TINY
 

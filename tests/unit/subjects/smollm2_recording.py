@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.subjects.llama_cpp.graph import stages_of_capture
-from apr_falsify.trace import Key, StageArray
+from apr_falsify.traces.trace import Key, StageArray
 from tests.support import DATA
 from tests.unit.helpers import small_geometry
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 import transformers
 
-from apr_falsify.aprt import read_aprt
-from apr_falsify.arithmetic import FORMATS
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.errors import LayerRangeError, ModelError, StageError, TokensError, UsageError
-from apr_falsify.stages import STAGES, Layout, stage
+from apr_falsify.formats.aprt import read_aprt
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import STAGES, Layout, stage
+from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects import embedded
-from apr_falsify.trace import Key, Provenance, Trace, scan
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Key, Provenance, Trace, scan
 from tests.support import DATA
 from tests.unit.helpers import CONFIG, KNOBS, TINY, random_tensors, small_geometry, small_model
 

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.errors import AprFalsifyError, TokensError, TraceError, UsageError
-from apr_falsify.quantise import hadamard
-from apr_falsify.stages import STAGES, Layout
+from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.numerics.quantise import hadamard
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.llama_cpp.graph import nodes_of, stages_of_capture
 from apr_falsify.subjects.llama_cpp.settings import PARAMETERS, parameters
+from apr_falsify.traces.capture import MemorySink, Request
 from tests.unit.helpers import model_directory, small_geometry
 from tests.unit.subjects.smollm2_recording import RECORDING, TOKENS, Arrays, read, recorded_nodes
 
@@ -149,7 +149,7 @@ def test_only_the_nodes_of_what_is_wanted_are_asked_for() -> None:
 
 
 def opened(path: Path, folder: Path, tokens: tuple[int, ...] | None = (1, 2, 3), **knobs: Any) -> Any:
-    from apr_falsify.weights import open_model
+    from apr_falsify.formats.weights import open_model
 
     model = open_model(model_directory(folder / "model", **knobs))
     return open_llama_cpp(Target(path=path, model=model, tokens=tokens))

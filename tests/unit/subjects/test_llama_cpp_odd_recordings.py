@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr_falsify.capture import MemorySink, Request
 from apr_falsify.errors import TokensError, TraceError
-from apr_falsify.stages import Layout
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import Layout
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.llama_cpp.graph import stages_of_capture
-from apr_falsify.trace import Trace
-from apr_falsify.weights import open_model
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Trace
 from tests.unit.helpers import model_directory, small_geometry
 from tests.unit.subjects.smollm2_recording import (
     RECORDING,

@@ -12,9 +12,9 @@ import pytest
 
 from apr_falsify.compare.layout import canonical
 from apr_falsify.errors import TokensError, TraceError
-from apr_falsify.stages import Layout
+from apr_falsify.model.stages import Layout
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.trace import Trace
+from apr_falsify.traces.trace import Trace
 from tests.unit.subjects.dumps import (
     HEAD_DIM,
     HEADS,

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr_falsify.aprt import read_aprt, write_aprt
-from apr_falsify.capture import MemorySink, Request, TraceWriter
 from apr_falsify.errors import TokensError, TraceError
-from apr_falsify.stages import STAGES
+from apr_falsify.formats.aprt import read_aprt, write_aprt
+from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects.adoption import nearest_tokens
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.weights import open_model
+from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
 from tests.support import DATA
 from tests.unit.helpers import TINY
 

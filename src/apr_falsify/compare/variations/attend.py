@@ -12,9 +12,9 @@ import numpy.typing as npt
 from apr_falsify.compare.replay import Replay
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import Indices, moves, nearest_heads, parts
-from apr_falsify.ops import visible_keys
-from apr_falsify.rules import PLAIN
-from apr_falsify.stages import Layout
+from apr_falsify.model.stages import Layout
+from apr_falsify.numerics.operand_rules import PLAIN
+from apr_falsify.operators.ops import visible_keys
 
 Mask = npt.NDArray[np.bool_]
 

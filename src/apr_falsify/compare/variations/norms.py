@@ -10,8 +10,8 @@ import numpy as np
 
 from apr_falsify.compare.roundoff import UNIT
 from apr_falsify.compare.variations.case import F64, Case, Guess
-from apr_falsify.families import Norm
-from apr_falsify.stages import LAYER_INPUT
+from apr_falsify.model.families import Norm
+from apr_falsify.model.stages import LAYER_INPUT
 
 NORMS = ("attn_norm", "ffn_norm", "final_norm")
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from apr_falsify.arithmetic import round_bf16, round_f16
 from apr_falsify.compare.variations.case import F64, Case, Guess, MadeTensor, reweighed
 from apr_falsify.compare.variations.common import parts
 from apr_falsify.compare.variations.feedforward import ACTIVATIONS
 from apr_falsify.compare.variations.norms import layer_input
-from apr_falsify.rules import OPERATIONS, Operation
-from apr_falsify.tensors import FloatArray, Tensor
+from apr_falsify.formats.tensors import FloatArray, Tensor
+from apr_falsify.numerics.arithmetic import round_bf16, round_f16
+from apr_falsify.numerics.operand_rules import OPERATIONS, Operation
 
 WEIGHTED: Mapping[str, tuple[str, ...]] = {
     "embedding": ("embed",),

@@ -18,8 +18,8 @@ from apr_falsify.compare.variations.rotary import (
     turned,
     unrotated,
 )
-from apr_falsify.ops import rope_frequencies
-from apr_falsify.rope import Rope
+from apr_falsify.model.rope import Rope
+from apr_falsify.operators.ops import rope_frequencies
 
 _DIGITS = (2, 4, 6)
 """To how many digits a measured parameter is rounded, the roundest first."""

@@ -26,9 +26,9 @@ from apr_falsify.compare.replay import Missing
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.page.view import Found, View
 from apr_falsify.evidence.page.words import figure, joined, ranges
-from apr_falsify.stages import STAGES
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.stages import STAGES
+from apr_falsify.traces.trace import Key, Trace
 
 F64 = npt.NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from apr_falsify.compare.published import THRESHOLD
 from apr_falsify.evidence.page.view import Row, Rule, State, View
 from apr_falsify.evidence.page.words import joined, ranges
-from apr_falsify.stages import ATTENTION_CHAIN, STAGES
+from apr_falsify.model.stages import ATTENTION_CHAIN, STAGES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

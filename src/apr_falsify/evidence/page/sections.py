@@ -13,9 +13,9 @@ from apr_falsify.evidence.page import published, words
 from apr_falsify.evidence.page.heat import heat_maps
 from apr_falsify.evidence.page.plots import DotPlot, dot_plot, nearest_to_floor, overviews
 from apr_falsify.evidence.page.view import Found, Row, State, View
-from apr_falsify.provenance import Provenance
-from apr_falsify.trace import Trace
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.traces.provenance import Provenance
+from apr_falsify.traces.trace import Trace
 
 
 def sections(

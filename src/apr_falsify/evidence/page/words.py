@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from apr_falsify.compare.bisection import FindingType, Kind, Status
 from apr_falsify.evidence.page.view import Found, Row, State, View
-from apr_falsify.provenance import Provenance
-from apr_falsify.trace import Key
+from apr_falsify.traces.provenance import Provenance
+from apr_falsify.traces.trace import Key
 
 BADGES: Mapping[Kind, tuple[str, str]] = {
     Kind.CONSISTENT: ("good", "consistent"),

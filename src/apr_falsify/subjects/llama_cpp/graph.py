@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import TraceError
-from apr_falsify.geometry import Geometry
-from apr_falsify.quantise import ROTATED_BLOCK, hadamard
-from apr_falsify.stages import STAGES, Layout, Scope
-from apr_falsify.trace import Key, StageArray
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import STAGES, Layout, Scope
+from apr_falsify.numerics.quantise import ROTATED_BLOCK, hadamard
+from apr_falsify.traces.trace import Key, StageArray
 
 Values = npt.NDArray[Any]
 Arrays = Mapping[str, Values]

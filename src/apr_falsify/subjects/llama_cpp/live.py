@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 
 from apr_falsify import __version__
-from apr_falsify.capture import Request, Sink
 from apr_falsify.errors import MissingDependencyError, OutputError, ProcessError
-from apr_falsify.geometry import Geometry
-from apr_falsify.identity import difference, model_sha256, name_of
-from apr_falsify.provenance import Provenance, utc_now
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.geometry import Geometry
 from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Target
 from apr_falsify.subjects.llama_cpp.graph import FLASH_HIDES, check_family, nodes_of, stages_of_capture
@@ -27,8 +25,10 @@ from apr_falsify.subjects.llama_cpp.recording import embedding_rows, opened_capt
 from apr_falsify.subjects.llama_cpp.settings import FLASH, PARAMETERS, parameters
 from apr_falsify.subjects.logs import Log, keeping_log, scratch
 from apr_falsify.subjects.process import Program
-from apr_falsify.trace import Key, Trace
-from apr_falsify.weights import Model, open_model
+from apr_falsify.traces.capture import Request, Sink
+from apr_falsify.traces.identity import difference, model_sha256, name_of
+from apr_falsify.traces.provenance import Provenance, utc_now
+from apr_falsify.traces.trace import Key, Trace
 
 INSTALL = "pip install 'apr-falsify[llama-cpp]'"
 PACKAGE = "llama_cpp"

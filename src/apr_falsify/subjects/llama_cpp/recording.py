@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from apr_falsify import __version__
 from apr_falsify.errors import TokensError, TraceError
-from apr_falsify.geometry import Geometry
-from apr_falsify.provenance import Provenance, utc_now
+from apr_falsify.model.geometry import Geometry
 from apr_falsify.reading import opened_zip, unzipping
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.foreign import (
@@ -39,7 +38,8 @@ from apr_falsify.subjects.llama_cpp.graph import (
     stages_of_capture,
 )
 from apr_falsify.subjects.recorded import RecordedSubject
-from apr_falsify.trace import Key, StageArray, Trace
+from apr_falsify.traces.provenance import Provenance, utc_now
+from apr_falsify.traces.trace import Key, StageArray, Trace
 
 TOKENS = "token_ids"
 """The array of a raw capture that holds the ids that were run, where it has one."""

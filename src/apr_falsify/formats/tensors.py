@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.apr_file import APR_Q4, APR_Q8, AprTensorInfo
-from apr_falsify.arithmetic import Format
 from apr_falsify.errors import ModelError
-from apr_falsify.gguf_file import GgufTensorInfo
+from apr_falsify.formats.apr import APR_Q4, APR_Q8, AprTensorInfo
+from apr_falsify.formats.gguf import GgufTensorInfo
+from apr_falsify.numerics.arithmetic import Format
 
 FloatArray = npt.NDArray[np.floating[Any]]
 _Number = TypeVar("_Number", bound=np.generic)

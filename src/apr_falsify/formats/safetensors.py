@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import ModelError
+from apr_falsify.formats.tensors import SAFETENSORS_TYPES, Tensor, UnreadableTensor, plain_tensor
 from apr_falsify.reading import mapping, parse_json, read_json, text
-from apr_falsify.tensors import SAFETENSORS_TYPES, Tensor, UnreadableTensor, plain_tensor
 
 
 def safetensors_files(directory: Path) -> tuple[Path, ...]:

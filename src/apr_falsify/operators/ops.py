@@ -15,14 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.families import Norm
-from apr_falsify.geometry import Geometry
-from apr_falsify.mixture import as_experts, chosen_weights, mixture, routing, softmax
-from apr_falsify.rotation import rope_frequencies, rotate
-from apr_falsify.stages import LAYER_INPUT
-from apr_falsify.tensors import Tensor
-from apr_falsify.weights import Weights
-from apr_falsify.wiring import inputs_of, stages_of
+from apr_falsify.formats.tensors import Tensor
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.families import Norm
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.mixture import as_experts, chosen_weights, mixture, routing, softmax
+from apr_falsify.model.stages import LAYER_INPUT
+from apr_falsify.model.wiring import inputs_of, stages_of
+from apr_falsify.operators.rotation import rope_frequencies, rotate
 
 __all__ = [
     "ACTIVATIONS",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.rope import Rope
+from apr_falsify.model.rope import Rope
 
 Array = npt.NDArray[np.floating[Any]]
 

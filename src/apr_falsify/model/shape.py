@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, LayerRangeError
-from apr_falsify.families import ACTIVATIONS, Family, Positions, family
+from apr_falsify.model.families import ACTIVATIONS, Family, Positions, family
+from apr_falsify.model.rope import Rope, check_rope
 from apr_falsify.reading import flag, items, mapping, number, text, whole
-from apr_falsify.rope import Rope, check_rope
 
 # Far above any published model; below them a wrong file cannot ask for an absurd allocation.
 _LIMITS: Mapping[str, int] = {

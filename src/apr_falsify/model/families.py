@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from apr_falsify.errors import UnknownFamilyError, nearest
-from apr_falsify.names import (
+from apr_falsify.model.names import (
     GGUF_DECODER,
     GGUF_QK_NORM,
     HF_DECODER,
@@ -376,5 +376,5 @@ def _lookup(name: str, rows: Mapping[str, Family], key: str, where: object = Non
             where=where,
             expected="one of " + ", ".join(sorted(rows)),
             remedy=nearest(name, rows)
-            or "a model of a listed family; src/apr_falsify/families.py has the table",
+            or "a model of a listed family; src/apr_falsify/model/families.py has the table",
         ) from None

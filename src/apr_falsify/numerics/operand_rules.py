@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify import quantise
-from apr_falsify.arithmetic import FORMATS
 from apr_falsify.errors import UsageError, nearest
+from apr_falsify.numerics import quantise
+from apr_falsify.numerics.arithmetic import FORMATS
 
 F64 = npt.NDArray[np.float64]
 Values = npt.NDArray[np.floating[Any]]

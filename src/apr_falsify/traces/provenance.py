@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from apr_falsify.arithmetic import FORMATS
+from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.portable import stated_name
 from apr_falsify.reading import items, mapping, text, whole
 

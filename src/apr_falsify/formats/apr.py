@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import ModelError
-from apr_falsify.mapped_file import check_magic, check_within, map_file
+from apr_falsify.formats.mapped import check_magic, check_within, map_file
 from apr_falsify.reading import mapping, parse_json
 
 MAGIC = b"APR\0"

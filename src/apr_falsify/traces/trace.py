@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.aprt import AprtFile, read_aprt
 from apr_falsify.errors import StageError, TraceError
-from apr_falsify.geometry import Geometry
-from apr_falsify.provenance import Provenance as Provenance
-from apr_falsify.provenance import utc_now as utc_now
+from apr_falsify.formats.aprt import AprtFile, read_aprt
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import STAGES, Layout, Scope, stage, stored_shape
 from apr_falsify.reading import flag, items, mapping, read_json, text, whole
-from apr_falsify.stages import STAGES, Layout, Scope, stage, stored_shape
+from apr_falsify.traces.provenance import Provenance as Provenance
+from apr_falsify.traces.provenance import utc_now as utc_now
 
 SCHEMA = "apr-falsify/trace/v1"
 TRACE_JSON = "trace.json"

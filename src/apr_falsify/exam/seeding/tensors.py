@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.geometry import Geometry
-from apr_falsify.quantise import q4_0
-from apr_falsify.weights import Weights
+from apr_falsify.formats.weights import Weights
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.numerics.quantise import q4_0
 
 F32 = npt.NDArray[np.float32]
 Place = tuple[str, int | None]

@@ -18,13 +18,13 @@ from typing import Any, NotRequired, Protocol, Self, TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.aprt import read_aprt, write_aprt
 from apr_falsify.errors import OutputError, StageError, TokensError
 from apr_falsify.folders import partial_name, partial_prefix, sweep
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import stages_of
-from apr_falsify.stages import STAGES, Layout, Scope
-from apr_falsify.trace import (
+from apr_falsify.formats.aprt import read_aprt, write_aprt
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import STAGES, Layout, Scope
+from apr_falsify.operators.ops import stages_of
+from apr_falsify.traces.trace import (
     INCOMPLETE,
     TRACE_JSON,
     Key,
@@ -39,7 +39,7 @@ from apr_falsify.trace import (
 @cache
 def source_commit() -> str | None:
     """Return the git commit of the checkout that this program runs from, ``None`` where it is in none."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     if not (root / ".git").exists():  # an installed package may lie within somebody else's checkout
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]

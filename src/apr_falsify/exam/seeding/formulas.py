@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify import ops
-from apr_falsify.arithmetic import round_bf16
-from apr_falsify.families import Norm
-from apr_falsify.ops import Array
-from apr_falsify.seeding.scene import Formula, Scene
-from apr_falsify.stages import LAYER_INPUT
+from apr_falsify.exam.seeding.scene import Formula, Scene
+from apr_falsify.model.families import Norm
+from apr_falsify.model.stages import LAYER_INPUT
+from apr_falsify.numerics.arithmetic import round_bf16
+from apr_falsify.operators import ops
+from apr_falsify.operators.ops import Array
 
 F64 = npt.NDArray[np.float64]
 Mask = Callable[[npt.NDArray[np.intp], Scene], npt.NDArray[np.bool_]]

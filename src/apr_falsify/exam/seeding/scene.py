@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import Array, Inputs, Site
-from apr_falsify.rope import Rope
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.rope import Rope
+from apr_falsify.operators.ops import Array, Inputs, Site
 
 
 class Place(Site, Protocol):

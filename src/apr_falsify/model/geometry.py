@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, ModelError
-from apr_falsify.families import (
+from apr_falsify.model.families import (
     Family,
     Positions,
     Presence,
@@ -17,9 +17,9 @@ from apr_falsify.families import (
     family_of_gguf,
     family_of_model_type,
 )
+from apr_falsify.model.rope import ROPE_KINDS, Rope, local_ropes_of_config, rope_of_config, rope_of_gguf
+from apr_falsify.model.shape import MAX_LAYERS, Geometry
 from apr_falsify.reading import flag, items, number, read_json, text, whole
-from apr_falsify.rope import ROPE_KINDS, Rope, local_ropes_of_config, rope_of_config, rope_of_gguf
-from apr_falsify.shape import MAX_LAYERS, Geometry
 
 __all__ = [
     "ROPE_KINDS",

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import Array
-from apr_falsify.seeding.scene import Formula, Scene
+from apr_falsify.exam.seeding.scene import Formula, Scene
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.operators.ops import Array
 
 
 def scaled(factor: float | Callable[[Geometry], float]) -> Formula:

@@ -9,11 +9,11 @@ from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 
-from apr_falsify.capture import Request
 from apr_falsify.errors import ModelError
-from apr_falsify.geometry import Geometry
+from apr_falsify.model.geometry import Geometry
 from apr_falsify.portable import model_name
-from apr_falsify.trace import Trace, sha256_of
+from apr_falsify.traces.capture import Request
+from apr_falsify.traces.trace import Trace, sha256_of
 
 
 def model_sha256(files: tuple[Path, ...]) -> str:

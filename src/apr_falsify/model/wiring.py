@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from apr_falsify.errors import StageError
-from apr_falsify.shape import Geometry
-from apr_falsify.stages import LAYER_INPUT, STAGES, Scope
+from apr_falsify.model.shape import Geometry
+from apr_falsify.model.stages import LAYER_INPUT, STAGES, Scope
 
 STANDS_IN: Mapping[str, str] = {
     "qkv_bias": "qkv_matmul",

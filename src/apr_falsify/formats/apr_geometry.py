@@ -12,10 +12,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, UnknownFamilyError
-from apr_falsify.families import FAMILIES, Family, family_of_model_type
+from apr_falsify.model.families import FAMILIES, Family, family_of_model_type
+from apr_falsify.model.rope import Rope
+from apr_falsify.model.shape import Geometry
 from apr_falsify.reading import number, text, whole
-from apr_falsify.rope import Rope
-from apr_falsify.shape import Geometry
 
 _SPELLINGS: Mapping[str, tuple[str, ...]] = {
     "hidden_size": ("hidden_dim", "d_model", "n_embd"),

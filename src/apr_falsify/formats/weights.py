@@ -13,15 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from apr_falsify.apr_file import MAGIC as APR_MAGIC
-from apr_falsify.apr_file import AprFile, AprTensorInfo
-from apr_falsify.apr_geometry import apr_names, geometry_of_apr
-from apr_falsify.arithmetic import Format
 from apr_falsify.errors import GeometryError, ModelError
-from apr_falsify.geometry import Geometry, geometry_of_gguf, geometry_of_hf_dir
-from apr_falsify.gguf_file import GgufFile, GgufTensorInfo
-from apr_falsify.safetensors_file import read_safetensors, safetensors_files
-from apr_falsify.tensors import (
+from apr_falsify.formats.apr import MAGIC as APR_MAGIC
+from apr_falsify.formats.apr import AprFile, AprTensorInfo
+from apr_falsify.formats.apr_geometry import apr_names, geometry_of_apr
+from apr_falsify.formats.gguf import GgufFile, GgufTensorInfo
+from apr_falsify.formats.safetensors import read_safetensors, safetensors_files
+from apr_falsify.formats.tensors import (
     PLAIN_TYPES,
     AprBlockTensor,
     FloatArray,
@@ -36,6 +34,8 @@ from apr_falsify.tensors import (
     plain_tensor,
     transposed,
 )
+from apr_falsify.model.geometry import Geometry, geometry_of_gguf, geometry_of_hf_dir
+from apr_falsify.numerics.arithmetic import Format
 
 __all__ = [
     "ROLE_AXES",

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.arithmetic import round_bf16, round_f16
-from apr_falsify.blocks import Blocks, Steps, kept_of, rounding_steps, steps_of
+from apr_falsify.numerics.arithmetic import round_bf16, round_f16
+from apr_falsify.numerics.blocks import Blocks, Steps, kept_of, rounding_steps, steps_of
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

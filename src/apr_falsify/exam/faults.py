@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from apr_falsify.families import Norm
-from apr_falsify.geometry import Geometry
-from apr_falsify.ops import stages_of
-from apr_falsify.seeding import formulas as f
-from apr_falsify.seeding import places as p
-from apr_falsify.seeding import tensors as t
-from apr_falsify.seeding.scene import Formula
-from apr_falsify.stages import STAGES, Scope
+from apr_falsify.exam.seeding import formulas as f
+from apr_falsify.exam.seeding import places as p
+from apr_falsify.exam.seeding import tensors as t
+from apr_falsify.exam.seeding.scene import Formula
+from apr_falsify.model.families import Norm
+from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.stages import STAGES, Scope
+from apr_falsify.operators.ops import stages_of
 
 
 class Spread(StrEnum):

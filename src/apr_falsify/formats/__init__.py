@@ -1,0 +1,1 @@
+"""Files of models and tensors: GGUF, .apr, safetensors, APRT, and the weights in them."""

@@ -1,0 +1,1 @@
+"""What a model is: its sizes, its stages, its families, and what feeds what."""

@@ -1,0 +1,1 @@
+"""Number formats and their exact rounding: dtypes, block formats, and how runtimes hold operands."""

@@ -1,0 +1,1 @@
+"""What a run left: its stages, where they come from, how they are written and read."""
