@@ -14,7 +14,7 @@ from apr_falsify.contracts.statuses import LADDER
 from apr_falsify.evidence.outcome import Level, Result, Role
 from apr_falsify.model.families import FAMILIES
 from apr_falsify.pytest_plugin import fixtures
-from apr_falsify.pytest_plugin.entry import OPTIONS
+from apr_falsify.pytest_plugin.project import OPTIONS
 from tests.acceptance.programs import program
 from tests.support import MACHINE_PATH
 
@@ -96,7 +96,10 @@ def test_every_file_that_a_document_names_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     paths = re.findall(r"`((?:src|tests|changelog\.d|benchmarks|\.ci)/[\w./-]*)`", text)
-    rooms = re.findall(r"`((?:oracle|subjects|compare|commands)/[\w./-]*|[a-z_]+\.py)`", text)
+    rooms = re.findall(
+        r"`((?:numerics|model|formats|operators|traces|exam|oracle|subjects|compare|commands)/[\w./-]*|[a-z_]+\.py)`",
+        text,
+    )
     for path in [*links, *paths]:
         assert (ROOT / path).exists(), path
     for room in rooms:

@@ -9,5 +9,5 @@
 - behind ``faults``: ``examine``, ``exam_pool``, ``exam_worker``, ``hosts``, ``apr_host``, ``smollm2``,
   ``faults_table``
 - behind ``evidence``, ``promote`` and ``doctor``: ``evidence_text``, ``standings``, ``kept_standings``,
-  ``lanes``, ``lane_needs``
+  ``lanes``, ``lane_needs``, ``checks``
 """

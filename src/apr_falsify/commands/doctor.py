@@ -6,41 +6,14 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import click
 
 from apr_falsify.commands import options
+from apr_falsify.commands.checks import Check, State
 from apr_falsify.commands.output import wrapped
 from apr_falsify.errors import ExitCode
-
-
-class State(StrEnum):
-    """What was found of one part."""
-
-    FOUND = "found"
-    OPTIONAL = "absent"
-    MISSING = "missing"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """What one check said.
-
-    Attributes:
-        part: what was looked for.
-        state: whether it is there; ``absent`` is something that only some commands need.
-        detail: version, path, or what it is needed for.
-        remedy: the command that mends it.
-
-    """
-
-    part: str
-    state: State
-    detail: str
-    remedy: str = ""
 
 
 @click.command()

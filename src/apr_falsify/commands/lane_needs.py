@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from apr_falsify.commands.doctor import Check, State
+from apr_falsify.commands.checks import Check, State
 from apr_falsify.commands.lanes import EMBEDDED, Lane, Missing, lane_of, missing_for, read_lanes
 from apr_falsify.commands.live import free_memory, oracle_memory
 from apr_falsify.commands.sides import DEFAULT_LAYERS, DEFAULT_MODEL, split_subject

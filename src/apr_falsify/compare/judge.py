@@ -160,7 +160,7 @@ def judge(
         trace: the run.
         weights: what to replay it with, ``None`` where there are none.
         keys: the stages to judge.
-        arithmetic: what the user states of it, in the words of ``rules.py``; ``None`` for what the
+        arithmetic: what the user states of it, in the words of ``operand_rules.py``; ``None`` for what the
             trace itself says.
         attempts: notes the stages whose replay breaks down; those are :data:`BROKEN_DOWN`.
 

@@ -69,7 +69,7 @@ def bisect(
             source may be a wrong weight as well as a wrong computation.
         layers: the layers to judge; ``None`` for every layer of which either side has anything.
         stages: the stages to judge; ``None`` for all.
-        arithmetic: what the user states of the subject's arithmetic, in the words of ``rules.py``.
+        arithmetic: what the user states of the subject's arithmetic, in the words of ``operand_rules.py``.
         findings: what is known already (a tokenizer that differs, say).
         not_checked: what is known not to have been looked at.
 

@@ -35,7 +35,7 @@ class NotCaptured(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class ReplaySite:
-    """A place of the forward pass, replayed: an :class:`apr_falsify.operators.ops.Site` that knows rules and rounding.
+    """A place of the forward pass, replayed: an ``operators.ops.Site`` that knows rules and rounding.
 
     Attributes:
         weights: the weights to replay with, ``None`` where there are none.

@@ -76,7 +76,7 @@ _OURS = {
     ("apr_falsify.contracts.facts", "Facts"),
     ("apr_falsify.contracts.facts", "FalsifierFacts"),
     ("apr_falsify.contracts.marked", "MarkerCitation"),
-    ("apr_falsify.contracts.model", "Place"),
+    ("apr_falsify.contracts.problem", "Place"),
     ("apr_falsify.contracts.model", "Sibling"),
     ("apr_falsify.contracts.problem", "Problem"),
     ("apr_falsify.contracts.report", "Counts"),

@@ -5,16 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from apr_falsify.contracts.model import (
-    TEST_KEYS,
-    Citation,
-    Contract,
-    Falsifier,
-    Place,
-    entries,
-    place_of,
-)
+from apr_falsify.contracts.model import TEST_KEYS, Citation, Contract, Falsifier, entries, place_of
 from apr_falsify.contracts.names import PathName, parse_path, parse_symbols, parse_test
+from apr_falsify.contracts.problem import Place
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.contracts.statuses import BLOCKER, UNBUILT, rung_of, word_of
 from apr_falsify.symbols.markers import is_marker, selected_markers

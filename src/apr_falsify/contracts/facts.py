@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apr_falsify.contracts.citations import citations
-from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Citation, Contract, Place, Sibling, read_contract
-from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Citation, Contract, Sibling, read_contract
+from apr_falsify.contracts.problem import Place, Problem
 from apr_falsify.contracts.source import Mapping, parse
 from apr_falsify.contracts.statuses import rung_of
 from apr_falsify.symbols.states import quickly_pickled

@@ -19,7 +19,7 @@ from apr_falsify.symbols.states import quickly_pickled
 
 if TYPE_CHECKING:
     from apr_falsify.contracts.facts import FalsifierFacts
-    from apr_falsify.contracts.resolve import Resolution
+    from apr_falsify.contracts.resolution import Resolution
     from apr_falsify.contracts.roots import Roots, Scope
     from apr_falsify.symbols.markers import Kept, MarkedTest
     from apr_falsify.symbols.tree import SourceTree
@@ -94,7 +94,7 @@ def marked_problems(asked: Sequence[Marked], roots: Roots, kept: Kept) -> tuple[
 
 
 def _resolve(marker: str, tests: Sequence[MarkedTest], scope: Scope) -> Resolution:
-    from apr_falsify.contracts.resolve import RESOLVED, UNCHECKED, missing, unresolved
+    from apr_falsify.contracts.resolution import RESOLVED, UNCHECKED, missing, unresolved
 
     running = [one for one in tests if not one.why_not]
     if any(not one.skipped for one in running):
@@ -119,7 +119,7 @@ def _may_be_given_at_run_time(marker: str, scope: Scope) -> bool:
 
 
 def _count(answer: Resolution) -> Counts:
-    from apr_falsify.contracts.resolve import State
+    from apr_falsify.contracts.resolution import State
 
     names: Mapping[State, str] = {
         State.RESOLVED: "resolved",

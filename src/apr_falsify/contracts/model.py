@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from apr_falsify.contracts.names import CargoTest, PathName
+from apr_falsify.contracts.problem import Place
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.symbols.states import quickly_pickled
 
@@ -21,16 +22,6 @@ _EVIDENCE_KEYS = ("algorithm_evidence", "evidence_discharged_by")
 TEST_KEYS = ("test", "tests", "test_harness", "harness", "command", "test_command", "pytest", "cargo_test")
 _SIBLING_KEYS = ("depends_on", "siblings", "sibling", "parent_contract", "extends")
 _SEMVER = r"\d+\.\d+\.\d+(?:-[\w.]+)?"
-
-
-@quickly_pickled
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a value stands: line and column from 1, and the key path."""
-
-    line: int
-    column: int
-    key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

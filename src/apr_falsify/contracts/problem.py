@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from apr_falsify.symbols.states import quickly_pickled
 
-if TYPE_CHECKING:
-    from apr_falsify.contracts.model import Place
+
+@quickly_pickled
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a value stands: line and column from 1, and the key path."""
+
+    line: int
+    column: int
+    key: str
 
 
 @quickly_pickled

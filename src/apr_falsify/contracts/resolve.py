@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
-from enum import Enum
 
 from apr_falsify.contracts.model import Citation
-from apr_falsify.contracts.names import PathName
+from apr_falsify.contracts.resolution import (
+    RESOLVED,
+    UNCHECKED,
+    Resolution,
+    State,
+    broken_files,
+    did_you_mean,
+    file_resolution,
+    missing,
+    unresolved,
+)
+from apr_falsify.contracts.resolve_tests import resolve_test
 from apr_falsify.contracts.roots import Found, Scope
 from apr_falsify.symbols.index import SymbolIndex
 from apr_falsify.symbols.match import fits, has_foreign_base, is_inherited, is_reexported, lookup
@@ -16,40 +25,6 @@ from apr_falsify.symbols.tree import INDEXERS, SourceTree
 
 _MOST_FILES_OF_A_DIRECTORY = 400
 _EMPTY = SymbolIndex(language="")
-
-
-class State(Enum):
-    """What became of one citation; only ``RESOLVED`` counts as checked and right."""
-
-    RESOLVED = "resolved"
-    MISSING = "missing"
-    UNRESOLVED = "unresolved"  # of a tree that was not given
-    UNCHECKED = "not checkable"  # prose, a placeholder, or in a file that is itself missing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolution:
-    """The outcome for one citation; ``code`` and ``message`` where it is a problem."""
-
-    state: State
-    code: str = ""
-    message: str = ""
-    hint: str = ""
-    broken: tuple[tuple[str, int, str], ...] = ()  # cited files that do not parse: shown path, line, why
-
-
-RESOLVED = Resolution(state=State.RESOLVED)
-UNCHECKED = Resolution(state=State.UNCHECKED)
-
-
-def missing(code: str, message: str, hint: str = "") -> Resolution:
-    """A problem: the name certainly does not exist where it is said to be."""
-    return Resolution(state=State.MISSING, code=code, message=message, hint=hint)
-
-
-def unresolved(message: str, hint: str = "give its tree with --source NAME=DIR") -> Resolution:
-    """Not a verdict: the tree it would be in was not given."""
-    return Resolution(state=State.UNRESOLVED, code="unresolved-name", message=message, hint=hint)
 
 
 def resolve(citation: Citation, scope: Scope) -> Resolution:
@@ -60,49 +35,15 @@ def resolve(citation: Citation, scope: Scope) -> Resolution:
         return _file(citation, scope)
     if citation.kind == "symbol":
         return _symbol(citation, scope)
-    from apr_falsify.contracts import resolve_tests
-
-    return resolve_tests.resolve_test(citation, scope)
-
-
-def file_resolution(path: PathName, scope: Scope, role: str) -> Resolution:
-    """Resolve one path."""
-    if path.is_placeholder:
-        return UNCHECKED
-    if scope.find(path):
-        return RESOLVED
-    shown = f"{path.source}:{path.path}" if path.source else path.path
-    if path.escapes:
-        message = f"{shown!r} leads out of the source tree and is not looked at"
-        return missing("path-outside-source", message, "cite it relative to the source root")
-    if path.source and path.source not in scope.sources:
-        return unresolved(f"{shown!r} is of source {path.source!r}", f"--source {path.source}=DIR")
-    if not scope.surely_missing(path, role=role):
-        return unresolved(f"{shown!r} is in no tree that was given")
-    like = scope.like(path)
-    return missing("file-not-found", f"{shown!r} does not exist", _did_you_mean(like))
-
-
-def _did_you_mean(names: list[str]) -> str:
-    return "did you mean " + ", ".join(repr(name) for name in names) + "?" if names else ""
+    return resolve_test(citation, scope)
 
 
 def _file(citation: Citation, scope: Scope) -> Resolution:
     found = scope.find(citation.paths[0])
     if not found:
         return file_resolution(citation.paths[0], scope, citation.role)
-    broken = _broken(found)
+    broken = broken_files(found)
     return Resolution(state=State.RESOLVED, broken=broken) if broken else RESOLVED
-
-
-def _broken(files: tuple[Found, ...]) -> tuple[tuple[str, int, str], ...]:
-    """Those of the named files that do not parse."""
-    broken = []
-    for found in files:
-        index = None if found.is_directory else found.tree.index(found.relative)
-        if index is not None and index.error_line is not None:
-            broken.append((found.shown, index.error_line, index.error))
-    return tuple(broken)
 
 
 def _symbol(citation: Citation, scope: Scope) -> Resolution:
@@ -209,12 +150,12 @@ def nearest_in(name: str, files: list[Found], trees: list[SourceTree]) -> str:
         known = _offerable(found, last)
         near = found.tree.nearest(last, known) if known else []
         if near:
-            return _did_you_mean(near)
+            return did_you_mean(near)
     for tree in trees[:1]:
         names = [one.name for file in tree.files()[:2000] for one in (tree.index(file) or _EMPTY).definitions]
         near = tree.nearest(last, names)[:2]
         if near:
-            return _did_you_mean(near)
+            return did_you_mean(near)
     return ""
 
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.names import CargoTest, PathName
-from apr_falsify.contracts.resolve import (
+from apr_falsify.contracts.resolution import (
     RESOLVED,
     UNCHECKED,
     Resolution,
     State,
-    _broken,
-    _did_you_mean,
+    broken_files,
+    did_you_mean,
     file_resolution,
     missing,
     unresolved,
@@ -59,7 +59,7 @@ def _node(found: Found, parts: list[str], scope: Scope) -> Resolution:
     if index is None:
         return UNCHECKED
     if index.error_line is not None:
-        return Resolution(state=State.UNCHECKED, broken=_broken((found,)))
+        return Resolution(state=State.UNCHECKED, broken=broken_files((found,)))
     shown = f"{found.shown}::{'::'.join(parts)}"
     defined = [one for one in index.named(parts[-1]) if [*one.parents, one.name] == parts]
     if not defined:
@@ -118,7 +118,7 @@ def _absent_node(
     if elsewhere:
         hint = "there is one in " + ", ".join(elsewhere[:3])
     else:
-        hint = _did_you_mean(found.tree.nearest(parts[-1], test_names(index))[:3])
+        hint = did_you_mean(found.tree.nearest(parts[-1], test_names(index))[:3])
     return missing("test-not-found", f"{shown} does not exist", hint)
 
 
@@ -140,7 +140,7 @@ def _unittest(citation: Citation, scope: Scope) -> Resolution:
     path = PathName(path="/".join(words) + ".py")
     if not scope.surely_missing(path, role="test"):
         return unresolved(f"{citation.name!r} is in no tree that was given")
-    return missing("test-not-found", f"no file for {citation.name!r}", _did_you_mean(scope.like(path)))
+    return missing("test-not-found", f"no file for {citation.name!r}", did_you_mean(scope.like(path)))
 
 
 def _bare(citation: Citation, scope: Scope) -> Resolution:
@@ -162,7 +162,7 @@ def _bare(citation: Citation, scope: Scope) -> Resolution:
     if not known and not scope.owns():
         return unresolved(f"{citation.name!r} is in no tree that was given")
     near = [name for tree in trees for name in tree.nearest(last, _all_tests(tree))][:3]
-    return missing("test-not-found", f"test {citation.name!r} exists nowhere", _did_you_mean(near))
+    return missing("test-not-found", f"test {citation.name!r} exists nowhere", did_you_mean(near))
 
 
 def _is_off(one: Definition) -> bool:
@@ -194,7 +194,7 @@ def _cargo(command: CargoTest, scope: Scope) -> Resolution:
                 target, [file.rpartition("/")[2].removesuffix(".rs") for file in files]
             )
             return missing(
-                "test-not-found", f"no test binary {target!r} in {command.package}", _did_you_mean(near)
+                "test-not-found", f"no test binary {target!r} in {command.package}", did_you_mean(near)
             )
     results = [_filter(one, command, crates) for one in command.filters]
     return next((result for result in results if result is not RESOLVED), RESOLVED)
@@ -206,7 +206,7 @@ def _no_crate(command: CargoTest, scope: Scope) -> Resolution:
     if command.package and local and scope.owns():
         near = next(iter(known.values())).nearest(command.package, sorted(known))[:2]
         return missing(
-            "test-not-found", f"no crate {command.package!r} in this workspace", _did_you_mean(near)
+            "test-not-found", f"no crate {command.package!r} in this workspace", did_you_mean(near)
         )
     return unresolved(f"crate {command.package or 'under test'!r} is in no tree that was given")
 
@@ -272,7 +272,7 @@ def _filter(wanted: str, command: CargoTest, crates: list[tuple[SourceTree, str]
     return missing(
         "test-not-found",
         f"no #[test] matches {wanted!r} in {command.package or 'the crate'}",
-        _did_you_mean(near),
+        did_you_mean(near),
     )
 
 

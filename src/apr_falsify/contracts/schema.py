@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from apr_falsify.contracts.model import Place, place_of
+from apr_falsify.contracts.model import place_of
+from apr_falsify.contracts.problem import Place
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from apr_falsify.contracts.facts import Facts, gather
 from apr_falsify.contracts.files import read_bytes
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.report import Counts
-from apr_falsify.contracts.resolve import State, resolve
+from apr_falsify.contracts.resolution import State
+from apr_falsify.contracts.resolve import resolve
 from apr_falsify.contracts.roots import Scope
 from apr_falsify.contracts.rules.names import name_problems
 from apr_falsify.contracts.statuses import FUNCTIONAL

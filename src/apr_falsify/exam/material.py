@@ -160,7 +160,7 @@ class Setting:
     sequential: bool = False
 
     def operand_rules(self) -> dict[Operation, Rule]:
-        """Return the rows of ``rules.py`` that it names."""
+        """Return the rows of ``operand_rules.py`` that it names."""
         return {
             operation: next(rule for rule in RULES[operation] if rule.name == name)
             for operation, name in self.rules.items()

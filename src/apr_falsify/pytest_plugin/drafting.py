@@ -23,7 +23,7 @@ from apr_falsify.pytest_plugin.state import Work
 
 if TYPE_CHECKING:
     from apr_falsify.evidence.bundle import Draft
-    from apr_falsify.pytest_plugin.finish import Verdict
+    from apr_falsify.pytest_plugin.records import Verdict
     from apr_falsify.symbols.digest import Project
     from apr_falsify.traces.trace import Provenance, Trace
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 from apr_falsify.contracts.claim import Claim
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.outcome import Ended, Level, Outcome, Result, TestRecord, outcome_of
-from apr_falsify.pytest_plugin.records import Collected, Ledger, Ran
+from apr_falsify.pytest_plugin.records import Collected, Ledger, Verdict
 from apr_falsify.pytest_plugin.scope import names_marker
 from apr_falsify.pytest_plugin.standing import standing
 from apr_falsify.pytest_plugin.state import Work
@@ -55,37 +55,6 @@ def _may_not_pass(selected: list[Verdict]) -> bool:
     results = [one.outcome.result for one in selected]
     none_ran = bool(results) and all(one is Result.NOT_RUN for one in results)
     return none_ran or any(one in (Result.FALSIFIED, Result.ERROR) for one in results)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """One falsifier of a session.
-
-    Attributes:
-        claim: its claim.
-        marker: its marker.
-        tests: its tests as they ended.
-        ran: what the reports of those that ran said, by node id.
-        outcome: what they say together.
-        is_selected: whether all of it was selected, or ``-m`` names it.
-        is_whole: whether no test of it was left out.
-        waiting: how many tests measure a lane's subject, and no lane was given.
-
-    """
-
-    claim: Claim
-    marker: str
-    tests: tuple[TestRecord, ...]
-    ran: Mapping[str, Ran]
-    outcome: Outcome
-    is_selected: bool
-    is_whole: bool
-    waiting: int
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether any test of it was begun."""
-        return any(one.begun for one in self.ran.values())
 
 
 def _verdicts(work: Work, ledger: Ledger, config: pytest.Config) -> Iterator[Verdict]:

@@ -14,7 +14,7 @@ from apr_falsify.commands.lanes import Lane
 from apr_falsify.contracts.claim import Claim, plain
 from apr_falsify.contracts.source import parse
 from apr_falsify.evidence.outcome import Seen
-from apr_falsify.pytest_plugin.entry import SESSION
+from apr_falsify.pytest_plugin.project import SESSION
 from apr_falsify.pytest_plugin.state import ASKED, KEPT, Work
 
 if TYPE_CHECKING:

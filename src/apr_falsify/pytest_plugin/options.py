@@ -13,7 +13,7 @@ from apr_falsify.commands.lanes import EMBEDDED, UNNAMED, Lane, lane_of, read_la
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.evidence.facts import CHANGED_LANE
 from apr_falsify.portable import id_of
-from apr_falsify.pytest_plugin.entry import OPTIONS, TABLE
+from apr_falsify.pytest_plugin.project import OPTIONS, TABLE
 from apr_falsify.reading import read_toml, table
 
 KNOWN_KEYS = ("contracts", "evidence-dir", "gpu-lane", "ignores", "lanes", "severities", "sources")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from apr_falsify.evidence.outcome import Ended, Level, Role, Seen, TestRecord
+from apr_falsify.contracts.claim import Claim
+from apr_falsify.evidence.outcome import Ended, Level, Outcome, Role, Seen, TestRecord
 from apr_falsify.portable import portable_text
 from apr_falsify.pytest_plugin.observe import note_of
 
@@ -180,3 +181,34 @@ class Ledger:
             seconds=round(ran.seconds, 3),
             measured=tuple(sorted(ran.measured)),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One falsifier of a session.
+
+    Attributes:
+        claim: its claim.
+        marker: its marker.
+        tests: its tests as they ended.
+        ran: what the reports of those that ran said, by node id.
+        outcome: what they say together.
+        is_selected: whether all of it was selected, or ``-m`` names it.
+        is_whole: whether no test of it was left out.
+        waiting: how many tests measure a lane's subject, and no lane was given.
+
+    """
+
+    claim: Claim
+    marker: str
+    tests: tuple[TestRecord, ...]
+    ran: Mapping[str, Ran]
+    outcome: Outcome
+    is_selected: bool
+    is_whole: bool
+    waiting: int
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether any test of it was begun."""
+        return any(one.begun for one in self.ran.values())

@@ -25,9 +25,9 @@ from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.outcome import Level
 from apr_falsify.folders import sweep, writer
 from apr_falsify.pytest_plugin import fixtures, markers, observe
-from apr_falsify.pytest_plugin.entry import SESSION, configured_root
 from apr_falsify.pytest_plugin.measuring import Measurements
 from apr_falsify.pytest_plugin.options import Asked, read_asked
+from apr_falsify.pytest_plugin.project import SESSION, configured_root
 from apr_falsify.pytest_plugin.records import Collected, Ledger
 from apr_falsify.pytest_plugin.scope import is_whole_suite, untested
 from apr_falsify.pytest_plugin.shared import WORKER_INPUT, Shared

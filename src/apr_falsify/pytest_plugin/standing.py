@@ -14,7 +14,7 @@ from apr_falsify.pytest_plugin.summary import Judged
 if TYPE_CHECKING:
     from apr_falsify.evidence.earn import Earned
     from apr_falsify.evidence.facts import Facts
-    from apr_falsify.pytest_plugin.finish import Verdict
+    from apr_falsify.pytest_plugin.records import Verdict
 
 
 def standing(

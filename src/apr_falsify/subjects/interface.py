@@ -27,7 +27,7 @@ class Target:
         model: the model of the other side, where there is one: it supplies what a recording lacks.
         reference: the other side's trace, where there is one and no model.
         tokens: the token ids that the user gave.
-        arithmetic: what to compute in, in the words of ``rules.py``, where the runtime has a choice.
+        arithmetic: what to compute in, in the words of ``operand_rules.py``, where the runtime has a choice.
         options: settings that the user hands to the runtime; they say how it runs, not what is expected.
         program: the runtime's program, where the user named one.
         seconds: how long one run of it may take.

@@ -1,4 +1,4 @@
-"""How the embedded runtime multiplies: what becomes of the operands (``rules.py``), how its sums run."""
+"""How the embedded runtime multiplies: what becomes of operands (``operand_rules.py``), how its sums run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def arithmetic_named(text: str) -> Arithmetic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeSite:
-    """A place in the embedded runtime's forward pass: an :class:`apr_falsify.operators.ops.Site` in any arithmetic.
+    """A place in the embedded runtime's forward pass: an ``operators.ops.Site`` in any arithmetic.
 
     Attributes:
         model: the place with its weights as they are.

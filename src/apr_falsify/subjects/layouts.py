@@ -36,7 +36,7 @@ class Declaration:
     Attributes:
         since: the first version that it holds for.
         layout: stage -> layout words, given whether its weights hold interleaved rotary pairs.
-        arithmetic: what it computes in, in the words of ``rules.py``; ``unknown`` leaves it to the
+        arithmetic: what it computes in, in the words of ``operand_rules.py``; ``unknown`` leaves it to the
             runtime's row there.
 
     """

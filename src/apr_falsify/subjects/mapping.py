@@ -117,7 +117,7 @@ class MappingFile:
         version: its version.
         dtype: the number format in which it keeps its stages.
         device: where it ran.
-        arithmetic: how it computes products, in the words of ``rules.py``.
+        arithmetic: how it computes products, in the words of ``operand_rules.py``.
         prompt: the text that was run.
         tokens: the token ids that were run, or the name of the array that holds them.
         layer: the layer of names without ``{layer}``.

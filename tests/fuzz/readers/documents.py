@@ -16,7 +16,7 @@ from apr_falsify.contracts.statuses import BLOCKER, FUNCTIONAL, PARTIAL
 from apr_falsify.contracts.tally import tally
 from apr_falsify.contracts.validate import read_facts, resolve_names
 from apr_falsify.errors import AprFalsifyError
-from apr_falsify.pytest_plugin.entry import configured_root
+from apr_falsify.pytest_plugin.project import configured_root
 from apr_falsify.reading import read_toml, table
 from apr_falsify.symbols.collect import read_settings as pytest_settings
 from apr_falsify.symbols.modules import plugins_of

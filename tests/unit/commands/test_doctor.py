@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from apr_falsify.commands.doctor import CHECKS, State
+from apr_falsify.commands.checks import State
+from apr_falsify.commands.doctor import CHECKS
 from tests.acceptance.programs import program_without, run
 from tests.llama_models import package_or_skip
 

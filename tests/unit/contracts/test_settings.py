@@ -11,7 +11,7 @@ from apr_falsify.commands.lanes import read_lanes
 from apr_falsify.contracts.baseline import read_baseline
 from apr_falsify.contracts.settings import project_name, read_settings
 from apr_falsify.errors import UsageError
-from apr_falsify.pytest_plugin.entry import configured_root
+from apr_falsify.pytest_plugin.project import configured_root
 from apr_falsify.symbols.collect import read_settings as pytest_settings
 from apr_falsify.symbols.modules import plugins_of
 

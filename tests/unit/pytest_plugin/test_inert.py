@@ -13,7 +13,10 @@ def test_what_is_loaded():
     foreign = sorted({"yaml", "numpy", "click", "torch", "rich"} & sys.modules.keys())
     print("loaded:", ours, foreign)
 """
-ENTRY_ALONE = "loaded: ['apr_falsify', 'apr_falsify.pytest_plugin', 'apr_falsify.pytest_plugin.entry'] []"
+ENTRY_ALONE = (
+    "loaded: ['apr_falsify', 'apr_falsify.pytest_plugin', 'apr_falsify.pytest_plugin.entry', "
+    "'apr_falsify.pytest_plugin.project'] []"
+)
 
 
 @pytest.mark.parametrize(

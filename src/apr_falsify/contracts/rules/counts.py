@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Contract, Place, entries, place_of
-from apr_falsify.contracts.problem import Problem, problem_at
+from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Contract, entries, place_of
+from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.rules.shape import version_key
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 

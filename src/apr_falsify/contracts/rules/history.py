@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from apr_falsify.contracts.model import Contract, Falsifier, Place, place_of, text_of
-from apr_falsify.contracts.problem import Problem, problem_at
+from apr_falsify.contracts.model import Contract, Falsifier, place_of, text_of
+from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.rules.shape import version_key
 from apr_falsify.contracts.source import Mapping, Sequence, Value
 from apr_falsify.contracts.statuses import LADDER, rung_of

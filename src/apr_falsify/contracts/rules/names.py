@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.problem import Problem, problem_at
-from apr_falsify.contracts.resolve import Resolution, State
+from apr_falsify.contracts.resolution import Resolution, State
 
 
 def name_problems(path: str, citation: Citation, resolution: Resolution) -> Iterator[Problem]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Contract, Place, place_of, text_of
-from apr_falsify.contracts.problem import Problem, problem_at
+from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Contract, place_of, text_of
+from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.source import Text
 
 # top-level blocks of ours and of every dialect that was met

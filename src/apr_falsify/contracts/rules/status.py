@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from apr_falsify.contracts.model import Contract, Falsifier, Place, place_of, text_of
-from apr_falsify.contracts.problem import Problem, problem_at
+from apr_falsify.contracts.model import Contract, Falsifier, place_of, text_of
+from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.contracts.statuses import (
     BLOCKER,

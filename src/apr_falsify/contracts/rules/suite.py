@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from apr_falsify.contracts.facts import Facts
-from apr_falsify.contracts.model import Place, Sibling
-from apr_falsify.contracts.problem import Problem, problem_at
+from apr_falsify.contracts.model import Sibling
+from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.rules.shape import version_key
 from apr_falsify.contracts.statuses import LADDER, UNBUILT, rung_of, weakest, word_of
 from apr_falsify.errors import nearest
