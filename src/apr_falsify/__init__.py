@@ -1,3 +1,104 @@
-"""apr-falsify: name the stage of an LLM forward pass that introduced the error."""
+"""apr-falsify: name the stage of an LLM forward pass that introduced the error.
+
+The names below are the public API (:mod:`apr_falsify.api`), loaded when one is first used; ``docs/python.md``
+shows them at work. Every other module is private, and may change without notice.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from apr_falsify.api import (
+        AprFalsifyError as AprFalsifyError,
+    )
+    from apr_falsify.api import (
+        Bisection as Bisection,
+    )
+    from apr_falsify.api import (
+        Falsified as Falsified,
+    )
+    from apr_falsify.api import (
+        Finding as Finding,
+    )
+    from apr_falsify.api import (
+        FindingType as FindingType,
+    )
+    from apr_falsify.api import (
+        Key as Key,
+    )
+    from apr_falsify.api import (
+        Kind as Kind,
+    )
+    from apr_falsify.api import (
+        Layout as Layout,
+    )
+    from apr_falsify.api import (
+        Model as Model,
+    )
+    from apr_falsify.api import (
+        Row as Row,
+    )
+    from apr_falsify.api import (
+        StageArray as StageArray,
+    )
+    from apr_falsify.api import (
+        Status as Status,
+    )
+    from apr_falsify.api import (
+        Trace as Trace,
+    )
+    from apr_falsify.api import (
+        Verdict as Verdict,
+    )
+    from apr_falsify.api import (
+        assert_one_source as assert_one_source,
+    )
+    from apr_falsify.api import (
+        bisect as bisect,
+    )
+    from apr_falsify.api import (
+        capture as capture,
+    )
+    from apr_falsify.api import (
+        open_model as open_model,
+    )
+    from apr_falsify.api import (
+        read_trace as read_trace,
+    )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AprFalsifyError",
+    "Bisection",
+    "Falsified",
+    "Finding",
+    "FindingType",
+    "Key",
+    "Kind",
+    "Layout",
+    "Model",
+    "Row",
+    "StageArray",
+    "Status",
+    "Trace",
+    "Verdict",
+    "__version__",
+    "assert_one_source",
+    "bisect",
+    "capture",
+    "open_model",
+    "read_trace",
+]
+
+
+def __getattr__(name: str) -> Any:  # PEP 562
+    if name not in __all__:
+        raise AttributeError(f"module 'apr_falsify' has no attribute {name!r}")
+    from apr_falsify import api
+
+    value = globals()[name] = getattr(api, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

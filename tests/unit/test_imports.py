@@ -31,6 +31,7 @@ ORDER = (
     "evidence",
     "commands",
     "pytest_plugin",
+    "api",
 )
 """The rooms, from the bottom up: a room may import those before it, and itself."""
 

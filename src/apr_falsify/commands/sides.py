@@ -93,7 +93,7 @@ class Plan:
 
 
 def make_plan(
-    oracle_spec: str | None,
+    oracle_spec: str | OracleSide | None,
     subject_spec: str | None,
     *,
     kept: Path | None = None,
@@ -103,7 +103,7 @@ def make_plan(
     """Open both sides, decide tokens, layers and stages, and begin the subject where it is a program.
 
     Args:
-        oracle_spec: what stands behind ``--oracle``.
+        oracle_spec: what stands behind ``--oracle``, or what that would open.
         subject_spec: what stands behind ``--subject``.
         kept: where the subject's trace lies or will lie; what lies there is not run again.
         logs: the folder that keeps what the program prints.
@@ -283,17 +283,18 @@ def whole_or_nothing(run: Path | None) -> Iterator[None]:
         raise
 
 
-def capture_one(plan: Plan, *, oracle: bool, dtype: str | None, device: str, out: Path) -> Trace:
-    """Capture one side of the plan into the directory ``out``.
+def capture_one(plan: Plan, *, oracle: bool, dtype: str | None, device: str, out: Path | None) -> Trace:
+    """Capture one side of the plan into the directory ``out``, in memory where there is none.
 
     Raises:
         OutputError: another capture lies there, or it cannot be written to.
 
     """
+    run, name = (None, "subject") if out is None else (out.parent, out.name)
     if not oracle:
-        return _captured(out.parent, out.name, plan.request, plan.subject.geometry, plan.subject)
-    run = oracle_run(plan.oracle, dtype, device)
-    return _captured(out.parent, out.name, plan.request, run.model.geometry, run)
+        return _captured(run, name, plan.request, plan.subject.geometry, plan.subject)
+    ours = oracle_run(plan.oracle, dtype, device)
+    return _captured(run, name, plan.request, ours.model.geometry, ours)
 
 
 DEFAULT_DTYPES: Mapping[str, str] = {"cpu": "f32", "cuda": "f16"}

@@ -40,14 +40,16 @@ class OracleSide:
         return self.trace.geometry
 
 
-def open_oracle(spec: str) -> OracleSide:
-    """Return the oracle that ``spec`` names: a trace directory, a model on disk, or a hub id.
+def open_oracle(spec: str | OracleSide) -> OracleSide:
+    """Return the oracle that ``spec`` names: a trace directory, a model on disk, or a hub id; or that it is.
 
     Raises:
         ModelError: nothing usable there.
         TraceError: a trace that cannot be trusted.
 
     """
+    if isinstance(spec, OracleSide):
+        return spec
     if not spec:
         raise UsageError("an empty path", where="--oracle", expected="a model, a hub id or a trace")
     path = Path(spec)
@@ -76,7 +78,7 @@ def split_subject(spec: str) -> tuple[str, Path]:
     )
 
 
-def subject_named(subject_spec: str | None, oracle_spec: str | None) -> tuple[str, Path]:
+def subject_named(subject_spec: str | None, oracle_spec: str | OracleSide | None) -> tuple[str, Path]:
     """Return runtime and path of the subject: what the user named, else the embedded runtime on the oracle.
 
     Raises:
@@ -87,7 +89,10 @@ def subject_named(subject_spec: str | None, oracle_spec: str | None) -> tuple[st
         return split_subject(subject_spec)
     if oracle_spec is None:
         return "embedded", DEFAULT_MODEL
-    if is_trace(Path(oracle_spec)):
+    model = oracle_spec.model if isinstance(oracle_spec, OracleSide) else None
+    if model is not None:
+        return "embedded", model.path
+    if isinstance(oracle_spec, OracleSide) or is_trace(Path(oracle_spec)):
         raise UsageError("a trace as oracle needs a subject", remedy="--subject RUNTIME:PATH")
     return "embedded", Path(oracle_spec) if Path(oracle_spec).exists() else resolve(oracle_spec)
 

@@ -3,8 +3,8 @@
 To be read in this order:
 
 - reading: ``discover``, ``files``, ``source``, ``model``, ``names``, ``schema``, ``settings``, ``facts``
-- what a contract cites: ``citations``, ``markers``, ``roots``, ``resolve``, ``resolve_tests``, ``resolution``,
-  ``marked``
+- what a contract cites: ``citations``, ``markers``, ``roots``, ``resolve``, ``resolve_tests``,
+  ``resolution``, ``marked``
 - judging: ``validate``, ``rules``, ``statuses``, ``standing``, ``problem``, ``history``, ``baseline``,
   ``outcome``
 - at scale: ``engine``, ``parts``, ``cache``

@@ -4,16 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from apr_falsify.compare.bisection import Kind
-from apr_falsify.compare.localise import bisect
-from apr_falsify.pytest_plugin.verdict import Falsified
+import apr_falsify as af
 
 
 @pytest.mark.falsify_port_001
 def test_no_stage_introduces_an_error(bisection):
     """Every stage of the lane's subject is what its own inputs make it."""
-    if bisection.kind is not Kind.CONSISTENT:
-        raise Falsified("predicted: no stage of layer 0 introduces an error", bisection)
+    if bisection.kind is not af.Kind.CONSISTENT:
+        raise af.Falsified("predicted: no stage of layer 0 introduces an error", bisection)
 
 
 @pytest.mark.falsify_port_001(role="control")
@@ -22,6 +20,6 @@ def test_a_residual_that_is_one_percent_off_is_located(oracle_trace, subject_tra
     stages = dict(subject_trace.stages)
     last = stages[0, "post_ffn_residual"]
     stages[0, "post_ffn_residual"] = replace(last, data=last.data * 1.01)
-    found = bisect(oracle_trace, replace(subject_trace, stages=stages))
+    found = af.bisect(oracle_trace, replace(subject_trace, stages=stages))
     keep_bisection("residual-scaled", found)
     assert [source.stages for source in found.sources] == [("post_ffn_residual",)]
