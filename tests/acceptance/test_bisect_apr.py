@@ -65,7 +65,12 @@ def test_a_faulted_checkpoint_is_located_live_and_from_its_recording(tmp_path: P
     live = bisected(f"apr:{model}", "--layers", "0..3", "--out", place)
     assert live.code == 1
     assert places(live.json) == truth
-    assert live.json["kind"] == ("localised" if len({layer for layer, _ in truth}) == 1 else "several")
+    assert live.json["kind"] == "localised"
+    if len(truth) > 1:  # one RoPE base in every layer is one cause
+        (cause,) = live.json["causes"]
+        assert (cause["name"], cause["layers"]) == ("constant", [0, 1, 2])
+        assert cause["says"] == "rope default with base 10000 instead of default with base 1000000"
+        assert cause["stages"] == ["q_post_rope", "k_post_rope"]
     # Without trace.json the files are what apr leaves: nothing says which weights it ran.
     (place / "subject" / "trace.json").unlink()
     recorded = bisected(f"recorded:{place / 'subject'}", "--layers", "0..3", "--tokens", TOKENS)

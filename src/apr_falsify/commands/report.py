@@ -77,9 +77,11 @@ def print_text(result: Bisection, console: Console) -> None:
 
 def _print_headline(result: Bisection, console: Console) -> None:
     colour, sentence = _HEADLINES[result.kind]
+    if result.kind is Kind.LOCALISED and len(result.sources) > 1:
+        sentence = f"one cause: {_one_cause(result)}"
     count = len(compared(result.rows))
     looked_at = "1 stage" if count == 1 else f"{count} stages"
-    console.print(f"[bold {colour}]{result.kind.value}[/]: {sentence} ({looked_at} compared)")
+    console.print(f"[bold {colour}]{result.kind.value}[/]: {escape(sentence)} ({looked_at} compared)")
     for stages, group in itertools.groupby(
         sorted(result.sources, key=lambda source: source.stages), key=lambda source: source.stages
     ):
@@ -87,6 +89,18 @@ def _print_headline(result: Bisection, console: Console) -> None:
     if result.kind is Kind.CONSISTENT and result.exit_code is not ExitCode.OK:
         types = ", ".join(dict.fromkeys(finding.type.value for finding in result.findings))
         console.print(f"[bold red]but[/] see below: {types} (exit code {result.exit_code:d})")
+
+
+def _one_cause(result: Bisection) -> str:
+    """Say the one cause of several sources, and where it shows."""
+    (cause,) = result.causes
+    judged = {row.layer for row in result.rows if row.layer is not None and row.stage in cause.stages}
+    layers = [layer for layer in cause.layers if layer is not None]
+    if len(layers) > 1 and set(layers) >= judged:
+        where = "in every layer"
+    else:
+        where = f"in layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+    return f"{cause.says}, {where}: {', '.join(cause.stages)}"
 
 
 def _print_sides(result: Bisection, console: Console) -> None:

@@ -74,6 +74,7 @@ _EXIT: dict[Kind, ExitCode] = {
     Kind.UNMEASURED: ExitCode.INCONCLUSIVE,
     Kind.CONSISTENT: ExitCode.OK,
 }
+_SOURCES = (FindingType.SOURCE, FindingType.WEIGHTS)
 _DIVERGENT_ALONE = (FindingType.TOKENIZER, FindingType.GEOMETRY, FindingType.ARITHMETIC)
 
 
@@ -112,6 +113,76 @@ class Finding:
             "try": self.advice,
             "cause": None if self.cause is None else {"name": self.cause[0], "says": self.cause[1]},
         }
+
+
+_OF_THE_WHOLE_MODEL = (
+    "activation",
+    "constant",
+    "epsilon",
+    "norm-form",
+    "rope-base",
+    "rope-direction",
+    "rope-pairing",
+    "rope-partial",
+    "rope-position",
+    "rope-scaling",
+)
+"""Causes that lie in what several stages read: one RoPE table turns q and k, one epsilon is in every norm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootCause:
+    """One named cause, and every source that it explains.
+
+    Attributes:
+        name: the cause's identifier.
+        says: the cause in words.
+        layers: the layers of its sources, ascending; ``None`` for the whole model comes first.
+        stages: the stages of its sources, in forward order.
+
+    """
+
+    name: str
+    says: str
+    layers: tuple[int | None, ...]
+    stages: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        layers, stages = list(self.layers), list(self.stages)
+        return {"name": self.name, "says": self.says, "layers": layers, "stages": stages}
+
+
+def root_causes(findings: Sequence[Finding]) -> tuple[RootCause, ...]:
+    """Group the sources that one named cause explains in the same words.
+
+    Sources of one stage in several layers are one, and so are those of several stages where all of them read
+    what the cause is about. A source without a cause is in no group.
+    """
+    groups: dict[tuple[str, str, tuple[str, ...]], list[Finding]] = {}
+    for finding in findings:
+        if finding.type in _SOURCES and finding.cause is not None:
+            apart = () if finding.cause[0] in _OF_THE_WHOLE_MODEL else finding.stages
+            groups.setdefault((*finding.cause, apart), []).append(finding)
+    return tuple(
+        RootCause(
+            name=name,
+            says=says,
+            layers=tuple(
+                sorted({one.layer for one in group}, key=lambda layer: -1 if layer is None else layer)
+            ),
+            stages=tuple(dict.fromkeys(stage for one in group for stage in one.stages)),
+        )
+        for (name, says, _), group in groups.items()
+    )
+
+
+def is_one_cause(findings: Sequence[Finding]) -> bool:
+    """Whether all sources, of which there is one at least, have one cause; a single one needs no name."""
+    sources = [finding for finding in findings if finding.type in _SOURCES]
+    return len(sources) == 1 or (
+        len(root_causes(sources)) == 1 and all(source.cause is not None for source in sources)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +275,12 @@ class Bisection:
     @property
     def sources(self) -> tuple[Finding, ...]:
         """The findings that name a source."""
-        return tuple(f for f in self.findings if f.type in (FindingType.SOURCE, FindingType.WEIGHTS))
+        return tuple(f for f in self.findings if f.type in _SOURCES)
+
+    @property
+    def causes(self) -> tuple[RootCause, ...]:
+        """The named causes of the sources, each with all the stages and layers that it explains."""
+        return root_causes(self.findings)
 
     @property
     def complete(self) -> bool:
@@ -235,6 +311,7 @@ class Bisection:
             "complete": self.complete,
             "findings": [finding.to_json() for finding in self.findings],
             "sources": [finding.to_json() for finding in self.sources],
+            "causes": [cause.to_json() for cause in self.causes],
             "stages": [row.to_json() for row in self.rows],
             "published_rule": {**first, "layers": layers},
             "not_checked": list(self.not_checked),

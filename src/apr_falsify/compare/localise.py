@@ -16,7 +16,16 @@ from functools import partial
 
 from apr_falsify.compare import unchecked
 from apr_falsify.compare.attempts import Attempts
-from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind, Row, Status, Verdict
+from apr_falsify.compare.bisection import (
+    Bisection,
+    Finding,
+    FindingType,
+    Kind,
+    Row,
+    Status,
+    Verdict,
+    is_one_cause,
+)
 from apr_falsify.compare.convention import declared_or_solved
 from apr_falsify.compare.findings import (
     arithmetic_findings,
@@ -182,11 +191,10 @@ def _as_replayed(judged: Mapping[Key, Judged]) -> list[Key]:
 def kind_of(findings: Sequence[Finding], rows: Sequence[Row]) -> Kind:
     """Return the headline: what sums up the findings and the verdicts of the rows."""
     types = [finding.type for finding in findings]
-    sources = types.count(FindingType.SOURCE) + types.count(FindingType.WEIGHTS)
     if FindingType.REFERENCE in types:
         return Kind.REFERENCE_SUSPECT
-    if sources:
-        return Kind.LOCALISED if sources == 1 else Kind.SEVERAL
+    if FindingType.SOURCE in types or FindingType.WEIGHTS in types:
+        return Kind.LOCALISED if is_one_cause(findings) else Kind.SEVERAL
     if FindingType.LAYOUT in types:
         return Kind.LAYOUT_MISMATCH
     if FindingType.UNMEASURED in types or FindingType.NOT_THE_SUBJECTS_WEIGHTS in types:

@@ -114,6 +114,10 @@ def constant_findings(oracle: Geometry, subject: Geometry, keys: Iterable[Key], 
                 f"{_told(_stated(subject, name))} in the model that the subject runs"
             ),
             advice="check the config.json that the subject's file was converted from",
+            cause=(
+                "constant",
+                f"{name} {_told(_stated(subject, name))} instead of {_told(_stated(oracle, name))}",
+            ),
         )
         for (name, layer), used in found.items()
     ]

@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from apr_falsify.compare.bisection import SCHEMA, Bisection, Finding, FindingType, Row, Status, Verdict
+from apr_falsify.compare.bisection import (
+    SCHEMA,
+    Bisection,
+    Finding,
+    FindingType,
+    Row,
+    Status,
+    Verdict,
+    root_causes,
+)
 from apr_falsify.compare.layout import aligned
 from apr_falsify.compare.localise import bisect, kind_of
 from apr_falsify.compare.metrics import compare_arrays
@@ -118,11 +127,21 @@ def _row(value: object) -> _Row:
 
 def _finding(value: object) -> Finding:
     data = mapping(value, "a finding")
+    layer = data.get("layer")
     return Finding(
         type=FindingType(text(data["type"], "a finding's type")),
         explanation=text(data["explanation"], "an explanation"),
+        layer=None if layer is None else whole(layer, "a finding's layer"),
         stages=tuple(text(one, "a stage's name") for one in items(data["stages"], "a finding's stages")),
+        cause=_cause(data.get("cause")),
     )
+
+
+def _cause(value: object) -> tuple[str, str] | None:
+    if value is None:
+        return None
+    data = mapping(value, "a cause")
+    return text(data["name"], "a cause's name"), text(data["says"], "a cause in words")
 
 
 def _derived(
@@ -136,8 +155,11 @@ def _derived(
         for one, kind in zip(found["findings"], types, strict=True)
         if kind in (FindingType.SOURCE, FindingType.WEIGHTS)
     ]
+    grouped = "causes" in found  # earlier versions grouped none: several sources were several
+    told = findings if grouped else [replace(one, cause=None) for one in findings]
     expected = {
-        "kind": kind_of(findings, [one.row for one in rows]).value,
+        "kind": kind_of(told, [one.row for one in rows]).value,
+        **({"causes": [one.to_json() for one in root_causes(findings)]} if grouped else {}),
         "complete": not any(kind in lacking for kind in types),
         "sources": sources,
         "published_rule": _published(rows),

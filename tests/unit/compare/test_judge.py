@@ -181,7 +181,8 @@ def test_scores_computed_without_their_scale_are_an_error_and_not_a_layout(
 ) -> None:
     result = against(model, sound, unscaled(model, softmax_scales=False))
     assert introduced(result) == [(layer, "attn_scores") for layer in range(3)]
-    assert result.kind is Kind.SEVERAL
+    (cause,) = result.causes  # the same in every layer: one cause
+    assert (cause.stages, cause.layers, result.kind) == (("attn_scores",), (0, 1, 2), Kind.LOCALISED)
 
 
 def test_interleaved_rotary_pairs_that_nobody_declared_are_a_layout(model: Model, sound: Trace) -> None:

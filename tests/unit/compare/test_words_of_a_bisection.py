@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind, Verdict, finite
+from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind, Verdict, finite, root_causes
 from apr_falsify.compare.localise import kind_of
 from apr_falsify.compare.published import published_rule
 from apr_falsify.compare.rows import accused, cleared
 from apr_falsify.model.stages import Layout
+from apr_falsify.pytest_plugin.verdict import told
 from apr_falsify.traces.provenance import Provenance
 from tests.unit.compare.judged_by_hand import SOURCE, WEIGHTS, entry, finding, metrics, of, row
 
@@ -45,6 +46,53 @@ def test_the_first_that_applies_is_the_headline(types: list[FindingType], kind: 
     findings = tuple(finding(each) for each in types)
     assert kind_of(findings, FINE) is kind
     assert int(bisection(kind, findings).exit_code) == code
+
+
+BASE, SILU, FACTOR = ("rope-base", "RoPE base 10000"), ("activation", "relu"), ("factor", "x 2")
+Q, K, GATE, OUT = "q_post_rope", "k_post_rope", "ffn_gate", "attn_out"
+
+
+@pytest.mark.parametrize(
+    ("places", "kind", "groups"),
+    [
+        ([(0, Q, BASE), (0, K, BASE)], Kind.LOCALISED, [((0,), (Q, K))]),
+        ([(n, name, BASE) for n in (0, 2) for name in (Q, K)], Kind.LOCALISED, [((0, 2), (Q, K))]),
+        ([(0, GATE, FACTOR), (1, GATE, FACTOR)], Kind.LOCALISED, [((0, 1), (GATE,))]),
+        ([(0, GATE, FACTOR), (0, OUT, FACTOR)], Kind.SEVERAL, [((0,), (GATE,)), ((0,), (OUT,))]),
+        ([(0, Q, BASE), (0, K, ("rope-base", "RoPE base 1e6"))], Kind.SEVERAL, [((0,), (Q,)), ((0,), (K,))]),
+        ([(0, Q, BASE), (0, K, None)], Kind.SEVERAL, [((0,), (Q,))]),
+        ([(0, GATE, None), (1, GATE, None)], Kind.SEVERAL, []),
+        ([(0, GATE, None)], Kind.LOCALISED, []),
+        ([(None, "lm_head", FACTOR)], Kind.LOCALISED, [((None,), ("lm_head",))]),
+        (
+            [(0, "ffn_silu", SILU), (0, "ffn_swigl", SILU)],
+            Kind.LOCALISED,
+            [((0,), ("ffn_silu", "ffn_swigl"))],
+        ),
+    ],
+)
+def test_what_one_cause_explains_is_one_thing(
+    places: list[tuple[int | None, str, tuple[str, str] | None]],
+    kind: Kind,
+    groups: list[tuple[tuple[int | None, ...], tuple[str, ...]]],
+) -> None:
+    sources = [finding(SOURCE, layer=layer, stages=(name,), cause=cause) for layer, name, cause in places]
+    others = [finding(FindingType.ARITHMETIC, cause=("other", "another"))]
+    assert kind_of((*sources, *others), FINE) is kind
+    assert [(one.layers, one.stages) for one in root_causes((*sources, *others))] == groups
+
+
+@pytest.mark.parametrize(
+    ("judged", "where"),
+    [((0, 1), "in every layer"), ((0, 1, 2), "in layers 0, 1")],
+)
+def test_one_cause_is_the_headline(judged: tuple[int, ...], where: str) -> None:
+    sources = tuple(
+        finding(SOURCE, layer=layer, stages=(name,), cause=BASE) for layer in (0, 1) for name in (Q, K)
+    )
+    rows = tuple(row(name, Verdict.INTRODUCES, layer=layer) for layer in judged for name in (Q, K))
+    text = " ".join(told(bisection(Kind.LOCALISED, sources, rows=rows)).split("source:")[0].split())
+    assert text == f"localised: one cause: RoPE base 10000, {where}: {Q}, {K} ({len(rows)} stages compared)"
 
 
 @pytest.mark.parametrize(

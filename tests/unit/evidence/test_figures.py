@@ -175,7 +175,7 @@ NEED_WEIGHTS: dict[str, Callable[[Any], object]] = {
     "residual": lambda data: rows(data)["attn_out"].update(residual=0.5),
     "verdict": lambda data: rows(data)["attn_norm"].update(verdict="inherits"),
     "a finding's stage": lambda data: [
-        one.update(stages=["attn_out"]) for one in (*data["findings"], *data["sources"])
+        data[place][0].update(stages=["attn_out"]) for place in ("findings", "sources", "causes")
     ],
 }
 

@@ -77,6 +77,8 @@ _BESIDES: Mapping[FindingType, str] = {
 
 
 def _localised(view: View) -> str:
+    if len(view.sources) > 1:
+        return _one_cause(view)
     (source,) = view.sources or (None,)
     if source is None:
         return "One stage introduced the error."
@@ -139,6 +141,16 @@ def _after(rows: Sequence[Row]) -> str:
     if inherit == len(rows):
         return "everything after it inherits it"
     return f"of the {len(rows)} stages after it {inherit} inherit it, and none adds an error of its own"
+
+
+def _one_cause(view: View) -> str:
+    causes = {source.cause for source in view.sources}
+    if len(causes) > 1 or "" in causes:
+        return _several(view)
+    stages = joined(list(dict.fromkeys(name for source in view.sources for name in source.stages)))
+    layers = sorted({source.layer for source in view.sources if source.layer is not None})
+    verb = "explains all of the errors"
+    return f"One cause, “{causes.pop()}”, {verb}: {stages}{_of_layers(layers)}."
 
 
 def _several(view: View) -> str:
