@@ -16,6 +16,15 @@ SIZE = 256
 TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """The uneven steps of iq4_nl."""
 
+EITHER_SIDE = 127 * 2.0**-22
+"""How near to an edge, in steps, a value may be rounded to either side by another order of f32 operations.
+
+A scale, its reciprocal and the product with it are rounded by up to 2**-24 of 127 steps each. Ties, which
+are at the edge itself, go to the even integer or away from zero. On x86-64 llama.cpp is built with AVX nearly
+always, and then does what ``numerics.quantise`` says; without it (and in blocks of four and five bits with
+fused multiply-adds, as GCC makes of them on ARM) values within this of an edge differ.
+"""
+
 
 def _powers(rng: np.random.Generator, rows: int, least: int, most: int) -> F32:
     """Return factors [rows, 1] of about 2**least to 2**most."""

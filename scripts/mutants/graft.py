@@ -11,6 +11,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import functools
 import importlib
 import sys
 import types
@@ -90,7 +91,12 @@ def _replace(key: str, old: Any, new: Any) -> None:
 
 
 def _function(value: Any) -> Any:
-    """Return the function within a property, a static method, a cache ..., or the value itself."""
+    """Return the function within a property, a static method, a cache ..., or the value itself.
+
+    That of a partial is not what the partial is: its arguments are.
+    """
+    if isinstance(value, functools.partial):
+        return value
     for inner in ("__wrapped__", "fget", "func", "__func__"):
         if not isinstance(value, types.FunctionType) and hasattr(value, inner):
             return _function(getattr(value, inner))

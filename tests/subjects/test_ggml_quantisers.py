@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from apr_falsify.numerics import quantise
-from tests.edge_values import KINDS, SIZE, rows_of
+from tests.edge_values import EITHER_SIDE, KINDS, SIZE, rows_of
 from tests.ggml_library import DECODERS, OTHERS, OURS, Library, differing
 from tests.llama_models import llama_cpp_or_skip
 
@@ -49,7 +49,7 @@ def test_quantisers_of_other_processors_differ_only_at_edges(name: str, library:
         rows = rows_of(values, ROWS)
         where = differing(kind, DECODERS[kind](library.named(name, kind)(rows)), rows)
         steps = quantise.STEPS[OURS[kind]](rows)
-        near = steps.fraction.reshape(where["integer"].shape) <= quantise.EITHER_SIDE
+        near = steps.fraction.reshape(where["integer"].shape) <= EITHER_SIDE
         assert not where["scale"].any()
         assert not (where["integer"] & ~near).any()
         moved += int(where["integer"].sum())

@@ -225,3 +225,13 @@ def test_a_loud_block_makes_no_edges_in_a_quiet_one() -> None:
     assert off.shape == values.shape
     assert off[0, :64].max() < 1e-3
     assert off[1, 64:].max() < 1e-3
+
+
+def test_the_steps_of_f16_are_the_distances_of_its_numbers_down_to_the_smallest() -> None:
+    least = 2.0**-24
+    values = np.array([[3 * least, 2.5 * least, 0.4 * least, 1.0, 1 + 2.0**-11, 65504.0]], np.float32)
+    steps = quantise.STEPS[quantise.f16](values)
+    assert steps.scale[0].tolist() == [least, least, least, 2.0**-10, 2.0**-10, 32]
+    assert steps.quants[0].tolist() == [3, 2, 0, 1024, 1024, 2047]  # ties go to the even one
+    assert steps.fraction[0].tolist() == pytest.approx([0.5, 0, 0.1, 0.5, 0, 0.5], abs=1e-7)
+    assert steps.flip[0, 1:3].tolist() == [1, 1]

@@ -42,7 +42,7 @@ def test_blocks_are_those_of_the_gguf_package_but_for_values_at_an_edge(kind: st
     rows = edge_values.rows_of(values, 20)
     found = DECODERS[kind.upper()](packed(rows, kind))
     where = differing(kind.upper(), found, rows)
-    near = quantise.STEPS[KINDS[kind]](rows).fraction <= quantise.EITHER_SIDE
+    near = quantise.STEPS[KINDS[kind]](rows).fraction <= edge_values.EITHER_SIDE
     assert not (where.pop("integer") & ~near.reshape(found.quants.shape)).any()
     assert not any(part.any() for part in where.values())
 
@@ -57,7 +57,7 @@ def packed(rows: np.ndarray, kind: str) -> np.ndarray:
 def test_few_values_are_at_an_edge() -> None:
     rows = edge_values.rows_of("normal", 500)
     for kept in quantise.STEPS:
-        assert np.mean(quantise.STEPS[kept](rows).fraction <= quantise.EITHER_SIDE) < 2e-3
+        assert np.mean(quantise.STEPS[kept](rows).fraction <= edge_values.EITHER_SIDE) < 2e-3
 
 
 def test_minima_are_those_of_the_blocks() -> None:

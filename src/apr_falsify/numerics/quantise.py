@@ -259,15 +259,6 @@ def bf16(values: Values) -> F64:
     return round_bf16(values).astype(np.float64)
 
 
-EITHER_SIDE = 127 * 2.0**-22
-"""How near to an edge, in steps, a value may be rounded to either side by another order of f32 operations.
-
-A scale, its reciprocal and the product with it are rounded by up to 2**-24 of 127 steps each. Ties, which
-are at the edge itself, go to the even integer or away from zero. On x86-64 llama.cpp is built with AVX nearly
-always, and then does what is described here; without it (and in blocks of four and five bits with fused
-multiply-adds, as GCC makes of them on ARM) values within this of an edge differ.
-"""
-
 STEPS: Mapping[Callable[[Values], F64], Callable[[Values], Steps]] = {
     q8_256: partial(steps_of, _q8_256),
     q8_k: partial(steps_of, _q8_k),

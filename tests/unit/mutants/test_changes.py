@@ -146,7 +146,7 @@ def test_a_constant_is_noticed_where_it_is_used_also_by_way_of_a_table(tmp_path:
 MODULE = """
 from __future__ import annotations
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 LIMIT = 3
 
@@ -171,6 +171,7 @@ class Row:
 
 TABLE = {"row": lambda a: a * 10}
 SUM = limited(LIMIT * 2, 100)
+AT_MOST_4 = partial(limited, most=4)
 """
 
 
@@ -183,7 +184,10 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setitem(sys.modules, user.__name__, user)
     exec(MODULE, vars(found))
     vars(user).update(
-        {name: vars(found)[name] for name in ("LIMIT", "limited", "cached", "Row", "TABLE", "SUM")}
+        {
+            name: vars(found)[name]
+            for name in ("LIMIT", "limited", "cached", "Row", "TABLE", "SUM", "AT_MOST_4")
+        }
     )
     return user
 
@@ -248,6 +252,11 @@ def test_what_a_function_made_when_the_module_was_imported_is_made_anew(module: 
 def test_a_function_within_a_table_is_changed(module: Any, tmp_path: Path) -> None:
     put(tmp_path, "a * 10 -> a / 10")
     assert module.TABLE["row"](5) == 0.5
+
+
+def test_what_is_given_to_a_partial_is_changed(module: Any, tmp_path: Path) -> None:
+    put(tmp_path, "partial(limited, most=4) -> partial(limited, most=5)")
+    assert (module.AT_MOST_4(9), module.limited(9, 7)) == (5, 7)
 
 
 def test_a_change_that_is_no_code_is_refused(module: Any, tmp_path: Path) -> None:
