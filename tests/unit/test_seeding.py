@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from apr_falsify.exam.seeding.tensors import Bench, as_stored
 from apr_falsify.formats.weights import open_model
 from tests.checkpoints import FAMILIES, make_checkpoint
+from tests.support import DATA
 
 ROLES = ("embed", "q", "k", "v", "q_bias", "q_norm", "attn_norm", "o", "up", "gate", "down", "router")
 
@@ -44,3 +45,11 @@ def test_parts_of_one_tensor_are_changed_together(tmp_path: Path) -> None:
     dims = model.geometry.dims(1)
     rows = np.flatnonzero(np.any(stored != 0, axis=1))
     np.testing.assert_array_equal(rows, np.arange(dims["q"], dims["q"] + dims["kv"]))
+
+
+def test_a_tensor_of_a_gguf_file_has_the_name_that_it_has_in_torch() -> None:
+    model = open_model(DATA / "apr-tiny-qwen2" / "base-q4k.gguf")
+    bias = Bench(weights=model.weights, layer=1, seed=0).get("k_bias")
+    ((name, stored),) = as_stored(model.weights, {("k_bias", 1): 0 * bias}).items()
+    assert name == "model.layers.1.self_attn.k_proj.bias"
+    assert not stored.any()

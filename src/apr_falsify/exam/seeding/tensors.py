@@ -62,12 +62,13 @@ ConfigEdit = Callable[[Config], Config]
 
 
 def as_stored(weights: Weights, changed: Mapping[Place, F32]) -> dict[str, F32]:
-    """Return the tensors of a checkpoint that hold ``changed``: name -> values.
+    """Return the tensors of a HuggingFace checkpoint that hold ``changed``: name -> values.
 
     What lies in one tensor with others is given with those, a norm's weight less its family's offset, and
-    what a family stores [in, out] so.
+    what a family stores [in, out] so. Weights of another file have the names of the family's checkpoint.
     """
     row = weights.geometry.row
+    names = weights.names if weights.of_checkpoint else row.weights
     found: dict[str, F32] = {}
     for role, layer in changed:
         group = next((each for each in row.fused if role in each), (role,))
@@ -75,7 +76,7 @@ def as_stored(weights: Weights, changed: Mapping[Place, F32]) -> dict[str, F32]:
         values = np.concatenate(parts) if len(parts) > 1 else parts[0]
         if role.endswith("norm"):
             values = values - np.float32(row.norm_offset)
-        name = weights.names[role].format(n=layer)
+        name = names[role].format(n=layer)
         found[name] = np.ascontiguousarray(values.T if role in row.transposed else values)
     return found
 
