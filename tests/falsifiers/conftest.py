@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apr_falsify.commands.sides import DEFAULT_MODEL
+from apr_falsify.commands.specs import DEFAULT_MODEL
 from tests.falsifiers.real_apr import Apr
 from tests.falsifiers.seeded import Bench
 

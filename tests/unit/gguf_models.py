@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from tests.unit.helpers import random_tensors, roles_of, small_geometry
 
 QUANTISABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from apr_falsify.formats.tensors import PlainTensor, Tensor
 from apr_falsify.formats.weights import ROLE_AXES, Model, Weights
-from apr_falsify.model.geometry import Geometry, geometry_of_config
+from apr_falsify.model.geometry import geometry_of_config
+from apr_falsify.model.shape import Geometry
 
 PACKAGE = Path(__file__).parents[2] / "src" / "apr_falsify"
 TINY = PACKAGE / "data" / "tiny-qwen2"

@@ -21,7 +21,7 @@ from apr_falsify.errors import AprFalsifyError, GeometryError, ModelError, Unkno
 from apr_falsify.formats.apr import PACKINGS, AprFile, AprTensorInfo
 from apr_falsify.formats.tensors import QuantisedTensor
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from tests.checkpoints import make_checkpoint
 from tests.support import DATA
 from tests.unit.apr_files import apr, made, needs_apr, regrown, tiny_gguf, tiny_llama_gguf, with_tokenizer

@@ -15,7 +15,7 @@ import pytest
 
 from apr_falsify.errors import LayerRangeError, OutputError, StageError, TokensError, TraceError
 from apr_falsify.model.stages import STAGES, Layout, Scope
-from apr_falsify.operators.ops import stages_of
+from apr_falsify.model.wiring import stages_of
 from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
 from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import INCOMPLETE, read_trace, scan

@@ -14,13 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, LayerRangeError, ModelError, UnknownFamilyError
-from apr_falsify.model.geometry import (
-    Geometry,
-    Rope,
-    geometry_of_config,
-    geometry_of_hf_dir,
-    read_config,
-)
+from apr_falsify.model.geometry import geometry_of_config, geometry_of_hf_dir, read_config
+from apr_falsify.model.rope import Rope
+from apr_falsify.model.shape import Geometry
 from tests.unit.helpers import CONFIG, KNOBS, TINY, run_script, small_geometry
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from apr_falsify.errors import GeometryError
-from apr_falsify.model.geometry import Rope, geometry_of_gguf
+from apr_falsify.model.geometry import geometry_of_gguf
+from apr_falsify.model.rope import Rope
 from tests.unit.helpers import KNOBS, small_geometry
 
 GGUF: dict[str, Any] = {

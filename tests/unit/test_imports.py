@@ -281,6 +281,53 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
     assert circles(tmp_path) == [{"room.a", "room.b"}]
 
 
+OFFERED_BY = ("api", "oracle.libraries")
+"""Modules whose purpose is to hand on names of others."""
+
+
+def defined_in(tree: ast.Module) -> set[str]:
+    found: set[str] = set()
+    left: list[ast.stmt] = list(tree.body)
+    while left:
+        match left.pop():
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.Assign(targets=targets):
+                found |= {node.id for one in targets for node in ast.walk(one) if isinstance(node, ast.Name)}
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                found.add(name)
+            case ast.If(body=body, orelse=other) | ast.Try(body=body, orelse=other):
+                left += [*body, *other]
+    return found
+
+
+def handed_on(package: Path) -> list[str]:
+    """Names that are imported from a module which has them from another one itself."""
+    modules = modules_under(package)
+    defined = {module: defined_in(ast.parse(path.read_text())) for module, path in modules.items()}
+    return [
+        f"{module} takes {node.module}.{alias.name}"
+        for module, path in modules.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        for source in [node.module.removeprefix(f"{OURS}.")]
+        if source in defined and source not in OFFERED_BY
+        for alias in node.names
+        if alias.name not in defined[source] and f"{source}.{alias.name}" not in modules
+    ]
+
+
+def test_every_name_is_imported_from_where_it_is_defined() -> None:
+    assert handed_on(PACKAGE) == []
+
+
+def test_a_name_that_is_handed_on_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("X = 1")
+    (tmp_path / "b.py").write_text("from apr_falsify.a import X\nY = X")
+    (tmp_path / "c.py").write_text("def f():\n    from apr_falsify.b import X, Y")
+    assert handed_on(tmp_path) == ["c takes apr_falsify.b.X"]
+
+
 @pytest.mark.parametrize("room", ["compare", "contracts", "commands"])
 def test_a_large_room_says_in_which_order_to_read_it(room: str) -> None:
     said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""

@@ -20,21 +20,19 @@ from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.rope import Rope, rope_of_config
 from apr_falsify.model.stages import LAYER_INPUT, STAGES, Scope
+from apr_falsify.model.wiring import inputs_of, stages_of
 from apr_falsify.operators.ops import (
     FORMULAS,
     attention,
     attention_scores,
     attention_softmax,
     embedding,
-    inputs_of,
     linear,
     rms_norm,
-    rope_frequencies,
-    rotate,
     silu,
-    stages_of,
     visible_keys,
 )
+from apr_falsify.operators.rotation import rope_frequencies, rotate
 from tests.unit.helpers import CONFIG, KNOBS, TINY, small_geometry
 
 RNG = np.random.default_rng(7)

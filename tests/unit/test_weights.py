@@ -16,8 +16,9 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 from apr_falsify.errors import ModelError
+from apr_falsify.formats.safetensors import safetensors_files
 from apr_falsify.formats.tensors import PlainTensor
-from apr_falsify.formats.weights import Model, open_model, safetensors_files
+from apr_falsify.formats.weights import Model, open_model
 from tests.unit.helpers import CONFIG, TINY, model_directory, plain, random_tensors, small_geometry, whole
 
 

@@ -15,7 +15,7 @@ from apr_falsify.exam.faults import Fault
 from apr_falsify.exam.material import Material, Setting
 from apr_falsify.exam.plan import APR_MODELS
 from apr_falsify.exam.store import Store, remove
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.subjects.apr import AprSubject
 from apr_falsify.subjects.apr_import import import_model
 from apr_falsify.subjects.apr_program import EXITS, REMEDY

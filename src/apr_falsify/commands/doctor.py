@@ -135,7 +135,7 @@ def _llama_cpp() -> Check:
 
 
 def _default_model() -> Check:
-    from apr_falsify.commands.sides import DEFAULT_MODEL
+    from apr_falsify.commands.specs import DEFAULT_MODEL
     from apr_falsify.formats.weights import open_model
 
     geometry = open_model(DEFAULT_MODEL).geometry

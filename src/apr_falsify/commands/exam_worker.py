@@ -17,8 +17,8 @@ from typing import NoReturn
 
 from apr_falsify.commands.apr_host import find_apr
 from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, TorchModels
-from apr_falsify.commands.sides import DEFAULT_MODEL
 from apr_falsify.commands.smollm2 import smollm2_path
+from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.exam.cases import Host
 from apr_falsify.exam.kernels import numpy_facts, operands
 from apr_falsify.exam.plan import SMOLLM2

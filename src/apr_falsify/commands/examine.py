@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from apr_falsify.commands.apr_host import find_apr, with_tokens
 from apr_falsify.commands.exam_pool import Pool, Watch
 from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, TorchModels
-from apr_falsify.commands.sides import DEFAULT_MODEL
 from apr_falsify.commands.smollm2 import SMOLLM2_FILE, smollm2_path
+from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.errors import MissingDependencyError, UsageError, nearest
 from apr_falsify.exam.cases import Case, Host
 from apr_falsify.exam.faults import CATALOGUE

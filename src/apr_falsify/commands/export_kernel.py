@@ -12,7 +12,7 @@ from apr_falsify.commands.specs import model_of, open_oracle, subject_named
 from apr_falsify.compare.kernel_case import KernelCase, kernel_case, parse_place, sources_of
 from apr_falsify.errors import AprFalsifyError, OutputError
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import Key, Trace

@@ -20,7 +20,7 @@ from apr_falsify.exam.seeding.tensors import ConfigEdit, as_stored
 from apr_falsify.exam.store import Store, remove
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Model, Weights, open_model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Layout
 from apr_falsify.numerics.arithmetic import format_named
 from apr_falsify.operators.ops import Array, Inputs

@@ -10,7 +10,8 @@ from pathlib import Path
 from apr_falsify.commands.checks import Check, State
 from apr_falsify.commands.lanes import EMBEDDED, Lane, Missing, lane_of, missing_for, read_lanes
 from apr_falsify.commands.live import free_memory, oracle_memory
-from apr_falsify.commands.sides import DEFAULT_LAYERS, DEFAULT_MODEL, split_subject
+from apr_falsify.commands.sides import DEFAULT_LAYERS
+from apr_falsify.commands.specs import DEFAULT_MODEL, split_subject
 from apr_falsify.contracts.settings import nearest_table
 from apr_falsify.errors import AprFalsifyError, UsageError
 from apr_falsify.formats.weights import Model, open_model

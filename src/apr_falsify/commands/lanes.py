@@ -247,7 +247,7 @@ _PROGRAMS: Mapping[str, tuple[str, str]] = {"apr": ("apr", "cargo install apr-cl
 def _subject(lane: Lane) -> Iterator[Missing]:
     if lane.subject is None:
         return
-    from apr_falsify.commands.sides import split_subject
+    from apr_falsify.commands.specs import split_subject
 
     runtime, _, _ = lane.subject.partition(":")
     program, remedy = _PROGRAMS.get(runtime, ("", ""))

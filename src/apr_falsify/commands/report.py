@@ -23,7 +23,7 @@ from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import THRESHOLD, PublishedRule
 from apr_falsify.errors import ExitCode
 from apr_falsify.numerics.operand_rules import OPERATIONS
-from apr_falsify.traces.trace import Provenance
+from apr_falsify.traces.provenance import Provenance
 
 BISECTION_JSON = "bisection.json"
 

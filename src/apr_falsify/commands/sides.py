@@ -15,12 +15,10 @@ from apr_falsify.commands.live import begun
 from apr_falsify.commands.options import Sides, naming_the_option
 from apr_falsify.commands.progress import counted
 from apr_falsify.commands.specs import (
-    DEFAULT_MODEL,
     DEFAULT_PROMPT,
     OracleSide,
     model_of,
     open_oracle,
-    split_subject,
     subject_named,
 )
 from apr_falsify.compare.bisection import Finding, FindingType
@@ -33,7 +31,7 @@ from apr_falsify.errors import (
     UsageError,
 )
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import ATTENTION_SUBSTAGES
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.oracle.tokenizer import encode
@@ -42,16 +40,6 @@ from apr_falsify.subjects.registry import open_subject
 from apr_falsify.traces.capture import MemorySink, Request, Sink, TraceWriter
 from apr_falsify.traces.identity import difference, model_sha256
 from apr_falsify.traces.trace import Trace, is_trace, read_trace
-
-__all__ = [
-    "DEFAULT_MODEL",
-    "Plan",
-    "capture_one",
-    "capture_sides",
-    "make_plan",
-    "split_subject",
-    "whole_or_nothing",
-]
 
 DEFAULT_LAYERS = range(0, 1)
 

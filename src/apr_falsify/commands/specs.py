@@ -7,7 +7,7 @@ from pathlib import Path
 
 from apr_falsify.errors import UsageError
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.oracle.hub import resolve
 from apr_falsify.subjects.registry import RUNTIMES
 from apr_falsify.traces.trace import Trace, is_trace, read_trace

@@ -36,9 +36,9 @@ from apr_falsify.compare.judge import Judged
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout, stored_shape
-from apr_falsify.operators.ops import stages_of
+from apr_falsify.model.wiring import stages_of
 from apr_falsify.subjects.foreign import BF16_BITS, Dump
 from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, axis_sizes, mapped_stages
 from apr_falsify.subjects.mapping import LAYOUT_OF, MappingFile, StageMap

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.commands.starter_names import ALIKE, UNMISTAKABLE, likeness
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Scope
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray
 from apr_falsify.subjects.mapped import FLOATS, WHOLE, rearranged

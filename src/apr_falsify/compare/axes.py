@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES
 
 

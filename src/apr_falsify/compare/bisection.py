@@ -13,7 +13,7 @@ from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import PublishedRule
 from apr_falsify.errors import ExitCode
 from apr_falsify.model.stages import Layout
-from apr_falsify.traces.trace import Provenance
+from apr_falsify.traces.provenance import Provenance
 
 SCHEMA = "apr-falsify/bisection/v1"
 

@@ -23,7 +23,7 @@ from apr_falsify.compare.layout import FACTORS
 from apr_falsify.compare.proof import helps, is_read, is_right, wrong
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Layout, stored_shape
 from apr_falsify.traces.trace import Key, StageArray, Trace
 

@@ -12,9 +12,9 @@ from apr_falsify.compare.judge import Fit, Judged, replayer_of
 from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
+from apr_falsify.model.wiring import inputs_of
 from apr_falsify.numerics.operand_rules import Operation
-from apr_falsify.operators.ops import inputs_of
 from apr_falsify.traces.trace import Key, Trace
 
 FOREIGN_SHARE = 0.9

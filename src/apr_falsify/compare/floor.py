@@ -32,8 +32,9 @@ from apr_falsify.compare.roundoff import (
     stored,
 )
 from apr_falsify.model.families import Norm
-from apr_falsify.model.geometry import Geometry
-from apr_falsify.operators.ops import rms_norm, rope_frequencies
+from apr_falsify.model.shape import Geometry
+from apr_falsify.operators.ops import rms_norm
+from apr_falsify.operators.rotation import rope_frequencies
 
 _SATURATED = 1 - 2.0**-48
 """The share of a soft-cap from which tanh cannot be undone; the slope is 0 there."""

@@ -20,9 +20,9 @@ from apr_falsify.compare.seen_format import SIXTEEN_BITS, Seen, holds, seen_form
 from apr_falsify.errors import ModelError
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.stages import STAGES, in_forward_order
+from apr_falsify.model.wiring import inputs_of, stages_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
 from apr_falsify.numerics.operand_rules import OPERATIONS
-from apr_falsify.operators.ops import inputs_of, stages_of
 from apr_falsify.traces.trace import Key, Trace
 
 Hypothesis = tuple[Finding, ...]

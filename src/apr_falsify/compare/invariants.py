@@ -23,10 +23,11 @@ from apr_falsify.compare.products import turning_noise
 from apr_falsify.compare.recorded_formats import saved_unit
 from apr_falsify.compare.roundoff import FEW, TINY, UNIT, smallest_rounding
 from apr_falsify.errors import TraceError
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout
 from apr_falsify.numerics.operand_rules import RULES, Operation, Rule
-from apr_falsify.operators.ops import rope_frequencies, visible_keys
+from apr_falsify.operators.ops import visible_keys
+from apr_falsify.operators.rotation import rope_frequencies
 from apr_falsify.traces.trace import Trace
 
 F64 = npt.NDArray[np.float64]

@@ -20,9 +20,11 @@ from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.errors import LayerRangeError, ModelError, StageError
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout, Scope, stage
-from apr_falsify.operators.ops import Array, ModelSite, compute, inputs_of, rope_frequencies
+from apr_falsify.model.wiring import inputs_of
+from apr_falsify.operators.ops import Array, ModelSite, compute
+from apr_falsify.operators.rotation import rope_frequencies
 from apr_falsify.traces.trace import Key, Trace
 
 Values = npt.NDArray[Any]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from apr_falsify.model.families import Norm
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 
 Lines = tuple[str, ...]
 

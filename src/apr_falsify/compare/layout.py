@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.errors import TraceError
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout
 from apr_falsify.operators.ops import softcap, visible_keys
 from apr_falsify.traces.trace import Key, StageArray

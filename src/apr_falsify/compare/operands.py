@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.products import block_sum_scores, turning_noise
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.operand_rules import PLAIN, Operation, Rule
 from apr_falsify.operators.ops import softcap

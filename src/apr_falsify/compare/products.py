@@ -16,7 +16,7 @@ from apr_falsify.formats.tensors import (
     block_minima,
     has_block_minima,
 )
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.operand_rules import MINIMA, Rule
 from apr_falsify.operators.ops import Array

@@ -23,12 +23,12 @@ from apr_falsify.compare.roundoff import UNIT, Known, lost
 from apr_falsify.compare.roundoff import stored as rounded
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.geometry import Geometry
-from apr_falsify.model.shape import EXPERT_ROLES
+from apr_falsify.model.shape import EXPERT_ROLES, Geometry
 from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.wiring import inputs_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
 from apr_falsify.numerics.operand_rules import AND, OPERATIONS, PLAIN, Operation, Rule, expected_rule
-from apr_falsify.operators.ops import Array, compute, inputs_of
+from apr_falsify.operators.ops import Array, compute
 from apr_falsify.traces.trace import Key, Trace
 
 F64 = npt.NDArray[np.float64]

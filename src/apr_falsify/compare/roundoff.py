@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 
 F64 = npt.NDArray[np.float64]
 Array = npt.NDArray[np.floating[Any]]

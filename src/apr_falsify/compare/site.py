@@ -10,7 +10,7 @@ from apr_falsify.compare.floor import started_at
 from apr_falsify.compare.products import product
 from apr_falsify.compare.roundoff import F64, UNIT, Array
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.operand_rules import PLAIN, Rule
 from apr_falsify.operators.ops import embedding
 from apr_falsify.traces.trace import Key

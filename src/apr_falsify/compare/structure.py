@@ -8,10 +8,10 @@ from typing import Any
 
 from apr_falsify.compare.bisection import Finding, FindingType, Status
 from apr_falsify.errors import TokensError
-from apr_falsify.model.geometry import Geometry
 from apr_falsify.model.rope import Rope
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Scope
-from apr_falsify.operators.ops import inputs_of, stages_of
+from apr_falsify.model.wiring import inputs_of, stages_of
 from apr_falsify.traces.trace import Key, Trace
 
 SHAPING = (

@@ -15,7 +15,7 @@ from apr_falsify.exam.material import Material, Setting
 from apr_falsify.exam.seeding.tensors import Bench, Place
 from apr_falsify.exam.store import Store
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.trace import Key, Trace
 

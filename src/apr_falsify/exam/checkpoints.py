@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.weights import ROLE_AXES, Model
-from apr_falsify.model.geometry import Geometry, geometry_of_config
+from apr_falsify.model.geometry import geometry_of_config
 from apr_falsify.model.rope import Rope
-from apr_falsify.operators.ops import rope_frequencies
+from apr_falsify.model.shape import Geometry
+from apr_falsify.operators.rotation import rope_frequencies
 
 F32 = npt.NDArray[np.float32]
 Place = tuple[str, int | None]

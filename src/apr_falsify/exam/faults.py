@@ -19,9 +19,9 @@ from apr_falsify.exam.seeding import places as p
 from apr_falsify.exam.seeding import tensors as t
 from apr_falsify.exam.seeding.scene import Formula
 from apr_falsify.model.families import Norm
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Scope
-from apr_falsify.operators.ops import stages_of
+from apr_falsify.model.wiring import stages_of
 
 
 class Spread(StrEnum):

@@ -13,7 +13,7 @@ from apr_falsify.exam.kernels import KERNELS
 from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, Setting, tokens_of
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.texts import TEXTS
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 
 SMOLLM2 = "smollm2-135m"
 

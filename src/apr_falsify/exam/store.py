@@ -15,7 +15,8 @@ from apr_falsify.exam.material import BLUEPRINTS, Material
 from apr_falsify.exam.texts import PASSAGE, embedding_rows
 from apr_falsify.exam.wide import drawn, write_wide
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.geometry import Geometry, geometry_of_config
+from apr_falsify.model.geometry import geometry_of_config
+from apr_falsify.model.shape import Geometry
 
 Encode = Callable[[Model, str], tuple[int, ...]]
 

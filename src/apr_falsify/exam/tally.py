@@ -14,7 +14,7 @@ from apr_falsify.exam.material import BLUEPRINTS
 from apr_falsify.exam.plan import CORRECT, PAIRS, SINGLE, SMOLLM2
 from apr_falsify.exam.recipes import key_of, recipe_of
 from apr_falsify.exam.sitting import Sitting
-from apr_falsify.exam.trial import COUNTS_FROM, Outcome
+from apr_falsify.exam.trial import Outcome
 
 SCHEMA = "apr-falsify/faults/v1"
 
@@ -225,6 +225,3 @@ def _failure(outcome: Outcome) -> Mapping[str, Any]:
         "nearest": _finite(max(outcome.right, default=0.0)),
         "said": list(outcome.said),
     }
-
-
-__all__ = ["COUNTS_FROM", "SCHEMA", "bound_of", "goals", "row_of", "tallies", "to_json"]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from apr_falsify.exam.checkpoints import MASSIVE, ONCE, Place, add_metadata, places_of
 from apr_falsify.formats.weights import ROLE_AXES
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 
 F32 = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

@@ -34,18 +34,9 @@ from apr_falsify.formats.tensors import (
     plain_tensor,
     transposed,
 )
-from apr_falsify.model.geometry import Geometry, geometry_of_gguf, geometry_of_hf_dir
+from apr_falsify.model.geometry import geometry_of_gguf, geometry_of_hf_dir
+from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.arithmetic import Format
-
-__all__ = [
-    "ROLE_AXES",
-    "FloatArray",
-    "Model",
-    "Tensor",
-    "Weights",
-    "open_model",
-    "safetensors_files",
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

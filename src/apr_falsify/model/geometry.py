@@ -17,19 +17,9 @@ from apr_falsify.model.families import (
     family_of_gguf,
     family_of_model_type,
 )
-from apr_falsify.model.rope import ROPE_KINDS, Rope, local_ropes_of_config, rope_of_config, rope_of_gguf
+from apr_falsify.model.rope import Rope, local_ropes_of_config, rope_of_config, rope_of_gguf
 from apr_falsify.model.shape import MAX_LAYERS, Geometry
 from apr_falsify.reading import flag, items, number, read_json, text, whole
-
-__all__ = [
-    "ROPE_KINDS",
-    "Geometry",
-    "Rope",
-    "geometry_of_config",
-    "geometry_of_gguf",
-    "geometry_of_hf_dir",
-    "read_config",
-]
 
 
 def geometry_of_hf_dir(directory: Path) -> Geometry:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.integer[Any]]

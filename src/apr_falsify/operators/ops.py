@@ -18,35 +18,10 @@ import numpy.typing as npt
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.families import Norm
-from apr_falsify.model.geometry import Geometry
 from apr_falsify.model.mixture import as_experts, chosen_weights, mixture, routing, softmax
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import LAYER_INPUT
-from apr_falsify.model.wiring import inputs_of, stages_of
-from apr_falsify.operators.rotation import rope_frequencies, rotate
-
-__all__ = [
-    "ACTIVATIONS",
-    "FORMULAS",
-    "Array",
-    "Inputs",
-    "ModelSite",
-    "Site",
-    "attention",
-    "attention_scores",
-    "attention_softmax",
-    "compute",
-    "embedding",
-    "inputs_of",
-    "layer_norm",
-    "linear",
-    "rms_norm",
-    "rope_frequencies",
-    "rotate",
-    "silu",
-    "softcap",
-    "stages_of",
-    "visible_keys",
-]
+from apr_falsify.operators.rotation import rotate
 
 Array = npt.NDArray[np.floating[Any]]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from apr_falsify.errors import ModelError
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.oracle.libraries import transformers
 
 _MAX_POSITIONS = 1 << 20

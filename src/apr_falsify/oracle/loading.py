@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.oracle.config import hf_config
 from apr_falsify.oracle.libraries import torch, transformers
 

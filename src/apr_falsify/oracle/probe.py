@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import ATTENTION_SUBSTAGES
 from apr_falsify.oracle.libraries import attention_functions, torch
 from apr_falsify.oracle.taps import Pick, attention_of, decoder_of, layer_of, module_of, qkv_modules, taps_of

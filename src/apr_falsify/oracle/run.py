@@ -17,7 +17,8 @@ from apr_falsify.oracle.probe import probed
 from apr_falsify.oracle.tokenizer import decode
 from apr_falsify.traces.capture import Request, Sink, source_commit
 from apr_falsify.traces.identity import model_sha256, name_of
-from apr_falsify.traces.trace import Key, Provenance, Trace, utc_now
+from apr_falsify.traces.provenance import Provenance, utc_now
+from apr_falsify.traces.trace import Key, Trace
 
 FloatArray = npt.NDArray[np.floating[Any]]
 

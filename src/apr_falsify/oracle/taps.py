@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from apr_falsify.formats.weights import ROLE_AXES
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.wiring import stages_of
 
 Pick = Callable[[Any, Any], Any]

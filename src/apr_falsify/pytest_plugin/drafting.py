@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from apr_falsify.evidence.bundle import Draft
     from apr_falsify.pytest_plugin.records import Verdict
     from apr_falsify.symbols.digest import Project
-    from apr_falsify.traces.trace import Provenance, Trace
+    from apr_falsify.traces.provenance import Provenance
+    from apr_falsify.traces.trace import Trace
 
 _LIBRARIES = (
     "numpy",

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.formats.tensors import Tensor
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Layout
 from apr_falsify.subjects.interface import Target
 from apr_falsify.traces.identity import name_of

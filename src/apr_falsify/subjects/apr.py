@@ -22,7 +22,7 @@ from apr_falsify.errors import (
     TraceError,
 )
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Layout
 from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.apr_import import imported, source_files

@@ -8,7 +8,7 @@ from pathlib import Path
 from apr_falsify.errors import AprFalsifyError, ModelError, TraceError
 from apr_falsify.formats.apr_geometry import HeadsError
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.subjects.adoption import adopted_geometry
 from apr_falsify.subjects.interface import Target
 

@@ -9,16 +9,17 @@ import numpy as np
 
 from apr_falsify import __version__
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Scope
-from apr_falsify.model.wiring import in_order_of_computation
+from apr_falsify.model.wiring import in_order_of_computation, inputs_of, stages_of
 from apr_falsify.numerics.arithmetic import format_named
-from apr_falsify.operators.ops import Array, Inputs, ModelSite, inputs_of, stages_of
+from apr_falsify.operators.ops import Array, Inputs, ModelSite
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite, arithmetic_named
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.identity import difference, model_sha256, name_of
-from apr_falsify.traces.trace import Key, Provenance, Trace, utc_now
+from apr_falsify.traces.provenance import Provenance, utc_now
+from apr_falsify.traces.trace import Key, Trace
 
 Step = Callable[[Key, Inputs, RuntimeSite], Array]
 """Computes one stage at one place from its inputs."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.trace import Trace
 

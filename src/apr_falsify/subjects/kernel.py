@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.tensors import Tensor, block_minima, has_block_minima
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.arithmetic import FORMATS, Format, format_named
 from apr_falsify.numerics.operand_rules import OPERATIONS, PLAIN, Operation, Rule, stated_rules

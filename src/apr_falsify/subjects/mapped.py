@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from apr_falsify import __version__
 from apr_falsify.errors import TokensError, TraceError, nearest
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout, Scope
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens

@@ -13,7 +13,7 @@ from pathlib import Path
 from apr_falsify import __version__
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Layout
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.interface import Setting, Target
@@ -21,9 +21,9 @@ from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.mapped import read_mapped
 from apr_falsify.subjects.mapping import MAPPING_YAML
 from apr_falsify.traces.capture import Request, Sink
+from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import (
     TRACE_JSON,
-    Provenance,
     StageArray,
     Trace,
     is_trace,
@@ -31,7 +31,6 @@ from apr_falsify.traces.trace import (
     read_trace,
     scan,
     shaped,
-    utc_now,
 )
 
 APR_PROMPT = "What is 2+2?"

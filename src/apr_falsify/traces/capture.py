@@ -21,19 +21,11 @@ import numpy.typing as npt
 from apr_falsify.errors import OutputError, StageError, TokensError
 from apr_falsify.folders import partial_name, partial_prefix, sweep
 from apr_falsify.formats.aprt import read_aprt, write_aprt
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout, Scope
-from apr_falsify.operators.ops import stages_of
-from apr_falsify.traces.trace import (
-    INCOMPLETE,
-    TRACE_JSON,
-    Key,
-    Provenance,
-    StageArray,
-    Trace,
-    relative_path,
-    trace_json,
-)
+from apr_falsify.model.wiring import stages_of
+from apr_falsify.traces.provenance import Provenance
+from apr_falsify.traces.trace import INCOMPLETE, TRACE_JSON, Key, StageArray, Trace, relative_path, trace_json
 
 
 @cache

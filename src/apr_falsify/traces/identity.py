@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from apr_falsify.errors import ModelError
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.portable import model_name
 from apr_falsify.traces.capture import Request
 from apr_falsify.traces.trace import Trace, sha256_of

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from apr_falsify.errors import StageError, TraceError
 from apr_falsify.formats.aprt import AprtFile, read_aprt
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout, Scope, stage, stored_shape
 from apr_falsify.reading import flag, items, mapping, read_json, text, whole
 from apr_falsify.traces.provenance import Provenance as Provenance

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apr_falsify.commands.sides import DEFAULT_MODEL
+from apr_falsify.commands.specs import DEFAULT_MODEL
 from tests.acceptance.programs import run
 
 LANES = f"""

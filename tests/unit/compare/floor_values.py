@@ -12,7 +12,7 @@ from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.roundoff import Known, lost
 from apr_falsify.compare.site import ReplaySite
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from tests.unit.helpers import small_geometry
 
 F64 = npt.NDArray[np.float64]

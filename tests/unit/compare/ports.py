@@ -14,7 +14,7 @@ import numpy.typing as npt
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Layout
 from apr_falsify.oracle.capture import capture
 from apr_falsify.traces.capture import MemorySink

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify.commands.sides import DEFAULT_MODEL
+from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.compare.judge import Judged, judge, replayer_of
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.stages import STAGES

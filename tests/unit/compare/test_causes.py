@@ -17,8 +17,8 @@ from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import STAGES
+from apr_falsify.model.wiring import stages_of
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule
-from apr_falsify.operators.ops import stages_of
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.recorded import open_recorded

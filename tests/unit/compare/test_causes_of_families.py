@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.causes import Cause, explain
-from apr_falsify.compare.judge import LIMIT, store_of
+from apr_falsify.compare.excess import LIMIT
+from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.formats.weights import Model, open_model

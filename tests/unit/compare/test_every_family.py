@@ -29,7 +29,7 @@ from apr_falsify.exam.store import Store
 from apr_falsify.exam.trial import COUNTS_FROM, level_of
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import STAGES, Layout
-from apr_falsify.operators.ops import stages_of
+from apr_falsify.model.wiring import stages_of
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.checkpoints import RECIPES, make_checkpoint

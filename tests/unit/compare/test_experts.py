@@ -11,9 +11,10 @@ import pytest
 
 from apr_falsify.compare import experts
 from apr_falsify.compare.causes import explain
+from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.experts import replay_mixture
 from apr_falsify.compare.floor import norm_variance
-from apr_falsify.compare.judge import LIMIT, store_of
+from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.roundoff import Known
 from apr_falsify.compare.site import ReplaySite

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify.commands.sides import DEFAULT_MODEL
+from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Verdict
 from apr_falsify.compare.excess import LIMIT, excess_of
 from apr_falsify.compare.judge import judge

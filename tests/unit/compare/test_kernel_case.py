@@ -20,7 +20,7 @@ from apr_falsify.compare.kernel_case import kernel_case, parse_place
 from apr_falsify.errors import AprFalsifyError, ModelError, OutputError, StageError
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import STAGES, Layout
-from apr_falsify.operators.ops import stages_of
+from apr_falsify.model.wiring import stages_of
 from apr_falsify.oracle.capture import capture
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import Key, StageArray, Trace

@@ -18,9 +18,10 @@ from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.errors import TraceError
 from apr_falsify.formats.aprt import read_aprt
 from apr_falsify.formats.weights import open_model
-from apr_falsify.model.geometry import Geometry, Rope
+from apr_falsify.model.rope import Rope
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import ATTENTION_CHAIN, STAGES, Layout, canonical_shape
-from apr_falsify.operators.ops import rotate
+from apr_falsify.operators.rotation import rotate
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import Key, StageArray

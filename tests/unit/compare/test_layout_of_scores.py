@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from apr_falsify.compare.layout import aligned, canonical
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Layout, canonical_shape
 from tests.unit.compare.test_layout import SMALL, D, H, K, S, key, numbered, stage
 

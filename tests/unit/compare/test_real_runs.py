@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apr_falsify.commands.sides import DEFAULT_MODEL
+from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Verdict
 from apr_falsify.compare.localise import bisect
 from apr_falsify.formats.weights import Model, open_model

@@ -24,7 +24,7 @@ from apr_falsify.compare.roundoff import UNIT, Known
 from apr_falsify.compare.site import ReplaySite
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.oracle.capture import capture

@@ -18,8 +18,8 @@ from apr_falsify.compare.structure import (
     same_shapes,
     status_of,
 )
-from apr_falsify.model.geometry import Geometry
 from apr_falsify.model.rope import Rope
+from apr_falsify.model.shape import Geometry
 from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.unit.helpers import small_geometry

@@ -18,8 +18,8 @@ from apr_falsify.compare.roundoff import TINY, UNIT, Known, lost, stored
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
 from apr_falsify.formats.tensors import FloatArray, Tensor
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.geometry import Geometry
 from apr_falsify.model.rope import Rope
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout
 from apr_falsify.numerics.operand_rules import OPERATIONS, Operation, Rule
 from apr_falsify.traces.trace import Key

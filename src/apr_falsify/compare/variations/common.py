@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from apr_falsify.compare.roundoff import Known
 from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words, scalar
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.arithmetic import FORMATS
 

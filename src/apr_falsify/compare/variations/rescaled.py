@@ -19,7 +19,7 @@ from apr_falsify.compare.variations.rotary import (
     unrotated,
 )
 from apr_falsify.model.rope import Rope
-from apr_falsify.operators.ops import rope_frequencies
+from apr_falsify.operators.rotation import rope_frequencies
 
 _DIGITS = (2, 4, 6)
 """To how many digits a measured parameter is rounded, the roundest first."""

@@ -19,7 +19,7 @@ from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import parts
 from apr_falsify.model.rope import Rope
 from apr_falsify.numerics.arithmetic import round_bf16, round_f16
-from apr_falsify.operators.ops import rope_frequencies
+from apr_falsify.operators.rotation import rope_frequencies
 
 Complex = npt.NDArray[np.complex128]
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.compare.bisection import SCHEMA, FindingType, Kind, Status, Verdict
 from apr_falsify.compare.findings import NO_DIVERGENCE
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES
 from apr_falsify.reading import flag, items, mapping, number, text, whole
 from apr_falsify.traces.provenance import Provenance

@@ -14,6 +14,7 @@ from apr_falsify.model.stages import LAYER_INPUT
 from apr_falsify.numerics.arithmetic import round_bf16
 from apr_falsify.operators import ops
 from apr_falsify.operators.ops import Array
+from apr_falsify.operators.rotation import rope_frequencies, rotate
 
 F64 = npt.NDArray[np.float64]
 Mask = Callable[[npt.NDArray[np.intp], Scene], npt.NDArray[np.bool_]]
@@ -122,7 +123,7 @@ def _unrotated(scene: Scene) -> Array:
 
 def _angles(scene: Scene, first: float = 0.0) -> tuple[F64, float]:
     """Return the angles, [S, pairs], and the factor on cos and sin."""
-    frequencies, factor = ops.rope_frequencies(scene.rope, scene.geometry.head_dim, scene.tokens)
+    frequencies, factor = rope_frequencies(scene.rope, scene.geometry.head_dim, scene.tokens)
     return np.outer(np.arange(scene.tokens) + first, frequencies), factor
 
 
@@ -213,7 +214,7 @@ def linear_rope(factor: float) -> Formula:
 def without_head_norm(scene: Scene) -> Array:
     """Skip the norm of the heads before the rotation."""
     heads = scene.inputs["qkv_bias"][:, scene.columns(_role(scene))]
-    return ops.rotate(heads, scene.rope, scene.geometry.head_dim)
+    return rotate(heads, scene.rope, scene.geometry.head_dim)
 
 
 def head_norm_after_rope(scene: Scene) -> Array:
@@ -229,7 +230,7 @@ def other_head_norm(scene: Scene) -> Array:
     heads = heads.reshape(scene.tokens, -1, scene.geometry.head_dim)
     weight = scene.site.vector("k_norm" if _role(scene) == "q" else "q_norm")
     normed = ops.rms_norm(heads, weight, scene.geometry.norm_eps).reshape(scene.tokens, -1)
-    return ops.rotate(normed, scene.rope, scene.geometry.head_dim)
+    return rotate(normed, scene.rope, scene.geometry.head_dim)
 
 
 def _chosen_heads(x: Array, choice: npt.NDArray[np.intp], head_dim: int) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from apr_falsify.exam.seeding.scene import Formula, Scene
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.operators.ops import Array
 
 

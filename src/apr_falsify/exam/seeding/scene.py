@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from apr_falsify.model.geometry import Geometry
 from apr_falsify.model.rope import Rope
+from apr_falsify.model.shape import Geometry
 from apr_falsify.operators.ops import Array, Inputs, Site
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.quantise import q4_0
 
 F32 = npt.NDArray[np.float32]

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import TraceError
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout, Scope
 from apr_falsify.numerics.quantise import ROTATED_BLOCK, hadamard
 from apr_falsify.traces.trace import Key, StageArray

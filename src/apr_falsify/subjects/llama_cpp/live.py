@@ -17,7 +17,7 @@ import numpy as np
 from apr_falsify import __version__
 from apr_falsify.errors import MissingDependencyError, OutputError, ProcessError
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Target
 from apr_falsify.subjects.llama_cpp.graph import FLASH_HIDES, check_family, nodes_of, stages_of_capture

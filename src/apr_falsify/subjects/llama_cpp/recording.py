@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from apr_falsify import __version__
 from apr_falsify.errors import TokensError, TraceError
-from apr_falsify.model.geometry import Geometry
+from apr_falsify.model.shape import Geometry
 from apr_falsify.reading import opened_zip, unzipping
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.foreign import (
