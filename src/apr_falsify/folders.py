@@ -78,6 +78,22 @@ def _is_left(path: Path, pid: int, machine: str) -> bool:
         return False
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all; what killed writers of it left beside it is removed.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+
+    """
+    sweep(path.parent, partial_prefix(path))
+    partial = path.with_name(partial_name(path))
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def temporary_folder(name: str) -> Path:
     """Make an empty folder in the temporary directory; what killed processes left under ``name`` is removed.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.errors import ProcessError
-from apr_falsify.folders import sweep, temporary_folder, writer
+from apr_falsify.folders import partial_prefix, sweep, temporary_folder, write_whole, writer
 from apr_falsify.subjects.logs import keeping_log, scratch
 from apr_falsify.subjects.process import Program
 
@@ -96,3 +96,27 @@ def test_the_log_of_a_good_run_and_of_one_that_was_interrupted_is_removed(tempor
     with pytest.raises(KeyboardInterrupt), keeping_log(None, "apr"):
         raise KeyboardInterrupt
     assert names(temporary) == set()
+
+
+def test_a_file_is_written_whole_or_what_was_there_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    ended = tmp_path / f"{partial_prefix(path)}{writer(2**22 + 1)}"
+    ended.write_bytes(b"half")  # by a process that there cannot be
+    write_whole(path, b"old")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_whole(path, b"new")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+    assert path.read_bytes() == b"old"
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import apr_falsify
 from apr_falsify.contracts.standing import STATES, Standing
-from apr_falsify.folders import cache_folder, partial_name, partial_prefix, sweep
+from apr_falsify.folders import cache_folder, write_whole
 
 _FORMAT = "apr-falsify/standings/v1"
 _MOST_KEPT = 64
@@ -91,14 +91,11 @@ def _standing(data: Mapping[str, object]) -> Standing:
 
 
 def keep(identity: str, standings: Mapping[str, Standing]) -> None:
-    """Write states beside their place and then into it; on failure nothing is kept."""
+    """Write states, whole or not at all; on failure nothing is kept."""
     with contextlib.suppress(OSError, RuntimeError):
         path = _path(identity)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(partial_name(path))
-        sweep(path.parent, partial_prefix(path))
         data = {"schema": _FORMAT, "standings": {name: asdict(one) for name, one in standings.items()}}
-        beside.write_text(json.dumps(data), encoding="utf-8")
-        os.replace(beside, path)
+        write_whole(path, json.dumps(data).encode("utf-8"))
         for old in sorted(path.parent.glob("*.json"), key=lambda one: one.stat().st_mtime)[:-_MOST_KEPT]:
             old.unlink(missing_ok=True)

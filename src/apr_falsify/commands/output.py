@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from apr_falsify.errors import OutputError
-from apr_falsify.folders import partial_name, partial_prefix, sweep
+from apr_falsify.folders import write_whole
 
 WIDTH = 80
 """Columns of a line, but where one word is longer."""
@@ -35,15 +35,9 @@ def write_file(path: Path, content: str) -> None:
         OutputError: it cannot be written.
 
     """
-    partial = path.with_name(partial_name(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, partial_prefix(path))
-        try:
-            partial.write_text(content, encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, content.encode("utf-8"))
     except OSError as error:
         raise OutputError(
             f"the result cannot be written: {error.strerror}", where=path, remedy="choose another --out"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.errors import OutputError, UsageError
+from apr_falsify.folders import write_whole
 from apr_falsify.reading import items, mapping, read_json, text
 
 _SCHEMA = "apr-falsify/baseline/v1"
@@ -55,7 +55,7 @@ def _text(row: Mapping[str, Any], key: str) -> str:
 
 
 def write_baseline(path: Path, problems: Iterable[Problem]) -> None:
-    """Write the problems as the new baseline, beside the file and then in its place."""
+    """Write the problems as the new baseline, whole or not at all."""
     rows = {
         problem.fingerprint: {
             "fingerprint": problem.fingerprint,
@@ -64,9 +64,7 @@ def write_baseline(path: Path, problems: Iterable[Problem]) -> None:
         for problem in problems
     }
     data = {"schema": _SCHEMA, "problems": sorted(rows.values(), key=lambda row: row["shown"])}
-    beside = path.with_name(path.name + ".tmp")
     try:
-        beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        write_whole(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=path) from None

@@ -21,7 +21,7 @@ from apr_falsify import __version__
 from apr_falsify.contracts.marked import MarkerCitation
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.report import Counts
-from apr_falsify.folders import cache_folder, partial_name, partial_prefix, sweep
+from apr_falsify.folders import cache_folder, write_whole
 from apr_falsify.symbols.states import quickly_pickled
 
 if TYPE_CHECKING:
@@ -128,15 +128,12 @@ def _code_age() -> int:
 
 
 def save_cache(cache: Cache) -> None:
-    """Write the cache beside its place and then into it; on failure there is simply none."""
+    """Write the cache, whole or not at all; on failure there is simply none."""
     if cache.path is None or not cache.changed:
         return
-    beside = cache.path.with_name(partial_name(cache.path))
     with contextlib.suppress(OSError):
         cache.path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(cache.path.parent, partial_prefix(cache.path))
-        beside.write_bytes(freeze(cache.kept))
-        os.replace(beside, cache.path)
+        write_whole(cache.path, freeze(cache.kept))
         _prune(cache.path.parent)
 
 

@@ -23,7 +23,7 @@ import pytest
 from apr_falsify.commands.lanes import missing_for
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.outcome import Level
-from apr_falsify.folders import sweep, writer
+from apr_falsify.folders import sweep, write_whole, writer
 from apr_falsify.pytest_plugin import fixtures, markers, observe
 from apr_falsify.pytest_plugin.measuring import Measurements
 from apr_falsify.pytest_plugin.options import Asked, read_asked
@@ -188,8 +188,7 @@ class Session:
         else:
             found = {"errors": session.testsfailed, "tests": [one.to_json() for one in tests]}
             path = self.work.shared.path / f"collected-{self._worker}.json"
-            path.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
-            path.with_suffix(".part").replace(path)
+            write_whole(path, json.dumps(found).encode("utf-8"))
 
     def _noted(self, item: pytest.Item, chosen: bool) -> Iterator[Collected]:
         for one in item.stash[CARRIED]:
