@@ -87,7 +87,7 @@ def test_a_baseline_counts_what_is_known_fails_on_what_is_new_and_asks_to_strike
     assert run(root, "--baseline", "known.json", "--write-baseline").returncode == 0
     known = run(root, "--baseline", "known.json")
     assert known.returncode == 0
-    assert "let be: 1 x symbol-not-found: baseline" in known.stdout
+    assert "ignored: 1 x symbol-not-found: baseline" in known.stdout
     (root / "contracts" / "parser-v1.yaml").write_text(
         "\n\n" + WRONG.replace("src/parser", "src/parsers"), encoding="utf-8"
     )
@@ -95,7 +95,7 @@ def test_a_baseline_counts_what_is_known_fails_on_what_is_new_and_asks_to_strike
     (root / "contracts" / "parser-v1.yaml").write_text(CONTRACT, encoding="utf-8")
     mended = run(root, "--baseline", "known.json")
     assert mended.returncode == 1
-    assert "strike it off" in mended.stdout
+    assert "remove it from the baseline" in mended.stdout
 
 
 def test_a_known_problem_stays_known_when_lines_move(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_an_ignore_is_printed_with_its_reason_and_counted(tmp_path: Path) -> Non
     settings(root, "[[tool.apr-falsify.ignores]]\ncode = 'symbol-not-found'\nreason = 'renamed next week'\n")
     done = run(root)
     assert done.returncode == 0
-    assert "let be: 1 x symbol-not-found: renamed next week" in done.stdout
+    assert "ignored: 1 x symbol-not-found: renamed next week" in done.stdout
 
 
 @pytest.mark.parametrize(

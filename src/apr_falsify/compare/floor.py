@@ -65,8 +65,8 @@ def _embedding(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
 
 def norm_variance(y: F64, width: int, store: float) -> F64:
     """Return the variance of a norm over ``width`` values: its sum of squares, and its own roundings."""
-    # sqrt(width) / 6 is the root mean square of a sequential sum's error. All elements of a token share
-    # it, so that their mean is no smaller than each: three times it is allowed for.
+    # sqrt(width) / 6 is the root mean square of a sequential sum's error. It is common to a token's channels,
+    # so averaging over them does not reduce it: three times its root mean square is allowed.
     relative = UNIT * (math.sqrt(width) / 2 + FEW)
     return squared(y * relative) + stored(y, store, 2)
 

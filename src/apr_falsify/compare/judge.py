@@ -179,7 +179,7 @@ def judge(
     decided = {
         key: each(key, partial(_decided, replayer, judged[key], settled, attempts)) for key in captured
     }
-    return {key: _sharp(replayer, entry) for key, entry in decided.items()}
+    return {key: _without_doubtful_accusation(replayer, entry) for key, entry in decided.items()}
 
 
 def _first_look(replayer: Replayer, key: Key, attempts: Attempts) -> Judged:
@@ -360,20 +360,19 @@ def _decided(
     return replace(entry, fits=tuple(fits.values()), fit=best if own.excess > 1 >= best.excess else own)
 
 
-def _sharp(replayer: Replayer, entry: Judged) -> Judged:
-    """Return ``entry``, as not replayable where what is left may be the arithmetic of what was not captured.
+def _without_doubtful_accusation(replayer: Replayer, entry: Judged) -> Judged:
+    """Drop an accusation that an input could explain which was not captured, or was saved in 16 bits.
 
-    A product that had to be computed here was rounded by the runtime in a way that no file shows, and a
-    value on the edge between two 8-bit steps falls to either side. So it does where it was saved in fewer
-    bits than the runtime went on with.
+    A product that had to be computed here was rounded by the runtime in a way that no file shows, and a value
+    on the edge between two 8-bit steps then falls to either side. Such a stage counts as not replayable.
     """
     if entry.in_error and replayer.inputs_saved(entry.key) and entry.expected is not PLAIN:
         what = f"its inputs as the runtime had them: they were saved as {saved_words(replayer.trace)}"
         return replace(entry, fit=None, missing=Missing(what=what, remedy="save them in full"))
-    blurred = [name for name in entry.composed if name in OPERATIONS]
-    if not (entry.in_error and blurred and entry.fit is not None and entry.fit.residual < BLUR):
+    computed_here = [name for name in entry.composed if name in OPERATIONS]
+    if not (entry.in_error and computed_here and entry.fit is not None and entry.fit.residual < BLUR):
         return entry
-    what = ", ".join(blurred)
+    what = ", ".join(computed_here)
     return replace(entry, fit=None, missing=Missing(what=what, remedy=f"capture {what} too"))
 
 

@@ -216,7 +216,7 @@ def _one(file: _Read, roots: Roots) -> tuple[bytes, bytes, bool]:
         rests_on=tuple((str(tree.root), relative) for tree in trees for relative in sorted(tree.touched)),
         markers=tuple(_marker_citation(one) for one in facts.citations if one.kind == "marker"),
     )
-    # what rested on a whole listing, or on something being absent, is true of this moment only
+    # Results that depend on a listing or on a missing file are not cached.
     settled = not counts.missing and not counts.unresolved and not any(tree.walked for tree in trees)
     return file.digest, freeze(record), settled and bool(file.digest)
 

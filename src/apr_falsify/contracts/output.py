@@ -36,7 +36,8 @@ def text(outcome: Outcome) -> str:
         lines.extend(line for one in group for line in _text_lines(one))
     lines.extend(_let_be(outcome))
     lines.extend(
-        f"mended: {shown}\n  strike it off: run again with --write-baseline" for shown in outcome.mended
+        f"fixed: {shown}\n  remove it from the baseline: run again with --write-baseline"
+        for shown in outcome.mended
     )
     lines.extend(
         f"unused ignore of {ignore.code} ({ignore.path}): remove it" for ignore in outcome.unused_ignores
@@ -56,7 +57,7 @@ def _text_lines(one: Judged) -> Iterator[str]:
 def _let_be(outcome: Outcome) -> Iterator[str]:
     reasons = Counter((one.problem.code, one.let_be) for one in outcome.judged if one.let_be)
     for (code, reason), count in sorted(reasons.items()):
-        yield f"let be: {count} x {code}: {reason}"
+        yield f"ignored: {count} x {code}: {reason}"
 
 
 def _totals(outcome: Outcome) -> Iterator[str]:

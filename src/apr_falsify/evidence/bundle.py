@@ -314,7 +314,7 @@ def _check_place(directory: Path) -> None:
         raise OutputError(
             "is there already, and no directory", where=directory, expected="a bundle, or nothing"
         )
-    # another writer may be just exchanging it: what is no bundle is none again and again
+    # Another process may be swapping it: look ten times, and refuse only if it never is a bundle.
     if all(_is_taken(directory) for _ in range(10)):
         raise OutputError(
             "is there already, and no bundle", where=directory, remedy="choose another --evidence-dir"
