@@ -1,14 +1,15 @@
 """What ``import apr_falsify`` offers; every other module is private, and may change without notice.
 
 A *side* is a model, a subject or a trace. Paths and specs are those of the command line: a model is a
-HuggingFace directory, a ``.gguf`` or ``.apr`` file or a hub id; a subject is ``RUNTIME:PATH``, as in
-``recorded:port.npz`` or ``llama-cpp:model.gguf``; a trace is a directory that a capture left.
+HuggingFace directory, a ``.gguf`` or ``.apr`` file, or as an oracle a hub id; a subject is ``RUNTIME:PATH``,
+as in ``recorded:port.npz`` or ``llama-cpp:model.gguf``; a trace is a directory that a capture left.
 
 Errors are :class:`AprFalsifyError`: ``what`` is wrong, ``where``, what was ``expected``, and the ``remedy``.
 """
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,10 @@ from apr_falsify.commands.sides import capture_one, capture_sides, make_plan, wh
 from apr_falsify.commands.specs import OracleSide, open_oracle
 from apr_falsify.compare import localise
 from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind, Row, Status, Verdict
-from apr_falsify.errors import AprFalsifyError, UsageError
+from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError, UsageError
 from apr_falsify.formats import weights as model_files
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import STAGES, Layout, in_forward_order, stage
 from apr_falsify.pytest_plugin.verdict import Falsified, assert_one_source
 from apr_falsify.subjects.interface import DEFAULT_SECONDS
 from apr_falsify.subjects.registry import RUNTIMES
@@ -141,8 +142,9 @@ def bisect(
     """Run both sides, compare them stage by stage, and name the stages that introduced the error.
 
     What was captured already, in memory or on disk, is taken as it is: of two traces nothing is run, and
-    torch is not needed. A subject in memory is compared on its own tokens and layers. The subject is replayed
-    with its own weights where its runtime's file holds them, else with the oracle's.
+    torch is not needed. A subject that is run or read here is replayed with its own weights where its
+    runtime's file holds them, else with the oracle's. A trace in memory is compared on its own tokens and
+    layers, replayed with the oracle's weights, and its tokenizer is not checked.
 
     Args:
         oracle: the reference: a model, which transformers runs, or a trace.
@@ -168,6 +170,8 @@ def bisect(
     sides = _sides(tokens, prompt, layers, stages, arithmetic, options, program, seconds)
     run, model = None if out is None else Path(out), None if weights is None else _model(weights)
     if isinstance(subject, Trace):
+        if run is not None:
+            raise UsageError("a subject in memory is not kept", where="out", remedy="capture(..., out=...)")
         return _of_trace(_side(oracle), subject, model, sides, dtype=dtype, device=device)
     kept = None if run is None else run / "subject"
     spec = None if subject is None else str(subject)
@@ -196,17 +200,30 @@ def _sides(
     program: AnyPath | None,
     seconds: float,
 ) -> Sides:
+    if layers is not None and (not isinstance(layers, range) or layers.step != 1 or not layers):
+        raise LayerRangeError(f"not layers: {layers!r}", where="layers", expected="a range, e.g. range(0, 2)")
+    if isinstance(stages, str):
+        raise StageError(f"not a list of stages: {stages!r}", where="stages", expected=f"e.g. [{stages!r}]")
     return Sides(
         layers=layers,
-        stages=tuple(STAGES if stages is None else stages),
+        stages=tuple(STAGES) if stages is None else in_forward_order({stage(name).name for name in stages}),
         substages=True,
         prompt=prompt,
-        tokens=None if tokens is None else tuple(map(int, tokens)),
+        tokens=None if tokens is None else _ids(tokens),
         arithmetic=arithmetic,
         options={} if options is None else options,
         program=None if program is None else Path(program),
         seconds=seconds,
     )
+
+
+def _ids(tokens: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(map(operator.index, tokens))
+    except TypeError as error:
+        raise TokensError(
+            f"not token ids: {tokens!r:.80}", where="tokens", expected="whole numbers"
+        ) from error
 
 
 def _is_subject(side: Model | AnyPath) -> bool:
@@ -234,6 +251,8 @@ def _of_trace(
     """Compare a trace in memory with an oracle, which is run on its tokens and layers where it must be."""
     if sides["tokens"] not in (None, subject.tokens) or sides["prompt"] is not None:
         raise UsageError("the subject was run already, on tokens of its own", where="tokens")
+    if sides.get("options") or sides.get("program") is not None:
+        raise UsageError("the subject was run already: it takes no options", where="options, program")
     trace, layers = oracle.trace, sides["layers"]
     if trace is None:
         assert oracle.model is not None
@@ -241,7 +260,7 @@ def _of_trace(
         trace = capture(
             oracle.model,
             tokens=subject.tokens,
-            layers=layers or range(held[0], held[-1] + 1),
+            layers=range(held[0], held[-1] + 1) if layers is None else layers,
             stages=sides["stages"],
             dtype=dtype,
             device=device,
@@ -254,4 +273,5 @@ def _of_trace(
         layers=layers,
         stages=sides["stages"],
         arithmetic=sides["arithmetic"],
+        not_checked=("the tokenizer: the subject is a trace in memory",),
     )

@@ -47,7 +47,7 @@ def test_the_page_is_one_program_and_prints_what_it_says(
 def test_the_page_names_every_function() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for name in ("assert_one_source", "bisect", "capture", "open_model", "read_trace"):
-        assert f"{name}" in text
+        assert f"af.{name}(" in text
 
 
 def test_importing_it_loads_nothing() -> None:
@@ -55,6 +55,12 @@ def test_importing_it_loads_nothing() -> None:
     code += "print([m for m in ('numpy', 'torch', 'click', 'yaml', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["1", "[]"]
+
+
+def test_pytest_is_needed_by_tests_alone() -> None:
+    code = "import sys; sys.modules['pytest'] = None\nimport apr_falsify as af; print(af.Kind.CONSISTENT)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "consistent\n"
 
 
 def test_it_offers_what_it_lists_and_nothing_else() -> None:
@@ -77,7 +83,7 @@ def test_a_trace_in_memory_is_compared_with_a_model_on_its_own_tokens_and_layers
     wrong = replace(subject, stages={**subject.stages, key: replace(subject.stages[key], data=data)})
     assert af.bisect(TINY, subject).kind is af.Kind.CONSISTENT
     found = af.bisect(TINY, wrong)
-    assert {(one.layer, one.stages[0]) for one in found.sources} >= {key}
+    assert {(one.layer, one.stages) for one in found.sources} == {(2, ("ffn_gate",)), (2, ("ffn_silu",))}
     assert found.tokens == TOKENS
 
 
@@ -108,9 +114,21 @@ def test_a_run_is_kept_and_used_again(tmp_path: Path) -> None:
             "tokens of its own",
         ),
         (lambda: af.bisect(af.capture(TINY, tokens=(1, 2))), "needs a subject"),
-        (lambda: af.capture(TINY, tokens=(10**9,)), "10"),
+        (lambda: af.capture(TINY, tokens=(10**9,)), "vocabulary"),
+        (lambda: af.capture(TINY, tokens=["a"]), "not token ids"),
+        (lambda: af.capture(TINY, tokens=[1.5]), "not token ids"),
+        (lambda: af.capture(TINY, tokens=TOKENS, layers=range(0)), "not layers"),
+        (lambda: af.capture(TINY, tokens=TOKENS, layers=[0]), "not layers"),
+        (lambda: af.capture(TINY, tokens=TOKENS, layers=range(0, 3, 2)), "not layers"),
+        (lambda: af.capture(TINY, tokens=TOKENS, layers=range(9)), "beyond the model"),
+        (lambda: af.capture(TINY, tokens=TOKENS, stages=["attn_norm", "attn_nrom"]), "attn_nrom"),
+        (lambda: af.capture(TINY, tokens=TOKENS, stages="attn_norm"), "not a list"),
+        (lambda: af.capture(TINY, tokens=TOKENS, device="mps"), "no device"),
+        (lambda: af.capture(TINY, tokens=TOKENS, dtype="float32"), "float32"),
+        (lambda: af.bisect(TINY, af.capture(TINY, tokens=(1, 2)), out="x"), "not kept"),
+        (lambda: af.bisect(TINY, af.capture(TINY, tokens=(1, 2)), options={"a": "b"}), "no options"),
+        (lambda: af.open_model("no/such/model"), "no such file"),
     ],
-    ids=["model twice", "no runtime", "other tokens", "a trace alone", "no such token"],
 )
 def test_what_cannot_be_meant_is_a_typed_error(call: object, said: str) -> None:
     assert callable(call)

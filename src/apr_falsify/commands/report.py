@@ -94,13 +94,18 @@ def _print_headline(result: Bisection, console: Console) -> None:
 def _one_cause(result: Bisection) -> str:
     """Say the one cause of several sources, and where it shows."""
     (cause,) = result.causes
-    judged = {row.layer for row in result.rows if row.layer is not None and row.stage in cause.stages}
+    within = [name for name in cause.stages if any(_is_in(source, name) for source in result.sources)]
+    whole = [name for name in cause.stages if name not in within]
     layers = [layer for layer in cause.layers if layer is not None]
-    if len(layers) > 1 and set(layers) >= judged:
+    where = f"in layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+    if 1 < len(layers) == result.layers:
         where = "in every layer"
-    else:
-        where = f"in layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
-    return f"{cause.says}, {where}: {', '.join(cause.stages)}"
+    places = [*([f"{where}: {', '.join(within)}"] if within else []), *whole]
+    return f"{cause.says}, {'; '.join(places)}"
+
+
+def _is_in(source: Finding, name: str) -> bool:
+    return source.layer is not None and name in source.stages
 
 
 def _print_sides(result: Bisection, console: Console) -> None:

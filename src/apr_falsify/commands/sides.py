@@ -323,6 +323,8 @@ class OracleRun:
 def oracle_run(oracle: OracleSide, dtype: str | None, device: str) -> OracleRun:
     """Return the run of an oracle that is a model; ``dtype`` ``None`` is the device's default."""
     assert oracle.model is not None
+    if device not in DEFAULT_DTYPES:
+        raise UsageError(f"no device {device!r}", where="--device", expected=" or ".join(DEFAULT_DTYPES))
     return OracleRun(model=oracle.model, dtype=dtype or DEFAULT_DTYPES[device], device=device)
 
 

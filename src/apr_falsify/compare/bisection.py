@@ -119,6 +119,7 @@ _OF_THE_WHOLE_MODEL = (
     "activation",
     "constant",
     "epsilon",
+    "head-norm",
     "norm-form",
     "rope-base",
     "rope-direction",
@@ -259,6 +260,7 @@ class Bisection:
         oracle: where the oracle's trace comes from.
         subject: where the subject's trace comes from.
         breakdowns: what broke down within the comparison; ``not_checked`` and the findings tell it in words.
+        layers: how many layers the oracle's model has; 0 where that is not known.
 
     """
 
@@ -271,6 +273,7 @@ class Bisection:
     oracle: Provenance
     subject: Provenance
     breakdowns: tuple[Breakdown, ...] = ()
+    layers: int = 0
 
     @property
     def sources(self) -> tuple[Finding, ...]:

@@ -309,13 +309,14 @@ def _read_by(
 def _mends_one(
     changed: Trace, sample: Sequence[Key], judged: Mapping[Key, Judged], setting: _Setting
 ) -> bool:
-    """Whether the first stage that fails is right when read so: most trials end here, before all are judged.
+    """Whether the first stage that fails may be right when read so: most trials end before all are judged.
 
-    Judged alone it is in error only where no arithmetic explains it, which it then is among others too.
+    Where no arithmetic explains it alone, none does among other stages. Where one explains most of it, the
+    others decide which arithmetic it is judged in.
     """
     first = [key for key in sample if not is_right(judged[key])][:1]
     alone = setting.judge(changed, first)
-    return not wrong(alone, alone)
+    return all(is_right(one) or any(fit.explains for fit in one.fits) for one in alone.values())
 
 
 def _touched(trace: Trace, trial: Iterable[Convention], keys: Sequence[Key]) -> list[Key]:

@@ -81,7 +81,11 @@ def _crossing(kept: Operand, values: F64, distance: F64, block: int, block_sums:
         for chosen in ends:
             for row, at in np.argwhere(held.otherwise(chosen, side * distance)).tolist():
                 found.append((row, (at * block + np.flatnonzero(chosen[row, at])).tolist(), side))
-    return sorted(found, key=lambda one: (one[0], -one[2]))
+    return sorted(found, key=_by_row)
+
+
+def _by_row(one: Crossing) -> tuple[int, int]:
+    return one[0], -one[2]
 
 
 def _flat(blocks: Chosen, values: F64) -> Chosen:
@@ -110,6 +114,8 @@ class _Held:
 
 def of_rule(rule: Rule, values: F64, distance: F64) -> Iterator[Crossing]:
     """Yield what :func:`crossing` does of a rule's first operand, for each type of weights that it names."""
+    found: list[Crossing] = []
     for part in dict.fromkeys(each for _, each in rule.parts) if rule.parts else (rule,):
         if part.block > 1:
-            yield from crossing(part.left, values, distance, part.block, block_sums=part.block_sums)
+            found += crossing(part.left, values, distance, part.block, block_sums=part.block_sums)
+    yield from sorted(found, key=_by_row)

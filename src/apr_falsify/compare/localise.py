@@ -155,6 +155,7 @@ def bisect(
         oracle=oracle.provenance,
         subject=said.trace.provenance,
         breakdowns=tuple(attempts.noted),
+        layers=oracle.geometry.layers,
     )
 
 

@@ -88,15 +88,15 @@ WIDE: Sequence[WideRuns] = (
 
 def correct_runs(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
     """Give correct runs: models x settings x texts x kernels, on every host that has them."""
-    narrow = (
-        case
-        for kernel in plan.kernels
-        for turns in (count(),)  # every kernel computes the very same runs
-        for name in plan.models
-        if name != WIDE_MODEL
-        for case in _narrow(plan, store, hosts, kernel, name, turns)
-    )
-    yield from islice(narrow, 0, None, plan.correct)
+    for kernel in plan.kernels:
+        turns = count()  # every kernel computes the very same runs
+        narrow = (
+            case
+            for name in plan.models
+            if name != WIDE_MODEL
+            for case in _narrow(plan, store, hosts, kernel, name, turns)
+        )
+        yield from islice(narrow, 0, None, plan.correct)
     if WIDE_MODEL in plan.models:
         yield from _wide(plan, store, hosts)
 

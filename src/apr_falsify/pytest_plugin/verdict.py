@@ -6,8 +6,6 @@ import io
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-import pytest
-
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Row, Status, Verdict
 from apr_falsify.compare.published import PublishedRule
 
@@ -53,6 +51,8 @@ def told(bisection: Bisection) -> str:
 
 def unmeasured(reason: str) -> NoReturn:
     """End a test as not run: what it predicts could not be judged."""
+    import pytest  # who compares in a program of their own need not have it
+
     pytest.skip(UNMEASURED + " ".join(reason.split()))
 
 

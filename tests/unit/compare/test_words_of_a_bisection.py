@@ -83,16 +83,31 @@ def test_what_one_cause_explains_is_one_thing(
 
 
 @pytest.mark.parametrize(
-    ("judged", "where"),
-    [((0, 1), "in every layer"), ((0, 1, 2), "in layers 0, 1")],
+    ("layers", "where"),
+    [(2, "in every layer"), (3, "in layers 0, 1"), (0, "in layers 0, 1")],
 )
-def test_one_cause_is_the_headline(judged: tuple[int, ...], where: str) -> None:
+def test_one_cause_is_the_headline(layers: int, where: str) -> None:
     sources = tuple(
         finding(SOURCE, layer=layer, stages=(name,), cause=BASE) for layer in (0, 1) for name in (Q, K)
     )
-    rows = tuple(row(name, Verdict.INTRODUCES, layer=layer) for layer in judged for name in (Q, K))
-    text = " ".join(told(bisection(Kind.LOCALISED, sources, rows=rows)).split("source:")[0].split())
-    assert text == f"localised: one cause: RoPE base 10000, {where}: {Q}, {K} ({len(rows)} stages compared)"
+    rows = tuple(row(name, Verdict.INTRODUCES, layer=layer) for layer in (0, 1) for name in (Q, K))
+    text = told(bisection(Kind.LOCALISED, sources, rows=rows, layers=layers)).split("source:")[0]
+    assert " ".join(text.split()) == (
+        f"localised: one cause: RoPE base 10000, {where}: {Q}, {K} (4 stages compared)"
+    )
+
+
+def test_a_stage_of_the_whole_model_is_not_told_as_a_layers() -> None:
+    other = ("constant", "norm_eps 1e-05 instead of 1e-06")
+    sources = (
+        finding(WEIGHTS, layer=0, stages=("attn_norm", "ffn_norm"), cause=other),
+        finding(WEIGHTS, layer=None, stages=("final_norm",), cause=other),
+    )
+    text = told(bisection(Kind.LOCALISED, sources, rows=(row("attn_norm"),), layers=3)).split("source:")[0]
+    assert " ".join(text.split()) == (
+        "localised: one cause: norm_eps 1e-05 instead of 1e-06, in layer 0: attn_norm, ffn_norm; final_norm "
+        "(1 stage compared)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -147,10 +147,12 @@ def _one_cause(view: View) -> str:
     causes = {source.cause for source in view.sources}
     if len(causes) > 1 or "" in causes:
         return _several(view)
-    stages = joined(list(dict.fromkeys(name for source in view.sources for name in source.stages)))
-    layers = sorted({source.layer for source in view.sources if source.layer is not None})
-    verb = "explains all of the errors"
-    return f"One cause, “{causes.pop()}”, {verb}: {stages}{_of_layers(layers)}."
+    within = [source for source in view.sources if source.layer is not None]
+    layers = sorted({source.layer for source in within if source.layer is not None})
+    stages = list(dict.fromkeys(name for source in within for name in source.stages))
+    whole = dict.fromkeys(name for source in view.sources if source.layer is None for name in source.stages)
+    places = [*([f"{joined(stages)}{_of_layers(layers)}"] if stages else []), *whole]
+    return f"One cause, “{causes.pop()}”, explains all of the errors: {'; '.join(places)}."
 
 
 def _several(view: View) -> str:
