@@ -105,10 +105,14 @@ def parse_symbols(text: str) -> tuple[str, ...]:
     return ()
 
 
+_BRACED = re.compile(r"(?<![\w:.])([\w:.]+::)\{([^{}]*)\}")
+"""``a::{b, c}``. Without the look behind, a long word without a brace is gone through from each letter."""
+
+
 def _bare(text: str) -> str:
     """Without back-ticks around it, generics, parentheses and what a dash or colon introduces."""
     text = text.strip()
-    for match in re.finditer(r"([\w:.]+::)\{([^{}]*)\}", text):
+    for match in _BRACED.finditer(text):
         expanded = ", ".join(match[1] + part.strip() for part in match[2].split(","))
         text = text.replace(match.group(), expanded)
     for pattern in (r"(?:::)?<[^<>]*>", r"\([^()]*\)"):

@@ -159,3 +159,10 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
     parse_symbols(text)
     parse_path(text)
     parse_test(text)
+
+
+def test_a_long_word_without_braces_is_read_in_one_go() -> None:
+    """From each letter anew it would take minutes."""
+    word = "a" * 300_000
+    assert parse_symbols(f"{word}::{{b, c}}") == (f"{word}::b", f"{word}::c")
+    assert parse_symbols(f"{word}:{{") == ()
