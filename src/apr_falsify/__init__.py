@@ -8,61 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apr_falsify.api import (
-        AprFalsifyError as AprFalsifyError,
-    )
-    from apr_falsify.api import (
-        Bisection as Bisection,
-    )
-    from apr_falsify.api import (
-        Falsified as Falsified,
-    )
-    from apr_falsify.api import (
-        Finding as Finding,
-    )
-    from apr_falsify.api import (
-        FindingType as FindingType,
-    )
-    from apr_falsify.api import (
-        Key as Key,
-    )
-    from apr_falsify.api import (
-        Kind as Kind,
-    )
-    from apr_falsify.api import (
-        Layout as Layout,
-    )
-    from apr_falsify.api import (
-        Model as Model,
-    )
-    from apr_falsify.api import (
-        Row as Row,
-    )
-    from apr_falsify.api import (
-        StageArray as StageArray,
-    )
-    from apr_falsify.api import (
-        Status as Status,
-    )
-    from apr_falsify.api import (
-        Trace as Trace,
-    )
-    from apr_falsify.api import (
-        Verdict as Verdict,
-    )
-    from apr_falsify.api import (
-        assert_one_source as assert_one_source,
-    )
-    from apr_falsify.api import (
-        bisect as bisect,
-    )
-    from apr_falsify.api import (
-        capture as capture,
-    )
-    from apr_falsify.api import (
-        open_model as open_model,
-    )
-    from apr_falsify.api import (
-        read_trace as read_trace,
+        AprFalsifyError,
+        Bisection,
+        Falsified,
+        Finding,
+        FindingType,
+        Key,
+        Kind,
+        Layout,
+        Model,
+        Row,
+        StageArray,
+        Status,
+        Trace,
+        Verdict,
+        assert_one_source,
+        bisect,
+        capture,
+        open_model,
+        read_trace,
     )
 
 __version__ = "0.1.0"

@@ -32,7 +32,7 @@ def test_the_page_is_one_program_and_prints_what_it_says(
 ) -> None:
     for name in ("src", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # the page writes a run into the current folder
     text = PAGE.read_text(encoding="utf-8")
     blocks = list(programs(text))
     assert len(blocks) == text.count("```python") == 5

@@ -112,7 +112,7 @@ def test_a_file_is_written_whole_or_what_was_there_stays(
             file.write(data[:2])
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched:
+    with monkeypatch.context() as patched:  # a disk that fills up half way, without rights to mount one
         patched.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="No space left"):
             write_whole(path, b"new")

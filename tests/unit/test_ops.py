@@ -63,7 +63,7 @@ def test_linear_is_torchs(shape: tuple[int, ...], bias: bool) -> None:
 def test_linear_by_blocks_is_linear_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = normal(3, 10), normal(23, 10)
     whole = linear(x, tensor(weight))
-    monkeypatch.setattr("apr_falsify.operators.ops._BLOCK_VALUES", 40)
+    monkeypatch.setattr("apr_falsify.operators.ops._BLOCK_VALUES", 40)  # a million values are one block
     np.testing.assert_allclose(linear(x, tensor(weight)), whole, **EXACT)
 
 

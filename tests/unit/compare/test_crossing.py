@@ -21,7 +21,9 @@ def rows(count: int) -> np.ndarray:
 def test_half_way_goes_to_the_even_step_and_may_be_the_upper_one(
     at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crossing, "_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(
+        crossing, "_AT_A_TIME", at_a_time
+    )  # a million values would be needed to go on otherwise
     values = rows(5)
     found = list(crossing.crossing(quantise.q8_0, values, values * crossing.NUDGE, quantise.BLOCK))
     assert found == [(row, [row + 1], 1) for row in range(5)]

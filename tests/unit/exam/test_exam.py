@@ -165,7 +165,7 @@ def test_a_part_of_a_comparison_that_breaks_down_costs_no_verdict_and_fails_the_
     def partly(*arguments: object, **options: object) -> object:
         return replace(bisect(*arguments, **options), breakdowns=(part,))
 
-    monkeypatch.setattr(trial, "bisect", partly)
+    monkeypatch.setattr(trial, "bisect", partly)  # no input is known that breaks a part of it down
     outcome = examiner.trial(case_of(None))
     assert outcome.mark is Mark.WRONG
     assert outcome.said == ("the replay broke down: ZeroDivisionError: oh",)
