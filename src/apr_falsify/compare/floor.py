@@ -153,19 +153,21 @@ def _capped(y: F64, cap: float | None, store: float, variance_of: Callable[[F64]
     return np.asarray(squared(slope) * variance_of(cap * np.arctanh(share)) + own)
 
 
-def started_at(bias: Array, terms: int, geometry: Geometry) -> F64:
+def started_at(bias: Array, terms: int) -> F64:
     """Return what sums of ``terms`` terms cost, in squared roundoffs, that start at the bias.
 
-    The weights of such families lie [in, out], and transformers multiplies them with ``addmm``: every partial
-    sum holds the bias.
+    That is how ``addmm`` and every kernel work that fill the result with the bias first: each partial sum
+    holds the bias. How many are rounded differs from kernel to kernel, one in a block of terms or each.
     """
-    return squared(bias) * (terms / 3 if geometry.row.transposed else 0.0)
+    return squared(bias) * (terms / 3)
 
 
 def _qkv_bias(ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     known = ins["qkv_matmul"]
-    started = started_at(y - known.value, site.geometry.hidden, site.geometry) * UNIT**2
-    return np.asarray(started + known.variance + stored(y, max(store, UNIT), 2) + stored(known.value, store))
+    added = stored(y, max(store, UNIT), 2) + stored(known.value, store)
+    if known.sigma is None:  # the product was kept before the bias was added
+        return np.asarray(added)
+    return np.asarray(added + known.variance + started_at(y - known.value, site.geometry.hidden) * UNIT**2)
 
 
 def _rope(known: Known, y: F64, site: NoisySite, store: float) -> F64:

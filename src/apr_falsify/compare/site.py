@@ -69,7 +69,7 @@ class ReplaySite:
         if biased:
             bias = self.vector(f"{role}_bias")
             values += bias
-            noise += started_at(bias, x.shape[-1], self.geometry)
+            noise += started_at(bias, x.shape[-1])
         self.noise.append(noise)
         if self.geometry.row.post_norms:
             self.outputs.append(values[0])
