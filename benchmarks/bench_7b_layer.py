@@ -49,6 +49,7 @@ CONFIG: Mapping[str, Any] = {
 def write_checkpoint(folder: Path, layers: int, **changes: Any) -> Path:
     """Write a random f16 checkpoint with the tensors of ``layers`` layers, tables and final norm."""
     from apr_falsify.formats.weights import ROLE_AXES
+    from apr_falsify.model.families import family_of
     from apr_falsify.model.geometry import geometry_of_config
     from apr_falsify.oracle.loading import weight_sites
 
@@ -60,7 +61,7 @@ def write_checkpoint(folder: Path, layers: int, **changes: Any) -> Path:
     for role, layer in weight_sites(geometry, layers, head=layers == geometry.layers):
         shape = [dims[axis] for axis in ROLE_AXES[role]]
         size = 2 * int(np.prod(shape))
-        name = geometry.row.weights[role].format(n=layer)
+        name = family_of(geometry).weights[role].format(n=layer)
         header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header).encode()

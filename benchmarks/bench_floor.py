@@ -21,11 +21,11 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from apr_falsify.commands.examine import Wanted, examine
-from apr_falsify.compare.excess import LIMIT
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.plan import CORRECT, SINGLE
 from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.trial import Outcome
+from apr_falsify.operators.roundoff import LIMIT
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "floor.svg"
 

@@ -26,6 +26,7 @@ import transformers
 
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.families import family_of
 from apr_falsify.oracle.loading import load_module
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,7 +180,7 @@ def agreement(live: Json, recorded: Json, folder: Path) -> str:
 def weights(subject: Model, source: Model) -> str:
     """Say which of the subject's tensors are not those of the file it was imported from."""
     different, compared = [], 0
-    for role, name in source.geometry.row.weights.items():
+    for role, name in family_of(source.geometry).weights.items():
         for layer in range(source.geometry.layers) if "{n}" in name else (None,):
             ours, theirs = subject.weights.find(role, layer), source.weights.find(role, layer)
             if ours is None and theirs is None:

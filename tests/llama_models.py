@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 
+from apr_falsify.model.families import family_of
 from tests.unit.gguf_models import metadata_of, permuted_by_llama_cpp, write_gguf
 from tests.unit.helpers import random_tensors, roles_of, small_geometry
 
@@ -53,7 +54,7 @@ def random_gguf(path: Path, **knobs: Any) -> Path:
     """Write a small random model as llama.cpp would convert it, without a tokenizer."""
     sizes = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 64}
     geometry = small_geometry(**{**sizes, **knobs})
-    row, original = geometry.row, random_tensors(geometry)
+    row, original = family_of(geometry), random_tensors(geometry)
     architecture = row.gguf_architectures[0]
     tensors = {}
     for role, layer in roles_of(geometry):

@@ -86,6 +86,10 @@ class UnknownFamilyError(AprFalsifyError):
     """A model family that the table of families does not list."""
 
 
+class FamilyError(AprFalsifyError):
+    """A model family whose description is not whole, or contradicts itself."""
+
+
 class ModelError(AprFalsifyError):
     """A model file or directory that cannot be used."""
 

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
 from tests.unit.helpers import random_tensors, roles_of, small_geometry
 
@@ -78,7 +79,7 @@ def metadata_of(geometry: Geometry, architecture: str = "llama") -> dict[str, An
 def converted(path: Path, **knobs: Any) -> tuple[Path, dict[str, npt.NDArray[np.float32]]]:
     """Convert a random small model as llama.cpp would; return the file and the tensors by HF name."""
     geometry = small_geometry(**knobs)
-    row, original = geometry.row, random_tensors(geometry)
+    row, original = family_of(geometry), random_tensors(geometry)
     architecture = row.gguf_architectures[0]
     tensors = {}
     for role, layer in roles_of(geometry):

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from apr_falsify.formats.tensors import PlainTensor, Tensor
 from apr_falsify.formats.weights import ROLE_AXES, Model, Weights
+from apr_falsify.model.families import family_of
 from apr_falsify.model.geometry import geometry_of_config
 from apr_falsify.model.shape import Geometry
 
@@ -78,7 +79,7 @@ def roles_of(geometry: Geometry) -> list[tuple[str, int | None]]:
         *(() if geometry.mlp_bias else ("gate_bias", "up_bias", "down_bias")),
         *(("lm_head",) if geometry.tied else ()),
     }
-    roles = [role for role in geometry.row.weights if role not in absent]
+    roles = [role for role in family_of(geometry).weights if role not in absent]
     once = ("embed", "final_norm", "lm_head")
     layers = range(geometry.layers)
     return [(role, n) for role in roles for n in ([None] if role in once else layers)]
@@ -89,7 +90,7 @@ def random_tensors(geometry: Geometry, seed: int = 0) -> dict[str, npt.NDArray[n
     rng = np.random.default_rng(seed)
     dims = geometry.dims(1)
     return {
-        geometry.row.weights[role].format(n=layer): rng.normal(
+        family_of(geometry).weights[role].format(n=layer): rng.normal(
             0, 0.5, [dims.get(axis, geometry.head_dim) for axis in ROLE_AXES[role]]
         ).astype(np.float32)
         for role, layer in roles_of(geometry)
@@ -105,7 +106,7 @@ def small_model(seed: int = 0, **knobs: Any) -> Model:
     }
     weights = Weights(
         geometry=geometry,
-        names=geometry.row.weights,
+        names=family_of(geometry).weights,
         tensors=tensors,
         interleaved=False,
         where=Path("memory"),

@@ -21,6 +21,7 @@ from apr_falsify.errors import AprFalsifyError, GeometryError, ModelError, Unkno
 from apr_falsify.formats.apr import PACKINGS, AprFile, AprTensorInfo
 from apr_falsify.formats.tensors import QuantisedTensor
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
 from tests.checkpoints import make_checkpoint
 from tests.support import DATA
@@ -34,7 +35,7 @@ F32 = npt.NDArray[np.float32]
 
 def values_of(model: Model) -> dict[str, F32]:
     """Return every tensor of a model by the name that it has in HuggingFace's checkpoint."""
-    names = model.geometry.row.weights
+    names = family_of(model.geometry).weights
     found = {}
     for role, layer in roles_of(model.geometry):
         tensor = model.weights.tensor(role, layer)
@@ -129,7 +130,7 @@ def test_a_tied_checkpoint_keeps_its_values_in_every_format(tmp_path: Path, dtyp
 
 def test_a_4_bit_file_is_decoded_as_the_gguf_package_decodes_its_gguf() -> None:
     model = open_model(Q4K / "base-q4k.apr")
-    ours, names = values_of(model), model.geometry.row
+    ours, names = values_of(model), family_of(model.geometry)
     by_gguf = {gguf_name: names.weights[role] for role, gguf_name in names.gguf_weights.items()}
     theirs = dequantised(Q4K / "base-q4k.gguf")
     for role, layer in roles_of(model.geometry):
@@ -159,7 +160,7 @@ def test_every_type_that_apr_imports_is_decoded_as_the_gguf_package_does(
 ) -> None:
     source = regrown(q4k_gguf, tmp_path / "x.gguf", kind)
     model = open_model(made(tmp_path / "x.apr", "import", source))
-    row, theirs = model.geometry.row, dequantised(source)
+    row, theirs = family_of(model.geometry), dequantised(source)
     for role, layer in roles_of(model.geometry):
         tensor = model.weights.tensor(role, layer)
         wanted = theirs[row.gguf_weights[role].format(n=layer)]

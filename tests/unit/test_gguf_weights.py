@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from apr_falsify.errors import GeometryError, ModelError
 from apr_falsify.formats.tensors import HalfSplit, ViewedTensor
 from apr_falsify.formats.weights import open_model
+from apr_falsify.model.families import family_of
 from tests.support import DATA
 from tests.unit.gguf_models import (
     QUANTISABLE,
@@ -107,7 +108,7 @@ def test_a_converted_model_gives_back_every_tensor_of_the_original(tmp_path: Pat
     geometry = model.geometry
     assert geometry == small_geometry(**KNOBS[name], rms_norm_eps=geometry.norm_eps)
     for role, layer in roles_of(geometry):
-        data = original[geometry.row.weights[role].format(n=layer)]
+        data = original[family_of(geometry).weights[role].format(n=layer)]
         np.testing.assert_array_equal(whole(model.weights.tensor(role, layer)), data)
 
 

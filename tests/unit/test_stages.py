@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr_falsify.errors import LayerRangeError, StageError
+from apr_falsify.model.families import graph_of
 from apr_falsify.model.stages import (
     ALIASES,
+    APR_STAGES,
     ATTENTION_CHAIN,
     ATTENTION_SUBSTAGES,
     LAYER_INPUT,
@@ -26,6 +28,7 @@ from apr_falsify.model.stages import (
     stored_shape,
 )
 from tests.support import DATA
+from tests.unit.helpers import KNOBS, small_geometry
 
 DIMS = {
     "tokens": 5,
@@ -51,16 +54,19 @@ def names_that_apr_accepts() -> list[str]:
 @pytest.mark.falsify_ffn_sub_001
 @pytest.mark.falsify_attn_sub_001
 def test_the_stages_are_exactly_those_of_the_real_apr_in_its_order() -> None:
-    assert list(STAGES) == names_that_apr_accepts()
-    assert len(STAGES) == 23
+    assert list(APR_STAGES) == names_that_apr_accepts()
+    assert len(APR_STAGES) == 23
+    assert {name for name in STAGES if STAGES[name].inner} == set(STAGES) - set(APR_STAGES)
 
 
 @pytest.mark.falsify_attn_sub_002
-def test_every_input_is_a_stage_that_stands_before_its_reader_but_for_the_chosen_experts() -> None:
-    order = list(STAGES)
-    for row in STAGES.values():
-        for source in {*row.inputs} - {LAYER_INPUT, "moe_router_indices"}:
-            assert order.index(source) < order.index(row.name)
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=list(KNOBS))
+def test_every_input_is_a_stage_that_stands_before_its_reader(knobs: dict[str, object]) -> None:
+    graph = graph_of(small_geometry(**knobs))
+    for nodes in graph.layers:
+        order = [LAYER_INPUT, *nodes]
+        for name, node in nodes.items():
+            assert all(order.index(source) < order.index(name) for source in node.inputs.values())
 
 
 def test_only_final_norm_and_lm_head_exist_once_per_model() -> None:
@@ -74,9 +80,11 @@ def test_the_chain_of_the_published_rule_and_its_substages() -> None:
     assert set(ATTENTION_SUBSTAGES) < set(ATTENTION_CHAIN) < set(STAGES)
 
 
-def test_every_stage_feeds_another_but_the_logits_and_the_mixture() -> None:
-    read = {source for row in STAGES.values() for source in row.inputs}
-    assert set(STAGES) - read - {"embedding"} == {"lm_head", "moe_ffn_out"}
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=list(KNOBS))
+def test_every_stage_feeds_another_but_the_last_and_the_mixture(knobs: dict[str, object]) -> None:
+    for nodes in graph_of(small_geometry(**knobs)).layers:
+        read = {source for node in nodes.values() for source in node.inputs.values()}
+        assert set(nodes) - read <= {"post_ffn_residual", "moe_ffn_out"}
 
 
 @pytest.mark.parametrize("text", ["all", "ALL", " all "])

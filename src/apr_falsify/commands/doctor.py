@@ -14,6 +14,7 @@ from apr_falsify.commands import options
 from apr_falsify.commands.checks import Check, State
 from apr_falsify.commands.output import wrapped
 from apr_falsify.errors import ExitCode
+from apr_falsify.model.families import family_of
 
 
 @click.command()
@@ -139,7 +140,7 @@ def _default_model() -> Check:
     from apr_falsify.formats.weights import open_model
 
     geometry = open_model(DEFAULT_MODEL).geometry
-    detail = f"{geometry.row.title}, {geometry.layers} layers, carried by the package"
+    detail = f"{family_of(geometry).title}, {geometry.layers} layers, carried by the package"
     return Check(part="default model", state=State.FOUND, detail=detail)
 
 

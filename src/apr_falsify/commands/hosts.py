@@ -23,7 +23,7 @@ from apr_falsify.formats.weights import Model, Weights, open_model
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Layout
 from apr_falsify.numerics.arithmetic import format_named
-from apr_falsify.operators.ops import Array, Inputs
+from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.oracle.patch_names import PATCHED
 from apr_falsify.subjects.embedded import Step, as_defined, capture
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite

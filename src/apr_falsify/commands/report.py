@@ -22,7 +22,7 @@ from apr_falsify.compare.findings import place
 from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import THRESHOLD, PublishedRule
 from apr_falsify.errors import ExitCode
-from apr_falsify.numerics.operand_rules import OPERATIONS
+from apr_falsify.model.stages import STAGES
 from apr_falsify.traces.provenance import Provenance
 
 BISECTION_JSON = "bisection.json"
@@ -231,7 +231,7 @@ def _largest(metrics: Metrics) -> str:
 
 def _print_arithmetics(rows: Sequence[Row], console: Console) -> None:
     """Say which arithmetic explains the products, most frequent first, and which edges fell otherwise."""
-    found = Counter(row.arithmetic for row in rows if row.arithmetic and OPERATIONS.get(row.stage))
+    found = Counter(row.arithmetic for row in rows if row.arithmetic and STAGES[row.stage].product)
     if found:
         told = ", ".join(f"{name} ({count})" for name, count in found.most_common())
         console.print(f"arithmetic of the products: {told}")

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.crossing import crossing, nearness
-from apr_falsify.compare.excess import EXPLAINED_SHARE, LIMIT
+from apr_falsify.compare.excess import EXPLAINED_SHARE
 from apr_falsify.compare.operands import Operands
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.operand_rules import Rule
+from apr_falsify.operators.roundoff import LIMIT
 
 F64 = npt.NDArray[np.float64]
 Beyond = npt.NDArray[np.bool_]

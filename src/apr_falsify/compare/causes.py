@@ -28,18 +28,19 @@ from apr_falsify.compare.variations import (
     biases,
     common,
     feedforward,
+    head_norms,
     kept,
     norms,
     places,
     projected,
     rescaled,
     rotary,
+    turning,
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
 from apr_falsify.errors import ModelError
-from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.arithmetic import FORMATS
-from apr_falsify.numerics.operand_rules import OPERATIONS, Operation, Rule
+from apr_falsify.numerics.operand_rules import Rule
 from apr_falsify.traces.trace import Key
 
 _T = TypeVar("_T")
@@ -76,9 +77,7 @@ class Cause:
 _RESIDUALS = ("post_attn_residual", "post_ffn_residual")
 _QKV = ("qkv_matmul", "qkv_bias")
 _MIXED = ("attn_scores", "attention")
-_HEADED = (*_QKV, *rotary.ROTATED, "attn_scores", "attn_softmax", "attention")
-_PROJECTIONS = tuple(name for name, kind in OPERATIONS.items() if kind is Operation.PROJECTION)
-_ONE_INPUT = tuple(name for name in _PROJECTIONS if name != "lm_head")
+_HEADED = (*_QKV, *turning.ROTATED, "attn_scores", "attn_softmax", "attention")
 _REWEIGHED = tuple(projected.WEIGHTED)
 
 _TURNED_OTHERWISE = ("none", "longrope")
@@ -101,19 +100,19 @@ TABLE: tuple[Variation, ...] = (
     # What changes one thing and has no free parameter, or one that is rounded.
     Variation(name="bias", stages=tuple(biases.BIASED), guesses=biases.measured_bias),
     Variation(name="factor", guesses=common.named_factor),
-    Variation(name="rope-base", stages=rotary.ROTATED, guesses=rotary.other_base),
-    Variation(name="rope-pairing", stages=rotary.ROTATED, guesses=rotary.other_pairing),
-    Variation(name="rope-direction", stages=rotary.ROTATED, guesses=rotary.other_direction),
-    Variation(name="rope-position", stages=rotary.ROTATED, guesses=rotary.other_positions),
-    Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rotary.other_scaling),
-    Variation(name="rope-base", stages=rotary.ROTATED, guesses=rotary.other_base_unscaled),
-    Variation(name="rope-partial", stages=rotary.ROTATED, guesses=rotary.partial),
-    Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rotary.invented_scaling),
-    Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rescaled.measured_yarn),
-    Variation(name="rope-scaling", stages=rotary.ROTATED, guesses=rescaled.measured_stretch),
-    Variation(name="head-norm", stages=rotary.ROTATED, guesses=rotary.other_head_norm),
-    Variation(name="qkv-order", stages=rotary.ROTATED, guesses=rotary.other_part),
-    Variation(name="missing-bias", stages=(*rotary.ROTATED, "attention"), guesses=biases.composed_bias),
+    Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base),
+    Variation(name="rope-pairing", stages=turning.ROTATED, guesses=rotary.other_pairing),
+    Variation(name="rope-direction", stages=turning.ROTATED, guesses=rotary.other_direction),
+    Variation(name="rope-position", stages=turning.ROTATED, guesses=rotary.other_positions),
+    Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rotary.other_scaling),
+    Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base_unscaled),
+    Variation(name="rope-partial", stages=turning.ROTATED, guesses=rotary.partial),
+    Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rotary.invented_scaling),
+    Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rescaled.measured_yarn),
+    Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rescaled.measured_stretch),
+    Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.other_head_norm),
+    Variation(name="qkv-order", stages=turning.ROTATED, guesses=rotary.other_part),
+    Variation(name="missing-bias", stages=(*turning.ROTATED, "attention"), guesses=biases.composed_bias),
     Variation(name="other-bias", stages=("qkv_bias",), guesses=biases.other_bias),
     Variation(name="head-mapping", stages=_MIXED, guesses=attend.other_mapping),
     Variation(name="rope-not-applied", stages=("attn_scores",), guesses=attend.unrotated_scores),
@@ -128,26 +127,27 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="gate-product", stages=("ffn_swigl",), guesses=feedforward.other_product),
     Variation(name="residual", stages=_RESIDUALS, guesses=feedforward.measured_residual),
     Variation(name="residual-source", stages=_RESIDUALS, guesses=feedforward.other_stream),
-    Variation(name="epsilon", stages=norms.NORMS, guesses=norms.usual_epsilon),
-    Variation(name="norm-form", stages=norms.NORMS, guesses=norms.wrong_form),
-    Variation(name="norm-input", stages=norms.NORMS, guesses=norms.wrong_input),
+    Variation(name="epsilon", where=norms.is_norm, guesses=norms.usual_epsilon),
+    Variation(name="norm-form", where=norms.is_norm, guesses=norms.wrong_form),
+    Variation(name="norm-input", where=norms.is_norm, guesses=norms.wrong_input),
     Variation(name="qkv-order", stages=_QKV, guesses=projected.other_order),
-    Variation(name="rotary-order", stages=(*_QKV, *rotary.ROTATED), guesses=projected.rotary_order),
-    Variation(name="next-step-included", stages=_PROJECTIONS, guesses=projected.other_use),
+    Variation(name="rotary-order", stages=(*_QKV, *turning.ROTATED), guesses=projected.rotary_order),
+    Variation(name="next-step-included", where=projected.is_product, guesses=projected.other_use),
     Variation(name="soft-cap", stages=("attn_scores", "lm_head"), guesses=kept.soft_capped),
     Variation(name="precision", guesses=kept.fewer_bits),
     # What has a free parameter.
     Variation(name="factor", guesses=common.any_factor),
     Variation(name="factor", stages=_QKV, guesses=common.part_factor),
-    Variation(name="epsilon", stages=norms.NORMS, guesses=norms.measured_epsilon),
+    Variation(name="epsilon", where=norms.is_norm, guesses=norms.measured_epsilon),
+    Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.measured_epsilon),
     Variation(name="clipped", guesses=kept.clipped),
     # What stands in another place.
     Variation(name="moved-tokens", guesses=common.moved_tokens),
     Variation(name="moved-heads", stages=_HEADED, guesses=common.moved_heads),
-    Variation(name="moved-channels", stages=_PROJECTIONS, guesses=common.moved_channels),
+    Variation(name="moved-channels", where=projected.is_product, guesses=common.moved_channels),
     Variation(
         name="heads-before-tokens",
-        stages=(*rotary.ROTATED, "attn_scores", "attn_softmax", "attention"),
+        stages=(*turning.ROTATED, "attn_scores", "attn_softmax", "attention"),
         guesses=common.heads_before_tokens,
     ),
     Variation(name="stale-cache", stages=("attn_scores",), guesses=common.stale_inputs),
@@ -155,19 +155,25 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="other-row", stages=("embedding",), guesses=projected.other_rows),
     # What is wrong in one place alone.
     Variation(name="one-place", guesses=places.one_place_by_a_factor),
-    Variation(name="one-input-channel", stages=_ONE_INPUT, guesses=projected.one_input_channel),
+    Variation(
+        name="one-input-channel",
+        where=projected.is_product_of_all_tokens,
+        guesses=projected.one_input_channel,
+    ),
     # What multiplies with weights again.
     Variation(name="other-weights", stages=_REWEIGHED, guesses=projected.sibling_weights, multiplies=True),
     Variation(
         name="neighbour-weights", stages=_REWEIGHED, guesses=projected.neighbour_weights, multiplies=True
     ),
-    Variation(name="transposed", stages=_PROJECTIONS, guesses=projected.transposed_weights, multiplies=True),
-    Variation(name="other-input", stages=_PROJECTIONS, guesses=projected.other_input, multiplies=True),
+    Variation(
+        name="transposed", where=projected.is_product, guesses=projected.transposed_weights, multiplies=True
+    ),
+    Variation(name="other-input", where=projected.is_product, guesses=projected.other_input, multiplies=True),
     Variation(name="weight-type", stages=_REWEIGHED, guesses=projected.quantised_weights, multiplies=True),
     # What is wrong in one place alone, for no reason that is known.
     Variation(name="one-place", guesses=places.one_place),
     # What fits much, and is told last.
-    Variation(name="other-weight-vector", stages=norms.NORMS, guesses=common.own_factor_per_channel),
+    Variation(name="other-weight-vector", where=norms.is_norm, guesses=common.own_factor_per_channel),
     Variation(name="factor-per-token", guesses=common.own_factor_per_token),
     Variation(name="constant-offset", stages=(*biases.BIASED, *_RESIDUALS), guesses=common.constant_offset),
 )
@@ -263,10 +269,14 @@ def _tried(
     A hypothesis about something that this model or this trace does not have is no breakdown.
     """
     for variation in rows:
-        if case.name not in variation.stages:
+        if not variation.applies(case):
             continue
         with attempts.trying(f"the cause {variation.name}", case.key), suppress(WeightsNeeded, ModelError):
-            if not _applies(case, variation) or (variation.multiplies and not projected.small(case)):
+            if (
+                not variation.applies(case)
+                or not _applies(case, variation)
+                or (variation.multiplies and not projected.small(case))
+            ):
                 continue
             for guess in variation.guesses(case):
                 yield judge(case, variation, guess)
@@ -275,7 +285,7 @@ def _tried(
 def _applies(case: Case, variation: Variation) -> bool:
     """Whether a variation's formula holds in this family: within a mixture, or where heads turn in part."""
     if is_mixed(case.key, case.geometry):
-        return variation.stages == tuple(STAGES)
+        return variation.of_all_stages
     turned = case.rope.kind not in _TURNED_OTHERWISE and case.rope.share == 1
     return turned or variation.name not in _TURNING
 

@@ -26,10 +26,10 @@ import numpy.typing as npt
 
 from apr_falsify.compare.attention_edges import Stage, mix_on_the_other_side, scores_on_the_other_side
 from apr_falsify.compare.crossing import NUDGE, of_rule
-from apr_falsify.compare.excess import EXPLAINED_SHARE, LIMIT
+from apr_falsify.compare.excess import EXPLAINED_SHARE
 from apr_falsify.compare.replay import Replayer, is_mixed
-from apr_falsify.compare.roundoff import Known
-from apr_falsify.numerics.operand_rules import OPERATIONS, Operation, Rule
+from apr_falsify.numerics.operand_rules import Operation, Rule
+from apr_falsify.operators.roundoff import LIMIT, Known
 from apr_falsify.traces.trace import Key
 
 F64 = npt.NDArray[np.float64]
@@ -72,7 +72,7 @@ def on_the_other_side(
         shaped: brings what belongs to the whole stage to that shape.
 
     """
-    find = _FINDERS.get(OPERATIONS.get(key[1], Operation.ELEMENTWISE))
+    find = _FINDERS.get(replayer.operation(key))
     if rule.block == 1 or find is None or is_mixed(key, replayer.trace.geometry):
         return expected, 0  # what the experts of a mixture multiply last is computed within it, unseen
     inputs = replayer.inputs(key)

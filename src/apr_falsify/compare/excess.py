@@ -12,35 +12,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.roundoff import UNIT
+from apr_falsify.operators.repeated import alike
+from apr_falsify.operators.roundoff import LIMIT, UNIT
 
 F64 = npt.NDArray[np.float64]
 
-LIMIT = 8.0
-"""The floor, in units of the rounding's root mean square (``compare.floor``): the one constant.
-
-``benchmarks/bench_floor.py`` shows how far correct runs stay below it and faults lie above.
-"""
-
 EXPLAINED_SHARE = 0.9
 """The share of elements within the limit from which an arithmetic is taken to be the runtime's own."""
-
-_ALIKE = 2.0**-12
-"""Rows that differ by less than this share of their size count as one.
-
-Measured on f32 products of 256 to 3584 terms, by sums in sequence and by torch: the rounding errors of two
-rows that differ by 1e-6 of their size have a correlation of 0.24 to 0.55, at 1e-5 of 0.05 to 0.16, at 1e-4 of
-at most 0.03 and at 1e-3 of none.
-"""
-
-_ROUNDED_ALIKE = 8.0
-"""In units of the roundoff of the format in which a stage is kept: rows that are nearer round to the same."""
-
-_TOO_SHORT = 4
-"""Fewer values than this do not tell whether two rows are alike."""
-
-_SKETCH = 8
-"""How many random sums stand for a row when rows are compared."""
 
 
 def excess_of(ratio: F64, replayed: F64 | None = None, unit: float = UNIT) -> float:
@@ -83,25 +61,3 @@ def _of_independent(rows: F64, replayed: F64, axis: int, unit: float) -> float:
     with np.errstate(over="ignore"):
         squares = np.square(rows)
     return _beyond(shares @ squares if axis == 0 else squares @ shares, len(sizes))
-
-
-def alike(rows: F64, unit: float = UNIT) -> npt.NDArray[np.intp]:
-    """Return a number for each row of [R, C]: rows that are nearly equal, in all columns, have the same.
-
-    Each column counts in units of its own size, so that one massive channel does not hide the others. Rows
-    are compared by a few random sums of their values, neighbours in the order of the first sum.
-    """
-    if rows.shape[1] < _TOO_SHORT:
-        return np.arange(len(rows))
-    finite = np.where(np.isfinite(rows), rows, 0.0)
-    sizes = np.sqrt(np.mean(np.square(finite), axis=0))
-    mixer = np.random.default_rng(0).standard_normal((rows.shape[1], _SKETCH))
-    sketch = finite @ (mixer / np.where(sizes > 0, sizes, 1.0)[:, None])
-    order = np.argsort(sketch[:, 0], kind="stable")
-    ordered = sketch[order]
-    length = np.linalg.norm(ordered, axis=1)
-    apart = np.linalg.norm(np.diff(ordered, axis=0), axis=1)
-    near = max(_ALIKE, _ROUNDED_ALIKE * unit) * np.maximum(length[1:], length[:-1])
-    labels = np.empty(len(rows), np.intp)
-    labels[order] = np.concatenate(([0], np.cumsum(apart > near)))
-    return labels

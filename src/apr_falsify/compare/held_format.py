@@ -15,14 +15,16 @@ from typing import Any
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.judge import judge
 from apr_falsify.compare.proof import wrong
-from apr_falsify.compare.roundoff import UNIT
 from apr_falsify.compare.seen_format import SIXTEEN_BITS, Seen, holds, seen_format
 from apr_falsify.errors import ModelError
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.stages import STAGES, in_forward_order
-from apr_falsify.model.wiring import inputs_of, stages_of
+from apr_falsify.model.families import graph_of, roles_at
+from apr_falsify.model.stages import in_forward_order
+from apr_falsify.model.wiring import inputs_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
-from apr_falsify.numerics.operand_rules import OPERATIONS
+from apr_falsify.numerics.operand_rules import Operation
+from apr_falsify.operators.roundoff import UNIT
+from apr_falsify.operators.table import operator_of
 from apr_falsify.traces.trace import Key, Trace
 
 Hypothesis = tuple[Finding, ...]
@@ -134,7 +136,7 @@ def _are_rounded(weights: Weights | None, kept: Format) -> bool:
     if weights is None or weights.held_as is not None:
         return True
     try:
-        tensors = [weights.tensor(role, 0) for role in weights.geometry.roles_at(0)]
+        tensors = [weights.tensor(role, 0) for role in roles_at(weights.geometry, 0)]
         return all(holds(kept, tensor.rows(0, min(_ROWS, tensor.shape[0]))) for tensor in tensors)
     except ModelError:
         return True  # what cannot be read is told where it is needed
@@ -152,11 +154,10 @@ def _unrounded_operands(trace: Trace, kept: Format) -> tuple[str, ...]:
 def _operands(trace: Trace, layer: int | None) -> set[str]:
     """Return the stages that the products of a layer take; the head takes the last norm."""
     geometry = trace.geometry
-    products = [name for name in stages_of(geometry, layer) if name in OPERATIONS]
     return {
         source
-        for name in products
-        if STAGES[name].per_layer is (layer is not None)
+        for name, node in graph_of(geometry).at(layer).items()
+        if operator_of(node).operation is not Operation.ELEMENTWISE
         for _, source in inputs_of(name, geometry, layer).values()
     }
 

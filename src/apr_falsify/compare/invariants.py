@@ -16,18 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
-from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.products import turning_noise
 from apr_falsify.compare.recorded_formats import saved_unit
-from apr_falsify.compare.roundoff import FEW, TINY, UNIT, smallest_rounding
 from apr_falsify.errors import TraceError
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.wiring import has_stage
 from apr_falsify.numerics.operand_rules import RULES, Operation, Rule
-from apr_falsify.operators.ops import visible_keys
+from apr_falsify.operators.attention import visible_keys
 from apr_falsify.operators.rotation import rope_frequencies
+from apr_falsify.operators.roundoff import FEW, LIMIT, TINY, UNIT, smallest_rounding
 from apr_falsify.traces.trace import Trace
 
 F64 = npt.NDArray[np.float64]
@@ -313,7 +313,7 @@ def _always(geometry: Geometry) -> str:
 
 
 def _plain_rope(geometry: Geometry) -> str:
-    if geometry.row.qk_norm:
+    if has_stage("q_norm", geometry, 0):
         return "q and k pass a norm between projection and RoPE"
     _, factor = rope_frequencies(geometry.rope, geometry.head_dim)
     return "" if factor == 1.0 else f"RoPE multiplies with an attention factor of {factor:.5g}"

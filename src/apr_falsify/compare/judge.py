@@ -24,15 +24,16 @@ import numpy.typing as npt
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.edges import on_the_other_side
-from apr_falsify.compare.excess import EXPLAINED_SHARE, LIMIT, excess_of
+from apr_falsify.compare.excess import EXPLAINED_SHARE, excess_of
 from apr_falsify.compare.layout import factor_of, only_data
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.recorded_formats import saved_unit, saved_words
 from apr_falsify.compare.replay import Missing, Replay, Replayer
-from apr_falsify.compare.roundoff import UNIT, smallest_rounding
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.arithmetic import FORMATS
-from apr_falsify.numerics.operand_rules import OPERATIONS, PLAIN, RULES, Operation, Rule, stated_rules
+from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule, stated_rules
+from apr_falsify.operators.roundoff import LIMIT, UNIT, smallest_rounding
 from apr_falsify.traces.trace import Key, Trace
 
 F64 = npt.NDArray[np.float64]
@@ -99,6 +100,7 @@ class Judged:
     """
 
     key: Key
+    operation: Operation
     missing: Missing | None = None
     fits: tuple[Fit, ...] = ()
     fit: Fit | None = None
@@ -116,7 +118,7 @@ class Judged:
     @property
     def kind(self) -> tuple[Operation, str]:
         """What shares one arithmetic."""
-        return OPERATIONS.get(self.key[1], Operation.ELEMENTWISE), self.weight_type
+        return self.operation, self.weight_type
 
 
 def store_of(trace: Trace) -> float:
@@ -171,7 +173,8 @@ def judge(
     replayer = replayer_of(trace, weights, arithmetic)
 
     def each(key: Key, step: Callable[[], Judged]) -> Judged:
-        return attempts.needing("the replay", key).made(step, Judged(key=key, missing=BROKEN_DOWN))
+        unknown = Judged(key=key, operation=replayer.operation(key), missing=BROKEN_DOWN)
+        return attempts.needing("the replay", key).made(step, unknown)
 
     captured = [key for key in keys if key in trace.stages]
     judged = {key: each(key, partial(_first_look, replayer, key, attempts)) for key in captured}
@@ -187,7 +190,7 @@ def _first_look(replayer: Replayer, key: Key, attempts: Attempts) -> Judged:
     rules = (PLAIN,) if expected is PLAIN else (PLAIN, expected)
     found = replayer.replay(key, rules)
     if isinstance(found, Missing):
-        return Judged(key=key, missing=found, expected=expected)
+        return Judged(key=key, operation=replayer.operation(key), missing=found, expected=expected)
     subject = replayer.stored(key)
     assert subject is not None
     fits = fits_of(replayer, key, subject, found, rules, attempts)
@@ -204,13 +207,14 @@ def _first_look(replayer: Replayer, key: Key, attempts: Attempts) -> Judged:
         introduced=None if metrics is None else replace(metrics, per={}),
         composed=found.composed,
         weight_type=found.weight_type,
+        operation=replayer.operation(key),
     )
 
 
 def _other_fits(
     replayer: Replayer, key: Key, subject: Stored, tried: tuple[Rule, ...], attempts: Attempts
 ) -> tuple[Fit, ...]:
-    operation = OPERATIONS.get(key[1], Operation.ELEMENTWISE)
+    operation = replayer.operation(key)
     dims = replayer.trace.geometry.head_dim
     others = tuple(
         rule
@@ -369,7 +373,7 @@ def _without_doubtful_accusation(replayer: Replayer, entry: Judged) -> Judged:
     if entry.in_error and replayer.inputs_saved(entry.key) and entry.expected is not PLAIN:
         what = f"its inputs as the runtime had them: they were saved as {saved_words(replayer.trace)}"
         return replace(entry, fit=None, missing=Missing(what=what, remedy="save them in full"))
-    computed_here = [name for name in entry.composed if name in OPERATIONS]
+    computed_here = [name for name in entry.composed if STAGES[name].product]
     if not (entry.in_error and computed_here and entry.fit is not None and entry.fit.residual < BLUR):
         return entry
     what = ", ".join(computed_here)

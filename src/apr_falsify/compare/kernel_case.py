@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.judge import as_held, comparable
-from apr_falsify.compare.kernel_formulas import formula
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.errors import LayerRangeError, ModelError, StageError
@@ -22,9 +21,11 @@ from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout, Scope, stage
-from apr_falsify.model.wiring import inputs_of
-from apr_falsify.operators.ops import Array, ModelSite, compute
+from apr_falsify.model.wiring import supplier_of
+from apr_falsify.operators.operator import Array, Lines
 from apr_falsify.operators.rotation import rope_frequencies
+from apr_falsify.operators.site import ModelSite
+from apr_falsify.operators.table import boundary_of, compute, operator_of, span_of
 from apr_falsify.traces.trace import Key, Trace
 
 Values = npt.NDArray[Any]
@@ -97,7 +98,10 @@ def parse_place(text: str, geometry: Geometry) -> Key:
 
 def sources_of(key: Key, geometry: Geometry) -> dict[str, Key]:
     """Return what a stage is computed from: name in the formula -> the stage that supplies it."""
-    return inputs_of(key[1], geometry, key[0])
+    return {
+        argument: supplier_of(source, geometry, key[0])
+        for argument, source in boundary_of(span_of(key[1], geometry, key[0])).items()
+    }
 
 
 def kernel_case(trace: Trace, weights: Weights | None, key: Key) -> KernelCase:
@@ -113,8 +117,7 @@ def kernel_case(trace: Trace, weights: Weights | None, key: Key) -> KernelCase:
         ModelError: it needs weights, and there are none.
 
     """
-    layer, name = key
-    geometry = trace.geometry
+    name, geometry = key[1], trace.geometry
     suppliers = sources_of(key, geometry)
     inputs = {role: _captured(trace, key, source) for role, source in suppliers.items()}
     site = _Recording(key=key, weights=as_held(weights, trace), geometry=geometry, tokens=trace.tokens)
@@ -131,12 +134,18 @@ def kernel_case(trace: Trace, weights: Weights | None, key: Key) -> KernelCase:
         weights=site.weights_used,
         rows=site.rows,
         constants=_constants(key, geometry, len(trace.tokens)),
-        formula=formula(name, geometry, layer),
+        formula=formula_of(key, geometry),
         expected=expected,
         captured=captured,
         layout=layout,
         difference=None if captured is None else _difference(trace, key, captured, expected),
     )
+
+
+def formula_of(key: Key, geometry: Geometry) -> Lines:
+    """Return the lines of NumPy that compute a stage, from the files alone, into a variable of its name."""
+    span = span_of(key[1], geometry, key[0])
+    return tuple(line for node in span for line in operator_of(node).text(node, geometry, key[0]))
 
 
 def _captured(trace: Trace, key: Key, source: Key) -> Values:
@@ -186,6 +195,8 @@ def _constants(key: Key, geometry: Geometry, tokens: int) -> dict[str, Any]:
         found |= {"scale": geometry.attn_scale_at(layer), "attn_softcap": geometry.attn_softcap}
     if name == "attn_softmax" and layer is not None:
         found["window"] = geometry.windows[layer]
+    if name in ("post_attn_residual", "post_ffn_residual"):
+        found["residual_scale"] = geometry.residual_scale
     if name in ("ffn_silu", "ffn_out", "moe_ffn_out"):
         found["activation"] = geometry.activation
     if geometry.is_mixture(layer):
@@ -193,13 +204,13 @@ def _constants(key: Key, geometry: Geometry, tokens: int) -> dict[str, Any]:
     if name == "embedding":
         found["embed_scale"] = geometry.embed_scale
     if name == "lm_head":
-        found["final_softcap"] = geometry.final_softcap
+        found |= {"final_softcap": geometry.final_softcap, "logit_scale": geometry.logit_scale}
     return found
 
 
 @dataclass(slots=True, kw_only=True)
 class _Recording:
-    """An :class:`apr_falsify.operators.ops.Site` that keeps which weights a formula asks for."""
+    """An :class:`apr_falsify.operators.site.Site` that keeps which weights a formula asks for."""
 
     key: Key
     weights: Weights | None

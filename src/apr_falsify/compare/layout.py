@@ -18,7 +18,8 @@ from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.errors import TraceError
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout
-from apr_falsify.operators.ops import softcap, visible_keys
+from apr_falsify.operators.attention import visible_keys
+from apr_falsify.operators.softcap import softcap
 from apr_falsify.traces.trace import Key, StageArray
 
 Array = npt.NDArray[Any]

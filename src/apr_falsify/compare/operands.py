@@ -15,7 +15,7 @@ from apr_falsify.compare.products import block_sum_scores, turning_noise
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.operand_rules import PLAIN, Operation, Rule
-from apr_falsify.operators.ops import softcap
+from apr_falsify.operators.softcap import softcap
 
 F64 = npt.NDArray[np.float64]
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.roundoff import UNIT, lost
 from apr_falsify.formats.tensors import (
     HalfSplit,
     QuantisedTensor,
@@ -19,7 +18,8 @@ from apr_falsify.formats.tensors import (
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.operand_rules import MINIMA, Rule
-from apr_falsify.operators.ops import Array
+from apr_falsify.operators.operator import Array
+from apr_falsify.operators.roundoff import UNIT, lost
 
 F64 = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]

@@ -15,7 +15,7 @@ import numpy as np
 from apr_falsify.compare.judge import Judged
 from apr_falsify.compare.layout import FACTORS, canonical
 from apr_falsify.model.stages import Layout
-from apr_falsify.operators.ops import visible_keys
+from apr_falsify.operators.attention import visible_keys
 from apr_falsify.traces.trace import Key, Trace
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from apr_falsify.compare.roundoff import UNIT, Known
 from apr_falsify.numerics.arithmetic import FORMATS
-from apr_falsify.numerics.operand_rules import OPERATIONS
+from apr_falsify.numerics.operand_rules import Operation
+from apr_falsify.operators.roundoff import UNIT, Known
 from apr_falsify.traces.trace import Key, Trace
 
 
@@ -24,18 +24,18 @@ def saved_unit(trace: Trace) -> float:
 
 
 def as_operands(
-    known: dict[str, Known], key: Key, sources: Mapping[str, Key], formats: Mapping[str, str]
+    known: dict[str, Known], operation: Operation, sources: Mapping[str, Key], formats: Mapping[str, str]
 ) -> dict[str, Known]:
     """Return the inputs of a stage as it takes them: a product rounds those that hold more digits.
 
     Args:
         known: role -> input.
-        key: the stage.
+        operation: how runtimes hold the stage's operands.
         sources: role -> the stage that it is.
         formats: stage -> the number format that products round it to; of those that are not rounded, none.
 
     """
-    if key[1] not in OPERATIONS:
+    if operation is Operation.ELEMENTWISE:
         return known
     rounded = {role: FORMATS[formats[name]] for role, (_, name) in sources.items() if name in formats}
     return {

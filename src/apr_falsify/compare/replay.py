@@ -14,21 +14,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.experts import STAGES_OF_MIXTURE, replay_mixture
-from apr_falsify.compare.floor import rounding
+from apr_falsify.compare.floor import projected_through, rounding
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.operands import Operands
 from apr_falsify.compare.recorded_formats import as_operands
-from apr_falsify.compare.roundoff import UNIT, Known, lost
-from apr_falsify.compare.roundoff import stored as rounded
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.graph import Node
 from apr_falsify.model.shape import EXPERT_ROLES, Geometry
 from apr_falsify.model.stages import STAGES, Layout
-from apr_falsify.model.wiring import inputs_of
+from apr_falsify.model.wiring import node_of, supplier_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
-from apr_falsify.numerics.operand_rules import AND, OPERATIONS, PLAIN, Operation, Rule, expected_rule
-from apr_falsify.operators.ops import Array, compute
+from apr_falsify.numerics.operand_rules import AND, PLAIN, Operation, Rule, expected_rule
+from apr_falsify.operators.linear import weights_of
+from apr_falsify.operators.mixture import MixtureOperator, replay_mixture
+from apr_falsify.operators.operator import Array
+from apr_falsify.operators.roundoff import UNIT, Known, lost
+from apr_falsify.operators.roundoff import stored as rounded
+from apr_falsify.operators.table import boundary_of, compute, operation_of, operator_of, span_of
 from apr_falsify.traces.trace import Key, Trace
 
 F64 = npt.NDArray[np.float64]
@@ -69,33 +72,19 @@ class Replay:
     skipped: F64 | None = None
 
 
-PROJECTIONS: Mapping[str, tuple[str, ...]] = {
-    "qkv_matmul": ("q", "k", "v"),
-    "attn_out": ("o",),
-    "ffn_gate": ("gate",),
-    "ffn_up": ("up",),
-    "ffn_out": ("down",),
-    "moe_router_indices": ("router",),
-    "moe_router": ("router",),
-    "moe_ffn_out": EXPERT_ROLES,
-    "lm_head": ("lm_head",),
-}
-"""Stage -> the roles of the weights it multiplies with; see :func:`roles_of` for mixtures."""
-
-
 def is_mixed(key: Key, geometry: Geometry) -> bool:
     """Whether a stage is part of a mixture of experts."""
-    return key[1] in STAGES_OF_MIXTURE and geometry.is_mixture(key[0])
+    return isinstance(operator_of(node_of(key[1], geometry, key[0])), MixtureOperator)
 
 
-def roles_of(key: Key, geometry: Geometry) -> tuple[str, ...]:
-    """Return the roles of the weights that a stage multiplies with; of a mixture, those of one expert."""
-    roles = EXPERT_ROLES if is_mixed(key, geometry) and key[1] == "ffn_out" else PROJECTIONS[key[1]]
-    return tuple(f"{role}.0" if role in EXPERT_ROLES else role for role in roles)
+def roles_of(span: tuple[Node, ...]) -> tuple[str, ...]:
+    """Return the roles of the weights that a span multiplies with; of a mixture, those of one expert."""
+    products = (node for node in span if operator_of(node).operation is Operation.PROJECTION)
+    roles = tuple(role for node in products for role in weights_of(node))
+    if set(EXPERT_ROLES).isdisjoint(roles):
+        return roles
+    return tuple(f"{role}.0" for role in EXPERT_ROLES)
 
-
-OVER_TOKENS = ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention")
-"""Stages of which one token's row takes more than that row: its position, or the other tokens."""
 
 RECOMPUTED: Mapping[str, tuple[str, ...]] = {"hf": ("qkv_matmul",)}
 """Runtime -> stages that its capture computes beside the forward pass: q, k, v add their bias within."""
@@ -161,9 +150,23 @@ class Replayer:
         """Return the number format of a projection's weights, ``""`` where that is not known."""
         if self.weights is None:
             return ""
-        roles = roles_of(key, self.trace.geometry)
-        tensors = (self.weights.find(role, key[0]) for role in roles)
+        tensors = (self.weights.find(role, key[0]) for role in roles_of(self.span(key)))
         return _common(tensor.type for tensor in tensors if tensor is not None)
+
+    def span(self, key: Key) -> tuple[Node, ...]:
+        """Return the nodes that a stage is computed through: inner ones not captured, and its own."""
+        layer, name = key
+        apart = [inner for at, inner in self.trace.stages if at == layer and STAGES[inner].inner]
+        return span_of(name, self.trace.geometry, layer, apart)
+
+    def sources(self, key: Key) -> dict[str, Key]:
+        """Return what a stage is computed from: argument -> the stage that supplies it."""
+        boundary = boundary_of(self.span(key))
+        return {name: supplier_of(source, self.trace.geometry, key[0]) for name, source in boundary.items()}
+
+    def operation(self, key: Key) -> Operation:
+        """Return how runtimes hold the operands of a stage."""
+        return operation_of(self.span(key))
 
     def inputs(self, key: Key) -> dict[str, Known]:
         """Return what a stage is computed from, composed where it was not captured.
@@ -180,10 +183,11 @@ class Replayer:
         return self._evaluated(key, inputs, rules, ())
 
     def _inputs(self, key: Key, composed: list[str], rows: int) -> dict[str, Known]:
-        rows = len(self.trace.tokens) if key[1] in OVER_TOKENS else rows
-        sources = inputs_of(key[1], self.trace.geometry, key[0])
+        if any(operator_of(node).over_tokens for node in self.span(key)):
+            rows = len(self.trace.tokens)
+        sources = self.sources(key)
         known = {role: self._known(source, composed, rows) for role, source in sources.items()}
-        return as_operands(known, key, sources, self.trace.provenance.operands)
+        return as_operands(known, self.operation(key), sources, self.trace.provenance.operands)
 
     def _rows(self, key: Key) -> int:
         """Return of how many tokens a stage was captured: all of them, or the last one."""
@@ -203,8 +207,7 @@ class Replayer:
 
     def inputs_saved(self, key: Key) -> bool:
         """Whether an input of a stage was rounded when it was saved."""
-        sources = inputs_of(key[1], self.trace.geometry, key[0]).values()
-        return any(self.saved_format(source) is not None for source in sources)
+        return any(self.saved_format(source) is not None for source in self.sources(key).values())
 
     def saved_sigma(self, key: Key, values: F64, sigma: F64 | None) -> F64 | None:
         """Return ``sigma`` of a stage with the rounding that saving its ``values`` brought."""
@@ -231,7 +234,7 @@ class Replayer:
 
     def expected(self, key: Key) -> Rule:
         """Return the arithmetic in which the runtime is expected to compute a stage."""
-        operation = OPERATIONS.get(key[1], Operation.ELEMENTWISE)
+        operation = self.operation(key)
         kind = self.weight_type(key) if operation is Operation.PROJECTION else ""
         return expected_rule(self.trace.provenance.runtime, operation, kind, self.stated)
 
@@ -256,54 +259,49 @@ class Replayer:
         self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...], composed: tuple[str, ...]
     ) -> Replay:
         site = self._site(key, inputs, rules)
-        if is_mixed(key, self.trace.geometry):
-            return self._evaluated_mixture(key, inputs, site, composed)
-        operation = OPERATIONS.get(key[1], Operation.ELEMENTWISE)
+        span = span_of(key[1], self.trace.geometry, key[0], inputs)
+        operation = operation_of(span)
+        operator = operator_of(span[-1])
+        if isinstance(operator, MixtureOperator):
+            values, sigma = replay_mixture(operator, inputs, site, rules, self.store)
+        elif operation is Operation.PROJECTION:
+            found, sigma = projected_through(span, inputs, site, self.store)
+            values = np.asarray(found, dtype=np.float64)
+        else:
+            values, sigma = self._under_each(key, operation, inputs, site)
+        saved = self.saved_sigma(key, values[0], sigma)
+        assert saved is not None
         plain = {role: known.value for role, known in inputs.items()}
-        exact = np.asarray(self._under_each(key[1], operation, plain, site), dtype=np.float64)
         return Replay(
-            values=exact,
-            sigma=self._sigma_of(key, operation, inputs, exact[0], site),
+            values=values,
+            sigma=saved,
             composed=composed,
             weight_type=_common(site.types),
             skipped=_skipping(plain, site) if operation is Operation.MIX else None,
         )
 
     def _site(self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...]) -> ReplaySite:
-        return ReplaySite(
+        site = ReplaySite(
             weights=self.weights,
             geometry=self.trace.geometry,
             layer=key[0],
             tokens=self.trace.tokens,
             rules=rules,
-            input_sigma=next((known.sigma for known in inputs.values() if known.sigma is not None), None),
         )
+        site.begin(inputs)
+        return site
 
-    def _evaluated_mixture(
-        self, key: Key, inputs: Mapping[str, Known], site: ReplaySite, composed: tuple[str, ...]
-    ) -> Replay:
-        values, sigma = replay_mixture(key[1], inputs, site, site.rules, self.store)
-        saved = self.saved_sigma(key, values[0], sigma)
-        assert saved is not None
-        return Replay(values=values, sigma=saved, composed=composed, weight_type=_common(site.types))
-
-    def _under_each(self, name: str, operation: Operation, inputs: dict[str, F64], site: ReplaySite) -> Array:
-        """Return the stage under each of the site's rules: [rules, ...]."""
-        if operation is Operation.PROJECTION:
-            return compute(name, inputs, site)
-        made = [self._computed(name, operation, inputs, rule, site) for rule in site.rules]
-        return made[0][None] if len(made) == 1 else np.stack(made)
-
-    def _sigma_of(
-        self, key: Key, operation: Operation, inputs: Mapping[str, Known], values: F64, site: ReplaySite
-    ) -> F64:
-        """Return the rounding of a stage's ``values``: of its sums, its operands as held, its format."""
-        layer, name = key
+    def _under_each(
+        self, key: Key, operation: Operation, inputs: Mapping[str, Known], site: ReplaySite
+    ) -> tuple[F64, F64]:
+        """Return a stage without a product of weights under each rule, [rules, ...], and its sigma."""
         plain = {role: known.value for role, known in inputs.items()}
-        sigma = rounding(name, inputs, values, site, self.store)
+        made = [self._computed(key[1], operation, plain, rule, site) for rule in site.rules]
+        values = np.asarray(made[0][None] if len(made) == 1 else np.stack(made), dtype=np.float64)
+        sigma = rounding(key[1], inputs, values[0], site, self.store)
         for rule in site.rules:
-            sigma = np.hypot(sigma, self.operands(layer).noise(operation, plain, rule, values))
-        return np.asarray(self.saved_sigma(key, values, sigma))
+            sigma = np.hypot(sigma, self.operands(key[0]).noise(operation, plain, rule, values[0]))
+        return values, np.asarray(sigma)
 
     def _computed(
         self, name: str, operation: Operation, inputs: dict[str, F64], rule: Rule, site: ReplaySite

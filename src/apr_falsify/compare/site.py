@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from apr_falsify.compare.floor import started_at
 from apr_falsify.compare.products import product
-from apr_falsify.compare.roundoff import F64, UNIT, Array
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.operand_rules import PLAIN, Rule
-from apr_falsify.operators.ops import embedding
+from apr_falsify.operators.linear import started_at
+from apr_falsify.operators.roundoff import F64, UNIT, Array, Ins
+from apr_falsify.operators.site import embedding
 from apr_falsify.traces.trace import Key
 
 
@@ -35,7 +35,7 @@ class NotCaptured(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class ReplaySite:
-    """A place of the forward pass, replayed: an ``operators.ops.Site`` that knows rules and rounding.
+    """A place of the forward pass, replayed: an ``operators.site.Site`` that knows rules and rounding.
 
     Attributes:
         weights: the weights to replay with, ``None`` where there are none.
@@ -44,8 +44,7 @@ class ReplaySite:
         tokens: the token ids of the run.
         rules: what becomes of a projection's operand; more than one gives [rules, ...] results.
         input_sigma: the rounding that the stage's input carries already.
-        noise: per projection: the variance of its sums, in squared unit roundoffs.
-        outputs: per projection that a norm follows within the stage: what it gave, plainly.
+        noise: per projection of the node: the variance of its sums, in squared unit roundoffs.
         angle_errors: the rounding of the angles of a rotation that is not the model's, in unit roundoffs.
         types: per projection: the number format of its weights.
 
@@ -58,9 +57,13 @@ class ReplaySite:
     rules: tuple[Rule, ...] = (PLAIN,)
     input_sigma: F64 | None = None
     noise: list[F64] = field(default_factory=list)
-    outputs: list[F64] = field(default_factory=list)
     types: list[str] = field(default_factory=list)
     angle_errors: F64 | None = None
+
+    def begin(self, inputs: Ins) -> None:
+        """Begin a node that is computed from ``inputs``."""
+        self.noise.clear()
+        self.input_sigma = next((known.sigma for known in inputs.values() if known.sigma is not None), None)
 
     def project(self, x: Array, role: str, biased: bool = False) -> Array:
         """Return ``x`` [..., in] through the projection in ``role``, once per rule: [rules, ..., out]."""
@@ -71,8 +74,6 @@ class ReplaySite:
             values += bias
             noise += started_at(bias, x.shape[-1])
         self.noise.append(noise)
-        if self.geometry.row.post_norms:
-            self.outputs.append(values[0])
         self.types.append(tensor.type)
         return values
 

@@ -184,7 +184,10 @@ def _told(value: Any) -> str:
 def keys_to_judge(
     oracle: Trace, subject: Trace, layers: Sequence[int] | None, stages: Iterable[str] | None
 ) -> list[Key]:
-    """Return every stage of the table in the chosen layers, and the whole-model ones, in forward order."""
+    """Return every stage of the table in the chosen layers, and the whole-model ones, in forward order.
+
+    An inner stage is one of them only where the subject has it: else it is computed through.
+    """
     chosen = sorted({*oracle.layers, *subject.layers}) if layers is None else sorted(layers)
     wanted = set(STAGES if stages is None else stages)
     keys: list[Key] = [
@@ -192,6 +195,7 @@ def keys_to_judge(
         for layer in chosen
         for name, row in STAGES.items()
         if name in wanted and (row.scope is Scope.LAYER or (row.scope is Scope.FIRST_LAYER and layer == 0))
+        if not row.inner or (layer, name) in subject.stages
     ]
     return keys + [(None, name) for name, row in STAGES.items() if name in wanted and not row.per_layer]
 

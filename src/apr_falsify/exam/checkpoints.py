@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.weights import ROLE_AXES, Model
+from apr_falsify.model.families import family_of
 from apr_falsify.model.geometry import geometry_of_config
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
@@ -37,7 +38,7 @@ def places_of(geometry: Geometry) -> list[Place]:
         *(() if geometry.mlp_bias else ("gate_bias", "up_bias", "down_bias")),
         *(("lm_head",) if geometry.tied else ()),
     }
-    roles = [role for role in geometry.row.weights if role not in absent]
+    roles = [role for role in family_of(geometry).weights if role not in absent]
     layers: list[int | None] = list(range(geometry.layers))
     return [(role, layer) for role in roles for layer in ([None] if role in ONCE else layers)]
 
@@ -81,7 +82,7 @@ def write_hf(
     """
     from safetensors.numpy import save_file
 
-    names = geometry_of_config(config).row.weights
+    names = family_of(geometry_of_config(config)).weights
     kind = np.float16 if config.get("dtype") == "float16" else np.float32
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -118,12 +119,12 @@ def write_gguf(
     """
     import gguf
 
-    writer = gguf.GGUFWriter(path, geometry.row.gguf_architectures[0])
+    writer = gguf.GGUFWriter(path, family_of(geometry).gguf_architectures[0])
     add_metadata(writer, geometry, tokenizer)
     if geometry.rope.kind == "llama3":
         writer.add_tensor("rope_freqs.weight", _divisors(geometry).astype(np.float32))
     for (role, layer), values in weights.items():
-        name = geometry.row.gguf_weights[role].format(n=layer)
+        name = family_of(geometry).gguf_weights[role].format(n=layer)
         held = as_held(role, values, geometry)
         if held.ndim == 1 or role in ONCE:
             writer.add_tensor(name, held)
@@ -140,7 +141,7 @@ def add_metadata(writer: Any, geometry: Geometry, tokenizer: Path | None) -> Non
     """Add sizes, constants and a directory's byte-level tokenizer to a GGUF file that is being written."""
     for key, value in _metadata(geometry).items():
         add: Callable[[str, Any], None] = writer.add_uint32 if isinstance(value, int) else writer.add_float32
-        add(f"{geometry.row.gguf_architectures[0]}.{key}", value)
+        add(f"{family_of(geometry).gguf_architectures[0]}.{key}", value)
     if tokenizer is not None:
         _add_tokenizer(writer, tokenizer, geometry.vocab)
 
@@ -177,7 +178,7 @@ def _divisors(geometry: Geometry) -> npt.NDArray[np.float64]:
 
 def as_held(role: str, values: F32, geometry: Geometry) -> F32:
     """Return a tensor as a conversion to GGUF stores it: q and k in interleaved pairs where it does so."""
-    if not (geometry.row.gguf_interleaved and role in ("q", "k", "q_bias", "k_bias")):
+    if not (family_of(geometry).gguf_interleaved and role in ("q", "k", "q_bias", "k_bias")):
         return np.ascontiguousarray(values)
     halves = values.reshape(-1, 2, geometry.head_dim // 2, *values.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)

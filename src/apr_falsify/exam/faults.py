@@ -18,10 +18,9 @@ from apr_falsify.exam.seeding import formulas as f
 from apr_falsify.exam.seeding import places as p
 from apr_falsify.exam.seeding import tensors as t
 from apr_falsify.exam.seeding.scene import Formula
-from apr_falsify.model.families import Norm
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Scope
-from apr_falsify.model.wiring import stages_of
+from apr_falsify.model.wiring import has_stage, node_of, stages_of
 
 
 class Spread(StrEnum):
@@ -85,8 +84,8 @@ def _in(name: str, layer: int | None) -> bool:
 
 NEEDS: Mapping[str, Any] = {
     "biases": lambda g: g.qkv_bias,
-    "head norms": lambda g: g.row.qk_norm,
-    "no head norms": lambda g: not g.row.qk_norm,
+    "head norms": lambda g: has_stage("q_norm", g, 0),
+    "no head norms": lambda g: not has_stage("q_norm", g, 0),
     "window": lambda g: any(g.windows),
     "no window": lambda g: not any(g.windows),
     "rope": lambda g: g.rope.kind != "none",
@@ -96,7 +95,7 @@ NEEDS: Mapping[str, Any] = {
     "square q": lambda g: g.heads * g.head_dim == g.hidden,
     "square down": lambda g: g.intermediate == g.hidden,
     "own head": lambda g: not g.tied,
-    "rms norm": lambda g: g.row.norm is Norm.RMS,
+    "rms norm": lambda g: node_of("final_norm", g, None).operator == "rms_norm",
     "silu": lambda g: g.activation == "silu",
 }
 """What a fault can ask of a model, by its geometry."""

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from apr_falsify.compare.attempts import told
 from apr_falsify.compare.bisection import Bisection
-from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Missing, Replayer
 from apr_falsify.compare.structure import consumers, descendants
@@ -23,8 +22,9 @@ from apr_falsify.exam.cases import Case, Host, Ran
 from apr_falsify.exam.marks import Answer, Mark, explained, mark_of, published_mark
 from apr_falsify.exam.material import Material
 from apr_falsify.exam.store import Store
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import APR_STAGES
 from apr_falsify.numerics.operand_rules import PLAIN
+from apr_falsify.operators.roundoff import LIMIT
 from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
 from apr_falsify.traces.trace import Key, Trace, read_trace
 
@@ -117,7 +117,7 @@ class Examiner:
     def _request(self, case: Case) -> Request:
         layers = min(self.store.model(case.material).geometry.layers, 3)
         tokens = self.hosts[case.host].fixed_tokens or case.tokens
-        return Request(tokens=tokens, layers=range(layers), stages=tuple(STAGES))
+        return Request(tokens=tokens, layers=range(layers), stages=APR_STAGES)
 
     def _captured(self, host: Host, case: Case, request: Request) -> tuple[Path, Ran]:
         self._count += 1

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from apr_falsify.exam.checkpoints import MASSIVE, ONCE, Place, add_metadata, places_of
 from apr_falsify.formats.weights import ROLE_AXES
+from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
 
 F32 = npt.NDArray[np.float32]
@@ -50,7 +51,7 @@ def write_wide(
     """
     import gguf
 
-    writer = gguf.GGUFWriter(path, geometry.row.gguf_architectures[0])
+    writer = gguf.GGUFWriter(path, family_of(geometry).gguf_architectures[0])
     add_metadata(writer, geometry, tokenizer)
     replaced = changed or {}
     places = places_of(geometry)
@@ -68,7 +69,7 @@ def write_wide(
 
 def _name(geometry: Geometry, place: Place) -> str:
     role, layer = place
-    return geometry.row.gguf_weights[role].format(n=layer)
+    return family_of(geometry).gguf_weights[role].format(n=layer)
 
 
 def _shape(geometry: Geometry, role: str) -> tuple[int, ...]:

@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, UnknownFamilyError
-from apr_falsify.model.families import FAMILIES, Family, family_of_model_type
+from apr_falsify.model.families import FAMILIES, family_of_model_type
+from apr_falsify.model.family import Family
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
 from apr_falsify.reading import number, text, whole

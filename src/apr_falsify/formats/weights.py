@@ -34,6 +34,7 @@ from apr_falsify.formats.tensors import (
     plain_tensor,
     transposed,
 )
+from apr_falsify.model.families import family_of
 from apr_falsify.model.geometry import geometry_of_gguf, geometry_of_hf_dir
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.arithmetic import Format
@@ -79,7 +80,7 @@ class Weights:
         return self.names.get(kind, role).format(n=layer, e=expert)
 
     def _as_used(self, tensor: Tensor, role: str) -> Tensor:
-        row = self.geometry.row
+        row = family_of(self.geometry)
         if self.of_checkpoint and role in row.transposed:
             tensor = transposed(tensor)
         if self.held_as is not None:
@@ -228,7 +229,7 @@ def _open_hf_dir(directory: Path) -> Model:
             tensors[tensor.name] = tensor
     weights = Weights(
         geometry=geometry,
-        names=_names_in(tensors, geometry.row.weights),
+        names=_names_in(tensors, family_of(geometry).weights),
         tensors=tensors,
         interleaved=False,
         where=directory,
@@ -267,13 +268,15 @@ def _open_apr(path: Path) -> Model:
     tensors = {info.name: _apr_tensor(file, info) for info in held}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     geometry = geometry_of_apr(file.metadata, shapes, _rope_divisors(tensors), path)
-    names = apr_names(geometry.row, tensors)
-    of_gguf = names["q"] == geometry.row.gguf_weights["q"] or file.metadata.get("original_format") == "gguf"
+    names = apr_names(family_of(geometry), tensors)
+    of_gguf = (
+        names["q"] == family_of(geometry).gguf_weights["q"] or file.metadata.get("original_format") == "gguf"
+    )
     weights = Weights(
         geometry=geometry,
         names=names,
         tensors=tensors,
-        interleaved=of_gguf and geometry.row.gguf_interleaved,
+        interleaved=of_gguf and family_of(geometry).gguf_interleaved,
         where=path,
         of_checkpoint=False,
     )
@@ -297,7 +300,7 @@ def _open_gguf(path: Path) -> Model:
     tensors: dict[str, Tensor] = {info.name: _gguf_tensor(file, info) for info in file.tensors.values()}
     shapes = {name: info.shape for name, info in file.tensors.items()}
     geometry = geometry_of_gguf(file.metadata, shapes, _rope_divisors(tensors), path)
-    row = geometry.row
+    row = family_of(geometry)
     weights = Weights(
         geometry=geometry,
         names=row.gguf_weights,

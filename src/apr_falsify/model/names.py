@@ -60,6 +60,12 @@ GGUF_QK_NORM: Mapping[str, str] = {
     "k_norm": "blk.{n}.attn_k_norm.weight",
 }
 
+
+def without(names: Mapping[str, str], *roles: str) -> dict[str, str]:
+    """Return ``names`` without some roles."""
+    return {role: name for role, name in names.items() if role not in roles}
+
+
 _FUSED_QKV = _HF_LAYER + "self_attn.qkv_proj.weight"
 _FUSED_GATE_UP = _HF_LAYER + "mlp.gate_up_proj.weight"
 HF_PHI3: Mapping[str, str] = {

@@ -26,7 +26,7 @@ class Rope:
 
     theta: float
     kind: str = "default"
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, float] = field(default_factory=dict, hash=False)
     divisors: tuple[float, ...] = ()
     long_divisors: tuple[float, ...] = ()
 

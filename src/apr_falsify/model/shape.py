@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, LayerRangeError
-from apr_falsify.model.families import ACTIVATIONS, Family, Positions, family
 from apr_falsify.model.rope import Rope, check_rope
 from apr_falsify.reading import flag, items, mapping, number, text, whole
 
@@ -38,7 +37,7 @@ class Geometry:
     """The sizes and constants of one model.
 
     Attributes:
-        family: name of its row in ``families.py``.
+        family: our name for its family.
         layers: number of decoder layers.
         hidden: E, the width of the residual stream.
         heads: H, query heads.
@@ -59,6 +58,8 @@ class Geometry:
         attn_softcap: c where scores are c * tanh(score / c), ``None`` for no cap.
         final_softcap: the same of the logits.
         embed_scale: what embeddings are multiplied with.
+        residual_scale: what a block's output is multiplied with before it is added to the stream.
+        logit_scale: what logits are multiplied with.
         positions: how many learned positions there are, 0 for none.
         experts: X, the experts of a mixture, 0 for none.
         experts_per_token: k, how many of them a token is given to.
@@ -89,6 +90,8 @@ class Geometry:
     attn_softcap: float | None = None
     final_softcap: float | None = None
     embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     positions: int = 0
     experts: int = 0
     experts_per_token: int = 0
@@ -106,11 +109,6 @@ class Geometry:
             _check_optional(self)
         except ValueError as error:
             raise GeometryError(str(error)) from error
-
-    @property
-    def row(self) -> Family:
-        """The family's row."""
-        return family(self.family)
 
     def dims(self, tokens: int) -> dict[str, int]:
         """Return the size of each axis word of ``stages.py`` for a run of ``tokens`` tokens."""
@@ -146,27 +144,6 @@ class Geometry:
     def is_mixture(self, layer: int | None) -> bool:
         """Whether the feed-forward block of ``layer`` is a mixture of experts."""
         return layer is not None and bool(self.mixtures) and self.mixtures[layer]
-
-    def roles_at(self, layer: int | None) -> tuple[str, ...]:
-        """Return the roles of which ``layer`` (``None``: the whole model) has a tensor.
-
-        The tensors of expert e are in the roles ``expert_gate.e``, ``expert_up.e`` and ``expert_down.e``.
-        """
-        absent = set(_MLP_ROLES if self.is_mixture(layer) else _MIXTURE_ROLES)
-        for bias, present in _BIASED.items():
-            if not getattr(self, bias):
-                absent.update(present)
-        absent.update(("lm_head",) if self.tied else ())
-        roles = [
-            role
-            for role, name in self.row.weights.items()
-            if ("{n}" in name) == (layer is not None) and role not in absent
-        ]
-        return tuple(
-            expanded
-            for role in roles
-            for expanded in ([f"{role}.{e}" for e in range(self.experts)] if role in EXPERT_ROLES else [role])
-        )
 
     def check_layers(self, layers: range) -> range:
         """Return ``layers`` if the model has them all.
@@ -210,13 +187,10 @@ class Geometry:
 
 
 EXPERT_ROLES = ("expert_gate", "expert_up", "expert_down")
-_MIXTURE_ROLES = ("router", *EXPERT_ROLES)
-_MLP_ROLES = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
-_BIASED: Mapping[str, tuple[str, ...]] = {
-    "qkv_bias": ("q_bias", "k_bias", "v_bias"),
-    "output_bias": ("o_bias",),
-    "mlp_bias": ("gate_bias", "up_bias", "down_bias"),
-}
+"""The roles of an expert's three projections; expert e's own are ``expert_gate.e`` and so on."""
+
+ACTIVATIONS: tuple[str, ...] = ("silu", "gelu_new", "gelu_pytorch_tanh")
+"""The feed-forward activations that have a formula, by the name that config.json uses."""
 
 
 def _rope_of_json(data: object) -> Rope:
@@ -238,19 +212,12 @@ def _check_sizes(geometry: Geometry) -> None:
 
 
 def _check_ropes(geometry: Geometry) -> None:
-    row = geometry.row
     for rope in (geometry.rope, *((geometry.local_rope,) if geometry.local_rope is not None else ())):
         check_rope(rope, geometry.head_dim)
-        if rope.share != 1.0 and not row.partial_rotary:
-            raise GeometryError(
-                f"only a share of {rope.share} of each head is rotated",
-                expected=f"whole heads, as every {row.title} model rotates them",
-            )
-        if (rope.kind == "none") != (row.positions is Positions.LEARNED):
-            raise GeometryError(f"rope scaling {rope.kind!r} in a {row.title} model")
-    if (geometry.local_rope is not None) != row.local_rope:
+    if (geometry.rope.kind == "none") != (geometry.positions > 0):
         raise GeometryError(
-            f"{'no' if row.local_rope else 'a'} second rotary embedding in a {row.title} model"
+            f"rope scaling {geometry.rope.kind!r} with {geometry.positions} learned positions",
+            expected="a rotary embedding, or learned positions",
         )
 
 
@@ -265,14 +232,14 @@ def _check_optional(geometry: Geometry) -> None:
         *scales,
         *(number(cap, "a soft-cap") for cap in caps),
         number(geometry.embed_scale, "embed_scale"),
+        number(geometry.residual_scale, "residual_scale"),
+        number(geometry.logit_scale, "logit_scale"),
     ]
     if any(value <= 0 for value in factors):
         raise GeometryError("a scale or a soft-cap is not above 0")
     for name in ("attn_scales", "mixtures"):
         if len(getattr(geometry, name)) not in (0, geometry.layers):
             raise GeometryError(f"{len(getattr(geometry, name))} {name} for {geometry.layers} layers")
-    if (geometry.positions > 0) != (geometry.row.positions is Positions.LEARNED):
-        raise GeometryError(f"{geometry.positions} learned positions in a {geometry.row.title} model")
     _check_mixtures(geometry)
 
 
@@ -281,8 +248,6 @@ def _check_mixtures(geometry: Geometry) -> None:
     kinds = [flag(mixture, "a layer's kind") for mixture in geometry.mixtures]
     if True not in kinds:
         return
-    if not geometry.row.mixture:
-        raise GeometryError(f"a {geometry.row.title} model has no mixtures of experts")
     if not 1 <= geometry.experts_per_token <= geometry.experts or not geometry.moe_intermediate:
         raise GeometryError(
             f"{geometry.experts_per_token} of {geometry.experts} experts, {geometry.moe_intermediate} wide"
@@ -290,7 +255,7 @@ def _check_mixtures(geometry: Geometry) -> None:
 
 
 def _check_constants(geometry: Geometry) -> None:
-    family(text(geometry.family, "the family"))
+    text(geometry.family, "the family")
     for name in ("qkv_bias", "output_bias", "mlp_bias", "tied"):
         flag(getattr(geometry, name), name)
     if len(geometry.windows) != geometry.layers:

@@ -68,16 +68,20 @@ class Stage:
         name: the name that traces, commands and contracts use.
         axes: canonical shape, in the words of :func:`canonical_shape`.
         scope: whether it exists per layer, once per model, or in layer 0 alone.
-        inputs: the stages it is computed from (``layer_input`` is resolved per layer).
+        inner: whether it is a step on the way to one of ``apr``'s stages, which few runtimes show: where it
+            was not captured, the stage after it is computed through it.
+        product: whether something is multiplied and summed on the way to it, so that it depends on how a
+            runtime holds its operands.
         what: one line for people.
 
     """
 
     name: str
     axes: tuple[str, ...]
-    inputs: tuple[str, ...]
     what: str
     scope: Scope = Scope.LAYER
+    inner: bool = False
+    product: bool = False
 
     @property
     def per_layer(self) -> bool:
@@ -93,96 +97,96 @@ STAGES: Mapping[str, Stage] = _table(
     Stage(
         name="embedding",
         axes=("tokens", "hidden"),
-        inputs=(),
         what="token embedding, with whatever the family adds or scales before layer 0",
         scope=Scope.FIRST_LAYER,
     ),
-    Stage(name="attn_norm", axes=("tokens", "hidden"), inputs=(LAYER_INPUT,), what="norm before attention"),
-    Stage(name="qkv_matmul", axes=("tokens", "qkv"), inputs=("attn_norm",), what="q|k|v before the bias"),
-    Stage(name="qkv_bias", axes=("tokens", "qkv"), inputs=("qkv_matmul",), what="q|k|v after the bias"),
-    Stage(name="q_post_rope", axes=("tokens", "q"), inputs=("qkv_bias",), what="queries after RoPE"),
-    Stage(name="k_post_rope", axes=("tokens", "kv"), inputs=("qkv_bias",), what="keys after RoPE"),
+    Stage(name="attn_norm", axes=("tokens", "hidden"), what="norm before attention"),
+    Stage(name="qkv_matmul", axes=("tokens", "qkv"), what="q|k|v before the bias", product=True),
+    Stage(name="qkv_bias", axes=("tokens", "qkv"), what="q|k|v after the bias"),
+    Stage(name="q_norm", axes=("tokens", "q"), what="queries after their own norm", inner=True),
+    Stage(name="k_norm", axes=("tokens", "kv"), what="keys after their own norm", inner=True),
+    Stage(name="q_post_rope", axes=("tokens", "q"), what="queries after RoPE"),
+    Stage(name="k_post_rope", axes=("tokens", "kv"), what="keys after RoPE"),
     Stage(
         name="attn_scores",
         axes=("heads", "tokens", "tokens"),
-        inputs=("q_post_rope", "k_post_rope"),
         what="scaled q.k before the mask, past the soft-cap where there is one",
+        product=True,
     ),
     Stage(
         name="attn_softmax",
         axes=("heads", "tokens", "tokens"),
-        inputs=("attn_scores",),
         what="attention weights after mask and softmax",
     ),
     Stage(
         name="attention",
         axes=("tokens", "q"),
-        inputs=("attn_softmax", "qkv_bias"),
         what="weights times values, before the output projection",
+        product=True,
     ),
-    Stage(name="attn_out", axes=("tokens", "hidden"), inputs=("attention",), what="attention's output"),
+    Stage(
+        name="attn_proj",
+        axes=("tokens", "hidden"),
+        what="attention's output projection, where a norm follows before it is added",
+        inner=True,
+        product=True,
+    ),
+    Stage(name="attn_out", axes=("tokens", "hidden"), what="attention's output", product=True),
     Stage(
         name="post_attn_residual",
         axes=("tokens", "hidden"),
-        inputs=(LAYER_INPUT, "attn_out"),
         what="hidden state after attention is added",
     ),
+    Stage(name="ffn_norm", axes=("tokens", "hidden"), what="norm before the feed-forward block"),
+    Stage(name="ffn_gate", axes=("tokens", "ffn"), what="gate projection", product=True),
+    Stage(name="ffn_up", axes=("tokens", "ffn"), what="up projection", product=True),
+    Stage(name="ffn_silu", axes=("tokens", "ffn"), what="activation of the gate"),
+    Stage(name="ffn_swigl", axes=("tokens", "ffn"), what="activated gate times up"),
     Stage(
-        name="ffn_norm",
+        name="ffn_proj",
         axes=("tokens", "hidden"),
-        inputs=("post_attn_residual",),
-        what="norm before the feed-forward block",
+        what="the feed-forward block's last projection, where a norm follows before it is added",
+        inner=True,
+        product=True,
     ),
-    Stage(name="ffn_gate", axes=("tokens", "ffn"), inputs=("ffn_norm",), what="gate projection"),
-    Stage(name="ffn_up", axes=("tokens", "ffn"), inputs=("ffn_norm",), what="up projection"),
-    Stage(name="ffn_silu", axes=("tokens", "ffn"), inputs=("ffn_gate",), what="activation of the gate"),
-    Stage(
-        name="ffn_swigl",
-        axes=("tokens", "ffn"),
-        inputs=("ffn_silu", "ffn_up"),
-        what="activated gate times up",
-    ),
-    Stage(name="ffn_out", axes=("tokens", "hidden"), inputs=("ffn_swigl",), what="feed-forward output"),
+    Stage(name="ffn_out", axes=("tokens", "hidden"), what="feed-forward output", product=True),
     Stage(
         name="post_ffn_residual",
         axes=("tokens", "hidden"),
-        inputs=("post_attn_residual", "ffn_out"),
         what="hidden state after the feed-forward block is added",
     ),
     Stage(
         name="moe_router",
         axes=("chosen_experts",),
-        inputs=("ffn_norm", "moe_router_indices"),
         what="last token's weights of the chosen experts",
+        product=True,
     ),
-    Stage(
-        name="moe_ffn_out",
-        axes=("hidden",),
-        inputs=("ffn_norm", "moe_router", "moe_router_indices"),
-        what="last token's mixture output",
-    ),
+    Stage(name="moe_ffn_out", axes=("hidden",), what="last token's mixture output", product=True),
     Stage(
         name="moe_router_indices",
         axes=("chosen_experts",),
-        inputs=("ffn_norm",),
         what="last token's chosen experts",
+        product=True,
     ),
     Stage(
         name="final_norm",
         axes=("tokens", "hidden"),
-        inputs=("post_ffn_residual",),
         what="norm before the output head",
         scope=Scope.MODEL,
     ),
     Stage(
         name="lm_head",
         axes=("vocab",),
-        inputs=("final_norm",),
         what="last token's logits, past the soft-cap where there is one",
         scope=Scope.MODEL,
+        product=True,
     ),
 )
-"""Every stage of ``apr`` 0.72, in the order of its own list, which is a forward order but for MoE."""
+"""Every stage: those of ``apr`` 0.72 in the order of its own list, which is a forward order but for MoE, and
+between them the inner ones, which ``apr`` does not have."""
+
+APR_STAGES: tuple[str, ...] = tuple(name for name, stage in STAGES.items() if not stage.inner)
+"""The stages of ``apr`` 0.72."""
 
 ALIASES: Mapping[str, str] = {"layer_output": "post_ffn_residual"}
 """Other names that ``apr`` accepts for a stage."""

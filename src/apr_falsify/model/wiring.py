@@ -1,88 +1,65 @@
-"""Which stages a model has, and who feeds whom in it."""
+"""Which stages a model has, and who feeds whom in it: questions to the graph by (layer, stage)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from apr_falsify.errors import StageError
+from apr_falsify.model.families import family_of, graph_of
+from apr_falsify.model.graph import Node
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import LAYER_INPUT, STAGES, Scope
-
-STANDS_IN: Mapping[str, str] = {
-    "qkv_bias": "qkv_matmul",
-    "ffn_swigl": "ffn_silu",
-    "ffn_silu": "ffn_gate",
-    "ffn_gate": "ffn_up",
-    "ffn_up": "ffn_norm",
-}
-"""A stage that a model may lack -> the one that its readers read instead.
-
-Without a gate the activation is that of ``ffn_up``; a mixture of experts is computed from ``ffn_norm``.
-"""
-
-MIXTURE_STAGES = ("moe_router", "moe_ffn_out", "moe_router_indices")
-_WITHIN_EXPERTS = ("ffn_gate", "ffn_up", "ffn_silu", "ffn_swigl")
-_GATED = ("ffn_gate", "ffn_swigl")
 
 
 def stages_of(geometry: Geometry, layer: int | None = None) -> tuple[str, ...]:
     """Return the stages that a model of this geometry has, in the order of the table.
 
-    A bias-free model has no ``qkv_bias``, one without a gate no ``ffn_gate`` and ``ffn_swigl``. A mixture of
-    experts has the ``moe_`` stages in place of those of a single feed-forward block.
-
     Args:
         geometry: the model's geometry.
-        layer: the layer, ``None`` for the stages of any.
+        layer: the layer, ``None`` for the stages of any; those of the whole model are always among them.
 
     """
-    absent = set() if geometry.qkv_bias else {"qkv_bias"}
-    if not geometry.row.gated:
-        absent.update(_GATED)
-    layers = range(geometry.layers) if layer is None else (layer,)
-    kinds = {geometry.is_mixture(each) for each in layers}
-    if True not in kinds:
-        absent.update(MIXTURE_STAGES)
-    if False not in kinds:
-        absent.update(_WITHIN_EXPERTS)
-    return tuple(name for name in STAGES if name not in absent)
+    graph = graph_of(geometry)
+    layers = graph.layers if layer is None else (graph.layers[layer],)
+    present = {*graph.first, *graph.ends, *(stage for nodes in layers for stage in nodes)}
+    return tuple(name for name in STAGES if name in present)
 
 
-def in_order_of_computation(names: Iterable[str]) -> tuple[str, ...]:
+def node_of(name: str, geometry: Geometry, layer: int | None) -> Node:
+    """Return the node of stage ``name``.
+
+    Raises:
+        StageError: the model has no such stage there.
+
+    """
+    node = graph_of(geometry).at(layer).get(name)
+    if node is None:
+        raise StageError(f"a {family_of(geometry).title} model of this geometry has no stage {name}")
+    return node
+
+
+def has_stage(name: str, geometry: Geometry, layer: int | None) -> bool:
+    """Whether a model has stage ``name`` in ``layer`` (``None``: among those of the whole model)."""
+    return name in graph_of(geometry).at(layer)
+
+
+def in_order_of_computation(names: Iterable[str], geometry: Geometry, layer: int | None) -> tuple[str, ...]:
     """Return stages of one layer so that each stands after those it is computed from."""
-    wanted = list(names)
-    done: list[str] = []
-
-    def place(name: str) -> None:
-        if name in wanted and name not in done:
-            for source in STAGES[name].inputs:
-                if source != LAYER_INPUT:
-                    place(source)
-            done.append(name)
-
-    for name in wanted:
-        place(name)
-    return tuple(done)
+    wanted = set(names)
+    return tuple(name for name in graph_of(geometry).at(layer) if name in wanted)
 
 
 def inputs_of(name: str, geometry: Geometry, layer: int | None) -> dict[str, tuple[int | None, str]]:
-    """Return what stage ``name`` is computed from: input name -> the (layer, stage) that supplies it.
+    """Return what stage ``name`` is computed from: input name -> the (layer, stage) that supplies it."""
+    node = node_of(name, geometry, layer)
+    return {argument: supplier_of(source, geometry, layer) for argument, source in node.inputs.items()}
 
-    A stage that the model does not have is stood in for by another, see :data:`STANDS_IN`.
-    """
-    present = stages_of(geometry, layer)
-    if name not in present:
-        raise StageError(f"a {geometry.row.title} model of this geometry has no stage {name}")
-    sources: dict[str, tuple[int | None, str]] = {}
-    for source in STAGES[name].inputs:
-        if source == LAYER_INPUT:
-            assert layer is not None
-            sources[source] = (0, "embedding") if layer == 0 else (layer - 1, "post_ffn_residual")
-        elif STAGES[name].scope is Scope.MODEL and STAGES[source].per_layer:
-            sources[source] = (geometry.layers - 1, source)
-        else:
-            supplier = source
-            while supplier not in present:
-                supplier = STANDS_IN[supplier]
-            sources[source] = (layer, supplier)
-    return sources
+
+def supplier_of(source: str, geometry: Geometry, layer: int | None) -> tuple[int | None, str]:
+    """Return the (layer, stage) that a node of ``layer`` means by ``source``."""
+    if source == LAYER_INPUT:
+        assert layer is not None
+        return (0, "embedding") if layer == 0 else (layer - 1, "post_ffn_residual")
+    if layer is None and STAGES[source].scope is not Scope.MODEL:
+        return geometry.layers - 1, source
+    return layer, source

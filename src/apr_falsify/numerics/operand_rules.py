@@ -34,22 +34,6 @@ class Operation(StrEnum):
     ELEMENTWISE = "elementwise"
 
 
-OPERATIONS: Mapping[str, Operation] = {
-    "qkv_matmul": Operation.PROJECTION,
-    "attn_out": Operation.PROJECTION,
-    "ffn_gate": Operation.PROJECTION,
-    "ffn_up": Operation.PROJECTION,
-    "ffn_out": Operation.PROJECTION,
-    "moe_router_indices": Operation.PROJECTION,
-    "moe_router": Operation.PROJECTION,
-    "moe_ffn_out": Operation.PROJECTION,
-    "lm_head": Operation.PROJECTION,
-    "attn_scores": Operation.SCORES,
-    "attention": Operation.MIX,
-}
-"""Stage -> its kind; a stage without a row is elementwise (or exact)."""
-
-
 def exact(values: Values) -> F64:
     """Return ``values`` as they are."""
     return values.astype(np.float64, copy=False)

@@ -6,6 +6,7 @@ from typing import Any
 
 from apr_falsify.errors import ModelError
 from apr_falsify.formats.weights import Model
+from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
 from apr_falsify.oracle.libraries import transformers
 
@@ -49,7 +50,7 @@ def config_of_geometry(geometry: Geometry) -> Any:
     parameters: dict[str, Any] = dict(rope.parameters)
     if "original_max_position_embeddings" in parameters:
         parameters["original_max_position_embeddings"] = int(parameters["original_max_position_embeddings"])
-    return transformers.CONFIG_MAPPING[geometry.row.model_types[0]](
+    return transformers.CONFIG_MAPPING[family_of(geometry).model_types[0]](
         hidden_size=geometry.hidden,
         intermediate_size=geometry.intermediate,
         num_hidden_layers=geometry.layers,

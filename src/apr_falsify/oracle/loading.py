@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.families import family_of, roles_at
 from apr_falsify.model.shape import Geometry
 from apr_falsify.oracle.config import hf_config
 from apr_falsify.oracle.libraries import torch, transformers
@@ -53,7 +54,7 @@ EAGER: Mapping[str, str] = {"attn_implementation": "eager", "experts_implementat
 
 
 def _stand_in_norm(model: Model, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    names = model.geometry.row.weights
+    names = family_of(model.geometry).weights
     roles = [role for role in ("final_norm", "final_norm_bias") if role in names]
     return {names[role]: torch.ones(model.geometry.hidden, dtype=dtype) for role in roles}
 
@@ -68,8 +69,8 @@ def weight_sites(geometry: Geometry, layers: int, head: bool) -> list[Site]:
 
     """
     needed = dict.fromkeys(("final_norm", "final_norm_bias"), layers == geometry.layers) | {"lm_head": head}
-    sites: list[Site] = [(role, None) for role in geometry.roles_at(None) if needed.get(role, True)]
-    return sites + [(role, layer) for layer in range(layers) for role in geometry.roles_at(layer)]
+    sites: list[Site] = [(role, None) for role in roles_at(geometry, None) if needed.get(role, True)]
+    return sites + [(role, layer) for layer in range(layers) for role in roles_at(geometry, layer)]
 
 
 def _state(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -89,7 +90,7 @@ def _mapped(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, to
 def _dequantised(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     # A map of the file that ends with this function: the pages read do not stay beside the weights.
     weights = open_model(model.path).weights
-    names = model.geometry.row.weights
+    names = family_of(model.geometry).weights
     return {
         names[role].format(n=layer): _decoded(weights.tensor(role, layer), dtype) for role, layer in sites
     }

@@ -13,10 +13,11 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import ATTENTION_SUBSTAGES
 from apr_falsify.oracle.libraries import attention_functions, torch
-from apr_falsify.oracle.taps import Pick, attention_of, decoder_of, layer_of, module_of, qkv_modules, taps_of
+from apr_falsify.oracle.taps import Take, attention_of, decoder_of, layer_of, module_of, qkv_modules, taps_of
 from apr_falsify.traces.trace import Key
 
 Emit = Callable[[Key, torch.Tensor], None]
@@ -63,7 +64,7 @@ def _layer_hooks(
     geometry: Geometry, layer: int, names: Collection[str], emit: Emit
 ) -> Iterator[tuple[str, _Hook]]:
     """Give the hooks of one layer, by the path of their module; a module's inputs go before its outputs."""
-    taps: dict[str, list[tuple[Key, Pick]]] = {}
+    taps: dict[str, list[tuple[Key, Take]]] = {}
     for stage, path, pick in taps_of(geometry, layer):
         if stage in names:
             taps.setdefault(path, []).append(((layer, stage), pick))
@@ -71,12 +72,12 @@ def _layer_hooks(
         yield path, partial(_see, emit, tuple(here))
     if not {"qkv_matmul", "qkv_bias"}.isdisjoint(names):
         paths = qkv_modules(geometry)
-        projections = _Projections(layer, names, emit, len(paths), "q" in geometry.row.transposed)
+        projections = _Projections(layer, names, emit, len(paths), "q" in family_of(geometry).transposed)
         for path in paths:
             yield path, projections.see
 
 
-def _see(emit: Emit, stages: tuple[tuple[Key, Pick], ...], module: Any, args: Any, output: Any) -> None:
+def _see(emit: Emit, stages: tuple[tuple[Key, Take], ...], module: Any, args: Any, output: Any) -> None:
     for key, pick in stages:
         emit(key, pick(args, output))
 
@@ -115,10 +116,8 @@ def _end_hooks(
     wanted: Collection[Key],
     emit: Emit,
 ) -> Iterator[tuple[torch.nn.Module, _Hook]]:
-    """Give the hooks before the first layer and after the last one; logits are the whole model's output."""
-    embedding = geometry.row.embedding_module or module_of(geometry, "embed")
+    """Give the hooks after the last layer; logits are the whole model's output."""
     places: Mapping[Key, tuple[torch.nn.Module, str, _Hook]] = {
-        (0, "embedding"): (decoder, embedding, _see_rows),
         (None, "final_norm"): (decoder, module_of(geometry, "final_norm"), _see_rows),
         (None, "lm_head"): (module, "", _see_last_logits),
     }
@@ -158,7 +157,9 @@ def _replace_attention(
         undo.callback(setattr, attention, "config", original)
         attention.config = copies[id(original)]
     if wanted:
-        attention_functions[own] = partial(_eager, frozenset(wanted), emit, geometry.row.softmax_upcast)
+        attention_functions[own] = partial(
+            _eager, frozenset(wanted), emit, family_of(geometry).softmax_upcast
+        )
         undo.callback(attention_functions.__delitem__, own)
 
 

@@ -9,11 +9,14 @@ import numpy as np
 
 from apr_falsify import __version__
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.families import graph_of
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Scope
-from apr_falsify.model.wiring import in_order_of_computation, inputs_of, stages_of
+from apr_falsify.model.stages import STAGES
+from apr_falsify.model.wiring import supplier_of
 from apr_falsify.numerics.arithmetic import format_named
-from apr_falsify.operators.ops import Array, Inputs, ModelSite
+from apr_falsify.operators.operator import Array, Inputs
+from apr_falsify.operators.site import ModelSite
+from apr_falsify.operators.table import boundary_of, span_of
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite, arithmetic_named
 from apr_falsify.traces.capture import Request, Sink
@@ -26,7 +29,7 @@ Step = Callable[[Key, Inputs, RuntimeSite], Array]
 
 
 def as_defined(key: Key, inputs: Inputs, site: RuntimeSite) -> Array:
-    """Compute a stage as ``ops`` defines it."""
+    """Compute a stage as its operators define it."""
     return site.run(key[1], inputs)
 
 
@@ -64,7 +67,7 @@ def capture(
     values: dict[Key, Array] = {}
     logits: Array | None = None
     for key in forward_order(model, request):
-        if key[1] == "attn_norm":
+        if values and key[0] is not None and key[0] not in {layer for layer, _ in values}:
             _forget(values, key)
         values[key] = run_stage(model, request.tokens, values, key, chosen, step)
         if key in wanted:
@@ -80,12 +83,14 @@ def capture(
 
 def forward_order(model: Model, request: Request) -> list[Key]:
     """Return every stage that must run to reach the last requested one, in order."""
-    order: list[Key] = [(0, "embedding")]
-    for layer in range(request.layers.stop):
-        names = in_order_of_computation(stages_of(model.geometry, layer))
-        order += [(layer, name) for name in names if STAGES[name].scope is Scope.LAYER]
-    order += [(None, name) for name in stages_of(model.geometry) if STAGES[name].scope is Scope.MODEL]
-    wanted = set(request.keys(model.geometry))
+    graph, wanted = graph_of(model.geometry), set(request.keys(model.geometry))
+    places: list[int | None] = [*range(request.layers.stop), None]
+    order: list[Key] = [
+        (layer, name)
+        for layer in places
+        for name in graph.at(layer)
+        if not STAGES[name].inner or (layer, name) in wanted
+    ]
     return order[: 1 + max(index for index, key in enumerate(order) if key in wanted)]
 
 
@@ -100,7 +105,11 @@ def run_stage(
     """Compute one stage from ``values``."""
     layer, name = key
     place = ModelSite(weights=model.weights, layer=layer, tokens=tokens, dtype=arithmetic.store.compute)
-    inputs = {role: values[source] for role, source in inputs_of(name, model.geometry, layer).items()}
+    apart = [inner for at, inner in values if at == layer and STAGES[inner].inner]
+    boundary = boundary_of(span_of(name, model.geometry, layer, apart))
+    inputs = {
+        argument: values[supplier_of(source, model.geometry, layer)] for argument, source in boundary.items()
+    }
     return step(key, inputs, RuntimeSite(model=place, arithmetic=arithmetic))
 
 

@@ -12,8 +12,10 @@ from apr_falsify.formats.tensors import Tensor, block_minima, has_block_minima
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.arithmetic import FORMATS, Format, format_named
-from apr_falsify.numerics.operand_rules import OPERATIONS, PLAIN, Operation, Rule, stated_rules
-from apr_falsify.operators.ops import Array, Inputs, ModelSite, compute, linear
+from apr_falsify.numerics.operand_rules import PLAIN, Operation, Rule, stated_rules
+from apr_falsify.operators.operator import Array, Inputs
+from apr_falsify.operators.site import ModelSite, linear
+from apr_falsify.operators.table import compute, operation_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ def arithmetic_named(text: str) -> Arithmetic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeSite:
-    """A place in the embedded runtime's forward pass: an ``operators.ops.Site`` in any arithmetic.
+    """A place in the embedded runtime's forward pass: an ``operators.site.Site`` in any arithmetic.
 
     Attributes:
         model: the place with its weights as they are.
@@ -133,7 +135,7 @@ _HELD: Mapping[Operation, tuple[str, str]] = {
 
 
 def _operands(site: RuntimeSite, name: str, inputs: dict[str, Array]) -> dict[str, Array]:
-    operation = OPERATIONS.get(name, Operation.ELEMENTWISE)
+    operation = operation_at(name, site.geometry, site.layer, inputs)
     rule = site.arithmetic.rule(operation)
     if rule is PLAIN or operation not in _HELD:
         return inputs

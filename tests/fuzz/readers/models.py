@@ -16,6 +16,7 @@ import numpy as np
 from apr_falsify.exam.material import BLUEPRINTS
 from apr_falsify.formats.gguf import GgufFile
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.families import family_of, roles_at
 from apr_falsify.model.geometry import geometry_of_hf_dir
 from apr_falsify.model.shape import Geometry
 from tests.fuzz import blobs, folders, maps, trees
@@ -35,9 +36,9 @@ def used(model: Model) -> None:
     """Read some rows of what a forward pass would read first."""
     for tensor in list(model.weights.tensors.values())[:4]:
         _rows(tensor)
-    for role in model.geometry.roles_at(None)[:8]:
+    for role in roles_at(model.geometry, None)[:8]:
         _rows(model.weights.tensor(role))
-    for role in model.geometry.roles_at(0)[:20]:
+    for role in roles_at(model.geometry, 0)[:20]:
         _rows(model.weights.tensor(role, 0))
 
 
@@ -127,8 +128,10 @@ def _small_ggufs() -> list[bytes]:
 def _small_gguf(path: Path, kinds: Mapping[str, str]) -> Path:
     sizes = {"hidden_size": 256, "intermediate_size": 256} if kinds else {}
     geometry = small_geometry(num_hidden_layers=1, vocab_size=8, **sizes)
-    named = geometry.row.gguf_weights
-    by_name = {geometry.row.weights[role].format(n=0): name.format(n=0) for role, name in named.items()}
+    named = family_of(geometry).gguf_weights
+    by_name = {
+        family_of(geometry).weights[role].format(n=0): name.format(n=0) for role, name in named.items()
+    }
     tensors = {by_name[name]: data for name, data in random_tensors(geometry).items()}
     found = {}
     for name, data in list(tensors.items()):
@@ -279,7 +282,7 @@ def config(folder: Path) -> Maker:
         def read() -> None:
             geometry = geometry_of_hf_dir(folder)
             assert Geometry.from_json(json.loads(json.dumps(geometry.to_json()))) == geometry
-            geometry.roles_at(0)
+            roles_at(geometry, 0)
 
         return Input(read=read, size=size, said=said)
 

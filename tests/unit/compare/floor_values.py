@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.floor import rounding
-from apr_falsify.compare.roundoff import Known, lost
 from apr_falsify.compare.site import ReplaySite
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
+from apr_falsify.operators.roundoff import Known, lost
 from tests.unit.helpers import small_geometry
 
 F64 = npt.NDArray[np.float64]

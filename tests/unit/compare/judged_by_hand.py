@@ -11,6 +11,7 @@ from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict
 from apr_falsify.compare.judge import Fit, Judged
 from apr_falsify.compare.metrics import Metrics, compare_arrays
+from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule
 from apr_falsify.traces.trace import Key
 
@@ -28,7 +29,9 @@ def fit(excess: float = 0.5, rule: Rule = PLAIN, residual: float = 1e-7, share: 
 
 def entry(name: str, excess: float | None = 0.5, layer: int | None = 0, **more: Any) -> Judged:
     own = None if excess is None else fit(excess)
-    return Judged(**{"key": (layer, name), "fit": own, "weight_type": "", **more})
+    operation = Operation.PROJECTION if STAGES[name].product else Operation.ELEMENTWISE
+    operation = {"attn_scores": Operation.SCORES, "attention": Operation.MIX}.get(name, operation)
+    return Judged(**{"key": (layer, name), "operation": operation, "fit": own, "weight_type": "", **more})
 
 
 def of(*entries: Judged) -> Mapping[Key, Judged]:

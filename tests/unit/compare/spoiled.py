@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.stages import STAGES
-from apr_falsify.operators.ops import Array, Inputs
+from apr_falsify.model.stages import APR_STAGES
+from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.subjects.embedded import as_defined, capture
 from apr_falsify.subjects.kernel import RuntimeSite, arithmetic_named
 from apr_falsify.traces.capture import MemorySink, Request
@@ -24,7 +24,7 @@ def request_of(model: Model, tokens: int = 9, layers: int | None = None) -> Requ
     """Ask for every stage of the first layers, on random tokens."""
     drawn = np.random.default_rng(tokens).integers(1, model.geometry.vocab, tokens)
     chosen = range(model.geometry.layers if layers is None else layers)
-    return Request(tokens=tuple(map(int, drawn)), layers=chosen, stages=tuple(STAGES))
+    return Request(tokens=tuple(map(int, drawn)), layers=chosen, stages=APR_STAGES)
 
 
 def spoiled_run(model: Model, request: Request, spoils: dict[Key, Change], arithmetic: str = "f32") -> Trace:

@@ -12,13 +12,13 @@ import pytest
 
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.compare.causes import TABLE, Cause, error_sits, explain
-from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import STAGES
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule
+from apr_falsify.operators.roundoff import LIMIT
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.recorded import open_recorded

@@ -18,13 +18,13 @@ from torch.nn import functional
 
 from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.causes import Cause, explain
-from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import Layout
 from apr_falsify.numerics.operand_rules import PLAIN
+from apr_falsify.operators.roundoff import LIMIT
 from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.compare.spoiled import request_of, spoiled_run

@@ -20,7 +20,7 @@ from apr_falsify.commands.hosts import FormulaHost, TensorHost
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.localise import bisect
-from apr_falsify.compare.replay import OVER_TOKENS, Replayer
+from apr_falsify.compare.replay import Replayer
 from apr_falsify.errors import ModelError
 from apr_falsify.exam.cases import Case, Host, Ran, Seeded
 from apr_falsify.exam.faults import CATALOGUE, Fault, Spread
@@ -44,6 +44,9 @@ HOSTS: Mapping[str, Host] = {
     "tensors": TensorHost(readable=False),
     "conversion": TensorHost(readable=True),
 }
+
+NEEDED_WHOLE = ("qkv_bias", "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention")
+"""Stages whose rows, or whose readers' rows, take more than one token."""
 
 
 SHARE = 1 if EVERY else 10
@@ -165,7 +168,7 @@ def _last_alone(trace: Trace) -> Trace:
         trace,
         lambda key, array: (
             StageArray(data=array.data[-1:], layout=(Layout.LAST_TOKEN,))
-            if STAGES[key[1]].axes[0] == "tokens" and key[1] not in OVER_TOKENS and key[1] != "qkv_bias"
+            if STAGES[key[1]].axes[0] == "tokens" and key[1] not in NEEDED_WHOLE
             else array
         ),
     )

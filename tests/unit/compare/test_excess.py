@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from apr_falsify.compare.excess import LIMIT, alike, excess_of
-from apr_falsify.compare.floor import sum_variance
-from apr_falsify.compare.repeated import one_sign, repeats
+from apr_falsify.compare.excess import excess_of
+from apr_falsify.operators.attention import sum_variance
+from apr_falsify.operators.repeated import alike, one_sign, repeats
+from apr_falsify.operators.roundoff import LIMIT
 
 ROWS, WIDTH = 64, 256
 

@@ -9,17 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify.compare import experts
 from apr_falsify.compare.causes import explain
-from apr_falsify.compare.excess import LIMIT
-from apr_falsify.compare.experts import replay_mixture
-from apr_falsify.compare.floor import norm_variance
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
-from apr_falsify.compare.roundoff import Known
 from apr_falsify.compare.site import ReplaySite
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation
+from apr_falsify.operators import mixture as experts
+from apr_falsify.operators.mixture import replay_mixture
+from apr_falsify.operators.norms import norm_variance
+from apr_falsify.operators.roundoff import LIMIT, Known
 from apr_falsify.subjects.embedded import capture
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import Trace
@@ -79,7 +78,7 @@ def mixed_by_hand(model: Model, x: F64) -> tuple[F64, list[int], list[float]]:
 
 def test_every_token_passes_its_own_experts(model: Model, trace: Trace) -> None:
     x = stage(trace, "ffn_norm")
-    values, sigma = replay_mixture("ffn_out", {"ffn_swigl": known(x)}, site(model), (PLAIN,), U)
+    values, sigma = replay_mixture(experts.MIXTURE, {"ffn_swigl": known(x)}, site(model), (PLAIN,), U)
     expected = np.stack([mixed_by_hand(model, row)[0] for row in x])
     np.testing.assert_allclose(values, expected[None], rtol=1e-10, atol=1e-12)
     assert sigma.shape == expected.shape
@@ -91,14 +90,14 @@ def test_the_stages_of_the_last_tokens_experts(model: Model, trace: Trace) -> No
     x = stage(trace, "ffn_norm")
     output, chosen, shares = mixed_by_hand(model, x[-1])
     inputs = {"ffn_norm": known(x)}
-    indices, _ = replay_mixture("moe_router_indices", inputs, site(model), (PLAIN,), U)
+    indices, _ = replay_mixture(experts.CHOSEN_EXPERTS, inputs, site(model), (PLAIN,), U)
     assert indices[0].tolist() == chosen
     inputs["moe_router_indices"] = known(chosen)
-    router, sigma = replay_mixture("moe_router", inputs, site(model), (PLAIN,), U)
+    router, sigma = replay_mixture(experts.EXPERT_WEIGHTS, inputs, site(model), (PLAIN,), U)
     np.testing.assert_allclose(router[0], shares, rtol=1e-10)
     assert (sigma < 1e-4).all()
     inputs["moe_router"] = known(shares)
-    found, sigma = replay_mixture("moe_ffn_out", inputs, site(model), (PLAIN,), U)
+    found, sigma = replay_mixture(experts.LAST_MIXTURE, inputs, site(model), (PLAIN,), U)
     np.testing.assert_allclose(found[0], output, rtol=1e-10, atol=1e-12)
     assert (sigma < 1e-4 * np.abs(output).max()).all()
 
@@ -106,8 +105,8 @@ def test_the_stages_of_the_last_tokens_experts(model: Model, trace: Trace) -> No
 def test_each_rule_has_its_own_values_and_the_first_ones_rounding(model: Model, trace: Trace) -> None:
     f16 = next(rule for rule in RULES[Operation.PROJECTION] if rule.name == "f16")
     inputs = {"ffn_swigl": known(stage(trace, "ffn_norm"))}
-    both, sigma = replay_mixture("ffn_out", inputs, site(model), (PLAIN, f16), U)
-    plain, own = replay_mixture("ffn_out", inputs, site(model), (PLAIN,), U)
+    both, sigma = replay_mixture(experts.MIXTURE, inputs, site(model), (PLAIN, f16), U)
+    plain, own = replay_mixture(experts.MIXTURE, inputs, site(model), (PLAIN,), U)
     np.testing.assert_array_equal(both[0], plain[0])
     np.testing.assert_array_equal(sigma, own)
     off = np.linalg.norm(both[1] - both[0]) / np.linalg.norm(both[0])
@@ -120,7 +119,7 @@ def test_what_an_input_carries_widens_the_rounding_by_as_much(model: Model, trac
 
     def sigma(size: float) -> F64:
         carried = known(x, np.full(x.shape, size))
-        return replay_mixture("ffn_out", {"ffn_swigl": carried}, site(model), (PLAIN,), U)[1]
+        return replay_mixture(experts.MIXTURE, {"ffn_swigl": carried}, site(model), (PLAIN,), U)[1]
 
     none, small, large = sigma(0.0), sigma(1e-6), sigma(2e-6)
     assert (small > none).all()
@@ -205,10 +204,10 @@ def test_an_expert_whose_probability_f32_loses_is_like_any_other() -> None:
 def test_experts_that_may_have_changed_places_have_no_known_index(model: Model, trace: Trace) -> None:
     x = stage(trace, "ffn_norm")
     inputs = {"ffn_norm": known(x)}
-    _, sure = replay_mixture("moe_router_indices", inputs, site(model), (PLAIN,), U)
+    _, sure = replay_mixture(experts.CHOSEN_EXPERTS, inputs, site(model), (PLAIN,), U)
     assert (sure < 1e-6).all()
     unsure = {"ffn_norm": known(x, np.full(x.shape, 10.0))}
-    _, sigma = replay_mixture("moe_router_indices", unsure, site(model), (PLAIN,), U)
+    _, sigma = replay_mixture(experts.CHOSEN_EXPERTS, unsure, site(model), (PLAIN,), U)
     np.testing.assert_allclose(sigma, model.geometry.experts)
 
 
@@ -218,7 +217,9 @@ def test_where_a_token_may_have_gone_to_another_expert_its_output_says_nothing(
     x = stage(trace, "ffn_norm")
     carried = np.zeros(x.shape)
     carried[4] = 10.0
-    values, sigma = replay_mixture("ffn_out", {"ffn_swigl": known(x, carried)}, site(model), (PLAIN,), U)
+    values, sigma = replay_mixture(
+        experts.MIXTURE, {"ffn_swigl": known(x, carried)}, site(model), (PLAIN,), U
+    )
     size = np.sqrt(np.mean(values[0, 4] ** 2))
     np.testing.assert_allclose(sigma[4], np.abs(values[0, 4]) + size, rtol=1e-9)
     assert (np.delete(sigma, 4, axis=0) < 1e-4 * size).all()

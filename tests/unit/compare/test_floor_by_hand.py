@@ -11,10 +11,13 @@ import math
 import numpy as np
 import pytest
 
-from apr_falsify.compare import floor, roundoff
 from apr_falsify.compare.floor import rounding
-from apr_falsify.compare.roundoff import lost, smallest_rounding, stored
 from apr_falsify.formats.weights import Model
+from apr_falsify.operators import roundoff
+from apr_falsify.operators.attention import sum_variance
+from apr_falsify.operators.linear import started_at
+from apr_falsify.operators.norms import norm_variance
+from apr_falsify.operators.roundoff import lost, smallest_rounding, stored
 from tests.unit.compare.floor_values import (
     BF16,
     F16,
@@ -65,8 +68,8 @@ def test_every_stage_may_be_off_by_the_smallest_normal_number_of_f32() -> None:
 
 
 def test_a_sum_is_rounded_by_its_terms_and_by_its_result() -> None:
-    close(floor.sum_variance(np.array([4.0]), np.array([3.0]), 18), [(4 * 3 + 9 * 2) * U**2])
-    close(floor.sum_variance(np.array([0.0]), np.array([0.0]), 18), [(18 * TINY) ** 2])
+    close(sum_variance(np.array([4.0]), np.array([3.0]), 18), [(4 * 3 + 9 * 2) * U**2])
+    close(sum_variance(np.array([0.0]), np.array([0.0]), 18), [(18 * TINY) ** 2])
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0], ids=["one sign", "random signs"])
@@ -76,8 +79,12 @@ def test_a_plain_f32_sum_has_about_that_error(spread: float) -> None:
     terms = rng.normal(0 if spread else 1, spread or 0.01, (2000, 256)).astype(np.float32)
     exact = terms.astype(np.float64).sum(axis=1)
     error = np.cumsum(terms, axis=1, dtype=np.float32)[:, -1] - exact
-    sigma = np.sqrt(floor.sum_variance(np.square(terms, dtype=np.float64).sum(axis=1), exact, 256))
+    sigma = np.sqrt(sum_variance(np.square(terms, dtype=np.float64).sum(axis=1), exact, 256))
     assert 0.5 < np.sqrt(np.mean(np.square(error / sigma))) < 1.0
+
+
+GATE_INPUT = {"ffn_norm": known([[0.0]])}
+QWEN2 = small_geometry(model_type="qwen2")
 
 
 @pytest.mark.parametrize("store", [U, F16, BF16])
@@ -86,14 +93,14 @@ def test_a_projection_is_rounded_by_its_sums_and_twice_as_a_value(store: float) 
     y = [[3.0, 6.0, 0.0]]
     twice = 2 * (store / U) ** 2 / 3
     close(
-        variance("ffn_gate", {}, y, place, store),
+        variance("ffn_gate", GATE_INPUT, y, place, store),
         np.array([[5 + 9 * twice, 7 + 36 * twice, 9]]) + SMALL[store],
     )
 
 
 def test_a_projection_in_a_finer_format_is_still_summed_in_f32() -> None:
     place = site(LLAMA, noise=[np.array([[5.0]])])
-    close(variance("ffn_gate", {}, [[3.0]], place, 2.0**-53), [[5 + 9 * 2 / 3]])
+    close(variance("ffn_gate", GATE_INPUT, [[3.0]], place, 2.0**-53), [[5 + 9 * 2 / 3]])
 
 
 # --- embedding, residual sums, products ------------------------
@@ -121,17 +128,17 @@ def test_a_product_carries_each_sides_error_times_the_other() -> None:
 def test_a_bias_is_added_with_two_roundings_where_the_product_was_kept() -> None:
     inputs = {"qkv_matmul": known([[3.0]])}
     close(
-        variance("qkv_bias", inputs, [[6.0]], site(LLAMA), F16),
+        variance("qkv_bias", inputs, [[6.0]], site(QWEN2), F16),
         [[(36 * 2 / 3 + 9 / 3) * 2**26 + SMALL[F16]]],
     )
 
 
 def test_where_the_product_was_not_kept_its_sum_may_start_at_the_bias() -> None:
     """Then each partial sum holds the bias: a kernel may do so in any family."""
-    close(floor.started_at(np.array([3.0]), 10), [9 * 10 / 3])
+    close(started_at(np.array([3.0]), 10), [9 * 10 / 3])
     inputs = {"qkv_matmul": known([[1.0]], [[2 * U]])}
-    terms = LLAMA.hidden
-    close(variance("qkv_bias", inputs, [[6.0]], site(LLAMA)), [[4 + 25 * terms / 3 + 36 * 2 / 3 + 1 / 3]])
+    terms = QWEN2.hidden
+    close(variance("qkv_bias", inputs, [[6.0]], site(QWEN2)), [[4 + 25 * terms / 3 + 36 * 2 / 3 + 1 / 3]])
 
 
 def test_a_sum_that_starts_at_a_large_bias_is_within_its_floor() -> None:
@@ -143,8 +150,8 @@ def test_a_sum_that_starts_at_a_large_bias_is_within_its_floor() -> None:
     found = np.cumsum(np.column_stack([bias, terms]), axis=1, dtype=np.float32)[:, -1]
     squares = np.square(terms, dtype=np.float64).sum(axis=1)
     sigma = np.sqrt(
-        floor.sum_variance(squares, exact - bias, 256)
-        + floor.started_at(bias.astype(np.float64), 256) * U**2
+        sum_variance(squares, exact - bias, 256)
+        + started_at(bias.astype(np.float64), 256) * U**2
         + stored(exact, U, 2)
     )
     error = (found - exact) / sigma
@@ -194,8 +201,8 @@ def llama() -> Model:
 
 
 def test_a_norm_has_three_times_the_error_of_its_sum_and_two_roundings() -> None:
-    close(floor.norm_variance(np.array([2.0]), 64, 0.0), [(2 * (8 / 2 + 4) * U) ** 2])
-    close(floor.norm_variance(np.array([3.0]), 64, F16) - (3 * 8 * U) ** 2, [9 * 2 * F16**2 / 3])
+    close(norm_variance(np.array([2.0]), 64, 0.0), [(2 * (8 / 2 + 4) * U) ** 2])
+    close(norm_variance(np.array([3.0]), 64, F16) - (3 * 8 * U) ** 2, [9 * 2 * F16**2 / 3])
 
 
 def test_an_rms_norm_carries_the_error_of_its_input_by_weight_and_scale(llama: Model) -> None:

@@ -44,6 +44,9 @@ def test_query_heads_carry_the_error_of_the_kv_head_that_they_read() -> None:
     close(found - scores(), [0, 0, 225, 225])
 
 
+HEAD_INPUT = {"final_norm": known([[0.0]])}
+
+
 def test_a_soft_cap_flattens_the_error_and_adds_its_own_roundings() -> None:
     """At half the cap the slope is 3/4, and x is 12 * atanh(1/2)."""
     gemma = small_geometry(
@@ -52,11 +55,11 @@ def test_a_soft_cap_flattens_the_error_and_adds_its_own_roundings() -> None:
         final_logit_softcapping=12.0,
     )
     place = site(gemma, None, noise=[np.array([50.0])])
-    found = variance("lm_head", {}, [6.0], place)
+    found = variance("lm_head", HEAD_INPUT, [6.0], place)
     x = 12 * math.atanh(0.5)
     close(found, [(3 / 4) ** 2 * (50 + x * x * 2 / 3) + 36 * 6 / 3])
     uncapped = site(LLAMA, None, noise=[np.array([50.0])])
-    close(variance("lm_head", {}, [6.0], uncapped), [50 + 36 * 2 / 3])
+    close(variance("lm_head", HEAD_INPUT, [6.0], uncapped), [50 + 36 * 2 / 3])
 
 
 def test_a_value_at_its_cap_has_no_slope_left() -> None:
@@ -64,7 +67,7 @@ def test_a_value_at_its_cap_has_no_slope_left() -> None:
         **GEMMA,
         final_logit_softcapping=12.0,
     )
-    found = variance("lm_head", {}, [12.0, -12.0], site(gemma, None, noise=[np.array([50.0, 50.0])]))
+    found = variance("lm_head", HEAD_INPUT, [12.0, -12.0], site(gemma, None, noise=[np.array([50.0, 50.0])]))
     close(found, [144 * 6 / 3] * 2)
 
 

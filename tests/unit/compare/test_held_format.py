@@ -17,9 +17,8 @@ from apr_falsify.compare.judge import judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.seen_format import seen_format
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import STAGES, Layout
 from apr_falsify.numerics.arithmetic import FORMATS
-from apr_falsify.numerics.operand_rules import OPERATIONS
 from apr_falsify.oracle.capture import capture
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink
@@ -117,7 +116,7 @@ def run_in(
     kept = FORMATS[dtype]
 
     def step(key: Key, inputs: embedded.Inputs, site: embedded.RuntimeSite) -> embedded.Array:
-        if products and key[1] in OPERATIONS:
+        if products and STAGES[key[1]].product:
             inputs = {name: kept.round(x) for name, x in inputs.items()}
         value = fault(key, embedded.as_defined(key, inputs, site))
         return value if key[1] in unrounded else kept.round(value)

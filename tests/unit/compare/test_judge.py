@@ -11,12 +11,13 @@ import pytest
 
 from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Verdict
-from apr_falsify.compare.excess import LIMIT, excess_of
+from apr_falsify.compare.excess import excess_of
 from apr_falsify.compare.judge import judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.errors import TokensError
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.operators.roundoff import LIMIT
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.kernel import arithmetic_named
 from apr_falsify.traces.capture import MemorySink, Request

@@ -19,7 +19,7 @@ from apr_falsify.commands.kernel_files import write_kernel
 from apr_falsify.compare.kernel_case import kernel_case, parse_place
 from apr_falsify.errors import AprFalsifyError, ModelError, OutputError, StageError
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import APR_STAGES, STAGES, Layout
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.oracle.capture import capture
 from apr_falsify.traces.capture import MemorySink, Request
@@ -29,7 +29,7 @@ from tests.unit.helpers import TINY
 
 Array = npt.NDArray[Any]
 TOKENS = (274, 272, 332, 13, 20, 33)
-STAGES_OF_TINY = [name for name in STAGES if not name.startswith("moe_")]
+STAGES_OF_TINY = [name for name in APR_STAGES if not name.startswith("moe_")]
 
 
 @pytest.fixture(scope="module")

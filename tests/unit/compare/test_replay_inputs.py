@@ -12,6 +12,7 @@ from apr_falsify.compare.recorded_formats import saved_unit, saved_words
 from apr_falsify.compare.replay import Missing, Replay, Replayer, is_mixed, roles_of
 from apr_falsify.model.stages import Layout
 from apr_falsify.numerics.operand_rules import PLAIN
+from apr_falsify.operators.table import span_of
 from apr_falsify.traces.trace import Key, Trace
 from tests.unit.compare.wrong_stages import small_run
 from tests.unit.helpers import small_geometry
@@ -142,9 +143,9 @@ def test_roles_of_a_mixture_are_those_of_one_expert() -> None:
     )
     assert (is_mixed((0, "ffn_out"), moe), is_mixed((1, "ffn_out"), moe)) == (True, False)
     assert not is_mixed((0, "attn_out"), moe)
-    assert roles_of((0, "ffn_out"), moe) == ("expert_gate.0", "expert_up.0", "expert_down.0")
-    assert roles_of((1, "ffn_out"), moe) == ("down",)
-    assert roles_of((0, "moe_router"), moe) == ("router",)
+    assert roles_of(span_of("ffn_out", moe, 0)) == ("expert_gate.0", "expert_up.0", "expert_down.0")
+    assert roles_of(span_of("ffn_out", moe, 1)) == ("down",)
+    assert roles_of(span_of("moe_router", moe, 0)) == ("router",)
 
 
 @pytest.mark.parametrize(

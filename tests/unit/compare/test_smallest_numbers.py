@@ -15,18 +15,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
 
-from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.judge import judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.products import product
-from apr_falsify.compare.roundoff import UNIT, Known
 from apr_falsify.compare.site import ReplaySite
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import PLAIN
+from apr_falsify.operators.roundoff import LIMIT, UNIT, Known
 from apr_falsify.oracle.capture import capture
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.kernel import arithmetic_named

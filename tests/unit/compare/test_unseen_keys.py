@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.compare.bisection import FindingType, Kind
-from apr_falsify.operators.ops import visible_keys
+from apr_falsify.operators.attention import visible_keys
 from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.unit.compare.ports import EVERY, TOKENS, Array, Runs, accused, changed, fold, judged, port
 

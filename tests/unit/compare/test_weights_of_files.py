@@ -16,12 +16,13 @@ from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.weights import STAGE_OF_ROLE, weights_findings
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.families import family_of
 from tests.unit.helpers import random_tensors, roles_of, small_geometry
 
 Values = dict[str, npt.NDArray[np.float32]]
 Change = Callable[[Values], object]
 GEOMETRY = small_geometry(attention_bias=True, mlp_bias=True)
-NAMES = GEOMETRY.row.weights
+NAMES = family_of(GEOMETRY).weights
 DOWN = NAMES["down"].format(n=1)
 
 

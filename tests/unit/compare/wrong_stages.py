@@ -18,13 +18,13 @@ import torch
 from safetensors.numpy import load_file
 
 from apr_falsify.compare.causes import Cause, explain
-from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import PLAIN, Rule
+from apr_falsify.operators.roundoff import LIMIT
 from apr_falsify.subjects.embedded import capture
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import StageArray, Trace

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import torch
 
+from apr_falsify.model.wiring import has_stage
 from tests.unit.compare.wrong_attention import ATTENTION
 from tests.unit.compare.wrong_stages import (
     F64,
@@ -313,7 +314,7 @@ def turned_small(run: Run, normed: bool = True, theta: float = 10_000.0) -> F64:
     geometry = run.trace.geometry
     size, fused = geometry.head_dim, run["qkv_bias" if geometry.qkv_bias else "qkv_matmul"]
     heads = fused[:, : geometry.heads * size].reshape(len(fused), -1, size)
-    if geometry.row.qk_norm and normed:
+    if has_stage("q_norm", geometry, 0) and normed:
         heads = rms(heads, run.w("self_attn.q_norm.weight"), geometry.norm_eps)
     angles = np.outer(np.arange(len(fused)), theta ** (-np.arange(0, size, 2) / size))
     z = (heads[..., : size // 2] + 1j * heads[..., size // 2 :]) * np.exp(1j * angles)[:, None]

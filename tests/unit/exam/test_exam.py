@@ -20,8 +20,8 @@ from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.tally import bound_of, goals, to_json
 from apr_falsify.exam.trial import Examiner, Outcome
-from apr_falsify.model.stages import STAGES
-from apr_falsify.numerics.operand_rules import OPERATIONS, PLAIN
+from apr_falsify.model.stages import APR_STAGES, STAGES
+from apr_falsify.numerics.operand_rules import PLAIN, Operation
 from apr_falsify.oracle.faulted import PATCHES
 from apr_falsify.oracle.patch_names import PATCHED
 from apr_falsify.traces.capture import MemorySink, Request
@@ -40,7 +40,7 @@ def test_the_catalogue_has_at_least_sixty_faults_that_can_be_seeded_somewhere() 
 
 
 def test_every_stage_of_a_forward_pass_has_a_fault() -> None:
-    assert {name for fault in CATALOGUE for name in fault.stages} >= {*STAGES} - {
+    assert {name for fault in CATALOGUE for name in fault.stages} >= {*APR_STAGES} - {
         "moe_router",
         "moe_ffn_out",
         "moe_router_indices",
@@ -233,7 +233,7 @@ def test_the_embedded_runtime_runs_in_every_arithmetic(store: Store, setting: ob
     assert len(trace.stages) == 54
     assert trace.provenance.dtype == chosen.store
     assert all(rule is not PLAIN for rule in chosen.operand_rules().values())
-    assert set(chosen.rules) <= set(OPERATIONS.values())
+    assert set(chosen.rules) <= set(Operation)
 
 
 def test_every_blueprint_can_be_made(store: Store) -> None:

@@ -13,6 +13,7 @@ import transformers
 
 from apr_falsify.errors import LayerRangeError, ModelError
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.families import family_of
 from apr_falsify.oracle.capture import capture, forward, load
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink
@@ -156,7 +157,7 @@ def test_a_gguf_file_runs_as_the_model_it_was_converted_from(
 
 def test_rope_freqs_of_a_gguf_file_are_the_llama3_rule(tmp_path: Path, checkpoint: OpenCheckpoint) -> None:
     whole = checkpoint("llama-biased-tied-llama3")
-    g, row = whole.geometry, whole.geometry.row
+    g, row = whole.geometry, family_of(whole.geometry)
     rotary = load(whole).module.get_submodule("model.rotary_emb")
     plain = g.rope.theta ** -(np.arange(0, g.head_dim, 2) / g.head_dim)
     tensors = {"rope_freqs.weight": (plain / rotary.inv_freq.numpy()).astype(np.float32)}
@@ -207,7 +208,7 @@ def test_quantised_weights_are_loaded_dequantised(q4k: Model) -> None:
 
 
 def _names(model: Model) -> tuple[list[str], list[str]]:
-    row, layers = model.geometry.row, range(model.geometry.layers)
+    row, layers = family_of(model.geometry), range(model.geometry.layers)
     pairs = [(row.weights[role], row.gguf_weights[role]) for role in row.weights]
     spread = [(a.format(n=n), b.format(n=n)) for a, b in pairs for n in (layers if "{n}" in a else [None])]
     kept = [pair for pair in spread if pair[1] in model.weights.tensors]

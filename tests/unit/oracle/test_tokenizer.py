@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from apr_falsify.errors import ModelError
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.families import family_of
 from apr_falsify.oracle.tokenizer import PRE_TOKENIZERS, decode, encode
 from tests.support import DATA
 from tests.unit.gguf_models import metadata_of, write_gguf
@@ -27,7 +28,7 @@ BYTE_TOKENS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 2
 
 def gguf_model(path: Path, metadata: dict[str, object]) -> Model:
     geometry = small_geometry(model_type="qwen2")
-    row = geometry.row
+    row = family_of(geometry)
     by_name = {
         row.weights[role].format(n=n): name.format(n=n)
         for role, name in row.gguf_weights.items()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.errors import AprFalsifyError, TokensError, TraceError, UsageError
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import APR_STAGES, STAGES, Layout
 from apr_falsify.numerics.quantise import hadamard
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
@@ -141,7 +141,7 @@ def test_only_the_nodes_of_what_is_wanted_are_asked_for() -> None:
     assert nodes_of([(3, "attn_norm")]) == ["attn_norm-3"]
     assert nodes_of([(0, "q_post_rope"), (0, "qkv_matmul")]) == ["Qcur-0", "Kcur-0", "Vcur-0"]
     assert nodes_of([(None, "lm_head")]) == ["result_output"]
-    assert set(STAGES) - {name for name in STAGES if nodes_of([(0, name)])} == {
+    assert set(APR_STAGES) - {name for name in STAGES if nodes_of([(0, name)])} == {
         "moe_router",
         "moe_ffn_out",
         "moe_router_indices",

@@ -14,7 +14,7 @@ from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import Indices, moves, nearest_heads, parts
 from apr_falsify.model.stages import Layout
 from apr_falsify.numerics.operand_rules import PLAIN
-from apr_falsify.operators.ops import visible_keys
+from apr_falsify.operators.attention import visible_keys
 
 Mask = npt.NDArray[np.bool_]
 

@@ -14,14 +14,16 @@ from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.layout import only_data
 from apr_falsify.compare.recorded_formats import saved_unit
 from apr_falsify.compare.replay import Replayer
-from apr_falsify.compare.roundoff import TINY, UNIT, Known, lost, stored
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
 from apr_falsify.formats.tensors import FloatArray, Tensor
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.graph import Node
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout
-from apr_falsify.numerics.operand_rules import OPERATIONS, Operation, Rule
+from apr_falsify.numerics.operand_rules import Operation, Rule
+from apr_falsify.operators.roundoff import TINY, UNIT, Known, lost, stored
+from apr_falsify.operators.table import operation_of
 from apr_falsify.traces.trace import Key
 
 F64 = npt.NDArray[np.float64]
@@ -85,6 +87,20 @@ class Case:
     def layer(self) -> int | None:
         """The stage's layer."""
         return self.key[0]
+
+    @property
+    def span(self) -> tuple[Node, ...]:
+        """The nodes that the stage is computed through; it is the last of them."""
+        return self.replayer.span(self.key)
+
+    @property
+    def operation(self) -> Operation:
+        """How runtimes hold the stage's operands."""
+        return operation_of(self.span)
+
+    def node(self, operator: str) -> Node | None:
+        """Return the node of the span that has ``operator``, ``None`` where there is none."""
+        return next((node for node in self.span if node.operator == operator), None)
 
     @property
     def geometry(self) -> Geometry:
@@ -169,7 +185,7 @@ class Case:
             words: further words of the guess.
 
         """
-        if OPERATIONS.get(self.name) is Operation.PROJECTION:
+        if self.operation is Operation.PROJECTION:
             return Guess(says=says, values=values, sigma=None, **words)
         known = {**self.known, **self._known(inputs)}
         site = ReplaySite(
@@ -277,6 +293,7 @@ class Variation:
     Attributes:
         name: the cause.
         stages: the stages it applies to.
+        where: which of these, where that depends on how a model computes them; ``None`` for all.
         guesses: computes those stages under the hypothesis, the likeliest first.
         multiplies: whether it multiplies with the weights again.
 
@@ -285,7 +302,17 @@ class Variation:
     name: str
     guesses: Callable[[Case], Iterator[Guess]]
     stages: Sequence[str] = field(default=tuple(STAGES))
+    where: Callable[[Case], bool] | None = None
     multiplies: bool = False
+
+    @property
+    def of_all_stages(self) -> bool:
+        """Whether it is a change of the result that any stage may have."""
+        return self.where is None and tuple(self.stages) == tuple(STAGES)
+
+    def applies(self, case: Case) -> bool:
+        """Whether it is one of this stage."""
+        return case.name in self.stages and (self.where is None or self.where(case))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.roundoff import Known
 from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words, scalar
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.arithmetic import FORMATS
+from apr_falsify.operators.roundoff import Known
 
 Indices = npt.NDArray[np.intp]
 

@@ -8,12 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 
-from apr_falsify.compare.roundoff import UNIT
 from apr_falsify.compare.variations.case import F64, Case, Guess
-from apr_falsify.model.families import Norm
 from apr_falsify.model.stages import LAYER_INPUT
+from apr_falsify.operators.roundoff import UNIT
 
-NORMS = ("attn_norm", "ffn_norm", "final_norm")
+
+def is_norm(case: Case) -> bool:
+    """Whether the stage is a norm, over all channels, and nothing else."""
+    (*before, node) = case.span
+    return not before and node.operator in ("rms_norm", "layer_norm") and "part" not in node.constants
+
+
+def _role(case: Case) -> str:
+    role: str = case.span[-1]["role"]
+    return role
+
 
 _EPSILONS = (1e-5, 1e-6, 0.0, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3)
 """Those of published models and of libraries' defaults."""
@@ -72,12 +81,12 @@ _LAYER_FORMS: Mapping[str, _LayerForm] = {
 
 
 def _is_layer_norm(case: Case) -> bool:
-    return case.geometry.row.norm is Norm.LAYER
+    return case.span[-1].operator == "layer_norm"
 
 
 def _bias(case: Case) -> F64 | float:
     """Return what the norm adds in the end: nothing in an RMSNorm."""
-    return case.vector(f"{case.name}_bias") if _is_layer_norm(case) else 0.0
+    return case.vector(f"{_role(case)}_bias") if _is_layer_norm(case) else 0.0
 
 
 def _still_to_scale(case: Case) -> F64:
@@ -92,9 +101,9 @@ def _input(case: Case) -> F64:
 
 def wrong_form(case: Case) -> Iterator[Guess]:
     """Yield each wrong formula of the norm."""
-    x, weight, eps = _input(case), case.vector(case.name), case.geometry.norm_eps
+    x, weight, eps = _input(case), case.vector(_role(case)), case.geometry.norm_eps
     if _is_layer_norm(case):
-        bias = case.vector(f"{case.name}_bias")
+        bias = case.vector(f"{_role(case)}_bias")
         yield from (case.guess(says, form(x, weight, bias, eps)) for says, form in _LAYER_FORMS.items())
         return
     for says, form in _FORMS.items():
@@ -118,7 +127,7 @@ def usual_epsilon(case: Case) -> Iterator[Guess]:
 def measured_epsilon(case: Case) -> Iterator[Guess]:
     """Yield the norm with the epsilon that the subject's scale has: eps = 1 / r^2 - mean(x^2)."""
     x = case.shaped(_still_to_scale(case))
-    bare, subject = x * case.vector(case.name), case.subject - _bias(case)
+    bare, subject = x * case.vector(_role(case)), case.subject - _bias(case)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.sum(subject * bare, axis=-1) / np.sum(np.square(bare), axis=-1)
         energy = np.mean(np.square(x), axis=-1)
@@ -132,7 +141,7 @@ def measured_epsilon(case: Case) -> Iterator[Guess]:
 
 
 def _with_epsilon(case: Case, eps: float) -> Guess:
-    values = _scaled(_still_to_scale(case), eps) * case.vector(case.name) + _bias(case)
+    values = _scaled(_still_to_scale(case), eps) * case.vector(_role(case)) + _bias(case)
     instead = f"the model declares {case.geometry.norm_eps:g}"
     return case.guess(f"epsilon {eps:.3g}", values, instead=instead)
 
@@ -149,7 +158,7 @@ def wrong_input(case: Case) -> Iterator[Guess]:
     """Yield the norm of another stage than its input."""
     layer = case.geometry.layers - 1 if case.layer is None else case.layer
     (role,) = case.known
-    sources = [(name, layer) for name in _INPUTS[case.name]]
+    sources = [(name, layer) for name in _INPUTS.get(case.name, ())]
     if case.layer is None:
         sources += [("post_ffn_residual", earlier) for earlier in range(layer)]
     for name, place in sources:

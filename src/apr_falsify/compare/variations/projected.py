@@ -13,7 +13,7 @@ from apr_falsify.compare.variations.feedforward import ACTIVATIONS
 from apr_falsify.compare.variations.norms import layer_input
 from apr_falsify.formats.tensors import FloatArray, Tensor
 from apr_falsify.numerics.arithmetic import round_bf16, round_f16
-from apr_falsify.numerics.operand_rules import OPERATIONS, Operation
+from apr_falsify.numerics.operand_rules import Operation
 
 WEIGHTED: Mapping[str, tuple[str, ...]] = {
     "embedding": ("embed",),
@@ -34,6 +34,16 @@ WEIGHTED: Mapping[str, tuple[str, ...]] = {
 
 MOST_VALUES = 1 << 26
 """Above this many weights a stage is not multiplied again for an explanation (7B: seconds per pass)."""
+
+
+def is_product(case: Case) -> bool:
+    """Whether the stage is multiplied with weights."""
+    return case.operation is Operation.PROJECTION
+
+
+def is_product_of_all_tokens(case: Case) -> bool:
+    """Whether it is, for each token by itself."""
+    return is_product(case) and case.name != "lm_head"
 
 
 def small(case: Case) -> bool:
@@ -176,7 +186,7 @@ def _likely(
     """Whether the first rows of each weight bring the product nearer to the subject's, with other weights
     or another input; nothing is ruled out where the stage is no product.
     """
-    if OPERATIONS.get(case.name) is not Operation.PROJECTION:
+    if not is_product(case):
         return True
     (name,) = case.known
     x, stand_in = (case.rule.left(_last(case, v[name])) for v in (case.inputs, inputs or case.inputs))

@@ -9,15 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from apr_falsify.compare.variations.case import F64, Case, Guess
-from apr_falsify.compare.variations.rotary import (
-    Turn,
-    angles,
-    declared,
-    frequencies_of,
-    measured_base,
-    turned,
-    unrotated,
-)
+from apr_falsify.compare.variations.rotary import angles, frequencies_of, measured_base
+from apr_falsify.compare.variations.turning import Turn, declared, turned, unrotated
 from apr_falsify.model.rope import Rope
 from apr_falsify.operators.rotation import rope_frequencies
 

@@ -9,97 +9,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from apr_falsify.compare.floor import angle_errors
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import parts
+from apr_falsify.compare.variations.turning import (
+    Turn,
+    declared,
+    flat,
+    own_norm,
+    paired,
+    role_of,
+    turned,
+    unrotated,
+)
 from apr_falsify.model.rope import Rope
 from apr_falsify.numerics.arithmetic import round_bf16, round_f16
 from apr_falsify.operators.rotation import rope_frequencies
-
-Complex = npt.NDArray[np.complex128]
-
-ROTATED = ("q_post_rope", "k_post_rope")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """How a rotation is done.
-
-    Attributes:
-        frequencies: angle per position, [pairs].
-        positions: [tokens].
-        factor: on cos and sin.
-
-    """
-
-    frequencies: F64
-    positions: F64
-    factor: float = 1.0
-
-    @property
-    def rotor(self) -> Complex:
-        """What each pair is multiplied with: [tokens, 1, pairs]."""
-        return np.asarray(np.exp(1j * np.outer(self.positions, self.frequencies)) * self.factor)[:, None, :]
-
-    @property
-    def angle_errors(self) -> F64:
-        """The rounding of its angles, [tokens, pairs], in unit roundoffs."""
-        turning = np.where(self.frequencies != 0, np.abs(self.frequencies), 1.0)
-        return angle_errors(self.positions, self.frequencies, np.log(turning))
-
-
-def _rms(heads: F64, weight: F64, eps: float) -> F64:
-    return np.asarray(heads / np.sqrt(np.mean(np.square(heads), axis=-1, keepdims=True) + eps) * weight)
-
-
-def _role(case: Case) -> str:
-    return case.name[0]
-
-
-def _part(case: Case) -> F64:
-    return case.inputs["qkv_bias"][:, parts(case)[_role(case)]]
-
-
-def unrotated(case: Case) -> F64:
-    """Return what is to be rotated: [S, heads * D], after the norm of q and k where a family has it."""
-    x = _part(case)
-    if not case.geometry.row.qk_norm:
-        return x
-    heads = x.reshape(len(x), -1, case.geometry.head_dim)
-    normed = _rms(heads, case.vector(f"{_role(case)}_norm"), case.geometry.norm_eps)
-    return normed.reshape(x.shape)
-
-
-def declared(case: Case) -> Turn:
-    """Return the rotation that the model declares."""
-    frequencies, factor = rope_frequencies(case.rope, case.geometry.head_dim)
-    return Turn(
-        frequencies=frequencies, positions=np.arange(len(case.expected), dtype=np.float64), factor=factor
-    )
-
-
-def _paired(x: F64, head_dim: int) -> Complex:
-    """[S, heads * D], half-split -> complex [S, heads, D / 2]."""
-    halves = x.reshape(len(x), -1, 2, head_dim // 2)
-    return halves[:, :, 0] + 1j * halves[:, :, 1]
-
-
-def _flat(z: Complex) -> F64:
-    return np.stack((z.real, z.imag), axis=2).reshape(len(z), -1)
-
-
-def turned(
-    case: Case, says: str, turn: Turn, instead: str = "", name: str = "", x: F64 | None = None
-) -> Guess:
-    """Return the stage under another rotation, of ``x`` where that is not what is to be rotated."""
-    z = _paired(unrotated(case) if x is None else x, case.geometry.head_dim) * turn.rotor
-    return case.guess(says, _flat(z), angle_errors=turn.angle_errors, instead=instead, name=name)
-
 
 _BASES = (1e4, 1e6, 5e5, 1e5, 5e4, 8e6, 1e7, 5e6, 2e6, 3e5, 1e3, 1e2, 1.5e5, 2.5e5, 7.5e6)
 """The bases of published models, and what lies near them."""
@@ -138,8 +66,8 @@ def _with_base(case: Case, rope: Rope, base: float) -> Guess:
 
 def angles(case: Case) -> tuple[F64, F64]:
     """Return the angle by which each pair was turned and its weight, [S, pairs], over all heads."""
-    x = _paired(unrotated(case), case.geometry.head_dim)
-    s = _paired(np.nan_to_num(case.subject), case.geometry.head_dim)
+    x = paired(unrotated(case), case.geometry.head_dim)
+    s = paired(np.nan_to_num(case.subject), case.geometry.head_dim)
     product = np.sum(s * np.conj(x), axis=1)
     return np.angle(product), np.abs(product)
 
@@ -252,14 +180,14 @@ def other_direction(case: Case) -> Iterator[Guess]:
     for factor in dict.fromkeys((own.factor, 1.0)):  # an attention factor may be left out with it
         yield turned(case, "no rotation", replace(still, factor=factor), name="rope-not-applied")
     yield turned(case, "rotation in the other direction", replace(own, frequencies=-own.frequencies))
-    z = _paired(unrotated(case), case.geometry.head_dim)
+    z = paired(unrotated(case), case.geometry.head_dim)
     swapped = z * 1j * np.conj(own.rotor)  # cos for sin and sin for cos: i * exp(-i a)
-    yield case.guess("cos and sin exchanged", _flat(swapped))
-    yield case.guess("the cosine part alone", _flat(z * own.rotor.real))
+    yield case.guess("cos and sin exchanged", flat(swapped))
+    yield case.guess("the cosine part alone", flat(z * own.rotor.real))
     for kind, rounded in (("bf16", round_bf16), ("f16", round_f16)):
         rotor = rounded(own.rotor.real) + 1j * rounded(own.rotor.imag)
         says = f"cos and sin of the rotation kept as {kind}"
-        yield case.guess(says, _flat(z * rotor), name="precision")
+        yield case.guess(says, flat(z * rotor), name="precision")
 
 
 def other_pairing(case: Case) -> Iterator[Guess]:
@@ -298,8 +226,8 @@ def partial(case: Case) -> Iterator[Guess]:
     heads = x.reshape(len(x), -1, size)
     for rotated in sorted({size // 4 * 2, size // 8 * 2, size // 8 * 6} - {0}, reverse=True):
         frequencies, _ = rope_frequencies(replace(case.rope, kind="default"), rotated)
-        first = _paired(heads[..., :rotated].reshape(len(x), -1), rotated)
-        done = _flat(first * replace(own, frequencies=frequencies).rotor).reshape(*heads.shape[:2], rotated)
+        first = paired(heads[..., :rotated].reshape(len(x), -1), rotated)
+        done = flat(first * replace(own, frequencies=frequencies).rotor).reshape(*heads.shape[:2], rotated)
         values = np.concatenate((done, heads[..., rotated:]), axis=-1).reshape(x.shape)
         yield case.guess(f"only the first {rotated} of {size} channels of each head rotated", values)
         kept = np.where(np.arange(size // 2) < rotated // 2, own.frequencies, 0.0)
@@ -338,46 +266,18 @@ def _likely_shifts(case: Case, own: Turn) -> Iterator[int]:
 
 def other_part(case: Case) -> Iterator[Guess]:
     """Yield the rotation of another part of q|k|v: its order is taken to be another."""
+    if own_norm(case) is not None:
+        return
     own, width = declared(case), case.expected.shape[1]
     fused = case.inputs["qkv_bias"]
     sizes = {role: columns.stop - columns.start for role, columns in parts(case).items()}
-    seen = {parts(case)[_role(case)].start}
+    seen = {parts(case)[role_of(case)].start}
     for order in itertools.permutations("qkv"):
-        start = sum(sizes[role] for role in order[: order.index(_role(case))])
-        if start in seen or case.geometry.row.qk_norm:
+        start = sum(sizes[role] for role in order[: order.index(role_of(case))])
+        if start in seen:
             continue
         seen.add(start)
-        z = _paired(fused[:, start : start + width], case.geometry.head_dim) * own.rotor
+        z = paired(fused[:, start : start + width], case.geometry.head_dim) * own.rotor
         yield case.guess(
-            f"{_role(case)} taken from where q|k|v in the order {'|'.join(order)} has it", _flat(z)
+            f"{role_of(case)} taken from where q|k|v in the order {'|'.join(order)} has it", flat(z)
         )
-
-
-_Norm = Callable[[F64, F64, float], F64]
-
-_HEAD_NORMS: Mapping[str, _Norm] = {
-    "no norm before RoPE": lambda heads, w, eps: heads,
-    "the weight of the norm before RoPE ignored": lambda heads, w, eps: _rms(heads, np.ones_like(w), eps),
-    "1 + weight in the norm before RoPE": lambda heads, w, eps: _rms(heads, 1 + w, eps),
-    "the norm before RoPE over all heads together": lambda heads, w, eps: (
-        heads / np.sqrt(np.mean(np.square(heads), axis=(-1, -2), keepdims=True) + eps) * w
-    ),
-    "epsilon 1e-5 in the norm before RoPE": lambda heads, w, eps: _rms(heads, w, 1e-5),
-    "epsilon 1e-6 in the norm before RoPE": lambda heads, w, eps: _rms(heads, w, 1e-6),
-}
-
-
-def other_head_norm(case: Case) -> Iterator[Guess]:
-    """Yield other norms of each head before RoPE, and the norm after it, in families that have one."""
-    if not case.geometry.row.qk_norm:
-        return
-    x, own, size = _part(case), declared(case), case.geometry.head_dim
-    heads, eps = x.reshape(len(x), -1, size), case.geometry.norm_eps
-    weight, other = (case.vector(f"{role}_norm") for role in (_role(case), "kq"["qk".index(_role(case))]))
-    for says, norm in _HEAD_NORMS.items():
-        z = _paired(np.asarray(norm(heads, weight, eps)).reshape(x.shape), size) * own.rotor
-        yield case.guess(says, _flat(z))
-    crossed = _paired(_rms(heads, other, eps).reshape(x.shape), size) * own.rotor
-    yield case.guess("q's norm before RoPE with k's weight, or k's with q's,", _flat(crossed))
-    after = _flat(_paired(x, size) * own.rotor).reshape(heads.shape)
-    yield case.guess("the norm after RoPE", _rms(after, weight, eps).reshape(x.shape))

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.bisection import FindingType
-from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.findings import NO_DIVERGENCE
 from apr_falsify.compare.judge import comparable, replayer_of
 from apr_falsify.compare.layout import aligned
@@ -28,6 +27,7 @@ from apr_falsify.evidence.page.view import Found, View
 from apr_falsify.evidence.page.words import figure, joined, ranges
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.stages import STAGES
+from apr_falsify.operators.roundoff import LIMIT
 from apr_falsify.traces.trace import Key, Trace
 
 F64 = npt.NDArray[np.float64]

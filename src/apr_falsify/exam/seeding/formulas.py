@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.exam.seeding.scene import Formula, Scene
-from apr_falsify.model.families import Norm
 from apr_falsify.model.stages import LAYER_INPUT
+from apr_falsify.model.wiring import has_stage, node_of
 from apr_falsify.numerics.arithmetic import round_bf16
-from apr_falsify.operators import ops
-from apr_falsify.operators.ops import Array
+from apr_falsify.operators import norms
+from apr_falsify.operators.attention import visible_keys
+from apr_falsify.operators.feedforward import silu
+from apr_falsify.operators.operator import Array
 from apr_falsify.operators.rotation import rope_frequencies, rotate
 
 F64 = npt.NDArray[np.float64]
@@ -42,9 +44,9 @@ def _norm_parts(scene: Scene) -> tuple[Array, Array]:
 def _normed(scene: Scene, x: Array, weight: Array, role: str) -> Array:
     """Return ``x`` through the family's norm with another weight, and ``role``'s bias where it has one."""
     geometry = scene.geometry
-    if geometry.row.norm is Norm.LAYER:
-        return ops.layer_norm(x, weight, scene.site.vector(f"{role}_bias"), geometry.norm_eps)
-    return ops.rms_norm(x, weight, geometry.norm_eps)
+    if node_of("final_norm", geometry, None).operator == "layer_norm":
+        return norms.layer_norm(x, weight, scene.site.vector(f"{role}_bias"), geometry.norm_eps)
+    return norms.rms_norm(x, weight, geometry.norm_eps)
 
 
 def unweighted_norm(scene: Scene) -> Array:
@@ -62,7 +64,7 @@ def offset_norm(scene: Scene) -> Array:
 def layer_norm(scene: Scene) -> Array:
     """Subtract the mean, as LayerNorm does."""
     x, weight = _norm_parts(scene)
-    return ops.rms_norm(x - np.mean(x, axis=-1, keepdims=True), weight, scene.geometry.norm_eps)
+    return norms.rms_norm(x - np.mean(x, axis=-1, keepdims=True), weight, scene.geometry.norm_eps)
 
 
 def other_norm(role: str) -> Formula:
@@ -114,11 +116,11 @@ def _turned(scene: Scene, turn: Callable[[Array], Array]) -> Array:
 def _unrotated(scene: Scene) -> Array:
     """Return what enters the rotation: q or k after their norm, where they have one."""
     x = scene.inputs["qkv_bias"][:, scene.columns(_role(scene))]
-    if not scene.geometry.row.qk_norm:
+    if not has_stage("q_norm", scene.geometry, 0):
         return x
     heads = x.reshape(len(x), -1, scene.geometry.head_dim)
     weight = scene.site.vector(f"{_role(scene)}_norm")
-    return ops.rms_norm(heads, weight, scene.geometry.norm_eps).reshape(x.shape)
+    return norms.rms_norm(heads, weight, scene.geometry.norm_eps).reshape(x.shape)
 
 
 def _angles(scene: Scene, first: float = 0.0) -> tuple[F64, float]:
@@ -221,7 +223,7 @@ def head_norm_after_rope(scene: Scene) -> Array:
     """Norm the heads after the rotation, not before it."""
     turned = without_head_norm(scene).reshape(scene.tokens, -1, scene.geometry.head_dim)
     weight = scene.site.vector(f"{_role(scene)}_norm")
-    return ops.rms_norm(turned, weight, scene.geometry.norm_eps).reshape(scene.tokens, -1)
+    return norms.rms_norm(turned, weight, scene.geometry.norm_eps).reshape(scene.tokens, -1)
 
 
 def other_head_norm(scene: Scene) -> Array:
@@ -229,7 +231,7 @@ def other_head_norm(scene: Scene) -> Array:
     heads = scene.inputs["qkv_bias"][:, scene.columns(_role(scene))]
     heads = heads.reshape(scene.tokens, -1, scene.geometry.head_dim)
     weight = scene.site.vector("k_norm" if _role(scene) == "q" else "q_norm")
-    normed = ops.rms_norm(heads, weight, scene.geometry.norm_eps).reshape(scene.tokens, -1)
+    normed = norms.rms_norm(heads, weight, scene.geometry.norm_eps).reshape(scene.tokens, -1)
     return rotate(normed, scene.rope, scene.geometry.head_dim)
 
 
@@ -282,7 +284,7 @@ def _softmax(scores: Array, sink: float = 0.0) -> Array:
 
 def with_sink(scene: Scene) -> Array:
     """Add 1 to the softmax's denominator ("off by one" softmax)."""
-    visible = ops.visible_keys(scene.tokens, scene.geometry.windows[scene.layer])
+    visible = visible_keys(scene.tokens, scene.geometry.windows[scene.layer])
     return _softmax(np.where(visible, scene.inputs["attn_scores"], -np.inf), 1.0)
 
 
@@ -342,7 +344,7 @@ def hard_silu(x: Array) -> Array:
 
 def activated_twice(scene: Scene) -> Array:
     """Activate the gate once more before the product."""
-    return scene.fed(ffn_silu=ops.silu(scene.inputs["ffn_silu"]))
+    return scene.fed(ffn_silu=silu(scene.inputs["ffn_silu"]))
 
 
 def summed(scene: Scene) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from apr_falsify.exam.seeding.scene import Formula, Scene
 from apr_falsify.model.shape import Geometry
-from apr_falsify.operators.ops import Array
+from apr_falsify.operators.operator import Array
 
 
 def scaled(factor: float | Callable[[Geometry], float]) -> Formula:

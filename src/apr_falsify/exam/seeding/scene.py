@@ -10,7 +10,8 @@ import numpy as np
 
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
-from apr_falsify.operators.ops import Array, Inputs, Site
+from apr_falsify.operators.operator import Array, Inputs
+from apr_falsify.operators.site import Site
 
 
 class Place(Site, Protocol):

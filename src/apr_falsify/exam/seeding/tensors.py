@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.quantise import q4_0
 
@@ -67,7 +68,7 @@ def as_stored(weights: Weights, changed: Mapping[Place, F32]) -> dict[str, F32]:
     What lies in one tensor with others is given with those, a norm's weight less its family's offset, and
     what a family stores [in, out] so. Weights of another file have the names of the family's checkpoint.
     """
-    row = weights.geometry.row
+    row = family_of(weights.geometry)
     names = weights.names if weights.of_checkpoint else row.weights
     found: dict[str, F32] = {}
     for role, layer in changed:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import TraceError
+from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout, Scope
 from apr_falsify.numerics.quantise import ROTATED_BLOCK, hadamard
@@ -105,9 +106,9 @@ def check_family(geometry: Geometry, where: Path) -> None:
         TraceError: it is another family.
 
     """
-    if geometry.row.name not in MEASURED:
+    if family_of(geometry).name not in MEASURED:
         raise TraceError(
-            f"llama.cpp's graph of {geometry.row.title} is not known here",
+            f"llama.cpp's graph of {family_of(geometry).title} is not known here",
             where=where,
             expected="a model of the families " + ", ".join(MEASURED),
         )

@@ -27,6 +27,12 @@ UNIT = 2.0**-24
 TINY = 2.0**-126
 """The smallest normal f32: below it a runtime may flush to zero."""
 
+LIMIT = 8.0
+"""The floor, in units of the rounding's root mean square: the one constant.
+
+``benchmarks/bench_floor.py`` shows how far correct runs stay below it and faults lie above.
+"""
+
 FEW = 4.0
 """Roundings of a library function (exp, sqrt, division) and of the operations around it."""
 
@@ -51,7 +57,7 @@ class Known:
 
 
 class NoisySite(Protocol):
-    """What the table of ``compare.floor`` asks of the place of a replay."""
+    """What the rounding of an operator asks of the place of a replay."""
 
     @property
     def geometry(self) -> Geometry:
@@ -64,10 +70,6 @@ class NoisySite(Protocol):
     @property
     def noise(self) -> list[F64]:
         """Per projection of the stage: the variance of its sums, in squared unit roundoffs."""
-
-    @property
-    def outputs(self) -> list[F64]:
-        """Per projection of a stage that goes on from there: what it gave."""
 
     @property
     def angle_errors(self) -> F64 | None:

@@ -1,7 +1,7 @@
-"""The stages of a mixture of experts, replayed: values, and the rounding of everything within them.
+"""A mixture of experts: its router, its experts' weighted sum, and the rounding of everything within them.
 
 What happens inside a mixture is no stage: the rounding of router, gate, up, activation, down and the weighted
-sum is carried through to its end, each as ``compare.floor`` counts it.
+sum is carried through to its end, each as its own operator counts it.
 
 Which experts a token is given to is a choice. Where the logits of two experts are nearer to each other than
 rounding may have moved them, either is right, and the stage says nothing there.
@@ -10,18 +10,24 @@ rounding may have moved them, either is right, and the stage says nothing there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.floor import activated, multiplied, norm_variance, projected
-from apr_falsify.compare.roundoff import FEW, TINY, UNIT, Known, NoisySite, lost
-from apr_falsify.model.mixture import Indices, as_experts, chosen_weights, routing, softmax
-from apr_falsify.numerics.operand_rules import Rule
-from apr_falsify.operators.ops import ACTIVATIONS
+from apr_falsify.model.graph import Node
+from apr_falsify.model.shape import Geometry
+from apr_falsify.numerics.operand_rules import Operation, Rule
+from apr_falsify.operators.feedforward import FUNCTIONS, activated, activation_text, multiplied
+from apr_falsify.operators.linear import projected
+from apr_falsify.operators.norms import norm_variance
+from apr_falsify.operators.operator import Inputs, Lines, Operator
+from apr_falsify.operators.roundoff import F64, FEW, TINY, UNIT, Ins, Known, NoisySite, lost
+from apr_falsify.operators.routing import Indices, as_experts, chosen_weights, mixture, routing, softmax
+from apr_falsify.operators.site import Site
 
-F64 = npt.NDArray[np.float64]
 Array = npt.NDArray[np.floating[Any]]
 
 _NEAR = 8.0
@@ -36,18 +42,6 @@ class ExpertSite(NoisySite, Protocol):
 
     def project(self, x: Array, role: str, biased: bool = False) -> Array:
         """Return ``x`` through the projection in ``role``, once per rule."""
-
-
-def replay_mixture(
-    name: str, inputs: Mapping[str, Known], site: ExpertSite, rules: Sequence[Rule], store: float
-) -> tuple[F64, F64]:
-    """Return a stage of a mixture under each of ``rules``, [rules, ...], and its sigma."""
-    found = []
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is data
-        for rule in rules:
-            site.rules = (rule,)
-            found.append(STAGES_OF_MIXTURE[name](inputs, site, store))
-    return np.stack([known.value for known in found]), np.sqrt(np.square(_sigma(found[0])) + lost(store))
 
 
 def _f64(values: Array) -> F64:
@@ -124,7 +118,7 @@ def _mixed(x: Known, chosen: Indices, weights: Known, site: ExpertSite, store: f
 def _expert(x: Known, expert: int, site: ExpertSite, store: float) -> Known:
     gate, up = (_through(x, f"{role}.{expert}", site, store) for role in ("expert_gate", "expert_up"))
     activation = site.geometry.activation
-    value = _f64(ACTIVATIONS[activation](gate.value))
+    value = _f64(FUNCTIONS[activation](gate.value))
     active = Known(value=value, sigma=np.sqrt(activated(gate, value, activation, store)))
     product = active.value * up.value
     sigma = np.sqrt(multiplied(active, up, product, store))
@@ -135,7 +129,7 @@ def _last(known: Known) -> Known:
     return Known(value=known.value[-1:], sigma=None if known.sigma is None else known.sigma[-1:])
 
 
-def _ffn_out(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
+def _replayed_mixture(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
     x, geometry = inputs["ffn_swigl"], site.geometry
     logits = _through(x, "router", site, store)
     chosen, _ = routing(logits.value, geometry)
@@ -147,7 +141,7 @@ def _ffn_out(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Kno
     return Known(value=found.value, sigma=sigma)
 
 
-def _indices(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
+def _replayed_indices(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
     logits = _through(_last(inputs["ffn_norm"]), "router", site, store)
     chosen, _ = routing(logits.value, site.geometry)
     rank = site.geometry.experts_per_token
@@ -159,14 +153,14 @@ def _indices(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Kno
     return Known(value=chosen[0].astype(np.float64), sigma=sigma)
 
 
-def _router(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
+def _replayed_router(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
     logits = _through(_last(inputs["ffn_norm"]), "router", site, store)
     chosen = as_experts(inputs["moe_router_indices"].value, site.geometry)
     found = _routed(logits, chosen[None], site, store)
     return Known(value=found.value[0], sigma=_sigma(found)[0])
 
 
-def _mixture_output(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
+def _replayed_last(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
     chosen = as_experts(inputs["moe_router_indices"].value, site.geometry)
     router = inputs["moe_router"]
     weights = Known(value=router.value[None], sigma=_sigma(router)[None])
@@ -174,10 +168,148 @@ def _mixture_output(inputs: Mapping[str, Known], site: ExpertSite, store: float)
     return Known(value=found.value[0], sigma=_sigma(found)[0])
 
 
-STAGES_OF_MIXTURE: Mapping[str, Callable[[Mapping[str, Known], ExpertSite, float], Known]] = {
-    "ffn_out": _ffn_out,
-    "moe_router_indices": _indices,
-    "moe_router": _router,
-    "moe_ffn_out": _mixture_output,
-}
-"""Stage of a mixture -> its replay."""
+def _one_expert(site: Site, x: Array, expert: int) -> Array:
+    gate, up = (site.project(x, f"{role}.{expert}") for role in ("expert_gate", "expert_up"))
+    return site.project(FUNCTIONS[site.geometry.activation](gate) * up, f"expert_down.{expert}")
+
+
+def _mixture_values(node: Node, inputs: Inputs, site: Site) -> Array:
+    x = inputs["ffn_swigl"]
+    chosen, weights = routing(site.project(x, "router"), site.geometry)
+    return mixture(x, chosen, weights, partial(_one_expert, site))
+
+
+def _indices_values(node: Node, inputs: Inputs, site: Site) -> Array:
+    last = inputs["ffn_norm"][-1:]
+    chosen, _ = routing(site.project(last, "router"), site.geometry)
+    return np.asarray(chosen[0], dtype=last.dtype)
+
+
+def _router_values(node: Node, inputs: Inputs, site: Site) -> Array:
+    probabilities = softmax(site.project(inputs["ffn_norm"][-1:], "router"))
+    chosen = as_experts(inputs["moe_router_indices"], site.geometry)
+    return np.asarray(chosen_weights(probabilities, chosen[None], site.geometry)[0])
+
+
+def _last_values(node: Node, inputs: Inputs, site: Site) -> Array:
+    chosen, weights = as_experts(inputs["moe_router_indices"], site.geometry), inputs["moe_router"]
+    last = mixture(inputs["ffn_norm"][-1:], chosen[None], weights[None], partial(_one_expert, site))
+    return np.asarray(last[0])
+
+
+def _routing_text(x: str) -> Lines:
+    return (
+        f"logits = {x} @ router_weight.T",
+        "odds = np.exp(logits - np.max(logits, axis=-1, keepdims=True))",
+        "odds = odds / np.sum(odds, axis=-1, keepdims=True)",
+    )
+
+
+def _chosen_text(stage: str, geometry: Geometry) -> Lines:
+    taken = f"{stage} = np.take_along_axis(odds, chosen, axis=-1)"
+    if not geometry.norm_topk_prob:
+        return (taken,)
+    return taken, f"{stage} = {stage} / np.sum({stage}, axis=-1, keepdims=True)"
+
+
+def _mixed_text(stage: str, x: str, geometry: Geometry) -> Lines:
+    return (
+        f"{stage} = np.zeros_like({x})",
+        "for token, experts in enumerate(chosen):",
+        "    for slot, e in enumerate(experts):",
+        f"        gate = {x}[token] @ expert_gate_weight[e].T",
+        f"        hidden = {activation_text('gate', geometry)} * ({x}[token] @ expert_up_weight[e].T)",
+        f"        {stage}[token] += shares[token, slot] * (hidden @ expert_down_weight[e].T)",
+    )
+
+
+_CHOICE = "chosen = np.argsort(-odds, axis=-1, kind='stable')[:, :experts_per_token]"
+
+
+def _mixture_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+    x = "ffn_swigl"
+    return (
+        *_routing_text(x),
+        _CHOICE,
+        *_chosen_text("shares", geometry),
+        *_mixed_text(node.stage, x, geometry),
+    )
+
+
+def _indices_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+    return (*_routing_text("ffn_norm[-1:]"), _CHOICE, "moe_router_indices = chosen[0]")
+
+
+def _router_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+    return (
+        *_routing_text("ffn_norm[-1:]"),
+        "chosen = moe_router_indices[None].astype(int)",
+        *_chosen_text("shares", geometry),
+        "moe_router = shares[0]",
+    )
+
+
+def _last_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+    return (
+        "last = ffn_norm[-1:]",
+        "chosen, shares = moe_router_indices[None].astype(int), moe_router[None]",
+        *_mixed_text("mixed", "last", geometry),
+        "moe_ffn_out = mixed[0]",
+    )
+
+
+Replayed = Callable[[Mapping[str, Known], ExpertSite, float], Known]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureOperator(Operator):
+    """An operator within a mixture.
+
+    Attributes:
+        replayed: computes it in f64 under the place's one rule, with its rounding.
+
+    """
+
+    replayed: Replayed
+
+
+def replay_mixture(
+    operator: MixtureOperator,
+    inputs: Mapping[str, Known],
+    site: ExpertSite,
+    rules: Sequence[Rule],
+    store: float,
+) -> tuple[F64, F64]:
+    """Return a stage of a mixture under each of ``rules``, [rules, ...], and its sigma."""
+    found = []
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is data
+        for rule in rules:
+            site.rules = (rule,)
+            found.append(operator.replayed(inputs, site, store))
+    return np.stack([known.value for known in found]), np.sqrt(np.square(_sigma(found[0])) + lost(store))
+
+
+def _operator(
+    name: str,
+    values: Callable[[Node, Inputs, Site], Array],
+    text: Callable[[Node, Geometry, int | None], Lines],
+    replayed: Replayed,
+) -> MixtureOperator:
+    return MixtureOperator(
+        name=name,
+        values=values,
+        variance=_not_apart,
+        text=text,
+        operation=Operation.PROJECTION,
+        replayed=replayed,
+    )
+
+
+def _not_apart(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+    raise NotImplementedError("the rounding within a mixture is counted where it is replayed")
+
+
+MIXTURE = _operator("mixture", _mixture_values, _mixture_text, _replayed_mixture)
+CHOSEN_EXPERTS = _operator("chosen_experts", _indices_values, _indices_text, _replayed_indices)
+EXPERT_WEIGHTS = _operator("expert_weights", _router_values, _router_text, _replayed_router)
+LAST_MIXTURE = _operator("last_mixture", _last_values, _last_text, _replayed_last)

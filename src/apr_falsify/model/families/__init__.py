@@ -1,0 +1,117 @@
+"""The table of model families; each is a file here, alone or with its near relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from apr_falsify.errors import FamilyError, UnknownFamilyError
+from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
+from apr_falsify.model.families.gpt2 import GPT2
+from apr_falsify.model.families.llama import LLAMA, MISTRAL
+from apr_falsify.model.families.phi import PHI3
+from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from apr_falsify.model.family import Family
+from apr_falsify.model.graph import Graph, graph_of_nodes
+from apr_falsify.model.shape import EXPERT_ROLES, Geometry
+
+FAMILIES: tuple[Family, ...] = (
+    QWEN2,
+    LLAMA,
+    QWEN3,
+    MISTRAL,
+    PHI3,
+    GPT2,
+    GEMMA2,
+    GEMMA3,
+    QWEN3_MOE,
+)
+"""The families that can be captured, run and replayed."""
+
+_of_users: list[Family] = []
+
+
+def known_families() -> tuple[Family, ...]:
+    """Return the families of the table, then those that a user's file brought."""
+    return (*FAMILIES, *_of_users)
+
+
+def family(name: str) -> Family:
+    """Return the family called ``name``, our own name for it.
+
+    Raises:
+        UnknownFamilyError: there is none.
+
+    """
+    return _lookup(name, {each.name: each for each in known_families()}, "family")
+
+
+def family_of(geometry: Geometry) -> Family:
+    """Return the family of a model."""
+    return family(geometry.family)
+
+
+def family_of_model_type(model_type: str, where: object = None) -> Family:
+    """Return the family whose config.json says ``model_type``.
+
+    Raises:
+        UnknownFamilyError: there is none; the known ones are listed.
+
+    """
+    known = {value: each for each in known_families() for value in each.model_types}
+    return _lookup(model_type, known, "model_type", where)
+
+
+def family_of_gguf(architecture: str, where: object = None) -> Family:
+    """Return the family whose GGUF says ``architecture``.
+
+    Raises:
+        UnknownFamilyError: there is none; the known ones are listed.
+
+    """
+    known = {value: each for each in known_families() for value in each.gguf_architectures}
+    return _lookup(architecture, known, "general.architecture", where)
+
+
+def _lookup(name: str, known: Mapping[str, Family], key: str, where: object = None) -> Family:
+    try:
+        return known[name]
+    except KeyError:
+        raise UnknownFamilyError(
+            f"{key} {name!r} is not a known model family",
+            where=where,
+            expected="one of " + ", ".join(sorted(known)),
+            # No "did you mean": a near name is another family, with other formulas.
+            remedy="a model of a listed family, or a family file of your own: docs/adding-a-family.md",
+        ) from None
+
+
+@lru_cache(maxsize=64)
+def graph_of(geometry: Geometry) -> Graph:
+    """Return the graph of a model.
+
+    Raises:
+        FamilyError: what its family says of it is no graph.
+
+    """
+    own = family_of(geometry)
+    try:
+        first, *ends = own.ends(geometry)
+        return graph_of_nodes([first], (own.layer(geometry, n) for n in range(geometry.layers)), ends)
+    except FamilyError as error:
+        raise error.at(f"the family {own.name}") from None
+
+
+def roles_at(geometry: Geometry, layer: int | None) -> tuple[str, ...]:
+    """Return the roles of which ``layer`` (``None``: the whole model) has a tensor, in forward order.
+
+    The tensors of expert e are in the roles ``expert_gate.e``, ``expert_up.e`` and ``expert_down.e``.
+    """
+    graph = graph_of(geometry)
+    nodes = (*graph.first.values(), *graph.ends.values()) if layer is None else graph.layers[layer].values()
+    roles = dict.fromkeys(role for node in nodes for role in node.roles)
+    return tuple(
+        expanded
+        for role in roles
+        for expanded in ([f"{role}.{e}" for e in range(geometry.experts)] if role in EXPERT_ROLES else [role])
+    )

@@ -1,0 +1,60 @@
+"""What a model family is: its names, how its config is read, and the graph of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from apr_falsify.model.blocks import decoder_ends, decoder_layer
+from apr_falsify.model.graph import Ends, Layer
+from apr_falsify.model.settings import Settings, nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One model family; a file of ``families/`` holds one, or a few near relatives.
+
+    Attributes:
+        name: our name for it.
+        title: its name for people.
+        model_types: values of ``model_type`` in config.json.
+        gguf_architectures: values of ``general.architecture`` in GGUF.
+        weights: role -> tensor name in a HuggingFace checkpoint.
+        gguf_weights: role -> tensor name in GGUF.
+        layer: gives the nodes of one layer.
+        ends: gives the nodes of the whole model.
+        settings: what its config says beyond the usual sizes, as keywords of ``Geometry``.
+        config_keys: this family's own names of config keys, by their usual names.
+        config_defaults: what transformers 5 takes for a key that config.json leaves out, where that is
+            neither a plain default nor derived from another key.
+        rope_aliases: this family's own words for rotary scaling rules.
+        local_rope: whether layers with a window have a rotary embedding of their own.
+        partial_rotary: whether ``partial_rotary_factor`` counts: a head may be rotated in part.
+        gguf_interleaved: whether conversion to GGUF permutes q and k into interleaved rotary pairs.
+        norm_offset: what is added to a norm's weight as a HuggingFace checkpoint stores it.
+        fused: groups of roles that lie one below the other in one tensor.
+        transposed: roles whose tensor a HuggingFace checkpoint stores [in, out].
+        softmax_upcast: whether transformers computes the softmax in f32 whatever the model's format.
+
+    """
+
+    name: str
+    title: str
+    model_types: tuple[str, ...]
+    weights: Mapping[str, str]
+    gguf_architectures: tuple[str, ...] = ()
+    gguf_weights: Mapping[str, str] = field(default_factory=dict)
+    layer: Layer = decoder_layer
+    ends: Ends = decoder_ends
+    settings: Settings = nothing
+    config_keys: Mapping[str, str] = field(default_factory=dict)
+    config_defaults: Mapping[str, Any] = field(default_factory=dict)
+    rope_aliases: Mapping[str, str] = field(default_factory=dict)
+    local_rope: bool = False
+    partial_rotary: bool = False
+    gguf_interleaved: bool = False
+    norm_offset: float = 0.0
+    fused: tuple[tuple[str, ...], ...] = ()
+    transposed: tuple[str, ...] = ()
+    softmax_upcast: bool = True

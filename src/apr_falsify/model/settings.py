@@ -1,0 +1,164 @@
+"""What a config.json says, read key by key; and the readings that several families share.
+
+A family's ``settings`` takes a :class:`Config` and returns what it says beyond the usual sizes: keywords of
+``Geometry``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apr_falsify.errors import GeometryError
+from apr_falsify.model.shape import MAX_LAYERS
+from apr_falsify.reading import flag, items, number, whole
+
+Windows = tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The values of a config.json, under their usual names and with the family's defaults.
+
+    Every method raises ``KeyError`` where a key without a default is missing, and ``ValueError`` where a
+    value is of another type.
+    """
+
+    values: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        """Return a value as it stands."""
+        return self.values[key]
+
+    def get(self, key: str, otherwise: Any = None) -> Any:
+        """Return a value as it stands, or ``otherwise``."""
+        return self.values.get(key, otherwise)
+
+    def flag(self, key: str, otherwise: bool = False) -> bool:
+        """Return a value that is true or false."""
+        return flag(self.values.get(key, otherwise), key)
+
+    def number(self, key: str, otherwise: float | None = None) -> float:
+        """Return a number."""
+        return number(self.values[key] if otherwise is None else self.values.get(key, otherwise), key)
+
+    def whole(self, key: str, otherwise: int | None = None) -> int:
+        """Return a whole number."""
+        return whole(self.values[key] if otherwise is None else self.values.get(key, otherwise), key)
+
+    @property
+    def layers(self) -> int:
+        """The number of layers; checked here already, as rows per layer are made from it."""
+        layers = self.whole("num_hidden_layers")
+        if not 1 <= layers <= MAX_LAYERS:
+            raise GeometryError(
+                f"num_hidden_layers is {layers}", expected=f"a whole number from 1 to {MAX_LAYERS}"
+            )
+        return layers
+
+    @property
+    def head_dim(self) -> int:
+        """The width of a head; where it is not stated, the heads share the hidden size evenly."""
+        heads, stated = self.whole("num_attention_heads"), self.get("head_dim")
+        return self.whole("hidden_size") // max(heads, 1) if stated is None else self.whole("head_dim")
+
+
+Settings = Callable[[Config], Mapping[str, Any]]
+
+
+def nothing(config: Config) -> Mapping[str, Any]:
+    """Say nothing beyond the usual sizes."""
+    return {}
+
+
+def attention_bias(config: Config) -> Mapping[str, bool]:
+    """Read ``attention_bias``: of q, k, v and the output projection alike."""
+    biased = config.flag("attention_bias")
+    return {"qkv_bias": biased, "output_bias": biased}
+
+
+def softcap(config: Config, key: str) -> float | None:
+    """Read a soft-cap, ``None`` where there is none."""
+    return None if config.get(key) is None else config.number(key)
+
+
+def same_scale(config: Config, scale: float) -> tuple[float, ...]:
+    """Return the scale of the scores where all layers have the same."""
+    return (scale,) * config.layers
+
+
+def query_scalar(config: Config) -> tuple[float, ...]:
+    """Read ``query_pre_attn_scalar``: scores are multiplied with 1 / sqrt of it."""
+    scalar = config.number("query_pre_attn_scalar")
+    if scalar <= 0:
+        raise GeometryError(f"query_pre_attn_scalar is {scalar}", expected="a number above 0")
+    return same_scale(config, scalar**-0.5)
+
+
+def window_everywhere(config: Config) -> Windows:
+    """Read ``sliding_window`` of a family in which all layers have it."""
+    size = config.get("sliding_window")
+    return (None if size is None else config.whole("sliding_window"),) * config.layers
+
+
+def window_where_used(config: Config) -> Windows:
+    """Read ``sliding_window``, which ``use_sliding_window`` switches for all layers."""
+    if config.get("sliding_window") is None or not config.flag("use_sliding_window"):
+        return (None,) * config.layers
+    return window_everywhere(config)
+
+
+def window_by_layer(config: Config) -> Windows:
+    """Read ``use_sliding_window`` and ``layer_types``; without them layers from ``max_window_layers`` on."""
+    if config.get("sliding_window") is None or not config.flag("use_sliding_window"):
+        return (None,) * config.layers
+    if (kinds := config.get("layer_types")) is not None:
+        return window_by_type(config, kinds)
+    full = config.whole("max_window_layers", config.layers)
+    return tuple(None if n < full else config.whole("sliding_window") for n in range(config.layers))
+
+
+def window_by_pattern(config: Config, every: int) -> Windows:
+    """Read ``layer_types``; without them all layers but each ``every``-th have the window."""
+    if config.get("sliding_window") is None:
+        return (None,) * config.layers
+    if (kinds := config.get("layer_types")) is not None:
+        return window_by_type(config, kinds)
+    size = config.whole("sliding_window")
+    stated = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", every))
+    every = whole(stated, "sliding_window_pattern")
+    return tuple(None if every and (n + 1) % every == 0 else size for n in range(config.layers))
+
+
+def window_by_type(config: Config, kinds: Any) -> Windows:
+    """Return the window of each layer that is called ``sliding_attention``."""
+    size = config.whole("sliding_window")
+    return tuple(size if _slides(kind) else None for kind in items(kinds, "layer_types"))
+
+
+def _slides(kind: object) -> bool:
+    if kind not in ("full_attention", "sliding_attention"):
+        raise GeometryError(
+            f"the layer type {kind!r} has no formula here", expected="full_attention or sliding_attention"
+        )
+    return kind == "sliding_attention"
+
+
+def experts(config: Config) -> Mapping[str, Any]:
+    """Read what is known of mixtures of experts; every ``decoder_sparse_step``-th layer is one."""
+    stated = config.get("num_experts", config.get("num_local_experts"))
+    if stated is None:
+        return {}
+    layers, count = config.layers, whole(stated, "num_experts")
+    step = config.whole("decoder_sparse_step", 1)
+    if step < 1:
+        raise GeometryError(f"decoder_sparse_step is {step}", expected="a whole number above 0")
+    dense = items(config.get("mlp_only_layers") or [], "mlp_only_layers")
+    return {
+        "experts": count,
+        "experts_per_token": config["num_experts_per_tok"],
+        "moe_intermediate": config["moe_intermediate_size"],
+        "norm_topk_prob": config.get("norm_topk_prob", False),
+        "mixtures": tuple(n not in dense and count > 0 and (n + 1) % step == 0 for n in range(layers)),
+    }

@@ -1,0 +1,190 @@
+"""Attention in three steps (Vaswani et al. 2017): scaled scores, softmax over visible keys, the mix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.model.graph import Node
+from apr_falsify.model.shape import Geometry
+from apr_falsify.numerics.operand_rules import Operation
+from apr_falsify.operators.heads import by_head, flat, for_queries
+from apr_falsify.operators.operator import Inputs, Lines, Operator
+from apr_falsify.operators.repeated import added_up
+from apr_falsify.operators.roundoff import F64, FEW, UNIT, Ins, NoisySite, lost, squared, stored
+from apr_falsify.operators.site import Site
+from apr_falsify.operators.softcap import capped_text, capped_variance, softcap
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None) -> Array:
+    """Return scaled (and capped) q.k before the mask: [H, S, S] from [S, H*D] and [S, K*D]."""
+    scale = q.dtype.type(geometry.attn_scale_at(layer))
+    queries, keys = by_head(q, geometry.head_dim), by_head(k, geometry.head_dim)
+    scores = np.asarray(queries @ for_queries(keys, geometry).swapaxes(-1, -2))
+    scores *= scale
+    return softcap(scores, geometry.attn_softcap)
+
+
+def attention_softmax(scores: Array, window: int | None) -> Array:
+    """Return softmax over the keys that each token may see: [H, S, S], zero elsewhere.
+
+    Token i sees j <= i, and with a sliding window only the last ``window`` of those.
+    """
+    visible = visible_keys(scores.shape[-1], window)
+    weights = np.where(visible, scores, -np.inf)  # the one copy: at 512 tokens each is the largest stage
+    weights -= np.max(weights, axis=-1, keepdims=True)
+    np.exp(weights, out=weights)
+    weights /= np.sum(weights, axis=-1, keepdims=True)
+    return weights
+
+
+def visible_keys(tokens: int, window: int | None) -> npt.NDArray[np.bool_]:
+    """Return which key (column) each token (row) may see: [S, S]."""
+    back = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
+    return (back >= 0) & (back < (tokens if window is None else window))
+
+
+def attention(weights: Array, qkv: Array, geometry: Geometry) -> Array:
+    """Return softmax.V before the output projection: [S, H*D] from [H, S, S] and q|k|v [S, (H+2K)*D]."""
+    values = by_head(qkv[:, -geometry.kv_heads * geometry.head_dim :], geometry.head_dim)
+    return flat(weights @ for_queries(values, geometry))
+
+
+def _scores(node: Node, inputs: Inputs, site: Site) -> Array:
+    return attention_scores(inputs["q_post_rope"], inputs["k_post_rope"], site.geometry, site.layer)
+
+
+def _softmax(node: Node, inputs: Inputs, site: Site) -> Array:
+    assert site.layer is not None
+    return attention_softmax(inputs["attn_scores"], site.geometry.windows[site.layer])
+
+
+def _mix(node: Node, inputs: Inputs, site: Site) -> Array:
+    return attention(inputs["attn_softmax"], inputs["qkv_bias"], site.geometry)
+
+
+def _scores_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+    geometry, scale = site.geometry, site.geometry.attn_scale_at(site.layer)
+    q, k = (by_head(ins[name].value, geometry.head_dim) for name in ("q_post_rope", "k_post_rope"))
+    k = for_queries(k, geometry)
+    carried: tuple[tuple[F64 | None, Callable[[F64], F64]], ...] = (
+        (ins["q_post_rope"].sigma, lambda s: s @ squared(k).swapaxes(-1, -2)),
+        (ins["k_post_rope"].sigma, lambda s: squared(q) @ for_queries(s, geometry).swapaxes(-1, -2)),
+    )
+    per_term = geometry.head_dim * UNIT**2
+
+    def uncapped(x: F64) -> F64:
+        own = squared(q) @ (squared(k) * scale**2).swapaxes(-1, -2)
+        own *= per_term / 6  # as sum_variance, in place: each copy is the largest stage
+        own += np.square(x) * (per_term / 9 + 2 * max(store, UNIT) ** 2 / 3)
+        own += lost(store) + lost(0.0, geometry.head_dim * scale)
+        for sigma, through in carried:
+            if sigma is not None:
+                own += through(squared(by_head(sigma, geometry.head_dim))) * scale**2
+        return own
+
+    return capped_variance(y, geometry.attn_softcap, store, uncapped)
+
+
+def sum_variance(squares: F64, y: F64, terms: int) -> F64:
+    """Return the variance of a plain f32 sum of ``terms`` terms, given the sum of their squares."""
+    return (squares * (terms / 6) + squared(y) * (terms / 9)) * UNIT**2 + lost(0.0, terms)
+
+
+_UNKNOWN = 40.0
+"""A score that is off by this much may turn a weight of 0 into one of 1, or the other way round."""
+
+
+def _softmax_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+    """Count exp of a rounded difference (its error grows with the difference) and the sum over the keys."""
+    known = ins["attn_scores"]
+    top = np.max(known.value, axis=-1, keepdims=True, where=y > 0, initial=-np.inf)
+    # How far below the row's largest score, then step by step; -inf where a mask was added is no distance.
+    own: F64 = np.where(y > 0, np.nan_to_num(top - known.value), 0.0)
+    np.clip(own, 0.0, None, out=own)
+    own += math.sqrt(y.shape[-1]) + FEW  # three times the row's common error, as in norm_variance
+    own *= UNIT
+    np.square(own, out=own)
+    own += store * store / 3
+    own *= np.square(y)
+    if known.sigma is None:
+        return own
+    # Uniform errors reach sqrt(3) sigma, and exp makes more of one than its first order says.
+    raised = np.expm1(np.minimum(known.sigma * math.sqrt(3), _UNKNOWN)) / math.sqrt(3)
+    spread = np.sum(squared(y * raised), axis=-1, keepdims=True)
+    return np.asarray(own + squared(y) * (squared(raised) + spread))
+
+
+def _mix_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+    geometry = site.geometry
+    weights = ins["attn_softmax"]
+    v = ins["qkv_bias"].value[:, -geometry.kv_heads * geometry.head_dim :]
+    values = for_queries(by_head(v, geometry.head_dim), geometry)
+    squares = flat(squared(weights.value) @ squared(values))
+    variance = sum_variance(squares, y, weights.value.shape[-1])
+    sizes = flat(np.abs(weights.value) @ np.abs(values))
+    variance = np.maximum(variance, added_up(weights.value, v, y, sizes, variance))
+    variance = variance + stored(y, max(store, UNIT))
+    if weights.sigma is not None:
+        variance = variance + flat(squared(weights.sigma) @ squared(values))
+    if (sigma := ins["qkv_bias"].sigma) is not None:
+        own = for_queries(by_head(sigma[:, -v.shape[1] :], geometry.head_dim), geometry)
+        variance = variance + flat(squared(weights.value) @ squared(own))
+    return np.asarray(variance)
+
+
+def _scores_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+    cap = "" if geometry.attn_softcap is None else "attn_softcap"
+    return (
+        "q = q_post_rope.reshape(tokens, heads, head_dim).swapaxes(0, 1)",
+        "k = k_post_rope.reshape(tokens, kv_heads, head_dim).swapaxes(0, 1)",
+        "k = np.repeat(k, heads // kv_heads, axis=0)",
+        *capped_text("attn_scores", "q @ k.swapaxes(1, 2) * scale", cap),
+    )
+
+
+def _softmax_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+    assert layer is not None
+    windowed = "" if geometry.windows[layer] is None else " & (back < window)"
+    return (
+        "back = np.arange(tokens)[:, None] - np.arange(tokens)",
+        f"visible = (back >= 0){windowed}",
+        "masked = np.where(visible, attn_scores, -np.inf)",
+        "weights = np.exp(masked - np.max(masked, axis=-1, keepdims=True))",
+        "attn_softmax = weights / np.sum(weights, axis=-1, keepdims=True)",
+    )
+
+
+def _mix_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+    return (
+        "v = qkv_bias[:, -kv_heads * head_dim :].reshape(tokens, kv_heads, head_dim).swapaxes(0, 1)",
+        "v = np.repeat(v, heads // kv_heads, axis=0)",
+        "attention = (attn_softmax @ v).swapaxes(0, 1).reshape(tokens, -1)",
+    )
+
+
+SCORES = Operator(
+    name="scores",
+    values=_scores,
+    variance=_scores_variance,
+    text=_scores_text,
+    operation=Operation.SCORES,
+    over_tokens=True,
+)
+SOFTMAX = Operator(
+    name="softmax", values=_softmax, variance=_softmax_variance, text=_softmax_text, over_tokens=True
+)
+MIX = Operator(
+    name="mix",
+    values=_mix,
+    variance=_mix_variance,
+    text=_mix_text,
+    operation=Operation.MIX,
+    over_tokens=True,
+)

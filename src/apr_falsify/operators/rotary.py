@@ -1,0 +1,82 @@
+"""Rotary position embedding of q or k (Su et al. 2021); nothing is turned where positions are learned."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apr_falsify.model.graph import Node
+from apr_falsify.model.shape import Geometry
+from apr_falsify.operators.heads import known_part_of, part_of, part_text
+from apr_falsify.operators.operator import Inputs, Lines, Operator
+from apr_falsify.operators.rotation import rope_frequencies, rotate
+from apr_falsify.operators.roundoff import F64, UNIT, Ins, NoisySite, lost, squared
+from apr_falsify.operators.site import Site
+
+Array = npt.NDArray[np.floating[Any]]
+
+
+def _values(node: Node, inputs: Inputs, site: Site) -> Array:
+    geometry = site.geometry
+    return rotate(part_of(node, inputs, geometry), geometry.rope_at(site.layer), geometry.head_dim)
+
+
+def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+    """Count the rounding of cos, sin and products, and that of the angle, which grows with position."""
+    known = known_part_of(node, ins, site.geometry)
+    geometry, errors = site.geometry, site.angle_errors
+    if errors is None:
+        errors = declared_angle_errors(geometry, site.layer, len(y))
+    pairs, shape = errors.shape[1], (len(y), -1, geometry.head_dim)
+    relative = squared(UNIT * (errors[:, None, None, :] + 2)) + 2 * max(store, UNIT) ** 2
+    variance = np.zeros_like(y.reshape(shape))
+    variance[..., : 2 * pairs] = _over_pairs(squared(y).reshape(shape), pairs, relative)
+    if known.sigma is not None:
+        carried = squared(known.sigma).reshape(shape)
+        variance[..., 2 * pairs :] += carried[..., 2 * pairs :]
+        variance[..., : 2 * pairs] += _over_pairs(carried, pairs)
+    return np.asarray(variance.reshape(y.shape) + 2 * lost(store))
+
+
+def declared_angle_errors(geometry: Geometry, layer: int | None, tokens: int) -> F64:
+    """Return the rounding of the angles of the model's own rotation, [S, pairs], in unit roundoffs."""
+    rope = geometry.rope_at(layer)
+    frequencies, _ = rope_frequencies(rope, geometry.head_dim, tokens)
+    exponents = np.linspace(0, 1, len(frequencies), endpoint=False)
+    return angle_errors(
+        np.arange(tokens, dtype=np.float64), frequencies, math.log(max(rope.theta, 2.0)) * exponents
+    )
+
+
+def angle_errors(positions: F64, frequencies: F64, logarithms: F64) -> F64:
+    """Return the rounding of ``positions`` x ``frequencies``, [S, pairs], in unit roundoffs.
+
+    A frequency is the exponential of its logarithm, which is rounded before.
+    """
+    return np.asarray(np.abs(np.outer(positions, frequencies)) * (2 + np.abs(logarithms)))
+
+
+def _over_pairs(squares: F64, pairs: int, times: F64 | float = 1.0) -> F64:
+    """Return for both members of each rotary pair the sum over the two: [S, heads, 2 * pairs]."""
+    tokens, heads, _ = squares.shape
+    split = squares[..., : 2 * pairs].reshape(tokens, heads, 2, pairs)
+    summed = np.sum(split, axis=2, keepdims=True) * times
+    return np.broadcast_to(summed, split.shape).reshape(tokens, heads, 2 * pairs)
+
+
+def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+    return (
+        f"x = {part_text(node)}.reshape(tokens, -1, head_dim)",
+        "angles = np.arange(tokens)[:, None, None] * np.array(rope_frequencies)",
+        "cos, sin = np.cos(angles) * rope_factor, np.sin(angles) * rope_factor",
+        "half = len(rope_frequencies)",
+        "a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]",
+        "turned = np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)",
+        f"{node.stage} = turned.reshape(tokens, -1)",
+    )
+
+
+ROTARY = Operator(name="rotary", values=_values, variance=_variance, text=_text, over_tokens=True)

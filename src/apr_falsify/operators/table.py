@@ -1,0 +1,150 @@
+"""The operators by name, and the spans of nodes that a stage is computed through.
+
+A node that was not captured, and has no place in every runtime's list (``Stage.inner``), is computed through:
+the stage that follows is then replayed from what comes before it, as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from apr_falsify.errors import FamilyError, nearest
+from apr_falsify.model.graph import Graph, Node
+from apr_falsify.model.shape import Geometry
+from apr_falsify.model.stages import STAGES
+from apr_falsify.model.wiring import node_of
+from apr_falsify.numerics.operand_rules import Operation
+from apr_falsify.operators.attention import MIX, SCORES, SOFTMAX
+from apr_falsify.operators.embed import EMBED
+from apr_falsify.operators.feedforward import ACTIVATION, ADD, GATE
+from apr_falsify.operators.head import HEAD
+from apr_falsify.operators.linear import BIAS, LINEAR
+from apr_falsify.operators.mixture import CHOSEN_EXPERTS, EXPERT_WEIGHTS, LAST_MIXTURE, MIXTURE
+from apr_falsify.operators.norms import LAYER_NORM, RMS_NORM
+from apr_falsify.operators.operator import Array, Inputs, Operator
+from apr_falsify.operators.rotary import ROTARY
+from apr_falsify.operators.site import Site
+
+OPERATORS: Mapping[str, Operator] = {
+    each.name: each
+    for each in (
+        EMBED,
+        RMS_NORM,
+        LAYER_NORM,
+        LINEAR,
+        BIAS,
+        ROTARY,
+        SCORES,
+        SOFTMAX,
+        MIX,
+        ADD,
+        ACTIVATION,
+        GATE,
+        MIXTURE,
+        CHOSEN_EXPERTS,
+        EXPERT_WEIGHTS,
+        LAST_MIXTURE,
+        HEAD,
+    )
+}
+"""Name -> operator."""
+
+
+def operator_of(node: Node) -> Operator:
+    """Return the operator of a node.
+
+    Raises:
+        FamilyError: there is none of that name.
+
+    """
+    try:
+        return OPERATORS[node.operator]
+    except KeyError:
+        raise FamilyError(
+            f"the node {node.stage} has the operator {node.operator!r}, which is not known",
+            expected="one of " + ", ".join(OPERATORS),
+            remedy=nearest(node.operator, OPERATORS),
+        ) from None
+
+
+def check_operators(graph: Graph) -> None:
+    """Check that every node of a graph has a known operator.
+
+    Raises:
+        FamilyError: one has none.
+
+    """
+    for nodes in (graph.first, *graph.layers, graph.ends):
+        for node in nodes.values():
+            operator_of(node)
+
+
+def span_of(
+    name: str, geometry: Geometry, layer: int | None, apart: Collection[str] = ()
+) -> tuple[Node, ...]:
+    """Return the nodes that stage ``name`` is computed through, in order; it is the last of them.
+
+    Args:
+        name: a stage that the model has.
+        geometry: the model's geometry.
+        layer: its layer.
+        apart: inner stages that are known by themselves, so that the span begins after them.
+
+    """
+    node = node_of(name, geometry, layer)
+    before = [
+        each
+        for source in node.inputs.values()
+        if source in STAGES and STAGES[source].inner and source not in apart
+        for each in span_of(source, geometry, layer, apart)
+    ]
+    return (*before, node)
+
+
+def boundary_of(span: tuple[Node, ...]) -> dict[str, str]:
+    """Return what a span is computed from: argument -> the stage of the layer that supplies it."""
+    within = {node.stage for node in span}
+    return {
+        argument: source for node in span for argument, source in node.inputs.items() if source not in within
+    }
+
+
+def operation_of(span: tuple[Node, ...]) -> Operation:
+    """Return how runtimes hold the operands of a span: as those of the product within it."""
+    kinds = (operator_of(node).operation for node in span)
+    return next((kind for kind in kinds if kind is not Operation.ELEMENTWISE), Operation.ELEMENTWISE)
+
+
+def operation_at(name: str, geometry: Geometry, layer: int | None, apart: Collection[str] = ()) -> Operation:
+    """Return how runtimes hold the operands of stage ``name``."""
+    return operation_of(span_of(name, geometry, layer, apart))
+
+
+def compute(name: str, inputs: Inputs, site: Site) -> Array:
+    """Return stage ``name`` in its canonical shape, from inputs in theirs.
+
+    Args:
+        name: a stage that the model has.
+        inputs: by argument: what :func:`boundary_of` names, all in ``site.dtype``.
+        site: weights, layer, tokens and number format.
+
+    """
+    span = span_of(name, site.geometry, site.layer, inputs)
+    # Values that are not finite are data, and so is what they, or an overflow, lead to.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return computed(span, inputs, site)[name]
+
+
+def computed(span: tuple[Node, ...], inputs: Inputs, site: Site) -> dict[str, Array]:
+    """Return every stage of a span."""
+    made: dict[str, Array] = {}
+    for node in span:
+        made[node.stage] = operator_of(node).values(node, arguments(node, inputs, made), site)
+    return made
+
+
+def arguments(node: Node, inputs: Mapping[str, Array], made: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the inputs of a node within a span: those of the span, or what was made on the way."""
+    return {name: made[source] if source in made else inputs[name] for name, source in node.inputs.items()}
