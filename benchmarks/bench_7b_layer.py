@@ -48,9 +48,9 @@ CONFIG: Mapping[str, Any] = {
 
 def write_checkpoint(folder: Path, layers: int, **changes: Any) -> Path:
     """Write a random f16 checkpoint with the tensors of ``layers`` layers, tables and final norm."""
-    from apr_falsify.formats.weights import ROLE_AXES
     from apr_falsify.model.families import family_of
     from apr_falsify.model.geometry import geometry_of_config
+    from apr_falsify.model.names import ROLE_AXES
     from apr_falsify.oracle.loading import weight_sites
 
     config = {**CONFIG, **changes}

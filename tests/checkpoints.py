@@ -204,11 +204,48 @@ RECIPES: Mapping[str, Recipe] = {
             "sliding_window": 5,
         },
     ),
+    "olmo2": Recipe(family="olmo2"),
+    "olmo2-biased-tied-yarn": Recipe(
+        family="olmo2",
+        config={"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": _YARN},
+    ),
+    "granite": Recipe(
+        family="granite",
+        config={
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.0625,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+        },
+    ),
+    "granite-biased-tied-llama3": Recipe(
+        family="granite",
+        config={
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": _LLAMA3,
+            "residual_multiplier": 1.5,
+            "head_dim": None,
+        },
+    ),
     "mistral-linear": Recipe(family="mistral", config={"sliding_window": None, "rope_parameters": _LINEAR}),
 }
 """Every family, and every knob of its config that changes a formula."""
 
-FAMILIES = ("qwen2", "llama", "qwen3", "mistral", "phi3", "gpt2", "gemma2", "gemma3", "qwen3_moe")
+FAMILIES = (
+    "qwen2",
+    "llama",
+    "qwen3",
+    "mistral",
+    "phi3",
+    "gpt2",
+    "gemma2",
+    "gemma3",
+    "qwen3_moe",
+    "olmo2",
+    "granite",
+)
 """One plain recipe of each family."""
 
 

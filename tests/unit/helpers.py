@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.tensors import PlainTensor, Tensor
-from apr_falsify.formats.weights import ROLE_AXES, Model, Weights
-from apr_falsify.model.families import family_of
+from apr_falsify.formats.weights import Model, Weights
+from apr_falsify.model.families import family_of, shape_of_role
 from apr_falsify.model.geometry import geometry_of_config
 from apr_falsify.model.shape import Geometry
 
@@ -88,10 +88,9 @@ def roles_of(geometry: Geometry) -> list[tuple[str, int | None]]:
 def random_tensors(geometry: Geometry, seed: int = 0) -> dict[str, npt.NDArray[np.float32]]:
     """Return random weights by their HuggingFace names."""
     rng = np.random.default_rng(seed)
-    dims = geometry.dims(1)
     return {
         family_of(geometry).weights[role].format(n=layer): rng.normal(
-            0, 0.5, [dims.get(axis, geometry.head_dim) for axis in ROLE_AXES[role]]
+            0, 0.5, shape_of_role(role, geometry)
         ).astype(np.float32)
         for role, layer in roles_of(geometry)
     }

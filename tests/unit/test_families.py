@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from apr_falsify.errors import ModelError, UnknownFamilyError
-from apr_falsify.formats.weights import ROLE_AXES, open_model
+from apr_falsify.formats.weights import open_model
 from apr_falsify.model.families import (
     FAMILIES,
     family,
@@ -20,9 +20,11 @@ from apr_falsify.model.families import (
     family_of_gguf,
     family_of_model_type,
     roles_at,
+    shape_of_role,
 )
 from apr_falsify.model.family import Family
 from apr_falsify.model.geometry import geometry_of_config
+from apr_falsify.model.names import ROLE_AXES
 from tests.checkpoints import RECIPES, make_checkpoint
 from tests.unit.helpers import CONFIG, KNOBS, roles_of, small_geometry
 
@@ -35,9 +37,8 @@ def test_weight_names_and_shapes_are_those_of_transformers(knobs: dict[str, obje
             transformers.AutoConfig.for_model(**{**CONFIG, **knobs})
         )
     theirs = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    dims = {**geometry.dims(1), "head_dim": geometry.head_dim}
     ours = {
-        family_of(geometry).weights[role].format(n=layer): tuple(dims[axis] for axis in ROLE_AXES[role])
+        family_of(geometry).weights[role].format(n=layer): shape_of_role(role, geometry)
         for role, layer in roles_of(geometry)
     }
     assert ours == theirs

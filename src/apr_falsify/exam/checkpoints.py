@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.formats.weights import ROLE_AXES, Model
-from apr_falsify.model.families import family_of
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.families import family_of, shape_of_role
 from apr_falsify.model.geometry import geometry_of_config
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
@@ -46,10 +46,9 @@ def places_of(geometry: Geometry) -> list[Place]:
 def random_weights(geometry: Geometry, seed: int) -> dict[Place, F32]:
     """Return random weights of a model of ``geometry``."""
     rng = np.random.default_rng(seed)
-    dims = geometry.dims(1)
     found: dict[Place, F32] = {}
     for role, layer in places_of(geometry):
-        shape = tuple(dims.get(axis, geometry.head_dim) for axis in ROLE_AXES[role])
+        shape = shape_of_role(role, geometry)
         # What f16 can hold, so that runs in f16 have the very same weights.
         found[role, layer] = _draw(rng, role, shape).astype(np.float16).astype(np.float32)
     return found

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.exam.checkpoints import MASSIVE, ONCE, Place, add_metadata, places_of
-from apr_falsify.formats.weights import ROLE_AXES
 from apr_falsify.model.families import family_of
+from apr_falsify.model.names import ROLE_AXES
 from apr_falsify.model.shape import Geometry
 
 F32 = npt.NDArray[np.float32]

@@ -34,7 +34,7 @@ from apr_falsify.formats.tensors import (
     plain_tensor,
     transposed,
 )
-from apr_falsify.model.families import family_of
+from apr_falsify.model.families import family_of, shape_of_role
 from apr_falsify.model.geometry import geometry_of_gguf, geometry_of_hf_dir
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.arithmetic import Format
@@ -127,44 +127,7 @@ class Weights:
         return tensor.rows(0, tensor.shape[0])
 
     def _shape(self, role: str) -> tuple[int, ...]:
-        dims = self.geometry.dims(tokens=1)
-        return tuple(dims.get(axis, self.geometry.head_dim) for axis in ROLE_AXES[role.partition(".")[0]])
-
-
-ROLE_AXES: Mapping[str, tuple[str, ...]] = {
-    "embed": ("vocab", "hidden"),
-    "positions": ("positions", "hidden"),
-    "attn_norm": ("hidden",),
-    "attn_norm_bias": ("hidden",),
-    "q": ("q", "hidden"),
-    "k": ("kv", "hidden"),
-    "v": ("kv", "hidden"),
-    "q_bias": ("q",),
-    "k_bias": ("kv",),
-    "v_bias": ("kv",),
-    "q_norm": ("head_dim",),
-    "k_norm": ("head_dim",),
-    "o": ("hidden", "q"),
-    "o_bias": ("hidden",),
-    "attn_post_norm": ("hidden",),
-    "ffn_norm": ("hidden",),
-    "ffn_norm_bias": ("hidden",),
-    "gate": ("ffn", "hidden"),
-    "gate_bias": ("ffn",),
-    "up": ("ffn", "hidden"),
-    "up_bias": ("ffn",),
-    "down": ("hidden", "ffn"),
-    "down_bias": ("hidden",),
-    "ffn_post_norm": ("hidden",),
-    "router": ("experts", "hidden"),
-    "expert_gate": ("expert_ffn", "hidden"),
-    "expert_up": ("expert_ffn", "hidden"),
-    "expert_down": ("hidden", "expert_ffn"),
-    "final_norm": ("hidden",),
-    "final_norm_bias": ("hidden",),
-    "lm_head": ("vocab", "hidden"),
-}
-"""The shape of each role's tensor, in the axis words of ``stages.py``."""
+        return shape_of_role(role, self.geometry)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+ROLE_AXES: Mapping[str, tuple[str, ...]] = {
+    "embed": ("vocab", "hidden"),
+    "positions": ("positions", "hidden"),
+    "attn_norm": ("hidden",),
+    "attn_norm_bias": ("hidden",),
+    "q": ("q", "hidden"),
+    "k": ("kv", "hidden"),
+    "v": ("kv", "hidden"),
+    "q_bias": ("q",),
+    "k_bias": ("kv",),
+    "v_bias": ("kv",),
+    "q_norm": ("head_dim",),  # over all heads, where a family norms q and k so: ("q",)
+    "k_norm": ("head_dim",),
+    "o": ("hidden", "q"),
+    "o_bias": ("hidden",),
+    "attn_post_norm": ("hidden",),
+    "ffn_norm": ("hidden",),
+    "ffn_norm_bias": ("hidden",),
+    "gate": ("ffn", "hidden"),
+    "gate_bias": ("ffn",),
+    "up": ("ffn", "hidden"),
+    "up_bias": ("ffn",),
+    "down": ("hidden", "ffn"),
+    "down_bias": ("hidden",),
+    "ffn_post_norm": ("hidden",),
+    "router": ("experts", "hidden"),
+    "expert_gate": ("expert_ffn", "hidden"),
+    "expert_up": ("expert_ffn", "hidden"),
+    "expert_down": ("hidden", "expert_ffn"),
+    "final_norm": ("hidden",),
+    "final_norm_bias": ("hidden",),
+    "lm_head": ("vocab", "hidden"),
+}
+"""The shape of each role's tensor, in the axis words of ``stages.py``."""
+
 _HF_LAYER = "model.layers.{n}."
 HF_DECODER: Mapping[str, str] = {
     "embed": "model.embed_tokens.weight",

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from apr_falsify.formats.weights import ROLE_AXES
-from apr_falsify.model.families import family_of, graph_of
+from apr_falsify.model.families import family_of, graph_of, shape_of_role
 from apr_falsify.model.graph import Pick, Place, Tap
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Scope
@@ -90,8 +89,7 @@ def _columns(geometry: Geometry, role: str) -> slice | None:
     """Return which columns of a module's output are those of ``role``, ``None`` for all of them."""
     for group in family_of(geometry).fused:
         if role in group and role != group[0]:
-            dims = geometry.dims(tokens=1)
-            widths = {each: dims[ROLE_AXES[each][0]] for each in group}
+            widths = {each: shape_of_role(each, geometry)[0] for each in group}
             start = sum(widths[each] for each in group[: group.index(role)])
             return slice(start, start + widths[role])
     return None

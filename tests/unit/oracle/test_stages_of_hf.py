@@ -49,12 +49,13 @@ def test_hidden_states_and_attentions_are_those_that_transformers_reports(
 
 
 def follows(trace: Trace, layer: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return pairs that must be equal to the last bit: each a single f32 operation of two others."""
+    """Return pairs that must be equal to the last bit: each an f32 operation of two others."""
     s = {name: trace.stages[layer, name].data for name in STAGES if (layer, name) in trace.stages}
     entered = trace.stages[(0, "embedding") if layer == 0 else (layer - 1, "post_ffn_residual")].data
+    scale = np.float32(trace.geometry.residual_scale)  # 1 but in Granite
     pairs = {
-        "post_attn_residual": (s["post_attn_residual"], entered + s["attn_out"]),
-        "post_ffn_residual": (s["post_ffn_residual"], s["post_attn_residual"] + s["ffn_out"]),
+        "post_attn_residual": (s["post_attn_residual"], entered + s["attn_out"] * scale),
+        "post_ffn_residual": (s["post_ffn_residual"], s["post_attn_residual"] + s["ffn_out"] * scale),
     }
     if "ffn_swigl" in s:
         pairs["ffn_swigl"] = (s["ffn_swigl"], s["ffn_silu"] * s["ffn_up"])

@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from apr_falsify.errors import FamilyError, UnknownFamilyError
+from apr_falsify.model.blocks import WHOLE
 from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
 from apr_falsify.model.families.gpt2 import GPT2
+from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
+from apr_falsify.model.families.olmo import OLMO2
 from apr_falsify.model.families.phi import PHI3
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from apr_falsify.model.family import Family
 from apr_falsify.model.graph import Graph, graph_of_nodes
+from apr_falsify.model.names import ROLE_AXES
 from apr_falsify.model.shape import EXPERT_ROLES, Geometry
 
 FAMILIES: tuple[Family, ...] = (
@@ -25,6 +29,8 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA2,
     GEMMA3,
     QWEN3_MOE,
+    OLMO2,
+    GRANITE,
 )
 """The families that can be captured, run and replayed."""
 
@@ -115,3 +121,19 @@ def roles_at(geometry: Geometry, layer: int | None) -> tuple[str, ...]:
         for role in roles
         for expanded in ([f"{role}.{e}" for e in range(geometry.experts)] if role in EXPERT_ROLES else [role])
     )
+
+
+def axes_of_role(role: str, geometry: Geometry) -> tuple[str, ...]:
+    """Return the axes of a role's tensor; a norm over all of q or k together is as wide as they are."""
+    kind = role.partition(".")[0]
+    if kind in ("q_norm", "k_norm"):
+        nodes = (layer.get(kind) for layer in graph_of(geometry).layers)
+        if any(node is not None and node["over"] == WHOLE for node in nodes):
+            return ("q",) if kind == "q_norm" else ("kv",)
+    return ROLE_AXES[kind]
+
+
+def shape_of_role(role: str, geometry: Geometry) -> tuple[int, ...]:
+    """Return the shape of a role's tensor as the forward pass uses it."""
+    dims = geometry.dims(tokens=1)
+    return tuple(dims[axis] for axis in axes_of_role(role, geometry))
