@@ -118,9 +118,14 @@ def _unrotated(scene: Scene) -> Array:
     x = scene.inputs["qkv_bias"][:, scene.columns(_role(scene))]
     if not has_stage("q_norm", scene.geometry, 0):
         return x
-    heads = x.reshape(len(x), -1, scene.geometry.head_dim)
-    weight = scene.site.vector(f"{_role(scene)}_norm")
-    return norms.rms_norm(heads, weight, scene.geometry.norm_eps).reshape(x.shape)
+    return _through_norm(scene, x, _role(scene))
+
+
+def _through_norm(scene: Scene, x: Array, role: str) -> Array:
+    """Return ``x`` [S, heads * D] through the norm of q or of k: of each head, or over all, by its width."""
+    weight = scene.site.vector(f"{role}_norm")
+    groups = x.reshape(len(x), -1, len(weight))
+    return norms.rms_norm(groups, weight, scene.geometry.norm_eps).reshape(x.shape)
 
 
 def _angles(scene: Scene, first: float = 0.0) -> tuple[F64, float]:
@@ -221,17 +226,13 @@ def without_head_norm(scene: Scene) -> Array:
 
 def head_norm_after_rope(scene: Scene) -> Array:
     """Norm the heads after the rotation, not before it."""
-    turned = without_head_norm(scene).reshape(scene.tokens, -1, scene.geometry.head_dim)
-    weight = scene.site.vector(f"{_role(scene)}_norm")
-    return norms.rms_norm(turned, weight, scene.geometry.norm_eps).reshape(scene.tokens, -1)
+    return _through_norm(scene, without_head_norm(scene), _role(scene))
 
 
 def other_head_norm(scene: Scene) -> Array:
     """Use k's norm for q, or q's for k."""
     heads = scene.inputs["qkv_bias"][:, scene.columns(_role(scene))]
-    heads = heads.reshape(scene.tokens, -1, scene.geometry.head_dim)
-    weight = scene.site.vector("k_norm" if _role(scene) == "q" else "q_norm")
-    normed = norms.rms_norm(heads, weight, scene.geometry.norm_eps).reshape(scene.tokens, -1)
+    normed = _through_norm(scene, heads, "k" if _role(scene) == "q" else "q")
     return rotate(normed, scene.rope, scene.geometry.head_dim)
 
 
