@@ -334,7 +334,7 @@ def test_inputs_of_a_stage_that_the_model_lacks_are_refused(name: str) -> None:
         inputs_of(name, small_geometry(), 0)
 
 
-INNER = {"q_norm", "k_norm", "attn_proj", "ffn_proj"}
+INNER = {name for name, stage in STAGES.items() if stage.inner}
 
 
 def test_the_stages_of_a_model() -> None:

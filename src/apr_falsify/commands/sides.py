@@ -32,7 +32,7 @@ from apr_falsify.errors import (
 )
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import ATTENTION_SUBSTAGES
+from apr_falsify.model.stages import SEEN_BY_ATTENTION
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.oracle.tokenizer import encode
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Startable, Subject, Target, Tokenizing
@@ -155,7 +155,7 @@ def _text(subject: Subject, prompt: str | None, tokens: tuple[int, ...] | None) 
 
 
 def _stages(sides: Sides) -> tuple[str, ...]:
-    left_out = () if sides["substages"] else ATTENTION_SUBSTAGES
+    left_out = () if sides["substages"] else SEEN_BY_ATTENTION
     return tuple(name for name in sides["stages"] if name not in left_out)
 
 

@@ -18,7 +18,7 @@ that a fault of the same size in the same row stays in error. The procedure:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from apr_falsify.compare.attention_edges import Stage, mix_on_the_other_side, sc
 from apr_falsify.compare.crossing import NUDGE, of_rule
 from apr_falsify.compare.excess import EXPLAINED_SHARE
 from apr_falsify.compare.replay import Replayer, is_mixed
+from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.operand_rules import Operation, Rule
 from apr_falsify.operators.roundoff import LIMIT, Known
 from apr_falsify.traces.trace import Key
@@ -106,7 +107,10 @@ def _scores(
     stage: Stage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
 ) -> tuple[F64, int]:
     values = {role: known.value for role, known in inputs.items()}
-    return scores_on_the_other_side(stage, replayer.operands(key[0]), values, rule)
+    operands = replayer.operands(key[0])
+    if key[1] == "attn_scores_uncapped":
+        operands = replace(operands, geometry=replace(operands.geometry, attn_softcap=None))
+    return scores_on_the_other_side(stage, operands, values, rule)
 
 
 def _mix(
@@ -165,7 +169,7 @@ class _Rows:
 
     def _evaluated(self, inputs: F64) -> F64:
         """Return the stage of inputs [n, in] that are each a row of their own: [n, out]."""
-        alone = inputs[:, None] if self.key[1] == "lm_head" else inputs
+        alone = inputs[:, None] if "tokens" not in STAGES[self.key[1]].axes else inputs
         found = self.replayer.evaluate(self.key, {self.role: Known(value=alone)}, (self.rule,))
         return np.asarray(found.values[0])
 

@@ -20,7 +20,7 @@ from apr_falsify.errors import LayerRangeError, ModelError, StageError
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Layout, Scope, stage
+from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Layout, Scope, stage
 from apr_falsify.model.wiring import supplier_of
 from apr_falsify.operators.operator import Array, Lines
 from apr_falsify.operators.rotation import rope_frequencies
@@ -30,7 +30,7 @@ from apr_falsify.traces.trace import Key, Trace
 
 Values = npt.NDArray[Any]
 
-_NEEDS_EVERY_TOKEN = ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention")
+_NEEDS_EVERY_TOKEN = ("q_post_rope", "k_post_rope", *SQUARES, "attention")
 _ROTARY = ("q_post_rope", "k_post_rope")
 
 
@@ -191,7 +191,7 @@ def _constants(key: Key, geometry: Geometry, tokens: int) -> dict[str, Any]:
         frequencies, factor = rope_frequencies(rope, geometry.head_dim, tokens)
         found |= {"rope_theta": rope.theta, "rope_kind": rope.kind, "rope_factor": factor}
         found["rope_frequencies"] = [float(value) for value in frequencies]
-    if name == "attn_scores":
+    if name in SCORES:
         found |= {"scale": geometry.attn_scale_at(layer), "attn_softcap": geometry.attn_softcap}
     if name == "attn_softmax" and layer is not None:
         found["window"] = geometry.windows[layer]
@@ -203,7 +203,7 @@ def _constants(key: Key, geometry: Geometry, tokens: int) -> dict[str, Any]:
         found["experts_per_token"] = geometry.experts_per_token
     if name == "embedding":
         found["embed_scale"] = geometry.embed_scale
-    if name == "lm_head":
+    if name in ("lm_head_proj", "lm_head"):
         found |= {"final_softcap": geometry.final_softcap, "logit_scale": geometry.logit_scale}
     return found
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.errors import TraceError
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Layout
 from apr_falsify.operators.attention import visible_keys
 from apr_falsify.operators.softcap import softcap
 from apr_falsify.traces.trace import Key, StageArray
@@ -69,12 +69,12 @@ _ACTS: Mapping[Layout, Callable[[str], bool]] = {
     ),
     Layout.INTERLEAVED: lambda name: name in _ROTARY_COLUMNS,
     # Not attn_softmax: it is zero there by meaning, and zeroing the other side would hide a fault.
-    Layout.CAUSAL_ZEROED: lambda name: name == "attn_scores",
-    Layout.UNSCALED: lambda name: name == "attn_scores",
+    Layout.CAUSAL_ZEROED: lambda name: name in SCORES,
+    Layout.UNSCALED: lambda name: name in SCORES,
     Layout.PADDED_KEYS: lambda name: STAGES[name].axes[-1] == "tokens",
     Layout.LAST_TOKEN: lambda name: STAGES[name].axes[0] == "tokens",
     Layout.TRANSPOSED: lambda name: len(STAGES[name].axes) > 1,
-    Layout.VISIBLE_ONLY: lambda name: name in ("attn_scores", "attn_softmax"),
+    Layout.VISIBLE_ONLY: lambda name: name in SQUARES,
     **dict.fromkeys(FACTORS, lambda name: name in _ROTARY_COLUMNS),
 }
 """Whether each word says anything about a stage; elsewhere it is passed over."""
@@ -169,7 +169,7 @@ def _visible(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     assert key[0] is not None
     found = _sized(data, key[1], (geometry.heads, tokens, tokens))
     used = visible_keys(tokens, geometry.windows[key[0]])
-    return np.where(used if key[1] == "attn_scores" else used | np.isfinite(found), found, 0)
+    return np.where(used if key[1] in SCORES else used | np.isfinite(found), found, 0)
 
 
 def _without_padding(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
@@ -221,7 +221,7 @@ def only_data(values: Array, key: Key, layout: Collection[Layout], geometry: Geo
 
     """
     layer, name = key
-    if name != "attn_scores" or layer is None:
+    if name not in SCORES or layer is None:
         return values
     for word in _HELD.keys() & set(layout):
         values = np.where(_HELD[word](values.shape[-1], geometry.windows[layer]), values, 0)

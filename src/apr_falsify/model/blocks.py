@@ -22,9 +22,7 @@ _INPUT, _OUTPUT = Pick.INPUT, Pick.OUTPUT
 _SEEN = Tap(module=Place.ATTENTION_FUNCTION)
 
 
-def decoder_ends(
-    geometry: Geometry, *, norm: str = "rms_norm", softcap: bool = True
-) -> tuple[Node, Node, Node]:
+def decoder_ends(geometry: Geometry, *, norm: str = "rms_norm") -> Nodes:
     """Return the embedding, the final norm and the output head."""
     embedding = Node(
         stage="embedding",
@@ -34,14 +32,16 @@ def decoder_ends(
         tap=Tap(module=Place.LAYER, pick=_INPUT),
     )
     final = norm_node("final_norm", "post_ffn_residual", norm=norm, tap=Tap(module="final_norm"))
-    head = Node(
-        stage="lm_head",
+    further = geometry.logit_scale != 1.0 or geometry.final_softcap is not None
+    product = Node(
+        stage="lm_head_proj" if further else "lm_head",
         operator="head",
         inputs={"final_norm": "final_norm"},
         roles=("lm_head",) if not geometry.tied else ("embed",),
         tap=Tap(module="lm_head"),
     )
-    return embedding, final, head
+    logits = Node(stage="lm_head", operator="logits", inputs={"lm_head_proj": "lm_head_proj"})
+    return (embedding, final, product, *((logits,) if further else ()))
 
 
 def norm_node(
@@ -174,14 +174,27 @@ def _rotated(role: str, fused: str, qk_norm: str, norm: str, pick: Pick) -> list
     return [*before, rotary]
 
 
+def _scores(geometry: Geometry) -> list[Node]:
+    capped = geometry.attn_softcap is not None
+    product = Node(
+        stage="attn_scores_uncapped" if capped else "attn_scores",
+        operator="scores",
+        inputs={"q_post_rope": "q_post_rope", "k_post_rope": "k_post_rope"},
+        tap=_SEEN,
+    )
+    return [product, *([_softcap("attn_scores", "attn_softcap", _SEEN)] if capped else [])]
+
+
+def _softcap(stage: str, constant: str, tap: Tap) -> Node:
+    before = f"{stage}_uncapped"
+    return Node(
+        stage=stage, operator="softcap", inputs={before: before}, constants={"cap": constant}, tap=tap
+    )
+
+
 def _scores_and_mix(geometry: Geometry, fused: str) -> list[Node]:
     return [
-        Node(
-            stage="attn_scores",
-            operator="scores",
-            inputs={"q_post_rope": "q_post_rope", "k_post_rope": "k_post_rope"},
-            tap=_SEEN,
-        ),
+        *_scores(geometry),
         Node(stage="attn_softmax", operator="softmax", inputs={"attn_scores": "attn_scores"}, tap=_SEEN),
         Node(
             stage="attention",

@@ -108,6 +108,13 @@ STAGES: Mapping[str, Stage] = _table(
     Stage(name="q_post_rope", axes=("tokens", "q"), what="queries after RoPE"),
     Stage(name="k_post_rope", axes=("tokens", "kv"), what="keys after RoPE"),
     Stage(
+        name="attn_scores_uncapped",
+        axes=("heads", "tokens", "tokens"),
+        what="scaled q.k before its soft-cap, where there is one",
+        inner=True,
+        product=True,
+    ),
+    Stage(
         name="attn_scores",
         axes=("heads", "tokens", "tokens"),
         what="scaled q.k before the mask, past the soft-cap where there is one",
@@ -175,6 +182,14 @@ STAGES: Mapping[str, Stage] = _table(
         scope=Scope.MODEL,
     ),
     Stage(
+        name="lm_head_proj",
+        axes=("vocab",),
+        what="last token's product with the head, where logits are scaled or capped after it",
+        scope=Scope.MODEL,
+        inner=True,
+        product=True,
+    ),
+    Stage(
         name="lm_head",
         axes=("vocab",),
         what="last token's logits, past the soft-cap where there is one",
@@ -206,6 +221,9 @@ ATTENTION_CHAIN: tuple[str, ...] = (
 
 ATTENTION_SUBSTAGES: tuple[str, ...] = ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax")
 """What ``--no-attn-substages`` leaves out."""
+
+SEEN_BY_ATTENTION: tuple[str, ...] = (*ATTENTION_SUBSTAGES, "attn_scores_uncapped")
+"""What stands between the projections of q, k, v and the mix."""
 
 
 def stage(name: str) -> Stage:
@@ -292,8 +310,12 @@ def canonical_shape(name: str, dims: Mapping[str, int]) -> tuple[int, ...]:
         raise StageError(f"the model has no stage {name}: its geometry knows no {error}") from error
 
 
-_PER_HEAD = ("q_post_rope", "k_post_rope", "attention")
-_SQUARES = ("attn_scores", "attn_softmax")
+PER_HEAD: tuple[str, ...] = tuple(name for name, row in STAGES.items() if row.axes[-1] in ("q", "kv"))
+"""Stages of heads side by side, in which a head may come before the tokens."""
+
+SCORES: tuple[str, ...] = ("attn_scores_uncapped", "attn_scores")
+SQUARES: tuple[str, ...] = (*SCORES, "attn_softmax")
+"""Stages of a query and a key each."""
 
 
 def stored_shape(
@@ -310,11 +332,11 @@ def stored_shape(
     """
     words = set(layout)
     shape = list(canonical_shape(name, dims))
-    if Layout.HEAD_MAJOR in words and name in _PER_HEAD:
+    if Layout.HEAD_MAJOR in words and name in PER_HEAD:
         shape = [shape[1] // dims["head_dim"], shape[0], dims["head_dim"]]
     if Layout.LAST_TOKEN in words and STAGES[name].axes[0] == "tokens":
         shape.pop(-2)
-    if Layout.PADDED_KEYS in words and name in _SQUARES:
+    if Layout.PADDED_KEYS in words and name in SQUARES:
         shape[-1] = max(shape[-1], values // max(1, math.prod(shape[:-1])))
     if Layout.TRANSPOSED in words and len(shape) > 1:
         shape[-2:] = shape[:-3:-1]

@@ -17,18 +17,17 @@ from apr_falsify.operators.operator import Inputs, Lines, Operator
 from apr_falsify.operators.repeated import added_up
 from apr_falsify.operators.roundoff import F64, FEW, UNIT, Ins, NoisySite, lost, squared, stored
 from apr_falsify.operators.site import Site
-from apr_falsify.operators.softcap import capped_text, capped_variance, softcap
 
 Array = npt.NDArray[np.floating[Any]]
 
 
 def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None) -> Array:
-    """Return scaled (and capped) q.k before the mask: [H, S, S] from [S, H*D] and [S, K*D]."""
+    """Return scaled q.k before the mask and any cap: [H, S, S] from [S, H*D] and [S, K*D]."""
     scale = q.dtype.type(geometry.attn_scale_at(layer))
     queries, keys = by_head(q, geometry.head_dim), by_head(k, geometry.head_dim)
     scores = np.asarray(queries @ for_queries(keys, geometry).swapaxes(-1, -2))
     scores *= scale
-    return softcap(scores, geometry.attn_softcap)
+    return scores
 
 
 def attention_softmax(scores: Array, window: int | None) -> Array:
@@ -78,18 +77,14 @@ def _scores_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float
         (ins["k_post_rope"].sigma, lambda s: squared(q) @ for_queries(s, geometry).swapaxes(-1, -2)),
     )
     per_term = geometry.head_dim * UNIT**2
-
-    def uncapped(x: F64) -> F64:
-        own = squared(q) @ (squared(k) * scale**2).swapaxes(-1, -2)
-        own *= per_term / 6  # as sum_variance, in place: each copy is the largest stage
-        own += np.square(x) * (per_term / 9 + 2 * max(store, UNIT) ** 2 / 3)
-        own += lost(store) + lost(0.0, geometry.head_dim * scale)
-        for sigma, through in carried:
-            if sigma is not None:
-                own += through(squared(by_head(sigma, geometry.head_dim))) * scale**2
-        return own
-
-    return capped_variance(y, geometry.attn_softcap, store, uncapped)
+    own = squared(q) @ (squared(k) * scale**2).swapaxes(-1, -2)
+    own *= per_term / 6  # as sum_variance, in place: each copy is the largest stage
+    own += np.square(y) * (per_term / 9 + 2 * max(store, UNIT) ** 2 / 3)
+    own += lost(store) + lost(0.0, geometry.head_dim * scale)
+    for sigma, through in carried:
+        if sigma is not None:
+            own += through(squared(by_head(sigma, geometry.head_dim))) * scale**2
+    return np.asarray(own)
 
 
 def sum_variance(squares: F64, y: F64, terms: int) -> F64:
@@ -140,12 +135,11 @@ def _mix_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -
 
 
 def _scores_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
-    cap = "" if geometry.attn_softcap is None else "attn_softcap"
     return (
         "q = q_post_rope.reshape(tokens, heads, head_dim).swapaxes(0, 1)",
         "k = k_post_rope.reshape(tokens, kv_heads, head_dim).swapaxes(0, 1)",
         "k = np.repeat(k, heads // kv_heads, axis=0)",
-        *capped_text("attn_scores", "q @ k.swapaxes(1, 2) * scale", cap),
+        f"{node.stage} = q @ k.swapaxes(1, 2) * scale",
     )
 
 

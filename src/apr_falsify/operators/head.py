@@ -14,35 +14,43 @@ from apr_falsify.operators.linear import projected
 from apr_falsify.operators.operator import Inputs, Lines, Operator, argument, only
 from apr_falsify.operators.roundoff import F64, UNIT, Ins, NoisySite, squared, stored
 from apr_falsify.operators.site import Site
-from apr_falsify.operators.softcap import capped_text, capped_variance, softcap
+from apr_falsify.operators.softcap import capped_variance, softcap
 
 Array = npt.NDArray[np.floating[Any]]
 
 
 def _values(node: Node, inputs: Inputs, site: Site) -> Array:
-    logits = site.project(only(inputs)[..., -1, :], "lm_head")
-    scale = site.geometry.logit_scale
-    if scale != 1.0:
-        logits = logits * logits.dtype.type(scale)
-    return softcap(logits, site.geometry.final_softcap)
+    return site.project(only(inputs)[..., -1, :], "lm_head")
 
 
 def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    scale = site.geometry.logit_scale
-
-    def uncapped(x: F64) -> F64:
-        if scale == 1.0:
-            return projected(np.concatenate(site.noise, axis=-1), x, store)
-        own = projected(np.concatenate(site.noise, axis=-1), x / scale, store)
-        return np.asarray(own * squared(scale) + stored(x, max(store, UNIT)))
-
-    return capped_variance(y, site.geometry.final_softcap, store, uncapped)
+    return projected(np.concatenate(site.noise, axis=-1), y, store)
 
 
 def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
-    cap = "" if geometry.final_softcap is None else "final_softcap"
+    return (f"{node.stage} = {argument(node)}[-1] @ lm_head_weight.T",)
+
+
+def _logits(node: Node, inputs: Inputs, site: Site) -> Array:
+    x, scale = only(inputs), site.geometry.logit_scale
+    return softcap(x if scale == 1.0 else x * x.dtype.type(scale), site.geometry.final_softcap)
+
+
+def _logits_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+    known, scale = only(ins), site.geometry.logit_scale
+    carried = known.variance
+    if scale != 1.0:
+        carried = carried * squared(scale) + stored(known.value * scale, max(store, UNIT))
+    return capped_variance(y, site.geometry.final_softcap, store, carried)
+
+
+def _logits_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
     scale = "" if geometry.logit_scale == 1.0 else " * logit_scale"
-    return capped_text("lm_head", f"{argument(node)}[-1] @ lm_head_weight.T{scale}", cap)
+    first = f"{node.stage} = {argument(node)}{scale}"
+    if geometry.final_softcap is None:
+        return (first,)
+    return first, f"{node.stage} = np.tanh({node.stage} / final_softcap) * final_softcap"
 
 
 HEAD = Operator(name="head", values=_values, variance=_variance, text=_text, operation=Operation.PROJECTION)
+LOGITS = Operator(name="logits", values=_logits, variance=_logits_variance, text=_logits_text)

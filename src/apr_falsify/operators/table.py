@@ -19,13 +19,14 @@ from apr_falsify.numerics.operand_rules import Operation
 from apr_falsify.operators.attention import MIX, SCORES, SOFTMAX
 from apr_falsify.operators.embed import EMBED
 from apr_falsify.operators.feedforward import ACTIVATION, ADD, GATE
-from apr_falsify.operators.head import HEAD
+from apr_falsify.operators.head import HEAD, LOGITS
 from apr_falsify.operators.linear import BIAS, LINEAR
 from apr_falsify.operators.mixture import CHOSEN_EXPERTS, EXPERT_WEIGHTS, LAST_MIXTURE, MIXTURE
 from apr_falsify.operators.norms import LAYER_NORM, RMS_NORM
 from apr_falsify.operators.operator import Array, Inputs, Operator
 from apr_falsify.operators.rotary import ROTARY
 from apr_falsify.operators.site import Site
+from apr_falsify.operators.softcap import SOFTCAP
 
 OPERATORS: Mapping[str, Operator] = {
     each.name: each
@@ -47,6 +48,8 @@ OPERATORS: Mapping[str, Operator] = {
         EXPERT_WEIGHTS,
         LAST_MIXTURE,
         HEAD,
+        LOGITS,
+        SOFTCAP,
     )
 }
 """Name -> operator."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import ATTENTION_SUBSTAGES
+from apr_falsify.model.stages import SEEN_BY_ATTENTION
 from apr_falsify.oracle.libraries import attention_functions, torch
 from apr_falsify.oracle.taps import Take, attention_of, decoder_of, layer_of, module_of, qkv_modules, taps_of
 from apr_falsify.traces.trace import Key
@@ -120,6 +120,7 @@ def _end_hooks(
     places: Mapping[Key, tuple[torch.nn.Module, str, _Hook]] = {
         (None, "final_norm"): (decoder, module_of(geometry, "final_norm"), _see_rows),
         (None, "lm_head"): (module, "", _see_last_logits),
+        (None, "lm_head_proj"): (module, "lm_head", _see_last_row),
     }
     for key, (owner, path, see) in places.items():
         if key in wanted:
@@ -128,6 +129,10 @@ def _end_hooks(
 
 def _see_rows(emit: Emit, key: Key, module: Any, args: Any, output: torch.Tensor) -> None:
     emit(key, output[0])
+
+
+def _see_last_row(emit: Emit, key: Key, module: Any, args: Any, output: torch.Tensor) -> None:
+    emit(key, output[0, -1].clone())
 
 
 def _see_last_logits(emit: Emit, key: Key, module: Any, args: Any, output: Any) -> None:
@@ -145,7 +150,7 @@ def _replace_attention(
 
     The config that the model shares stays as it is: it also decides which mask the whole model builds.
     """
-    wanted = {(layer, name) for layer in names for name in ATTENTION_SUBSTAGES if name in names[layer]}
+    wanted = {(layer, name) for layer in names for name in SEEN_BY_ATTENTION if name in names[layer]}
     own = f"apr_falsify_{next(_numbers)}"
     copies: dict[int, Any] = {}
     for layer in dict.fromkeys(layer for layer, _ in wanted):
@@ -187,6 +192,7 @@ def _eager(
     see("k_post_rope", key.transpose(1, 2).flatten(2))
     scores = _scores(module, query, _repeat_kv(key, groups), scaling)
     if softcap is not None:
+        see("attn_scores_uncapped", scores)
         scores = torch.tanh(scores / softcap) * softcap
     see("attn_scores", scores)
     masked = scores if mask is None else scores + mask

@@ -59,7 +59,7 @@ class Oracle:
     def for_request(cls, model: Model, request: Request, *, dtype: str, device: str) -> Self:
         """Load what ``request`` needs and no more, after it was checked."""
         request.check(model.geometry)
-        head = (None, "lm_head") in request.keys(model.geometry)
+        head = not {(None, "lm_head_proj"), (None, "lm_head")}.isdisjoint(request.keys(model.geometry))
         return cls.load(model, layers=request.layers.stop, head=head, dtype=dtype, device=device)
 
     def run(self, tokens: tuple[int, ...]) -> Any:

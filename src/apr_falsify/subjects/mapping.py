@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, TraceError, UsageError, nearest
-from apr_falsify.model.stages import STAGES, Layout, Scope, stage
+from apr_falsify.model.stages import PER_HEAD, SCORES, SQUARES, STAGES, Layout, Scope, stage
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import stated_rules
 from apr_falsify.reading import items, mapping, read_yaml, text, whole
@@ -50,20 +50,18 @@ AXIS_WORDS: tuple[str, ...] = (
     *("keys", "kv_heads", "groups", "head_dim", "qkv_heads", "layers", "1"),
 )
 
-_PER_HEAD = ("q_post_rope", "k_post_rope", "attention")
-_SQUARES = ("attn_scores", "attn_softmax")
 _QUERIES = ("qkv_matmul", "qkv_bias", "q_post_rope")
 _ROTARY = ("qkv_matmul", "qkv_bias", "q_post_rope", "k_post_rope")
 
 LAYOUT_OF: Mapping[Layout, tuple[str, ...]] = {
-    Layout.HEAD_MAJOR: _PER_HEAD,
+    Layout.HEAD_MAJOR: PER_HEAD,
     Layout.INTERLEAVED: _ROTARY,
-    Layout.CAUSAL_ZEROED: _SQUARES,
-    Layout.UNSCALED: ("attn_scores",),
-    Layout.PADDED_KEYS: _SQUARES,
+    Layout.CAUSAL_ZEROED: SQUARES,
+    Layout.UNSCALED: SCORES,
+    Layout.PADDED_KEYS: SQUARES,
     Layout.LAST_TOKEN: tuple(name for name, row in STAGES.items() if row.axes[0] == "tokens"),
     Layout.TRANSPOSED: tuple(name for name, row in STAGES.items() if len(row.axes) > 1),
-    Layout.VISIBLE_ONLY: _SQUARES,
+    Layout.VISIBLE_ONLY: SQUARES,
     Layout.SCALED: _ROTARY,
     Layout.ROOT_SCALED: _ROTARY,
     Layout.HEAD_SCALED: _QUERIES,
@@ -245,7 +243,7 @@ def _stage_map(name: str, entry: object, where: str) -> StageMap:
     _check_keys(data, _STAGE_KEYS, where)
     names = _names(name, data.get("from"), f"{where}.from")
     words = items(data.get("layout", []), f"{where}.layout")
-    masked = name == "attn_scores" and MASKED in words
+    masked = name in SCORES and MASKED in words
     layout = _layout(name, [word for word in words if not masked or word != MASKED], f"{where}.layout")
     if data.get("axes") is None:
         axes = _usual_axes(name, len(names), layout)
@@ -285,8 +283,7 @@ def _layout(name: str, words: Sequence[object], where: str) -> tuple[Layout, ...
         if word not in allowed:
             raise UsageError(
                 f"{where}: {word!r} says nothing of {name}",
-                expected=", ".join([*allowed, MASKED] if name == "attn_scores" else allowed)
-                or "no layout word",
+                expected=", ".join([*allowed, MASKED] if name in SCORES else allowed) or "no layout word",
                 remedy=nearest(str(word), allowed),
             )
         if word in found:

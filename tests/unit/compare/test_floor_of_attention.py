@@ -54,9 +54,9 @@ def test_a_soft_cap_flattens_the_error_and_adds_its_own_roundings() -> None:
         attn_logit_softcapping=None,
         final_logit_softcapping=12.0,
     )
-    place = site(gemma, None, noise=[np.array([50.0])])
-    found = variance("lm_head", HEAD_INPUT, [6.0], place)
     x = 12 * math.atanh(0.5)
+    product = {"lm_head_proj": known([x], [math.sqrt(50 + x * x * 2 / 3) * U])}
+    found = variance("lm_head", product, [6.0], site(gemma, None))
     close(found, [(3 / 4) ** 2 * (50 + x * x * 2 / 3) + 36 * 6 / 3])
     uncapped = site(LLAMA, None, noise=[np.array([50.0])])
     close(variance("lm_head", HEAD_INPUT, [6.0], uncapped), [50 + 36 * 2 / 3])
@@ -67,7 +67,8 @@ def test_a_value_at_its_cap_has_no_slope_left() -> None:
         **GEMMA,
         final_logit_softcapping=12.0,
     )
-    found = variance("lm_head", HEAD_INPUT, [12.0, -12.0], site(gemma, None, noise=[np.array([50.0, 50.0])]))
+    product = {"lm_head_proj": known([900.0, -900.0], [7 * U, 7 * U])}
+    found = variance("lm_head", product, [12.0, -12.0], site(gemma, None))
     close(found, [144 * 6 / 3] * 2)
 
 

@@ -12,6 +12,7 @@ from apr_falsify.compare.variations.common import parts
 from apr_falsify.compare.variations.feedforward import ACTIVATIONS
 from apr_falsify.compare.variations.norms import layer_input
 from apr_falsify.formats.tensors import FloatArray, Tensor
+from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.arithmetic import round_bf16, round_f16
 from apr_falsify.numerics.operand_rules import Operation
 
@@ -29,8 +30,13 @@ WEIGHTED: Mapping[str, tuple[str, ...]] = {
     "ffn_out": ("down",),
     "final_norm": ("final_norm",),
     "lm_head": ("lm_head",),
+    "attn_proj": ("o",),
+    "ffn_proj": ("down",),
+    "lm_head_proj": ("lm_head",),
 }
 """Stage -> the roles of the weights it uses."""
+
+_LOGITS = ("lm_head_proj", "lm_head")
 
 MOST_VALUES = 1 << 26
 """Above this many weights a stage is not multiplied again for an explanation (7B: seconds per pass)."""
@@ -43,7 +49,7 @@ def is_product(case: Case) -> bool:
 
 def is_product_of_all_tokens(case: Case) -> bool:
     """Whether it is, for each token by itself."""
-    return is_product(case) and case.name != "lm_head"
+    return is_product(case) and "tokens" in STAGES[case.name].axes
 
 
 def small(case: Case) -> bool:
@@ -103,7 +109,7 @@ def other_use(case: Case) -> Iterator[Guess]:
     if case.name == "ffn_gate":
         values = ACTIVATIONS["silu"](case.expected)
         yield case.guess("the activation applied here already", values, name="activation-included")
-    if case.name == "lm_head":
+    if case.name in _LOGITS:
         top = np.max(case.expected)
         total = top + np.log(np.sum(np.exp(case.expected - top)))
         yield case.guess("logarithms of probabilities for logits", case.expected - total, name="log-softmax")
@@ -205,7 +211,7 @@ def _likely(
 
 
 def _last(case: Case, x: F64) -> F64:
-    return x[-1] if case.name == "lm_head" else x
+    return x[-1] if case.name in _LOGITS else x
 
 
 def _columns(case: Case) -> Mapping[str, slice]:
@@ -300,7 +306,7 @@ def _stand_ins(case: Case) -> Iterator[tuple[str, F64]]:
     }
     if case.name == "qkv_matmul" and (stream := layer_input(case)) is not None:
         yield "the layer's input, not normed,", stream
-    if case.name == "lm_head":
+    if case.name in _LOGITS:
         stream = case.captured("post_ffn_residual", case.geometry.layers - 1)
         if stream is not None:
             yield "the hidden state, not normed,", stream
