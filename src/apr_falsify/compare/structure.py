@@ -194,10 +194,10 @@ def keys_to_judge(
         (layer, name)
         for layer in chosen
         for name, row in STAGES.items()
-        if name in wanted and (row.scope is Scope.LAYER or (row.scope is Scope.FIRST_LAYER and layer == 0))
-        if not row.inner or (layer, name) in subject.stages
+        if row.scope is Scope.LAYER or (row.scope is Scope.FIRST_LAYER and layer == 0)
     ]
-    return keys + [(None, name) for name, row in STAGES.items() if name in wanted and not row.per_layer]
+    keys += [(None, name) for name, row in STAGES.items() if row.scope is Scope.MODEL]
+    return [key for key in keys if key[1] in wanted and (not STAGES[key[1]].inner or key in subject.stages)]
 
 
 def status_of(key: Key, oracle: Trace, subject: Trace) -> Status:
