@@ -37,7 +37,7 @@ from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Layout, stored_shape
+from apr_falsify.model.stages import APR_STAGES, STAGES, Layout, stored_shape
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.subjects.foreign import BF16_BITS, Dump
 from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, axis_sizes, mapped_stages
@@ -138,7 +138,7 @@ def propose(dump: Dump, known: Known, where: Path) -> Starter:
     """
     geometry = known.geometry
     sizes = axis_sizes(geometry, len(known.tokens)) if geometry and known.tokens else None
-    names = stages_of(geometry) if geometry is not None else tuple(STAGES)
+    names = stages_of(geometry) if geometry is not None else APR_STAGES
     found = candidates(
         {name: array for name, array in dump.items() if name != known.tokens_from},
         None if geometry is None else geometry.layers,
@@ -159,7 +159,11 @@ def propose(dump: Dump, known: Known, where: Path) -> Starter:
         proposals=tuple(proposals),
         conflicts=tuple(conflicts),
         unused=_unused(found, (*chosen, *(conflict.by_name for conflict in conflicts))),
-        missing=tuple(name for name in names if all(each.row.stage != name for each in proposals)),
+        missing=tuple(
+            name
+            for name in names
+            if not STAGES[name].inner and all(each.row.stage != name for each in proposals)
+        ),
         kept=kept,
     )
 

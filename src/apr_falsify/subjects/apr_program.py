@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import APR_STAGES
 from apr_falsify.subjects.logs import Log, scratch
 from apr_falsify.subjects.process import Program
 
@@ -93,5 +93,5 @@ def abilities_of(binary: Path) -> Abilities:
         with program.start(*asking, log=log) as running:
             running.wait_for(None)
             known = known_stages(running.printed)
-    lacks = None if known is None else tuple(name for name in STAGES if name not in known)
+    lacks = None if known is None else tuple(name for name in APR_STAGES if name not in known)
     return Abilities(version=version, lacks=lacks)
