@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.commands.specs import DEFAULT_MODEL
+from apr_falsify.compare.attention_edges import Stage
 from apr_falsify.compare.judge import Judged, judge, replayer_of
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.stages import STAGES
@@ -57,9 +58,9 @@ def by_quotient(x: F64) -> F64:
     return (np.rint(blocks / scale) * scale.astype(np.float16).astype(np.float64)).reshape(x.shape)
 
 
-def scores(q: F64, k: F64) -> F64:
+def scores(q: F64, k: F64, scale: float = D**-0.5) -> F64:
     heads = np.repeat(k.reshape(S, K, D), H // K, axis=1)
-    return np.einsum("thd,shd->hts", q.reshape(S, H, D), heads) / np.sqrt(D)
+    return np.asarray(np.einsum("thd,shd->hts", q.reshape(S, H, D), heads) * scale)
 
 
 def with_edges(x: F64, seed: int) -> F64:
@@ -89,6 +90,69 @@ def test_q_and_k_on_an_edge_may_fall_to_either_side(base: Trace) -> None:
     assert entry.fit is not None
     assert entry.fit.edges > 0
     assert not entry.in_error
+
+
+def test_that_is_so_too_in_a_layer_with_a_scale_of_its_own(base: Trace) -> None:
+    """In a layer of another scale the same values make other scores."""
+    scaled = replace(base, geometry=replace(base.geometry, attn_scales=(0.2, 0.3, 0.4)))
+    q, k = with_edges(normals(0, S, H * D), 0), with_edges(normals(1, S, K * D), 3)
+    made = scores(by_quotient(q), by_quotient(k), 0.2)
+    entry = judged(scaled, "attn_scores", score_stages(q, k, made), "q8_0 k cache")
+    assert entry.fit is not None
+    assert entry.fit.edges > 0
+    assert not entry.in_error
+
+
+def on_steps(seed: int, width: int) -> F64:
+    """Whole steps of 1/64, the largest of a block 127 of them: ``q8_0`` keeps such values as they are."""
+    steps = np.random.default_rng(seed).integers(-126, 127, (S, width)).astype(np.float64)
+    steps[:, ::32] = 127
+    return steps / 64
+
+
+HALF, UP = 2.5 / 64, 3 / 64
+"""On the edge between two steps, which ``q8_0`` keeps as 2 of them, and what else it may be kept as."""
+
+
+@pytest.mark.parametrize(("count", "explained"), [(1024, True), (1025, False)])
+def test_at_most_1024_values_on_an_edge_are_tried(base: Trace, count: int, explained: bool) -> None:
+    q, k = on_steps(0, H * D), on_steps(1, K * D)
+    held = q.copy()
+    rows = [x.reshape(-1, 32)[:count] for x in (q, held)]  # views: the first so many blocks
+    rows[0][:, 5], rows[1][:, 5] = HALF, UP
+    entry = judged(base, "attn_scores", score_stages(q, k, scores(held, k)), "q8_0 k cache")
+    assert entry.fit is not None
+    assert (entry.fit.edges, entry.in_error) == (count if explained else 0, not explained)
+
+
+def test_of_two_values_that_undo_each_other_the_one_that_fell_is_told(base: Trace) -> None:
+    """Where two columns of k are opposite, one value of q a step up is the other a step down."""
+    q, k = on_steps(0, H * D), on_steps(1, K * D)
+    k[:, 7] = -k[:, 3]
+    q[5, [3, 7]] = HALF
+    held = q.copy()
+    held[5, [3, 7]] = 2 / 64, UP
+    entry = judged(base, "attn_scores", score_stages(q, k, scores(held, k)), "q8_0 k cache")
+    assert entry.fit is not None
+    assert (entry.fit.edges, entry.in_error) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("left", "spoilt", "taken"), [(1, 0, True), (0, 1, True), (3, 0, False), (1, 2, False)]
+)
+def test_values_on_an_edge_are_taken_where_they_explain_nine_of_ten(
+    left: int, spoilt: int, taken: bool
+) -> None:
+    """Of 20 values beyond their limit so many are left, and so many others are spoilt."""
+    expected, sigma = np.zeros(40), np.ones(40)
+    subject = np.where(np.arange(40) < 20, 10.0, 0.0)
+    moved = subject.copy()
+    moved[:left] = 0.0
+    moved[20 : 20 + spoilt] = 10.0
+    stage = Stage(subject=subject, expected=expected, sigma=sigma, shaped=lambda x: x)
+    values, count = stage.settled(moved, 3)
+    assert (values is moved, values is expected, count) == (taken, not taken, 3 if taken else 0)
+    assert stage.settled(moved, 0)[0] is expected
 
 
 def test_q_and_k_that_were_turned_in_another_order_of_sums_are_right(base: Trace) -> None:
