@@ -334,3 +334,14 @@ def test_values_that_are_not_finite_sit_somewhere_too() -> None:
     subject[1, 2] = np.nan
     said = error_sits(subject, expected, np.full((3, 4), 1e-7), LIMIT, TOKEN_CHANNEL)
     assert said == "token 1 only, channel 2 of 4 (1 of 12 values)"
+
+
+def test_what_is_no_number_on_both_sides_is_no_error() -> None:
+    expected = np.random.default_rng(0).normal(size=(7, 256))
+    expected[2, 5], expected[3, 6], expected[4, 7] = np.nan, np.inf, -np.inf
+    subject = expected.copy()
+    sigma = np.full((7, 256), 1e-7)
+    assert error_sits(subject, expected, sigma, LIMIT, TOKEN_CHANNEL).startswith("no single place")
+    subject[1, 9] = np.nan
+    said = "token 1 only, channel 9 of 256 (1 of 1792 values)"
+    assert error_sits(subject, expected, sigma, LIMIT, TOKEN_CHANNEL) == said

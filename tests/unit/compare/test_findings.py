@@ -16,15 +16,19 @@ from apr_falsify.compare.findings import (
     foreign_weights,
     one_token_findings,
     reference_findings,
+    source_findings,
     unmeasured_findings,
     wrong_without_weights,
 )
-from apr_falsify.compare.judge import Judged
+from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.replay import Missing
+from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.operand_rules import Operation
-from apr_falsify.traces.trace import Key
+from apr_falsify.subjects.embedded import capture
+from apr_falsify.traces.capture import MemorySink, Request
+from apr_falsify.traces.trace import Key, StageArray
 from tests.unit.compare.judged_by_hand import Q8, entry, fit, metrics, of, row
-from tests.unit.helpers import small_geometry
+from tests.unit.helpers import small_geometry, small_model
 
 # --- a judged stage ------------------------
 
@@ -154,6 +158,27 @@ def test_an_arithmetic_that_is_not_the_expected_one_is_a_finding_over_its_layers
     assert "no arithmetic of the table explains it, expected is q8_0 blocks of 32" in found.explanation
     (found,) = arithmetic_findings(of(replace(entry("lm_head", layer=None), fit=fit(0.5, Q8))))
     assert found.explanation.startswith("lm_head (the whole model): ")
+
+
+@pytest.mark.parametrize(
+    ("share", "hidden"), [(0.0099, True), (0.0101, False), (0.015, False), (None, False)]
+)
+def test_an_error_is_said_not_to_show_where_its_reader_has_less_than_a_hundredth_of_it(
+    share: float | None, hidden: bool
+) -> None:
+    model, key = small_model(), (1, "q_post_rope")
+    run = capture(model, Request(tokens=(3, 1, 4), layers=range(2), stages=tuple(STAGES)), MemorySink())
+    wrong = replace(run, stages={**run.stages, key: StageArray(data=2 * run.stages[key].data)})
+    judged = judge(wrong, model.weights, [key])
+    judged = {key: replace(judged[key], introduced=metrics(0.5))}
+    after = None if share is None else metrics(0.5 * share)
+    rows = [row("attn_scores", layer=1, accumulated=after), row("attn_softmax", layer=1)]
+    (found,) = source_findings(wrong, model.weights, judged, rows, own_weights=True)
+    assert found.explanation.startswith("layer 1 q_post_rope is not what its inputs make it: residual ")
+    assert found.explanation.endswith("; attn_scores does not show it") is hidden
+    unmeasured = {key: replace(judged[key], introduced=None)}
+    (found,) = source_findings(wrong, model.weights, unmeasured, rows, own_weights=True)
+    assert "does not show it" not in found.explanation
 
 
 # --- without weights, without a second token, without a file ------

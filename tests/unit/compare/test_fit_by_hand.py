@@ -47,3 +47,9 @@ def test_a_stage_stored_by_channel_is_turned() -> None:
     geometry = small_geometry(hidden_size=4, num_attention_heads=1, num_key_value_heads=1)
     found = canonical(array, (0, "attn_out"), geometry, 2)
     assert found.tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+def test_a_single_row_that_was_stored_by_channel_is_the_same_either_way() -> None:
+    array = StageArray(data=np.arange(4.0), layout=(Layout.TRANSPOSED, Layout.LAST_TOKEN))
+    geometry = small_geometry(hidden_size=4, num_attention_heads=1, num_key_value_heads=1)
+    assert canonical(array, (0, "attn_out"), geometry, 2).tolist() == [0, 1, 2, 3]

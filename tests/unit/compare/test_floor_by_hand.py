@@ -217,6 +217,16 @@ def test_an_rms_norm_carries_the_error_of_its_input_by_weight_and_scale(llama: M
     close(carried, own + (10 * weight * scale) ** 2)
 
 
+def test_each_row_of_a_norm_carries_its_input_by_its_own_scale(llama: Model) -> None:
+    weight = llama.weights.vector("attn_norm", 0).astype(np.float64)
+    x = np.full((2, 16), 2.0)
+    x[1] = 6.0
+    inputs = {"layer_input": known(x, np.full((2, 16), 10 * U))}
+    found = variance("attn_norm", inputs, np.zeros((2, 16)), site(LLAMA, weights=llama.weights))
+    for row, size in zip(found, (2.0, 6.0), strict=True):
+        close(row, (10 * weight) ** 2 / (size**2 + LLAMA.norm_eps))
+
+
 def test_normed_values_that_are_lost_are_multiplied_by_the_weight(llama: Model) -> None:
     weight = llama.weights.vector("attn_norm", 0).astype(np.float64)
     inputs = {"layer_input": known(np.ones((1, 16)))}
