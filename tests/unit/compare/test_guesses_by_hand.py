@@ -16,9 +16,10 @@ from apr_falsify.compare.variations.common import named_factor
 from apr_falsify.compare.variations.kept import clipped
 from apr_falsify.compare.variations.norms import wrong_form
 from apr_falsify.compare.variations.places import one_place, one_place_by_a_factor, places
-from apr_falsify.compare.variations.projected import other_order, quantised_weights
+from apr_falsify.compare.variations.projected import neighbour_weights, other_order, quantised_weights
 from tests.unit.compare.cases import case_of, close, put, replayed, saying
 from tests.unit.compare.wrong_stages import F64, Run, explained, small_run, tiny_run
+from tests.unit.helpers import plain
 
 U, F16 = 2.0**-24, 2.0**-11
 
@@ -171,6 +172,20 @@ def test_weights_of_any_width_may_be_kept_in_16_bits(kind: str, digits: int) -> 
 def test_blocks_of_32_are_no_type_of_rows_of_another_width(run: Run) -> None:
     tried = {guess.says for guess in quantised_weights(case_of(run, "ffn_out", np.zeros((5, 16))))}
     assert tried <= {"weights kept as f16", "weights kept as bf16"}
+
+
+def test_weights_that_are_alike_in_their_first_rows_are_tried_in_full() -> None:
+    """Of 40 rows the 32 that are looked at first are those of the layer before: no nearer and no farther."""
+    run = small_run(intermediate_size=40)
+    assert run.model is not None
+    own, before = run.w("mlp.up_proj.weight"), run.w("mlp.up_proj.weight", layer=0).copy()
+    before[:32] = own[:32]
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = {**run.model.weights.tensors, name: plain(before.astype(np.float32))}
+    model = replace(run.model, weights=replace(run.model.weights, tensors=tensors))
+    case = case_of(replace(run, model=model), "ffn_up", run["ffn_norm"] @ before.T)
+    guess = saying(neighbour_weights(case), "the weights of layer 0")
+    close(guess.values, case.subject)
 
 
 def test_q_k_and_v_may_lie_in_five_other_orders_or_side_by_side(run: Run) -> None:
