@@ -166,17 +166,18 @@ def test_an_arithmetic_that_is_not_the_expected_one_is_a_finding_over_its_layers
 def test_an_error_is_said_not_to_show_where_its_reader_has_less_than_a_hundredth_of_it(
     share: float | None, hidden: bool
 ) -> None:
-    model, key = small_model(), (1, "q_post_rope")
+    model = small_model()
+    key: Key = (1, "q_post_rope")
     run = capture(model, Request(tokens=(3, 1, 4), layers=range(2), stages=tuple(STAGES)), MemorySink())
     wrong = replace(run, stages={**run.stages, key: StageArray(data=2 * run.stages[key].data)})
-    judged = judge(wrong, model.weights, [key])
-    judged = {key: replace(judged[key], introduced=metrics(0.5))}
+    entries = judge(wrong, model.weights, [key])
+    judged = of(replace(entries[key], introduced=metrics(0.5)))
     after = None if share is None else metrics(0.5 * share)
     rows = [row("attn_scores", layer=1, accumulated=after), row("attn_softmax", layer=1)]
     (found,) = source_findings(wrong, model.weights, judged, rows, own_weights=True)
     assert found.explanation.startswith("layer 1 q_post_rope is not what its inputs make it: residual ")
     assert found.explanation.endswith("; attn_scores does not show it") is hidden
-    unmeasured = {key: replace(judged[key], introduced=None)}
+    unmeasured = of(replace(judged[key], introduced=None))
     (found,) = source_findings(wrong, model.weights, unmeasured, rows, own_weights=True)
     assert "does not show it" not in found.explanation
 

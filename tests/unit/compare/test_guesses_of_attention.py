@@ -30,7 +30,7 @@ def exponentials(scores: F64) -> F64:
 
 
 def shares(raised: F64, more: float = 0.0) -> F64:
-    return raised / (raised.sum(axis=-1, keepdims=True) + more)
+    return np.asarray(raised / (raised.sum(axis=-1, keepdims=True) + more))
 
 
 # --- a softmax over more keys, or of scores times a factor ------------------------------------------
