@@ -11,7 +11,7 @@ import numpy.typing as npt
 from apr_falsify.compare.bisection import Bisection, FindingType
 from apr_falsify.compare.localise import bisect
 from apr_falsify.model.stages import STAGES
-from apr_falsify.operators.ops import Array, Inputs
+from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.subjects.embedded import as_defined, capture
 from apr_falsify.subjects.kernel import RuntimeSite
 from apr_falsify.traces.capture import MemorySink, Request

@@ -15,7 +15,7 @@ from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.arithmetic import FORMATS
-from apr_falsify.operators.ops import Array, Inputs
+from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.subjects.embedded import as_defined, capture
 from apr_falsify.subjects.kernel import RuntimeSite
 from apr_falsify.traces.capture import MemorySink, Request

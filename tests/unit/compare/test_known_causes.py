@@ -9,10 +9,10 @@ import pytest
 
 from apr_falsify.compare.attempts import LOUD
 from apr_falsify.compare.causes import TABLE, Cause, explain
-from apr_falsify.compare.excess import LIMIT
 from apr_falsify.compare.judge import judge, replayer_of
 from apr_falsify.compare.search import SEARCHED_AT_MOST, Search
 from apr_falsify.numerics.operand_rules import PLAIN
+from apr_falsify.operators.roundoff import LIMIT
 from apr_falsify.traces.trace import Key, StageArray, Trace
 from tests.unit.compare.wrong_stages import F64, Run, small_run
 
