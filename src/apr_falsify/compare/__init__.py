@@ -14,5 +14,5 @@ To be read in this order:
 - values on the edge between two steps: ``crossing``, ``edges``, ``attention_edges``
 - what holds without a reference: ``invariants``
 - what explains an error: ``search``, ``causes``, ``variations``
-- one kernel apart from all others: ``kernel_case``, ``kernel_formulas``
+- one kernel apart from all others: ``kernel_case``
 """

@@ -1,7 +1,7 @@
 """How model families name their weights: role -> tensor name, ``{n}`` the layer, ``{e}`` the expert.
 
 Names are those of the published checkpoints of each family (transformers 5) and of the GGUF
-specification. Roles that share one name lie in one tensor, as ``families.py`` says.
+specification. Roles that share one name lie in one tensor, as ``families/`` say.
 """
 
 from __future__ import annotations
