@@ -2,12 +2,13 @@
 
 To be read in this order:
 
-- reading: ``discover``, ``files``, ``source``, ``model``, ``names``, ``schema``, ``settings``, ``facts``
-- what a contract cites: ``citations``, ``markers``, ``roots``, ``resolve``, ``resolve_tests``,
-  ``resolution``, ``marked``
+- reading: ``discover``, ``files``, ``source``, ``model``, ``names``, ``shell``,
+  ``cargo_command``, ``pytest_command``, ``schema``, ``settings``, ``facts``
+- what a contract cites: ``citations``, ``markers``, ``roots``, ``resolution``, ``resolve``,
+  ``resolve_tests``, ``resolve_cargo``, ``filterset``, ``resolve_pytest``, ``resolve_target``, ``marked``
 - judging: ``validate``, ``rules``, ``statuses``, ``standing``, ``problem``, ``history``, ``baseline``,
   ``outcome``
-- at scale: ``engine``, ``parts``, ``cache``
+- at scale: ``engine``, ``ahead``, ``cache``
 - telling: ``report``, ``output``, ``tally``
 - what evidence binds, and how a status moves: ``claim``, ``promote``, ``pins``, ``changelog``, ``spans``,
   ``replace``

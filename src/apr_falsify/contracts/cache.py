@@ -1,15 +1,14 @@
 """Results kept between runs, by content: what a file of these bytes says never changes.
 
-One file a project under ``folders.cache_folder()``. It is read by an unpickler
-that builds only this package's own data classes, so a file from elsewhere cannot run anything; one that
-is broken, or of another version, is none. A cache that cannot be written is no error.
+Two files a project under ``folders.cache_folder()``: what every run needs, and what was read of sources,
+which only a run reads that meets something new. They are read by an unpickler that builds only this
+package's own data classes, so a file from elsewhere cannot run anything; one that is broken, or of another
+version, is none. A cache that cannot be written is no error.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import os
 import pickle
 import sys
@@ -22,12 +21,14 @@ from apr_falsify.contracts.marked import MarkerCitation
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.report import Counts
 from apr_falsify.folders import cache_folder, write_whole
+from apr_falsify.symbols.stamps import Stamp, Stamps, digest
 from apr_falsify.symbols.states import quickly_pickled
+from apr_falsify.symbols.store import Store, freeze, thaw
 
 if TYPE_CHECKING:
     from apr_falsify.symbols.markers import Kept
 
-_FORMAT = 5
+_FORMAT = 6
 _MOST_PROJECTS = 64
 
 
@@ -37,7 +38,8 @@ class Record:
     """What validating one contract gave.
 
     ``facts`` is frozen: it is needed only where the rules across contracts run anew. ``rests_on`` are the
-    source files the answer rests on, as (root, path in it). ``markers`` are resolved in every run.
+    source files the answer rests on, as (root, path in it), ``walked`` the trees that it rests on as a whole,
+    ``around`` the projects that the contract is part of. ``markers`` are resolved in every run.
     """
 
     facts: bytes
@@ -45,6 +47,8 @@ class Record:
     counts: Counts
     owns: bool
     rests_on: tuple[tuple[str, str], ...]
+    walked: tuple[str, ...]
+    around: str
     markers: tuple[MarkerCitation, ...] = ()
 
 
@@ -54,56 +58,18 @@ class Cache:
 
     path: Path | None
     records: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)  # shown path -> digest, record
-    indexes: dict[bytes, bytes] = field(default_factory=dict)  # digest of a source file -> its index
     sources: dict[tuple[str, str], bytes] = field(default_factory=dict)  # source file -> digest
+    trees: dict[str, bytes] = field(default_factory=dict)  # root -> identity of all its sources
     suite: tuple[bytes, bytes] = (b"", b"")  # identity of all contracts, problems across them
     marked: Kept = field(default_factory=dict)  # what test files carry of the markers that are cited
+    stamps: dict[str, tuple[Stamp, bytes]] = field(default_factory=dict)  # path -> stamp, digest
+    store: Store = field(default_factory=Store)  # what was read of sources, by content
     changed: bool = False
 
     @property
     def kept(self) -> tuple[object, ...]:
-        """What is written."""
-        return self.records, self.indexes, self.sources, self.suite, self.marked
-
-
-def digest(data: bytes) -> bytes:
-    """Identity of a content."""
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
-_OURS = {
-    ("apr_falsify.contracts.cache", "Record"),
-    ("apr_falsify.contracts.facts", "Facts"),
-    ("apr_falsify.contracts.facts", "FalsifierFacts"),
-    ("apr_falsify.contracts.marked", "MarkerCitation"),
-    ("apr_falsify.contracts.problem", "Place"),
-    ("apr_falsify.contracts.model", "Sibling"),
-    ("apr_falsify.contracts.problem", "Problem"),
-    ("apr_falsify.contracts.report", "Counts"),
-    ("apr_falsify.symbols.index", "Definition"),
-    ("apr_falsify.symbols.index", "ClassShape"),
-    ("apr_falsify.symbols.index", "SymbolIndex"),
-    ("apr_falsify.symbols.markers", "MarkedTest"),
-    ("builtins", "frozenset"),
-    ("builtins", "str"),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _OURS:
-            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a cache")
-        return super().find_class(module, name)
-
-
-def thaw(data: bytes) -> Any:
-    """Read one pickled value; only data classes of this package are built."""
-    return _Unpickler(io.BytesIO(data)).load()
-
-
-def freeze(value: object) -> bytes:
-    """Pickle one value."""
-    return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+        """What is written for every run."""
+        return self.records, self.sources, self.trees, self.suite, self.marked, self.stamps
 
 
 def open_cache(identity: str) -> Cache:
@@ -112,12 +78,33 @@ def open_cache(identity: str) -> Cache:
     key = digest(known_by.encode("utf-8", "surrogatepass"))  # a path may not be UTF-8
     try:
         path = cache_folder() / "validate-contracts" / f"{key.hex()}.pickle"
-        records, indexes, sources, suite, marked = thaw(path.read_bytes())
-    except (OSError, RuntimeError):  # not there, or no home directory
-        return Cache(path=None if "path" not in locals() else path)
-    except (pickle.UnpicklingError, ValueError, EOFError, AttributeError, TypeError, ImportError, IndexError):
-        return Cache(path=path)
-    return Cache(path=path, records=records, indexes=indexes, sources=sources, suite=suite, marked=marked)
+    except RuntimeError:  # no home directory
+        return Cache(path=None)
+    records, sources, trees, suite, marked, stamps = _thawed(path) or ({}, {}, {}, (b"", b""), {}, {})
+    return Cache(
+        path=path,
+        records=records,
+        sources=sources,
+        trees=trees,
+        suite=suite,
+        marked=marked,
+        stamps=stamps,
+        store=Store(lambda: _thawed(_beside(path)) or {}, Stamps(stamps)),
+    )
+
+
+def _thawed(path: Path) -> Any:
+    """What a file holds; ``None`` where it is not there, or broken."""
+    try:
+        return thaw(path.read_bytes())
+    except (OSError, pickle.UnpicklingError, ValueError, EOFError, AttributeError, TypeError):
+        return None
+    except (ImportError, IndexError, MemoryError):
+        return None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".sources")
 
 
 def _code_age() -> int:
@@ -129,15 +116,27 @@ def _code_age() -> int:
 
 def save_cache(cache: Cache) -> None:
     """Write the cache, whole or not at all; on failure there is simply none."""
-    if cache.path is None or not cache.changed:
+    if cache.path is None:
         return
     with contextlib.suppress(OSError):
         cache.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(cache.path, freeze(cache.kept))
+        if cache.changed or cache.store.stamps.changed:
+            write_whole(cache.path, freeze(cache.kept))
+        if cache.store.new:
+            write_whole(_beside(cache.path), freeze(_bounded(cache.store)))
         _prune(cache.path.parent)
+
+
+_MOST_STORED = 256 << 20
+
+
+def _bounded(store: Store) -> dict[bytes, bytes]:
+    """All that is known of sources; where that is too much, only what was read now."""
+    return store.known if sum(map(len, store.known.values())) <= _MOST_STORED else store.new
 
 
 def _prune(folder: Path) -> None:
     files = sorted(folder.glob("*.pickle"), key=lambda one: one.stat().st_mtime)
     for old in files[:-_MOST_PROJECTS]:
         old.unlink(missing_ok=True)
+        _beside(old).unlink(missing_ok=True)

@@ -252,6 +252,11 @@ def _tests(
             yield cite("marker", f"pytest -m {marker}", name=marker)
     for command in names.cargo:
         yield cite("cargo", str(text).strip().splitlines()[0], name=" ".join(command.filters), cargo=command)
+    for run in names.runs:
+        chosen = f"-k {run.keyword}" if run.keyword else f"-m {run.marker}"
+        yield cite("run", f"pytest {chosen}", name=run.keyword or run.marker, run=run)
+    for target in names.targets:
+        yield cite("target", f"{target.tool} {target.name}", name=target.name, target=target)
     for file in names.files:
         if file.symbol == "unittest":
             yield cite("unittest", file.path, name=file.path)

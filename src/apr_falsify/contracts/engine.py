@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apr_falsify.contracts.cache import Cache, Record, digest, freeze, open_cache, save_cache, thaw
+from apr_falsify.contracts.cache import Cache, Record, open_cache, save_cache
 from apr_falsify.contracts.discover import discover
 from apr_falsify.contracts.files import read_bytes, shown_path
 from apr_falsify.contracts.marked import MarkerCitation
@@ -25,13 +25,16 @@ from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.report import Counts, Report
 from apr_falsify.contracts.standing import ABSENT, FRESH
 from apr_falsify.contracts.statuses import FUNCTIONAL
+from apr_falsify.symbols.listing import is_listed
+from apr_falsify.symbols.stamps import digest
+from apr_falsify.symbols.store import Store, freeze, thaw
 
 if TYPE_CHECKING:
     from apr_falsify.contracts.facts import Facts
     from apr_falsify.contracts.model import Citation
     from apr_falsify.contracts.roots import Roots
     from apr_falsify.contracts.standing import Evidence
-    from apr_falsify.symbols.index import SymbolIndex
+    from apr_falsify.symbols.tree import SourceTree
 
 _MOST_MARKED = 2000
 _WORTH_A_PROCESS = 80  # starting one costs as much as validating so many contracts
@@ -49,10 +52,10 @@ class _Read:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """What one process found: frozen records, whether each may be kept, and new indexes."""
+    """What one process found: frozen records, whether each may be kept, and what it read of sources."""
 
     records: dict[str, tuple[bytes, bytes, bool]]
-    indexes: dict[bytes, bytes]
+    read: dict[bytes, bytes]
 
 
 def run(
@@ -93,7 +96,8 @@ def _run(
         [os.getcwd(), *(f"{name}={path.resolve()}" for name, path in sorted(sources.items()))]
     )
     cache = open_cache(identity) if cached else Cache(path=None)
-    kept = _still_true(cache, files)
+    around = _Around(sources)
+    kept = _still_true(cache, files, around)
     fresh = _validate([file for file in files if file.shown not in kept], sources, cache)
     records = [kept.get(file.shown) or fresh[file.shown] for file in files]
     problems = [problem for record in records for problem in record.problems]
@@ -116,53 +120,74 @@ def _read(path: Path) -> _Read:
     )
 
 
-def _still_true(cache: Cache, files: Sequence[_Read]) -> dict[str, Record]:
-    """Records whose contract and whose source files have the bytes they had."""
-    changed = {source for source, was in cache.sources.items() if _digest_of(source) != was}
+class _Around:
+    """The projects around each folder of contracts: where their names are looked up, and how surely."""
+
+    def __init__(self, sources: dict[str, Path]) -> None:
+        self._sources = sources
+        self._known: dict[str, str] = {}
+
+    def of(self, path: Path) -> str:
+        """Identity of the projects around a contract."""
+        folder = os.path.dirname(path.absolute())
+        if folder not in self._known:
+            from apr_falsify.contracts.roots import projects_around
+
+            self._known[folder] = projects_around(folder)
+        return self._known[folder]
+
+
+def _still_true(cache: Cache, files: Sequence[_Read], around: _Around) -> dict[str, Record]:
+    """Records whose contract has the bytes it had, and so have the files and trees that they rest on."""
+    stamps = cache.store.stamps
+    changed = {one for one, was in cache.sources.items() if stamps.of("/".join(one)) != was}
+    trees = {root for root, was in cache.trees.items() if cache.store.signature(root) != was}
     kept: dict[str, Record] = {}
     for file in files:
         entry = cache.records.get(file.shown)
         if entry and file.digest and entry[0] == file.digest:
             record: Record = thaw(entry[1])
-            if changed.isdisjoint(record.rests_on):
+            same = changed.isdisjoint(record.rests_on) and trees.isdisjoint(record.walked)
+            if same and record.around == around.of(file.path):
                 kept[file.shown] = record
-    if changed:  # records that are not asked for now rest on them too
+    if changed or trees:  # records that are not asked for now rest on them too
         cache.records = {file.shown: cache.records[file.shown] for file in files if file.shown in kept}
         cache.sources = {source: was for source, was in cache.sources.items() if source not in changed}
+        cache.trees = {root: was for root, was in cache.trees.items() if root not in trees}
         cache.changed = True
     return kept
-
-
-def _digest_of(source: tuple[str, str]) -> bytes:
-    root, relative = source
-    try:
-        with open(f"{root}/{relative}", "rb", buffering=0) as file:
-            return digest(file.read())
-    except OSError:
-        return b""
 
 
 def _validate(files: Sequence[_Read], sources: dict[str, Path], cache: Cache) -> dict[str, Record]:
     """Validate contracts, in parts on several processes where there are many, and note them in the cache."""
     if not files:
         return {}
-    from apr_falsify.contracts import parts, validate  # noqa: F401 - imported once, before any fork
+    from apr_falsify.contracts import validate  # noqa: F401 - imported once, before any fork
+    from apr_falsify.contracts.ahead import read_ahead
+    from apr_falsify.contracts.roots import Roots
+    from apr_falsify.symbols.parts import in_parts
+
+    roots = Roots(sources, cache.store)
+    read_ahead([(file.path.absolute(), file.raw) for file in files if isinstance(file.raw, bytes)], roots)
 
     def work(some: Sequence[_Read]) -> _Part:
-        return _validate_part(some, sources, cache.indexes)
+        return _validate_part(some, roots, cache.store)
 
     fresh: dict[str, Record] = {}
-    for part in parts.in_parts(work, files, at_least=_WORTH_A_PROCESS):
+    for part in in_parts(work, files, at_least=_WORTH_A_PROCESS):
         fresh.update(_note(part, cache))
     for source in {source for record in fresh.values() for source in record.rests_on}:
         if source not in cache.sources:
-            cache.sources[source] = _digest_of(source)
+            cache.sources[source] = cache.store.stamps.of("/".join(source))
+    for root in {root for record in fresh.values() for root in record.walked}:
+        if root not in cache.trees:
+            cache.trees[root] = cache.store.signature(root)
     return fresh
 
 
 def _note(part: _Part, cache: Cache) -> dict[str, Record]:
     cache.changed = True
-    cache.indexes.update(part.indexes)
+    cache.store.add({key: read for key, read in part.read.items() if key not in cache.store.new})
     for shown, (was, data, keep) in part.records.items():
         if keep:
             cache.records[shown] = (was, data)
@@ -171,36 +196,21 @@ def _note(part: _Part, cache: Cache) -> dict[str, Record]:
     return {shown: thaw(data) for shown, (_, data, _) in part.records.items()}
 
 
-def _validate_part(files: Sequence[_Read], sources: dict[str, Path], known: dict[bytes, bytes]) -> _Part:
+def _validate_part(files: Sequence[_Read], roots: Roots, store: Store) -> _Part:
     """Validate some contracts, in this process."""
-    from apr_falsify.contracts.roots import Roots
-    from apr_falsify.symbols.tree import build_index
-
-    new: dict[bytes, bytes] = {}
-
-    def load(suffix: str, source: bytes) -> SymbolIndex:
-        key = digest(suffix.encode() + b"\0" + source)
-        held = known.get(key) or new.get(key)
-        if held:
-            found: SymbolIndex = thaw(held)
-            return found
-        index = build_index(suffix, source)
-        new[key] = freeze(index)
-        return index
-
-    roots = Roots(sources, load)
+    before = set(store.new)
     records = {file.shown: _one(file, roots) for file in files}
-    return _Part(records=records, indexes=new)
+    return _Part(records=records, read={key: read for key, read in store.new.items() if key not in before})
 
 
 def _one(file: _Read, roots: Roots) -> tuple[bytes, bytes, bool]:
     from apr_falsify.contracts.facts import Facts, gather
-    from apr_falsify.contracts.roots import Scope
+    from apr_falsify.contracts.roots import Scope, projects_around
     from apr_falsify.contracts.validate import resolve_names
 
     for tree in roots.all_trees():
         tree.touched.clear()
-        tree.walked = False
+        tree.walked = tree.is_matched = False
     if isinstance(file.raw, Problem):
         facts = Facts(path=file.shown, problems=(dataclasses.replace(file.raw, path=file.shown),))
     else:
@@ -213,12 +223,20 @@ def _one(file: _Read, roots: Roots) -> tuple[bytes, bytes, bool]:
         problems=(*facts.problems, *problems),
         counts=counts,
         owns=scope.owns(),
-        rests_on=tuple((str(tree.root), relative) for tree in trees for relative in sorted(tree.touched)),
+        rests_on=tuple((str(tree.root), one) for tree in trees for one in sorted(_rests_on(tree))),
+        walked=tuple(str(tree.root) for tree in trees if tree.walked),
+        around=projects_around(os.path.dirname(file.path.absolute())),
         markers=tuple(_marker_citation(one) for one in facts.citations if one.kind == "marker"),
     )
-    # Results that depend on a listing or on a missing file are not cached.
-    settled = not counts.missing and not counts.unresolved and not any(tree.walked for tree in trees)
+    settled = not any(tree.is_matched for tree in trees)  # what a pattern may match, no record tells
     return file.digest, freeze(record), settled and bool(file.digest)
+
+
+def _rests_on(tree: SourceTree) -> set[str]:
+    """Files that an answer rests on; of a tree that it rests on as a whole, those that no listing notes."""
+    if not tree.walked:
+        return tree.touched
+    return {one for one in tree.touched if not is_listed(one)}
 
 
 def _marker_citation(one: Citation) -> MarkerCitation:

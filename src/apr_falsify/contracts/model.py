@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from apr_falsify.contracts.names import CargoTest, PathName
+from apr_falsify.contracts.cargo_command import CargoTest
+from apr_falsify.contracts.names import BuildTarget, PathName
 from apr_falsify.contracts.problem import Place
+from apr_falsify.contracts.pytest_command import PytestRun
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.symbols.states import quickly_pickled
 
@@ -28,7 +30,8 @@ _SEMVER = r"\d+\.\d+\.\d+(?:-[\w.]+)?"
 class Citation:
     """One thing a contract says exists.
 
-    ``kind`` is file, symbol, pytest, marker, cargo or test (a test named without its file). ``paths`` are the
+    ``kind`` is file, symbol, pytest, run (a pytest that chooses by name), marker, cargo, target (of a build
+    tool) or test (a test named without its file). ``paths`` are the
     files it is said to be in; none means anywhere in the tree. ``expected_absent`` marks what belongs to a
     falsifier that itself says something is missing. ``role`` tells evidence from mere reference.
     """
@@ -39,6 +42,8 @@ class Citation:
     name: str = ""
     paths: tuple[PathName, ...] = ()
     cargo: CargoTest | None = None
+    run: PytestRun | None = None
+    target: BuildTarget | None = None
     expected_absent: bool = False
     role: str = "evidence"
 

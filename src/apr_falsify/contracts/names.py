@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import functools
 import re
-import shlex
 from dataclasses import dataclass, replace
+
+from apr_falsify.contracts.cargo_command import CargoTest, read_cargo
+from apr_falsify.contracts.pytest_command import PytestRun, read_pytest
+from apr_falsify.contracts.shell import Command, commands
 
 _PATH = re.compile(
     r"^[`'\"]?(?:(?P<source>[A-Za-z][\w-]*):(?![:/\d\s]))?"
@@ -134,24 +137,6 @@ def _tidy(name: str) -> str:
 _PYTEST_NODE = re.compile(
     r"(?<![\w/.:-])(?P<path>(?:[A-Za-z][\w-]*:)?[\w.@+/-]+\.py)(?P<parts>(?:::\w+(?:\[[^\]]*\])?)+)"
 )
-_RUNNER = re.compile(
-    r"^(?:\$\s+)?(?:\w+=\S+\s+)*(?:(?:uv|poetry|hatch|pdm|rye)\s+run\s+)?"
-    r"(?P<tool>(?:python3?\s+-m\s+)?pytest|python3?\s+-m\s+unittest|python3?|bash|sh|cargo)\b(?P<rest>.*)$"
-)
-_CHANGE = re.compile(r"(?:^|\s|\()cd\s+(\S+)\s*(?:&&|;)\s*")
-_SHELL_END = re.compile(r"\s(?:&&|\|\|?|;|2?>&?1?|>)(?:\s|$).*")
-_CARGO_VALUES = frozenset(
-    """
-    -p --package --test --bench --example --bin --features -F --target --manifest-path --profile -j
-    --jobs --color --target-dir --exclude --message-format -Z --config
-    """.split()  # noqa: SIM905 - words read best as words
-)
-_LIBTEST_VALUES = frozenset(["--skip", "--test-threads", "--format", "--color", "--report-time"])
-_PYTEST_VALUES = frozenset(
-    """
-    -m -k -n -p -c -o -W --tb --maxfail --durations --rootdir --confcutdir
-    """.split()  # noqa: SIM905 - a table of words reads best as words
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,13 +148,12 @@ class PytestNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CargoTest:
-    """One ``cargo test``: the crate, the test binaries it names, and the name filters."""
+class BuildTarget:
+    """What a build tool is asked to run: ``make falsify``, ``just check``, ``nox -s tests``."""
 
-    package: str = ""
-    targets: tuple[str, ...] = ()
-    filters: tuple[str, ...] = ()
-    runs_ignored: bool = False
+    tool: str
+    name: str
+    within: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,35 +162,52 @@ class TestNames:
 
     nodes: tuple[PytestNode, ...] = ()
     cargo: tuple[CargoTest, ...] = ()
+    runs: tuple[PytestRun, ...] = ()
+    targets: tuple[BuildTarget, ...] = ()
     files: tuple[PathName, ...] = ()
     bare: tuple[str, ...] = ()
 
 
 @functools.lru_cache(4096)
 def parse_test(text: str) -> TestNames:
-    """Read the tests a text names: node ids anywhere, commands at the start of a line, one bare name."""
+    """Read the tests a text names: node ids anywhere, every command of every line, one bare name."""
     nodes: list[PytestNode] = []
     cargo: list[CargoTest] = []
+    runs: list[PytestRun] = []
+    targets: list[BuildTarget] = []
     files: list[PathName] = []
-    change = _CHANGE.search(text)
-    within = change[1].strip("'\"").rstrip("/") if change else ""
     for match in _PYTEST_NODE.finditer(text):
         path = parse_path(match["path"])
         if path:
             parts = re.sub(r"\[[^\]]*\]", "", match["parts"]).split("::")[1:]
-            nodes.append(PytestNode(path=replace(path, within=within), parts=tuple(parts)))
-    for line in text.replace("\\\n", " ").splitlines():
-        command = _RUNNER.match(_CHANGE.sub("", line).strip().strip("`"))
-        if command and command["tool"] == "cargo":
-            cargo.extend(_cargo(command["rest"]))
-        elif command:
-            run = _script_files(command["tool"], command["rest"])
-            files.extend(replace(one, within=within) for one in run)
+            nodes.append(PytestNode(path=replace(path, within=_folder_of(text)), parts=tuple(parts)))
+    for command in commands(text):
+        one = read_cargo(command) if command.tool == "cargo" else None
+        run = read_pytest(command)
+        cargo.extend([one] if one else ())
+        runs.extend([run] if run else ())
+        targets.extend(_build_targets(command))
+        files.extend(replace(path, within=command.within) for path in _files_run(command, run))
     whole = parse_path(text) if "\n" not in text.strip() else None
     if whole and not whole.symbol and not nodes and whole.path.endswith((".py", ".rs", ".sh")):
         files.append(whole)
-    bare = () if nodes or cargo or files else _bare_test(text)
-    return TestNames(nodes=tuple(nodes), cargo=tuple(cargo), files=tuple(files), bare=bare)
+    bare = () if nodes or cargo or files or runs or targets else _bare_test(text)
+    return TestNames(
+        nodes=tuple(nodes),
+        cargo=tuple(cargo),
+        runs=tuple(run for run in runs if run.keyword or (run.marker and nodes)),
+        targets=tuple(targets),
+        files=tuple(dict.fromkeys(files)),
+        bare=bare,
+    )
+
+
+_CHANGE = re.compile(r"(?:^|\s|\()cd\s+(\S+)\s*(?:&&|;)\s*")
+
+
+def _folder_of(text: str) -> str:
+    change = _CHANGE.search(text)
+    return change[1].strip("'\"").rstrip("/") if change else ""
 
 
 def _bare_test(text: str) -> tuple[str, ...]:
@@ -216,65 +217,61 @@ def _bare_test(text: str) -> tuple[str, ...]:
     return tuple(pieces) if pieces and named else ()
 
 
-def _words(text: str) -> list[str]:
-    text = _SHELL_END.sub("", re.sub(r"\s\((?:[^()]|\([^()]*\))*\)\s*$", "", text))
-    try:
-        return shlex.split(text.strip().rstrip("`"))
-    except ValueError:
-        return text.split()
+def _files_run(command: Command, run: PytestRun | None) -> list[PathName]:
+    """Return the files that a command of pytest, unittest, Python, a shell or a build tool runs."""
+    if run is not None:
+        return _paths(run.arguments)
+    words = list(command.words[1:])
+    if command.tool in _SCRIPT_TOOLS:
+        if "unittest" in words[:2]:
+            dotted = [word for word in words if re.match(r"^\w+(\.\w+)+$", word)]
+            return [PathName(path=word, symbol="unittest") for word in dotted]
+        first = next((word for word in words if not word.startswith("-")), "")
+        inline = any(word in ("-c", "-m") for word in words[: words.index(first) if first else None])
+        return [] if inline else _paths((first,))
+    if command.tool in _BUILD_TOOLS:
+        given = [word.partition("=")[2] or word for word in words]
+        return [path for path in _paths(tuple(given)) if path.path.endswith((".py", ".rs", ".sh"))]
+    return []
 
 
-def _script_files(tool: str, rest: str) -> list[PathName]:
-    """Return the files that a command of pytest, unittest, Python or a shell runs."""
-    words = _words(rest)
-    files: list[PathName] = []
-    if tool.endswith("unittest"):
-        dotted = [word for word in words if re.match(r"^\w+(\.\w+)+$", word)]
-        return [PathName(path=word, symbol="unittest") for word in dotted]
-    takes_value = False
-    for word in words:
-        if not takes_value and not word.startswith("-") and "::" not in word:
-            path = parse_path(word)
-            if path and "/" in path.path and not path.escapes:
-                files.append(path)
-            if not tool.endswith("pytest"):
-                break  # the rest are the script's own arguments
-        elif tool in ("python", "python3", "bash", "sh") and word in ("-c", "-m"):
-            break
-        takes_value = word in _PYTEST_VALUES
-    return files
+_SCRIPT_TOOLS = ("python", "python3", "bash", "sh")
+_BUILD_TOOLS = ("make", "gmake", "just", "tox", "nox", "hatch", "task", "invoke", "inv")
 
 
-def _after_test(words: list[str]) -> list[str] | None:
-    """Return what follows ``test``, ``t`` or ``nextest run``; ``None`` where cargo does something else."""
-    if words and words[0].startswith("+"):  # a toolchain
-        words = words[1:]
-    if words[:2] == ["nextest", "run"]:
-        return words[2:]
-    return words[1:] if words[:1] in (["test"], ["t"]) else None
+def _paths(words: tuple[str, ...]) -> list[PathName]:
+    found = [parse_path(word) for word in words if "::" not in word and not word.startswith("-")]
+    return [path for path in found if path and "/" in path.path and not path.escapes]
 
 
-def _cargo(rest: str) -> list[CargoTest]:
-    words = _after_test(_words(rest))
-    if words is None:
+_BUILD_VALUED = frozenset(
+    ("-f", "-j", "-C", "-I", "-o", "-W", "--justfile", "-d", "--working-directory", "-l", "--set")
+)
+
+
+def _build_targets(command: Command) -> list[BuildTarget]:
+    """What ``make``, ``just`` and ``nox -s`` are asked to run, where they read their own file."""
+    tool = "make" if command.tool == "gmake" else command.tool
+    words = list(command.words[1:])
+    if tool not in ("make", "just", "nox") or set(words) & {"-f", "--file", "--makefile", "--justfile"}:
         return []
-    package, targets, filters, ignored = "", [], [], False
-    after = False
+    within, names = command.within, []
     pending = iter(words)
     for word in pending:
-        if word == "--":
-            after = True
-        elif word.startswith("-"):
-            ignored |= word in ("--ignored", "--include-ignored")
-            option, equals, value = word.partition("=")
-            if not equals and option in (_LIBTEST_VALUES if after else _CARGO_VALUES):
-                value = next(pending, "")
-            if option in ("-p", "--package"):
-                package = value
-            elif option == "--test" and not after:
-                targets.append(value)
-            elif option == "-E" or option in ("--doc", "--examples", "--manifest-path"):
-                return []  # another language, or another tree: not ours to judge
-        elif re.match(r"^[\w:]+$", word):
-            filters.append(word)
-    return [CargoTest(package=package, targets=tuple(targets), filters=tuple(filters), runs_ignored=ignored)]
+        if word in ("-C", "--directory"):
+            within = next(pending, "")
+        elif word in _BUILD_VALUED:
+            next(pending, "")
+        elif tool == "nox" and word in ("-s", "--session", "-e"):
+            names.append(next(pending, ""))
+        elif tool != "nox" and not word.startswith("-") and "=" not in word:
+            names.append(word)
+            if tool == "just":
+                break  # the rest are the recipe's own arguments
+    named = [one for one in names if re.match(r"^[A-Za-z]\w*[-_][\w-]*$", one)]  # `make sure that` is prose
+    if len(command.words) == 2 and names[:1] and names[0] in _USUAL_TARGETS:
+        named = names
+    return [BuildTarget(tool=tool, name=one, within=within) for one in named]
+
+
+_USUAL_TARGETS = ("test", "tests", "check", "lint", "ci", "verify", "bench", "falsify", "contracts", "all")

@@ -43,6 +43,12 @@ def unresolved(message: str, hint: str = "give its tree with --source NAME=DIR")
     return Resolution(state=State.UNRESOLVED, code="unresolved-name", message=message, hint=hint)
 
 
+def not_checkable(why: str) -> Resolution:
+    """Not a verdict: reading alone cannot tell, and why."""
+    message = f"whether it runs cannot be told: {why}"
+    return Resolution(state=State.UNCHECKED, code="test-not-checkable", message=message)
+
+
 def file_resolution(path: PathName, scope: Scope, role: str) -> Resolution:
     """Resolve one path."""
     if path.is_placeholder:

@@ -20,8 +20,9 @@ from apr_falsify.contracts.resolution import (
 from apr_falsify.contracts.resolve_tests import resolve_test
 from apr_falsify.contracts.roots import Found, Scope
 from apr_falsify.symbols.index import SymbolIndex
+from apr_falsify.symbols.listing import INDEXERS
 from apr_falsify.symbols.match import fits, has_foreign_base, is_inherited, is_reexported, lookup
-from apr_falsify.symbols.tree import INDEXERS, SourceTree
+from apr_falsify.symbols.tree import SourceTree
 
 _MOST_FILES_OF_A_DIRECTORY = 400
 _EMPTY = SymbolIndex(language="")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import glob as globbing
 import os
@@ -10,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apr_falsify.contracts.names import PathName
-from apr_falsify.symbols.tree import Load, SourceTree, build_index
+from apr_falsify.symbols.store import Store
+from apr_falsify.symbols.tree import SourceTree
+from apr_falsify.symbols.vocabulary import close_matches
 
 # a directory that holds one of these is a whole project: what it lacks does not exist
 _MARKERS = (".git", "pyproject.toml", "Cargo.toml", "setup.py", "setup.cfg", "package.json", "go.mod")
@@ -33,9 +34,9 @@ class Found:
 class Roots:
     """All trees of a run: the contracts' own projects, and the named sources given on the command line."""
 
-    def __init__(self, sources: dict[str, Path], load: Load = build_index) -> None:
-        self.sources = {name: SourceTree(root, name, load) for name, root in sources.items()}
-        self._load = load
+    def __init__(self, sources: dict[str, Path], store: Store | None = None) -> None:
+        self._store = store or Store()
+        self.sources = {name: SourceTree(root, name, self._store) for name, root in sources.items()}
         self._local: dict[Path, SourceTree] = {}
         self._chains: dict[str, tuple[SourceTree, ...]] = {}
         self.found: dict[str, dict[PathName, tuple[Found, ...]]] = {}
@@ -48,7 +49,7 @@ class Roots:
 
     def _tree(self, root: Path) -> SourceTree:
         if root not in self._local:
-            self._local[root] = SourceTree(root, "", self._load)
+            self._local[root] = SourceTree(root, "", self._store)
         return self._local[root]
 
     def all_trees(self) -> list[SourceTree]:
@@ -78,10 +79,19 @@ class Scope:
         if found is None:
             inner = replace(path, path=f"{path.within}/{path.path}", within="") if path.within else None
             found = self._found[path] = tuple((inner and self._find(inner)) or self._find(path))
+        if not found:
+            self._note_absent(path)
         for one in found:
             one.tree.touched.add(one.relative)
             self._cites_its_own |= not one.tree.name
         return found
+
+    def _note_absent(self, path: PathName) -> None:
+        """What is not there may come to be: an answer rests on its absence."""
+        for tree in self.local:
+            tree.touched.update(_bases(Path(self._folder), tree.root, path))
+        for tree in self.sources.values():
+            tree.touched.add(path.path)
 
     def _find(self, path: PathName) -> list[Found]:
         if path.source:
@@ -107,7 +117,7 @@ class Scope:
             return any(tree.locate(path.within) for tree in self.local)
         top = path.path.split("/")[0]
         if self.owns():
-            return role != "location" or any((tree.root / top).exists() for tree in self.local)
+            return role != "location" or any(tree.locate(top) for tree in self.local)
         folder = os.path.dirname(path.path)
         return bool(folder) and any(tree.locate(folder) for tree in self.trees)
 
@@ -119,7 +129,7 @@ class Scope:
             same = tree.find_file(path.path.rpartition("/")[2])
             folder = tree.locate(os.path.dirname(path.path) or ".")
             beside = _listing(folder, tree) if folder and folder.is_dir() else []
-            near = difflib.get_close_matches(path.path, [*beside, *tree.files()], n=2, cutoff=0.75)
+            near = close_matches(path.path, [*beside, *tree.files()], 2, 0.75)
             prefix = f"{tree.name}:" if tree.name else ""
             found.extend(prefix + one for one in [*same[:2], *near])
         return list(dict.fromkeys(found))[:3]
@@ -140,6 +150,11 @@ def _listing(folder: Path, tree: SourceTree) -> list[str]:
 def project_of(folder: Path) -> Path:
     """Return the root of the project that a contract in ``folder`` is of."""
     return _projects(folder)[0]
+
+
+def projects_around(folder: str) -> str:
+    """Identity of the projects that a contract in ``folder`` is of, and of which are marked as one."""
+    return "\0".join(f"{int(_is_project(root))}{root}" for root in _projects(Path(folder)))
 
 
 def _projects(folder: Path) -> list[Path]:
@@ -176,6 +191,7 @@ def _bases(folder: Path, root: Path, path: PathName) -> list[str]:
 
 def _in_tree(tree: SourceTree, relative: str) -> list[Found]:
     if any(char in relative for char in "*?"):
+        tree.is_matched = True
         matches = globbing.glob(relative, root_dir=tree.root, recursive=True)[:200]
         return [found for match in sorted(matches) for found in _in_tree(tree, globbing.escape(match))]
     path = tree.locate(relative)

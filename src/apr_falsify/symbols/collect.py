@@ -23,7 +23,7 @@ class PytestSettings:
 
     ``paths`` are the directories it looks into when none is named, ``pythonpath`` those that it puts before
     others on ``sys.path``; both relative to the folder of the settings. ``fixtures`` are those that every
-    test uses (``usefixtures``).
+    test uses (``usefixtures``), ``options`` those that every command is given (``addopts``).
     """
 
     files: tuple[str, ...] = ("test_*.py", "*_test.py")
@@ -32,6 +32,7 @@ class PytestSettings:
     paths: tuple[str, ...] = ()
     pythonpath: tuple[str, ...] = ()
     fixtures: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 def read_settings(root: Path) -> PytestSettings | None:
@@ -47,6 +48,7 @@ def read_settings(root: Path) -> PytestSettings | None:
                 paths=_words(options.get("testpaths"), default.paths),
                 pythonpath=_words(options.get("pythonpath"), default.pythonpath),
                 fixtures=_words(options.get("usefixtures"), default.fixtures),
+                options=_shell_words(options.get("addopts")),
             )
     return None
 
@@ -55,6 +57,15 @@ def _words(value: object, default: tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(value, str):
         return tuple(value.split()) or default
     return tuple(str(item) for item in value) if isinstance(value, list) else default
+
+
+def _shell_words(value: object) -> tuple[str, ...]:
+    import shlex
+
+    try:
+        return tuple(shlex.split(value)) if isinstance(value, str) else _words(value, ())
+    except ValueError:  # a quote that is not closed: pytest refuses it too
+        return ()
 
 
 def _from_pyproject(root: Path) -> dict[str, object] | None:

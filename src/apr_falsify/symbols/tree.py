@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apr_falsify.symbols.index import Definition, SymbolIndex
+from apr_falsify.symbols.listing import INDEXERS, Listing
+from apr_falsify.symbols.store import Store
 
-INDEXERS = {".py": "python", ".pyi": "python", ".rs": "rust"}
-# never descended into when a name is looked for in the whole tree: not the project's own sources
-_NOT_SOURCES = frozenset(
-    """
-    .git .hg .venv venv .tox .nox node_modules target __pycache__ site-packages .mypy_cache
-    .ruff_cache
-    """.split()  # noqa: SIM905 - words read best as words
-)
-_MOST_FILES = 60_000
-_MOST_BYTES = 4 * 2**20
-_DEFINES = re.compile(
-    rb"\b(?:fn|def|class|struct|enum|trait|const|static|type|macro_rules!)\s+(?:ref\s+|mut\s+)?([A-Za-z_]\w*)"
-)
+if TYPE_CHECKING:
+    from apr_falsify.symbols.pytest_items import PythonItems
+    from apr_falsify.symbols.rust_outline import Outline
+    from apr_falsify.symbols.vocabulary import Vocabulary
 
-Load = Callable[[str, bytes], SymbolIndex]
+MOST_BYTES = 4 * 2**20
+"""Of a source file: a larger one is data that a program wrote, and is not read."""
 
 
 def build_index(suffix: str, source: bytes) -> SymbolIndex:
@@ -43,25 +35,30 @@ def build_index(suffix: str, source: bytes) -> SymbolIndex:
 class SourceTree:
     """One root directory. Nothing outside it is ever read, whatever a contract says.
 
-    ``load`` turns (suffix, bytes) into an index; a caching one may be handed in.
+    ``store`` keeps what was read by content, between trees and runs.
     """
 
-    def __init__(self, root: Path, name: str = "", load: Load = build_index) -> None:
+    def __init__(self, root: Path, name: str = "", store: Store | None = None) -> None:
         self.root = root.resolve()
         self.name = name
-        self._load = load
+        self.store = store or Store()
         self._indexes: dict[str, SymbolIndex | None] = {}
-        self._files: list[str] | None = None
-        self._texts: dict[str, bytes] = {}
-        self._frequency: Counter[str] | None = None
+        self._outlines: dict[str, Outline | None] = {}
+        self._listing: Listing | None = None
         self._exists: dict[str, Path | None] = {}
         self._packages: dict[str, str] = {}
+        self._vocabulary: Vocabulary | None = None
+        self.memory: dict[str, object] = {}
+        """What others worked out of the whole tree, by their own names for it."""
         # what answers rested on since they were last cleared: files looked into, and the whole listing
         self.touched: set[str] = set()
         self.walked = False
+        self.is_matched = False
+        """Whether a pattern was matched against names of any kind, which nothing keeps."""
 
     def locate(self, relative: str) -> Path | None:
         """Return the existing path for ``relative``, or None; never one outside the root."""
+        self.touched.add(relative)
         if relative not in self._exists:
             self._exists[relative] = self._locate(relative)
         return self._exists[relative]
@@ -90,14 +87,47 @@ class SourceTree:
         if path is None or path.suffix not in INDEXERS or not path.is_file():
             return None
         source = self.read_bytes(relative)
-        return None if source is None else self._load(path.suffix, source)
+        suffix = path.suffix
+        if source is None:
+            return None
+        found: SymbolIndex = self.store.get(suffix, source, lambda content: build_index(suffix, content))
+        return found
+
+    def items(self, relative: str) -> PythonItems:
+        """The tests that a Python file holds; none where it cannot be read."""
+        from apr_falsify.symbols.pytest_items import PythonItems, read_items
+
+        source = self.read_bytes(relative)
+        if source is None:
+            return PythonItems(is_open=True)
+        found: PythonItems = self.store.get("items", source, read_items)
+        return found
+
+    def outline(self, relative: str) -> Outline | None:
+        """What a Rust file holds for its crate, or None where it cannot be read or is too large."""
+        if relative not in self._outlines:
+            from apr_falsify.symbols.rust_outline import outline_rust
+
+            source = self.read_bytes(relative)
+            self._outlines[relative] = (
+                None if source is None else self.store.get("outline", source, outline_rust)
+            )
+        return self._outlines[relative]
+
+    def read_outlines(self, files: list[str]) -> None:
+        """Read many outlines at once, before they are asked for."""
+        from apr_falsify.symbols.rust_outline import outline_rust
+        from apr_falsify.symbols.store import thaw
+
+        wanted = {f"{self.root}/{file}": file for file in files if file not in self._outlines}
+        for path, key in self.store.prepare("outline", list(wanted), outline_rust, MOST_BYTES):
+            self._outlines[wanted[path]] = thaw(self.store.known[key])
 
     def read_bytes(self, relative: str) -> bytes | None:
         """A file's bytes, or None where it cannot be read or is too large to be a source file."""
-        self.touched.add(relative)
         path = self.locate(relative)
         try:
-            if path is None or path.stat().st_size > _MOST_BYTES:
+            if path is None or path.stat().st_size > MOST_BYTES:
                 return None
             return path.read_bytes()
         except OSError:
@@ -156,35 +186,31 @@ class SourceTree:
             found.extend([os.path.normpath(place) for place in places if self.locate(place)][:1])
         return found
 
+    @property
+    def listing(self) -> Listing:
+        """Every file that a whole look at the tree sees."""
+        self.walked = True
+        if self._listing is None:
+            self._listing = self.store.listing(self.root)
+        return self._listing
+
     def files(self) -> list[str]:
         """Every Python and Rust file of the tree, links not followed."""
-        self.walked = True
-        if self._files is None:
-            self._files = list(self._walk())
-        return self._files
+        return self.listing.sources
 
-    def _walk(self) -> Iterator[str]:
-        count = 0
-        for folder, names, files in os.walk(self.root):
-            names[:] = sorted(name for name in names if name not in _NOT_SOURCES)
-            for file in sorted(files):
-                if os.path.splitext(file)[1] in INDEXERS:
-                    count += 1
-                    if count > _MOST_FILES:
-                        return
-                    yield os.path.relpath(os.path.join(folder, file), self.root).replace(os.sep, "/")
+    def below(self, start: str) -> list[str]:
+        """Python and Rust files whose path begins with ``start``."""
+        return self.listing.below(start)
 
-    def _text(self, relative: str) -> bytes:
-        if relative not in self._texts:
-            self._texts[relative] = self.read_bytes(relative) or b""
-        return self._texts[relative]
+    def named_files(self, name: str) -> list[str]:
+        """Sources and settings of the tree with that last path component."""
+        return self.listing.named(name)
 
     def find(self, name: str, *, under: str = "", limit: int = 20) -> list[tuple[str, Definition]]:
         """Where in the whole tree ``name`` is defined."""
-        word = re.compile(rb"\b" + re.escape(name.encode()) + rb"\b")
         found: list[tuple[str, Definition]] = []
-        for file in self.files():
-            if file.startswith(under) and word.search(self._text(file)):
+        for file in self.vocabulary.files_with(name):
+            if file.startswith(under):
                 index = self.index(file)
                 found.extend((file, one) for one in (index.named(name) if index else ()))
                 if len(found) >= limit:
@@ -192,34 +218,19 @@ class SourceTree:
         return found
 
     def find_file(self, name: str) -> list[str]:
-        """Files of the tree with that last path component."""
-        return [file for file in self.files() if file.rpartition("/")[2] == name]
+        """Source files of the tree with that last path component."""
+        return [file for file in self.named_files(name) if os.path.splitext(file)[1] in INDEXERS]
 
-    def _token_frequency(self) -> Counter[str]:
-        if self._frequency is None:
-            names = {name for file in self.files() for name in _DEFINES.findall(self._text(file))}
-            self._frequency = Counter(token for name in names for token in tokens(name.decode()))
-        return self._frequency
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words of the whole tree."""
+        from apr_falsify.symbols.vocabulary import Vocabulary
+
+        files = self.files()
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self.root, files, self.store)
+        return self._vocabulary
 
     def nearest(self, name: str, candidates: list[str], *, limit: int = 4) -> list[str]:
-        """``candidates`` most like ``name``: near spellings first, then those sharing its rarest word.
-
-        A name that was made up shares few letters with what was meant, but its rarest word, rare in the
-        whole tree, is the one that tells what it was about.
-        """
-        spelt = difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)
-        frequency = self._token_frequency()
-        weight = {token: 1 / math.log(2 + frequency[token]) for token in tokens(name) if len(token) > 1}
-
-        def score(candidate: str) -> tuple[float, float]:
-            shared = [weight[token] for token in tokens(candidate) if token in weight]
-            return max(shared, default=0.0), difflib.SequenceMatcher(None, name, candidate).ratio()
-
-        scored = sorted(((score(one), one) for one in set(candidates)), reverse=True)
-        alike = [one for points, one in scored if points[0] > 0 or points[1] > 0.6]
-        return list(dict.fromkeys([*spelt, *alike]))[:limit]
-
-
-def tokens(name: str) -> set[str]:
-    """Words of an identifier: ``parse_stage_list`` and ``ParseStageList`` alike."""
-    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)}
+        """``candidates`` most like ``name``, see :meth:`Vocabulary.nearest`."""
+        return self.vocabulary.nearest(name, candidates, limit=limit)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apr_falsify.contracts.names import CargoTest, PathName, parse_path, parse_symbols, parse_test
+from apr_falsify.contracts.cargo_command import CargoTest
+from apr_falsify.contracts.names import PathName, parse_path, parse_symbols, parse_test
 
 
 @pytest.mark.parametrize(
@@ -111,22 +112,69 @@ def test_braces_are_several_paths_and_other_marks_are_placeholders() -> None:
     [
         (
             "cargo test -p apr-cli --lib commands::diff::tests (11/11 PASS)",
-            CargoTest(package="apr-cli", filters=("commands::diff::tests",)),
+            CargoTest(packages=("apr-cli",), targets=(("lib", ""),), filters=("commands::diff::tests",)),
         ),
         (
             "cargo test -p x --test ghost -- --exact foo::bar --nocapture",
-            CargoTest(package="x", targets=("ghost",), filters=("foo::bar",)),
+            CargoTest(packages=("x",), targets=(("test", "ghost"),), filters=("foo::bar",), is_exact=True),
         ),
-        ("cargo test --features a,b slow -- --ignored", CargoTest(filters=("slow",), runs_ignored=True)),
-        ("cargo +nightly test one && cargo test two", CargoTest(filters=("one",))),
+        (
+            "cargo test --features a,b slow -- --ignored",
+            CargoTest(filters=("slow",), features=("a", "b"), ignored="only"),
+        ),
         (
             "$ RUST_LOG=debug cargo nextest run -p x name 2>&1 | tail",
-            CargoTest(package="x", filters=("name",)),
+            CargoTest(packages=("x",), filters=("name",), is_nextest=True),
         ),
+        (
+            "cargo nextest run -E 'test(a) & !test(b)'",
+            CargoTest(filtersets=("test(a) & !test(b)",), is_nextest=True),
+        ),
+        ("`cargo test -p demo name` exits 0", CargoTest(packages=("demo",), filters=("name",))),
+        (
+            "cargo test -pdemo -Fa,b name -- --skip c",
+            CargoTest(packages=("demo",), features=("a", "b"), filters=("name",), skips=("c",)),
+        ),
+        ("cargo test name passes on main", CargoTest(filters=("name",))),
+        ("cd crates/x && cargo test --manifest-path y/Cargo.toml", CargoTest(folder="crates/x/y")),
+        ("RUSTFLAGS='--cfg loom' cargo test", CargoTest(flags=("loom",))),
+        ("cargo test -- 'test(name)'", CargoTest(filters=("test(name)",))),
     ],
 )
 def test_a_cargo_command_is_read(text: str, expected: CargoTest) -> None:
     assert parse_test(text).cargo == (expected,)
+
+
+@pytest.mark.parametrize("sign", ["&&", ";", "|", "||", "\n", "2>&1 | tee log;"])
+def test_every_command_of_a_line_is_read(sign: str) -> None:
+    found = parse_test(f"cargo +nightly test one {sign} cargo test two")
+    assert [one.filters for one in found.cargo] == [("one",), ("two",)]
+
+
+def test_the_commands_of_a_shell_within_a_command_are_read() -> None:
+    found = parse_test("bash -c 'cd crates/a && cargo test one; pytest tests -k two'")
+    assert [(one.filters, one.folder) for one in found.cargo] == [(("one",), "crates/a")]
+    assert [(one.keyword, one.arguments, one.folder) for one in found.runs] == [
+        ("two", ("tests",), "crates/a")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "files", "targets"),
+    [
+        ("tox -e py311 -- tests/unit/test_a.py", ["tests/unit/test_a.py"], []),
+        ("make falsify-attn FILE=tests/test_b.py", ["tests/test_b.py"], [("make", "falsify-attn")]),
+        ("nox -s tests -- tests/test_c.py", ["tests/test_c.py"], []),
+        ("just check-all tests/test_d.py", ["tests/test_d.py"], [("just", "check-all")]),
+        ("make sure that it holds", [], []),
+    ],
+)
+def test_files_and_targets_given_to_a_build_tool_are_read(
+    text: str, files: list[str], targets: list[tuple[str, str]]
+) -> None:
+    found = parse_test(text)
+    assert [one.path for one in found.files] == files
+    assert [(one.tool, one.name) for one in found.targets] == targets
 
 
 @pytest.mark.parametrize("text", ["cargo build -p x", "cargo test --doc", "cargo bench", "apr trace --help"])

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from apr_falsify.symbols.match import is_inherited, is_reexported, lookup
 from apr_falsify.symbols.python import index_python
 from apr_falsify.symbols.rust import index_rust
-from apr_falsify.symbols.tree import SourceTree, tokens
+from apr_falsify.symbols.tree import SourceTree
+from apr_falsify.symbols.vocabulary import tokens
 
 PYTHON = """
 import os.path as osp

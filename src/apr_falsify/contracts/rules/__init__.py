@@ -73,6 +73,13 @@ RULES = _rules(
     ("test-not-found", ERROR, "a named test exists"),
     ("test-not-collected", ERROR, "a named test is one that the runner collects"),
     ("test-ignored", ERROR, "a test that never runs falsifies nothing"),
+    ("test-defined-twice", NOTICE, "of two tests of one name only the last runs"),
+    ("test-asserts-nothing", WARNING, "a test that cannot fail falsifies nothing"),
+    (
+        "test-not-checkable",
+        NOTICE,
+        "what a macro or a hook makes is not told by reading",
+    ),
     ("falsifier-without-test", ERROR, "what nothing can falsify claims nothing"),
     ("test-file-not-discovered", NOTICE, "plain pytest does not look into the file"),
     ("source-does-not-parse", ERROR, "a named file that does not parse defines nothing"),

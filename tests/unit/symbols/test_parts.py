@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from apr_falsify.contracts import parts
+from apr_falsify.symbols import parts
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,197 @@
+"""What a ``cargo test`` or ``cargo nextest run`` asks for, read from its words.
+
+Source: ``cargo test --help``, ``cargo nextest run --help``, and the runner's own ``--help`` behind ``--``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from apr_falsify.contracts.shell import Command
+
+_VALUED = frozenset(
+    """
+    -p --package --exclude --test --bench --example --bin --features -F --target --manifest-path --profile
+    -j --jobs --color --target-dir --message-format -Z --config -C --lockfile-path -E --filter-expr
+    --filterset --run-ignored --test-threads --retries --partition --status-level --final-status-level
+    --failure-output --success-output --cargo-profile --max-fail --archive-file
+    --tool-config-file --config-file
+    """.split()  # noqa: SIM905 - words read best as words
+)
+_RUNNER_VALUED = frozenset(
+    ["--skip", "--test-threads", "--format", "--color", "--report-time", "--logfile", "-Z"]
+)
+_KINDS = {"--test": "test", "--bin": "bin", "--example": "example", "--bench": "bench"}
+_GROUPS = {
+    "--lib": "lib", "--bins": "bin", "--examples": "example", "--benches": "bench", "--tests": "tests",
+    "--all-targets": "all", "--doc": "doc",
+}  # fmt: skip
+_PLACEHOLDER = re.compile(r"[<>$…]|\.\.\.|\{[^}]*\}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CargoTest:
+    """One ``cargo test``.
+
+    Attributes:
+        packages: patterns of ``-p``.
+        excluded: patterns of ``--exclude``.
+        whole: whether every member of the workspace is asked for.
+        targets: kind and name of each target that is named; the name is empty for all of that kind.
+        filters: parts of the paths of tests.
+        skips: parts that a test's path must not hold.
+        filtersets: expressions of nextest.
+        is_exact: whether a filter is a whole path.
+        ignored: ``no``, ``also`` or ``only``: whether ignored tests run.
+        features, all_features, default_features: which features are on.
+        flags: options set by ``--cfg`` in RUSTFLAGS.
+        folder: where it runs, as far as the command says.
+        is_nextest: whether nextest runs it.
+
+    """
+
+    packages: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    whole: bool = False
+    targets: tuple[tuple[str, str], ...] = ()
+    filters: tuple[str, ...] = ()
+    skips: tuple[str, ...] = ()
+    filtersets: tuple[str, ...] = ()
+    is_exact: bool = False
+    ignored: str = "no"
+    features: tuple[str, ...] = ()
+    all_features: bool = False
+    default_features: bool = True
+    flags: tuple[str, ...] = ()
+    folder: str = ""
+    is_nextest: bool = False
+
+    @property
+    def package(self) -> str:
+        """The one package that is named, for messages; empty where it is none or several."""
+        return self.packages[0] if len(self.packages) == 1 else ""
+
+
+class _Reading:
+    def __init__(self) -> None:
+        self.packages: list[str] = []
+        self.excluded: list[str] = []
+        self.targets: list[tuple[str, str]] = []
+        self.filters: list[str] = []
+        self.skips: list[str] = []
+        self.filtersets: list[str] = []
+        self.features: list[str] = []
+        self.ignored = "no"
+        self.folder = ""
+        self.whole = self.exact = self.all_features = self.no_default = False
+
+    def option(self, option: str, value: str) -> None:
+        """Take one option that stands before ``--``."""
+        if option in ("-p", "--package"):
+            self.packages.append(value)
+        elif option == "--exclude":
+            self.excluded.append(value)
+        elif option in _KINDS:
+            self.targets.append((_KINDS[option], value))
+        elif option in _GROUPS:
+            self.targets.append((_GROUPS[option], ""))
+        elif option in ("--features", "-F"):
+            self.features += re.split(r"[,\s]+", value)
+        elif option in ("-E", "--filter-expr", "--filterset"):
+            self.filtersets.append(value)
+        elif option == "--run-ignored":
+            self.ignored = "also" if value == "all" else "only"
+        elif option in ("--manifest-path", "-C"):
+            self.folder = re.sub(r"/?Cargo\.toml$", "", value)
+        elif option in ("--workspace", "--all"):
+            self.whole = True
+        elif option == "--all-features":
+            self.all_features = True
+        elif option == "--no-default-features":
+            self.no_default = True
+        else:
+            self.runner(option, value)
+
+    def runner(self, option: str, value: str) -> None:
+        """Take one option of the runner, which stands behind ``--``."""
+        if option == "--skip":
+            self.skips.append(value)
+        elif option == "--exact":
+            self.exact = True
+        elif option == "--ignored":
+            self.ignored = "only"
+        elif option == "--include-ignored":
+            self.ignored = "also"
+
+
+def read_cargo(command: Command) -> CargoTest | None:
+    """Read a command; ``None`` where cargo tests nothing, or only documentation."""
+    words = _after_test(list(command.words[1:]))
+    if words is None:
+        return None
+    reading = _Reading()
+    is_nextest = "nextest" in command.words[:4]
+    _take(reading, words, is_nextest)
+    if ("doc", "") in reading.targets:
+        return None
+    within = command.within
+    folder = f"{within}/{reading.folder}" if within and reading.folder else within or reading.folder
+    return CargoTest(
+        packages=tuple(reading.packages),
+        excluded=tuple(reading.excluded),
+        whole=reading.whole,
+        targets=tuple(reading.targets),
+        filters=tuple(reading.filters),
+        skips=tuple(reading.skips),
+        filtersets=tuple(reading.filtersets),
+        is_exact=reading.exact,
+        ignored=reading.ignored,
+        features=tuple(one for one in reading.features if one),
+        all_features=reading.all_features,
+        default_features=not reading.no_default,
+        flags=_flags(command.settings),
+        folder=folder.removeprefix("./").rstrip("/"),
+        is_nextest=is_nextest,
+    )
+
+
+def _after_test(words: list[str]) -> list[str] | None:
+    """Return what follows ``test``, ``t`` or ``nextest run``; ``None`` where cargo does something else."""
+    before: list[str] = []
+    while words and words[0].startswith(("+", "-")):  # a toolchain, options of cargo itself
+        valued = words[0] in ("-C", "-Z", "--config", "--color")
+        before += words[:2] if valued else []
+        words = words[2 if valued else 1 :]
+    if words[:2] in (["nextest", "run"], ["nextest", "r"]):
+        return [*before, *words[2:]]
+    return [*before, *words[1:]] if words[:1] in (["test"], ["t"]) else None
+
+
+def _take(reading: _Reading, words: list[str], is_nextest: bool) -> None:
+    behind = False
+    pending = iter(words)
+    for word in pending:
+        if word == "--" and not behind:
+            behind = True
+        elif word.startswith("-") and word != "-":
+            option, equals, value = word.partition("=")
+            if not equals and option[:2] in ("-p", "-F", "-E", "-C") and len(option) > 2 and option[1] != "-":
+                option, equals, value = option[:2], "=", option[2:]
+            if not equals and option in (_RUNNER_VALUED if behind else _VALUED):
+                value = next(pending, "")
+            (reading.runner if behind else reading.option)(option, value)
+        elif behind or is_nextest or not reading.filters:
+            reading.filters.append(word)  # cargo takes one before `--`: a second word is prose
+
+
+def _flags(settings: tuple[str, ...]) -> tuple[str, ...]:
+    texts = [
+        one.partition("=")[2] for one in settings if one.startswith(("RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"))
+    ]
+    return tuple(name for text in texts for name in re.findall(r"--cfg[=\s]+['\"]?(\w+)", text))
+
+
+def is_placeholder(text: str) -> bool:
+    """``<name>``, ``$TEST`` or ``...``: stands for something that is not said."""
+    return bool(_PLACEHOLDER.search(text))

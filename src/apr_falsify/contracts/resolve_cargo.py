@@ -1,0 +1,353 @@
+"""Resolving ``cargo test`` and ``cargo nextest run``: which tests the command would run, decided by reading.
+
+A filter is judged as the runner judges it, a part of the test's whole path. What is said to be missing is
+surely so: where a macro, a build script or a machine decides, the name is not checkable, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from apr_falsify.contracts.cargo_command import CargoTest, is_placeholder
+from apr_falsify.contracts.filterset import Expression, Named, chooses, parse_filterset, tests_named
+from apr_falsify.contracts.resolution import (
+    RESOLVED,
+    UNCHECKED,
+    Resolution,
+    State,
+    did_you_mean,
+    missing,
+    not_checkable,
+    unresolved,
+)
+from apr_falsify.contracts.roots import Scope
+from apr_falsify.symbols.cargo import Package, Target
+from apr_falsify.symbols.rust_build import Build, asked_of
+from apr_falsify.symbols.rust_cfg import holds
+from apr_falsify.symbols.rust_crate import Maker, RustTest
+from apr_falsify.symbols.rust_project import RustProject, rust_project
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chosen:
+    """One package that a command tests."""
+
+    project: RustProject
+    package: Package
+    build: Build
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a search met, beside a test that runs."""
+
+    ignored: list[RustTest] = field(default_factory=list)
+    running: list[RustTest] = field(default_factory=list)
+    off: list[tuple[str, str]] = field(default_factory=list)
+    elsewhere: list[tuple[Target, RustTest]] = field(default_factory=list)
+    may: list[str] = field(default_factory=list)
+    maybe: bool = False
+
+
+def resolve_cargo(command: CargoTest, scope: Scope) -> Resolution:
+    """The package is there, the targets it names are there, and each filter meets a test that runs."""
+    if any(
+        is_placeholder(one)
+        for one in (*command.packages, *command.filters, *command.filtersets, command.folder)
+    ):
+        return UNCHECKED
+    chosen = list(_packages(command, scope))
+    if not chosen:
+        return _no_package(command, scope)
+    for kind, name in command.targets:
+        resolution = _target_there(kind, name, command, chosen) if name else RESOLVED
+        if resolution is not RESOLVED:
+            return resolution
+    asked: list[str | Expression] = [*command.filters]
+    for text in command.filtersets:
+        expression = parse_filterset(text)
+        asked.extend([expression] if expression else [])
+    results = [_filter(one, command, chosen) for one in asked]
+    return next((one for one in results if one is not RESOLVED), RESOLVED)
+
+
+def prepare(command: CargoTest, scope: Scope) -> None:
+    """Read what a command will ask for, on all cores."""
+    for one in _packages(command, scope):
+        one.project.prepare(one.package)
+
+
+def _packages(command: CargoTest, scope: Scope) -> Iterator[_Chosen]:
+    for tree in scope.trees:
+        project = rust_project(tree)
+        workspace = project.workspace
+        if command.packages:
+            found = [one for name in command.packages for one in workspace.named(name)]
+        elif command.folder:
+            found = workspace.chosen(command.folder) if tree.locate(command.folder) else []
+        elif command.whole:
+            found = workspace.packages
+        else:
+            found = workspace.chosen("")
+        left_out = {one.name for name in command.excluded for one in workspace.named(name)}
+        for package in dict.fromkeys(one.folder for one in found if one.name not in left_out):
+            one = next(each for each in found if each.folder == package)
+            yield _Chosen(project=project, package=one, build=_build(project, one, command))
+
+
+def _build(project: RustProject, package: Package, command: CargoTest) -> Build:
+    return Build(
+        package=package,
+        features=package.enabled(command.features, default=command.default_features),
+        all_features=command.all_features,
+        flags=frozenset(command.flags),
+        asked=asked_of(project.workspace, package),
+        settable=project.settable,
+    )
+
+
+def _no_package(command: CargoTest, scope: Scope) -> Resolution:
+    known = {one.name: tree for tree in scope.trees for one in rust_project(tree).workspace.packages}
+    local = [one for tree in scope.local for one in rust_project(tree).workspace.packages]
+    unread = [one for tree in scope.local for one in rust_project(tree).workspace.unread]
+    if unread:
+        return not_checkable(f"{unread[0].where}: {unread[0].why}")
+    if command.packages and local and scope.owns():
+        near = next(iter(known.values())).nearest(command.packages[0], sorted(known))[:2]
+        return missing(
+            "test-not-found", f"no crate {command.packages[0]!r} in this workspace", did_you_mean(near)
+        )
+    return unresolved(f"crate {command.package or 'under test'!r} is in no tree that was given")
+
+
+def _target_there(kind: str, name: str, command: CargoTest, chosen: list[_Chosen]) -> Resolution:
+    import fnmatch
+
+    own = [target for one in chosen for target in one.package.targets if target.kind == kind]
+    if any(fnmatch.fnmatchcase(target.name, name) for target in own):
+        return RESOLVED
+    file = next(
+        (
+            path
+            for one in chosen
+            if (path := one.package.path(f"tests/{name}.rs")) and one.project.tree.locate(path)
+        ),
+        "",
+    )
+    if kind == "test" and file:
+        reason = next(
+            (one.package.why_no_others for one in chosen if one.package.why_no_others), "it is no target"
+        )
+        message = f"{file} is no test of {command.package or 'the crate'}: {reason}"
+        return missing("test-not-collected", message, f'add [[test]] name = "{name}" to its Cargo.toml')
+    near = chosen[0].project.tree.nearest(name, [target.name for target in own])
+    what = "test binary" if kind == "test" else kind
+    return missing(
+        "test-not-found", f"no {what} {name!r} in {command.package or 'the crate'}", did_you_mean(near)
+    )
+
+
+def _filter(wanted: str | Expression, command: CargoTest, chosen: list[_Chosen]) -> Resolution:
+    seen = _Seen()
+    for one in chosen:
+        for target in one.package.targets:
+            _look(wanted, command, one, target, seen)
+    if seen.running or seen.maybe:
+        return _asserting(wanted, seen)
+    if seen.may:
+        return not_checkable(seen.may[0])
+    if seen.ignored:
+        return _ignored(wanted, seen.ignored[0])
+    return _not_run(wanted, command, chosen, seen)
+
+
+def _look(wanted: str | Expression, command: CargoTest, one: _Chosen, target: Target, seen: _Seen) -> None:
+    tests = one.project.tests(one.package, target)
+    selected = _is_selected(target, command)
+    why = _why_target_off(target, one, command) if selected else ""
+    for test in _matching(wanted, command, one.package, target, tests.holding(_part(wanted))):
+        if not selected:
+            if not test.unsure:
+                seen.elsewhere.append((target, test))
+        elif why:
+            seen.off.append((f"{test.file}:{test.line}", why))
+        else:
+            _judge(test, command, one.build, seen)
+    if selected and not why:
+        seen.maybe |= _may_be_documented(wanted, command, tests.crate.documented, target)
+        for maker in tests.crate.makers:
+            if (
+                maker.words is None
+                and _may_make(maker, wanted, command)
+                and not one.build.why_off(maker.cfgs)
+            ):
+                seen.may.append(maker.why)
+
+
+def _part(wanted: str | Expression) -> str:
+    return wanted if isinstance(wanted, str) else ""
+
+
+def _matching(
+    wanted: str | Expression, command: CargoTest, package: Package, target: Target, tests: Iterator[RustTest]
+) -> Iterator[RustTest]:
+    for test in tests:
+        if any(part in test.path for part in command.skips):
+            continue
+        if isinstance(wanted, str):
+            if not command.is_exact or test.path == wanted:
+                yield test
+            continue
+        named = Named(package=package.name, kind=target.kind, binary=_binary(package, target), test=test.path)
+        if chooses(wanted, named) is not False:
+            yield test
+
+
+def _binary(package: Package, target: Target) -> str:
+    return package.name if target.kind == "lib" else target.name
+
+
+def _judge(test: RustTest, command: CargoTest, build: Build, seen: _Seen) -> None:
+    off = build.why_off(test.cfgs)
+    if off:
+        seen.off.append((f"{test.file}:{test.line}", off))
+        return
+    ignored = build.is_ignored(test)
+    if ignored is True and command.ignored == "no":
+        seen.ignored.append(test)
+    elif ignored is False and command.ignored == "only" and not test.unsure:
+        seen.off.append((f"{test.file}:{test.line}", "the command runs only ignored tests, and it is none"))
+    elif test.unsure or any(holds(one, build.decide) is None for one in test.cfgs):
+        seen.maybe = True
+    else:
+        seen.running.append(test)
+
+
+def _is_selected(target: Target, command: CargoTest) -> bool:
+    import fnmatch
+
+    groups = {kind for kind, name in command.targets if not name}
+    if not command.targets:
+        return target.is_tested
+    if "all" in groups or target.kind in groups or ("tests" in groups and target.is_tested):
+        return True
+    return any(
+        kind == target.kind and fnmatch.fnmatchcase(target.name, name)
+        for kind, name in command.targets
+        if name
+    )
+
+
+def _why_target_off(target: Target, one: _Chosen, command: CargoTest) -> str:
+    """Why a target that is asked for runs no test of the language; empty where it does."""
+    if one.package.features is not None:
+        for feature in target.needs:
+            if one.build.decide("feature", feature) is False:
+                return f"its target needs the feature {feature!r}, which the command does not enable"
+    return ""
+
+
+def _may_make(maker: Maker, wanted: str | Expression, command: CargoTest) -> bool:
+    if not isinstance(wanted, str):
+        return True
+    return not command.is_exact or not maker.module or wanted.startswith(f"{maker.module}::")
+
+
+def _may_be_documented(
+    wanted: str | Expression, command: CargoTest, documented: set[str], target: Target
+) -> bool:
+    """Whether the code of a documentation comment may be what is meant; it is named for its item."""
+    if target.kind != "lib" or command.targets or command.is_nextest or not isinstance(wanted, str):
+        return False
+    last = wanted.rpartition("::")[2]
+    return bool(last) and any(last in name for name in documented)
+
+
+def _asserting(wanted: str | Expression, seen: _Seen) -> Resolution:
+    """What runs falsifies something, unless every test asserts only what is true whatever the code does."""
+    first = next((test for test in seen.running if test.hollow == "true"), None)
+    if seen.maybe or first is None or not all(test.hollow for test in seen.running):
+        return RESOLVED
+    return Resolution(
+        state=State.RESOLVED,
+        code="test-asserts-nothing",
+        message=f"{_shown(wanted)} runs tests that hold whatever the code does: {first.file}:{first.line}",
+        hint="assert what the rule says",
+    )
+
+
+def _ignored(wanted: str | Expression, test: RustTest) -> Resolution:
+    said = "" if "true" in test.ignores else f" by cfg_attr({test.ignores[0]}, ignore)"
+    hint = "run it with -- --ignored, or do not count it as evidence"
+    return missing(
+        "test-ignored",
+        f"every test that {_shown(wanted)} matches is #[ignore]d{said} ({test.file}:{test.line})",
+        hint,
+    )
+
+
+def _shown(wanted: str | Expression) -> str:
+    return repr(wanted) if isinstance(wanted, str) else "the filterset"
+
+
+def _not_run(wanted: str | Expression, command: CargoTest, chosen: list[_Chosen], seen: _Seen) -> Resolution:
+    """Say why what is there does not run; or that there is nothing, and what is nearest."""
+    name = _shown(wanted)
+    if seen.off:
+        where, why = seen.off[0]
+        return missing(
+            "test-not-collected", f"no test that {name} matches runs: {why}", f"it stands in {where}"
+        )
+    last = _last_name(wanted)
+    for one in chosen:
+        orphan = one.project.orphans(one.package).get(last)
+        if orphan:
+            return _orphan(name, orphan.file, orphan.line, one)
+    crate = command.package or "the crate"
+    if seen.elsewhere:
+        target, test = seen.elsewhere[0]
+        how = "--lib" if target.kind == "lib" else f"--{target.kind} {target.name}"
+        message = f"no test of {_targets_shown(command)} matches {name}"
+        return missing("test-not-found", message, f"there is one in {test.file}:{test.line} ({how})")
+    unread = [each for one in chosen for each in one.project.workspace.unread]
+    if unread:
+        return not_checkable(f"{unread[0].where}: {unread[0].why}")
+    message = f"no #[test] matches {name} in {crate}"
+    return missing("test-not-found", message, _hint(wanted, last, command, chosen))
+
+
+def _targets_shown(command: CargoTest) -> str:
+    return " ".join(f"--{kind} {name}".strip() for kind, name in command.targets) or "the default targets"
+
+
+def _orphan(name: str, file: str, line: int, one: _Chosen) -> Resolution:
+    package = one.package
+    if file.startswith(package.path("tests/")) and package.why_no_others:
+        why, hint = f"{package.why_no_others}", "name it in a [[test]] of Cargo.toml"
+    else:
+        why, hint = "no `mod` and no target reaches it, so that it is never compiled", "declare it with `mod`"
+    return missing("test-not-collected", f"the test that {name} means is in {file}:{line}, and {why}", hint)
+
+
+def _last_name(wanted: str | Expression) -> str:
+    if isinstance(wanted, str):
+        return wanted.rpartition("::")[2]
+    named = tests_named(wanted)
+    return named[0].strip("=~#/^$ ").rpartition("::")[2] if named else ""
+
+
+def _hint(wanted: str | Expression, last: str, command: CargoTest, chosen: list[_Chosen]) -> str:
+    """The same name at another path, a pattern that cargo does not know, or the nearest names."""
+    if isinstance(wanted, str) and (wanted.startswith("test(") or any(sign in wanted for sign in "*?|^$(")):
+        return "cargo takes a part of the test's path, no pattern; expressions are for `cargo nextest run -E`"
+    for one in chosen:
+        for target in one.package.targets:
+            same = one.project.tests(one.package, target).by_name.get(last)
+            if same:
+                return f"there is {same[0].path!r} in {same[0].file}:{same[0].line}"
+    for one in chosen:
+        names = one.project.names(one.package)
+        if names and last:
+            return did_you_mean(one.project.tree.nearest(last, names)[:3])
+    return ""

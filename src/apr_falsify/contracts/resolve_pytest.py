@@ -1,0 +1,188 @@
+"""Resolving what ``pytest`` chooses: node ids that would run, and ``-k`` and ``-m`` that choose something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from apr_falsify.contracts.names import PathName, parse_path
+from apr_falsify.contracts.pytest_command import PytestRun, read_pytest
+from apr_falsify.contracts.resolution import (
+    RESOLVED,
+    UNCHECKED,
+    Resolution,
+    State,
+    did_you_mean,
+    missing,
+    not_checkable,
+    unresolved,
+)
+from apr_falsify.contracts.roots import Found, Scope
+from apr_falsify.contracts.shell import Command
+from apr_falsify.symbols.collect import SETTINGS_FILES, PytestSettings, is_file_collected, read_settings
+from apr_falsify.symbols.pytest_expression import Expression, chooses, names_in, parse_expression
+from apr_falsify.symbols.pytest_items import PythonItem, collected_names
+from apr_falsify.symbols.tree import SourceTree
+
+_HOOKS = (b"pytest_generate_tests", b"pytest_collect", b"pytest_pycollect", b"pytest_itemcollected")
+
+
+def settings_of(found: Found) -> PytestSettings:
+    """Pytest's settings nearest to a file: those of a project inside the repository before its own."""
+    root = found.tree.root
+    folders = [
+        folder for folder in (root / found.relative).parents if folder == root or root in folder.parents
+    ]
+    found.tree.touched.update(
+        found.tree.relative(folder / name) for folder in folders for name in SETTINGS_FILES
+    )
+    return next((one for folder in folders if (one := read_settings(folder)) is not None), PytestSettings())
+
+
+def why_not_run(found: Found, parts: list[str], settings: PytestSettings) -> Resolution:
+    """Say why a test that is defined never runs, or that it hides another; ``RESOLVED`` where all is well."""
+    read = found.tree.items(found.relative)
+    shown = f"{found.shown}::{'::'.join(parts)}"
+    below = [one for one in read.items if list(one.parts[: len(parts)]) == parts]
+    hidden = next((line for one, line in read.hidden if list(one) == parts), None)
+    if not below:
+        if hidden is None:
+            return RESOLVED
+        message = f"{shown} is not collected: its name is defined again in line {hidden}, which hides it"
+        return missing("test-not-collected", message, "give one of them another name")
+    if all(one.skip for one in below):
+        hint = "a skipped test is no evidence"
+        return missing("test-ignored", f"{shown} is skipped always: {below[0].skip}", hint)
+    left_out = _by_settings(settings)
+    if left_out and all(_is_left_out(one, left_out) for one in below):
+        message = f"{shown} is left out by -m {left_out!r} of pytest's own addopts"
+        return missing("test-not-collected", message, "give the command its own -m")
+    if below[0].hides and len(below) == 1:
+        return Resolution(
+            state=State.RESOLVED,
+            code="test-defined-twice",
+            message=f"{shown} is defined in line {below[0].hides[0]} too, where it never runs",
+            hint="give one of them another name",
+        )
+    return RESOLVED
+
+
+def _by_settings(settings: PytestSettings) -> str:
+    run = read_pytest(Command(words=("pytest", *settings.options)))
+    return (run.marker or "") if run else ""
+
+
+def _is_left_out(item: PythonItem, expression: str) -> bool:
+    """A mark that is not read may still be given when tests are collected: only one that is there counts."""
+    parsed = parse_expression(expression)
+    return parsed is not None and _marked(parsed, item) is False
+
+
+def _marked(expression: Expression, item: PythonItem) -> bool | None:
+    return chooses(expression, lambda name: name in item.marks or None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """A file that a run looks into; ``parts`` narrow it to a class or a test."""
+
+    tree: SourceTree
+    file: str
+    parts: tuple[str, ...] = ()
+
+
+def resolve_run(run: PytestRun, scope: Scope) -> Resolution:
+    """Whether ``-k`` (and ``-m``) of a command choose any test among the files that it names."""
+    keyword, marker = parse_expression(run.keyword), parse_expression(run.marker or "")
+    if keyword is None and run.keyword:
+        return UNCHECKED
+    places = _places(run, scope)
+    if places is None:
+        return UNCHECKED  # a path that is not there is said for itself
+    if not places and not scope.owns():
+        return unresolved(f"the tests of {run.keyword or run.marker!r} are in no tree that was given")
+    unsure = False
+    skipped: list[str] = []
+    names: list[str] = []
+    for place in places:
+        read = place.tree.items(place.file)
+        unsure |= read.is_open
+        for item in read.items:
+            if item.parts[: len(place.parts)] != place.parts:
+                continue
+            by_name = True if keyword is None else _chosen(keyword, item, place.file)
+            by_mark = True if marker is None else _marked(marker, item)
+            names.append(item.parts[-1])
+            if by_name is False or by_mark is False:
+                continue
+            if not item.skip:
+                return RESOLVED
+            skipped.append(f"{place.file}:{item.line}")
+    return _nothing(run, scope, skipped, names, unsure)
+
+
+def _nothing(run: PytestRun, scope: Scope, skipped: list[str], names: list[str], unsure: bool) -> Resolution:
+    shown = f"-k {run.keyword!r}" if run.keyword else f"-m {run.marker!r}"
+    if skipped:
+        return missing("test-ignored", f"every test that {shown} chooses is skipped always ({skipped[0]})")
+    if unsure or _has_hooks(scope):
+        return not_checkable(f"{shown} chooses none of the tests that stand there, and others may be made")
+    where = " ".join(run.arguments) or "the tests"
+    parsed = parse_expression(run.keyword)
+    wanted = names_in(parsed)[:1] if parsed else []
+    near = [one for word in wanted for one in scope.trees[0].nearest(word, names)[:3]]
+    return missing("test-not-found", f"{shown} chooses no test of {where}", did_you_mean(near))
+
+
+def _chosen(expression: Expression, item: PythonItem, file: str) -> bool | None:
+    names = [one.lower() for one in collected_names(item, file)]
+
+    def decide(word: str) -> bool | None:
+        if any(word.lower() in name for name in names):
+            return True
+        return None if item.has_cases else False
+
+    return chooses(expression, decide)
+
+
+def _has_hooks(scope: Scope) -> bool:
+    files = [(tree, file) for tree in scope.local for file in tree.find_file("conftest.py")]
+    return any(hook in (tree.read_bytes(file) or b"") for tree, file in files for hook in _HOOKS)
+
+
+def _places(run: PytestRun, scope: Scope) -> list[_Place] | None:
+    """Files that a run looks into; ``None`` where one that it names is not there, or cannot be read so."""
+    if not run.arguments:
+        trees = [tree for tree in scope.local if not run.folder or tree.locate(run.folder)]
+        return [one for tree in trees[:1] for one in _below(tree, run.folder, named=False)]
+    found: list[_Place] = []
+    for argument in run.arguments:
+        name, _, rest = argument.partition("::")
+        path = parse_path(name, surely=True)
+        there = scope.find(PathName(path=path.path, source=path.source, within=run.folder)) if path else ()
+        if not there:
+            return None
+        for one in there:
+            parts = tuple(part.partition("[")[0] for part in rest.split("::") if part)
+            found.extend(_of(one, parts))
+    return found
+
+
+def _of(one: Found, parts: tuple[str, ...]) -> Iterator[_Place]:
+    if not one.is_directory:
+        yield _Place(tree=one.tree, file=one.relative, parts=parts)
+    else:
+        yield from _below(one.tree, "" if one.relative == "." else one.relative, named=True)
+
+
+def _below(tree: SourceTree, folder: str, *, named: bool) -> Iterator[_Place]:
+    """Files that pytest collects below a folder; where none is named, below those of its settings."""
+    start = f"{folder}/" if folder else ""
+    settings = settings_of(Found(tree=tree, relative=f"{start}x.py", is_directory=False))
+    bases = (
+        [start] if named or not settings.paths else [f"{start}{one.strip('./')}" for one in settings.paths]
+    )
+    for file in tree.below(start):
+        inside = any(file.startswith(base) for base in bases)
+        if inside and file.endswith(".py") and is_file_collected(file, settings):
+            yield _Place(tree=tree, file=file)

@@ -1,0 +1,139 @@
+"""The commands of a text, as a shell would part them: every one of a line, of a script, of ``sh -c``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_SIGNS = frozenset("();<>|&")
+_ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*\+?=")
+# words before a command that run it, with those of their options that take a value
+_RUNNERS: dict[str, tuple[str, ...]] = {
+    "sudo": ("-u",), "env": ("-u",), "time": ("-f", "-o"), "nice": ("-n",), "command": (), "exec": (),
+    "nohup": (), "xvfb-run": (), "if": (), "then": (), "else": (), "elif": (), "while": (), "until": (),
+    "do": (), "!": (), "{": (), "$": (), "eval": (), "stdbuf": (), "faketime": (), "caffeinate": (),
+}  # fmt: skip
+_RUN_WITH = re.compile(r"^(?:uv|poetry|hatch|pdm|rye|pipenv|pixi|conda|mamba|micromamba|cross-env|dotenv)$")
+_TIMEOUT = re.compile(r"^\d+(?:\.\d+)?[smhd]?$")
+_QUOTED = re.compile(r"^[\s>*-]*`([^`]+)`")
+_SHELLS = ("sh", "bash", "zsh", "dash")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command: its words, the settings before it, and the folder that a ``cd`` before it went to."""
+
+    words: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+    within: str = ""
+
+    @property
+    def tool(self) -> str:
+        """The program, without its folder."""
+        return self.words[0].rpartition("/")[2] if self.words else ""
+
+
+def commands(text: str) -> Iterator[Command]:
+    """Yield every command of a text, line by line; words of prose are commands of no known tool."""
+    within = ""
+    for line in text.replace("\\\n", " ").splitlines():
+        quoted, before, others = _QUOTED.match(line), within, False
+        for words in _parted(quoted[1] if quoted else line.strip().strip("`")):
+            settings, rest = _bare(words)
+            if rest[:1] == ["cd"] or rest[:1] == ["pushd"]:
+                within = _joined(within, rest[1]) if len(rest) > 1 else ""
+                continue
+            others |= bool(rest)
+            if rest and rest[0].rpartition("/")[2] in _SHELLS and "-c" in rest[:-1]:
+                inner = rest[rest.index("-c") + 1]
+                yield from (_within(one, within, settings) for one in commands(inner))
+            elif rest:
+                yield Command(words=tuple(rest), settings=tuple(settings), within=within)
+        within = before if others else within  # lines with a `cd` of their own are listed, not one script
+
+
+def _joined(within: str, folder: str) -> str:
+    folder = folder.rstrip("/")
+    return folder if folder.startswith(("/", "$", "~")) or not within else f"{within}/{folder}"
+
+
+def _within(one: Command, within: str, settings: list[str]) -> Command:
+    whole = _joined(within, one.within) if one.within else within
+    return Command(words=one.words, settings=(*settings, *one.settings), within=whole)
+
+
+def _parted(line: str) -> Iterator[list[str]]:
+    """Split a line into commands at the signs of a shell, redirections and comments left out."""
+    words: list[str] = []
+    skip = False
+    for word in _tokens(line):
+        if word.startswith("#"):
+            break
+        if word and set(word) <= _SIGNS:
+            skip = "<" in word or ">" in word
+            if skip and words and words[-1].isdigit():
+                words.pop()  # `2>`
+            elif not skip:
+                yield words
+                words = []
+        elif skip:
+            skip = False
+        else:
+            words.append(word)
+    yield words
+
+
+def _tokens(line: str) -> list[str]:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    try:
+        return list(lexer)
+    except ValueError:  # a quote that is not closed: prose, mostly
+        return re.findall(r"[();<>|&]+|[^\s();<>|&]+", line)
+
+
+def _bare(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the settings before a command, and the command without what only runs it."""
+    settings: list[str] = []
+    rest = list(words)
+    while rest:
+        if _ASSIGNMENT.match(rest[0]):
+            settings.append(rest.pop(0))
+        elif rest[0] in _RUNNERS:
+            valued = _RUNNERS[rest.pop(0)]
+            while rest and rest[0].startswith("-"):
+                rest = rest[2 if rest[0] in valued else 1 :]
+        elif rest[0] == "timeout":
+            rest = rest[1:]
+            while rest and (rest[0].startswith("-") or _TIMEOUT.match(rest[0])):
+                rest = rest[1:]
+        elif _RUN_WITH.match(rest[0]) and "run" in rest[1:3]:
+            rest = rest[rest.index("run") + 1 :]
+            rest = _without_options(rest)
+        else:
+            break
+    return settings, rest
+
+
+_VALUED = (
+    "--with",
+    "--extra",
+    "--group",
+    "--python",
+    "-p",
+    "--package",
+    "--env-file",
+    "-n",
+    "--name",
+    "-e",
+    "--with-requirements",
+)
+
+
+def _without_options(rest: list[str]) -> list[str]:
+    while rest and rest[0].startswith("-"):
+        rest = rest[2 if rest[0] in _VALUED else 1 :]
+    return rest

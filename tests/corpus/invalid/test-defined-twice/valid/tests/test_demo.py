@@ -1,0 +1,6 @@
+def test_adds():
+    assert 1 + 1 == 2
+
+
+def test_adds_more():
+    assert 1 + 2 == 3

@@ -1,0 +1,4 @@
+#[cfg(test)]
+mod tests {
+    other_crate::make_tests!(u8);
+}
