@@ -25,6 +25,24 @@ VENDORED = {
     "apr-smollm2-135m": TESTS_DATA,
     "llama-cpp-smollm2-135m": TESTS_DATA,
     "apr-output": TESTS_DATA,
+    **{
+        f"drift/{name}": TESTS_DATA
+        for name in (
+            "d05-other-test-in-crate-wrong-module",
+            "d09b-right-binary-function-in-other-binary",
+            "s01-macro-generated-test",
+            "s05-workspace-dash-underscore-toolchain",
+            "w01a-orphan-rs-file-cargo",
+            "w06-test-asserts-nothing",
+            "w11-nextest-idiom-filter",
+            "w13-feature-gated-without-feature",
+            "w15-module-level-skip",
+            "w16-second-command",
+            "w18-pytest-k-gone",
+            "w21-cfg-quarantine",
+            "w25-python-same-name-twice",
+        )
+    },
     "tiny-qwen2": ROOT / "src" / "apr_falsify" / "data",
 }
 

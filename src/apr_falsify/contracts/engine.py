@@ -96,8 +96,7 @@ def _run(
         [os.getcwd(), *(f"{name}={path.resolve()}" for name, path in sorted(sources.items()))]
     )
     cache = open_cache(identity) if cached else Cache(path=None)
-    around = _Around(sources)
-    kept = _still_true(cache, files, around)
+    kept = _still_true(cache, files, sources)
     fresh = _validate([file for file in files if file.shown not in kept], sources, cache)
     records = [kept.get(file.shown) or fresh[file.shown] for file in files]
     problems = [problem for record in records for problem in record.problems]
@@ -120,35 +119,21 @@ def _read(path: Path) -> _Read:
     )
 
 
-class _Around:
-    """The projects around each folder of contracts: where their names are looked up, and how surely."""
-
-    def __init__(self, sources: dict[str, Path]) -> None:
-        self._sources = sources
-        self._known: dict[str, str] = {}
-
-    def of(self, path: Path) -> str:
-        """Identity of the projects around a contract."""
-        folder = os.path.dirname(path.absolute())
-        if folder not in self._known:
-            from apr_falsify.contracts.roots import projects_around
-
-            self._known[folder] = projects_around(folder)
-        return self._known[folder]
-
-
-def _still_true(cache: Cache, files: Sequence[_Read], around: _Around) -> dict[str, Record]:
+def _still_true(cache: Cache, files: Sequence[_Read], sources: dict[str, Path]) -> dict[str, Record]:
     """Records whose contract has the bytes it had, and so have the files and trees that they rest on."""
     stamps = cache.store.stamps
     changed = {one for one, was in cache.sources.items() if stamps.of("/".join(one)) != was}
     trees = {root for root, was in cache.trees.items() if cache.store.signature(root) != was}
+    from apr_falsify.contracts.roots import Roots
+
+    roots = Roots(sources, cache.store)
     kept: dict[str, Record] = {}
-    for file in files:
+    for file in files if cache.records else ():
         entry = cache.records.get(file.shown)
         if entry and file.digest and entry[0] == file.digest:
             record: Record = thaw(entry[1])
             same = changed.isdisjoint(record.rests_on) and trees.isdisjoint(record.walked)
-            if same and record.around == around.of(file.path):
+            if same and record.around == roots.around(os.path.dirname(os.path.abspath(file.path))):
                 kept[file.shown] = record
     if changed or trees:  # records that are not asked for now rest on them too
         cache.records = {file.shown: cache.records[file.shown] for file in files if file.shown in kept}
@@ -205,7 +190,7 @@ def _validate_part(files: Sequence[_Read], roots: Roots, store: Store) -> _Part:
 
 def _one(file: _Read, roots: Roots) -> tuple[bytes, bytes, bool]:
     from apr_falsify.contracts.facts import Facts, gather
-    from apr_falsify.contracts.roots import Scope, projects_around
+    from apr_falsify.contracts.roots import Scope
     from apr_falsify.contracts.validate import resolve_names
 
     for tree in roots.all_trees():
@@ -225,7 +210,7 @@ def _one(file: _Read, roots: Roots) -> tuple[bytes, bytes, bool]:
         owns=scope.owns(),
         rests_on=tuple((str(tree.root), one) for tree in trees for one in sorted(_rests_on(tree))),
         walked=tuple(str(tree.root) for tree in trees if tree.walked),
-        around=projects_around(os.path.dirname(file.path.absolute())),
+        around=roots.around(os.path.dirname(os.path.abspath(file.path))),
         markers=tuple(_marker_citation(one) for one in facts.citations if one.kind == "marker"),
     )
     settled = not any(tree.is_matched for tree in trees)  # what a pattern may match, no record tells

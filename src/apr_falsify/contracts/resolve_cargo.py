@@ -153,6 +153,8 @@ def _filter(wanted: str | Expression, command: CargoTest, chosen: list[_Chosen])
     for one in chosen:
         for target in one.package.targets:
             _look(wanted, command, one, target, seen)
+            if any(not test.hollow for test in seen.running[-1:]):
+                return RESOLVED
     if seen.running or seen.maybe:
         return _asserting(wanted, seen)
     if seen.may:
@@ -174,6 +176,8 @@ def _look(wanted: str | Expression, command: CargoTest, one: _Chosen, target: Ta
             seen.off.append((f"{test.file}:{test.line}", why))
         else:
             _judge(test, command, one.build, seen)
+            if seen.running and not seen.running[-1].hollow:
+                return  # one is enough
     if selected and not why:
         seen.maybe |= _may_be_documented(wanted, command, tests.crate.documented, target)
         for maker in tests.crate.makers:

@@ -24,7 +24,13 @@ from apr_falsify.symbols.pytest_expression import Expression, chooses, names_in,
 from apr_falsify.symbols.pytest_items import PythonItem, collected_names
 from apr_falsify.symbols.tree import SourceTree
 
-_HOOKS = (b"pytest_generate_tests", b"pytest_collect", b"pytest_pycollect", b"pytest_itemcollected")
+_HOOKS = (
+    b"pytest_generate_tests",
+    b"pytest_collect",
+    b"pytest_pycollect",
+    b"pytest_itemcollected",
+    b"params=",
+)
 
 
 def settings_of(found: Found) -> PytestSettings:
@@ -93,7 +99,7 @@ class _Place:
 
 def resolve_run(run: PytestRun, scope: Scope) -> Resolution:
     """Whether ``-k`` (and ``-m``) of a command choose any test among the files that it names."""
-    keyword, marker = parse_expression(run.keyword), parse_expression(run.marker or "")
+    keyword = parse_expression(run.keyword)
     if keyword is None and run.keyword:
         return UNCHECKED
     places = _places(run, scope)
@@ -101,6 +107,7 @@ def resolve_run(run: PytestRun, scope: Scope) -> Resolution:
         return UNCHECKED  # a path that is not there is said for itself
     if not places and not scope.owns():
         return unresolved(f"the tests of {run.keyword or run.marker!r} are in no tree that was given")
+    marker = parse_expression(_marker_of(run, places))
     unsure = False
     skipped: list[str] = []
     names: list[str] = []
@@ -115,10 +122,20 @@ def resolve_run(run: PytestRun, scope: Scope) -> Resolution:
             names.append(item.parts[-1])
             if by_name is False or by_mark is False:
                 continue
-            if not item.skip:
+            if by_name is None:
+                unsure = True
+            elif not item.skip:
                 return RESOLVED
-            skipped.append(f"{place.file}:{item.line}")
+            else:
+                skipped.append(f"{place.file}:{item.line}")
     return _nothing(run, scope, skipped, names, unsure)
+
+
+def _marker_of(run: PytestRun, places: list[_Place]) -> str:
+    """The command's own ``-m``, or that of the settings."""
+    if run.marker is not None or not places:
+        return run.marker or ""
+    return _by_settings(settings_of(Found(tree=places[0].tree, relative=places[0].file, is_directory=False)))
 
 
 def _nothing(run: PytestRun, scope: Scope, skipped: list[str], names: list[str], unsure: bool) -> Resolution:
@@ -140,7 +157,7 @@ def _chosen(expression: Expression, item: PythonItem, file: str) -> bool | None:
     def decide(word: str) -> bool | None:
         if any(word.lower() in name for name in names):
             return True
-        return None if item.has_cases else False
+        return None if item.cases is None else False
 
     return chooses(expression, decide)
 

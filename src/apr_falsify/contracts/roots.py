@@ -38,6 +38,7 @@ class Roots:
         self._store = store or Store()
         self.sources = {name: SourceTree(root, name, self._store) for name, root in sources.items()}
         self._local: dict[Path, SourceTree] = {}
+        self._around: dict[str, str] = {}
         self._chains: dict[str, tuple[SourceTree, ...]] = {}
         self.found: dict[str, dict[PathName, tuple[Found, ...]]] = {}
 
@@ -46,6 +47,13 @@ class Roots:
         if folder not in self._chains:
             self._chains[folder] = tuple(self._tree(root) for root in _projects(Path(folder)))
         return self._chains[folder]
+
+    def around(self, folder: str) -> str:
+        """Identity of the projects that a contract in ``folder`` is of, and of which are marked as one."""
+        if folder not in self._around:
+            known = (f"{int(_is_project(root))}{root}" for root in _projects(Path(folder)))
+            self._around[folder] = "\0".join(known)
+        return self._around[folder]
 
     def _tree(self, root: Path) -> SourceTree:
         if root not in self._local:
@@ -150,11 +158,6 @@ def _listing(folder: Path, tree: SourceTree) -> list[str]:
 def project_of(folder: Path) -> Path:
     """Return the root of the project that a contract in ``folder`` is of."""
     return _projects(folder)[0]
-
-
-def projects_around(folder: str) -> str:
-    """Identity of the projects that a contract in ``folder`` is of, and of which are marked as one."""
-    return "\0".join(f"{int(_is_project(root))}{root}" for root in _projects(Path(folder)))
 
 
 def _projects(folder: Path) -> list[Path]:

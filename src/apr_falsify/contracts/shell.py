@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -85,14 +84,28 @@ def _parted(line: str) -> Iterator[list[str]]:
     yield words
 
 
-def _tokens(line: str) -> list[str]:
-    lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&")
-    lexer.whitespace_split = True
-    lexer.commenters = ""
-    try:
-        return list(lexer)
-    except ValueError:  # a quote that is not closed: prose, mostly
-        return re.findall(r"[();<>|&]+|[^\s();<>|&]+", line)
+_TOKEN = re.compile(
+    r"""(?P<space>\s+)|(?P<sign>[();<>|&]+)|'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\.)*)\"|\\(?P<escaped>.)"""
+    r"""|(?P<plain>[^\s();<>|&'"\\]+|['"\\])""",
+    re.DOTALL,
+)
+
+
+def _tokens(line: str) -> Iterator[str]:
+    """The words and signs of a line; a quote that is not closed, as in prose, is a letter."""
+    word: str | None = None
+    for match in _TOKEN.finditer(line):
+        kind, text = match.lastgroup, match[match.lastgroup or 0]
+        if kind in ("space", "sign"):
+            if word is not None:
+                yield word
+            word = None
+            if kind == "sign":
+                yield text
+        else:
+            word = (word or "") + (re.sub(r"\\(.)", r"\1", text) if kind == "double" else text)
+    if word is not None:
+        yield word
 
 
 def _bare(words: list[str]) -> tuple[list[str], list[str]]:

@@ -323,7 +323,7 @@ def _is_auto(package: Mapping[str, Any], switch: str, kind: str, manifest: dict[
 
 def _library(tree: SourceTree, base: str, name: str, said: Mapping[str, Any]) -> Iterator[Target]:
     root = f"{base}{said.get('path', 'src/lib.rs')}"
-    if tree.locate(root):
+    if tree.has(root):
         yield Target(
             kind="lib",
             name=str(said.get("name", name)).replace("-", "_"),
@@ -365,7 +365,7 @@ def _discovered(tree: SourceTree, base: str, place: str) -> dict[str, str]:
 
 def _stated(tree: SourceTree, base: str, kind: str, said: Mapping[str, Any]) -> Iterator[Target]:
     root = f"{base}{re.sub(r'^[.]/', '', str(said['path']))}"
-    if tree.locate(root):
+    if tree.has(root):
         yield Target(
             kind=kind,
             name=str(said["name"]),

@@ -44,7 +44,12 @@ class Listing:
         self._named: dict[str, list[str]] = {}
         for file in (*sources, *settings):
             self._named.setdefault(file.rpartition("/")[2], []).append(file)
+        self._all = frozenset((*sources, *settings))
         self._by_folder: dict[str, list[str]] = {}
+
+    def __contains__(self, path: object) -> bool:
+        """Whether a file of that path is listed."""
+        return path in self._all
 
     def named(self, name: str) -> list[str]:
         """Files with that last path component."""
@@ -67,16 +72,31 @@ def list_tree(root: str) -> Listing:
     """Find the files of a tree; links are not followed."""
     sources: list[str] = []
     settings: list[str] = []
-    start = len(root.rstrip("/")) + 1
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if name not in _NOT_SOURCES)
-        base = folder[start:].replace(os.sep, "/")
-        for file in sorted(files):
-            path = f"{base}/{file}" if base else file
-            if file.endswith(tuple(INDEXERS)):
+    pending = [("", root)]
+    while pending and len(sources) <= _MOST_FILES:
+        base, folder = pending.pop()
+        inner = []
+        for entry in _entries(folder):
+            path = f"{base}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name not in _NOT_SOURCES:
+                    inner.append((f"{path}/", entry.path))
+            elif not entry.is_file(follow_symlinks=False):
+                continue
+            elif entry.name.endswith(_SUFFIXES):
                 sources.append(path)
             elif is_listed(path):
                 settings.append(path)
-        if len(sources) > _MOST_FILES:
-            break
+        pending.extend(reversed(inner))
     return Listing(sources[:_MOST_FILES], settings)
+
+
+_SUFFIXES = tuple(INDEXERS)
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda one: one.name)
+    except OSError:
+        return []

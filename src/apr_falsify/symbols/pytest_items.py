@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from apr_falsify.symbols.pytest_skips import Function, body_marks, marks_of, module_skip, own_skip
+from apr_falsify.symbols.pytest_skips import Function, body_marks, dotted, marks_of, module_skip, own_skip
 from apr_falsify.symbols.states import quickly_pickled
 
 
@@ -24,7 +24,8 @@ class PythonItem:
         line: where it stands.
         skip: why it is skipped in every run; empty where it is not.
         marks: names of the marks that it carries, by itself, its classes and its module.
-        has_cases: it is run for several parameters, whose ids are part of its name.
+        cases: texts that the ids of its parameters hold, which are part of its name; ``None`` where a run
+            alone shows them.
         hides: lines of earlier definitions of the same name, which this one takes the place of.
 
     """
@@ -33,7 +34,7 @@ class PythonItem:
     line: int
     skip: str = ""
     marks: frozenset[str] = frozenset()
-    has_cases: bool = False
+    cases: tuple[str, ...] | None = ()
     hides: tuple[int, ...] = ()
 
 
@@ -158,9 +159,9 @@ class _Reading:
         if isinstance(node, ast.ClassDef):
             self.block(node.body, parts, skip, marks | set(body_marks(node.body)))
             return
-        cases = "parametrize" in marks or bool(_parameters(node))
+        cases = _cases(node) if "parametrize" in marks else ()
         self.items.append(
-            PythonItem(parts=parts, line=node.lineno, skip=skip, marks=marks, has_cases=cases, hides=hides)
+            PythonItem(parts=parts, line=node.lineno, skip=skip, marks=marks, cases=cases, hides=hides)
         )
 
     def hide(self, node: Function | ast.ClassDef, parents: tuple[str, ...], line: int) -> None:
@@ -171,18 +172,27 @@ class _Reading:
                 self.hidden.append(((*parts, one.name), line))
 
 
-def _parameters(node: Function) -> list[str]:
-    """Fixtures that a test asks for: one with parameters gives it cases."""
-    return [
-        one.arg
-        for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-        if one.arg != "self"
-    ]
+def _cases(node: Function) -> tuple[str, ...] | None:
+    """Texts of the parameters of a test, where its own decorators state them as plain values."""
+    found: list[str] = []
+    own = [one for one in node.decorator_list if dotted(one).endswith("parametrize")]
+    for call in own:
+        values = call.args[1] if isinstance(call, ast.Call) and len(call.args) > 1 else None
+        named = [one for one in getattr(call, "keywords", ()) if one.arg in ("ids", "argvalues")]
+        if named or not isinstance(values, ast.List | ast.Tuple):
+            return None
+        for one in ast.walk(values):
+            if isinstance(one, ast.Constant):
+                found.append(str(one.value))
+            elif not isinstance(one, ast.List | ast.Tuple | ast.Load):
+                return None
+    return tuple(found) if own else None
 
 
 def collected_names(item: PythonItem, relative: str) -> Iterator[str]:
-    """The names that ``-k`` looks into, besides the ids of cases."""
+    """The names that ``-k`` looks into."""
     yield from relative.split("/")
     yield relative
     yield from item.parts
     yield from item.marks
+    yield from item.cases or ()

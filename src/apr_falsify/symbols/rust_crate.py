@@ -110,7 +110,7 @@ def read_crate(tree: SourceTree, target: Target, rules: Mapping[str, list[MacroR
         outline = tree.outline(here.file)
         crate.files.add(here.file)
         if outline is None:
-            why = "it is too large to be read, or no file" if tree.locate(here.file) else "it is not there"
+            why = "it is too large to be read, or no file" if tree.has(here.file) else "it is not there"
             crate.unread.append(Unread(where=here.file, why=why))
             module, said = "::".join(here.parts), f"{here.file} was not read: {why}"
             crate.makers.append(Maker(module=module, why=said, cfgs=here.cfgs))
@@ -123,7 +123,8 @@ def read_crate(tree: SourceTree, target: Target, rules: Mapping[str, list[MacroR
 def _take(crate: Crate, here: _Here, outline: Outline, rules: Mapping[str, list[MacroRules]]) -> None:
     cfgs = (*here.cfgs, *outline.cfgs)
     crate.tests.extend(_test(here, one, cfgs) for one in outline.tests)
-    crate.documented |= outline.documented
+    own = here.parts[-1] if here.parts else ""
+    crate.documented |= {name or own for name in outline.documented}
     for call in outline.calls:
         maker = _maker(crate.target, here, call, rules)
         if maker is None:
@@ -245,13 +246,13 @@ def _places(tree: SourceTree, here: _Here, one: ModuleItem) -> Iterator[tuple[st
     if not one.name:
         for _, name in one.paths:
             file = _joined(beside, name)
-            if name and tree.locate(file):
+            if name and tree.has(file):
                 yield file, os.path.dirname(file), "true"
         return
     for when, name in one.paths:
         base = os.path.join(here.folder, *one.folders) if one.folders else beside
         file = _joined(base, name)
-        if tree.locate(file):
+        if tree.has(file):
             yield file, os.path.dirname(file), when
     if any(when == "true" for when, _ in one.paths):
         return
@@ -259,7 +260,7 @@ def _places(tree: SourceTree, here: _Here, one: ModuleItem) -> Iterator[tuple[st
     folder = _joined(here.folder, *one.folders)
     for file in (f"{name}.rs", f"{name}/mod.rs"):
         whole = _joined(folder, file)
-        if tree.locate(whole):
+        if tree.has(whole):
             yield whole, _joined(folder, name), "true"
             return
 

@@ -130,7 +130,8 @@ class MacroRules:
 class Outline:
     """What one file holds for its crate; ``cfgs`` are its own, from ``#![cfg(..)]``.
 
-    ``documented`` are the names of items in a file whose documentation holds code, which is tested too.
+    ``documented`` are the names of items whose documentation holds code, which is tested too; the empty name
+    stands for the file's own.
     """
 
     cfgs: tuple[str, ...] = ()
@@ -157,8 +158,10 @@ class _Place:
     unsure: bool = False
 
 
-_FENCE = re.compile(r"^\s*//[/!].*```", re.MULTILINE)
-_DOCUMENTED = re.compile(r"\b(?:fn|struct|enum|trait|mod|type|const|static|union|macro_rules!)\s+(\w+)")
+_DOCUMENTATION = re.compile(r"(?:^[ \t]*//[/!][^\n]*\n)+", re.MULTILINE)
+_DOCUMENTED = re.compile(
+    r"\b(?:fn|struct|enum|trait|mod|type|const|static|union|macro_rules\s*!)\s+(?:r#)?(\w+)"
+)
 _RULES_TEST = re.compile(r"#\s*\[[^\]]*(?:\btest|test\b|rstest|case)")
 _RULES_FUNCTION = re.compile(r"\b(?:fn|mod)\s+(\w+)")
 _CALL = re.compile(r"(\w+)\s*!\s*[({\[]")
@@ -178,15 +181,24 @@ class _Scanner:
 
     def outline(self) -> Outline:
         self.items(0, len(self.code), _Place())
-        documented = frozenset(_DOCUMENTED.findall(self.code)) if _FENCE.search(self.text) else frozenset()
         return Outline(
             cfgs=tuple(self.cfgs),
             tests=tuple(self.tests),
             modules=tuple(self.modules),
             calls=tuple(self.calls),
             rules=tuple(self.rules),
-            documented=documented,
+            documented=self.documented(),
         )
+
+    def documented(self) -> frozenset[str]:
+        """Items with code in the documentation before them; an empty name for the file's own."""
+        found: set[str] = set()
+        for block in _DOCUMENTATION.finditer(self.text) if "```" in self.text else ():
+            if "```" not in block.group():
+                continue
+            item = _DOCUMENTED.search(self.code, block.end())
+            found.add("" if block.group().lstrip().startswith("//!") or item is None else item[1])
+        return frozenset(found)
 
     def line(self, at: int) -> int:
         """Items are met in order, so lines are counted on from the last one asked for."""

@@ -71,6 +71,10 @@ class SourceTree:
         except (OSError, ValueError, RuntimeError):  # a symlink loop, a NUL, a name too long
             return None
 
+    def has(self, relative: str) -> bool:
+        """Whether a file is in the tree, where the whole of it is looked at anyway."""
+        return relative in self.listing or self.locate(relative) is not None
+
     def relative(self, path: Path) -> str:
         """``path`` as it is written in a contract: relative to the root, with forward slashes."""
         return path.relative_to(self.root).as_posix()

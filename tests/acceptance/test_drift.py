@@ -1,0 +1,82 @@
+"""Small trees with one drift each between a contract and its tests, and the twin in which it is mended.
+
+The trees are others' (tests/data/README.md), what is expected of each stands in its ``expected.txt``; the
+codes here were decided by hand from that, and from what the real ``cargo test`` and ``pytest`` do there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from apr_falsify.commands.validate_contracts import validate
+from apr_falsify.contracts.outcome import Outcome
+
+DRIFT = Path(__file__).parents[1] / "data" / "drift"
+CONTRACT = "contracts/c-v1.yaml"
+
+EXPECTED: Mapping[str, list[str]] = {
+    "d05-other-test-in-crate-wrong-module": ["test-not-found"],
+    "d09b-right-binary-function-in-other-binary": ["test-not-found"],
+    "s01-macro-generated-test": [],
+    "s05-workspace-dash-underscore-toolchain": [],
+    "w01a-orphan-rs-file-cargo": ["test-not-collected"],
+    "w06-test-asserts-nothing": ["test-asserts-nothing"],
+    "w11-nextest-idiom-filter": ["test-not-found"],
+    "w13-feature-gated-without-feature": ["test-not-collected"],
+    "w15-module-level-skip": ["test-ignored"] * 3,
+    "w16-second-command": ["test-not-found"],
+    "w18-pytest-k-gone": ["test-not-found"],
+    "w21-cfg-quarantine": ["test-not-collected"],
+    "w25-python-same-name-twice": ["test-not-collected"],
+}
+TWINS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "d05-other-test-in-crate-wrong-module": {CONTRACT: ("wrong_mod::tests", "tests")},
+    "d09b-right-binary-function-in-other-binary": {CONTRACT: ("--test cli_commands", "--test other")},
+    "w01a-orphan-rs-file-cargo": {"src/serve/mod.rs": ("pub fn s() {}", "mod tests_contract;")},
+    "w06-test-asserts-nothing": {"tests/v.rs": ("assert!(true)", "assert_eq!(demo::add(1, 1), 2)")},
+    "w11-nextest-idiom-filter": {CONTRACT: ("cargo test -p demo --", "cargo nextest run -p demo -E")},
+    "w13-feature-gated-without-feature": {CONTRACT: ("-p demo", "-p demo --features api")},
+    "w15-module-level-skip": {
+        "tests/test_a.py": ("pytestmark = pytest.mark.skip", "unused = pytest.mark.skip"),
+        "tests/test_b.py": ("@pytest.mark.skip\n", ""),
+        "tests/test_c.py": ('pytest.skip("never", allow_module_level=True)', 'pytest.importorskip("json")'),
+    },
+    "w16-second-command": {CONTRACT: ("falsify_gone", "two_numbers")},
+    "w18-pytest-k-gone": {CONTRACT: ("test_gone_entirely", "test_A")},
+    "w21-cfg-quarantine": {"tests/q.rs": ("#[cfg(broken_tests)]", "#[cfg(test)]")},
+    "w25-python-same-name-twice": {"tests/test_a.py": ("def __init__(self)", "def setup_method(self)")},
+}
+
+
+def check(name: str, root: Path, changes: Mapping[str, tuple[str, str]]) -> Outcome:
+    shutil.copytree(DRIFT / name, root, dirs_exist_ok=True)
+    for file, (before, after) in changes.items():
+        text = (root / file).read_text(encoding="utf-8")
+        assert before in text
+        (root / file).write_text(text.replace(before, after), encoding="utf-8")
+    return validate((root / "contracts",), cached=False)
+
+
+def codes(outcome: Outcome) -> list[str]:
+    return [one.problem.code for one in outcome.shown]
+
+
+def test_every_vendored_tree_is_tried() -> None:
+    assert set(EXPECTED) == {path.name for path in DRIFT.iterdir()}
+    assert set(TWINS) == {name for name, said in EXPECTED.items() if said}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_drift_is_told(tmp_path: Path, name: str) -> None:
+    assert codes(check(name, tmp_path, {})) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_its_mended_twin_is_silent(tmp_path: Path, name: str) -> None:
+    outcome = check(name, tmp_path, TWINS[name])
+    assert codes(outcome) == []
+    assert outcome.counts.resolved == outcome.counts.names > 0

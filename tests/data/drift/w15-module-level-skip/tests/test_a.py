@@ -1,0 +1,7 @@
+import pytest
+
+pytestmark = pytest.mark.skip(reason="x")
+
+
+def test_a():
+    assert 1
