@@ -22,6 +22,7 @@ from apr_falsify.contracts.roots import Found, Scope
 from apr_falsify.symbols.index import SymbolIndex
 from apr_falsify.symbols.listing import INDEXERS
 from apr_falsify.symbols.match import fits, has_foreign_base, is_inherited, is_reexported, lookup
+from apr_falsify.symbols.rust_project import rust_project
 from apr_falsify.symbols.tree import SourceTree
 
 _MOST_FILES_OF_A_DIRECTORY = 400
@@ -68,13 +69,26 @@ def _in_files(name: str, files: list[Found], scope: Scope) -> Resolution:
     for found in files:
         state = _in_one(name, found)
         if state is State.RESOLVED:
-            return RESOLVED
+            return _compiled(name, found)
         checkable |= state is State.MISSING
     if not checkable:
         return UNCHECKED
     trees = list(dict.fromkeys([*(found.tree for found in files), *scope.trees]))
     shown = ", ".join(found.shown for found in files[:3]) + (" ..." if len(files) > 3 else "")
     return _report_missing(name, shown, files, trees)
+
+
+def _compiled(name: str, found: Found) -> Resolution:
+    """A Rust test that stands in a file which nothing compiles is none."""
+    if found.is_directory or not found.relative.endswith(".rs") or "*" in name:
+        return RESOLVED
+    one = lookup(found.tree, found.relative, name)
+    why = rust_project(found.tree).why_not_compiled(found.relative) if one and one.is_test else ""
+    if not why:
+        return RESOLVED
+    return missing(
+        "test-not-collected", f"{found.shown} holds the test {name}, and {why}", "declare it with `mod`"
+    )
 
 
 def _in_one(name: str, found: Found) -> State:

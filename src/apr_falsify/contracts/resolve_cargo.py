@@ -69,7 +69,20 @@ def resolve_cargo(command: CargoTest, scope: Scope) -> Resolution:
         expression = parse_filterset(text)
         asked.extend([expression] if expression else [])
     results = [_filter(one, command, chosen) for one in asked]
-    return next((one for one in results if one is not RESOLVED), RESOLVED)
+    return next((one for one in results if one is not RESOLVED), _stopped(chosen) if asked else RESOLVED)
+
+
+def _stopped(chosen: list[_Chosen]) -> Resolution:
+    """What is there and would run, unless cargo itself stops before."""
+    unread = [each for one in chosen for each in one.project.unread(one.package)]
+    if not unread:
+        return RESOLVED
+    return Resolution(
+        state=State.RESOLVED,
+        code="crate-not-readable",
+        message=f"cargo stops at {unread[0].where}: {unread[0].why}",
+        hint="mend it: until then the command runs no test",
+    )
 
 
 def prepare(command: CargoTest, scope: Scope) -> None:
@@ -303,6 +316,8 @@ def _not_run(wanted: str | Expression, command: CargoTest, chosen: list[_Chosen]
         return missing(
             "test-not-collected", f"no test that {name} matches runs: {why}", f"it stands in {where}"
         )
+    if not any(one.package.targets for one in chosen):
+        return not_checkable(f"no source of {command.package or 'the crate'} lies in the tree")
     last = _last_name(wanted)
     for one in chosen:
         orphan = one.project.orphans(one.package).get(last)
@@ -314,9 +329,9 @@ def _not_run(wanted: str | Expression, command: CargoTest, chosen: list[_Chosen]
         how = "--lib" if target.kind == "lib" else f"--{target.kind} {target.name}"
         message = f"no test of {_targets_shown(command)} matches {name}"
         return missing("test-not-found", message, f"there is one in {test.file}:{test.line} ({how})")
-    unread = [each for one in chosen for each in one.project.workspace.unread]
-    if unread:
-        return not_checkable(f"{unread[0].where}: {unread[0].why}")
+    stopped = _stopped(chosen)
+    if stopped.code:
+        return not_checkable(stopped.message)
     message = f"no #[test] matches {name} in {crate}"
     return missing("test-not-found", message, _hint(wanted, last, command, chosen))
 
@@ -326,11 +341,10 @@ def _targets_shown(command: CargoTest) -> str:
 
 
 def _orphan(name: str, file: str, line: int, one: _Chosen) -> Resolution:
-    package = one.package
-    if file.startswith(package.path("tests/")) and package.why_no_others:
-        why, hint = f"{package.why_no_others}", "name it in a [[test]] of Cargo.toml"
-    else:
-        why, hint = "no `mod` and no target reaches it, so that it is never compiled", "declare it with `mod`"
+    why = one.project.why_not_compiled(file)
+    if not why:
+        return not_checkable(f"{file} is in no module that was found, and no manifest says what is built")
+    hint = "name it in a [[test]] of Cargo.toml" if "/tests/" in f"/{file}" else "declare it with `mod`"
     return missing("test-not-collected", f"the test that {name} means is in {file}:{line}, and {why}", hint)
 
 

@@ -30,6 +30,7 @@ from apr_falsify.symbols.collect import (
 )
 from apr_falsify.symbols.index import Definition, SymbolIndex
 from apr_falsify.symbols.match import fits, is_inherited
+from apr_falsify.symbols.rust_project import rust_project
 from apr_falsify.symbols.tree import SourceTree
 
 
@@ -144,15 +145,21 @@ def _bare(citation: Citation, scope: Scope) -> Resolution:
     """A test named without its file: somewhere in the trees, whatever it is called there."""
     *qualifiers, last = citation.name.split("::")
     trees = scope.trees
-    for tree in trees:
-        for file, one in tree.find(last, limit=200):
-            if fits(
-                one,
-                [part for part in qualifiers if part != "tests"],
-                file,
-                tree.index(file) or SymbolIndex(language=""),
-            ):
-                return missing("test-ignored", f"{last} is ignored in {file}") if _is_off(one) else RESOLVED
+    wanted = [part for part in qualifiers if part != "tests"]
+    found = [
+        (tree, file, one)
+        for tree in trees
+        for file, one in tree.find(last, limit=200)
+        if fits(one, wanted, file, tree.index(file) or SymbolIndex(language=""))
+    ]
+    for tree, file, one in found:
+        if not _is_off(one) and not _why_not_compiled(tree, file, one):
+            return RESOLVED
+    for tree, file, one in found:
+        if _is_off(one):
+            return missing("test-ignored", f"{last} is ignored in {file}")
+        why = _why_not_compiled(tree, file, one)
+        return missing("test-not-collected", f"{last} is in {file}:{one.line}, and {why}")
     known = any(
         tree.find_file(f"{part}.rs") or tree.find_file(f"{part}.py") for tree in trees for part in qualifiers
     )
@@ -160,6 +167,10 @@ def _bare(citation: Citation, scope: Scope) -> Resolution:
         return unresolved(f"{citation.name!r} is in no tree that was given")
     near = [name for tree in trees for name in tree.nearest(last, _all_tests(tree))][:3]
     return missing("test-not-found", f"test {citation.name!r} exists nowhere", did_you_mean(near))
+
+
+def _why_not_compiled(tree: SourceTree, file: str, one: Definition) -> str:
+    return rust_project(tree).why_not_compiled(file) if one.is_test and file.endswith(".rs") else ""
 
 
 def _is_off(one: Definition) -> bool:

@@ -88,10 +88,11 @@ class Package:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unread:
-    """What could not be read: where, and why."""
+    """What could not be read: where, and why; ``stops`` tells whether cargo goes no further there."""
 
     where: str
     why: str
+    stops: bool = True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,6 +128,16 @@ class Workspace:
         if around:
             return [max(around, key=lambda one: len(one.folder))]
         return [one for one in self.packages if _is_in(one.folder, folder)]
+
+    def unread_around(self, package: Package) -> list[Unread]:
+        """Manifests around a package that cargo stops at."""
+        folders = ((one, one.where.rpartition("/")[0]) for one in self.unread)
+        return [one for one, folder in folders if _is_in(package.folder, folder)]
+
+    def around(self, file: str) -> Package | None:
+        """Return the package that a file is of: the innermost whose folder holds it."""
+        found = [one for one in self.packages if _is_in(file.rpartition("/")[0], one.folder)]
+        return max(found, key=lambda one: len(one.folder), default=None)
 
     def named(self, pattern: str) -> list[Package]:
         """Packages that ``-p`` means: a name, a pattern, ``name@1.0``, or an id that ends in it."""
@@ -322,7 +333,8 @@ def _is_auto(package: Mapping[str, Any], switch: str, kind: str, manifest: dict[
 
 
 def _library(tree: SourceTree, base: str, name: str, said: Mapping[str, Any]) -> Iterator[Target]:
-    root = f"{base}{said.get('path', 'src/lib.rs')}"
+    path = said.get("path")
+    root = f"{base}{path if isinstance(path, str) else 'src/lib.rs'}"
     if tree.has(root):
         yield Target(
             kind="lib",

@@ -111,7 +111,7 @@ def read_crate(tree: SourceTree, target: Target, rules: Mapping[str, list[MacroR
         crate.files.add(here.file)
         if outline is None:
             why = "it is too large to be read, or no file" if tree.has(here.file) else "it is not there"
-            crate.unread.append(Unread(where=here.file, why=why))
+            crate.unread.append(Unread(where=here.file, why=why, stops=False))
             module, said = "::".join(here.parts), f"{here.file} was not read: {why}"
             crate.makers.append(Maker(module=module, why=said, cfgs=here.cfgs))
             continue

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from apr_falsify.symbols.cargo import MANIFEST, Package, Target, Workspace, read_workspace
+from apr_falsify.symbols.cargo import MANIFEST, Package, Target, Unread, Workspace, read_workspace
 from apr_falsify.symbols.rust_build import settable_options
 from apr_falsify.symbols.rust_crate import Crate, RustTest, read_crate
 from apr_falsify.symbols.rust_outline import MacroRules
@@ -83,6 +83,12 @@ class RustProject:
         """Read all files of a package at once."""
         self.tree.read_outlines(self.files_of(package))
 
+    def unread(self, package: Package) -> list[Unread]:
+        """What keeps cargo from building a package: manifests around it, and its own modules."""
+        crates = (self.tests(package, target).crate for target in package.targets if target.is_tested)
+        own = [one for crate in crates for one in crate.unread if one.stops]
+        return [*self.workspace.unread_around(package), *own]
+
     def rules_of(self, package: Package) -> dict[str, list[MacroRules]]:
         """The macros that a package defines, by name."""
         if package.folder not in self._rules:
@@ -113,6 +119,17 @@ class RustProject:
                     found.setdefault(one.parts[-1], Orphan(name=one.parts[-1], file=file, line=one.line))
             self._orphans[package.folder] = found
         return self._orphans[package.folder]
+
+    def why_not_compiled(self, file: str) -> str:
+        """Why no target of its package reaches a file; empty where one does, or where no manifest tells."""
+        package = self.workspace.around(file)
+        if package is None or package.features is None or file not in self.files_of(package):
+            return ""
+        if any(file in self.tests(package, target).crate.files for target in package.targets):
+            return ""
+        if file.startswith(package.path("tests/")) and package.why_no_others:
+            return package.why_no_others
+        return "no `mod` and no target reaches it, so that it is never compiled"
 
     def names(self, package: Package) -> list[str]:
         """Names of all tests of a package that surely are there, one list each time."""

@@ -73,6 +73,7 @@ RULES = _rules(
     ("test-not-found", ERROR, "a named test exists"),
     ("test-not-collected", ERROR, "a named test is one that the runner collects"),
     ("test-ignored", ERROR, "a test that never runs falsifies nothing"),
+    ("crate-not-readable", NOTICE, "cargo runs no test of a crate that it cannot build"),
     ("test-defined-twice", NOTICE, "of two tests of one name only the last runs"),
     ("test-asserts-nothing", WARNING, "a test that cannot fail falsifies nothing"),
     (
