@@ -1,4 +1,4 @@
-"""What is kept between runs never hides a change: of a source, a manifest, a missing file, a project around."""
+"""What is kept between runs hides no change: of a source, a manifest, a missing file, a project around."""
 
 from __future__ import annotations
 
