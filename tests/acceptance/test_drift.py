@@ -80,3 +80,51 @@ def test_its_mended_twin_is_silent(tmp_path: Path, name: str) -> None:
     outcome = check(name, tmp_path, TWINS[name])
     assert codes(outcome) == []
     assert outcome.counts.resolved == outcome.counts.names > 0
+
+
+RUST = {
+    "Cargo.toml": '[package]\nname = "demo"\nversion = "0.1.0"\nedition = "2021"\n',
+    "src/lib.rs": "pub mod serve;\n#[cfg(test)]\nmod off { #[test]\n#[ignore]\nfn one() {} }\n",
+    "src/serve/mod.rs": "pub fn s() {}\n#[test]\nfn falsify_here() { s(); }\n",
+    "src/serve/tests_contract.rs": "#[test]\nfn falsify_srv_001() { assert!(1 + 1 == 2); }\n",
+    "tests/gated.rs": '#![cfg(feature = "gpu")]\n#[test]\nfn on_gpu() { assert!(1 + 1 == 2); }\n',
+    "Makefile": "falsify-srv:\n\tcargo test\n",
+}
+SKIPPED = "import pytest\npytestmark = pytest.mark.skip\n\ndef test_a(): ...\n"
+
+
+@pytest.mark.parametrize(
+    ("test", "code"),
+    [
+        ("src/serve/tests_contract.rs::falsify_srv_001", "test-not-collected"),
+        ("falsify_srv_001", "test-not-collected"),
+        ("src/serve/mod.rs::falsify_here", ""),
+        ("falsify_here", ""),
+        ("cargo test -p demo off::", "test-ignored"),
+        ("cargo test -p demo off:: -- --include-ignored", ""),
+        ("cargo test -p demo --test gated", "test-not-collected"),
+        ("cargo test -p demo --lib falsify_here; pytest tests/test_skipped.py", "test-ignored"),
+        ("cargo nextest run -p demo -E 'test(falsify_here)'", ""),
+        ("cargo nextest run -p demo -E 'test(=falsify_here)'", "test-not-found"),
+        ("cargo nextest run -p demo -E 'test(=serve::falsify_here) & kind(lib)'", ""),
+        ("cargo nextest run -p demo -E 'package(demo) and test(/falsify_h.re$/)'", ""),
+        ("cargo test -p demo 'falsify_*'", "test-not-found"),
+        ("cargo test -p demo serve::falsify_here -- --exact", ""),
+        ("cargo test -p demo falsify_here -- --exact", "test-not-found"),
+        ("cargo test -p demo falsify -- --skip serve", "test-not-found"),
+        ("cargo test -p demo <name>", ""),
+        ("make falsify-srv", ""),
+        ("make falsify-server", "test-not-found"),
+        ("cargo test -p demo falsify_here | tee log && make falsify-gone", "test-not-found"),
+    ],
+)
+def test_kinds_of_the_same_drift(tmp_path: Path, test: str, code: str) -> None:
+    quoted = test.replace("'", "''")
+    contract = (
+        "metadata: {id: C-D, version: 1.0.0, status: ACTIVE, description: d}\nfalsification_tests:\n"
+        f"- id: F-1\n  rule: r\n  prediction: p\n  if_fails: x\n  test: '{quoted}'\n"
+    )
+    for name, text in {**RUST, "tests/test_skipped.py": SKIPPED, CONTRACT: contract}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert codes(validate((tmp_path / "contracts",), cached=False)) == ([code] if code else [])

@@ -260,6 +260,8 @@ def _tests(
     for file in names.files:
         if file.symbol == "unittest":
             yield cite("unittest", file.path, name=file.path)
+        elif file.symbol:
+            yield cite("symbol", _shown(file), name=file.symbol, paths=(file,))
         else:
             yield cite("file", _shown(file), paths=(file,))
     for name in names.bare if bare else ():

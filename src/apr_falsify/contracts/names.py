@@ -189,7 +189,7 @@ def parse_test(text: str) -> TestNames:
         targets.extend(_build_targets(command))
         files.extend(replace(path, within=command.within) for path in _files_run(command, run))
     whole = parse_path(text) if "\n" not in text.strip() else None
-    if whole and not whole.symbol and not nodes and whole.path.endswith((".py", ".rs", ".sh")):
+    if whole and not nodes and whole.path.endswith((".rs",) if whole.symbol else (".py", ".rs", ".sh")):
         files.append(whole)
     bare = () if nodes or cargo or files or runs or targets else _bare_test(text)
     return TestNames(

@@ -17,6 +17,7 @@ from apr_falsify.contracts.resolution import (
     missing,
     unresolved,
 )
+from apr_falsify.contracts.resolve_pytest import why_file_not_run
 from apr_falsify.contracts.resolve_tests import resolve_test
 from apr_falsify.contracts.roots import Found, Scope
 from apr_falsify.symbols.index import SymbolIndex
@@ -45,7 +46,9 @@ def _file(citation: Citation, scope: Scope) -> Resolution:
     if not found:
         return file_resolution(citation.paths[0], scope, citation.role)
     broken = broken_files(found)
-    return Resolution(state=State.RESOLVED, broken=broken) if broken else RESOLVED
+    if broken:
+        return Resolution(state=State.RESOLVED, broken=broken)
+    return why_file_not_run(found[0]) if citation.role == "test" and len(found) == 1 else RESOLVED
 
 
 def _symbol(citation: Citation, scope: Scope) -> Resolution:

@@ -68,6 +68,8 @@ def resolve_cargo(command: CargoTest, scope: Scope) -> Resolution:
     for text in command.filtersets:
         expression = parse_filterset(text)
         asked.extend([expression] if expression else [])
+    if not asked and any(kind == "test" and name for kind, name in command.targets):
+        asked.append("")  # any test of the binaries that are named
     results = [_filter(one, command, chosen) for one in asked]
     return next((one for one in results if one is not RESOLVED), _stopped(chosen) if asked else RESOLVED)
 
@@ -180,6 +182,9 @@ def _filter(wanted: str | Expression, command: CargoTest, chosen: list[_Chosen])
 def _look(wanted: str | Expression, command: CargoTest, one: _Chosen, target: Target, seen: _Seen) -> None:
     tests = one.project.tests(one.package, target)
     selected = _is_selected(target, command)
+    if selected and not target.has_harness:
+        seen.may.append(f"the {target.kind} {target.name} has a runner of its own (harness = false)")
+        return
     why = _why_target_off(target, one, command) if selected else ""
     for test in _matching(wanted, command, one.package, target, tests.holding(_part(wanted))):
         if not selected:
@@ -305,7 +310,9 @@ def _ignored(wanted: str | Expression, test: RustTest) -> Resolution:
 
 
 def _shown(wanted: str | Expression) -> str:
-    return repr(wanted) if isinstance(wanted, str) else "the filterset"
+    if isinstance(wanted, str):
+        return repr(wanted) if wanted else "the command"
+    return "the filterset"
 
 
 def _not_run(wanted: str | Expression, command: CargoTest, chosen: list[_Chosen], seen: _Seen) -> Resolution:

@@ -73,6 +73,18 @@ def why_not_run(found: Found, parts: list[str], settings: PytestSettings) -> Res
     return RESOLVED
 
 
+def why_file_not_run(found: Found) -> Resolution:
+    """Say why no test of a file of tests ever runs; ``RESOLVED`` where one may."""
+    if found.is_directory or not found.relative.endswith(".py"):
+        return RESOLVED
+    read = found.tree.items(found.relative)
+    tests = [one for one in read.items if one.parts[-1].startswith("test")]
+    if read.is_open or not tests or not all(one.skip for one in tests):
+        return RESOLVED
+    message = f"every test of {found.shown} is skipped always: {tests[0].skip}"
+    return missing("test-ignored", message, "a skipped test is no evidence")
+
+
 def _by_settings(settings: PytestSettings) -> str:
     run = read_pytest(Command(words=("pytest", *settings.options)))
     return (run.marker or "") if run else ""
