@@ -133,7 +133,7 @@ def _still_true(cache: Cache, files: Sequence[_Read], sources: dict[str, Path]) 
         if entry and file.digest and entry[0] == file.digest:
             record: Record = thaw(entry[1])
             same = changed.isdisjoint(record.rests_on) and trees.isdisjoint(record.walked)
-            if same and record.around == roots.around(os.path.dirname(os.path.abspath(file.path))):
+            if same and record.around == roots.around(os.path.dirname(file.path)):
                 kept[file.shown] = record
     if changed or trees:  # records that are not asked for now rest on them too
         cache.records = {file.shown: cache.records[file.shown] for file in files if file.shown in kept}
@@ -210,7 +210,7 @@ def _one(file: _Read, roots: Roots) -> tuple[bytes, bytes, bool]:
         owns=scope.owns(),
         rests_on=tuple((str(tree.root), one) for tree in trees for one in sorted(_rests_on(tree))),
         walked=tuple(str(tree.root) for tree in trees if tree.walked),
-        around=roots.around(os.path.dirname(os.path.abspath(file.path))),
+        around=roots.around(os.path.dirname(file.path)),
         markers=tuple(_marker_citation(one) for one in facts.citations if one.kind == "marker"),
     )
     settled = not any(tree.is_matched for tree in trees)  # what a pattern may match, no record tells
@@ -271,7 +271,7 @@ def _marked(
     folders = [os.path.realpath(one) for one in tested]
     asked = []
     for file, record in zip(files, records, strict=True):
-        real = os.path.realpath(file.path)
+        real = os.path.realpath(file.path) if folders else ""
         covered = any(real == one or real.startswith(one + os.sep) for one in folders)
         falsifiers = thaw(record.facts).falsifiers if covered else ()
         if record.markers or falsifiers:

@@ -51,7 +51,7 @@ class Roots:
     def around(self, folder: str) -> str:
         """Identity of the projects that a contract in ``folder`` is of, and of which are marked as one."""
         if folder not in self._around:
-            known = (f"{int(_is_project(root))}{root}" for root in _projects(Path(folder)))
+            known = (f"{int(_is_project(root))}{root}" for root in _projects(Path(folder or ".")))
             self._around[folder] = "\0".join(known)
         return self._around[folder]
 
