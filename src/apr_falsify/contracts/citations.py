@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
+from apr_falsify.contracts.evidence_keys import CODE, is_inside_evidence, keys_read_as
 from apr_falsify.contracts.model import TEST_KEYS, Citation, Contract, Falsifier, entries, place_of
-from apr_falsify.contracts.names import PathName, parse_path, parse_symbols, parse_test
+from apr_falsify.contracts.names import PathName, TestNames, parse_path, parse_symbols, parse_test
 from apr_falsify.contracts.problem import Place
+from apr_falsify.contracts.prose import inline_code, is_label, label, names_in_prose
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
-from apr_falsify.contracts.statuses import BLOCKER, UNBUILT, rung_of, word_of
+from apr_falsify.contracts.statuses import PARTIAL, claims_shown, is_unbuilt, rung_of, says_absent
 from apr_falsify.symbols.markers import is_marker, selected_markers
 
 _FILE_KEYS = ("file_paths", "file_path", "files", "file", "paths", "path", "source_files", "source_file")
@@ -20,9 +22,7 @@ _NAME_KEYS_IN_EVIDENCE = """
     """.split()  # noqa: SIM905 - words read best as words
 _FILE_KEYS_OUTSIDE = ("file_paths", "file_path", "source_files", "source_file")
 _TEST_NAME_KEYS = ("test_names", "test_functions", "test_name", "tests", "test")
-_HOLDERS = (Mapping, Sequence)
 _SEVERAL = re.compile(r"[,\n]").search
-_LOCATION_KEYS = frozenset(("applies_to", "implementation", "location", "implemented_in", "implemented_by"))
 _PATH_IN_PROSE = re.compile(
     r"(?<![\w/.:-])((?:[a-z][\w-]*:)?(?:[\w.-]+/)+[\w.-]+\.(?:rs|py)(?:::\w+)*)(?![\w/*])"
 )
@@ -30,19 +30,15 @@ _PATH_IN_PROSE = re.compile(
 
 def citations(contract: Contract) -> Iterator[Citation]:
     """All citations of a contract, in the order they stand."""
-    absent = word_of(contract.status) in UNBUILT
+    absent = is_unbuilt(contract.status)
     for falsifier in contract.falsifiers:
-        yield from _of_falsifier(falsifier, contract_unbuilt=absent)
-    taken = {falsifier.place.key for falsifier in contract.falsifiers}
-    yield from _locations(contract.data, "", taken, absent)
+        yield from _of_falsifier(falsifier, contract.status)
     yield from _top_files(contract, absent)
 
 
-def _of_falsifier(falsifier: Falsifier, *, contract_unbuilt: bool) -> Iterator[Citation]:
-    if falsifier.status:
-        absent = rung_of(falsifier.status) == BLOCKER or word_of(falsifier.status) in UNBUILT
-    else:
-        absent = contract_unbuilt
+def _of_falsifier(falsifier: Falsifier, contract_status: str) -> Iterator[Citation]:
+    absent = says_absent(falsifier.status) if falsifier.status else is_unbuilt(contract_status)
+    claims = claims_shown(falsifier.status or contract_status) or rung_of(falsifier.status) == PARTIAL
     paths: list[PathName] = []
     for key, block in falsifier.evidence:
         yield from _evidence(block, key, absent, paths)
@@ -50,12 +46,27 @@ def _of_falsifier(falsifier: Falsifier, *, contract_unbuilt: bool) -> Iterator[C
     for name in [name for name in falsifier.data if name in TEST_KEYS]:
         for key, value in entries(falsifier.data[name], f"{falsifier.place.key}.{name}"):
             if isinstance(value, Text):
-                yield from _tests(value, place_of(value, key), absent, tuple(paths))
-    evidence = falsifier.data.get("evidence")
-    for key, value in entries(evidence, f"{falsifier.place.key}.evidence"):
-        if isinstance(value, Text):
-            yield from _tests(value, place_of(value, key), absent, tuple(paths), bare=False)
-    yield from _locations(falsifier.data, falsifier.place.key, set(), absent)
+                yield from named_tests(value, place_of(value, key), absent, tuple(paths))
+    yield from _own_evidence(falsifier, absent, paths)
+    for key in keys_read_as(CODE):
+        text = falsifier.data.get(key)
+        if isinstance(text, Text):
+            yield from inline_code(text, place_of(text, f"{falsifier.place.key}.{key}"), claims=claims)
+
+
+def _own_evidence(falsifier: Falsifier, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
+    """``evidence``: a bundle, which is judged elsewhere, a command, or a block as any other."""
+    where, value = f"{falsifier.place.key}.evidence", falsifier.data.get("evidence")
+    if isinstance(value, Mapping):
+        yield from () if "bundle" in value else _group(value, where, absent, paths)
+        return
+    for key, item in entries(value, where):
+        if isinstance(item, Mapping):
+            yield from _group(item, key, absent, paths)
+        elif isinstance(item, Text) and runs_something(item):
+            yield from named_tests(item, place_of(item, key), absent, tuple(paths), bare=False)
+        elif isinstance(item, Text):
+            yield from listed_texts([(key, item)], absent, paths)
 
 
 def _evidence(block: Value, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
@@ -64,13 +75,13 @@ def _evidence(block: Value, key: str, absent: bool, paths: list[PathName]) -> It
     elif isinstance(block, Sequence):
         yield from _listed(block, key, absent, paths)
     elif isinstance(block, Text):
-        yield from _listed_texts([(key, block)], absent, paths)
+        yield from listed_texts([(key, block)], absent, paths)
 
 
 def _group(mapping: Mapping, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
     """Files and names given side by side: each name must be in one of the files."""
     own: list[PathName] = []
-    inside = ".algorithm_evidence" in key or ".evidence_discharged_by" in key
+    inside = is_inside_evidence(key)
     for name in [name for name in mapping if name in (_FILE_KEYS if inside else _FILE_KEYS_OUTSIDE)]:
         value = mapping[name]
         if isinstance(value, Mapping):
@@ -78,7 +89,7 @@ def _group(mapping: Mapping, key: str, absent: bool, paths: list[PathName]) -> I
             continue
         for where, item in entries(value, f"{key}.{name}"):
             if isinstance(item, Text):
-                yield from _files(item, place_of(item, where), absent, own)
+                yield from files_in(item, place_of(item, where), absent, own)
             elif isinstance(item, Mapping):
                 yield from _group(item, where, absent, own)
     paths.extend(own)
@@ -97,7 +108,7 @@ def _group_tests(mapping: Mapping, key: str, absent: bool, paths: list[PathName]
     for name in [name for name in mapping if name in _TEST_NAME_KEYS]:
         for where, item in entries(mapping[name], f"{key}.{name}"):
             if isinstance(item, Text):
-                yield from _tests(item, place_of(item, where), absent, tuple(paths))
+                yield from named_tests(item, place_of(item, where), absent, tuple(paths))
 
 
 def _named_item(item: Mapping, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
@@ -114,16 +125,17 @@ def _names_by_file(mapping: Mapping, key: str, absent: bool, own: list[PathName]
     for file, names in mapping.items():
         mine: list[PathName] = []
         if isinstance(file, Text):
-            yield from _files(file, place_of(file, f"{key}.{file}"), absent, mine)
+            yield from files_in(file, place_of(file, f"{key}.{file}"), absent, mine)
         for where, item in entries(names, f"{key}.{file}"):
             if isinstance(item, Text):
                 yield from _symbols(item, place_of(item, where), absent, tuple(mine))
         own.extend(mine)
 
 
-def _files(
+def files_in(
     text: Text, place: Place, absent: bool, own: list[PathName], role: str = "evidence"
 ) -> Iterator[Citation]:
+    """Cite the files a text names, and what it names in them; ``own`` takes the files."""
     pieces = [piece for piece in re.split(r",\s+|\n", text) if piece.strip()] if _SEVERAL(text) else [text]
     several = [parse_path(piece) for piece in pieces]
     paths = several if len(several) > 1 and all(several) else [parse_path(text, surely=True)]
@@ -162,7 +174,7 @@ def _symbol(
 def _symbols(text: Text, place: Place, absent: bool, paths: tuple[PathName, ...]) -> Iterator[Citation]:
     own = parse_path(text)
     if own and (own.symbol or own.path.endswith((".py", ".rs"))):
-        yield from _files(text, place, absent, [])
+        yield from files_in(text, place, absent, [])
         return
     source, colon, rest = text.partition(":")
     if colon and re.match(r"^[A-Za-z][\w-]*$", source) and re.match(r"^[A-Za-z_]", rest):
@@ -185,24 +197,23 @@ def _listed(block: Sequence, key: str, absent: bool, paths: list[PathName]) -> I
             yield from _group(item, where, absent, paths)
         elif isinstance(item, Text):
             texts.append((where, item))
-    yield from _listed_texts(texts, absent, paths)
+    yield from listed_texts(texts, absent, paths)
 
 
-def _listed_texts(texts: list[tuple[str, Text]], absent: bool, paths: list[PathName]) -> Iterator[Citation]:
+def listed_texts(texts: list[tuple[str, Text]], absent: bool, paths: list[PathName]) -> Iterator[Citation]:
     """A plain list: sentences, in which paths are certain, and a name only where it stands alone."""
     named: list[tuple[str, Text]] = []
     for where, text in texts:
         place = place_of(text, where)
-        tests = parse_test(text)
-        if tests.cargo or tests.nodes:
-            yield from _tests(text, place, absent, tuple(paths))
+        if runs_something(text):
+            yield from named_tests(text, place, absent, tuple(paths))
             continue
         found = [path for path in map(parse_path, _PATH_IN_PROSE.findall(text)) if path]
         whole = parse_path(text)
         if not found and whole and not whole.escapes:
             found = [whole]
         for path in found:
-            yield from _files(_like(text, _shown(path)), place, absent, paths)
+            yield from files_in(_like(text, _shown(path)), place, absent, paths)
         if not found:
             named.append((where, text))
     for where, text in named:
@@ -216,6 +227,13 @@ def _listed_texts(texts: list[tuple[str, Text]], absent: bool, paths: list[PathN
             yield _symbol(name, text, place_of(text, where), absent, tuple(paths))
         if not names:
             yield Citation(kind="prose", text=text, place=place_of(text, where))
+            yield from names_in_prose(text, place_of(text, where), absent)
+
+
+def runs_something(text: str) -> bool:
+    """Whether a text is, or holds, a command that runs tests."""
+    tests = parse_test(text)
+    return bool(tests.cargo or tests.nodes)
 
 
 def _shown(path: PathName) -> str:
@@ -229,9 +247,10 @@ def _like(text: Text, other: str) -> Text:
     return made
 
 
-def _tests(
+def named_tests(
     text: Text, place: Place, absent: bool, paths: tuple[PathName, ...], *, bare: bool = True
 ) -> Iterator[Citation]:
+    """Cite the tests a text names; ``bare`` says that a single word in it may be one."""
     names = parse_test(text)
 
     def cite(kind: str, shown: str, **more: object) -> Citation:
@@ -264,8 +283,14 @@ def _tests(
             yield cite("symbol", _shown(file), name=file.symbol, paths=(file,))
         else:
             yield cite("file", _shown(file), paths=(file,))
+    labels = all(map(is_label, names.bare))  # beside a test's path the others are tests too
     for name in names.bare if bare else ():
-        yield cite("test", name, name=name, paths=paths)
+        if labels:
+            yield label(name, text, _line_of(name, text, place), absent)
+        else:
+            yield cite("test", name, name=name, paths=paths)
+    if names == TestNames():
+        yield from names_in_prose(text, place, absent)
 
 
 def _line_of(part: str, text: Text, place: Place) -> Place:
@@ -276,30 +301,9 @@ def _line_of(part: str, text: Text, place: Place) -> Place:
     return Place(line=place.line + 1 + text.count("\n", 0, at), column=1, key=place.key)
 
 
-def _locations(
-    value: Mapping | Sequence, key: str, skip: Collection[str], absent: bool
-) -> Iterator[Citation]:
-    """``applies_to: path::symbol`` and its like, wherever they stand."""
-    if key in skip:
-        return
-    if isinstance(value, Sequence):
-        for at, item in enumerate(value):
-            if isinstance(item, _HOLDERS):
-                yield from _locations(item, f"{key}[{at}]", skip, absent)
-        return
-    for name, item in value.items():
-        if isinstance(item, _HOLDERS):
-            yield from _locations(item, f"{key}.{name}" if key else str(name), skip, absent)
-        elif name in _LOCATION_KEYS and isinstance(item, Text):
-            path = parse_path(item)
-            if path and path.path.endswith((".py", ".rs", ".pyi")):
-                where = f"{key}.{name}" if key else str(name)
-                yield from _files(item, place_of(item, where), absent, [], "location")
-
-
 def _top_files(contract: Contract, absent: bool) -> Iterator[Citation]:
     for key, item in entries(contract.data.get("files"), "files"):
         if isinstance(item, Mapping) and isinstance(item.get("path"), Text):
             value = item["path"]
             assert isinstance(value, Text)
-            yield from _files(value, place_of(value, f"{key}.path"), absent, [], "location")
+            yield from files_in(value, place_of(value, f"{key}.path"), absent, [], "location")

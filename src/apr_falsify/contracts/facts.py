@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apr_falsify.contracts.citations import citations
+from apr_falsify.contracts.bindings import binding_citations, binding_problems, is_registry
+from apr_falsify.contracts.cited import all_cited
 from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Citation, Contract, Sibling, read_contract
 from apr_falsify.contracts.problem import Place, Problem
 from apr_falsify.contracts.source import Mapping, parse
@@ -39,6 +40,7 @@ class Facts:
     siblings: tuple[Sibling, ...] = ()
     citations: tuple[Citation, ...] = ()
     problems: tuple[Problem, ...] = ()
+    bindings: int = 0  # of a registry of bindings, which is no contract
 
 
 def gather(path: str, raw: bytes) -> Facts:
@@ -52,6 +54,13 @@ def gather(path: str, raw: bytes) -> Facts:
         return Facts(
             path=path,
             problems=(*source.problems, *_no_mapping(source.path, source.data, raw, source.problems)),
+        )
+    if is_registry(source.data):
+        return Facts(
+            path=path,
+            bindings=len(source.data["bindings"] or ()),
+            citations=tuple(binding_citations(source.data)),
+            problems=(*source.problems, *binding_problems(path, source.data)),
         )
     contract = read_contract(path, source.data)
     if not contract.falsifiers and not _claims_to_be_one(source.data):
@@ -68,7 +77,7 @@ def gather(path: str, raw: bytes) -> Facts:
         status=contract.status,
         falsifiers=tuple(_falsifier_facts(contract)),
         siblings=contract.siblings,
-        citations=tuple(citations(contract)),
+        citations=tuple(all_cited(contract)),
         problems=(*source.problems, *violations, *found),
     )
 

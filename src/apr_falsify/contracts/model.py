@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from apr_falsify.contracts.cargo_command import CargoTest
+from apr_falsify.contracts.evidence_keys import BLOCK, LIVE, TEST, keys_read_as
 from apr_falsify.contracts.names import BuildTarget, PathName
 from apr_falsify.contracts.problem import Place
 from apr_falsify.contracts.pytest_command import PytestRun
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.symbols.states import quickly_pickled
 
-FALSIFIER_BLOCKS = ("falsification_tests", "falsification", "falsifiers", "gates", "falsification_gates")
+FALSIFIER_BLOCKS = (
+    "falsification_tests", "falsification", "falsifiers", "gates", "falsification_gates",
+    "falsification_conditions",
+)  # fmt: skip
 STATUS_KEYS = ("status", "discharge_status", "verdict")
-_EVIDENCE_KEYS = ("algorithm_evidence", "evidence_discharged_by")
-TEST_KEYS = ("test", "tests", "test_harness", "harness", "command", "test_command", "pytest", "cargo_test")
+_EVIDENCE_KEYS = tuple(key for key in keys_read_as(BLOCK, LIVE) if key != "evidence")  # that is a bundle
+TEST_KEYS = keys_read_as(TEST)
 _SIBLING_KEYS = ("depends_on", "siblings", "sibling", "parent_contract", "extends")
 _SEMVER = r"\d+\.\d+\.\d+(?:-[\w.]+)?"
 
@@ -31,9 +35,10 @@ class Citation:
     """One thing a contract says exists.
 
     ``kind`` is file, symbol, pytest, run (a pytest that chooses by name), marker, cargo, target (of a build
-    tool) or test (a test named without its file). ``paths`` are the
-    files it is said to be in; none means anywhere in the tree. ``expected_absent`` marks what belongs to a
-    falsifier that itself says something is missing. ``role`` tells evidence from mere reference.
+    tool), test (a test named without its file), binding, or loose (a word of a text that may be a name, see
+    ``prose``). ``paths`` are the files it is said to be in; none means anywhere in the tree.
+    ``expected_absent`` marks what belongs to a falsifier that itself says something is missing. ``role`` tells
+    evidence from mere reference.
     """
 
     kind: str

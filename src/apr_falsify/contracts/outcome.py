@@ -42,10 +42,20 @@ class Outcome:
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 valid, 1 invalid, 4 nothing conclusive: not one name could be resolved."""
+        """0 valid, 1 invalid, 4 nothing conclusive."""
         if self.number(ERROR) or self.mended:
             return ExitCode.DIVERGENCE
-        return ExitCode.OK if self.counts.resolved else ExitCode.INCONCLUSIVE
+        return ExitCode.INCONCLUSIVE if self.inconclusive else ExitCode.OK
+
+    @property
+    def inconclusive(self) -> str:
+        """Why nothing could be found out; empty where something was, or nothing was to be."""
+        if not self.counts.contracts and not self.counts.names:
+            return "no contract: no file has metadata, falsification tests or bindings"
+        unresolved = any(one.problem.code in ("unresolved-name", "unresolved-sibling") for one in self.shown)
+        if unresolved and not self.counts.resolved:
+            return "not one name could be resolved; give their trees with --source NAME=DIR"
+        return ""
 
 
 def judge(

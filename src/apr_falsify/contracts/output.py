@@ -65,11 +65,15 @@ def _totals(outcome: Outcome) -> Iterator[str]:
     yield (
         f"{_plural(counts.contracts, 'contract')} in {_plural(counts.files, 'file')}, "
         f"{_plural(counts.falsifiers, 'falsifier')}"
+        + (f", {_plural(counts.bindings, 'binding')}" if counts.bindings else "")
     )
-    yield (
-        f"names: {counts.resolved} of {counts.names} resolved, {counts.missing} missing, "
-        f"{counts.unresolved} unresolved, {counts.unchecked} not checkable"
-    )
+    if not counts.names:
+        yield "names: the contracts name no code, so there is none to look up"
+    else:
+        yield (
+            f"names: {counts.resolved} of {counts.names} resolved, {counts.missing} missing, "
+            f"{counts.unresolved} unresolved, {counts.unchecked} not checkable"
+        )
     if counts.bundles:
         yield f"evidence: {counts.fresh} of {_plural(counts.bundles, 'bundle')} verified and fresh"
     if counts.evidence_unchecked:
@@ -77,8 +81,8 @@ def _totals(outcome: Outcome) -> Iterator[str]:
         yield f"evidence-not-checked: {unchecked} (no evidence directory)"
     problems = ", ".join(_plural(outcome.number(level), level) for level in (ERROR, WARNING, NOTICE))
     yield problems
-    if not counts.resolved:
-        yield "nothing conclusive: not one name could be resolved; give their trees with --source NAME=DIR"
+    if outcome.inconclusive:
+        yield f"nothing conclusive: {outcome.inconclusive}"
 
 
 def _row(one: Judged) -> dict[str, Any]:
@@ -110,6 +114,7 @@ def as_json(outcome: Outcome) -> str:
             "files": counts.files,
             "contracts": counts.contracts,
             "falsifiers": counts.falsifiers,
+            "bindings": counts.bindings,
             "names": {
                 "cited": counts.names,
                 "resolved": counts.resolved,

@@ -16,6 +16,7 @@ class Counts:
     files: int = 0
     contracts: int = 0
     falsifiers: int = 0
+    bindings: int = 0  # of registries of bindings, which are no contracts
     resolved: int = 0
     missing: int = 0
     unresolved: int = 0

@@ -194,7 +194,7 @@ def _anywhere(name: str, scope: Scope, prefix: str) -> Resolution:
     if "*" in name:
         return UNCHECKED
     for tree in trees:
-        for file, one in tree.find(last, limit=200):
+        for file, one in tree.find(last, limit=20_000 if qualifiers else 200):
             if fits(one, qualifiers, file, tree.index(file) or _EMPTY, tree.package_of(file)):
                 return RESOLVED
     sure = prefix or scope.owns() or any(_knows_file(tree, qualifiers) for tree in trees)

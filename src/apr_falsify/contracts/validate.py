@@ -9,14 +9,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from apr_falsify.contracts.bindings import resolve_binding
 from apr_falsify.contracts.facts import Facts, gather
 from apr_falsify.contracts.files import read_bytes
+from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.prose import resolve_loose
 from apr_falsify.contracts.report import Counts
-from apr_falsify.contracts.resolution import State
+from apr_falsify.contracts.resolution import Resolution, State
 from apr_falsify.contracts.resolve import resolve
 from apr_falsify.contracts.roots import Scope
 from apr_falsify.contracts.rules.names import name_problems
@@ -37,6 +40,13 @@ def _at(problem: Problem, shown: str) -> Problem:
     )
 
 
+_RESOLVERS: Mapping[str, Callable[[Citation, Scope], Resolution]] = {
+    "binding": resolve_binding,
+    "loose": resolve_loose,
+}
+"""Kind of citation -> how it is resolved, where that is not by name alone."""
+
+
 def resolve_names(facts: Facts, scope: Scope) -> tuple[tuple[Problem, ...], Counts]:
     """Resolve all that one contract cites."""
     states = dict.fromkeys(State, 0)
@@ -46,13 +56,14 @@ def resolve_names(facts: Facts, scope: Scope) -> tuple[tuple[Problem, ...], Coun
     for citation in facts.citations:
         if citation.kind == "marker":
             continue  # rests on every test file: resolved in each run, see marked.py
-        resolution = resolve(citation, scope)
+        resolution = _RESOLVERS.get(citation.kind, resolve)(citation, scope)
         states[resolution.state] += 1
         problems.extend(name_problems(facts.path, citation, resolution))
     counts = Counts(
         files=1,
         contracts=int(facts.is_contract),
         falsifiers=len(facts.falsifiers),
+        bindings=facts.bindings,
         resolved=states[State.RESOLVED],
         missing=states[State.MISSING],
         unresolved=states[State.UNRESOLVED],

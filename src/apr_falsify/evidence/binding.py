@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr_falsify.contracts.citations import citations
+from apr_falsify.contracts.cited import all_cited
 from apr_falsify.contracts.claim import Claim, canonical_json
 from apr_falsify.contracts.model import Citation, Contract, read_contract
 from apr_falsify.contracts.names import PathName
@@ -20,6 +20,8 @@ from apr_falsify.symbols.index import Definition
 from apr_falsify.symbols.markers import is_marker, marked_tests, selected_markers
 
 Names = list[tuple[str, str]]
+_NO_CODE = ("prose", "loose", "marker")
+"""Kinds of citation that name no code surely enough to bind it; markers are looked up apart."""
 
 
 def binding_of(claim: Claim, root: Path, project: Project | None = None) -> Bound:
@@ -37,7 +39,7 @@ def binding_of(claim: Claim, root: Path, project: Project | None = None) -> Boun
     project = project or Project(root)
     names: Names = []
     unbound: dict[str, str] = {}
-    cited = [one for one in citations(_contract(claim)) if one.kind not in ("prose", "marker")]
+    cited = [one for one in all_cited(_contract(claim)) if one.kind not in _NO_CODE]
     for one in cited:
         _READERS[one.kind](_Place(project=project, names=names, unbound=unbound), one)
     for marker in _markers(claim):

@@ -55,6 +55,10 @@ RULES = _rules(
     # statuses
     ("unknown-status", ERROR, "a status word outside the tables means what its reader likes"),
     ("partial-without-evidence", ERROR, "PARTIAL claims code that exists and is checked, so it names it"),
+    ("claim-without-evidence", ERROR, "a status that says 'shown' names what shows it"),
+    ("verdict-disagrees", ERROR, "two words on one falsifier that contradict: one of them is out of date"),
+    ("test-of-comments-only", ERROR, "comments run nothing, so nothing is falsified"),
+    ("test-or-equivalent", WARNING, "'or equivalent' names no test: any will do, and none is missed"),
     ("metadata-status", ERROR, "a contract is as strong as its weakest falsifier"),
     ("says-not-yet", NOTICE, "a text that says 'not yet' contradicts a status that says 'done'"),
     ("functional-without-lane", ERROR, "a bundle proves a lane; without a lane it proves nothing"),
@@ -81,10 +85,12 @@ RULES = _rules(
         NOTICE,
         "what a macro or a hook makes is not told by reading",
     ),
+    ("name-in-prose", WARNING, "a test that a sentence names exists, as one in a command does"),
     ("falsifier-without-test", ERROR, "what nothing can falsify claims nothing"),
     ("test-file-not-discovered", NOTICE, "plain pytest does not look into the file"),
     ("source-does-not-parse", ERROR, "a named file that does not parse defines nothing"),
     ("absent-as-stated", NOTICE, "a falsifier that says something is missing may name what is missing"),
+    ("binding-without-function", NOTICE, "a binding that names no function claims what nobody can look up"),
     ("unresolved-name", WARNING, "a name of another tree is neither right nor wrong until the tree is given"),
     # across contracts
     ("duplicate-falsifier-id", ERROR, "an id names one falsifier"),
@@ -113,7 +119,7 @@ Check = Callable[["Contract"], Iterator["Problem"]]
 
 def contract_rules() -> tuple[Check, ...]:
     """Checks that need one contract only; the schema is asked apart, since equal shapes share its verdict."""
-    from apr_falsify.contracts.rules import counts, shape, status
+    from apr_falsify.contracts.rules import claims, counts, shape, status
 
     return (
         shape.metadata_missing,
@@ -121,7 +127,11 @@ def contract_rules() -> tuple[Check, ...]:
         shape.version_not_semver,
         shape.version_disagrees,
         status.unknown_status,
-        status.partial_without_evidence,
+        claims.partial_without_evidence,
+        claims.claim_without_evidence,
+        claims.verdict_disagrees,
+        claims.test_of_comments_only,
+        claims.test_or_equivalent,
         status.metadata_status,
         status.says_not_yet,
         status.functional_without_lane,

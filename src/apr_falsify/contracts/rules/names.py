@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from apr_falsify.contracts.model import Citation
-from apr_falsify.contracts.problem import Problem, problem_at
+from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.resolution import Resolution, State
 
 
@@ -25,8 +25,12 @@ def name_problems(path: str, citation: Citation, resolution: Resolution) -> Iter
     code = resolution.code
     if citation.expected_absent and resolution.state is State.MISSING and code in _ABSENCES:
         code = "absent-as-stated"
-    named = citation.name or citation.text
-    yield problem_at(path, code, citation.place, resolution.message, subject=named, hint=resolution.hint)
+    named, place = citation.name or citation.text, citation.place
+    if citation.kind == "binding" and resolution.state is State.UNRESOLVED:  # once for all of its crate
+        named, place = citation.text, Place(line=1, column=1, key="bindings")
+    yield problem_at(path, code, place, resolution.message, subject=named, hint=resolution.hint)
 
 
-_ABSENCES = frozenset(("file-not-found", "symbol-not-found", "symbol-not-in-file", "test-not-found"))
+_ABSENCES = frozenset(
+    ("file-not-found", "symbol-not-found", "symbol-not-in-file", "test-not-found", "name-in-prose")
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from apr_falsify.contracts.model import Contract, Falsifier, place_of, text_of
+from apr_falsify.contracts.model import Contract, place_of, text_of
 from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.contracts.statuses import (
@@ -13,14 +13,13 @@ from apr_falsify.contracts.statuses import (
     FUNCTIONAL,
     LADDER,
     PARTIAL,
-    UNBUILT,
     is_known,
-    known_words,
+    is_unbuilt,
+    likely_word,
     rung_of,
     weakest,
     word_of,
 )
-from apr_falsify.errors import nearest
 
 # phrasings by which a text says that something does not exist yet; each is a whole thought, since a single
 # word such as "pending" or "deferred" is as often about the live run, which PARTIAL does not claim
@@ -47,7 +46,6 @@ def unknown_status(contract: Contract) -> Iterator[Problem]:
     """A falsifier's status, and a contract's own, is a word of the tables."""
     for falsifier in contract.falsifiers:
         if falsifier.status_place and not is_known(falsifier.status):
-            hint = nearest(word_of(falsifier.status), known_words()) or f"one of {', '.join(LADDER)}"
             message = f"status {falsifier.status!r} is not a known word"
             yield problem_at(
                 contract.path,
@@ -55,13 +53,21 @@ def unknown_status(contract: Contract) -> Iterator[Problem]:
                 falsifier.status_place,
                 message,
                 subject=falsifier.id,
-                hint=hint,
+                hint=_word_hint(falsifier.status),
             )
     if contract.status and not is_known(contract.status):
         place = _status_place(contract)
-        hint = nearest(word_of(contract.status), known_words())
         message = f"status {contract.status!r} is not a known word"
+        hint = _word_hint(contract.status)
         yield problem_at(contract.path, "unknown-status", place, message, subject="metadata", hint=hint)
+
+
+def _word_hint(status: str) -> str:
+    """The word that was meant, where one is near; else what may stand there, without a guess."""
+    likely = likely_word(status)
+    if likely:
+        return f"did you mean {likely!r}?"
+    return f"a rung ({', '.join(LADDER)}) or where the text is in its life (PROPOSED, ACTIVE, DEPRECATED)"
 
 
 def _status_place(contract: Contract) -> Place:
@@ -72,38 +78,11 @@ def _status_place(contract: Contract) -> Place:
     return Place(line=1, column=1, key="metadata.status")
 
 
-def partial_without_evidence(contract: Contract) -> Iterator[Problem]:
-    """PARTIAL says the code exists and is checked: something must say which code, or which test."""
-    for falsifier in contract.falsifiers:
-        if rung_of(falsifier.status) == PARTIAL and not _names_anything(falsifier):
-            place = falsifier.status_place or falsifier.place
-            message = f"{falsifier.id} is {word_of(falsifier.status)} and names no algorithm evidence"
-            hint = "name file_paths and function_names under algorithm_evidence, or lower the status"
-            yield problem_at(
-                contract.path, "partial-without-evidence", place, message, subject=falsifier.id, hint=hint
-            )
-
-
-def _names_anything(falsifier: Falsifier) -> bool:
-    own = ("implementation", "evidence", "file_paths", "function_names")
-    blocks = [*(block for _, block in falsifier.evidence), *(falsifier.data.get(key) for key in own)]
-    return any(_has_text(block) for block in blocks)
-
-
-def _has_text(value: Value) -> bool:
-    if isinstance(value, Mapping):
-        told = ("notes", "note", "status", "verdict", "invariants_enforced", "description")
-        return any(_has_text(item) for key, item in value.items() if key not in told)
-    if isinstance(value, Sequence):
-        return any(_has_text(item) for item in value)
-    return bool(value and value.strip())
-
-
 def metadata_status(contract: Contract) -> Iterator[Problem]:
     """The contract's own status is that of its weakest falsifier, where both are rungs of the ladder."""
     own = rung_of(contract.status) if contract.status else None
     rungs = [rung for one in contract.falsifiers if (rung := rung_of(one.status))]
-    if own is None or not rungs or word_of(contract.status) in UNBUILT:
+    if own is None or not rungs or is_unbuilt(contract.status):
         return
     lowest = weakest(rungs)
     if own != lowest:

@@ -10,7 +10,7 @@ from apr_falsify.contracts.facts import Facts
 from apr_falsify.contracts.model import Sibling
 from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.rules.shape import version_key
-from apr_falsify.contracts.statuses import LADDER, UNBUILT, rung_of, weakest, word_of
+from apr_falsify.contracts.statuses import LADDER, is_unbuilt, root_of, rung_of, weakest
 from apr_falsify.errors import nearest
 
 _START = Place(line=1, column=1, key="metadata.id")
@@ -77,8 +77,9 @@ def siblings(suite: Sequence[Facts], known: Sequence[Facts], owns: Owns) -> Iter
 
 
 def _absent(facts: Facts, sibling: Sibling, by_name: dict[str, Facts], owns: Owns) -> Iterator[Problem]:
-    hint = nearest(sibling.name, by_name)
-    if not _is_contract_name(sibling.name) and not difflib.get_close_matches(sibling.name, by_name, 1, 0.85):
+    others = [name for name, other in by_name.items() if other.path != facts.path]
+    hint = nearest(sibling.name, others)
+    if not _is_contract_name(sibling.name) and not difflib.get_close_matches(sibling.name, others, 1, 0.85):
         return  # a library, a crate, a tool: `depends_on` is used for these too
     message = f"contract {sibling.name!r} is not among the contracts"
     if owns(facts.path):
@@ -117,8 +118,8 @@ def _older(facts: Facts, sibling: Sibling, other: Facts) -> Iterator[Problem]:
 
 def actual_status(facts: Facts) -> str:
     """The rung a contract really stands on: its weakest falsifier's, or that it is only proposed."""
-    if word_of(facts.status) in UNBUILT:
-        return word_of(facts.status)
+    if is_unbuilt(facts.status):
+        return root_of(facts.status)
     rungs = [one.rung for one in facts.falsifiers if one.rung]
     return weakest(rungs) if rungs else (rung_of(facts.status) or "")
 

@@ -1,0 +1,91 @@
+"""``binding.yaml``: which function of a crate implements which equation of a contract.
+
+Format: ``version``, ``target_crate`` and ``bindings``, a list of {contract, equation, module_path, function,
+signature, status}; status is ``implemented``, ``partial`` or ``not_implemented`` (provable-contracts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from apr_falsify.contracts.model import Citation, entries, place_of, text_of
+from apr_falsify.contracts.names import PathName, parse_symbols
+from apr_falsify.contracts.problem import Problem, problem_at
+from apr_falsify.contracts.resolution import UNCHECKED, Resolution, State, unresolved
+from apr_falsify.contracts.resolve import resolve
+from apr_falsify.contracts.roots import Scope
+from apr_falsify.contracts.source import Mapping, Sequence, Text
+from apr_falsify.contracts.statuses import word_of
+from apr_falsify.symbols.tree import SourceTree
+
+_CLAIMS = ("IMPLEMENTED", "PARTIAL", "BOUND", "DONE", "COMPLETE")
+
+
+def is_registry(data: Mapping) -> bool:
+    """Whether a document is a registry of bindings rather than a contract."""
+    return isinstance(data.get("bindings"), Sequence) and "target_crate" in data
+
+
+def binding_citations(data: Mapping) -> Iterator[Citation]:
+    """The function that each binding names; a binding that claims none is expected to have none."""
+    crate = text_of(data, "target_crate")
+    for key, item in entries(data.get("bindings"), "bindings"):
+        function = item.get("function") if isinstance(item, Mapping) else None
+        if not isinstance(item, Mapping) or not isinstance(function, Text):
+            continue
+        module = text_of(item, "module_path").split("::")[0]
+        for name in parse_symbols(function):
+            yield Citation(
+                kind="binding",
+                text=module if module and "-" not in module else crate,
+                name=name,
+                place=place_of(function, f"{key}.function"),
+                expected_absent=word_of(text_of(item, "status")) not in _CLAIMS,
+            )
+
+
+def binding_problems(path: str, data: Mapping) -> Iterator[Problem]:
+    """Bindings that are implemented by no function that could be looked up: told once, with their number."""
+    items = [item for _, item in entries(data.get("bindings"), "bindings") if isinstance(item, Mapping)]
+    claiming = [item for item in items if word_of(text_of(item, "status")) in _CLAIMS]
+    nameless = [item for item in claiming if not text_of(item, "function").strip()]
+    if nameless:
+        place = place_of(nameless[0], "bindings")
+        message = f"{len(nameless)} of {len(claiming)} bindings say implemented and name no function"
+        hint = "what they claim is not checked; name the function"
+        yield problem_at(path, "binding-without-function", place, message, subject="bindings", hint=hint)
+
+
+def resolve_binding(citation: Citation, scope: Scope) -> Resolution:
+    """Look a bound function up in the trees that hold its crate."""
+    crate = citation.text
+    trees = [tree for tree in scope.trees if holds_crate(tree, crate)]
+    if not trees:
+        return unresolved(
+            f"the crate {crate!r} of the bindings is in no tree that was given", f"--source {crate}=DIR"
+        )
+    found = [resolve(_in_tree(citation, tree), scope) for tree in trees]
+    best = next((one for one in found if one.state is State.RESOLVED), found[0])
+    if best.state is not State.MISSING:
+        return best
+    if citation.expected_absent:
+        return UNCHECKED
+    message = f"the binding says implemented, and {citation.name!r} exists nowhere in {crate}"
+    return replace(best, message=message)
+
+
+def _in_tree(citation: Citation, tree: SourceTree) -> Citation:
+    paths = (PathName(path="", source=tree.name),) if tree.name else ()
+    return replace(citation, kind="symbol", paths=paths)
+
+
+def holds_crate(tree: SourceTree, crate: str) -> bool:
+    """Whether a tree is a crate or package, is given under its name, or holds it in its workspace."""
+    wanted = crate.replace("-", "_")
+    if tree.name.replace("-", "_") == wanted or tree.root.name.replace("-", "_") == wanted:
+        return True
+    if tree.locate(f"{wanted}/__init__.py") or tree.locate(f"src/{wanted}/__init__.py"):
+        return True
+    folders = {file.rpartition("/src/")[0]: file for file in tree.files() if "src/" in file}
+    return any(tree.package_of(file).replace("-", "_") == wanted for file in folders.values())

@@ -1,0 +1,71 @@
+"""``implementation: path::name``, ``verified_by``, ``test_locations`` and their like, wherever they stand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+from apr_falsify.contracts.citations import files_in, listed_texts, named_tests, runs_something
+from apr_falsify.contracts.evidence_keys import KEYS, LOCATION, PLACE
+from apr_falsify.contracts.model import STATUS_KEYS, Citation, Contract, entries, place_of, text_of
+from apr_falsify.contracts.names import parse_path
+from apr_falsify.contracts.prose import is_label, label
+from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
+from apr_falsify.contracts.statuses import is_unbuilt, root_of, says_absent
+
+_ALONE = re.compile(r"^`?((?:\w+::)*\w+)(?:\(\))?`?$")
+_OF_ANY_TREE = frozenset(
+    ("applies_to", "location", "implementation", "implementations", "implemented_by", "implemented_in")
+)
+"""Keys that often name code of another repository: missing only where the folder they name is here."""
+_SOURCES = (".py", ".rs", ".pyi")
+
+
+def located(contract: Contract) -> Iterator[Citation]:
+    """What the contract cites by place, in all of its blocks."""
+    yield from _walk(contract.data, "", is_unbuilt(contract.status), _labels(contract))
+
+
+def _labels(contract: Contract) -> frozenset[str]:
+    """Names that the contract gives to things of its own: they are no code."""
+    equations = contract.data.get("equations")
+    named = list(equations) if isinstance(equations, Mapping) else []
+    for block in contract.data.values():
+        items = block.values() if isinstance(block, Mapping) else block if isinstance(block, Sequence) else ()
+        named += [text_of(item, key) for item in items if isinstance(item, Mapping) for key in ("id", "name")]
+    return frozenset(filter(None, named))
+
+
+def _walk(value: Value, key: str, absent: bool, labels: Collection[str]) -> Iterator[Citation]:
+    if isinstance(value, Sequence):
+        for at, item in enumerate(value):
+            yield from _walk(item, f"{key}[{at}]", absent, labels)
+    if not isinstance(value, Mapping):
+        return
+    own = next((word for name in STATUS_KEYS if root_of(word := text_of(value, name))), "")
+    absent = says_absent(own) if own and key else absent
+    for name, item in value.items():
+        where = f"{key}.{name}" if key else str(name)
+        reading = KEYS.get(name)
+        if reading in (LOCATION, PLACE):
+            yield from _cited(item, where, name, absent, labels)
+        if isinstance(item, Mapping | Sequence):
+            yield from _walk(item, where, absent, labels)
+
+
+def _cited(value: Value, key: str, name: str, absent: bool, labels: Collection[str]) -> Iterator[Citation]:
+    for where, item in entries(value, key):
+        if not isinstance(item, Text) or str(item).strip("`") in labels:
+            continue
+        place, path = place_of(item, where), parse_path(item)
+        alone = _ALONE.match(item)
+        if path and path.path.endswith(_SOURCES):
+            yield from files_in(item, place, absent, [], "location" if name in _OF_ANY_TREE else "evidence")
+        elif KEYS[name] == PLACE:
+            continue
+        elif runs_something(item):
+            yield from named_tests(item, place, absent, ())
+        elif alone and "_" in item and is_label(alone[1]):
+            yield label(alone[1], item, place, absent)
+        else:
+            yield from listed_texts([(where, item)], absent, [])
