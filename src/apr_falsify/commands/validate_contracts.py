@@ -127,7 +127,7 @@ def validate(
         write_baseline(baseline, (one for one in problems if settings.severity(one.code) != "notice"))
     known = read_baseline(baseline) if baseline else None
     problems.sort(key=lambda one: (one.path, one.line, one.column, one.code))
-    raised = _on_a_release(problems, settings)
+    raised = (*_on_a_release(problems, settings), *(("functional-without-bundle",) if evidence else ()))
     return judge(problems, report.counts, settings, known, strict=strict, raised=raised)
 
 

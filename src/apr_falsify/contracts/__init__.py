@@ -6,7 +6,7 @@ To be read in this order:
   ``cargo_command``, ``pytest_command``, ``schema``, ``settings``, ``facts``
 - what a contract cites: ``evidence_keys``, ``citations``, ``prose``, ``located``, ``cited``, ``bindings``,
   ``markers``, ``roots``, ``resolution``, ``resolve``, ``resolve_tests``, ``resolve_cargo``, ``filterset``,
-  ``resolve_pytest``, ``resolve_target``, ``marked``
+  ``resolve_pytest``, ``resolve_target``, ``hollow``, ``marked``
 - judging: ``validate``, ``rules``, ``statuses``, ``standing``, ``problem``, ``history``, ``baseline``,
   ``outcome``
 - at scale: ``engine``, ``ahead``, ``cache``

@@ -105,6 +105,8 @@ def _run(
     problems.extend(by_marker)
     save_cache(cache)
     counts = sum((record.counts for record in records), more)
+    if counts.functional:
+        problems.extend(_unkept(records, evidence))
     if evidence is None:
         counts = dataclasses.replace(counts, evidence_unchecked=counts.functional)
         return Report(problems=tuple(problems), counts=counts)
@@ -288,6 +290,13 @@ def _marked(
     found = marked_problems(asked, Roots(sources), cache.marked)
     cache.changed |= len(cache.marked) != known
     return found
+
+
+def _unkept(records: Sequence[Record], evidence: Evidence | None) -> list[Problem]:
+    """Problems with FUNCTIONAL falsifiers of projects that keep no evidence."""
+    from apr_falsify.contracts.rules.evidence import unkept_evidence
+
+    return list(unkept_evidence([thaw(record.facts) for record in records], evidence))
 
 
 def _of_evidence(records: Sequence[Record], evidence: Evidence) -> tuple[list[Problem], Counts]:

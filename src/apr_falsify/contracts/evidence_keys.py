@@ -54,7 +54,8 @@ _WORDS = {
     "binding_status bindings bound bounds upper_bound lower_bound error_bound tolerance_bound covers "
     "harness_type discharged discharged_at discharged_on evidence_notes evidence_note test_notes "
     "falsification falsification_tests falsification_condition falsification_conditions tested "
-    "test_timeout evidence_status evidence_state lean_theorem lean_theorems",
+    "test_timeout evidence_method evidence_source evidence_date "
+    "evidence_status evidence_state lean_theorem lean_theorems",
 }
 KEYS: dict[str, str] = {key: reading for reading, keys in _WORDS.items() for key in keys.split()}
 """Key -> how it is read."""

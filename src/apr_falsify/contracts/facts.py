@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from apr_falsify.contracts.bindings import binding_citations, binding_problems, is_registry
 from apr_falsify.contracts.cited import all_cited
-from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Citation, Contract, Sibling, read_contract
+from apr_falsify.contracts.evidence_keys import LIVE, keys_read_as
+from apr_falsify.contracts.model import (
+    FALSIFIER_BLOCKS,
+    Citation,
+    CitedId,
+    Contract,
+    Sibling,
+    read_contract,
+    text_of,
+)
 from apr_falsify.contracts.problem import Place, Problem
 from apr_falsify.contracts.source import Mapping, parse
 from apr_falsify.contracts.statuses import rung_of
@@ -16,12 +26,19 @@ from apr_falsify.symbols.states import quickly_pickled
 @quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FalsifierFacts:
-    """One falsifier's identity and status; ``rung`` is empty where its word claims no rung."""
+    """One falsifier's identity and status.
+
+    ``rung`` is empty where its word claims no rung. ``bundle`` is the path of the one it names; ``is_live``
+    says that it names the record of a live run instead, ``is_rust`` that cargo alone runs its tests.
+    """
 
     id: str
     place: Place
     status: str
     rung: str
+    bundle: str = ""
+    is_live: bool = False
+    is_rust: bool = False
 
 
 @quickly_pickled
@@ -40,12 +57,16 @@ class Facts:
     siblings: tuple[Sibling, ...] = ()
     citations: tuple[Citation, ...] = ()
     problems: tuple[Problem, ...] = ()
+    ids: tuple[str, ...] = ()
+    cited_ids: tuple[CitedId, ...] = ()
+    cited_obligations: tuple[CitedId, ...] = ()
     bindings: int = 0  # of a registry of bindings, which is no contract
 
 
 def gather(path: str, raw: bytes) -> Facts:
     """Read one file and apply every rule that needs nothing but the file itself."""
     from apr_falsify.contracts.rules import contract_rules
+    from apr_falsify.contracts.rules.ids import cited_ids, cited_obligations, registered_ids
     from apr_falsify.contracts.rules.shape import schema_violation
     from apr_falsify.contracts.schema import accepts
 
@@ -66,6 +87,7 @@ def gather(path: str, raw: bytes) -> Facts:
     if not contract.falsifiers and not _claims_to_be_one(source.data):
         return Facts(path=path, problems=source.problems)  # data of another kind beside the contracts
     violations = () if accepts(source.data) else tuple(schema_violation(contract))
+    cited = tuple(all_cited(contract))
     found = [problem for check in contract_rules() for problem in check(contract)]
     return Facts(
         path=path,
@@ -75,10 +97,13 @@ def gather(path: str, raw: bytes) -> Facts:
         aliases=contract.aliases,
         version=contract.version,
         status=contract.status,
-        falsifiers=tuple(_falsifier_facts(contract)),
+        falsifiers=tuple(_falsifier_facts(contract, cited)),
         siblings=contract.siblings,
-        citations=tuple(all_cited(contract)),
+        citations=cited,
         problems=(*source.problems, *violations, *found),
+        ids=registered_ids(contract),
+        cited_ids=tuple(cited_ids(contract)),
+        cited_obligations=tuple(cited_obligations(contract)),
     )
 
 
@@ -107,13 +132,29 @@ def _id_place(contract: Contract) -> Place | None:
     return None
 
 
-def _falsifier_facts(contract: Contract) -> list[FalsifierFacts]:
-    return [
-        FalsifierFacts(
+def _falsifier_facts(contract: Contract, cited: Sequence[Citation]) -> Iterator[FalsifierFacts]:
+    for one in contract.falsifiers:
+        evidence = one.data.get("evidence")
+        own = [each for each in cited if f"{each.place.key}.".startswith(f"{one.place.key}.")]
+        live = [f"{one.place.key}.{key}" for key in keys_read_as(LIVE)]
+        yield FalsifierFacts(
             id=one.id,
             place=one.place,
             status=one.status,
             rung=rung_of(one.status) or "",
+            bundle=text_of(evidence, "bundle") if isinstance(evidence, Mapping) else "",
+            is_live=any(each.kind != "prose" and each.place.key.startswith(tuple(live)) for each in own),
+            is_rust=_runs_in_cargo(own),
         )
-        for one in contract.falsifiers
-    ]
+
+
+def _runs_in_cargo(cited: Sequence[Citation]) -> bool:
+    """Whether the tests that are cited are Rust's, and none is pytest's."""
+    kinds = {each.kind for each in cited}
+    files = {path.path for each in cited for path in each.paths}
+    rust = "cargo" in kinds or any(file.endswith(".rs") for file in files)
+    return (
+        rust
+        and not kinds & {"pytest", "marker", "unittest"}
+        and not any(one.endswith(".py") for one in files)
+    )

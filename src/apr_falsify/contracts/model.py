@@ -65,6 +65,15 @@ class Sibling:
     must_exist: bool = True
 
 
+@quickly_pickled
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CitedId:
+    """An id that a contract cites, and where."""
+
+    id: str
+    place: Place
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Falsifier:
     """One falsification test: its id, its status word as written, and its data."""

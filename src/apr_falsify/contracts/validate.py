@@ -15,6 +15,7 @@ from pathlib import Path
 from apr_falsify.contracts.bindings import resolve_binding
 from apr_falsify.contracts.facts import Facts, gather
 from apr_falsify.contracts.files import read_bytes
+from apr_falsify.contracts.hollow import hollow_problems
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.prose import resolve_loose
@@ -22,7 +23,7 @@ from apr_falsify.contracts.report import Counts
 from apr_falsify.contracts.resolution import Resolution, State
 from apr_falsify.contracts.resolve import resolve
 from apr_falsify.contracts.roots import Scope
-from apr_falsify.contracts.rules.names import name_problems
+from apr_falsify.contracts.rules.names import name_problems, under_claimed
 from apr_falsify.contracts.statuses import FUNCTIONAL
 
 
@@ -53,12 +54,17 @@ def resolve_names(facts: Facts, scope: Scope) -> tuple[tuple[Problem, ...], Coun
     for cited in {cited for citation in facts.citations for cited in citation.paths}:
         scope.find(cited)  # first of all: what is found tells whether the contract's own tree is there
     problems: list[Problem] = []
+    outcomes: list[tuple[Citation, State]] = []
     for citation in facts.citations:
         if citation.kind == "marker":
             continue  # rests on every test file: resolved in each run, see marked.py
         resolution = _RESOLVERS.get(citation.kind, resolve)(citation, scope)
         states[resolution.state] += 1
         problems.extend(name_problems(facts.path, citation, resolution))
+        if resolution.state is State.RESOLVED:
+            problems.extend(hollow_problems(facts.path, citation, scope))
+        outcomes.append((citation, resolution.state))
+    problems.extend(under_claimed(facts, outcomes))
     counts = Counts(
         files=1,
         contracts=int(facts.is_contract),
@@ -83,4 +89,5 @@ def across(
 
     yield from suite_rules.duplicate_falsifier_id(suite)
     yield from suite_rules.duplicate_contract_id(suite)
+    yield from suite_rules.unregistered_id(suite, known)
     yield from suite_rules.siblings(suite, known, lambda path: owns.get(path, False))

@@ -64,6 +64,8 @@ RULES = _rules(
     ("functional-without-lane", ERROR, "a bundle proves a lane; without a lane it proves nothing"),
     # figures
     ("count-disagrees", ERROR, "a count that differs from its list: one of them is out of date"),
+    ("summary-disagrees", ERROR, "a summary that differs from what it sums up: one of them is out of date"),
+    ("placeholder", WARNING, "what is still to be written promises nothing"),
     ("changelog-version", ERROR, "the newest changelog entry is the contract's version"),
     # names
     ("file-not-found", ERROR, "a named file exists"),
@@ -88,13 +90,22 @@ RULES = _rules(
     ("name-in-prose", WARNING, "a test that a sentence names exists, as one in a command does"),
     ("falsifier-without-test", ERROR, "what nothing can falsify claims nothing"),
     ("test-file-not-discovered", NOTICE, "plain pytest does not look into the file"),
+    ("file-of-comments-only", ERROR, "a proof or a test of comments only shows nothing"),
     ("source-does-not-parse", ERROR, "a named file that does not parse defines nothing"),
     ("absent-as-stated", NOTICE, "a falsifier that says something is missing may name what is missing"),
+    ("evidence-not-read", NOTICE, "evidence under a key that no table has is checked by nobody"),
+    ("under-claimed", NOTICE, "a status that says 'to come' of what is there hides it"),
     ("binding-without-function", NOTICE, "a binding that names no function claims what nobody can look up"),
     ("unresolved-name", WARNING, "a name of another tree is neither right nor wrong until the tree is given"),
     # across contracts
     ("duplicate-falsifier-id", ERROR, "an id names one falsifier"),
     ("duplicate-contract-id", ERROR, "an id names one contract"),
+    ("id-not-registered", WARNING, "a falsifier that is cited and registered nowhere was checked by nobody"),
+    (
+        "obligation-not-found",
+        WARNING,
+        "a harness proves an obligation of its own contract",
+    ),
     ("sibling-missing", ERROR, "a contract that is relied on exists"),
     ("sibling-version", ERROR, "a sibling is at least at the version it is cited at"),
     ("sibling-status", ERROR, "a sibling is at least at the status it is cited at"),
@@ -107,7 +118,8 @@ RULES = _rules(
     ("evidence-changed-without-changelog", ERROR, "other evidence is told in the changelog"),
     ("falsifier-removed", ERROR, "a falsifier that goes takes its claim along, unseen"),
     # evidence
-    ("functional-without-bundle", ERROR, "FUNCTIONAL rests on a bundle that verifies"),
+    # an error where the project keeps its evidence, and with --strict everywhere
+    ("functional-without-bundle", WARNING, "FUNCTIONAL rests on a bundle that verifies"),
     ("evidence-does-not-verify", ERROR, "a bundle that does not verify carries no status"),
     ("evidence-stale", WARNING, "what the bundle bound has changed since"),
     ("bundle-not-named", NOTICE, "evidence that no contract names carries no status"),
@@ -119,7 +131,7 @@ Check = Callable[["Contract"], Iterator["Problem"]]
 
 def contract_rules() -> tuple[Check, ...]:
     """Checks that need one contract only; the schema is asked apart, since equal shapes share its verdict."""
-    from apr_falsify.contracts.rules import claims, counts, shape, status
+    from apr_falsify.contracts.rules import claims, counts, placeholders, shape, status, summaries
 
     return (
         shape.metadata_missing,
@@ -129,6 +141,7 @@ def contract_rules() -> tuple[Check, ...]:
         status.unknown_status,
         claims.partial_without_evidence,
         claims.claim_without_evidence,
+        claims.contract_without_evidence,
         claims.verdict_disagrees,
         claims.test_of_comments_only,
         claims.test_or_equivalent,
@@ -136,5 +149,9 @@ def contract_rules() -> tuple[Check, ...]:
         status.says_not_yet,
         status.functional_without_lane,
         counts.count_disagrees,
+        summaries.summary_disagrees,
+        summaries.status_below_falsifiers,
+        placeholders.placeholder,
+        placeholders.evidence_not_read,
         counts.changelog_version,
     )

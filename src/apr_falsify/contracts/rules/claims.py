@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from apr_falsify.contracts.evidence_keys import BLOCK, CODE, EVIDENCE, KEYS, LIVE, TEST, first_of
 from apr_falsify.contracts.model import STATUS_KEYS, Contract, Falsifier, entries, place_of, text_of
 from apr_falsify.contracts.problem import Place, Problem, problem_at
+from apr_falsify.contracts.rules.counts import texts_of
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.contracts.statuses import PARTIAL, claims_shown, is_unbuilt, rung_of, says_open, word_of
 
@@ -19,7 +20,7 @@ _FILES_AND_NAMES = (
     "functions", "function_name", "function_names", "symbol", "symbols", "commit", "commits", "pr", "prs",
 )  # fmt: skip
 _NOTHING = re.compile(
-    r"^\W*(?:tbd|tba|todo|fixme|none|null|nil|n/?a|pending|unknown|missing|x+|placeholder|not yet|later|"
+    r"^\W*(?:tbd|tba|todo|fixme|none|null|nil|n/?a|pending|unknown|missing|x{3,}|placeholder|not yet|later|"
     r"to be (?:done|determined|decided|written|defined|added))?\W*$",
     re.IGNORECASE,
 )
@@ -59,14 +60,25 @@ def claim_without_evidence(contract: Contract) -> Iterator[Problem]:
                 yield _unshown(contract, falsifier.id or falsifier.place.key, place, word)
                 break
     for block in CLAIMING_BLOCKS:
-        for key, item in _items(contract.data.get(block), block):
+        for key, item in items_of(contract.data.get(block), block):
             for place, word in _claims(item, key):
                 if claims_shown(word, of_task=block == "tasks") and not names_evidence(item, more=_PROOFS):
                     yield _unshown(contract, text_of(item, "id") or key, place, word)
                     break
 
 
-def _items(value: Value, key: str) -> Iterator[tuple[str, Mapping]]:
+def contract_without_evidence(contract: Contract) -> Iterator[Problem]:
+    """A contract that is shown, and has no falsifier to say so, names somewhere what shows it."""
+    if contract.falsifiers or not claims_shown(contract.status):
+        return
+    keys = {*EVIDENCE, *_FILES_AND_NAMES, *_PROOFS}
+    if not any(key in keys and has_content(text) for key, text, _ in texts_of(contract.data)):
+        value = contract.metadata.get("status") or contract.data.get("status")
+        yield _unshown(contract, "the contract", place_of(value, "metadata.status"), contract.status)
+
+
+def items_of(value: Value, key: str) -> Iterator[tuple[str, Mapping]]:
+    """The entries of a block that is a list, or a mapping by name, with their key paths."""
     if isinstance(value, Mapping):
         pairs: Iterator[tuple[str, Value]] = ((f"{key}.{name}", item) for name, item in value.items())
     else:
@@ -116,7 +128,7 @@ def _key(place: Place) -> str:
 def test_of_comments_only(contract: Contract) -> Iterator[Problem]:
     """A test that is a block of comments runs nothing."""
     for falsifier in contract.falsifiers:
-        for key, text in _test_texts(falsifier) if _is_built(contract, falsifier) else ():
+        for key, text in _test_texts(falsifier) if is_built(contract, falsifier) else ():
             if is_comment_only(text):
                 place = place_of(text, key)
                 message = f"{falsifier.id or key}: the test is comments only, so that nothing runs"
@@ -126,7 +138,7 @@ def test_of_comments_only(contract: Contract) -> Iterator[Problem]:
                 )
 
 
-def _is_built(contract: Contract, falsifier: Falsifier) -> bool:
+def is_built(contract: Contract, falsifier: Falsifier) -> bool:
     """Whether a falsifier may be held to its test: one that says it is still to come may hold a plan."""
     status = falsifier.status or contract.status
     return not says_open(status) and not is_unbuilt(status)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Contract, entries, place_of
 from apr_falsify.contracts.problem import Place, Problem, problem_at
@@ -164,6 +165,8 @@ def _total(contract: Contract, key: str, text: Text, place: Place) -> Iterator[P
     if match:
         blocks, count = FALSIFIER_BLOCKS, _number(match["count"])
     listed = _length(contract, blocks)
+    if listed is None and key in _TOTALS and count > 0 and blocks != FALSIFIER_BLOCKS:
+        listed = 0
     if count >= 0 and listed is not None and count != listed:
         message = f"{key} says {count}, there are {listed}"
         yield problem_at(
@@ -180,8 +183,14 @@ def _length(contract: Contract, blocks: tuple[str, ...]) -> int | None:
 _Trail = tuple["_Trail | None", str | int]
 
 
+def texts_of(data: Mapping) -> Iterator[tuple[str, Text, Callable[[], str]]]:
+    """Every text, the key it stands under, and its key path, which is joined only where it is asked for."""
+    for key, text, trail in _texts(data):
+        yield key, text, functools.partial(_key, trail)
+
+
 def _texts(data: Mapping) -> Iterator[tuple[str, Text, _Trail | None]]:
-    """Every text, the key it stands under, and the way to it: joined only where it is needed."""
+    """Every text, the key it stands under, and the way to it."""
     pending: list[tuple[Value, str, _Trail | None]] = [(data, "", None)]
     while pending:
         value, last, trail = pending.pop()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from apr_falsify.contracts.facts import Facts, FalsifierFacts
 from apr_falsify.contracts.markers import marker_of
 from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.standing import ABSENT, BROKEN, STALE, Evidence, Standing
-from apr_falsify.contracts.statuses import FUNCTIONAL
+from apr_falsify.contracts.statuses import FUNCTIONAL, root_of
 
 _STATES = {
     ABSENT: ("functional-without-bundle", "is FUNCTIONAL and has no bundle"),
@@ -18,6 +19,8 @@ _STATES = {
 }
 """State of a falsifier's evidence -> code, and what is said of it."""
 
+_LIVE = frozenset((FUNCTIONAL,))
+"""Words that claim a live run in so many letters; DISCHARGED may be by what can be seen in the tree."""
 _NONE = Standing(state=ABSENT)
 _MOST_REASONS = 3
 
@@ -30,6 +33,33 @@ def evidence_problems(suite: Sequence[Facts], evidence: Evidence) -> Iterator[Pr
             if standing.state in _STATES and (standing.state != ABSENT or one.rung == FUNCTIONAL):
                 yield _problem(facts, one, standing)
     yield from _not_named(evidence.not_named)
+
+
+def unkept_evidence(suite: Sequence[Facts], evidence: Evidence | None) -> Iterator[Problem]:
+    """Where a project keeps no evidence, FUNCTIONAL names a bundle that is there, or a live run's record."""
+    for facts in suite:
+        for one in () if evidence is not None and evidence.covers(facts.path) else facts.falsifiers:
+            claims_live = root_of(one.status) in _LIVE or "LIVE" in root_of(one.status).split("_")
+            if not claims_live or one.is_live or (one.bundle and _is_there(facts.path, one.bundle)):
+                continue
+            lacks = (
+                f"the bundle {one.bundle!r} that it names is not there"
+                if one.bundle
+                else "it names no bundle"
+            )
+            message = f"{one.id} is {one.status}, and {lacks}"
+            hint = (
+                "name the bundle (evidence: {bundle: DIR}) or the record of a live run (functional_evidence)"
+            )
+            yield problem_at(
+                facts.path, "functional-without-bundle", one.place, message, subject=one.id, hint=hint
+            )
+
+
+def _is_there(contract: str, bundle: str) -> bool:
+    """Whether a path exists, as seen from a folder around the contract."""
+    folders = Path(contract).absolute().parents
+    return any((folder / bundle).exists() for folder in folders)
 
 
 def _problem(facts: Facts, one: FalsifierFacts, standing: Standing) -> Problem:

@@ -17,9 +17,19 @@ _KNOWN_BLOCKS = frozenset(
     status date kind name scope title id references depends_on siblings binds_to parent files
     type_structure constants thresholds roadmap schema changelog notes spec author created updated
     lean_theorems type_invariants domain parity_tool parity_gate implementation stages models lanes
-    acceptance_criteria evidence_keys
+    acceptance_criteria evidence_keys tasks bindings
     """.split()  # noqa: SIM905 - words read best as words
 ) | set(FALSIFIER_BLOCKS)
+# those of the schema that `pv` 0.72.3 reads: contracts, pipelines, benchmarks, ontologies
+_UPSTREAM_BLOCKS = frozenset(
+    """
+    kernel_structure simd_dispatch coq_spec requires ensures stories formula enforcement_level locked_level
+    competitor demand_score intake_status lean_theorem kaizen target stages cross_boundary_obligations
+    performance_contract pillar incumbent canonical_task metric direction baseline_value baseline_floor
+    beat_threshold baseline_source ci_gate_name roles symbols worlds agents entity_types extractors readers
+    not_expressible role_synonyms target_class roofline prefill_bound decode_bound throughput_ceiling corpora
+    """.split()  # noqa: SIM905 - words read best as words
+)
 _SEMVER = re.compile(r"^v?\d+\.\d+\.\d+(?:[-+][\w.+-]+)?$")
 
 
@@ -55,7 +65,7 @@ def unknown_block(contract: Contract) -> Iterator[Problem]:
     if not contract.falsifiers and "metadata" not in contract.data:
         return  # data of another kind that happens to lie beside contracts
     for key in contract.data:
-        if key not in _KNOWN_BLOCKS and isinstance(key, Text):
+        if key not in _KNOWN_BLOCKS | _UPSTREAM_BLOCKS and isinstance(key, Text):
             place = Place(line=key.line, column=key.column, key=str(key))
             yield problem_at(
                 contract.path,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from apr_falsify.contracts.facts import Facts
-from apr_falsify.contracts.model import Sibling
+from apr_falsify.contracts.model import CitedId, Sibling
 from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.rules.shape import version_key
 from apr_falsify.contracts.statuses import LADDER, is_unbuilt, root_of, rung_of, weakest
@@ -51,6 +51,36 @@ def duplicate_contract_id(suite: Sequence[Facts]) -> Iterator[Problem]:
                 hint=f"by {first[facts.id]}",
             )
         first.setdefault(facts.id, facts.path)
+
+
+def unregistered_id(suite: Sequence[Facts], known: Sequence[Facts]) -> Iterator[Problem]:
+    """What a changelog, a note or a harness cites by its id is an entry of some contract."""
+    by_id: dict[str, Facts] = {}
+    for facts in (*suite, *known):
+        for one in facts.ids:
+            by_id.setdefault(one, facts)
+    for facts in suite:
+        for cited in facts.cited_ids:
+            if cited.id not in by_id:
+                message = f"{cited.id} is cited, and no contract registers it"
+                hint = (
+                    nearest(cited.id, [one.id for one in facts.falsifiers]) or "register it, or strike it out"
+                )
+                yield problem_at(
+                    facts.path, "id-not-registered", cited.place, message, subject=cited.id, hint=hint
+                )
+        for cited in facts.cited_obligations:
+            yield from _obligation(facts, cited, by_id)
+
+
+def _obligation(facts: Facts, cited: CitedId, by_id: dict[str, Facts]) -> Iterator[Problem]:
+    other = by_id.get(cited.id)
+    relied_on = {one.name for one in facts.siblings}
+    if other is not None and (other.path == facts.path or relied_on & set(other.aliases)):
+        return
+    hint = f"it is an obligation of {other.path}" if other else nearest(cited.id, facts.ids)
+    message = f"{cited.id} is no obligation of this contract"
+    yield problem_at(facts.path, "obligation-not-found", cited.place, message, subject=cited.id, hint=hint)
 
 
 def _is_contract_name(name: str) -> bool:

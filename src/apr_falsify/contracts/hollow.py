@@ -1,0 +1,59 @@
+"""Files that are cited as evidence and hold comments only, in the languages that proofs are written in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+from apr_falsify.contracts.model import Citation
+from apr_falsify.contracts.problem import Problem, problem_at
+from apr_falsify.contracts.roots import Found, Scope
+
+_C = r"/\*.*?\*/|//[^\n]*"
+_COMMENTS: Mapping[str, re.Pattern[str]] = {
+    suffix: re.compile(pattern, re.DOTALL)
+    for suffix, pattern in {
+        ".lean": r"/-.*?-/|--[^\n]*",
+        ".v": r"\(\*.*?\*\)",
+        ".thy": r"\(\*.*?\*\)",
+        ".tla": r"\(\*.*?\*\)|\\\*[^\n]*",
+        ".smt2": r";[^\n]*",
+        ".dfy": _C,
+        ".rs": _C,
+        ".als": rf"{_C}|--[^\n]*",
+        ".py": r"#[^\n]*",
+        ".sh": r"#[^\n]*",
+    }.items()
+}
+"""Suffix -> what a comment is there."""
+_NAMES_ONLY = ("__init__.py", "mod.rs", "lib.rs")
+"""Files that may be empty: that they exist is what they are for."""
+_MOST_BYTES = 256 * 1024
+
+
+def hollow_problems(path: str, citation: Citation, scope: Scope) -> Iterator[Problem]:
+    """A file that is cited as evidence says something."""
+    if citation.kind != "file" or citation.expected_absent:
+        return
+    for found in scope.find(citation.paths[0]):
+        if not found.is_directory and _is_hollow(found):
+            message = f"{found.shown} is cited as evidence and holds comments only"
+            hint = "write the proof or the test, or lower the status"
+            yield problem_at(
+                path, "file-of-comments-only", citation.place, message, subject=found.shown, hint=hint
+            )
+
+
+def _is_hollow(found: Found) -> bool:
+    name = os.path.basename(found.relative)
+    comments = _COMMENTS.get(os.path.splitext(name)[1])
+    if comments is None or name in _NAMES_ONLY:
+        return False
+    index = found.tree.index(found.relative)
+    if index is not None and (index.definitions or index.error_line is not None):
+        return False
+    source = found.tree.read_bytes(found.relative)
+    if source is None or len(source) > _MOST_BYTES:
+        return False
+    return not comments.sub("", source.decode("utf-8", "replace")).strip()

