@@ -15,6 +15,32 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS_DATA = ROOT / "tests" / "data"
+DRIFT = (
+    "d05-other-test-in-crate-wrong-module",
+    "d06-changelog-cites-unregistered-falsifier",
+    "d09b-right-binary-function-in-other-binary",
+    "d10-phantom-binding",
+    "d11-test-harness-prose-with-mutated-name",
+    "d12-falsification_test-inline-code",
+    "d14c-test_locations-drift",
+    "d19-verdict-pass-no-evidence",
+    "d21-verdict-vs-discharge-status",
+    "d26-test-of-comments-only",
+    "d28-metadata-below-falsifiers-summary-zero",
+    "d32-kani-id-and-foreign-obligation",
+    "s01-macro-generated-test",
+    "s05-workspace-dash-underscore-toolchain",
+    "w01a-orphan-rs-file-cargo",
+    "w06-test-asserts-nothing",
+    "w11-nextest-idiom-filter",
+    "w13-feature-gated-without-feature",
+    "w15-module-level-skip",
+    "w16-second-command",
+    "w18-pytest-k-gone",
+    "w21-cfg-quarantine",
+    "w25-python-same-name-twice",
+    "w30-functional-no-bundle",
+)
 VENDORED = {
     "apr-tiny-qwen2/base": TESTS_DATA,
     "apr-tiny-qwen2/k-bias-zero": TESTS_DATA,
@@ -25,24 +51,7 @@ VENDORED = {
     "apr-smollm2-135m": TESTS_DATA,
     "llama-cpp-smollm2-135m": TESTS_DATA,
     "apr-output": TESTS_DATA,
-    **{
-        f"drift/{name}": TESTS_DATA
-        for name in (
-            "d05-other-test-in-crate-wrong-module",
-            "d09b-right-binary-function-in-other-binary",
-            "s01-macro-generated-test",
-            "s05-workspace-dash-underscore-toolchain",
-            "w01a-orphan-rs-file-cargo",
-            "w06-test-asserts-nothing",
-            "w11-nextest-idiom-filter",
-            "w13-feature-gated-without-feature",
-            "w15-module-level-skip",
-            "w16-second-command",
-            "w18-pytest-k-gone",
-            "w21-cfg-quarantine",
-            "w25-python-same-name-twice",
-        )
-    },
+    **{f"drift/{name}": TESTS_DATA for name in DRIFT},
     "tiny-qwen2": ROOT / "src" / "apr_falsify" / "data",
 }
 

@@ -127,8 +127,13 @@ def validate(
         write_baseline(baseline, (one for one in problems if settings.severity(one.code) != "notice"))
     known = read_baseline(baseline) if baseline else None
     problems.sort(key=lambda one: (one.path, one.line, one.column, one.code))
-    raised = (*_on_a_release(problems, settings), *(("functional-without-bundle",) if evidence else ()))
-    return judge(problems, report.counts, settings, known, strict=strict, raised=raised)
+    released = _on_a_release(problems, settings)
+
+    def is_raised(one: Problem) -> bool:
+        kept = one.code == "functional-without-bundle" and evidence is not None and evidence.covers(one.path)
+        return kept or one.code in released
+
+    return judge(problems, report.counts, settings, known, strict=strict, raised=is_raised)
 
 
 def _evidence(paths: Sequence[Path], settings: Settings, *, cached: bool) -> Evidence | None:

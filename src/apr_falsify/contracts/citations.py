@@ -9,7 +9,7 @@ from apr_falsify.contracts.evidence_keys import CODE, is_inside_evidence, keys_r
 from apr_falsify.contracts.model import TEST_KEYS, Citation, Contract, Falsifier, entries, place_of
 from apr_falsify.contracts.names import PathName, TestNames, parse_path, parse_symbols, parse_test
 from apr_falsify.contracts.problem import Place
-from apr_falsify.contracts.prose import inline_code, is_label, label, names_in_prose
+from apr_falsify.contracts.prose import inline_code, is_label, label, names_in_prose, without_alternatives
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.contracts.statuses import PARTIAL, claims_shown, is_unbuilt, rung_of, says_absent
 from apr_falsify.symbols.markers import is_marker, selected_markers
@@ -251,7 +251,7 @@ def named_tests(
     text: Text, place: Place, absent: bool, paths: tuple[PathName, ...], *, bare: bool = True
 ) -> Iterator[Citation]:
     """Cite the tests a text names; ``bare`` says that a single word in it may be one."""
-    names = parse_test(text)
+    names = parse_test(without_alternatives(text))
 
     def cite(kind: str, shown: str, **more: object) -> Citation:
         return Citation(

@@ -254,7 +254,7 @@ def _across(
     suite: list[Facts] = [thaw(record.facts) for record in records]
     known, complete = _read_siblings(suite, files, Roots(sources))
     owns = {facts.path: record.owns for facts, record in zip(suite, records, strict=True)}
-    problems = list(across(suite, known, owns))
+    problems = list(across(suite, known, owns, sources))
     if complete:
         cache.suite, cache.changed = (identity, freeze(problems)), True
     return problems

@@ -26,6 +26,7 @@ FALSIFIER_BLOCKS = (
 STATUS_KEYS = ("status", "discharge_status", "verdict")
 _EVIDENCE_KEYS = tuple(key for key in keys_read_as(BLOCK, LIVE) if key != "evidence")  # that is a bundle
 TEST_KEYS = keys_read_as(TEST)
+_ORIGINS = ("repo", "repository", "source", "crate")
 _SIBLING_KEYS = ("depends_on", "siblings", "sibling", "parent_contract", "extends")
 _SEMVER = r"\d+\.\d+\.\d+(?:-[\w.]+)?"
 
@@ -56,13 +57,17 @@ class Citation:
 @quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sibling:
-    """Another contract that this one relies on, with the version and status it is cited at."""
+    """Another contract that this one relies on, with the version and status it is cited at.
+
+    ``origin`` is the repository it is said to be of; empty where nothing is said.
+    """
 
     name: str
     place: Place
     version: str = ""
     status: str = ""
     must_exist: bool = True
+    origin: str = ""
 
 
 @quickly_pickled
@@ -205,12 +210,17 @@ def _sibling(value: Value, key: str, *, must_exist: bool) -> Iterator[Sibling]:
     if isinstance(value, Mapping):
         name = next((text_of(value, one) for one in ("id", "contract", "name") if text_of(value, one)), "")
         version, status = text_of(value, "version"), text_of(value, "status")
+        told = next((text_of(value, one) for one in _ORIGINS if text_of(value, one)), "")
+        origin = told.rstrip("/").rpartition("/")[2]
     elif isinstance(value, Text):
         match = re.match(
-            r"^\s*`?(?:[\w./-]*/)?([A-Za-z][\w.-]*?)(?:\.ya?ml)?`?(?=[\s(,;:@]|$)(.*)$", value, re.DOTALL
+            r"^\s*`?(?:[A-Za-z][\w-]*:)?(?:[\w./-]*/)?([A-Za-z][\w.-]*?)(?:\.ya?ml)?`?(?=[\s(,;:@]|$)(.*)$",
+            value,
+            re.DOTALL,
         )
         name, rest = (match[1], match[2]) if match else ("", "")
         version, status = _cited_version(rest), _cited_status(rest)
+        origin = _cited_origin(value, rest)
         if (
             match
             and rest.strip()
@@ -223,8 +233,27 @@ def _sibling(value: Value, key: str, *, must_exist: bool) -> Iterator[Sibling]:
         return
     if name and ("-" in name or "_" in name):
         yield Sibling(
-            name=name, place=place_of(value, key), version=version, status=status, must_exist=must_exist
+            name=name,
+            place=place_of(value, key),
+            version=version,
+            status=status,
+            must_exist=must_exist,
+            origin=origin,
         )
+
+
+def _cited_origin(text: str, rest: str) -> str:
+    """The repository in ``realizar/contracts/x-v1.yaml``, ``realizar:x-v1``, ``x-v1 (paiml/realizar)``."""
+    before = re.match(
+        r"^\s*`?(?:\.\./)*(?!crates/|packages/)(?:[\w-]+/)?([A-Za-z][\w-]*)(?:/contracts/|:(?![\s/]))", text
+    )
+    after = re.search(
+        r"\(\s*(?:(?:in|from|of|see)\s+)?(?:the\s+)?(?:[\w-]+/([\w-]+)|([\w-]+)\s+(?:repo|repository|crate))\b",
+        rest,
+    )
+    if before:
+        return str(before[1])
+    return str(after[1] or after[2]) if after else ""
 
 
 def _cited_version(rest: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from apr_falsify.contracts.baseline import Baseline
@@ -65,15 +65,15 @@ def judge(
     baseline: Baseline | None,
     *,
     strict: bool,
-    raised: Collection[str] = (),
+    raised: Callable[[Problem], bool] = lambda _: False,
 ) -> Outcome:
-    """Give each problem its severity; with ``strict``, and of the codes ``raised``, a warning is an error."""
+    """Give each problem its severity; with ``strict``, and where it is ``raised``, a warning is an error."""
     problems = list(problems)
     judged = []
     used: set[Ignore] = set()
     for problem in problems:
         severity = settings.severity(problem.code)
-        if (strict or problem.code in raised) and severity == WARNING:
+        if (strict or raised(problem)) and severity == WARNING:
             severity = ERROR
         ignore = next((one for one in settings.ignores if one.covers(problem)), None)
         if ignore:

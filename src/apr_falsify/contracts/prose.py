@@ -33,6 +33,14 @@ _ALMOST = 0.88
 _MOST_FILES = 2000
 
 
+_OR_ELSE = re.compile(r"\s*\(?\bor\s+(?:an?\s+)?(?:equivalent|similar|comparable)\b[^\n]*", re.IGNORECASE)
+
+
+def without_alternatives(text: str) -> str:
+    """Drop ``or equivalent`` from a command: its words are no names of tests."""
+    return _OR_ELSE.sub("", text)
+
+
 def is_label(name: str) -> bool:
     """Whether a bare name need be no test's: it is no path of modules, and not begun as tests are."""
     return "::" not in name and not re.match(r"(?:test|falsify)_", name)

@@ -56,15 +56,27 @@ def file_resolution(path: PathName, scope: Scope, role: str) -> Resolution:
     if scope.find(path):
         return RESOLVED
     shown = f"{path.source}:{path.path}" if path.source else path.path
-    if path.escapes:
+    repository = scope.repository_of(path)
+    if path.escapes and not repository:
         message = f"{shown!r} leads out of the source tree and is not looked at"
         return missing("path-outside-source", message, "cite it relative to the source root")
     if path.source and path.source not in scope.sources:
         return unresolved(f"{shown!r} is of source {path.source!r}", f"--source {path.source}=DIR")
     if not scope.surely_missing(path, role=role):
-        return unresolved(f"{shown!r} is in no tree that was given")
+        return _of_no_tree(path, shown, repository, scope)
     like = scope.like(path)
     return missing("file-not-found", f"{shown!r} does not exist", did_you_mean(like))
+
+
+def _of_no_tree(path: PathName, shown: str, repository: str, scope: Scope) -> Resolution:
+    """Say which tree a path may be of, as far as the path or the trees that were given tell."""
+    if repository:
+        message = f"{shown!r} is of another repository, {repository!r}, which was not given"
+        return unresolved(message, f"--source {repository}=DIR")
+    elsewhere = scope.elsewhere(path)
+    if elsewhere:
+        return unresolved(f"{shown!r} is in no tree as it is written", f"cite it as {elsewhere!r}")
+    return unresolved(f"{shown!r} is in no tree that was given")
 
 
 def did_you_mean(names: list[str]) -> str:

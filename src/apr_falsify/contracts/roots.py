@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import glob as globbing
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from apr_falsify.symbols.vocabulary import close_matches
 
 # a directory that holds one of these is a whole project: what it lacks does not exist
 _MARKERS = (".git", "pyproject.toml", "Cargo.toml", "setup.py", "setup.cfg", "package.json", "go.mod")
+
+
+_LAID_OUT = frozenset(
+    ("src", "crates", "tests", "contracts", "lib", "scripts", "docs", "benches", "examples", "lean", "book")
+)
+"""Folders that stand at the root of a repository: what stands before one is the repository's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +77,7 @@ class Scope:
 
     def __init__(self, contract: Path, roots: Roots) -> None:
         folder = os.path.dirname(contract)
-        self._folder = folder
+        self._folder, self._contract = folder, contract
         self.sources = roots.sources
         self.local = roots.local(folder)
         self.trees = (*self.local, *roots.sources.values())
@@ -104,17 +111,16 @@ class Scope:
     def _find(self, path: PathName) -> list[Found]:
         if path.source:
             tree = self.sources.get(path.source)
-            return _in_tree(tree, path.path) if tree and not path.escapes else []
+            return _in_source(tree, path.path) if tree else []
         for tree in self.local:
             for base in _bases(Path(self._folder), tree.root, path):
                 found = _in_tree(tree, base)
                 if found:
                     return found
-        if not path.escapes:
-            for tree in self.sources.values():
-                found = _in_tree(tree, path.path)
-                if found:
-                    return found
+        for tree in self.sources.values():
+            found = _in_source(tree, path.path)
+            if found:
+                return found
         return []
 
     def surely_missing(self, path: PathName, *, role: str) -> bool:
@@ -124,10 +130,29 @@ class Scope:
         if path.within:  # from a directory that only the command's own runner knows
             return any(tree.locate(path.within) for tree in self.local)
         top = path.path.split("/")[0]
+        repository = self.repository_of(path)
+        if repository:
+            return any(_is_named(tree, repository) for tree in self.sources.values())
         if self.owns():
             return role != "location" or any(tree.locate(top) for tree in self.local)
         folder = os.path.dirname(path.path)
         return bool(folder) and any(tree.locate(folder) for tree in self.trees)
+
+    def repository_of(self, path: PathName) -> str:
+        """The other repository that a path begins with: ``realizar/src/x.rs``, ``../realizar/src/x.rs``."""
+        parts = [part for part in path.path.split("/") if part != ".."]
+        if path.source or path.path.startswith(("/", "~")) or len(parts) < 3 or parts[1] not in _LAID_OUT:
+            return ""
+        is_here = not path.escapes and any((tree.root / parts[0]).exists() for tree in self.local)
+        return "" if is_here or parts[0] in _LAID_OUT else parts[0]
+
+    def elsewhere(self, path: PathName) -> str:
+        """Where a source that was given has a file which is cited as seen from one of its crates."""
+        for tree in self.sources.values() if "/" in path.path and not path.escapes else ():
+            for file in tree.find_file(path.path.rpartition("/")[2]):
+                if file.endswith(f"/{path.path}"):
+                    return f"{tree.name}:{file}"
+        return ""
 
     def like(self, path: PathName) -> list[str]:
         """Existing paths a missing one may have meant: the same file elsewhere, else a near spelling."""
@@ -139,7 +164,7 @@ class Scope:
             beside = _listing(folder, tree) if folder and folder.is_dir() else []
             near = close_matches(path.path, [*beside, *tree.files()], 2, 0.75)
             prefix = f"{tree.name}:" if tree.name else ""
-            found.extend(prefix + one for one in [*same[:2], *near])
+            found.extend(prefix + one for one in [*same[:2], *near] if tree.root / one != self._contract)
         return list(dict.fromkeys(found))[:3]
 
 
@@ -190,6 +215,29 @@ def _bases(folder: Path, root: Path, path: PathName) -> list[str]:
         steps = steps[1:2]
     joined = [os.path.normpath(os.path.join(step, path.path)) for step in steps]
     return [one for one in joined if not one.startswith("..")]
+
+
+def _names_of(tree: SourceTree) -> set[str]:
+    """Names that a tree goes by: that it was given under, its folder's, its crate's."""
+    manifest = tree.read_bytes("Cargo.toml") or b""
+    crate = re.search(rb'^\s*name\s*=\s*"([^"]+)"', manifest, re.MULTILINE)
+    names = (tree.name, tree.root.name, crate[1].decode("utf-8", "replace") if crate else "")
+    return {name.replace("_", "-") for name in names if name}
+
+
+def _is_named(tree: SourceTree, name: str) -> bool:
+    return name.replace("_", "-") in _names_of(tree)
+
+
+def _in_source(tree: SourceTree, path: str) -> list[Found]:
+    """Find a path in a source that was given, also where it begins with the source's own folder."""
+    parts = path.split("/")
+    found = [] if ".." in parts or path.startswith(("/", "~")) else _in_tree(tree, path)
+    if found or path.startswith(("/", "~")):
+        return found
+    own = [at for at, part in enumerate(parts[:3]) if part not in ("..", "src") and _is_named(tree, part)]
+    inner = "/".join(parts[own[0] + 1 :]) if own else ""
+    return _in_tree(tree, inner) if inner and ".." not in inner.split("/") else []
 
 
 def _in_tree(tree: SourceTree, relative: str) -> list[Found]:

@@ -90,8 +90,10 @@ def _is_misspelt(word: str) -> bool:
 
 def likely_word(status: str) -> str:
     """Return the word that a status is a misspelling of; empty where none is near enough to be meant."""
-    match = difflib.get_close_matches(word_of(status), known_words(), n=1, cutoff=0.8)
-    return match[0] if match else ""
+    word = word_of(status)
+    match = difflib.get_close_matches(word, known_words(), n=1, cutoff=0.8)
+    is_part = bool(match) and (word.startswith(match[0]) or match[0].startswith(word))
+    return match[0] if match and not is_part else ""
 
 
 def rung_of(status: str) -> str | None:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from apr_falsify.contracts.bindings import resolve_binding
@@ -83,6 +83,7 @@ def across(
     suite: Sequence[Facts],
     known: Sequence[Facts],
     owns: Mapping[str, bool],
+    given: Collection[str] = (),
 ) -> Iterator[Problem]:
     """Problems that no contract has alone."""
     from apr_falsify.contracts.rules import suite as suite_rules
@@ -90,4 +91,4 @@ def across(
     yield from suite_rules.duplicate_falsifier_id(suite)
     yield from suite_rules.duplicate_contract_id(suite)
     yield from suite_rules.unregistered_id(suite, known)
-    yield from suite_rules.siblings(suite, known, lambda path: owns.get(path, False))
+    yield from suite_rules.siblings(suite, known, lambda path: owns.get(path, False), given)

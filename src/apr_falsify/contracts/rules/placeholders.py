@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from apr_falsify.contracts.evidence_keys import KEYS, TEST, looks_like_evidence
 from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Contract, place_of
 from apr_falsify.contracts.problem import Place, Problem, problem_at
-from apr_falsify.contracts.rules.claims import CLAIMING_BLOCKS, has_content, is_built, items_of, says_nothing
+from apr_falsify.contracts.rules.claims import (
+    CLAIMING_BLOCKS,
+    has_content,
+    is_built,
+    is_comment_only,
+    items_of,
+    says_nothing,
+)
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.contracts.statuses import is_unbuilt
 
@@ -34,6 +41,8 @@ def _of_entry(contract: Contract, item: Mapping, key: str) -> Iterator[Problem]:
     for name, value in item.items():
         if name not in _SAYING and KEYS.get(name) != TEST:
             continue
+        if isinstance(value, Text) and is_comment_only(value):
+            continue  # of tests that is told by itself
         if value is None or (isinstance(value, Text) and says_nothing(value)):
             shown = f" ({str(value)!r})" if value else ""
             message = f"{name} is still to be written{shown}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from apr_falsify.contracts.facts import Facts
 from apr_falsify.contracts.model import CitedId, Sibling
@@ -90,29 +90,37 @@ def _is_contract_name(name: str) -> bool:
 Owns = Callable[[str], bool]
 
 
-def siblings(suite: Sequence[Facts], known: Sequence[Facts], owns: Owns) -> Iterator[Problem]:
+def siblings(
+    suite: Sequence[Facts], known: Sequence[Facts], owns: Owns, given: Collection[str] = ()
+) -> Iterator[Problem]:
     """Each cited sibling is there, and is at least of the version and status it is cited at.
 
     ``known`` are all contracts that can be cited, also those that are not themselves validated now;
-    ``owns`` says whether the project a contract is of is there, so that what is missing is missing.
+    ``owns`` says whether the project a contract is of is there, so that what is missing is missing; ``given``
+    are the names of the sources, for those that are said to be of another repository.
     """
     by_name = {alias: facts for facts in (*known, *suite) for alias in facts.aliases if facts.is_contract}
     for facts in suite:
         for sibling in facts.siblings:
             other = by_name.get(sibling.name)
             if other is None:
-                yield from _absent(facts, sibling, by_name, owns)
+                yield from _absent(facts, sibling, by_name, owns(facts.path), given)
             elif other.path != facts.path:
                 yield from _older(facts, sibling, other)
 
 
-def _absent(facts: Facts, sibling: Sibling, by_name: dict[str, Facts], owns: Owns) -> Iterator[Problem]:
+def _absent(
+    facts: Facts, sibling: Sibling, by_name: dict[str, Facts], is_owned: bool, given: Collection[str]
+) -> Iterator[Problem]:
     others = [name for name, other in by_name.items() if other.path != facts.path]
     hint = nearest(sibling.name, others)
     if not _is_contract_name(sibling.name) and not difflib.get_close_matches(sibling.name, others, 1, 0.85):
         return  # a library, a crate, a tool: `depends_on` is used for these too
     message = f"contract {sibling.name!r} is not among the contracts"
-    if owns(facts.path):
+    if sibling.origin and sibling.origin not in given:
+        is_owned, hint = False, f"it is of another repository: --source {sibling.origin}=DIR"
+    if is_owned:
+        hint = hint or f"if it is of another repository: REPOSITORY:{sibling.name}"
         code = "sibling-missing" if sibling.must_exist else "reference-missing"
         yield problem_at(facts.path, code, sibling.place, message, subject=sibling.name, hint=hint)
     else:
