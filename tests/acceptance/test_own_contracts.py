@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from apr_falsify.commands.validate_contracts import validate
 from tests.support import MACHINE_PATH
@@ -63,48 +60,3 @@ def test_the_upstream_validator_has_nothing_to_say(contract: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "0 error(s), 0 warning(s)" in done.stdout
-
-
-def test_the_hook_runs_the_program() -> None:
-    (hook,) = yaml.safe_load((REPOSITORY / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
-    assert hook["id"] == hook["entry"] == "validate-contracts"
-
-
-def action_script() -> str:
-    action = yaml.safe_load((REPOSITORY / "action.yml").read_text(encoding="utf-8"))
-    (step,) = [step for step in action["runs"]["steps"] if step.get("id") == "validate"]
-    script: str = step["run"]
-    assert "${{" not in script  # what an input holds must never become part of a command
-    return script
-
-
-@pytest.mark.parametrize(("strict", "code"), [("false", 0), ("true", 1)])
-def test_the_action_passes_its_inputs_on(tmp_path: Path, strict: str, code: int) -> None:
-    program = tmp_path / "bin" / "validate-contracts"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m apr_falsify.commands.validate_contracts "$@"\n')
-    program.chmod(0o755)
-    contract = tmp_path / "one contract.yaml"
-    contract.write_text(
-        "metadata: {id: C, version: 1.0.0}\nfalsification_tests:\n- id: F-1\n  rule: r\n  status: PARTIAL\n"
-        "  algorithm_evidence: {file_paths: [lib:a.py, far:b.py], function_names: [lib:f]}\n",
-        encoding="utf-8",
-    )
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "a.py").write_text("def f(): ...\n", encoding="utf-8")
-    environment = os.environ | {
-        "PATH": f"{program.parent}:{os.environ['PATH']}",
-        "GITHUB_OUTPUT": str(tmp_path / "output"),
-        "PATHS": "one contract.yaml\n",
-        "SOURCES": "lib=lib\n\n",
-        "AGAINST": "",
-        "BASELINE": "",
-        "STRICT": strict,
-        "SARIF": "report.sarif",
-    }
-    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", action_script()]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert (tmp_path / "output").read_text(encoding="utf-8") == f"exit-code={code}\n"
-    assert '"version": "2.1.0"' in (tmp_path / "report.sarif").read_text(encoding="utf-8")
-    assert "unresolved-name" in done.stdout

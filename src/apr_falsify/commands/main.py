@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from apr_falsify import __version__
-from apr_falsify.errors import AprFalsifyError, ExitCode
+from apr_falsify.errors import AprFalsifyError, ExitCode, MissingDependencyError
 
 VERBS: Mapping[str, tuple[str, str]] = {
     "bisect": ("apr_falsify.commands.bisect", "Capture both sides, compare them, say where they part."),
@@ -103,6 +103,11 @@ def _run(command: click.Command, arguments: list[str], prog_name: str, debug: bo
         return _report(debug, f"error: {error.filename}: {error.strerror}", int(ExitCode.USAGE))
     except MemoryError:
         return _report(debug, "error: out of memory\n  try: fewer --layers or --stages", int(ExitCode.USAGE))
+    except ModuleNotFoundError as error:
+        missing = _missing(error)
+        if missing is None:
+            return _report(debug, _internal(error), int(ExitCode.INTERNAL))
+        return _report(debug, f"error: {missing}", int(missing.exit_code))
     except Exception as error:  # the last resort: an internal error has an exit code of its own
         return _report(debug, _internal(error), int(ExitCode.INTERNAL))
 
@@ -121,6 +126,19 @@ def _breakdowns_shown() -> Iterator[None]:
     finally:
         logger.removeHandler(shown)
         logger.setLevel(before)
+
+
+_OF_BISECT = ("gguf", "numpy", "safetensors")
+"""Packages that only the extra ``bisect`` brings: contracts are validated without them."""
+
+
+def _missing(error: ModuleNotFoundError) -> AprFalsifyError | None:
+    """Say which extra brings a package that is not installed; ``None`` where none does."""
+    package = (error.name or "").partition(".")[0]
+    if package not in _OF_BISECT:
+        return None
+    what = f"{package} is not installed; what compares numbers, and what verifies a bundle of them, needs it"
+    return MissingDependencyError(what, remedy="pip install 'apr-falsify[bisect]'")
 
 
 def _internal(error: Exception) -> str:
