@@ -227,3 +227,36 @@ def test_falsifiers_that_cargo_tests_need_no_pytest_marker(tmp_path: Path, more:
     assert done.returncode == code, done.stdout
     assert ("falsifier-without-test" in done.stdout) is bool(code)
     assert "FALSIFY-RUST" not in done.stdout
+
+
+# What the page says of it
+
+
+PAGE = (REPOSITORY / "docs" / "validating.md").read_text(encoding="utf-8")
+
+
+def test_the_page_and_readme_say_how_it_is_used() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for word in ("--source", "--baseline", "--strict", "[tool.apr-falsify.sources]", "ignore", "action.yml"):
+        assert word in readme
+        assert word in PAGE or word == "action.yml"
+    assert "docs/validating.md" in readme
+    assert ".pre-commit-hooks.yaml" in readme
+
+
+def test_what_the_page_gives_the_action_and_the_hook_is_what_they_take() -> None:
+    action, configuration = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    (step,) = [one for one in yaml.safe_load(action)["steps"] if "apr-falsify" in one["uses"]]
+    assert step["with"].keys() <= ACTION["inputs"].keys()
+    (used,) = yaml.safe_load(configuration)["repos"][0]["hooks"]
+    assert used["id"] == hook()["id"]
+
+
+def test_the_settings_of_the_page_are_read(tmp_path: Path) -> None:
+    root = project(tmp_path)
+    tables = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    (root / "pyproject.toml").write_text("[project]\nname = 'p'\n" + "\n".join(tables), encoding="utf-8")
+    done = run(root)
+    assert done.returncode == 1  # its falsifier has no marker, as `contracts` asks for
+    assert "falsifier-without-test" in done.stdout
+    assert "unused ignore of unknown-block" in done.stdout
