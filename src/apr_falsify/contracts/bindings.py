@@ -31,11 +31,14 @@ def binding_citations(data: Mapping) -> Iterator[Citation]:
     """The function that each binding names; a binding that claims none is expected to have none."""
     crate = text_of(data, "target_crate")
     for key, item in entries(data.get("bindings"), "bindings"):
-        function = item.get("function") if isinstance(item, Mapping) else None
-        if not isinstance(item, Mapping) or not isinstance(function, Text):
+        if not isinstance(item, Mapping):
+            continue
+        function = _function(item)
+        if function is None:
             continue
         module = text_of(item, "module_path").split("::")[0]
-        for name in parse_symbols(function):
+        own = function if item.get("function") else function.rpartition("::")[2]
+        for name in parse_symbols(own):
             yield Citation(
                 kind="binding",
                 text=module if module and "-" not in module else crate,
@@ -45,11 +48,19 @@ def binding_citations(data: Mapping) -> Iterator[Citation]:
             )
 
 
+def _function(item: Mapping) -> Text | None:
+    """The function of a binding, else the path that ends in it."""
+    function, path = item.get("function"), item.get("module_path")
+    if isinstance(function, Text) and function.strip():
+        return function
+    return path if isinstance(path, Text) and "::" in path else None
+
+
 def binding_problems(path: str, data: Mapping) -> Iterator[Problem]:
     """Bindings that are implemented by no function that could be looked up: told once, with their number."""
     items = [item for _, item in entries(data.get("bindings"), "bindings") if isinstance(item, Mapping)]
     claiming = [item for item in items if word_of(text_of(item, "status")) in _CLAIMS]
-    nameless = [item for item in claiming if not text_of(item, "function").strip()]
+    nameless = [one for one in claiming if _function(one) is None]
     if nameless:
         place = place_of(nameless[0], "bindings")
         message = f"{len(nameless)} of {len(claiming)} bindings say implemented and name no function"

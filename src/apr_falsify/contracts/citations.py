@@ -5,11 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from apr_falsify.contracts.evidence_keys import CODE, is_inside_evidence, keys_read_as
-from apr_falsify.contracts.model import TEST_KEYS, Citation, Contract, Falsifier, entries, place_of
+from apr_falsify.contracts.evidence_keys import CODE, first_of, is_inside_evidence, keys_read_as
+from apr_falsify.contracts.model import (
+    STATUS_KEYS,
+    TEST_KEYS,
+    Citation,
+    Contract,
+    Falsifier,
+    entries,
+    place_of,
+    text_of,
+)
 from apr_falsify.contracts.names import PathName, TestNames, parse_path, parse_symbols, parse_test
 from apr_falsify.contracts.problem import Place
-from apr_falsify.contracts.prose import inline_code, is_label, label, names_in_prose, without_alternatives
+from apr_falsify.contracts.prose import (
+    functions_of,
+    inline_code,
+    is_label,
+    label,
+    names_in_prose,
+    without_alternatives,
+)
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.contracts.statuses import PARTIAL, claims_shown, is_unbuilt, rung_of, says_absent
 from apr_falsify.symbols.markers import is_marker, selected_markers
@@ -33,7 +49,16 @@ def citations(contract: Contract) -> Iterator[Citation]:
     absent = is_unbuilt(contract.status)
     for falsifier in contract.falsifiers:
         yield from _of_falsifier(falsifier, contract.status)
+    yield from _of_tasks(contract)
     yield from _top_files(contract, absent)
+
+
+def _of_tasks(contract: Contract) -> Iterator[Citation]:
+    """What the tasks that say to be done name; of one that is still to do nothing need be there."""
+    for key, item in entries(contract.data.get("tasks"), "tasks"):
+        words = [text_of(item, name) for name in STATUS_KEYS] if isinstance(item, Mapping) else []
+        if isinstance(item, Mapping) and any(claims_shown(word, of_task=True) for word in words):
+            yield from group(item, f"{key}.evidence", False, [])
 
 
 def _of_falsifier(falsifier: Falsifier, contract_status: str) -> Iterator[Citation]:
@@ -42,27 +67,33 @@ def _of_falsifier(falsifier: Falsifier, contract_status: str) -> Iterator[Citati
     paths: list[PathName] = []
     for key, block in falsifier.evidence:
         yield from _evidence(block, key, absent, paths)
-    yield from _group(falsifier.data, falsifier.place.key, absent, paths)
-    for name in [name for name in falsifier.data if name in TEST_KEYS]:
+    yield from group(falsifier.data, falsifier.place.key, absent, paths)
+    for name in first_of(TEST_KEYS, falsifier.data):
         for key, value in entries(falsifier.data[name], f"{falsifier.place.key}.{name}"):
-            if isinstance(value, Text):
+            if isinstance(value, Mapping):
+                yield from group(value, key, absent, paths)
+            elif isinstance(value, Text) and value.is_block and functions_of(value):
+                yield from inline_code(value, place_of(value, key), absent, claims=claims)
+            elif isinstance(value, Text):
                 yield from named_tests(value, place_of(value, key), absent, tuple(paths))
     yield from _own_evidence(falsifier, absent, paths)
     for key in keys_read_as(CODE):
         text = falsifier.data.get(key)
         if isinstance(text, Text):
-            yield from inline_code(text, place_of(text, f"{falsifier.place.key}.{key}"), claims=claims)
+            yield from inline_code(
+                text, place_of(text, f"{falsifier.place.key}.{key}"), absent, claims=claims
+            )
 
 
 def _own_evidence(falsifier: Falsifier, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
     """``evidence``: a bundle, which is judged elsewhere, a command, or a block as any other."""
     where, value = f"{falsifier.place.key}.evidence", falsifier.data.get("evidence")
     if isinstance(value, Mapping):
-        yield from () if "bundle" in value else _group(value, where, absent, paths)
+        yield from () if "bundle" in value else group(value, where, absent, paths)
         return
     for key, item in entries(value, where):
         if isinstance(item, Mapping):
-            yield from _group(item, key, absent, paths)
+            yield from group(item, key, absent, paths)
         elif isinstance(item, Text) and runs_something(item):
             yield from named_tests(item, place_of(item, key), absent, tuple(paths), bare=False)
         elif isinstance(item, Text):
@@ -71,17 +102,17 @@ def _own_evidence(falsifier: Falsifier, absent: bool, paths: list[PathName]) -> 
 
 def _evidence(block: Value, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
     if isinstance(block, Mapping):
-        yield from _group(block, key, absent, paths)
+        yield from group(block, key, absent, paths)
     elif isinstance(block, Sequence):
         yield from _listed(block, key, absent, paths)
     elif isinstance(block, Text):
         yield from listed_texts([(key, block)], absent, paths)
 
 
-def _group(mapping: Mapping, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
+def group(mapping: Mapping, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
     """Files and names given side by side: each name must be in one of the files."""
     own: list[PathName] = []
-    inside = is_inside_evidence(key)
+    inside = is_inside_evidence(key)  # there plain words name files, functions and tests
     for name in [name for name in mapping if name in (_FILE_KEYS if inside else _FILE_KEYS_OUTSIDE)]:
         value = mapping[name]
         if isinstance(value, Mapping):
@@ -91,7 +122,7 @@ def _group(mapping: Mapping, key: str, absent: bool, paths: list[PathName]) -> I
             if isinstance(item, Text):
                 yield from files_in(item, place_of(item, where), absent, own)
             elif isinstance(item, Mapping):
-                yield from _group(item, where, absent, own)
+                yield from group(item, where, absent, own)
     paths.extend(own)
     loose = _NAME_KEYS_IN_EVIDENCE if inside and own else ()
     for name in [name for name in mapping if name in _NAME_KEYS or name in loose]:
@@ -108,14 +139,14 @@ def _group_tests(mapping: Mapping, key: str, absent: bool, paths: list[PathName]
     for name in [name for name in mapping if name in _TEST_NAME_KEYS]:
         for where, item in entries(mapping[name], f"{key}.{name}"):
             if isinstance(item, Text):
-                yield from named_tests(item, place_of(item, where), absent, tuple(paths))
+                yield from named_tests(item, place_of(item, where), absent, tuple(paths), surely=bool(paths))
 
 
 def _named_item(item: Mapping, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
     """``{name: f, file: a.py}`` inside a list of names."""
     name = item.get("name")
     own: list[PathName] = []
-    yield from _group(item, key, absent, own)
+    yield from group(item, key, absent, own)
     if isinstance(name, Text):
         yield from _symbols(name, place_of(name, f"{key}.name"), absent, tuple(own or paths))
 
@@ -194,7 +225,7 @@ def _listed(block: Sequence, key: str, absent: bool, paths: list[PathName]) -> I
     texts = []
     for where, item in entries(block, key):
         if isinstance(item, Mapping):
-            yield from _group(item, where, absent, paths)
+            yield from group(item, where, absent, paths)
         elif isinstance(item, Text):
             texts.append((where, item))
     yield from listed_texts(texts, absent, paths)
@@ -248,9 +279,15 @@ def _like(text: Text, other: str) -> Text:
 
 
 def named_tests(
-    text: Text, place: Place, absent: bool, paths: tuple[PathName, ...], *, bare: bool = True
+    text: Text,
+    place: Place,
+    absent: bool,
+    paths: tuple[PathName, ...],
+    *,
+    bare: bool = True,
+    surely: bool = False,
 ) -> Iterator[Citation]:
-    """Cite the tests a text names; ``bare`` says that a single word in it may be one."""
+    """Cite the tests a text names; ``bare`` says that a single word may be one, ``surely`` that it is."""
     names = parse_test(without_alternatives(text))
 
     def cite(kind: str, shown: str, **more: object) -> Citation:
@@ -283,7 +320,7 @@ def named_tests(
             yield cite("symbol", _shown(file), name=file.symbol, paths=(file,))
         else:
             yield cite("file", _shown(file), paths=(file,))
-    labels = all(map(is_label, names.bare))  # beside a test's path the others are tests too
+    labels = not surely and all(map(is_label, names.bare))  # beside a test's path the others are tests too
     for name in names.bare if bare else ():
         if labels:
             yield label(name, text, _line_of(name, text, place), absent)

@@ -81,7 +81,7 @@ EVIDENCE = frozenset(keys_read_as(BLOCK, LIVE, LOCATION, TEST, CODE))
 """Keys whose value may carry a status."""
 
 _PART = re.compile(r"[A-Za-z_][\w-]*")
-_INSIDE = frozenset(keys_read_as(BLOCK, LIVE))
+_INSIDE = frozenset(keys_read_as(BLOCK, LIVE, LOCATION, TEST))
 
 
 def is_inside_evidence(key: str) -> bool:

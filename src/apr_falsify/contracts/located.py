@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from apr_falsify.contracts.citations import files_in, listed_texts, named_tests, runs_something
+from apr_falsify.contracts.citations import files_in, group, listed_texts, named_tests, runs_something
 from apr_falsify.contracts.evidence_keys import KEYS, LOCATION, PLACE
 from apr_falsify.contracts.model import STATUS_KEYS, Citation, Contract, entries, place_of, text_of
 from apr_falsify.contracts.names import parse_path
-from apr_falsify.contracts.prose import is_label, label
+from apr_falsify.contracts.prose import is_label, label, names_in_prose
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
 from apr_falsify.contracts.statuses import is_unbuilt, root_of, says_absent
 
@@ -23,7 +23,11 @@ _SOURCES = (".py", ".rs", ".pyi")
 
 def located(contract: Contract) -> Iterator[Citation]:
     """What the contract cites by place, in all of its blocks."""
-    yield from _walk(contract.data, "", is_unbuilt(contract.status), _labels(contract))
+    absent = is_unbuilt(contract.status)
+    yield from _walk(contract.data, "", absent, _labels(contract))
+    for key, item in entries(contract.data.get("falsification_conditions"), "falsification_conditions"):
+        if isinstance(item, Text):
+            yield from names_in_prose(item, place_of(item, key), absent)
 
 
 def _labels(contract: Contract) -> frozenset[str]:
@@ -55,6 +59,8 @@ def _walk(value: Value, key: str, absent: bool, labels: Collection[str]) -> Iter
 
 def _cited(value: Value, key: str, name: str, absent: bool, labels: Collection[str]) -> Iterator[Citation]:
     for where, item in entries(value, key):
+        if isinstance(item, Mapping):
+            yield from group(item, where, absent, [])
         if not isinstance(item, Text) or str(item).strip("`") in labels:
             continue
         place, path = place_of(item, where), parse_path(item)

@@ -50,7 +50,7 @@ class Outcome:
     @property
     def inconclusive(self) -> str:
         """Why nothing could be found out; empty where something was, or nothing was to be."""
-        if not self.counts.contracts and not self.counts.names:
+        if not self.counts.contracts and not self.counts.bindings:
             return "no contract: no file has metadata, falsification tests or bindings"
         unresolved = any(one.problem.code in ("unresolved-name", "unresolved-sibling") for one in self.shown)
         if unresolved and not self.counts.resolved:

@@ -83,11 +83,11 @@ def functions_of(code: str) -> list[str]:
     return list(dict.fromkeys(found or _ANY_FUNCTION.findall(code)))
 
 
-def inline_code(text: str, place: Place, *, claims: bool) -> Iterator[Citation]:
+def inline_code(text: str, place: Place, absent: bool, *, claims: bool) -> Iterator[Citation]:
     """What the text of a test names: its functions, which a status that claims something says exist."""
     functions = functions_of(text)
     if not functions:
-        yield from names_in_prose(text, place, absent=not claims)
+        yield from names_in_prose(text, place, absent)
     for name in functions:
         yield _loose(name, name, place, CODE if claims else SKETCH, absent=False)
 

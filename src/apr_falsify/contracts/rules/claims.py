@@ -24,12 +24,13 @@ _NOTHING = re.compile(
     r"to be (?:done|determined|decided|written|defined|added))?\W*$",
     re.IGNORECASE,
 )
+_TO_DO = re.compile(r"^\W*(?:TBD|TODO|FIXME)\b")
 _TOLD = ("notes", "note", "status", "verdict", "description", "discharge_status")
 
 
 def says_nothing(text: str) -> bool:
     """Whether a text is empty or stands for one that is still to be written: ``TBD``, ``...``, ``n/a``."""
-    return bool(_NOTHING.match(text))
+    return bool(_NOTHING.match(text) or _TO_DO.match(text))
 
 
 def is_comment_only(text: str) -> bool:
@@ -68,8 +69,8 @@ def claim_without_evidence(contract: Contract) -> Iterator[Problem]:
 
 
 def contract_without_evidence(contract: Contract) -> Iterator[Problem]:
-    """A contract that is shown, and has no falsifier to say so, names somewhere what shows it."""
-    if contract.falsifiers or not claims_shown(contract.status):
+    """A contract that is shown, and has no falsifier that says so itself, names somewhere what shows it."""
+    if any(one.status for one in contract.falsifiers) or not claims_shown(contract.status):
         return
     keys = {*EVIDENCE, *_FILES_AND_NAMES, *_PROOFS}
     if not any(key in keys and has_content(text) for key, text, _ in texts_of(contract.data)):

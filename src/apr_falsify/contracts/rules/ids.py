@@ -32,12 +32,15 @@ def registered_ids(contract: Contract) -> tuple[str, ...]:
 
 def cited_ids(contract: Contract) -> Iterator[CitedId]:
     """Ids of the families of its own falsifiers that the contract's texts cite, where they claim to exist."""
-    families = {match[1] for one in contract.falsifiers if (match := _NUMBERED.match(one.id))}
+    own = {one.id for one in contract.falsifiers}
+    for block in ("proof_obligations", "kani_harnesses"):
+        items = (item for _, item in entries(contract.data.get(block), block))
+        own |= {text_of(item, "id") for item in items if isinstance(item, Mapping)}
+    families = {match[1] for one in own if (match := _NUMBERED.match(one))}
     if not families:
         return
     pattern = re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, sorted(families)))})\d+[a-z]?(?![\w-])")
-    own = {one.id for one in contract.falsifiers}
-    seen = set()
+    seen = {one.id for one in cited_obligations(contract)}  # told by themselves
     for key, text, where in texts_of(contract.data):
         if key == "id":
             continue

@@ -137,7 +137,7 @@ def _shares(contract: Contract) -> Iterator[Problem]:
             if not beside or len(set(beside)) == int(match["part"]):
                 continue
             told = " ".join(match.group().split())[:60]
-            message = f"{told!r} says {match['part']}, {len(set(beside))} are listed"
+            message = f"{told!r} says {match['part']}, and {len(set(beside))} of them are listed"
             place = place_of(text, key())
             yield _disagreement(contract, place, message, str(len(set(beside))))
     yield from _share_of_falsifiers(contract)
