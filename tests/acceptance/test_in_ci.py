@@ -160,7 +160,16 @@ def test_no_input_of_the_action_is_run_as_a_command(tmp_path: Path, hostile: str
 def test_what_is_installed_for_contracts_alone_is_light() -> None:
     table = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     base = {re.split(r"[<>=]", one)[0] for one in table["dependencies"]}
-    assert base == {"click", "jsonschema", "packaging", "pyyaml", "rich", "tree-sitter", "tree-sitter-rust"}
+    assert base == {
+        "click",
+        "jsonschema",
+        "packaging",
+        "pyyaml",
+        "rapidfuzz",
+        "rich",
+        "tree-sitter",
+        "tree-sitter-rust",
+    }
     assert {re.split(r"[<>=]", one)[0] for one in table["optional-dependencies"]["bisect"]} == HEAVY - {
         "torch",
         "transformers",
