@@ -149,7 +149,7 @@ def propose(dump: Dump, known: Known, where: Path) -> Starter:
         for name in names
         if (proposal := _proposal(name, [match for match in chosen if match.place.stage == name], known))
     ]
-    kept = None
+    proposed, kept = {each.row.stage for each in proposals}, None
     if sizes is not None and geometry is not None:
         for proposal in proposals:
             _see_mask(proposal, sizes)
@@ -159,11 +159,7 @@ def propose(dump: Dump, known: Known, where: Path) -> Starter:
         proposals=tuple(proposals),
         conflicts=tuple(conflicts),
         unused=_unused(found, (*chosen, *(conflict.by_name for conflict in conflicts))),
-        missing=tuple(
-            name
-            for name in names
-            if not STAGES[name].inner and all(each.row.stage != name for each in proposals)
-        ),
+        missing=tuple(name for name in names if not STAGES[name].inner and name not in proposed),
         kept=kept,
     )
 
