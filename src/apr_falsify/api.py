@@ -23,6 +23,7 @@ from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, Tok
 from apr_falsify.formats import weights as model_files
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.stages import STAGES, Layout, in_forward_order, stage
+from apr_falsify.operators.family_file import load_families
 from apr_falsify.pytest_plugin.verdict import Falsified, assert_one_source
 from apr_falsify.subjects.interface import DEFAULT_SECONDS
 from apr_falsify.subjects.registry import RUNTIMES
@@ -54,13 +55,19 @@ __all__ = [
 AnyPath = str | os.PathLike[str]
 
 
-def open_model(path: AnyPath) -> Model:
+def open_model(path: AnyPath, *, family: AnyPath | None = None) -> Model:
     """Open a model on disk; nothing is loaded yet.
+
+    Args:
+        path: a HuggingFace directory, a ``.gguf`` or an ``.apr`` file.
+        family: a Python file with a model family of your own. It is run, once in this process, and its
+            families are known from then on.
 
     Raises:
         AprFalsifyError: nothing usable there, a family that is not known, or contradictory sizes.
 
     """
+    _known(family)
     return model_files.open_model(Path(path))
 
 
@@ -88,6 +95,7 @@ def capture(
     options: Mapping[str, str] | None = None,
     program: AnyPath | None = None,
     seconds: float = DEFAULT_SECONDS,
+    family: AnyPath | None = None,
     out: AnyPath | None = None,
 ) -> Trace:
     """Run one side and return what it computed at every stage.
@@ -105,12 +113,14 @@ def capture(
         options: settings for the subject's runtime.
         program: the runtime's program, where it is not the one on PATH.
         seconds: how long one run of it may take.
+        family: a Python file with a model family of your own, see :func:`open_model`.
         out: a directory to write the trace to; without one it stays in memory.
 
     Raises:
         AprFalsifyError: the side cannot be run, or not so.
 
     """
+    _known(family)
     sides = _sides(tokens, prompt, layers, stages, arithmetic, options, program, seconds)
     place = None if out is None else Path(out)
     subject = str(side) if _is_subject(side) else None
@@ -137,6 +147,7 @@ def bisect(
     options: Mapping[str, str] | None = None,
     program: AnyPath | None = None,
     seconds: float = DEFAULT_SECONDS,
+    family: AnyPath | None = None,
     out: AnyPath | None = None,
 ) -> Bisection:
     """Run both sides, compare them stage by stage, and name the stages that introduced the error.
@@ -161,12 +172,14 @@ def bisect(
         options: settings for the subject's runtime.
         program: the runtime's program, where it is not the one on PATH.
         seconds: how long one run of it may take.
+        family: a Python file with a model family of your own, see :func:`open_model`.
         out: a directory that keeps both traces; a side that lies there is used again.
 
     Raises:
         AprFalsifyError: a side cannot be run, the sides do not belong together, or there is nothing to judge.
 
     """
+    _known(family)
     sides = _sides(tokens, prompt, layers, stages, arithmetic, options, program, seconds)
     run, model = None if out is None else Path(out), None if weights is None else _model(weights)
     if isinstance(subject, Trace):
@@ -188,6 +201,11 @@ def bisect(
             findings=plan.findings,
             not_checked=plan.not_checked,
         )
+
+
+def _known(family: AnyPath | None) -> None:
+    if family is not None:
+        load_families(Path(family))
 
 
 def _sides(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     metavar="MODEL",
     help="The model both ran; names geometry and checks tokens of a bare recording.",
 )
+@options.family
 @options.layers
 @options.stages
 @options.tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
@@ -14,13 +14,16 @@ from apr_falsify.commands import options
 from apr_falsify.commands.checks import Check, State
 from apr_falsify.commands.output import wrapped
 from apr_falsify.errors import ExitCode
-from apr_falsify.model.families import family_of
+from apr_falsify.model.families import FAMILIES, family_of
+from apr_falsify.model.families.of_users import families_of_users
+from apr_falsify.model.family import Family
 
 
 @click.command()
 @click.option(
     "--lane", metavar="NAME", help="Also what this lane of pyproject.toml needs, memory and disk too."
 )
+@options.family
 @options.output_format
 @options.debug
 def doctor(lane: str | None, output: str) -> int:
@@ -144,6 +147,18 @@ def _default_model() -> Check:
     return Check(part="default model", state=State.FOUND, detail=detail)
 
 
+def titles(families: Iterable[Family]) -> str:
+    """Return the names of model families for people, as README and the report list them."""
+    return ", ".join(sorted((each.title for each in families), key=str.casefold))
+
+
+def _families() -> Check:
+    detail = titles(FAMILIES)
+    if own := families_of_users():
+        detail += f"; of your own: {titles(own)}"
+    return Check(part="families", state=State.FOUND, detail=detail)
+
+
 _APR = "cargo install apr-cli"
 _ORACLE = "pip install 'apr-falsify[oracle]'"
 _BASE = "pip install apr-falsify"
@@ -154,6 +169,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     _package("safetensors", "reading models", _BASE, State.MISSING),
     _package("gguf", "reading .gguf models", _BASE, State.MISSING),
     _default_model,
+    _families,
     _package("torch", "the oracle", _ORACLE, State.OPTIONAL),
     _package("transformers", "the oracle", _ORACLE, State.OPTIONAL),
     _package("tokenizers", "--prompt", _ORACLE, State.OPTIONAL),

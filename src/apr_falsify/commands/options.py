@@ -124,6 +124,22 @@ def some_path(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return None if value is None else Path(value)
 
 
+def _load_families(ctx: click.Context, param: click.Parameter, files: tuple[str, ...]) -> None:
+    """Run the files: from here on their families are known as those of the table are."""
+    for file in files:
+        from apr_falsify.operators.family_file import load_families  # it brings NumPy, --help does without
+
+        load_families(Path(file))
+
+
+family = click.option(
+    "--family",
+    multiple=True,
+    metavar="FILE.py",
+    callback=_load_families,
+    expose_value=False,
+    help="A Python file with a model family of your own; it is run. Repeatable. (docs/adding-a-family.md)",
+)
 layers = click.option(
     "--layers",
     type=Layers(),
@@ -261,6 +277,7 @@ _PARAMETERS: Mapping[str, str] = {
 """Key of :class:`Sides` -> click's name of the option."""
 
 _BOTH_SIDES = (
+    family,
     layers,
     stages,
     substages,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apr_falsify.errors import GeometryError, ModelError
+from apr_falsify.errors import GeometryError, ModelError, nearest
 from apr_falsify.formats.apr import MAGIC as APR_MAGIC
 from apr_falsify.formats.apr import AprFile, AprTensorInfo
 from apr_falsify.formats.apr_geometry import apr_names, geometry_of_apr
@@ -34,7 +34,8 @@ from apr_falsify.formats.tensors import (
     plain_tensor,
     transposed,
 )
-from apr_falsify.model.families import family_of, shape_of_role
+from apr_falsify.model.families import family_of, place_of, shape_of_role
+from apr_falsify.model.families.of_users import file_of
 from apr_falsify.model.geometry import geometry_of_gguf, geometry_of_hf_dir
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.arithmetic import Format
@@ -107,11 +108,7 @@ class Weights:
         """
         tensor = self.find(role, layer)
         if tensor is None:
-            raise ModelError(
-                f"the tensor {self._name(role, layer)} is missing",
-                where=self.where,
-                remedy="download the model again; it is incomplete",
-            )
+            raise self._missing(role, layer)
         expected = self._shape(role)
         if tensor.shape != expected:
             raise ModelError(
@@ -120,6 +117,16 @@ class Weights:
                 expected=f"{list(expected)}, by the model's own geometry",
             )
         return tensor
+
+    def _missing(self, role: str, layer: int | None) -> ModelError:
+        name, remedy = self._name(role, layer), "download the model again; it is incomplete"
+        if file_of(self.geometry.family) is not None:
+            remedy = nearest(name, self.tensors) or "call it in weights as the checkpoint does"
+        return ModelError(
+            f"the tensor {name} is missing, which is the weight {role!r} by {place_of(self.geometry)}",
+            where=self.where,
+            remedy=remedy,
+        )
 
     def vector(self, role: str, layer: int | None = None) -> FloatArray:
         """Return the one-dimensional tensor in ``role``, whole."""

@@ -36,6 +36,7 @@ class Family:
         fused: groups of roles that lie one below the other in one tensor.
         transposed: roles whose tensor a HuggingFace checkpoint stores [in, out].
         softmax_upcast: whether transformers computes the softmax in f32 whatever the model's format.
+        role_axes: the shapes of roles that ``names.ROLE_AXES`` does not list, in its words.
 
     """
 
@@ -58,3 +59,4 @@ class Family:
     fused: tuple[tuple[str, ...], ...] = ()
     transposed: tuple[str, ...] = ()
     softmax_upcast: bool = True
+    role_axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -157,7 +157,6 @@ def _layers(layers: Iterable[Iterable[Node]]) -> Iterator[Mapping[str, Node]]:
 def _ordered(nodes: Iterable[Node], scope: Scope, known: frozenset[str]) -> dict[str, Node]:
     """Check the nodes of one layer, or of one end of the model."""
     listed = list(nodes)
-    names = [node.stage for node in listed]
     done: dict[str, Node] = {}
     for node in listed:
         _check_stage(node, scope)
@@ -172,7 +171,7 @@ def _ordered(nodes: Iterable[Node], scope: Scope, known: frozenset[str]) -> dict
             )
         for source in node.inputs.values():
             if source not in done and source not in known:
-                raise FamilyError(_unordered(node.stage, source, names), expected="nodes in forward order")
+                raise FamilyError(_unordered(node.stage, source, listed), expected="nodes in forward order")
         done[node.stage] = node
     return done
 
@@ -187,9 +186,23 @@ def _check_stage(node: Node, scope: Scope) -> None:
         )
 
 
-def _unordered(stage: str, source: str, names: list[str]) -> str:
-    if source not in names:
+def _unordered(stage: str, source: str, nodes: list[Node]) -> str:
+    inputs = {node.stage: tuple(node.inputs.values()) for node in nodes}
+    if source not in inputs:
         return f"the node {stage} is computed from {source}, which is no node of its layer"
-    if source == stage:
-        return f"the node {stage} is computed from itself: a circle"
-    return f"the node {stage} is computed from {source}, which comes after it: a circle, or a wrong order"
+    if path := _path(source, stage, inputs):
+        return f"the node {stage} is computed from itself: a circle, " + " <- ".join((stage, *path))
+    return f"the node {stage} is computed from {source}, which comes after it"
+
+
+def _path(start: str, end: str, inputs: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the stages from ``start`` back to ``end``, each computed from the next; none lead: empty."""
+    paths: dict[str, tuple[str, ...]] = {start: (start,)}
+    waiting = [start]
+    while waiting and end not in paths:
+        at = waiting.pop()
+        for source in inputs.get(at, ()):
+            if source not in paths:
+                paths[source] = (*paths[at], source)
+                waiting.append(source)
+    return paths.get(end, ())

@@ -6,7 +6,8 @@ the stage that follows is then replayed from what comes before it, as one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -54,6 +55,34 @@ OPERATORS: Mapping[str, Operator] = {
 }
 """Name -> operator."""
 
+_of_users: dict[str, tuple[Path, Operator]] = {}
+"""Name -> the user's file that brought the operator (``family_file.py``), and the operator."""
+
+
+def known_operators() -> dict[str, Operator]:
+    """Return the operators of the table, then those that users' files brought, by name."""
+    return {**OPERATORS, **{name: brought for name, (_, brought) in _of_users.items()}}
+
+
+def check_free(path: Path, name: str) -> None:
+    """Check that the user's file at the resolved ``path`` may bring an operator called ``name``.
+
+    Raises:
+        FamilyError: there is one of that name already.
+
+    """
+    if name in OPERATORS or _of_users.get(name, (path,))[0] != path:
+        raise FamilyError(
+            f"an operator called {name!r} is there already", remedy="give this one a name of its own"
+        )
+
+
+def keep_operators(path: Path, operators: Iterable[Operator]) -> None:
+    """Take in the operators of the user's file at the resolved ``path``, for those that it brought before."""
+    for name in [name for name, (where, _) in _of_users.items() if where == path]:
+        del _of_users[name]
+    _of_users.update({each.name: (path, each) for each in operators})
+
 
 def operator_of(node: Node) -> Operator:
     """Return the operator of a node.
@@ -62,14 +91,16 @@ def operator_of(node: Node) -> Operator:
         FamilyError: there is none of that name.
 
     """
-    try:
-        return OPERATORS[node.operator]
-    except KeyError:
-        raise FamilyError(
-            f"the node {node.stage} has the operator {node.operator!r}, which is not known",
-            expected="one of " + ", ".join(OPERATORS),
-            remedy=nearest(node.operator, OPERATORS),
-        ) from None
+    known = OPERATORS.get(node.operator)
+    if known is not None:
+        return known
+    if node.operator in _of_users:
+        return _of_users[node.operator][1]
+    raise FamilyError(
+        f"the node {node.stage} has the operator {node.operator!r}, which is not known",
+        expected="one of " + ", ".join(known_operators()),
+        remedy=nearest(node.operator, known_operators()),
+    )
 
 
 def check_operators(graph: Graph) -> None:

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from apr_falsify.model.families import family_of
+from apr_falsify.errors import FamilyError, nearest
+from apr_falsify.model.families import family_of, place_of
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import SEEN_BY_ATTENTION
 from apr_falsify.oracle.libraries import attention_functions, torch
-from apr_falsify.oracle.taps import Take, attention_of, decoder_of, layer_of, module_of, qkv_modules, taps_of
+from apr_falsify.oracle.taps import (
+    Take,
+    attention_of,
+    decoder_of,
+    final_norm_of,
+    layer_of,
+    qkv_modules,
+    taps_of,
+)
 from apr_falsify.traces.trace import Key
 
 Emit = Callable[[Key, torch.Tensor], None]
@@ -49,11 +58,23 @@ def probed(
         for layer, here in names.items():
             modules = dict(decoder.get_submodule(layer_of(geometry, layer)).named_modules())
             for path, hook in _layer_hooks(geometry, layer, here, emit):
+                if path not in modules:
+                    raise _no_module(path, layer, modules, geometry)
                 _add_hook(undo, modules[path], hook)
         for place, hook in _end_hooks(module, decoder, geometry, wanted, emit):
             _add_hook(undo, place, hook)
         _replace_attention(undo, decoder, geometry, names, emit)
         yield
+
+
+def _no_module(path: str, layer: int, modules: Iterable[str], geometry: Geometry) -> FamilyError:
+    seen = [stage for stage, place, _ in taps_of(geometry, layer) if place == path] or ["qkv_matmul"]
+    return FamilyError(
+        f"the node {seen[0]} is said to be seen at {path}, which is no module of transformers' layer",
+        where=place_of(geometry),
+        expected="one of " + ", ".join(filter(None, modules)),
+        remedy=nearest(path, modules),
+    )
 
 
 def _add_hook(undo: ExitStack, module: torch.nn.Module, hook: _Hook) -> None:
@@ -118,7 +139,7 @@ def _end_hooks(
 ) -> Iterator[tuple[torch.nn.Module, _Hook]]:
     """Give the hooks after the last layer; logits are the whole model's output."""
     places: Mapping[Key, tuple[torch.nn.Module, str, _Hook]] = {
-        (None, "final_norm"): (decoder, module_of(geometry, "final_norm"), _see_rows),
+        (None, "final_norm"): (decoder, final_norm_of(geometry), _see_rows),
         (None, "lm_head"): (module, "", _see_last_logits),
         (None, "lm_head_proj"): (module, "lm_head", _see_last_row),
     }

@@ -48,6 +48,12 @@ def taps_of(geometry: Geometry, layer: int) -> Iterator[tuple[str, str, Take]]:
         yield stage, _path(geometry, tap), _shaped(take, stage)
 
 
+def final_norm_of(geometry: Geometry) -> str:
+    """Return the path of the final norm's module within the decoder."""
+    tap = graph_of(geometry).ends["final_norm"].tap
+    return module_of(geometry, "final_norm") if tap is None else _path(geometry, tap)
+
+
 def _path(geometry: Geometry, tap: Tap) -> str:
     if tap.module == Place.LAYER:
         return ""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 
-from apr_falsify.errors import FamilyError, UnknownFamilyError
+from apr_falsify.errors import FamilyError, UnknownFamilyError, nearest
 from apr_falsify.model.blocks import WHOLE
 from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
 from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
+from apr_falsify.model.families.of_users import FamilyFile, families_of_users, file_of, files_but, keep
 from apr_falsify.model.families.olmo import OLMO2
 from apr_falsify.model.families.phi import PHI3
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from apr_falsify.model.family import Family
-from apr_falsify.model.graph import Graph, graph_of_nodes
+from apr_falsify.model.graph import Graph, Place, Tap, graph_of_nodes
 from apr_falsify.model.names import ROLE_AXES
 from apr_falsify.model.shape import EXPERT_ROLES, Geometry
 
@@ -34,12 +36,39 @@ FAMILIES: tuple[Family, ...] = (
 )
 """The families that can be captured, run and replayed."""
 
-_of_users: list[Family] = []
-
 
 def known_families() -> tuple[Family, ...]:
-    """Return the families of the table, then those that a user's file brought."""
-    return (*FAMILIES, *_of_users)
+    """Return the families of the table, then those that users' files brought."""
+    return (*FAMILIES, *families_of_users())
+
+
+def add_families(path: Path, file: FamilyFile) -> None:
+    """Add the families of a user's file, at the resolved ``path``, to those that are known.
+
+    Raises:
+        FamilyError: a name, a ``model_type`` or an architecture of one is taken already.
+
+    """
+    taken = {said: "of the table" for own in FAMILIES for said in _claims(own)}
+    taken |= {said: f"of {o.where}" for o in files_but(path) for own in o.families for said in _claims(own)}
+    for own in file.families:
+        for claim in _claims(own):
+            if claim in taken:
+                raise FamilyError(
+                    f"its {claim[0]} {claim[1]!r} is taken already by a family {taken[claim]}",
+                    where=f"{file.where}: the family {own.name}",
+                    remedy="give it a name of its own" if claim[0] == "name" else "leave it out there",
+                )
+        taken |= dict.fromkeys(_claims(own), "of the same file")
+    keep(path, file)
+    graph_of.cache_clear()
+
+
+def _claims(own: Family) -> Iterator[tuple[str, str]]:
+    """Give what no other family may have: (what it is, its value)."""
+    yield "name", own.name
+    yield from (("model_type", value) for value in own.model_types)
+    yield from (("GGUF architecture", value) for value in own.gguf_architectures)
 
 
 def family(name: str) -> Family:
@@ -55,6 +84,12 @@ def family(name: str) -> Family:
 def family_of(geometry: Geometry) -> Family:
     """Return the family of a model."""
     return family(geometry.family)
+
+
+def place_of(geometry: Geometry) -> str:
+    """Return where the family of a model is described, for messages: a user's file, and its name."""
+    file = file_of(geometry.family)
+    return f"{'' if file is None else f'{file.where}: '}the family {geometry.family}"
 
 
 def family_of_model_type(model_type: str, where: object = None) -> Family:
@@ -88,7 +123,7 @@ def _lookup(name: str, known: Mapping[str, Family], key: str, where: object = No
             where=where,
             expected="one of " + ", ".join(sorted(known)),
             # No "did you mean": a near name is another family, with other formulas.
-            remedy="a model of a listed family, or a family file of your own: docs/adding-a-family.md",
+            remedy="a model of a listed family, or --family with a file of your own: docs/adding-a-family.md",
         ) from None
 
 
@@ -101,11 +136,52 @@ def graph_of(geometry: Geometry) -> Graph:
 
     """
     own = family_of(geometry)
+    file = file_of(own.name)
     try:
         first, *ends = own.ends(geometry)
-        return graph_of_nodes([first], (own.layer(geometry, n) for n in range(geometry.layers)), ends)
+        graph = graph_of_nodes([first], (own.layer(geometry, n) for n in range(geometry.layers)), ends)
+        if file is not None:  # those of the table are checked by tests
+            file.check(graph)
+            _check_roles(graph, own, geometry)
+        return graph
     except FamilyError as error:
-        raise error.at(f"the family {own.name}") from None
+        raise error.at(place_of(geometry)) from None
+
+
+def _check_roles(graph: Graph, own: Family, geometry: Geometry) -> None:
+    """Check that every weight of a graph has a name in the checkpoint, and a shape."""
+    axes, sizes = {**ROLE_AXES, **own.role_axes}, geometry.dims(tokens=1)
+    for nodes in (graph.first, *graph.layers, graph.ends):
+        for stage, node in nodes.items():
+            _check_tap(stage, node.tap, own)
+            for role in node.roles:
+                if role not in own.weights:
+                    raise FamilyError(
+                        f"the node {stage} uses the weight {role!r}, which has no name in weights",
+                        expected="one of " + ", ".join(own.weights),
+                        remedy=nearest(role, own.weights),
+                    )
+                if role not in axes:
+                    raise FamilyError(
+                        f"the node {stage} uses the weight {role!r}, whose shape nothing says",
+                        expected=f"role_axes={{{role!r}: (...)}} with words of " + ", ".join(sizes),
+                    )
+                if unknown := [axis for axis in axes[role] if axis not in sizes]:
+                    raise FamilyError(
+                        f"the node {stage} uses the weight {role!r}, whose axis {unknown[0]!r} has no size",
+                        expected="one of " + ", ".join(sizes),
+                        remedy=nearest(unknown[0], sizes),
+                    )
+
+
+def _check_tap(stage: str, tap: Tap | None, own: Family) -> None:
+    if tap is None or tap.module in own.weights or tap.module in tuple(Place) or tap.module[:1] == ".":
+        return
+    raise FamilyError(
+        f"the node {stage} is said to be seen at {tap.module!r}, which names no module",
+        expected="a role of weights, a Place, or a path within the layer that begins with a dot",
+        remedy=nearest(tap.module, own.weights),
+    )
 
 
 def roles_at(geometry: Geometry, layer: int | None) -> tuple[str, ...]:
@@ -130,7 +206,8 @@ def axes_of_role(role: str, geometry: Geometry) -> tuple[str, ...]:
         nodes = (layer.get(kind) for layer in graph_of(geometry).layers)
         if any(node is not None and node["over"] == WHOLE for node in nodes):
             return ("q",) if kind == "q_norm" else ("kv",)
-    return ROLE_AXES[kind]
+    own = family_of(geometry).role_axes
+    return own[kind] if kind in own else ROLE_AXES[kind]
 
 
 def shape_of_role(role: str, geometry: Geometry) -> tuple[int, ...]:
