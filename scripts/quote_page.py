@@ -1,10 +1,12 @@
 """Put what the commands of a page print today into the page: every block that starts with ``$ ``.
 
 The commands run in order, each in a shell, in a fresh folder in which ``docs`` and ``src`` are this
-checkout's, with the programs of this environment first on PATH; ``cd`` holds for the commands behind it.
-tests/acceptance/test_porting.py and test_walk_through.py fail where a page quotes something else.
+checkout's and the files lie that the page shows (``FILE.py``, a colon, its text), with the programs of this environment first on PATH; ``cd`` holds for the commands behind it.
+tests/acceptance/test_porting.py, test_walk_through.py and test_adding_a_family.py fail where a page quotes
+something else.
 
     python scripts/quote_page.py docs/porting.md
+    python scripts/quote_page.py docs/adding-a-family.md
     python scripts/quote_page.py README.md "## From a promise to evidence"
 """
 
@@ -21,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 QUOTED = re.compile(r"```(?:console)?\n\$ (.*?(?:\\\n.*?)*)\n(.*?)```", flags=re.DOTALL)
 
+SHOWN = re.compile(r"`(\w+\.py)`:\n\n```python\n(.*?)```", flags=re.DOTALL)
+
 AUTHOR = {
     f"GIT_{role}_{what}": value
     for role in ("AUTHOR", "COMMITTER")
@@ -29,10 +33,12 @@ AUTHOR = {
 """Who commits where a page commits: a fresh machine has nobody."""
 
 
-def prepared(folder: Path) -> Path:
-    """Make ``folder`` look like the checkout's root."""
+def prepared(folder: Path, page: str = "") -> Path:
+    """Make ``folder`` look like the checkout's root, with the files that ``page`` shows."""
     for name in ("docs", "src"):
         (folder / name).symlink_to(ROOT / name)
+    for name, text in SHOWN.findall(page):
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -71,7 +77,7 @@ def main(page: str, heading: str = "") -> None:
     whole = path.read_text(encoding="utf-8")
     part = section(whole, heading)
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [output for _, _, output in printed(part, prepared(Path(folder)))]
+        outputs = [output for _, _, output in printed(part, prepared(Path(folder), part))]
     said = iter(outputs)
     text = QUOTED.sub(lambda match: match[0].replace(f"\n{match[2]}```", f"\n{next(said)}```"), part)
     path.write_text(whole.replace(part, text), encoding="utf-8")

@@ -38,7 +38,7 @@ from apr_falsify.oracle.tokenizer import encode
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Startable, Subject, Target, Tokenizing
 from apr_falsify.subjects.registry import open_subject
 from apr_falsify.traces.capture import MemorySink, Request, Sink, TraceWriter
-from apr_falsify.traces.identity import difference, model_sha256
+from apr_falsify.traces.identity import difference, model_sha256, same_family_file
 from apr_falsify.traces.trace import Trace, is_trace, read_trace
 
 DEFAULT_LAYERS = range(0, 1)
@@ -316,6 +316,7 @@ class OracleRun:
             "model_sha256": model_sha256(self.model.files),
             "dtype": self.dtype,
             "device": self.device,
+            **same_family_file(self.model.geometry),
         }
         return difference(trace, request, self.model.geometry, wanted)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apr_falsify.errors import GeometryError, ModelError, nearest
+from apr_falsify.errors import GeometryError, ModelError
 from apr_falsify.formats.apr import MAGIC as APR_MAGIC
 from apr_falsify.formats.apr import AprFile, AprTensorInfo
 from apr_falsify.formats.apr_geometry import apr_names, geometry_of_apr
@@ -121,7 +121,7 @@ class Weights:
     def _missing(self, role: str, layer: int | None) -> ModelError:
         name, remedy = self._name(role, layer), "download the model again; it is incomplete"
         if file_of(self.geometry.family) is not None:
-            remedy = nearest(name, self.tensors) or "call it in weights as the checkpoint does"
+            remedy = "name it in the family's weights as the checkpoint does"
         return ModelError(
             f"the tensor {name} is missing, which is the weight {role!r} by {place_of(self.geometry)}",
             where=self.where,

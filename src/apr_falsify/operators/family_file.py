@@ -226,20 +226,20 @@ def _guarded_operator(own: Operator, path: Path) -> Operator:
     where = f"{path}: the operator {own.name}"
 
     def values(node: Node, inputs: Inputs, site: Site) -> Array:
-        what = f"{where}: its function values, at the node {node.stage},"
+        what = f"{where}: its function values at the node {node.stage}"
         made = _guarded(own.values, path, what)(node, inputs, site)
         dims = {**site.geometry.dims(len(site.tokens)), "tokens": -1}  # a replay may take some tokens alone
         _check_shape(made, canonical_shape(node.stage, dims), what)
         return made
 
     def variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-        what = f"{where}: its function variance, at the node {node.stage},"
+        what = f"{where}: its function variance at the node {node.stage}"
         made = _guarded(own.variance, path, what)(node, ins, y, site, store)
         _check_shape(made, y.shape, what)
         return made
 
     def text(node: Node, geometry: Geometry, layer: int | None) -> tuple[str, ...]:
-        what = f"{where}: its function text, at the node {node.stage},"
+        what = f"{where}: its function text at the node {node.stage}"
         return tuple(_guarded(own.text, path, what)(node, geometry, layer))
 
     return replace(own, values=values, variance=variance, text=text)

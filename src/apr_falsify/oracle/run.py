@@ -8,7 +8,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify import __version__
 from apr_falsify.errors import LayerRangeError, ModelError
 from apr_falsify.formats.weights import Model
 from apr_falsify.oracle.libraries import device_named, dtype_named, torch, transformers
@@ -16,7 +15,7 @@ from apr_falsify.oracle.loading import load_module
 from apr_falsify.oracle.probe import probed
 from apr_falsify.oracle.tokenizer import decode
 from apr_falsify.traces.capture import Request, Sink, source_commit
-from apr_falsify.traces.identity import model_sha256, name_of
+from apr_falsify.traces.identity import driver_of, model_sha256, name_of
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import Key, Trace
 
@@ -98,7 +97,7 @@ class Oracle:
         return Provenance(
             runtime="hf",
             version=transformers.__version__,
-            driver=f"apr-falsify {__version__}",
+            driver=driver_of(self.model.geometry),
             model=name_of(self.model.path, self.model.files),
             model_sha256=model_sha256(self.model.files),
             prompt=request.prompt,

@@ -20,7 +20,7 @@ from apr_falsify.operators.table import boundary_of, span_of
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite, arithmetic_named
 from apr_falsify.traces.capture import Request, Sink
-from apr_falsify.traces.identity import difference, model_sha256, name_of
+from apr_falsify.traces.identity import difference, driver_of, model_sha256, name_of, same_family_file
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import Key, Trace
 
@@ -127,7 +127,7 @@ def _provenance(model: Model, request: Request, arithmetic: Arithmetic, logits: 
     return Provenance(
         runtime="embedded",
         version=__version__,
-        driver=f"apr-falsify {__version__}",
+        driver=driver_of(model.geometry),
         model=name_of(model.path, model.files),
         model_sha256=model_sha256(model.files),
         prompt=request.prompt,
@@ -174,6 +174,7 @@ class EmbeddedSubject:
             "version": __version__,
             "model_sha256": model_sha256(self.model.files),
             "arithmetic": self.arithmetic.name,
+            **same_family_file(self.geometry),
         }
         return difference(trace, request, self.geometry, wanted)
 

@@ -9,7 +9,9 @@ from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 
+from apr_falsify import __version__
 from apr_falsify.errors import ModelError
+from apr_falsify.model.families.of_users import file_of
 from apr_falsify.model.shape import Geometry
 from apr_falsify.portable import model_name
 from apr_falsify.traces.capture import Request
@@ -72,6 +74,17 @@ def _cached_digest(file: Path, size: int, mtime_ns: int) -> Future[str]:
     digest = pool.submit(sha256_of, file)
     pool.shutdown(wait=False)
     return digest
+
+
+def driver_of(geometry: Geometry) -> str:
+    """Return this program with its version; and the user's file that a model's family is from, by digest."""
+    own, file = f"apr-falsify {__version__}", file_of(geometry.family)
+    return own if file is None else f"{own}, {file.where.name} {file.digest[:16]}"
+
+
+def same_family_file(geometry: Geometry) -> Mapping[str, object]:
+    """Return what a trace's provenance must say where the family is from a user's file, which may change."""
+    return {} if file_of(geometry.family) is None else {"driver": driver_of(geometry)}
 
 
 def difference(
