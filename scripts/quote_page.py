@@ -1,9 +1,9 @@
 """Put what the commands of a page print today into the page: every block that starts with ``$ ``.
 
 The commands run in order, each in a shell, in a fresh folder in which ``docs`` and ``src`` are this
-checkout's and the files lie that the page shows (``FILE.py``, a colon, its text), with the programs of this environment first on PATH; ``cd`` holds for the commands behind it.
-tests/acceptance/test_porting.py, test_walk_through.py and test_adding_a_family.py fail where a page quotes
-something else.
+checkout's and the files lie that the page shows (```FILE.py`:`` and a block of Python), with the programs of
+this environment first on PATH; ``cd`` holds for the commands behind it. tests/acceptance/test_porting.py,
+test_walk_through.py and test_adding_a_family.py fail where a page quotes something else.
 
     python scripts/quote_page.py docs/porting.md
     python scripts/quote_page.py docs/adding-a-family.md

@@ -149,7 +149,8 @@ def _default_model() -> Check:
 
 def titles(families: Iterable[Family]) -> str:
     """Return the names of model families for people, as README and the report list them."""
-    return ", ".join(sorted((each.title for each in families), key=str.casefold))
+    names = (name for each in families for name in each.title.split(", "))
+    return ", ".join(sorted(names, key=str.casefold))
 
 
 def _families() -> Check:

@@ -138,7 +138,7 @@ family = click.option(
     metavar="FILE.py",
     callback=_load_families,
     expose_value=False,
-    help="A Python file with a model family of your own; it is run. Repeatable. (docs/adding-a-family.md)",
+    help="A model family of your own, in Python: the file is run.  Repeatable.",
 )
 layers = click.option(
     "--layers",
