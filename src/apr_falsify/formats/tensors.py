@@ -257,10 +257,11 @@ class HalfSplit:
     """A q or k projection whose file holds interleaved rotary pairs, seen half-split.
 
     GGUF conversion of the llama family stores row 2i and 2i+1 of a head where the original has
-    rows i and i + D/2.
+    rows i and i + D/2. Where only the first ``width`` channels of a head are rotated, the others stay.
     """
 
     head_dim: int
+    width: int | None = None
 
     def shape(self, base: Tensor) -> tuple[int, ...]:
         """Return the shape of ``base``."""
@@ -273,8 +274,19 @@ class HalfSplit:
 
     def of_whole_heads(self, rows: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
         """Return [heads * head_dim, ...], which has a row for each of the tensor's, in half-split order."""
-        pairs = rows.reshape(-1, self.head_dim // 2, 2, *rows.shape[1:])
-        return np.swapaxes(pairs, 1, 2).reshape(rows.shape)
+        return self._regrouped(rows, interleaved=True)
+
+    def as_held(self, rows: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+        """Return rows in half-split order as the file holds them: what undoes :meth:`of_whole_heads`."""
+        return self._regrouped(rows, interleaved=False)
+
+    def _regrouped(self, rows: npt.NDArray[_Number], interleaved: bool) -> npt.NDArray[_Number]:
+        width = self.head_dim if self.width is None else self.width
+        heads = rows.reshape(-1, self.head_dim, *rows.shape[1:])
+        groups = (width // 2, 2) if interleaved else (2, width // 2)
+        pairs = heads[:, :width].reshape(-1, *groups, *rows.shape[1:])
+        turned = np.swapaxes(pairs, 1, 2).reshape(-1, width, *rows.shape[1:])
+        return np.concatenate((turned, heads[:, width:]), axis=1).reshape(rows.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +305,27 @@ class SomeRows:
         """Return rows ``start`` to ``stop`` of these."""
         stop = min(stop, self.shape(base)[0])
         return base.rows(self.start + min(start, stop), self.start + stop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsByHead:
+    """The rows of q, of k or of v in a tensor that holds those of each head side by side."""
+
+    head_dim: int
+    part: int
+
+    def shape(self, base: Tensor) -> tuple[int, ...]:
+        """Return the shape of these rows: a third of all."""
+        return (base.shape[0] // 3, *base.shape[1:])
+
+    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
+        """Return rows ``start`` to ``stop`` of these."""
+        first, last = start // self.head_dim, -(-stop // self.head_dim)
+        heads = base.rows(3 * first * self.head_dim, 3 * last * self.head_dim)
+        own = heads.reshape(-1, 3, self.head_dim, *heads.shape[1:])[:, self.part]
+        start -= first * self.head_dim
+        stop -= first * self.head_dim
+        return np.asarray(own.reshape(-1, *heads.shape[1:])[start:stop])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from apr_falsify.formats.tensors import (
     Offset,
     QuantisedTensor,
     Rounded,
+    RowsByHead,
     SomeRows,
     Tensor,
     UnreadableTensor,
@@ -38,6 +39,11 @@ from apr_falsify.model.families import family_of, shape_of_role
 from apr_falsify.model.geometry import geometry_of_gguf, geometry_of_hf_dir
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.arithmetic import Format
+
+
+def half_split(geometry: Geometry) -> HalfSplit:
+    """Return the view of interleaved rotary pairs as half-split ones."""
+    return HalfSplit(head_dim=geometry.head_dim, width=geometry.rope.width(geometry.head_dim))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,10 +98,13 @@ class Weights:
                 heights = {each: self._shape(each)[0] for each in group}
                 if tensor.shape[:1] != (sum(heights.values()),):
                     return tensor  # whole, so that its shape is refused by name
-                start = sum(heights[each] for each in group[: group.index(role)])
-                tensor = ViewedTensor(base=tensor, view=SomeRows(start=start, count=heights[role]))
+                at = group.index(role)
+                start = sum(heights[each] for each in group[:at])
+                rows = SomeRows(start=start, count=heights[role])
+                own = RowsByHead(head_dim=self.geometry.head_dim, part=at) if row.fused_by_head else rows
+                tensor = ViewedTensor(base=tensor, view=own)
         if self.interleaved and role in ("q", "k", "q_bias", "k_bias"):
-            return ViewedTensor(base=tensor, view=HalfSplit(head_dim=self.geometry.head_dim))
+            return ViewedTensor(base=tensor, view=half_split(self.geometry))
         return tensor
 
     def tensor(self, role: str, layer: int | None = None) -> Tensor:
@@ -194,7 +203,7 @@ def _open_hf_dir(directory: Path) -> Model:
         geometry=geometry,
         names=_names_in(tensors, family_of(geometry).weights),
         tensors=tensors,
-        interleaved=False,
+        interleaved=family_of(geometry).interleaved,
         where=directory,
     )
     return Model(path=directory, format="safetensors", geometry=geometry, weights=weights, files=files)

@@ -40,6 +40,7 @@ ROLE_AXES: Mapping[str, tuple[str, ...]] = {
     "final_norm": ("hidden",),
     "final_norm_bias": ("hidden",),
     "lm_head": ("vocab", "hidden"),
+    "lm_head_bias": ("vocab",),
 }
 """The shape of each role's tensor, in the axis words of ``stages.py``."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, LayerRangeError
@@ -48,11 +48,15 @@ class Geometry:
         norm_eps: epsilon of every norm.
         rope: the rotary embedding; one that turns nothing where positions are learned.
         local_rope: that of the layers with a window, where it is another one.
+        rotated: per layer, whether q and k are rotated at all; empty where all are.
         activation: the feed-forward block's activation.
         windows: per layer, how many keys back a token sees (itself included), ``None`` for all.
         qkv_bias: whether q, k, v have a bias.
         output_bias: whether the output projection has one.
         mlp_bias: whether gate, up and down have one.
+        head_bias: whether the output head has one.
+        parallel: whether the feed-forward block reads what enters the layer, as attention does, and both are
+            added to it together.
         tied: whether the output head is the embedding table.
         attn_scales: per layer, what q.k is multiplied with; empty for 1 / sqrt(D).
         attn_softcap: c where scores are c * tanh(score / c), ``None`` for no cap.
@@ -84,8 +88,11 @@ class Geometry:
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    head_bias: bool = False
+    parallel: bool = False
     tied: bool = False
     local_rope: Rope | None = None
+    rotated: tuple[bool, ...] = ()
     attn_scales: tuple[float, ...] = ()
     attn_softcap: float | None = None
     final_softcap: float | None = None
@@ -132,7 +139,9 @@ class Geometry:
         return dims
 
     def rope_at(self, layer: int | None) -> Rope:
-        """Return the rotary embedding of ``layer``."""
+        """Return the rotary embedding of ``layer``, one that turns nothing where it has none."""
+        if self.rotated and layer is not None and not self.rotated[layer]:
+            return replace(self.rope, kind="none")
         local = self.local_rope is not None and layer is not None and self.windows[layer] is not None
         return self.local_rope if local and self.local_rope is not None else self.rope
 
@@ -177,7 +186,7 @@ class Geometry:
             values["rope"] = _rope_of_json(values["rope"])
             if values.get("local_rope") is not None:
                 values["local_rope"] = _rope_of_json(values["local_rope"])
-            for name in ("windows", "attn_scales", "mixtures"):
+            for name in ("windows", "attn_scales", "mixtures", "rotated"):
                 values[name] = tuple(items(values.get(name, []), name))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
@@ -189,7 +198,7 @@ class Geometry:
 EXPERT_ROLES = ("expert_gate", "expert_up", "expert_down")
 """The roles of an expert's three projections; expert e's own are ``expert_gate.e`` and so on."""
 
-ACTIVATIONS: tuple[str, ...] = ("silu", "gelu_new", "gelu_pytorch_tanh")
+ACTIVATIONS: tuple[str, ...] = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
 """The feed-forward activations that have a formula, by the name that config.json uses."""
 
 
@@ -237,7 +246,7 @@ def _check_optional(geometry: Geometry) -> None:
     ]
     if any(value <= 0 for value in factors):
         raise GeometryError("a scale or a soft-cap is not above 0")
-    for name in ("attn_scales", "mixtures"):
+    for name in ("attn_scales", "mixtures", "rotated"):
         if len(getattr(geometry, name)) not in (0, geometry.layers):
             raise GeometryError(f"{len(getattr(geometry, name))} {name} for {geometry.layers} layers")
     _check_mixtures(geometry)
@@ -256,8 +265,10 @@ def _check_mixtures(geometry: Geometry) -> None:
 
 def _check_constants(geometry: Geometry) -> None:
     text(geometry.family, "the family")
-    for name in ("qkv_bias", "output_bias", "mlp_bias", "tied"):
+    for name in ("qkv_bias", "output_bias", "mlp_bias", "head_bias", "parallel", "tied"):
         flag(getattr(geometry, name), name)
+    for rotated in geometry.rotated:
+        flag(rotated, "whether a layer is rotated")
     if len(geometry.windows) != geometry.layers:
         raise GeometryError(f"{len(geometry.windows)} attention windows for {geometry.layers} layers")
     for window in geometry.windows:

@@ -20,7 +20,13 @@ import numpy.typing as npt
 from apr_falsify.model.graph import Node
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.operand_rules import Operation, Rule
-from apr_falsify.operators.feedforward import FUNCTIONS, activated, activation_text, multiplied
+from apr_falsify.operators.feedforward import (
+    FUNCTIONS,
+    activated,
+    activation_imports,
+    activation_text,
+    multiplied,
+)
 from apr_falsify.operators.linear import projected
 from apr_falsify.operators.norms import norm_variance
 from apr_falsify.operators.operator import Inputs, Lines, Operator
@@ -214,6 +220,7 @@ def _chosen_text(stage: str, geometry: Geometry) -> Lines:
 
 def _mixed_text(stage: str, x: str, geometry: Geometry) -> Lines:
     return (
+        *activation_imports(geometry),
         f"{stage} = np.zeros_like({x})",
         "for token, experts in enumerate(chosen):",
         "    for slot, e in enumerate(experts):",
