@@ -230,6 +230,16 @@ RECIPES: Mapping[str, Recipe] = {
         },
     ),
     "mistral-linear": Recipe(family="mistral", config={"sliding_window": None, "rope_parameters": _LINEAR}),
+    "gemma": Recipe(family="gemma", config={"pad_token_id": None}),
+    "gemma-legacy-act-untied-biased": Recipe(
+        family="gemma",
+        config={
+            "pad_token_id": None,
+            "hidden_act": "gelu",
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -245,6 +255,7 @@ FAMILIES = (
     "qwen3_moe",
     "olmo2",
     "granite",
+    "gemma",
 )
 """One plain recipe of each family."""
 

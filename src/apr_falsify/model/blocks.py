@@ -263,9 +263,7 @@ def feed_forward_block(
     if geometry.parallel and one_norm:
         source = "attn_norm"
     elif pre_norm:
-        nodes.append(
-            norm_node("ffn_norm", stream, norm=norm, bias=norm_bias, argument="post_attn_residual")
-        )
+        nodes.append(norm_node("ffn_norm", stream, norm=norm, bias=norm_bias, argument="post_attn_residual"))
     else:
         source = "post_attn_residual"
     if gated:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from apr_falsify.errors import FamilyError, UnknownFamilyError
 from apr_falsify.model.blocks import WHOLE
 from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
+from apr_falsify.model.families.gemma1 import GEMMA
 from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_MOE,
     OLMO2,
     GRANITE,
+    GEMMA,
 )
 """The families that can be captured, run and replayed."""
 
