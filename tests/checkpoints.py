@@ -240,6 +240,39 @@ RECIPES: Mapping[str, Recipe] = {
             "attention_bias": True,
         },
     ),
+    "mixtral": Recipe(family="mixtral", config={"num_local_experts": 6}),
+    "mixtral-tied-window": Recipe(
+        family="mixtral",
+        config={
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "sliding_window": 5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    # OLMoE's norms of q and k are as wide as hidden / heads makes them
+    "olmoe": Recipe(
+        family="olmoe",
+        config={
+            "hidden_size": 96,
+            "head_dim": None,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "pad_token_id": None,
+        },
+    ),
+    "olmoe-normed-biased": Recipe(
+        family="olmoe",
+        config={
+            "hidden_size": 96,
+            "head_dim": None,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "pad_token_id": None,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -256,6 +289,8 @@ FAMILIES = (
     "olmo2",
     "granite",
     "gemma",
+    "mixtral",
+    "olmoe",
 )
 """One plain recipe of each family."""
 

@@ -12,6 +12,7 @@ from apr_falsify.model.families.gemma1 import GEMMA
 from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
+from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
 from apr_falsify.model.families.olmo import OLMO2
 from apr_falsify.model.families.phi import PHI3
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
@@ -33,6 +34,8 @@ FAMILIES: tuple[Family, ...] = (
     OLMO2,
     GRANITE,
     GEMMA,
+    MIXTRAL,
+    OLMOE,
 )
 """The families that can be captured, run and replayed."""
 
