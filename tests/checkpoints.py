@@ -273,6 +273,20 @@ RECIPES: Mapping[str, Recipe] = {
             "pad_token_id": None,
         },
     ),
+    "smollm3": Recipe(family="smollm3", config={"pad_token_id": None, "no_rope_layer_interval": 2}),
+    "smollm3-listed-biased-untied-window": Recipe(
+        family="smollm3",
+        config={
+            "pad_token_id": None,
+            "no_rope_layers": [0, 1, 0],
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": _YARN,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -291,6 +305,7 @@ FAMILIES = (
     "gemma",
     "mixtral",
     "olmoe",
+    "smollm3",
 )
 """One plain recipe of each family."""
 
