@@ -287,6 +287,16 @@ RECIPES: Mapping[str, Recipe] = {
             "rope_parameters": _YARN,
         },
     ),
+    "ministral": Recipe(
+        family="ministral",
+        config={
+            "sliding_window": 5,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
+    "ministral-tied-unwindowed": Recipe(
+        family="ministral", config={"sliding_window": None, "tie_word_embeddings": True}
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -306,6 +316,7 @@ FAMILIES = (
     "mixtral",
     "olmoe",
     "smollm3",
+    "ministral",
 )
 """One plain recipe of each family."""
 

@@ -12,6 +12,7 @@ from apr_falsify.model.families.gemma1 import GEMMA
 from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
+from apr_falsify.model.families.ministral import MINISTRAL
 from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
 from apr_falsify.model.families.olmo import OLMO2
 from apr_falsify.model.families.phi import PHI3
@@ -38,6 +39,7 @@ FAMILIES: tuple[Family, ...] = (
     MIXTRAL,
     OLMOE,
     SMOLLM3,
+    MINISTRAL,
 )
 """The families that can be captured, run and replayed."""
 
