@@ -297,6 +297,17 @@ RECIPES: Mapping[str, Recipe] = {
     "ministral-tied-unwindowed": Recipe(
         family="ministral", config={"sliding_window": None, "tie_word_embeddings": True}
     ),
+    "seed_oss": Recipe(family="seed_oss", config={"pad_token_id": None}),
+    "seed_oss-output-biased-tied": Recipe(
+        family="seed_oss",
+        config={
+            "pad_token_id": None,
+            "attention_bias": False,
+            "attention_out_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -317,6 +328,7 @@ FAMILIES = (
     "olmoe",
     "smollm3",
     "ministral",
+    "seed_oss",
 )
 """One plain recipe of each family."""
 

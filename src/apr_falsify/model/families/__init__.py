@@ -17,6 +17,7 @@ from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
 from apr_falsify.model.families.olmo import OLMO2
 from apr_falsify.model.families.phi import PHI3
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from apr_falsify.model.families.seed_oss import SEED_OSS
 from apr_falsify.model.families.smollm3 import SMOLLM3
 from apr_falsify.model.family import Family
 from apr_falsify.model.graph import Graph, graph_of_nodes
@@ -40,6 +41,7 @@ FAMILIES: tuple[Family, ...] = (
     OLMOE,
     SMOLLM3,
     MINISTRAL,
+    SEED_OSS,
 )
 """The families that can be captured, run and replayed."""
 
