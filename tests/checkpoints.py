@@ -308,6 +308,21 @@ RECIPES: Mapping[str, Recipe] = {
             "tie_word_embeddings": True,
         },
     ),
+    "olmo3": Recipe(family="olmo3", config={"pad_token_id": None, "sliding_window": 5}),
+    "olmo3-biased-tied-yarn": Recipe(
+        family="olmo3",
+        config={
+            "pad_token_id": None,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "sliding_window": 4,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": _YARN,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -329,6 +344,7 @@ FAMILIES = (
     "smollm3",
     "ministral",
     "seed_oss",
+    "olmo3",
 )
 """One plain recipe of each family."""
 

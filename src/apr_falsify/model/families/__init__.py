@@ -14,7 +14,7 @@ from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
 from apr_falsify.model.families.ministral import MINISTRAL
 from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
-from apr_falsify.model.families.olmo import OLMO2
+from apr_falsify.model.families.olmo import OLMO2, OLMO3
 from apr_falsify.model.families.phi import PHI3
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from apr_falsify.model.families.seed_oss import SEED_OSS
@@ -42,6 +42,7 @@ FAMILIES: tuple[Family, ...] = (
     SMOLLM3,
     MINISTRAL,
     SEED_OSS,
+    OLMO3,
 )
 """The families that can be captured, run and replayed."""
 
