@@ -323,6 +323,17 @@ RECIPES: Mapping[str, Recipe] = {
             },
         },
     ),
+    "cwm": Recipe(family="cwm", config={"sliding_window": 5}),
+    "cwm-tied-biased-plain-rope": Recipe(
+        family="cwm",
+        config={
+            "sliding_window": 4,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -345,6 +356,7 @@ FAMILIES = (
     "ministral",
     "seed_oss",
     "olmo3",
+    "cwm",
 )
 """One plain recipe of each family."""
 
