@@ -42,6 +42,11 @@ _YARN = {
 }
 
 
+_LAYER_NORM: Mapping[str, Any] = {"rms_norm_eps": None, "layer_norm_eps": 1e-5, "pad_token_id": None}
+_OF_HIDDEN: Mapping[str, Any] = {"hidden_size": 96, "head_dim": None}
+"""For configs that know no head_dim: 96 / 4 = 24."""
+
+
 _LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -294,8 +299,9 @@ RECIPES: Mapping[str, Recipe] = {
             "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
         },
     ),
-    "ministral-tied-unwindowed": Recipe(
-        family="ministral", config={"sliding_window": None, "tie_word_embeddings": True}
+    "ministral-tied-all-windowed": Recipe(
+        family="ministral",
+        config={"sliding_window": 4, "tie_word_embeddings": True, "rope_parameters": _YARN},
     ),
     "seed_oss": Recipe(family="seed_oss", config={"pad_token_id": None}),
     "seed_oss-output-biased-tied": Recipe(
@@ -334,6 +340,18 @@ RECIPES: Mapping[str, Recipe] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
         },
     ),
+    "exaone4": Recipe(
+        family="exaone4", config={"pad_token_id": None, "sliding_window": 5, "sliding_window_pattern": 2}
+    ),
+    "exaone4-tied-unwindowed": Recipe(
+        family="exaone4",
+        config={
+            "pad_token_id": None,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "layer_types": ["full_attention"] * 3,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -357,6 +375,7 @@ FAMILIES = (
     "seed_oss",
     "olmo3",
     "cwm",
+    "exaone4",
 )
 """One plain recipe of each family."""
 

@@ -35,7 +35,7 @@ class Family:
         gguf_interleaved: whether conversion to GGUF permutes q and k into interleaved rotary pairs.
         norm_offset: what is added to a norm's weight as a HuggingFace checkpoint stores it.
         fused: groups of roles that lie one below the other in one tensor.
-        fused_by_head: whether q, k and v lie in one tensor head by head: q, k and v of head 0, then of head 1.
+        fused_by_head: whether q, k and v lie in one tensor head by head: those of head 0, of head 1, ...
         modules: role -> module within a layer, where transformers' differs from the checkpoint's name.
         transposed: roles whose tensor a HuggingFace checkpoint stores [in, out].
         softmax_upcast: whether transformers computes the softmax in f32 whatever the model's format.

@@ -66,6 +66,12 @@ HF_DECODER: Mapping[str, str] = {
     "final_norm": "model.norm.weight",
     "lm_head": "lm_head.weight",
 }
+HF_NORM_BIASES: Mapping[str, str] = {
+    "attn_norm_bias": _HF_LAYER + "input_layernorm.bias",
+    "ffn_norm_bias": _HF_LAYER + "post_attention_layernorm.bias",
+    "final_norm_bias": "model.norm.bias",
+}
+"""What a LayerNorm has beside them."""
 HF_QK_NORM: Mapping[str, str] = {
     "q_norm": _HF_LAYER + "self_attn.q_norm.weight",
     "k_norm": _HF_LAYER + "self_attn.k_norm.weight",

@@ -67,7 +67,7 @@ def _silu_error(x: F64, y: F64, store: float) -> F64:
 
 
 def _gelu_error(x: F64, y: F64, store: float) -> F64:
-    """Count 1 + tanh, or 1 + erf, of which little is left for negative x: an error of x, not of the result."""
+    """Count 1 + tanh (or 1 + erf), of which little is left for negative x: an error of x, not of y."""
     return np.asarray(x * max(store, UNIT))
 
 

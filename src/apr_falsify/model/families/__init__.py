@@ -8,6 +8,7 @@ from functools import lru_cache
 from apr_falsify.errors import FamilyError, UnknownFamilyError
 from apr_falsify.model.blocks import WHOLE
 from apr_falsify.model.families.cwm import CWM
+from apr_falsify.model.families.exaone import EXAONE4
 from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
 from apr_falsify.model.families.gemma1 import GEMMA
 from apr_falsify.model.families.gpt2 import GPT2
@@ -45,6 +46,7 @@ FAMILIES: tuple[Family, ...] = (
     SEED_OSS,
     OLMO3,
     CWM,
+    EXAONE4,
 )
 """The families that can be captured, run and replayed."""
 

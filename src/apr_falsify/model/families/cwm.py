@@ -1,4 +1,4 @@
-"""Code World Model (Meta 2025): a Llama whose layers but each fourth have a window, in the llama3 rotation."""
+"""Code World Model (Meta 2025): a Llama with a window on three layers of four, in the llama3 rotation."""
 
 from __future__ import annotations
 
