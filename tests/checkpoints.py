@@ -352,6 +352,23 @@ RECIPES: Mapping[str, Recipe] = {
             "layer_types": ["full_attention"] * 3,
         },
     ),
+    "starcoder2": Recipe(
+        family="starcoder2",
+        config={**_OF_HIDDEN, "rms_norm_eps": None, "norm_epsilon": 1e-5},
+        large_biases=True,
+    ),
+    "starcoder2-untied-unbiased-window": Recipe(
+        family="starcoder2",
+        config={
+            **_OF_HIDDEN,
+            "rms_norm_eps": None,
+            "norm_epsilon": 1e-6,
+            "use_bias": False,
+            "tie_word_embeddings": False,
+            "sliding_window": 5,
+            "hidden_act": "gelu",
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -376,6 +393,7 @@ FAMILIES = (
     "olmo3",
     "cwm",
     "exaone4",
+    "starcoder2",
 )
 """One plain recipe of each family."""
 

@@ -21,6 +21,7 @@ from apr_falsify.model.families.phi import PHI3
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from apr_falsify.model.families.seed_oss import SEED_OSS
 from apr_falsify.model.families.smollm3 import SMOLLM3
+from apr_falsify.model.families.starcoder2 import STARCODER2
 from apr_falsify.model.family import Family
 from apr_falsify.model.graph import Graph, graph_of_nodes
 from apr_falsify.model.names import ROLE_AXES
@@ -47,6 +48,7 @@ FAMILIES: tuple[Family, ...] = (
     OLMO3,
     CWM,
     EXAONE4,
+    STARCODER2,
 )
 """The families that can be captured, run and replayed."""
 
