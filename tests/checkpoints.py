@@ -369,6 +369,21 @@ RECIPES: Mapping[str, Recipe] = {
             "hidden_act": "gelu",
         },
     ),
+    "phi": Recipe(family="phi", config={**_LAYER_NORM, **_OF_HIDDEN, "num_key_value_heads": 4}),
+    "phi-tied-grouped-quarter": Recipe(
+        family="phi",
+        config={
+            **_LAYER_NORM,
+            **_OF_HIDDEN,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu",
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 500.0,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -394,6 +409,7 @@ FAMILIES = (
     "cwm",
     "exaone4",
     "starcoder2",
+    "phi",
 )
 """One plain recipe of each family."""
 

@@ -18,6 +18,7 @@ from apr_falsify.model.families.ministral import MINISTRAL
 from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
 from apr_falsify.model.families.olmo import OLMO2, OLMO3
 from apr_falsify.model.families.phi import PHI3
+from apr_falsify.model.families.phi1 import PHI
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from apr_falsify.model.families.seed_oss import SEED_OSS
 from apr_falsify.model.families.smollm3 import SMOLLM3
@@ -49,6 +50,7 @@ FAMILIES: tuple[Family, ...] = (
     CWM,
     EXAONE4,
     STARCODER2,
+    PHI,
 )
 """The families that can be captured, run and replayed."""
 
