@@ -384,6 +384,17 @@ RECIPES: Mapping[str, Recipe] = {
             },
         },
     ),
+    "stablelm": Recipe(family="stablelm", config={**_LAYER_NORM, **_OF_HIDDEN}),
+    "stablelm-parallel-biased-tied": Recipe(
+        family="stablelm",
+        config={
+            **_LAYER_NORM,
+            **_OF_HIDDEN,
+            "use_parallel_residual": True,
+            "use_qkv_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -410,6 +421,7 @@ FAMILIES = (
     "exaone4",
     "starcoder2",
     "phi",
+    "stablelm",
 )
 """One plain recipe of each family."""
 

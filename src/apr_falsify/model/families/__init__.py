@@ -22,6 +22,7 @@ from apr_falsify.model.families.phi1 import PHI
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from apr_falsify.model.families.seed_oss import SEED_OSS
 from apr_falsify.model.families.smollm3 import SMOLLM3
+from apr_falsify.model.families.stablelm import STABLELM
 from apr_falsify.model.families.starcoder2 import STARCODER2
 from apr_falsify.model.family import Family
 from apr_falsify.model.graph import Graph, graph_of_nodes
@@ -51,6 +52,7 @@ FAMILIES: tuple[Family, ...] = (
     EXAONE4,
     STARCODER2,
     PHI,
+    STABLELM,
 )
 """The families that can be captured, run and replayed."""
 
