@@ -395,6 +395,23 @@ RECIPES: Mapping[str, Recipe] = {
             "tie_word_embeddings": True,
         },
     ),
+    "gpt_neox": Recipe(
+        family="gpt_neox",
+        config={**_LAYER_NORM, **_OF_HIDDEN, "num_key_value_heads": None},
+    ),
+    "gpt_neox-serial-unbiased-tied-half": Recipe(
+        family="gpt_neox",
+        config={
+            **_LAYER_NORM,
+            **_OF_HIDDEN,
+            "num_key_value_heads": None,
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu_new",
+            "rotary_pct": 0.5,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -422,6 +439,7 @@ FAMILIES = (
     "starcoder2",
     "phi",
     "stablelm",
+    "gpt_neox",
 )
 """One plain recipe of each family."""
 

@@ -12,6 +12,7 @@ from apr_falsify.model.families.exaone import EXAONE4
 from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
 from apr_falsify.model.families.gemma1 import GEMMA
 from apr_falsify.model.families.gpt2 import GPT2
+from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
 from apr_falsify.model.families.ministral import MINISTRAL
@@ -53,6 +54,7 @@ FAMILIES: tuple[Family, ...] = (
     STARCODER2,
     PHI,
     STABLELM,
+    GPT_NEOX,
 )
 """The families that can be captured, run and replayed."""
 
