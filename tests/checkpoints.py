@@ -412,6 +412,32 @@ RECIPES: Mapping[str, Recipe] = {
             "rotary_pct": 0.5,
         },
     ),
+    "cohere": Recipe(family="cohere", config={**_LAYER_NORM, **_OF_HIDDEN}),
+    "cohere-biased-untied": Recipe(
+        family="cohere",
+        config={
+            **_LAYER_NORM,
+            **_OF_HIDDEN,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "logit_scale": 2.0,
+        },
+    ),
+    "cohere2": Recipe(
+        family="cohere2",
+        config={**_LAYER_NORM, **_OF_HIDDEN, "sliding_window": 5, "sliding_window_pattern": 2},
+    ),
+    "cohere2-biased-untied": Recipe(
+        family="cohere2",
+        config={
+            **_LAYER_NORM,
+            **_OF_HIDDEN,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "sliding_window": 4,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -440,6 +466,8 @@ FAMILIES = (
     "phi",
     "stablelm",
     "gpt_neox",
+    "cohere",
+    "cohere2",
 )
 """One plain recipe of each family."""
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from apr_falsify.errors import FamilyError, UnknownFamilyError
 from apr_falsify.model.blocks import WHOLE
+from apr_falsify.model.families.cohere import COHERE, COHERE2
 from apr_falsify.model.families.cwm import CWM
 from apr_falsify.model.families.exaone import EXAONE4
 from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
@@ -55,6 +56,8 @@ FAMILIES: tuple[Family, ...] = (
     PHI,
     STABLELM,
     GPT_NEOX,
+    COHERE,
+    COHERE2,
 )
 """The families that can be captured, run and replayed."""
 
