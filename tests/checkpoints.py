@@ -438,6 +438,25 @@ RECIPES: Mapping[str, Recipe] = {
             "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
         },
     ),
+    "glm": Recipe(family="glm", config={"pad_token_id": None}),
+    "glm-unbiased-tied-whole": Recipe(
+        family="glm",
+        config={
+            "pad_token_id": None,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 500.0,
+                "partial_rotary_factor": 1.0,
+            },
+        },
+    ),
+    "glm4": Recipe(family="glm4", config={"pad_token_id": None}),
+    "glm4-unbiased-tied": Recipe(
+        family="glm4",
+        config={"pad_token_id": None, "attention_bias": False, "tie_word_embeddings": True},
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -468,6 +487,8 @@ FAMILIES = (
     "gpt_neox",
     "cohere",
     "cohere2",
+    "glm",
+    "glm4",
 )
 """One plain recipe of each family."""
 

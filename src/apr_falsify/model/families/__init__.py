@@ -12,6 +12,7 @@ from apr_falsify.model.families.cwm import CWM
 from apr_falsify.model.families.exaone import EXAONE4
 from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
 from apr_falsify.model.families.gemma1 import GEMMA
+from apr_falsify.model.families.glm import GLM, GLM4
 from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.granite import GRANITE
@@ -58,6 +59,8 @@ FAMILIES: tuple[Family, ...] = (
     GPT_NEOX,
     COHERE,
     COHERE2,
+    GLM,
+    GLM4,
 )
 """The families that can be captured, run and replayed."""
 
