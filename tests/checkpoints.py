@@ -457,6 +457,28 @@ RECIPES: Mapping[str, Recipe] = {
         family="glm4",
         config={"pad_token_id": None, "attention_bias": False, "tie_word_embeddings": True},
     ),
+    # Helium's output projection is square: hidden = heads * head_dim
+    "helium": Recipe(family="helium", config={"hidden_size": 96, "pad_token_id": None}),
+    "helium-biased-tied": Recipe(
+        family="helium",
+        config={
+            "hidden_size": 96,
+            "pad_token_id": None,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "ernie4_5": Recipe(family="ernie4_5", config={"pad_token_id": None}),
+    "ernie4_5-biased-untied-yarn": Recipe(
+        family="ernie4_5",
+        config={
+            "pad_token_id": None,
+            "use_bias": True,
+            "tie_word_embeddings": False,
+            "rope_parameters": _YARN,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -489,6 +511,8 @@ FAMILIES = (
     "cohere2",
     "glm",
     "glm4",
+    "helium",
+    "ernie4_5",
 )
 """One plain recipe of each family."""
 

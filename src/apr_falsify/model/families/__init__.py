@@ -16,6 +16,7 @@ from apr_falsify.model.families.glm import GLM, GLM4
 from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.granite import GRANITE
+from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
 from apr_falsify.model.families.ministral import MINISTRAL
 from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
@@ -61,6 +62,8 @@ FAMILIES: tuple[Family, ...] = (
     COHERE2,
     GLM,
     GLM4,
+    HELIUM,
+    ERNIE4_5,
 )
 """The families that can be captured, run and replayed."""
 
