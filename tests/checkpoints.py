@@ -479,6 +479,16 @@ RECIPES: Mapping[str, Recipe] = {
             "rope_parameters": _YARN,
         },
     ),
+    "arcee": Recipe(family="arcee"),
+    "arcee-biased-tied-yarn": Recipe(
+        family="arcee",
+        config={
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": _YARN,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -513,6 +523,7 @@ FAMILIES = (
     "glm4",
     "helium",
     "ernie4_5",
+    "arcee",
 )
 """One plain recipe of each family."""
 

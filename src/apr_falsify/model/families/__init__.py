@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from apr_falsify.errors import FamilyError, UnknownFamilyError
 from apr_falsify.model.blocks import WHOLE
+from apr_falsify.model.families.arcee import ARCEE
 from apr_falsify.model.families.cohere import COHERE, COHERE2
 from apr_falsify.model.families.cwm import CWM
 from apr_falsify.model.families.exaone import EXAONE4
@@ -64,6 +65,7 @@ FAMILIES: tuple[Family, ...] = (
     GLM4,
     HELIUM,
     ERNIE4_5,
+    ARCEE,
 )
 """The families that can be captured, run and replayed."""
 
