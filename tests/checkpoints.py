@@ -489,6 +489,28 @@ RECIPES: Mapping[str, Recipe] = {
             "rope_parameters": _YARN,
         },
     ),
+    "nemotron": Recipe(family="nemotron", config={"rms_norm_eps": None, "norm_eps": 1e-5}),
+    "nemotron-biased-tied": Recipe(
+        family="nemotron",
+        config={
+            "rms_norm_eps": None,
+            "norm_eps": 1e-6,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "jais2": Recipe(family="jais2", config=_LAYER_NORM),
+    "jais2-unbiased-tied": Recipe(
+        family="jais2",
+        config={
+            **_LAYER_NORM,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+            "hidden_act": "relu",
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -524,6 +546,8 @@ FAMILIES = (
     "helium",
     "ernie4_5",
     "arcee",
+    "nemotron",
+    "jais2",
 )
 """One plain recipe of each family."""
 

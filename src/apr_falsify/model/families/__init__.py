@@ -21,6 +21,7 @@ from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
 from apr_falsify.model.families.ministral import MINISTRAL
 from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
+from apr_falsify.model.families.nemotron import JAIS2, NEMOTRON
 from apr_falsify.model.families.olmo import OLMO2, OLMO3
 from apr_falsify.model.families.phi import PHI3
 from apr_falsify.model.families.phi1 import PHI
@@ -66,6 +67,8 @@ FAMILIES: tuple[Family, ...] = (
     HELIUM,
     ERNIE4_5,
     ARCEE,
+    NEMOTRON,
+    JAIS2,
 )
 """The families that can be captured, run and replayed."""
 
