@@ -511,6 +511,17 @@ RECIPES: Mapping[str, Recipe] = {
             "hidden_act": "relu",
         },
     ),
+    "internlm3": Recipe(family="internlm3", config={"pad_token_id": None}),
+    "internlm3-biased-tied": Recipe(
+        family="internlm3",
+        config={
+            "pad_token_id": None,
+            "qkv_bias": True,
+            "bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "iquestcoder": Recipe(family="iquestcoder"),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -548,6 +559,8 @@ FAMILIES = (
     "arcee",
     "nemotron",
     "jais2",
+    "internlm3",
+    "iquestcoder",
 )
 """One plain recipe of each family."""
 

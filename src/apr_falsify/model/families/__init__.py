@@ -18,6 +18,7 @@ from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
+from apr_falsify.model.families.internlm import INTERNLM3, IQUESTCODER
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
 from apr_falsify.model.families.ministral import MINISTRAL
 from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
@@ -69,6 +70,8 @@ FAMILIES: tuple[Family, ...] = (
     ARCEE,
     NEMOTRON,
     JAIS2,
+    INTERNLM3,
+    IQUESTCODER,
 )
 """The families that can be captured, run and replayed."""
 
