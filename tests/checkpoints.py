@@ -522,6 +522,25 @@ RECIPES: Mapping[str, Recipe] = {
         },
     ),
     "iquestcoder": Recipe(family="iquestcoder"),
+    "hyperclovax": Recipe(
+        family="hyperclovax",
+        config={
+            **_OF_HIDDEN,
+            "embedding_multiplier": 10.0,
+            "attention_multiplier": 0.0625,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 0.125,
+        },
+    ),
+    "hyperclovax-biased-tied": Recipe(
+        family="hyperclovax",
+        config={
+            **_OF_HIDDEN,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -561,6 +580,7 @@ FAMILIES = (
     "jais2",
     "internlm3",
     "iquestcoder",
+    "hyperclovax",
 )
 """One plain recipe of each family."""
 

@@ -18,6 +18,7 @@ from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
+from apr_falsify.model.families.hyperclovax import HYPERCLOVAX
 from apr_falsify.model.families.internlm import INTERNLM3, IQUESTCODER
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
 from apr_falsify.model.families.ministral import MINISTRAL
@@ -72,6 +73,7 @@ FAMILIES: tuple[Family, ...] = (
     JAIS2,
     INTERNLM3,
     IQUESTCODER,
+    HYPERCLOVAX,
 )
 """The families that can be captured, run and replayed."""
 
