@@ -541,6 +541,21 @@ RECIPES: Mapping[str, Recipe] = {
             "tie_word_embeddings": True,
         },
     ),
+    "vaultgemma": Recipe(
+        family="vaultgemma",
+        config={**_GEMMA, "attn_logit_softcapping": 3.0, "sliding_window": 5},
+    ),
+    "vaultgemma-biased-untied-uncapped": Recipe(
+        family="vaultgemma",
+        config={
+            **_GEMMA,
+            "attention_bias": True,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "tie_word_embeddings": False,
+            "sliding_window": 4,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -581,6 +596,7 @@ FAMILIES = (
     "internlm3",
     "iquestcoder",
     "hyperclovax",
+    "vaultgemma",
 )
 """One plain recipe of each family."""
 

@@ -32,6 +32,7 @@ from apr_falsify.model.families.seed_oss import SEED_OSS
 from apr_falsify.model.families.smollm3 import SMOLLM3
 from apr_falsify.model.families.stablelm import STABLELM
 from apr_falsify.model.families.starcoder2 import STARCODER2
+from apr_falsify.model.families.vaultgemma import VAULTGEMMA
 from apr_falsify.model.family import Family
 from apr_falsify.model.graph import Graph, graph_of_nodes
 from apr_falsify.model.names import ROLE_AXES
@@ -74,6 +75,7 @@ FAMILIES: tuple[Family, ...] = (
     INTERNLM3,
     IQUESTCODER,
     HYPERCLOVAX,
+    VAULTGEMMA,
 )
 """The families that can be captured, run and replayed."""
 
