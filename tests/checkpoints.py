@@ -355,7 +355,6 @@ RECIPES: Mapping[str, Recipe] = {
     "starcoder2": Recipe(
         family="starcoder2",
         config={**_OF_HIDDEN, "rms_norm_eps": None, "norm_epsilon": 1e-5},
-        large_biases=True,
     ),
     "starcoder2-untied-unbiased-window": Recipe(
         family="starcoder2",
