@@ -23,17 +23,20 @@ from apr_falsify.formats.tensors import (
     PLAIN_TYPES,
     AprBlockTensor,
     FloatArray,
+    QuantisedTensor,
+    Tensor,
+    UnreadableTensor,
+    plain_tensor,
+    transposed,
+)
+from apr_falsify.formats.views import (
     HalfSplit,
     Offset,
-    QuantisedTensor,
+    OneExpert,
     Rounded,
     RowsByHead,
     SomeRows,
-    Tensor,
-    UnreadableTensor,
     ViewedTensor,
-    plain_tensor,
-    transposed,
 )
 from apr_falsify.model.families import family_of, shape_of_role
 from apr_falsify.model.geometry import geometry_of_gguf, geometry_of_hf_dir
@@ -79,7 +82,12 @@ class Weights:
         if role == "lm_head" and self.geometry.tied:
             role = "embed"
         tensor = self.tensors.get(self._name(role, layer))
-        return None if tensor is None else self._as_used(tensor, role.partition(".")[0])
+        if tensor is None:
+            return None
+        kind, _, expert = role.partition(".")
+        if expert and len(tensor.shape) == 3:
+            tensor = ViewedTensor(base=tensor, view=OneExpert(expert=int(expert)))
+        return self._as_used(tensor, kind)
 
     def _name(self, role: str, layer: int | None) -> str:
         kind, _, expert = role.partition(".")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr_falsify.model.graph import Node, Nodes, Pick, Place, Tap
-from apr_falsify.model.shape import EXPERT_ROLES, Geometry
+from apr_falsify.model.shape import EXPERT_ROLES, SHARED_ROLES, Geometry
 from apr_falsify.model.stages import LAYER_INPUT
 
 HEAD = "head"
@@ -315,7 +315,9 @@ def _fed(role: str, source: str, geometry: Geometry, tap: Tap) -> Node:
 
 def mixture(geometry: Geometry, *, norm: str) -> Nodes:
     """Return a mixture of experts in place of the feed-forward block: its router sees the last token too."""
-    roles = ("router", *EXPERT_ROLES)
+    experts: tuple[str, ...] = EXPERT_ROLES
+    if geometry.shared_intermediate:
+        experts += (*SHARED_ROLES, *(("shared_router",) if geometry.shared_gated else ()))
     last = {"ffn_norm": "ffn_norm"}
     return (
         norm_node("ffn_norm", "post_attn_residual", norm=norm),
@@ -337,14 +339,14 @@ def mixture(geometry: Geometry, *, norm: str) -> Nodes:
             stage="moe_ffn_out",
             operator="last_mixture",
             inputs={**last, "moe_router": "moe_router", "moe_router_indices": "moe_router_indices"},
-            roles=EXPERT_ROLES,
+            roles=experts,
             tap=Tap(module=Place.MIXTURE, pick=Pick.LAST_ROW),
         ),
         Node(
             stage="ffn_out",
             operator="mixture",
             inputs={"ffn_swigl": "ffn_norm"},
-            roles=roles,
+            roles=("router", *experts),
             tap=Tap(module=Place.MIXTURE),
         ),
         residual_node("post_ffn_residual", "post_attn_residual", "ffn_out", tap=Tap(module=Place.LAYER)),

@@ -26,6 +26,7 @@ _OPTIONAL_LIMITS: Mapping[str, int] = {
     "experts": 4096,
     "experts_per_token": 4096,
     "moe_intermediate": 1 << 20,
+    "shared_intermediate": 1 << 20,
 }
 """The same for sizes that are 0 in models without the thing."""
 
@@ -68,6 +69,8 @@ class Geometry:
         experts: X, the experts of a mixture, 0 for none.
         experts_per_token: k, how many of them a token is given to.
         moe_intermediate: the width of one expert.
+        shared_intermediate: the width of the expert that every token is given to besides, 0 for none.
+        shared_gated: whether what that expert makes of a token is multiplied with a sigmoid of its own.
         norm_topk_prob: whether the weights of the chosen experts are made to sum to 1.
         mixtures: per layer, whether its feed-forward block is a mixture of experts; empty for none.
 
@@ -103,6 +106,8 @@ class Geometry:
     experts: int = 0
     experts_per_token: int = 0
     moe_intermediate: int = 0
+    shared_intermediate: int = 0
+    shared_gated: bool = False
     norm_topk_prob: bool = False
     mixtures: tuple[bool, ...] = ()
 
@@ -136,6 +141,8 @@ class Geometry:
             dims["experts"] = self.experts
             dims["chosen_experts"] = self.experts_per_token
             dims["expert_ffn"] = self.moe_intermediate
+        if self.shared_intermediate:
+            dims |= {"shared_ffn": self.shared_intermediate, "one": 1}
         return dims
 
     def rope_at(self, layer: int | None) -> Rope:
@@ -198,6 +205,9 @@ class Geometry:
 EXPERT_ROLES = ("expert_gate", "expert_up", "expert_down")
 """The roles of an expert's three projections; expert e's own are ``expert_gate.e`` and so on."""
 
+SHARED_ROLES = ("shared_gate", "shared_up", "shared_down")
+"""The roles of the projections of an expert that every token is given to."""
+
 ACTIVATIONS: tuple[str, ...] = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
 """The feed-forward activations that have a formula, by the name that config.json uses."""
 
@@ -254,6 +264,7 @@ def _check_optional(geometry: Geometry) -> None:
 
 def _check_mixtures(geometry: Geometry) -> None:
     flag(geometry.norm_topk_prob, "norm_topk_prob")
+    flag(geometry.shared_gated, "shared_gated")
     kinds = [flag(mixture, "a layer's kind") for mixture in geometry.mixtures]
     if True not in kinds:
         return
