@@ -555,6 +555,27 @@ RECIPES: Mapping[str, Recipe] = {
             "sliding_window": 4,
         },
     ),
+    "granitemoe": Recipe(
+        family="granitemoe",
+        config={
+            **_OF_HIDDEN,
+            "num_local_experts": 6,
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.0625,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 6.0,
+        },
+    ),
+    "granitemoe-biased-tied": Recipe(
+        family="granitemoe",
+        config={
+            **_OF_HIDDEN,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -596,6 +617,7 @@ FAMILIES = (
     "iquestcoder",
     "hyperclovax",
     "vaultgemma",
+    "granitemoe",
 )
 """One plain recipe of each family."""
 

@@ -17,6 +17,7 @@ from apr_falsify.model.families.glm import GLM, GLM4
 from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.granite import GRANITE
+from apr_falsify.model.families.granitemoe import GRANITE_MOE
 from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
 from apr_falsify.model.families.hyperclovax import HYPERCLOVAX
 from apr_falsify.model.families.internlm import INTERNLM3, IQUESTCODER
@@ -76,6 +77,7 @@ FAMILIES: tuple[Family, ...] = (
     IQUESTCODER,
     HYPERCLOVAX,
     VAULTGEMMA,
+    GRANITE_MOE,
 )
 """The families that can be captured, run and replayed."""
 
