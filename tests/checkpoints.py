@@ -576,6 +576,22 @@ RECIPES: Mapping[str, Recipe] = {
             "tie_word_embeddings": True,
         },
     ),
+    "qwen2_moe": Recipe(
+        family="qwen2_moe", config={**_MOE, **_OF_HIDDEN, "shared_expert_intermediate_size": 56}
+    ),
+    "qwen2_moe-normed-unbiased-dense-layer-window": Recipe(
+        family="qwen2_moe",
+        config={
+            **_MOE,
+            **_OF_HIDDEN,
+            "shared_expert_intermediate_size": 56,
+            "qkv_bias": False,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+            "use_sliding_window": True,
+            "sliding_window": 5,
+        },
+    ),
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -618,6 +634,7 @@ FAMILIES = (
     "hyperclovax",
     "vaultgemma",
     "granitemoe",
+    "qwen2_moe",
 )
 """One plain recipe of each family."""
 

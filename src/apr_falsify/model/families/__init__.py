@@ -29,6 +29,7 @@ from apr_falsify.model.families.olmo import OLMO2, OLMO3
 from apr_falsify.model.families.phi import PHI3
 from apr_falsify.model.families.phi1 import PHI
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from apr_falsify.model.families.qwen_moe import QWEN2_MOE
 from apr_falsify.model.families.seed_oss import SEED_OSS
 from apr_falsify.model.families.smollm3 import SMOLLM3
 from apr_falsify.model.families.stablelm import STABLELM
@@ -78,6 +79,7 @@ FAMILIES: tuple[Family, ...] = (
     HYPERCLOVAX,
     VAULTGEMMA,
     GRANITE_MOE,
+    QWEN2_MOE,
 )
 """The families that can be captured, run and replayed."""
 
