@@ -1,4 +1,4 @@
-"""Tensors seen as a forward pass uses them: rotary pairs half-split, q apart from k and v, an expert alone."""
+"""Tensors as a forward pass uses them: rotary pairs half-split, q apart from k and v, an expert alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Granite 3 with mixtures (Granite Team 2024): all experts in one tensor, and the multipliers of Granite 3."""
+"""Granite 3 with mixtures (Granite Team 2024): all experts in one tensor, and the multipliers of Granite."""
 
 from __future__ import annotations
 
