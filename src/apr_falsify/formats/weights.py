@@ -101,6 +101,8 @@ class Weights:
             tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
         if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
             tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))
+            if row.offset_rounded and self.held_as is not None:
+                tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
         for group in row.fused:
             if role in group:
                 heights = {each: self._shape(each)[0] for each in group}

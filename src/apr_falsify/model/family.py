@@ -34,6 +34,7 @@ class Family:
         interleaved: whether a HuggingFace checkpoint's rotary pairs lie side by side: (0, 1), (2, 3) ...
         gguf_interleaved: whether conversion to GGUF permutes q and k into interleaved rotary pairs.
         norm_offset: what is added to a norm's weight as a HuggingFace checkpoint stores it.
+        offset_rounded: whether transformers rounds that sum to the format in which it runs.
         fused: groups of roles that lie one below the other in one tensor.
         fused_by_head: whether q, k and v lie in one tensor head by head: those of head 0, of head 1, ...
         modules: role -> module within a layer, where transformers' differs from the checkpoint's name.
@@ -59,6 +60,7 @@ class Family:
     interleaved: bool = False
     gguf_interleaved: bool = False
     norm_offset: float = 0.0
+    offset_rounded: bool = False
     fused: tuple[tuple[str, ...], ...] = ()
     fused_by_head: bool = False
     modules: Mapping[str, str] = field(default_factory=dict)

@@ -32,6 +32,7 @@ NEMOTRON = Family(
     ends=_ENDS,
     settings=_settings,
     norm_offset=1.0,
+    offset_rounded=True,
     partial_rotary=True,
     config_keys={"rms_norm_eps": "norm_eps"},
     config_defaults={"norm_eps": 1e-5, "hidden_act": "relu2", "partial_rotary_factor": 0.5},
