@@ -47,7 +47,7 @@ COHERE = Family(
 
 COHERE2 = Family(
     name="cohere2",
-    title="Cohere 2 (Command R7B, A)",
+    title="Cohere 2 (Command R7B)",
     model_types=("cohere2",),
     weights=_NAMES,
     layer=_LAYER,

@@ -29,7 +29,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 GLM = Family(
     name="glm",
-    title="GLM-4 (9B, first release)",
+    title="GLM-4 9B",
     model_types=("glm",),
     weights=_NAMES,
     layer=partial(decoder_layer, activation_at=".mlp.activation_fn"),

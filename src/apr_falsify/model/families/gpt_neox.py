@@ -37,7 +37,7 @@ def _settings(config: Config) -> Mapping[str, Any]:
 
 GPT_NEOX = Family(
     name="gpt_neox",
-    title="GPT-NeoX, Pythia",
+    title="GPT-NeoX / Pythia",
     model_types=("gpt_neox",),
     weights={
         "embed": "gpt_neox.embed_in.weight",

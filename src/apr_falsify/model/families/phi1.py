@@ -22,7 +22,7 @@ def _settings(config: Config) -> Mapping[str, Any]:
 
 PHI = Family(
     name="phi",
-    title="Phi (1, 2)",
+    title="Phi-1 / Phi-2",
     model_types=("phi",),
     weights={
         **without(HF_DECODER, "gate", "gate_bias", "ffn_norm"),
