@@ -130,7 +130,7 @@ def test_the_refusal_of_an_unknown_family_names_the_file() -> None:
 def test_what_a_family_has_no_formula_for_is_refused_by_its_key(
     family_name: str, key: str, value: object
 ) -> None:
-    sound = {**CONFIG, "model_type": family_name, "head_dim": 4}
+    sound = {**CONFIG, "model_type": family_name, "hidden_size": 64, "head_dim": 16}
     geometry_of_config(sound)
     with pytest.raises(GeometryError):
         geometry_of_config({**sound, key: value})
