@@ -136,7 +136,7 @@ def _with_shared(found: Known, x: Known, site: ExpertSite, store: float) -> Know
     variance, unit = squared(_sigma(made)), max(store, UNIT)
     if site.geometry.shared_gated:
         logits = _through(x, "shared_router", site, store)
-        share = sigmoid(logits.value)
+        share = _f64(sigmoid(logits.value))
         slope = share * (1 - share)
         own = squared(share * UNIT * (np.abs(logits.value) + FEW)) + stored(share, unit) + lost(store)
         doubt = np.sqrt(squared(slope * _sigma(logits)) + own)
