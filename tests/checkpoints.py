@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from tests import further_recipes, recipes
+from tests.recipe import Recipe
 
 _SIZES: Mapping[str, Any] = {
     "num_hidden_layers": 3,
@@ -25,212 +27,7 @@ _SIZES: Mapping[str, Any] = {
     "eos_token_id": None,
 }
 
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-_LINEAR = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
-_YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-
-
-_LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "partial_rotary_factor": 0.5,
-    "short_factor": [1.0, 1.1, 1.3, 1.7, 2.0, 2.5],
-    "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 9.0],
-}
-_PHI3_TOKENS = {"pad_token_id": None}
-_GPT2: Mapping[str, Any] = {
-    "hidden_size": 96,
-    "head_dim": None,
-    "num_key_value_heads": None,
-    "intermediate_size": None,
-    "rms_norm_eps": None,
-    "max_position_embeddings": 256,
-    "layer_norm_epsilon": 1e-5,
-}
-_GEMMA: Mapping[str, Any] = {"query_pre_attn_scalar": 20, "pad_token_id": None}
-_MOE: Mapping[str, Any] = {
-    "num_experts": 6,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 40,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What makes one checkpoint.
-
-    Attributes:
-        family: its ``model_type``.
-        config: what differs from the common sizes.
-        large_biases: whether k and v biases reach hundreds, as Qwen2.5's do.
-
-    """
-
-    family: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    large_biases: bool = False
-
-
-RECIPES: Mapping[str, Recipe] = {
-    # Qwen2's own config knows no head_dim; 96 / 4 = 24
-    "qwen2": Recipe(family="qwen2", config={"hidden_size": 96, "head_dim": None}, large_biases=True),
-    "qwen2-tied-yarn-window": Recipe(
-        family="qwen2",
-        config={
-            "tie_word_embeddings": True,
-            "rope_parameters": _YARN,
-            "use_sliding_window": True,
-            "sliding_window": 5,
-            "max_window_layers": 1,
-        },
-    ),
-    "llama": Recipe(family="llama"),
-    "llama-biased-tied-llama3": Recipe(
-        family="llama",
-        config={
-            "attention_bias": True,
-            "mlp_bias": True,
-            "tie_word_embeddings": True,
-            "rope_parameters": _LLAMA3,
-        },
-    ),
-    "llama-linear-mha": Recipe(
-        family="llama", config={"rope_parameters": _LINEAR, "num_key_value_heads": 4, "head_dim": None}
-    ),
-    "llama-yarn-mscale": Recipe(
-        family="llama",
-        config={
-            "rope_parameters": {
-                **_YARN,
-                "truncate": False,
-                "beta_fast": 6.0,
-                "beta_slow": 2.0,
-                "mscale": 0.8,
-                "mscale_all_dim": 0.5,
-            }
-        },
-    ),
-    "qwen3": Recipe(family="qwen3", config={"tie_word_embeddings": True}),
-    "qwen3-biased-yarn-window": Recipe(
-        family="qwen3",
-        config={
-            "attention_bias": True,
-            "rope_parameters": _YARN,
-            "use_sliding_window": True,
-            "sliding_window": 4,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        },
-    ),
-    "mistral": Recipe(family="mistral", config={"sliding_window": 5, "num_key_value_heads": 1}),
-    "mistral-yarn-factor": Recipe(
-        family="mistral", config={"rope_parameters": {**_YARN, "attention_factor": 1.3}}
-    ),
-    # Phi-3 checks longrope's divisors against hidden / heads: 96 / 4 = 24, of which 12 channels are rotated
-    "phi3": Recipe(family="phi3", config={"hidden_size": 96, "head_dim": None, **_PHI3_TOKENS}),
-    "phi3-longrope-partial-window": Recipe(
-        family="phi3",
-        config={
-            "hidden_size": 96,
-            "head_dim": None,
-            "num_key_value_heads": 4,
-            "tie_word_embeddings": True,
-            "sliding_window": 9,
-            "original_max_position_embeddings": 16,
-            "rope_parameters": _LONGROPE,
-            **_PHI3_TOKENS,
-        },
-    ),
-    "gpt2": Recipe(family="gpt2", config=_GPT2, large_biases=True),
-    "gpt2-by-layer-upcast": Recipe(
-        family="gpt2",
-        config={
-            **_GPT2,
-            "scale_attn_by_inverse_layer_idx": True,
-            "reorder_and_upcast_attn": True,
-            "n_inner": 80,
-            "tie_word_embeddings": False,
-        },
-    ),
-    "gemma2": Recipe(family="gemma2", config={**_GEMMA, "attn_logit_softcapping": 3.0, "sliding_window": 5}),
-    "gemma2-biased-uncapped": Recipe(
-        family="gemma2",
-        config={
-            **_GEMMA,
-            "attention_bias": True,
-            "attn_logit_softcapping": None,
-            "final_logit_softcapping": None,
-            "tie_word_embeddings": False,
-            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
-            "sliding_window": 4,
-        },
-    ),
-    "gemma3": Recipe(
-        family="gemma3_text",
-        config={
-            **_GEMMA,
-            "sliding_window": 5,
-            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
-            },
-        },
-    ),
-    "gemma3-capped-pattern": Recipe(
-        family="gemma3_text",
-        config={**_GEMMA, "sliding_window": 4, "sliding_window_pattern": 2, "final_logit_softcapping": 2.0},
-    ),
-    "qwen3_moe": Recipe(family="qwen3_moe", config={**_MOE, "norm_topk_prob": True}),
-    "qwen3_moe-dense-layer-window": Recipe(
-        family="qwen3_moe",
-        config={
-            **_MOE,
-            "mlp_only_layers": [1],
-            "num_experts_per_tok": 3,
-            "attention_bias": True,
-            "use_sliding_window": True,
-            "sliding_window": 5,
-        },
-    ),
-    "olmo2": Recipe(family="olmo2"),
-    "olmo2-biased-tied-yarn": Recipe(
-        family="olmo2",
-        config={"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": _YARN},
-    ),
-    "granite": Recipe(
-        family="granite",
-        config={
-            "embedding_multiplier": 12.0,
-            "attention_multiplier": 0.0625,
-            "residual_multiplier": 0.22,
-            "logits_scaling": 8.0,
-        },
-    ),
-    "granite-biased-tied-llama3": Recipe(
-        family="granite",
-        config={
-            "attention_bias": True,
-            "mlp_bias": True,
-            "tie_word_embeddings": True,
-            "rope_parameters": _LLAMA3,
-            "residual_multiplier": 1.5,
-            "head_dim": None,
-        },
-    ),
-    "mistral-linear": Recipe(family="mistral", config={"sliding_window": None, "rope_parameters": _LINEAR}),
-}
+RECIPES: Mapping[str, Recipe] = {**recipes.RECIPES, **further_recipes.RECIPES}
 """Every family, and every knob of its config that changes a formula."""
 
 FAMILIES = (
@@ -245,6 +42,34 @@ FAMILIES = (
     "qwen3_moe",
     "olmo2",
     "granite",
+    "gemma",
+    "mixtral",
+    "olmoe",
+    "smollm3",
+    "ministral",
+    "seed_oss",
+    "olmo3",
+    "cwm",
+    "exaone4",
+    "starcoder2",
+    "phi",
+    "stablelm",
+    "gpt_neox",
+    "cohere",
+    "cohere2",
+    "glm",
+    "glm4",
+    "helium",
+    "ernie4_5",
+    "arcee",
+    "nemotron",
+    "jais2",
+    "internlm3",
+    "iquestcoder",
+    "hyperclovax",
+    "vaultgemma",
+    "granitemoe",
+    "qwen2_moe",
 )
 """One plain recipe of each family."""
 

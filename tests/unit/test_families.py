@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from apr_falsify.errors import ModelError, UnknownFamilyError
+from apr_falsify.errors import GeometryError, ModelError, UnknownFamilyError
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.families import (
     FAMILIES,
@@ -110,3 +110,27 @@ def test_the_refusal_of_an_unknown_family_names_the_file() -> None:
         geometry_of_config({**CONFIG, "model_type": "rwkv"}, "somewhere/config.json")
     assert refusal.value.where == "somewhere/config.json"
     assert "docs/adding-a-family.md" in refusal.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("family_name", "key", "value"),
+    [
+        ("cohere", "use_qk_norm", True),
+        ("phi", "qk_layernorm", True),
+        ("stablelm", "qk_layernorm", True),
+        ("olmoe", "clip_qkv", 8.0),
+        ("hyperclovax", "use_post_norm", False),
+        ("iquestcoder", "use_sliding_window", True),
+        ("smollm3", "no_rope_layer_interval", 0),
+        ("smollm3", "no_rope_layers", [1]),
+        ("gpt_neox", "hidden_act", "quick_gelu"),
+        ("mixtral", "num_experts_per_tok", 9),
+    ],
+)
+def test_what_a_family_has_no_formula_for_is_refused_by_its_key(
+    family_name: str, key: str, value: object
+) -> None:
+    sound = {**CONFIG, "model_type": family_name, "hidden_size": 64, "head_dim": 16}
+    geometry_of_config(sound)
+    with pytest.raises(GeometryError):
+        geometry_of_config({**sound, key: value})

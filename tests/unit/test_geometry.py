@@ -209,7 +209,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "eps-negative": {"rms_norm_eps": -1e-5},
     "eps-nan": {"rms_norm_eps": math.nan},
     "eps-text": {"rms_norm_eps": "1e-5"},
-    "unknown-activation": {"hidden_act": "gelu"},
+    "unknown-activation": {"hidden_act": "quick_gelu"},
     "activation-null": {"hidden_act": None},
     "activation-list": {"hidden_act": ["silu"]},
     "bias-as-number": {"attention_bias": 1},

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apr_falsify.errors import GeometryError, ModelError
-from apr_falsify.formats.tensors import HalfSplit, ViewedTensor
+from apr_falsify.formats.views import HalfSplit, ViewedTensor
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.families import family_of
 from tests.support import DATA

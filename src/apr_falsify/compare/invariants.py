@@ -233,20 +233,27 @@ def _turned(role: str) -> Callable[[Trace, int], _Found]:
         after = _values(trace, layer, f"{role}_post_rope")
         start = 0 if role == "q" else geometry.heads * geometry.head_dim
         before = _before_rope(trace, layer)[:, start : start + after.shape[1]]
-        ratio, size, at = _lengths(before, after, geometry.head_dim, _kept(trace))
+        width = geometry.rope_at(layer).width(geometry.head_dim)
+        before, after = (_rotated_part(x, geometry.head_dim, width) for x in (before, after))
+        ratio, size, at = _lengths(before, after, width, _kept(trace))
         if ratio <= 1:
             sentence = f"RoPE leaves the length of {role}'s pairs within {size:.1e}"
             return _Found(ratio=ratio, size=size, sentence=sentence)
         sentence = (
             f"RoPE changes the length of {role}'s pairs, by {size:.2g} of it at token {at[0]}, head {at[1]}"
         )
-        pairs = [_interleaved(x, geometry.head_dim) for x in (before, after)]
-        held, *_ = _lengths(pairs[0], pairs[1], geometry.head_dim, _kept(trace))
+        pairs = [_interleaved(x, width) for x in (before, after)]
+        held, *_ = _lengths(pairs[0], pairs[1], width, _kept(trace))
         if held <= 1:
             sentence += "; the pairs (0, 1), (2, 3) ... keep theirs: those are rotated"
         return _Found(ratio=ratio, size=size, sentence=sentence)
 
     return measure
+
+
+def _rotated_part(x: F64, head_dim: int, width: int) -> F64:
+    """Return the channels of each head that are rotated, the first ``width``."""
+    return x if width == head_dim else x.reshape(len(x), -1, head_dim)[..., :width].reshape(len(x), -1)
 
 
 def _lengths(before: F64, after: F64, head_dim: int, store: float) -> tuple[float, float, tuple[int, ...]]:

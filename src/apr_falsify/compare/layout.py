@@ -136,12 +136,14 @@ def _token_major(data: Array, key: Key, geometry: Geometry, tokens: int) -> Arra
 
 
 def _half_split(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
-    """Within each head, (0,1), (2,3) ... -> (0, D/2), (1, D/2 + 1) ...; columns of v stay."""
+    """Within each head, (0,1), (2,3) ... -> (0, R/2), (1, R/2 + 1) ... of the R that are rotated; v stays."""
     width = geometry.dims(tokens)[STAGES[key[1]].axes[-1]]
     split = np.array(_sized(data, key[1], (tokens, width)))
     columns = _ROTARY_COLUMNS[key[1]](geometry)
-    pairs = split[:, :columns].reshape(tokens, -1, geometry.head_dim // 2, 2)
-    split[:, :columns] = pairs.swapaxes(-1, -2).reshape(tokens, columns)
+    heads = split[:, :columns].reshape(tokens, -1, geometry.head_dim)  # a view
+    turned = geometry.rope.width(geometry.head_dim)
+    pairs = np.array(heads[..., :turned]).reshape(tokens, -1, turned // 2, 2)
+    heads[..., :turned] = pairs.swapaxes(-1, -2).reshape(tokens, -1, turned)
     return split
 
 

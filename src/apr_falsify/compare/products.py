@@ -7,14 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.formats.tensors import (
-    HalfSplit,
-    QuantisedTensor,
-    Tensor,
-    ViewedTensor,
-    block_minima,
-    has_block_minima,
-)
+from apr_falsify.formats.tensors import QuantisedTensor, Tensor
+from apr_falsify.formats.views import HalfSplit, ViewedTensor, block_minima, has_block_minima
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.operand_rules import MINIMA, Rule

@@ -62,13 +62,18 @@ STAGE_OF_ROLE: Mapping[str, str] = {
     "expert_gate": "ffn_out",
     "expert_up": "ffn_out",
     "expert_down": "ffn_out",
+    "shared_gate": "ffn_out",
+    "shared_up": "ffn_out",
+    "shared_down": "ffn_out",
+    "shared_router": "ffn_out",
     "final_norm": "final_norm",
     "final_norm_bias": "final_norm",
     "lm_head": "lm_head",
+    "lm_head_bias": "lm_head",
 }
 """Role -> the (first) stage that uses the tensor."""
 
-WHOLE_MODEL_ROLES = ("embed", "positions", "final_norm", "final_norm_bias", "lm_head")
+WHOLE_MODEL_ROLES = ("embed", "positions", "final_norm", "final_norm_bias", "lm_head", "lm_head_bias")
 
 PLAIN_ROUNDING: Mapping[str, float] = {"f64": 2.0**-24, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
 """Plain format -> relative rounding."""

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from apr_falsify.errors import ModelError
 from apr_falsify.formats.apr import APR_Q4, APR_Q8, AprTensorInfo
 from apr_falsify.formats.gguf import GgufTensorInfo
-from apr_falsify.numerics.arithmetic import Format
 
 FloatArray = npt.NDArray[np.floating[Any]]
 _Number = TypeVar("_Number", bound=np.generic)
@@ -209,123 +208,6 @@ class UnreadableTensor:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ViewedTensor:
-    """A tensor seen as a forward pass uses it; its values are worked out as rows are asked for.
-
-    Attributes:
-        base: the tensor as the file holds it.
-        view: what is made of it.
-
-    """
-
-    base: Tensor
-    view: View
-
-    @property
-    def name(self) -> str:
-        """Its name in the file."""
-        return self.base.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of what is seen."""
-        return self.view.shape(self.base)
-
-    @property
-    def type(self) -> str:
-        """The number format it is stored in."""
-        return self.base.type
-
-    def rows(self, start: int, stop: int) -> FloatArray:
-        """Return rows ``start`` to ``stop`` of what is seen."""
-        return self.view.rows(self.base, start, stop)
-
-
-class View(Protocol):
-    """What is made of a tensor's rows."""
-
-    def shape(self, base: Tensor) -> tuple[int, ...]:
-        """Return the shape of what is seen of ``base``."""
-
-    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
-        """Return rows ``start`` to ``stop`` of what is seen of ``base``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HalfSplit:
-    """A q or k projection whose file holds interleaved rotary pairs, seen half-split.
-
-    GGUF conversion of the llama family stores row 2i and 2i+1 of a head where the original has
-    rows i and i + D/2.
-    """
-
-    head_dim: int
-
-    def shape(self, base: Tensor) -> tuple[int, ...]:
-        """Return the shape of ``base``."""
-        return base.shape
-
-    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
-        """Return the rows in half-split order."""
-        first, last = start // self.head_dim * self.head_dim, -(-stop // self.head_dim) * self.head_dim
-        return self.of_whole_heads(base.rows(first, last))[start - first : stop - first]
-
-    def of_whole_heads(self, rows: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
-        """Return [heads * head_dim, ...], which has a row for each of the tensor's, in half-split order."""
-        pairs = rows.reshape(-1, self.head_dim // 2, 2, *rows.shape[1:])
-        return np.swapaxes(pairs, 1, 2).reshape(rows.shape)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SomeRows:
-    """Some rows of a tensor in which several roles lie one below the other."""
-
-    start: int
-    count: int
-
-    def shape(self, base: Tensor) -> tuple[int, ...]:
-        """Return the shape of these rows; what lies beyond the whole tensor is not counted."""
-        held = max(0, min(self.count, base.shape[0] - self.start))
-        return (held, *base.shape[1:])
-
-    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
-        """Return rows ``start`` to ``stop`` of these."""
-        stop = min(stop, self.shape(base)[0])
-        return base.rows(self.start + min(start, stop), self.start + stop)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offset:
-    """A norm's weight that is stored less a constant: 1 + w, computed in f32 as transformers does."""
-
-    by: float
-
-    def shape(self, base: Tensor) -> tuple[int, ...]:
-        """Return the shape of ``base``."""
-        return base.shape
-
-    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
-        """Return the values as they are multiplied with."""
-        values = base.rows(start, stop)
-        return np.asarray(values + values.dtype.type(self.by))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rounded:
-    """A tensor as a runtime holds it that casts its weights to its own number format when it loads them."""
-
-    to: Format
-
-    def shape(self, base: Tensor) -> tuple[int, ...]:
-        """Return the shape of ``base``."""
-        return base.shape
-
-    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
-        """Return the rows, rounded."""
-        return self.to.round(base.rows(start, stop))
-
-
 def transposed(tensor: Tensor) -> Tensor:
     """Return a tensor that is stored [in, out] as [out, in], without a copy.
 
@@ -338,29 +220,3 @@ def transposed(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, PlainTensor):
         raise ModelError(f"tensor {tensor.name} of type {tensor.type} cannot be read transposed")
     return PlainTensor(name=tensor.name, type=tensor.type, data=tensor.data.T)
-
-
-_MINIMUM_AT: Mapping[str, int] = {"q4_1": 2, "q5_1": 2}
-"""Types whose blocks of 32 start with an f16 scale and an f16 minimum -> the minimum's first byte."""
-
-
-def has_block_minima(tensor: Tensor) -> bool:
-    """Whether the tensor's blocks of 32 have a minimum of their own."""
-    return tensor.type in _MINIMUM_AT
-
-
-def block_minima(tensor: Tensor) -> npt.NDArray[np.float64]:
-    """Return the minimum of each block of 32 of a ``q4_1`` or ``q5_1`` tensor: [out, in / 32].
-
-    Raises:
-        ModelError: a type whose blocks have no minimum.
-
-    """
-    if isinstance(tensor, ViewedTensor) and isinstance(tensor.view, HalfSplit):
-        return tensor.view.of_whole_heads(block_minima(tensor.base))
-    if not isinstance(tensor, QuantisedTensor) or tensor.type not in _MINIMUM_AT:
-        raise ModelError(f"tensor {tensor.name} of type {tensor.type} has no block minima")
-    block_bytes = tensor.info.row_bytes // (tensor.shape[-1] // 32)
-    blocks = tensor.data.reshape(tensor.shape[0], -1, block_bytes)
-    at = _MINIMUM_AT[tensor.type]
-    return np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16)[..., 0].astype(np.float64)

@@ -23,22 +23,31 @@ from apr_falsify.formats.tensors import (
     PLAIN_TYPES,
     AprBlockTensor,
     FloatArray,
-    HalfSplit,
-    Offset,
     QuantisedTensor,
-    Rounded,
-    SomeRows,
     Tensor,
     UnreadableTensor,
-    ViewedTensor,
     plain_tensor,
     transposed,
+)
+from apr_falsify.formats.views import (
+    HalfSplit,
+    Offset,
+    OneExpert,
+    Rounded,
+    RowsByHead,
+    SomeRows,
+    ViewedTensor,
 )
 from apr_falsify.model.families import family_of, place_of, shape_of_role
 from apr_falsify.model.families.of_users import file_of
 from apr_falsify.model.geometry import geometry_of_gguf, geometry_of_hf_dir
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.arithmetic import Format
+
+
+def half_split(geometry: Geometry) -> HalfSplit:
+    """Return the view of interleaved rotary pairs as half-split ones."""
+    return HalfSplit(head_dim=geometry.head_dim, width=geometry.rope.width(geometry.head_dim))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +83,12 @@ class Weights:
         if role == "lm_head" and self.geometry.tied:
             role = "embed"
         tensor = self.tensors.get(self._name(role, layer))
-        return None if tensor is None else self._as_used(tensor, role.partition(".")[0])
+        if tensor is None:
+            return None
+        kind, _, expert = role.partition(".")
+        if expert and len(tensor.shape) == 3:
+            tensor = ViewedTensor(base=tensor, view=OneExpert(expert=int(expert)))
+        return self._as_used(tensor, kind)
 
     def _name(self, role: str, layer: int | None) -> str:
         kind, _, expert = role.partition(".")
@@ -88,15 +102,20 @@ class Weights:
             tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
         if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
             tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))
+            if row.offset_rounded and self.held_as is not None:
+                tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
         for group in row.fused:
             if role in group:
                 heights = {each: self._shape(each)[0] for each in group}
                 if tensor.shape[:1] != (sum(heights.values()),):
                     return tensor  # whole, so that its shape is refused by name
-                start = sum(heights[each] for each in group[: group.index(role)])
-                tensor = ViewedTensor(base=tensor, view=SomeRows(start=start, count=heights[role]))
+                at = group.index(role)
+                start = sum(heights[each] for each in group[:at])
+                rows = SomeRows(start=start, count=heights[role])
+                own = RowsByHead(head_dim=self.geometry.head_dim, part=at) if row.fused_by_head else rows
+                tensor = ViewedTensor(base=tensor, view=own)
         if self.interleaved and role in ("q", "k", "q_bias", "k_bias"):
-            return ViewedTensor(base=tensor, view=HalfSplit(head_dim=self.geometry.head_dim))
+            return ViewedTensor(base=tensor, view=half_split(self.geometry))
         return tensor
 
     def tensor(self, role: str, layer: int | None = None) -> Tensor:
@@ -201,7 +220,7 @@ def _open_hf_dir(directory: Path) -> Model:
         geometry=geometry,
         names=_names_in(tensors, family_of(geometry).weights),
         tensors=tensors,
-        interleaved=False,
+        interleaved=family_of(geometry).interleaved,
         where=directory,
     )
     return Model(path=directory, format="safetensors", geometry=geometry, weights=weights, files=files)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr_falsify.model.graph import Node, Nodes, Pick, Place, Tap
-from apr_falsify.model.shape import EXPERT_ROLES, Geometry
+from apr_falsify.model.shape import EXPERT_ROLES, SHARED_ROLES, Geometry
 from apr_falsify.model.stages import LAYER_INPUT
 
 HEAD = "head"
@@ -22,7 +22,7 @@ _INPUT, _OUTPUT = Pick.INPUT, Pick.OUTPUT
 _SEEN = Tap(module=Place.ATTENTION_FUNCTION)
 
 
-def decoder_ends(geometry: Geometry, *, norm: str = "rms_norm") -> Nodes:
+def decoder_ends(geometry: Geometry, *, norm: str = "rms_norm", norm_bias: bool = True) -> Nodes:
     """Return the embedding, the final norm and the output head."""
     embedding = Node(
         stage="embedding",
@@ -31,13 +31,16 @@ def decoder_ends(geometry: Geometry, *, norm: str = "rms_norm") -> Nodes:
         roles=("embed", *(("positions",) if geometry.positions else ())),
         tap=Tap(module=Place.LAYER, pick=_INPUT),
     )
-    final = norm_node("final_norm", "post_ffn_residual", norm=norm, tap=Tap(module="final_norm"))
+    final = norm_node("final_norm", "post_ffn_residual", norm=norm, bias=norm_bias)
     further = geometry.logit_scale != 1.0 or geometry.final_softcap is not None
     product = Node(
         stage="lm_head_proj" if further else "lm_head",
         operator="head",
         inputs={"final_norm": "final_norm"},
-        roles=("lm_head",) if not geometry.tied else ("embed",),
+        roles=(
+            "embed" if geometry.tied else "lm_head",
+            *(("lm_head_bias",) if geometry.head_bias else ()),
+        ),
         tap=Tap(module="lm_head"),
     )
     logits = Node(stage="lm_head", operator="logits", inputs={"lm_head_proj": "lm_head_proj"})
@@ -49,18 +52,19 @@ def norm_node(
     source: str,
     *,
     norm: str = "rms_norm",
+    bias: bool = True,
+    argument: str = "",
     role: str = "",
     tap: Tap | None = None,
-    **constants: Any,
 ) -> Node:
     """Return a norm; its weight, and a LayerNorm's bias, are in the role ``role`` (else the stage's name)."""
     role = role or stage
     return Node(
         stage=stage,
         operator=norm,
-        inputs={source: source},
-        roles=(role, f"{role}_bias") if norm == "layer_norm" else (role,),
-        constants={"role": role, **constants},
+        inputs={argument or source: source},
+        roles=(role, f"{role}_bias") if norm == "layer_norm" and bias else (role,),
+        constants={"role": role},
         tap=tap or Tap(module=role),
     )
 
@@ -70,8 +74,10 @@ def decoder_layer(
     layer: int,
     *,
     norm: str = "rms_norm",
+    norm_bias: bool = True,
     pre_norms: bool = True,
     post_norms: bool = False,
+    one_norm: bool = True,
     qk_norm: str = "",
     qk_norm_at: Pick = _OUTPUT,
     gated: bool = True,
@@ -79,23 +85,34 @@ def decoder_layer(
 ) -> Nodes:
     """Return one layer: attention, then a feed-forward block or a mixture, each added to the stream.
 
+    In a parallel layer (``Geometry.parallel``) both read what enters it, and are added to it together.
+
     Args:
         geometry: the model's geometry.
         layer: the layer.
         norm: the operator of its norms.
+        norm_bias: whether they have a bias, where they are LayerNorms.
         pre_norms: whether each block reads the stream through a norm.
         post_norms: whether each block's output passes a norm before it is added.
+        one_norm: whether both blocks of a parallel layer read it through one norm.
         qk_norm: whether q and k pass a norm before they are rotated: of each head, over all, or none.
         qk_norm_at: how transformers' module of that norm shows its output.
         gated: whether the feed-forward block has a gate; without one the activation is that of ``ffn_up``.
         activation_at: the path of the activation's module within a layer.
 
     """
-    words: Mapping[str, Any] = {"norm": norm, "pre_norm": pre_norms, "post_norm": post_norms}
+    words: Mapping[str, Any] = {
+        "norm": norm,
+        "norm_bias": norm_bias,
+        "pre_norm": pre_norms,
+        "post_norm": post_norms,
+    }
     feed_forward = (
-        mixture(geometry, **words)
+        mixture(geometry, norm=norm)
         if geometry.is_mixture(layer)
-        else feed_forward_block(geometry, gated=gated, activation_at=activation_at, **words)
+        else feed_forward_block(
+            geometry, gated=gated, one_norm=one_norm, activation_at=activation_at, **words
+        )
     )
     return (*attention_block(geometry, qk_norm=qk_norm, qk_norm_at=qk_norm_at, **words), *feed_forward)
 
@@ -104,17 +121,17 @@ def attention_block(
     geometry: Geometry,
     *,
     norm: str,
+    norm_bias: bool = True,
     pre_norm: bool = True,
     post_norm: bool = False,
     qk_norm: str = "",
     qk_norm_at: Pick = _OUTPUT,
 ) -> Nodes:
-    """Return the attention of one layer, up to the residual stream after it."""
+    """Return the attention of one layer, up to the residual stream after it where there is one."""
     source = "attn_norm" if pre_norm else LAYER_INPUT
     fused = "qkv_bias" if geometry.qkv_bias else "qkv_matmul"
-    nodes = (
-        [norm_node("attn_norm", LAYER_INPUT, norm=norm, tap=Tap(module="q", pick=_INPUT))] if pre_norm else []
-    )
+    at = Tap(module="q", pick=_INPUT)
+    nodes = [norm_node("attn_norm", LAYER_INPUT, norm=norm, bias=norm_bias, tap=at)] if pre_norm else []
     nodes.append(
         Node(
             stage="qkv_matmul",
@@ -140,6 +157,8 @@ def attention_block(
     nodes += _projected(
         "attn_out", "attention", "o", geometry.output_bias, post_norm, norm, stage_before="attn_proj"
     )
+    if geometry.parallel:
+        return tuple(nodes)
     reader = "ffn_norm" if pre_norm else "up"
     nodes.append(
         residual_node("post_attn_residual", LAYER_INPUT, "attn_out", tap=Tap(module=reader, pick=_INPUT))
@@ -231,14 +250,22 @@ def feed_forward_block(
     geometry: Geometry,
     *,
     norm: str,
+    norm_bias: bool = True,
     pre_norm: bool = True,
     post_norm: bool = False,
+    one_norm: bool = True,
     gated: bool = True,
     activation_at: str = ".mlp.act_fn",
 ) -> Nodes:
     """Return the feed-forward block of one layer, up to the residual stream after it."""
-    source = "ffn_norm" if pre_norm else "post_attn_residual"
-    nodes = [norm_node("ffn_norm", "post_attn_residual", norm=norm)] if pre_norm else []
+    stream = LAYER_INPUT if geometry.parallel else "post_attn_residual"
+    source, nodes = "ffn_norm", []
+    if geometry.parallel and one_norm:
+        source = "attn_norm"
+    elif pre_norm:
+        nodes.append(norm_node("ffn_norm", stream, norm=norm, bias=norm_bias, argument="post_attn_residual"))
+    else:
+        source = "post_attn_residual"
     if gated:
         nodes.append(_fed("gate", source, geometry, Tap(module=activation_at, pick=_INPUT)))
     nodes += [
@@ -268,11 +295,15 @@ def feed_forward_block(
     )
     nodes.append(last)
     if post_norm:
-        nodes.append(norm_node("ffn_out", "ffn_proj", norm=norm, role="ffn_post_norm"))
-    nodes.append(
-        residual_node("post_ffn_residual", "post_attn_residual", "ffn_out", tap=Tap(module=Place.LAYER))
+        nodes.append(norm_node("ffn_out", "ffn_proj", norm=norm, bias=norm_bias, role="ffn_post_norm"))
+    added = ("attn_out", "ffn_out") if geometry.parallel else ("ffn_out",)
+    whole = Node(
+        stage="post_ffn_residual",
+        operator="add",
+        inputs={"post_attn_residual": stream, **{name: name for name in added}},
+        tap=Tap(module=Place.LAYER),
     )
-    return tuple(nodes)
+    return (*nodes, whole)
 
 
 def _fed(role: str, source: str, geometry: Geometry, tap: Tap) -> Node:
@@ -282,9 +313,11 @@ def _fed(role: str, source: str, geometry: Geometry, tap: Tap) -> Node:
     )
 
 
-def mixture(geometry: Geometry, *, norm: str, pre_norm: bool = True, post_norm: bool = False) -> Nodes:
+def mixture(geometry: Geometry, *, norm: str) -> Nodes:
     """Return a mixture of experts in place of the feed-forward block: its router sees the last token too."""
-    roles = ("router", *EXPERT_ROLES)
+    experts: tuple[str, ...] = EXPERT_ROLES
+    if geometry.shared_intermediate:
+        experts += (*SHARED_ROLES, *(("shared_router",) if geometry.shared_gated else ()))
     last = {"ffn_norm": "ffn_norm"}
     return (
         norm_node("ffn_norm", "post_attn_residual", norm=norm),
@@ -306,14 +339,14 @@ def mixture(geometry: Geometry, *, norm: str, pre_norm: bool = True, post_norm: 
             stage="moe_ffn_out",
             operator="last_mixture",
             inputs={**last, "moe_router": "moe_router", "moe_router_indices": "moe_router_indices"},
-            roles=EXPERT_ROLES,
+            roles=experts,
             tap=Tap(module=Place.MIXTURE, pick=Pick.LAST_ROW),
         ),
         Node(
             stage="ffn_out",
             operator="mixture",
             inputs={"ffn_swigl": "ffn_norm"},
-            roles=roles,
+            roles=("router", *experts),
             tap=Tap(module=Place.MIXTURE),
         ),
         residual_node("post_ffn_residual", "post_attn_residual", "ffn_out", tap=Tap(module=Place.LAYER)),

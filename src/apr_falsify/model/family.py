@@ -31,9 +31,13 @@ class Family:
         rope_aliases: this family's own words for rotary scaling rules.
         local_rope: whether layers with a window have a rotary embedding of their own.
         partial_rotary: whether ``partial_rotary_factor`` counts: a head may be rotated in part.
+        interleaved: whether a HuggingFace checkpoint's rotary pairs lie side by side: (0, 1), (2, 3) ...
         gguf_interleaved: whether conversion to GGUF permutes q and k into interleaved rotary pairs.
         norm_offset: what is added to a norm's weight as a HuggingFace checkpoint stores it.
+        offset_rounded: whether transformers rounds that sum to the format in which it runs.
         fused: groups of roles that lie one below the other in one tensor.
+        fused_by_head: whether q, k and v lie in one tensor head by head: those of head 0, of head 1, ...
+        modules: role -> module within a layer, where transformers' differs from the checkpoint's name.
         transposed: roles whose tensor a HuggingFace checkpoint stores [in, out].
         softmax_upcast: whether transformers computes the softmax in f32 whatever the model's format.
         role_axes: the shapes of roles that ``names.ROLE_AXES`` does not list, in its words.
@@ -54,9 +58,13 @@ class Family:
     rope_aliases: Mapping[str, str] = field(default_factory=dict)
     local_rope: bool = False
     partial_rotary: bool = False
+    interleaved: bool = False
     gguf_interleaved: bool = False
     norm_offset: float = 0.0
+    offset_rounded: bool = False
     fused: tuple[tuple[str, ...], ...] = ()
+    fused_by_head: bool = False
+    modules: Mapping[str, str] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
     softmax_upcast: bool = True
     role_axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

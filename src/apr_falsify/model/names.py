@@ -37,9 +37,14 @@ ROLE_AXES: Mapping[str, tuple[str, ...]] = {
     "expert_gate": ("expert_ffn", "hidden"),
     "expert_up": ("expert_ffn", "hidden"),
     "expert_down": ("hidden", "expert_ffn"),
+    "shared_gate": ("shared_ffn", "hidden"),
+    "shared_up": ("shared_ffn", "hidden"),
+    "shared_down": ("hidden", "shared_ffn"),
+    "shared_router": ("one", "hidden"),
     "final_norm": ("hidden",),
     "final_norm_bias": ("hidden",),
     "lm_head": ("vocab", "hidden"),
+    "lm_head_bias": ("vocab",),
 }
 """The shape of each role's tensor, in the axis words of ``stages.py``."""
 
@@ -65,6 +70,12 @@ HF_DECODER: Mapping[str, str] = {
     "final_norm": "model.norm.weight",
     "lm_head": "lm_head.weight",
 }
+HF_NORM_BIASES: Mapping[str, str] = {
+    "attn_norm_bias": _HF_LAYER + "input_layernorm.bias",
+    "ffn_norm_bias": _HF_LAYER + "post_attention_layernorm.bias",
+    "final_norm_bias": "model.norm.bias",
+}
+"""What a LayerNorm has beside them."""
 HF_QK_NORM: Mapping[str, str] = {
     "q_norm": _HF_LAYER + "self_attn.q_norm.weight",
     "k_norm": _HF_LAYER + "self_attn.k_norm.weight",

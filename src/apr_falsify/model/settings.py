@@ -78,6 +78,18 @@ def attention_bias(config: Config) -> Mapping[str, bool]:
     return {"qkv_bias": biased, "output_bias": biased}
 
 
+def refuse(config: Config, *keys: str) -> None:
+    """Refuse a config that switches on what has no formula here.
+
+    Raises:
+        GeometryError: one of ``keys`` is set to something.
+
+    """
+    for key in keys:
+        if config.get(key):
+            raise GeometryError(f"{key} is {config[key]}", expected=f"a model without {key}")
+
+
 def softcap(config: Config, key: str) -> float | None:
     """Read a soft-cap, ``None`` where there is none."""
     return None if config.get(key) is None else config.number(key)
@@ -129,6 +141,16 @@ def window_by_pattern(config: Config, every: int) -> Windows:
     stated = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", every))
     every = whole(stated, "sliding_window_pattern")
     return tuple(None if every and (n + 1) % every == 0 else size for n in range(config.layers))
+
+
+def window_where(config: Config, slides: Callable[[int], bool]) -> Windows:
+    """Read ``layer_types``; without them the layers have the window of which ``slides`` says so."""
+    if config.get("sliding_window") is None:
+        return (None,) * config.layers
+    if (kinds := config.get("layer_types")) is not None:
+        return window_by_type(config, kinds)
+    size = config.whole("sliding_window")
+    return tuple(size if slides(n) else None for n in range(config.layers))
 
 
 def window_by_type(config: Config, kinds: Any) -> Windows:

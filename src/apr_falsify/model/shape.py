@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, LayerRangeError
@@ -26,6 +26,7 @@ _OPTIONAL_LIMITS: Mapping[str, int] = {
     "experts": 4096,
     "experts_per_token": 4096,
     "moe_intermediate": 1 << 20,
+    "shared_intermediate": 1 << 20,
 }
 """The same for sizes that are 0 in models without the thing."""
 
@@ -48,11 +49,15 @@ class Geometry:
         norm_eps: epsilon of every norm.
         rope: the rotary embedding; one that turns nothing where positions are learned.
         local_rope: that of the layers with a window, where it is another one.
+        rotated: per layer, whether q and k are rotated at all; empty where all are.
         activation: the feed-forward block's activation.
         windows: per layer, how many keys back a token sees (itself included), ``None`` for all.
         qkv_bias: whether q, k, v have a bias.
         output_bias: whether the output projection has one.
         mlp_bias: whether gate, up and down have one.
+        head_bias: whether the output head has one.
+        parallel: whether the feed-forward block reads what enters the layer, as attention does, and both are
+            added to it together.
         tied: whether the output head is the embedding table.
         attn_scales: per layer, what q.k is multiplied with; empty for 1 / sqrt(D).
         attn_softcap: c where scores are c * tanh(score / c), ``None`` for no cap.
@@ -64,6 +69,8 @@ class Geometry:
         experts: X, the experts of a mixture, 0 for none.
         experts_per_token: k, how many of them a token is given to.
         moe_intermediate: the width of one expert.
+        shared_intermediate: the width of the expert that every token is given to besides, 0 for none.
+        shared_gated: whether what that expert makes of a token is multiplied with a sigmoid of its own.
         norm_topk_prob: whether the weights of the chosen experts are made to sum to 1.
         mixtures: per layer, whether its feed-forward block is a mixture of experts; empty for none.
 
@@ -84,8 +91,11 @@ class Geometry:
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+    head_bias: bool = False
+    parallel: bool = False
     tied: bool = False
     local_rope: Rope | None = None
+    rotated: tuple[bool, ...] = ()
     attn_scales: tuple[float, ...] = ()
     attn_softcap: float | None = None
     final_softcap: float | None = None
@@ -96,6 +106,8 @@ class Geometry:
     experts: int = 0
     experts_per_token: int = 0
     moe_intermediate: int = 0
+    shared_intermediate: int = 0
+    shared_gated: bool = False
     norm_topk_prob: bool = False
     mixtures: tuple[bool, ...] = ()
 
@@ -129,10 +141,14 @@ class Geometry:
             dims["experts"] = self.experts
             dims["chosen_experts"] = self.experts_per_token
             dims["expert_ffn"] = self.moe_intermediate
+        if self.shared_intermediate:
+            dims |= {"shared_ffn": self.shared_intermediate, "one": 1}
         return dims
 
     def rope_at(self, layer: int | None) -> Rope:
-        """Return the rotary embedding of ``layer``."""
+        """Return the rotary embedding of ``layer``, one that turns nothing where it has none."""
+        if self.rotated and layer is not None and not self.rotated[layer]:
+            return replace(self.rope, kind="none")
         local = self.local_rope is not None and layer is not None and self.windows[layer] is not None
         return self.local_rope if local and self.local_rope is not None else self.rope
 
@@ -177,7 +193,7 @@ class Geometry:
             values["rope"] = _rope_of_json(values["rope"])
             if values.get("local_rope") is not None:
                 values["local_rope"] = _rope_of_json(values["local_rope"])
-            for name in ("windows", "attn_scales", "mixtures"):
+            for name in ("windows", "attn_scales", "mixtures", "rotated"):
                 values[name] = tuple(items(values.get(name, []), name))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
@@ -189,7 +205,10 @@ class Geometry:
 EXPERT_ROLES = ("expert_gate", "expert_up", "expert_down")
 """The roles of an expert's three projections; expert e's own are ``expert_gate.e`` and so on."""
 
-ACTIVATIONS: tuple[str, ...] = ("silu", "gelu_new", "gelu_pytorch_tanh")
+SHARED_ROLES = ("shared_gate", "shared_up", "shared_down")
+"""The roles of the projections of an expert that every token is given to."""
+
+ACTIVATIONS: tuple[str, ...] = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
 """The feed-forward activations that have a formula, by the name that config.json uses."""
 
 
@@ -237,7 +256,7 @@ def _check_optional(geometry: Geometry) -> None:
     ]
     if any(value <= 0 for value in factors):
         raise GeometryError("a scale or a soft-cap is not above 0")
-    for name in ("attn_scales", "mixtures"):
+    for name in ("attn_scales", "mixtures", "rotated"):
         if len(getattr(geometry, name)) not in (0, geometry.layers):
             raise GeometryError(f"{len(getattr(geometry, name))} {name} for {geometry.layers} layers")
     _check_mixtures(geometry)
@@ -245,6 +264,7 @@ def _check_optional(geometry: Geometry) -> None:
 
 def _check_mixtures(geometry: Geometry) -> None:
     flag(geometry.norm_topk_prob, "norm_topk_prob")
+    flag(geometry.shared_gated, "shared_gated")
     kinds = [flag(mixture, "a layer's kind") for mixture in geometry.mixtures]
     if True not in kinds:
         return
@@ -256,8 +276,10 @@ def _check_mixtures(geometry: Geometry) -> None:
 
 def _check_constants(geometry: Geometry) -> None:
     text(geometry.family, "the family")
-    for name in ("qkv_bias", "output_bias", "mlp_bias", "tied"):
+    for name in ("qkv_bias", "output_bias", "mlp_bias", "head_bias", "parallel", "tied"):
         flag(getattr(geometry, name), name)
+    for rotated in geometry.rotated:
+        flag(rotated, "whether a layer is rotated")
     if len(geometry.windows) != geometry.layers:
         raise GeometryError(f"{len(geometry.windows)} attention windows for {geometry.layers} layers")
     for window in geometry.windows:

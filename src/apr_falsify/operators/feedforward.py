@@ -31,8 +31,30 @@ def gelu_tanh(x: Array) -> Array:
     return np.asarray(x / 2 * (1 + np.tanh(inner)))
 
 
+_ERF = np.frompyfunc(math.erf, 1, 1)
+
+
+def gelu(x: Array) -> Array:
+    """Return ``x / 2 * (1 + erf(x / sqrt(2)))`` (Hendrycks & Gimpel 2016)."""
+    share = np.asarray(_ERF(x / math.sqrt(2)), dtype=x.dtype)
+    return np.asarray(x / 2 * (1 + share))
+
+
+def relu(x: Array) -> Array:
+    """Return ``max(x, 0)``."""
+    return np.asarray(np.maximum(x, 0))
+
+
+def relu_squared(x: Array) -> Array:
+    """Return ``max(x, 0) ** 2`` (So et al. 2021)."""
+    return np.asarray(np.square(np.maximum(x, 0)))
+
+
 FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": silu,
+    "gelu": gelu,
+    "relu": relu,
+    "relu2": relu_squared,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
 }
@@ -45,12 +67,20 @@ def _silu_error(x: F64, y: F64, store: float) -> F64:
 
 
 def _gelu_error(x: F64, y: F64, store: float) -> F64:
-    """Count 1 + tanh, of which little is left for negative x: an error of x, not of the result."""
+    """Count 1 + tanh (or 1 + erf), of which little is left for negative x: an error of x, not of y."""
     return np.asarray(x * max(store, UNIT))
+
+
+def _relu_error(x: F64, y: F64, store: float) -> F64:
+    """Count nothing, or the rounding of a square: that of what is kept is counted apart."""
+    return np.asarray(y * UNIT)
 
 
 _ERRORS: Mapping[str, Callable[[F64, F64, float], F64]] = {
     "silu": _silu_error,
+    "gelu": _gelu_error,
+    "relu": _relu_error,
+    "relu2": _relu_error,
     "gelu_new": _gelu_error,
     "gelu_pytorch_tanh": _gelu_error,
 }
@@ -58,6 +88,9 @@ _ERRORS: Mapping[str, Callable[[F64, F64, float], F64]] = {
 _GELU_TEXT = "{x} / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * ({x} + 0.044715 * {x}**3)))"
 _TEXTS: Mapping[str, str] = {
     "silu": "{x} / (1 + np.exp(-{x}))",
+    "gelu": "{x} / 2 * (1 + np.vectorize(erf)({x} / np.sqrt(2)))",
+    "relu": "np.maximum({x}, 0)",
+    "relu2": "np.maximum({x}, 0)**2",
     "gelu_new": _GELU_TEXT,
     "gelu_pytorch_tanh": _GELU_TEXT,
 }
@@ -66,6 +99,11 @@ _TEXTS: Mapping[str, str] = {
 def activation_text(x: str, geometry: Geometry) -> str:
     """Return the model's activation of ``x`` as an expression."""
     return _TEXTS[geometry.activation].format(x=x)
+
+
+def activation_imports(geometry: Geometry) -> Lines:
+    """Return the lines that bring what :func:`activation_text` names and NumPy does not have."""
+    return ("from math import erf",) if "erf" in _TEXTS[geometry.activation] else ()
 
 
 def _activation(node: Node, inputs: Inputs, site: Site) -> Array:
@@ -80,11 +118,16 @@ def activated(known: Known, y: F64, activation: str, store: float) -> F64:
     """Return the variance of an activation of ``known``."""
     own = squared(_ERRORS[activation](known.value, y, store)) + stored(y, store)
     own += lost(store, known.value)  # of the sigmoid, or of 1 + tanh
-    return np.asarray(own + 1.21 * known.variance)  # 1.1 bounds the slope of silu and gelu
+    if activation == "relu2":  # its slope grows with x: (x + s)^2 = x^2 + 2 x s + s^2
+        return np.asarray(own + (4 * squared(known.value) + 3 * known.variance) * known.variance)
+    return np.asarray(own + 1.21 * known.variance)  # 1.1 bounds the slope of silu, gelu and relu
 
 
 def _activation_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
-    return (f"{node.stage} = {activation_text(argument(node), geometry)}",)
+    return (
+        *activation_imports(geometry),
+        f"{node.stage} = {activation_text(argument(node), geometry)}",
+    )
 
 
 def _gate(node: Node, inputs: Inputs, site: Site) -> Array:
@@ -121,8 +164,9 @@ def _add_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -
         variance = variance + squared(scale) * branch.variance
         if scale != 1.0:
             variance = variance + stored(branch.value * scale, unit)
-    if len(branches) > 1:  # what stands between two sums is rounded too
-        variance = variance + stored(np.abs(y) + np.abs(branches[-1].value * scale), unit)
+    if len(branches) > 1:  # what stands between two sums, in whatever order, is rounded too
+        last = np.max(np.abs([stream.value, *(branch.value * scale for branch in branches)]), axis=0)
+        variance = variance + stored(np.abs(y) + last, unit)
     return np.asarray(variance)
 
 

@@ -20,7 +20,7 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 def _values(node: Node, inputs: Inputs, site: Site) -> Array:
-    return site.project(only(inputs)[..., -1, :], "lm_head")
+    return site.project(only(inputs)[..., -1, :], "lm_head", "lm_head_bias" in node.roles)
 
 
 def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
@@ -28,7 +28,8 @@ def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F6
 
 
 def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
-    return (f"{node.stage} = {argument(node)}[-1] @ lm_head_weight.T",)
+    bias = " + lm_head_bias" if "lm_head_bias" in node.roles else ""
+    return (f"{node.stage} = {argument(node)}[-1] @ lm_head_weight.T{bias}",)
 
 
 def _logits(node: Node, inputs: Inputs, site: Site) -> Array:

@@ -18,14 +18,28 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.model.graph import Node
-from apr_falsify.model.shape import Geometry
+from apr_falsify.model.shape import EXPERT_ROLES, SHARED_ROLES, Geometry
 from apr_falsify.numerics.operand_rules import Operation, Rule
-from apr_falsify.operators.feedforward import FUNCTIONS, activated, activation_text, multiplied
+from apr_falsify.operators.feedforward import (
+    FUNCTIONS,
+    activated,
+    activation_imports,
+    activation_text,
+    multiplied,
+)
 from apr_falsify.operators.linear import projected
 from apr_falsify.operators.norms import norm_variance
 from apr_falsify.operators.operator import Inputs, Lines, Operator
-from apr_falsify.operators.roundoff import F64, FEW, TINY, UNIT, Ins, Known, NoisySite, lost
-from apr_falsify.operators.routing import Indices, as_experts, chosen_weights, mixture, routing, softmax
+from apr_falsify.operators.roundoff import F64, FEW, TINY, UNIT, Ins, Known, NoisySite, lost, squared, stored
+from apr_falsify.operators.routing import (
+    Indices,
+    as_experts,
+    chosen_weights,
+    mixture,
+    routing,
+    sigmoid,
+    softmax,
+)
 from apr_falsify.operators.site import Site
 
 Array = npt.NDArray[np.floating[Any]]
@@ -106,23 +120,42 @@ def _mixed(x: Known, chosen: Indices, weights: Known, site: ExpertSite, store: f
     for expert in np.unique(chosen):
         tokens, slots = np.nonzero(chosen == expert)
         own = Known(value=x.value[tokens], sigma=None if x.sigma is None else x.sigma[tokens])
-        made = _expert(own, int(expert), site, store)
+        made = _expert(own, [f"{role}.{expert}" for role in EXPERT_ROLES], site, store)
         share, doubt = (a[tokens, slots, None] for a in (weights.value, _sigma(weights)))
         weighted = share * made.value
         total[tokens] += weighted
         variance[tokens] += multiplied(made, Known(value=share, sigma=doubt), weighted, store)
         variance[tokens] += np.square(total[tokens] * max(store, UNIT)) / 3 + lost(store)
-    return Known(value=total, sigma=np.sqrt(variance))
+    found = Known(value=total, sigma=np.sqrt(variance))
+    return _with_shared(found, x, site, store) if site.geometry.shared_intermediate else found
 
 
-def _expert(x: Known, expert: int, site: ExpertSite, store: float) -> Known:
-    gate, up = (_through(x, f"{role}.{expert}", site, store) for role in ("expert_gate", "expert_up"))
+def _with_shared(found: Known, x: Known, site: ExpertSite, store: float) -> Known:
+    """Return ``found`` with what the shared expert makes of every token."""
+    made = _expert(x, SHARED_ROLES, site, store)
+    variance, unit = squared(_sigma(made)), max(store, UNIT)
+    if site.geometry.shared_gated:
+        logits = _through(x, "shared_router", site, store)
+        share = _f64(sigmoid(logits.value))
+        slope = share * (1 - share)
+        own = squared(share * UNIT * (np.abs(logits.value) + FEW)) + stored(share, unit) + lost(store)
+        doubt = np.sqrt(squared(slope * _sigma(logits)) + own)
+        weighted = share * made.value
+        variance = multiplied(made, Known(value=share, sigma=doubt), weighted, store)
+        made = Known(value=weighted, sigma=None)
+    total = found.value + made.value
+    return Known(value=total, sigma=np.sqrt(squared(_sigma(found)) + variance + stored(total, unit)))
+
+
+def _expert(x: Known, roles: Sequence[str], site: ExpertSite, store: float) -> Known:
+    """Return what one expert makes of some tokens, its gate, up and down in ``roles``."""
+    gate, up = (_through(x, role, site, store) for role in roles[:2])
     activation = site.geometry.activation
     value = _f64(FUNCTIONS[activation](gate.value))
     active = Known(value=value, sigma=np.sqrt(activated(gate, value, activation, store)))
     product = active.value * up.value
     sigma = np.sqrt(multiplied(active, up, product, store))
-    return _through(Known(value=product, sigma=sigma), f"expert_down.{expert}", site, store)
+    return _through(Known(value=product, sigma=sigma), roles[2], site, store)
 
 
 def _last(known: Known) -> Known:
@@ -169,14 +202,29 @@ def _replayed_last(inputs: Mapping[str, Known], site: ExpertSite, store: float) 
 
 
 def _one_expert(site: Site, x: Array, expert: int) -> Array:
-    gate, up = (site.project(x, f"{role}.{expert}") for role in ("expert_gate", "expert_up"))
-    return site.project(FUNCTIONS[site.geometry.activation](gate) * up, f"expert_down.{expert}")
+    return _through_expert(site, x, [f"{role}.{expert}" for role in EXPERT_ROLES])
+
+
+def _through_expert(site: Site, x: Array, roles: Sequence[str]) -> Array:
+    gate, up = (site.project(x, role) for role in roles[:2])
+    return site.project(FUNCTIONS[site.geometry.activation](gate) * up, roles[2])
+
+
+def _all_experts(site: Site, x: Array, chosen: Indices, weights: Array) -> Array:
+    """Return the weighted sum of the chosen experts, and the shared one where there is one."""
+    found = mixture(x, chosen, weights, partial(_one_expert, site))
+    if not site.geometry.shared_intermediate:
+        return found
+    shared = _through_expert(site, x, SHARED_ROLES)
+    if site.geometry.shared_gated:
+        shared = shared * sigmoid(site.project(x, "shared_router"))
+    return np.asarray(found + shared)
 
 
 def _mixture_values(node: Node, inputs: Inputs, site: Site) -> Array:
     x = inputs["ffn_swigl"]
     chosen, weights = routing(site.project(x, "router"), site.geometry)
-    return mixture(x, chosen, weights, partial(_one_expert, site))
+    return _all_experts(site, x, chosen, weights)
 
 
 def _indices_values(node: Node, inputs: Inputs, site: Site) -> Array:
@@ -193,7 +241,7 @@ def _router_values(node: Node, inputs: Inputs, site: Site) -> Array:
 
 def _last_values(node: Node, inputs: Inputs, site: Site) -> Array:
     chosen, weights = as_experts(inputs["moe_router_indices"], site.geometry), inputs["moe_router"]
-    last = mixture(inputs["ffn_norm"][-1:], chosen[None], weights[None], partial(_one_expert, site))
+    last = _all_experts(site, inputs["ffn_norm"][-1:], chosen[None], weights[None])
     return np.asarray(last[0])
 
 
@@ -214,12 +262,27 @@ def _chosen_text(stage: str, geometry: Geometry) -> Lines:
 
 def _mixed_text(stage: str, x: str, geometry: Geometry) -> Lines:
     return (
+        *activation_imports(geometry),
         f"{stage} = np.zeros_like({x})",
         "for token, experts in enumerate(chosen):",
         "    for slot, e in enumerate(experts):",
         f"        gate = {x}[token] @ expert_gate_weight[e].T",
         f"        hidden = {activation_text('gate', geometry)} * ({x}[token] @ expert_up_weight[e].T)",
         f"        {stage}[token] += shares[token, slot] * (hidden @ expert_down_weight[e].T)",
+        *_shared_text(stage, x, geometry),
+    )
+
+
+def _shared_text(stage: str, x: str, geometry: Geometry) -> Lines:
+    if not geometry.shared_intermediate:
+        return ()
+    gated = ("shared = shared / (1 + np.exp(-(" + x + " @ shared_router_weight.T)))",)
+    return (
+        f"gate = {x} @ shared_gate_weight.T",
+        f"hidden = {activation_text('gate', geometry)} * ({x} @ shared_up_weight.T)",
+        "shared = hidden @ shared_down_weight.T",
+        *(gated if geometry.shared_gated else ()),
+        f"{stage} = {stage} + shared",
     )
 
 

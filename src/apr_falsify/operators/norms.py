@@ -29,17 +29,19 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return np.asarray(x * scale * weight.astype(x.dtype, copy=False))
 
 
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """Return ``(x - mean) / sqrt(variance + eps) * weight + bias`` over the last axis (Ba et al. 2016)."""
+def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array:
+    """Return ``(x - mean) / sqrt(variance + eps) * weight (+ bias)`` over the last axis (Ba et al. 2016)."""
     centred = x - np.mean(x, axis=-1, keepdims=True)
     scale = 1 / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + x.dtype.type(eps))
-    return np.asarray(centred * scale * weight.astype(x.dtype, copy=False) + bias.astype(x.dtype, copy=False))
+    normed = np.asarray(centred * scale * weight.astype(x.dtype, copy=False))
+    return normed if bias is None else np.asarray(normed + bias.astype(x.dtype, copy=False))
 
 
 def _norm(node: Node, x: Array, site: Site) -> Array:
     role, eps = node["role"], site.geometry.norm_eps
     if node.operator == "layer_norm":
-        return layer_norm(x, site.vector(role), site.vector(f"{role}_bias"), eps)
+        bias = site.vector(f"{role}_bias") if f"{role}_bias" in node.roles else None
+        return layer_norm(x, site.vector(role), bias, eps)
     return rms_norm(x, site.vector(role), eps)
 
 
@@ -127,10 +129,11 @@ def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
 def _lines(node: Node, name: str, x: str) -> Lines:
     role = node["role"]
     if node.operator == "layer_norm":
+        bias = f" + {role}_bias" if f"{role}_bias" in node.roles else ""
         return (
             f"centred = {x} - np.mean({x}, axis=-1, keepdims=True)",
             "spread = np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + norm_eps)",
-            f"{name} = centred / spread * {role}_weight + {role}_bias",
+            f"{name} = centred / spread * {role}_weight" + bias,
         )
     return (f"{name} = {x} / np.sqrt(np.mean({x}**2, axis=-1, keepdims=True) + norm_eps) * {role}_weight",)
 

@@ -50,6 +50,12 @@ def mixture(x: Array, chosen: Indices, weights: Array, expert_of: Callable[[Arra
     return total
 
 
+def sigmoid(logits: Array) -> Array:
+    """Return ``1 / (1 + exp(-logits))``."""
+    with np.errstate(over="ignore"):  # exp overflows to inf, and 1 / inf is the right limit, 0
+        return np.asarray(1 / (1 + np.exp(-logits)))
+
+
 def softmax(logits: Array) -> Array:
     """Return the softmax over the last axis."""
     weights = np.exp(logits - np.max(logits, axis=-1, keepdims=True))

@@ -68,7 +68,8 @@ def weight_sites(geometry: Geometry, layers: int, head: bool) -> list[Site]:
         head: whether the output head does.
 
     """
-    needed = dict.fromkeys(("final_norm", "final_norm_bias"), layers == geometry.layers) | {"lm_head": head}
+    needed = dict.fromkeys(("final_norm", "final_norm_bias"), layers == geometry.layers)
+    needed |= dict.fromkeys(("lm_head", "lm_head_bias"), head)
     sites: list[Site] = [(role, None) for role in roles_at(geometry, None) if needed.get(role, True)]
     return sites + [(role, layer) for layer in range(layers) for role in roles_at(geometry, layer)]
 

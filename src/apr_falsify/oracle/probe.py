@@ -14,13 +14,14 @@ from functools import partial
 from typing import Any
 
 from apr_falsify.errors import FamilyError, nearest
-from apr_falsify.model.families import family_of, place_of
+from apr_falsify.model.families import family_of, place_of, shape_of_role
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import SEEN_BY_ATTENTION
 from apr_falsify.oracle.libraries import attention_functions, torch
 from apr_falsify.oracle.taps import (
     Take,
     attention_of,
+    canonical_columns,
     decoder_of,
     final_norm_of,
     layer_of,
@@ -93,7 +94,7 @@ def _layer_hooks(
         yield path, partial(_see, emit, tuple(here))
     if not {"qkv_matmul", "qkv_bias"}.isdisjoint(names):
         paths = qkv_modules(geometry)
-        projections = _Projections(layer, names, emit, len(paths), "q" in family_of(geometry).transposed)
+        projections = _Projections(layer, names, emit, len(paths), geometry)
         for path in paths:
             yield path, projections.see
 
@@ -107,11 +108,12 @@ class _Projections:
     """Puts q, k and v of one layer together, without their biases and with them."""
 
     def __init__(
-        self, layer: int, names: Collection[str], emit: Emit, modules: int, transposed: bool
+        self, layer: int, names: Collection[str], emit: Emit, modules: int, geometry: Geometry
     ) -> None:
         self._emit = emit
         self._modules = modules
-        self._transposed = transposed
+        self._transposed = "q" in family_of(geometry).transposed
+        self._order = canonical_columns(geometry, {part: shape_of_role(part, geometry)[0] for part in "qkv"})
         self._parts: dict[Key, list[torch.Tensor]] = {
             (layer, name): [] for name in ("qkv_matmul", "qkv_bias") if name in names
         }
@@ -121,7 +123,8 @@ class _Projections:
             plain = key[1] == "qkv_matmul" and module.bias is not None
             parts.append(self._without_bias(module, args[0]) if plain else output)
             if len(parts) == self._modules:
-                self._emit(key, (torch.cat(parts, dim=-1) if self._modules > 1 else parts[0])[0])
+                joined = (torch.cat(parts, dim=-1) if self._modules > 1 else parts[0])[0]
+                self._emit(key, joined if self._order is None else joined[:, self._order])
                 parts.clear()
 
     def _without_bias(self, module: Any, x: torch.Tensor) -> torch.Tensor:
@@ -184,15 +187,26 @@ def _replace_attention(
         attention.config = copies[id(original)]
     if wanted:
         attention_functions[own] = partial(
-            _eager, frozenset(wanted), emit, family_of(geometry).softmax_upcast
+            _eager, frozenset(wanted), emit, family_of(geometry).softmax_upcast, _half_splitter(geometry)
         )
         undo.callback(attention_functions.__delitem__, own)
+
+
+def _half_splitter(geometry: Geometry) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what brings q or k [S, heads * D] of transformers to half-split rotary pairs."""
+
+    def half_split(values: torch.Tensor) -> torch.Tensor:
+        order = canonical_columns(geometry, {"q": values.shape[-1]})
+        return values if order is None else values[:, order]
+
+    return half_split
 
 
 def _eager(
     wanted: frozenset[Key],
     emit: Emit,
     upcast: bool,
+    half_split: Callable[[torch.Tensor], torch.Tensor],
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -206,7 +220,8 @@ def _eager(
 
     def see(name: str, values: torch.Tensor) -> None:
         if (module.layer_idx, name) in wanted:
-            emit((module.layer_idx, name), values[0])
+            values = values[0]
+            emit((module.layer_idx, name), half_split(values) if name.endswith("rope") else values)
 
     groups = getattr(module, "num_key_value_groups", 1)
     see("q_post_rope", query.transpose(1, 2).flatten(2))

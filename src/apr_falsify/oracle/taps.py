@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from apr_falsify.formats.weights import half_split
 from apr_falsify.model.families import family_of, graph_of, shape_of_role
 from apr_falsify.model.graph import Pick, Place, Tap
 from apr_falsify.model.shape import Geometry
@@ -66,6 +69,8 @@ def _path(geometry: Geometry, tap: Tap) -> str:
 
 def module_of(geometry: Geometry, role: str) -> str:
     """Return the path of the module that holds the weight in ``role``, within its layer or the decoder."""
+    if (own := family_of(geometry).modules.get(role)) is not None:
+        return own
     path = family_of(geometry).weights[role].rpartition(".")[0]
     return path.partition("{n}.")[2] if "{n}" in path else path.removeprefix(f"{decoder_of(geometry)}.")
 
@@ -89,6 +94,29 @@ def attention_of(geometry: Geometry) -> str:
 def qkv_modules(geometry: Geometry) -> tuple[str, ...]:
     """Return the projections whose outputs, side by side, are q, k and v: three, or one."""
     return tuple(dict.fromkeys(module_of(geometry, role) for role in "qkv"))
+
+
+def canonical_columns(geometry: Geometry, widths: Mapping[str, int]) -> list[int] | None:
+    """Return where transformers' outputs for q, k or v hold the canonical columns, ``None`` where in order.
+
+    It may hold q, k and v head by head, and rotary pairs side by side.
+
+    Args:
+        geometry: the model's geometry.
+        widths: the parts that lie side by side, and how wide each is.
+
+    """
+    row = family_of(geometry)
+    if not (row.interleaved or (row.fused_by_head and len(widths) > 1)):
+        return None
+    columns = np.arange(sum(widths.values()))
+    if row.fused_by_head and len(widths) > 1:
+        columns = columns.reshape(-1, len(widths), geometry.head_dim).swapaxes(0, 1).reshape(-1)
+    if row.interleaved:
+        turned = sum(width for part, width in widths.items() if part != "v")
+        columns[:turned] = half_split(geometry).of_whole_heads(columns[:turned])
+    found: list[int] = columns.tolist()
+    return found
 
 
 def _columns(geometry: Geometry, role: str) -> slice | None:

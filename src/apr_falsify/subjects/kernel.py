@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.formats.tensors import Tensor, block_minima, has_block_minima
+from apr_falsify.formats.tensors import Tensor
+from apr_falsify.formats.views import block_minima, has_block_minima
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.arithmetic import FORMATS, Format, format_named

@@ -8,7 +8,8 @@ import pytest
 
 from apr_falsify.compare.products import SUB_BLOCKS, _offsets, product
 from apr_falsify.formats.gguf import GgufTensorInfo
-from apr_falsify.formats.tensors import HalfSplit, QuantisedTensor, ViewedTensor
+from apr_falsify.formats.tensors import QuantisedTensor
+from apr_falsify.formats.views import HalfSplit, ViewedTensor
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule, expected_rule
 from tests.unit.gguf_models import random_blocks
 

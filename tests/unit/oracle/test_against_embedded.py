@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from apr_falsify.formats.weights import Model
+from apr_falsify.model.families import graph_of
 from apr_falsify.model.stages import STAGES, canonical_shape
 from apr_falsify.oracle.capture import capture
 from apr_falsify.subjects import embedded
@@ -50,8 +51,9 @@ def test_every_stage_agrees_with_the_embedded_runtime(
     assert set(oracle.stages) == set(subject.stages)
     dims = model.geometry.dims(tokens)
     for (_, stage), array in oracle.stages.items():
-        upcast = name == "gpt2-by-layer-upcast" and stage == "attn_scores"  # to f32, as the config asks for
-        assert array.data.dtype == (np.float32 if upcast or stage == "moe_router_indices" else np.float64)
+        upcast = (name, stage) == ("gpt2-by-layer-upcast", "attn_scores")  # as the config asks for
+        upcast |= stage == "moe_router_indices" or (model.geometry.family, stage) == ("mixtral", "moe_router")
+        assert array.data.dtype == (np.float32 if upcast else np.float64)
         assert array.data.shape == canonical_shape(stage, dims)
     too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= TOLERANCE}
     assert not too_far
@@ -69,6 +71,13 @@ def test_every_stage_agrees_with_the_embedded_runtime(
         "gemma2",
         "gemma3",
         "qwen3_moe-dense-layer-window",
+        "olmo3-biased-tied-yarn",
+        "smollm3-listed-biased-untied-window",
+        "cohere2",
+        "phi",
+        "gpt_neox",
+        "glm4",
+        "qwen2_moe-normed-unbiased-dense-layer-window",
     ],
 )
 def test_a_prompt_much_longer_than_the_window_agrees(name: str, checkpoint: OpenCheckpoint) -> None:
@@ -113,6 +122,14 @@ def _keys(trace: Trace) -> np.ndarray:
         ("gemma3-capped-pattern", [True, False, True]),
         ("qwen3_moe", [False, False, False]),
         ("qwen3_moe-dense-layer-window", [True, True, True]),
+        ("ministral", [False, True, True]),
+        ("olmo3", [True, True, True]),
+        ("olmo3-biased-tied-yarn", [False, True, False]),
+        ("cwm", [False, True, True]),
+        ("exaone4", [True, False, True]),
+        ("cohere2", [True, False, True]),
+        ("smollm3-listed-biased-untied-window", [True, False, True]),
+        ("qwen2_moe-normed-unbiased-dense-layer-window", [True, False, True]),
     ],
 )
 def test_the_window_is_on_the_layers_that_the_config_names(
@@ -129,3 +146,28 @@ def test_biases_in_the_hundreds_are_what_the_qwen2_recipe_has(checkpoint: OpenCh
 
     assert np.abs(model.weights.vector("k_bias", 0)).max() > 400
     assert np.abs(model.weights.vector("v_bias", 0)).max() > 400
+
+
+@pytest.mark.parametrize(
+    ("name", "rotated"),
+    [
+        ("llama", [True, True, True]),
+        ("smollm3", [True, False, True]),
+        ("smollm3-listed-biased-untied-window", [False, True, False]),
+        ("exaone4-tied-unwindowed", [True, True, True]),
+        ("cohere2", [True, False, True]),
+        ("cohere2-biased-untied", [False, True, True]),
+    ],
+)
+def test_the_layers_that_the_config_names_are_not_rotated(
+    name: str, rotated: list[bool], checkpoint: OpenCheckpoint
+) -> None:
+    model = checkpoint(name)
+    graph = graph_of(model.geometry)
+    oracle, _ = both(model, 13)
+
+    for layer, turned in enumerate(rotated):
+        (source,) = graph.node("q_post_rope", layer).inputs.values()
+        after = oracle.stages[layer, "q_post_rope"].data
+        before = oracle.stages[layer, source].data[:, : after.shape[1]]
+        assert np.array_equal(before, after) is not turned

@@ -53,10 +53,18 @@ def follows(trace: Trace, layer: int) -> dict[str, tuple[np.ndarray, np.ndarray]
     s = {name: trace.stages[layer, name].data for name in STAGES if (layer, name) in trace.stages}
     entered = trace.stages[(0, "embedding") if layer == 0 else (layer - 1, "post_ffn_residual")].data
     scale = np.float32(trace.geometry.residual_scale)  # 1 but in Granite
-    pairs = {
-        "post_attn_residual": (s["post_attn_residual"], entered + s["attn_out"] * scale),
-        "post_ffn_residual": (s["post_ffn_residual"], s["post_attn_residual"] + s["ffn_out"] * scale),
-    }
+    if trace.geometry.parallel:
+        added = (s["attn_out"] + s["ffn_out"]) + entered  # Phi's order and GPT-NeoX's; or Cohere's
+        either = (entered + s["attn_out"]) + s["ffn_out"]
+        whole = s["post_ffn_residual"]
+        pairs = {"post_ffn_residual": (whole, np.where(whole == added, added, either))}
+    else:
+        attended = entered + s["attn_out"] * scale
+        fed = s["post_attn_residual"] + s["ffn_out"] * scale
+        pairs = {
+            "post_attn_residual": (s["post_attn_residual"], attended),
+            "post_ffn_residual": (s["post_ffn_residual"], fed),
+        }
     if "ffn_swigl" in s:
         pairs["ffn_swigl"] = (s["ffn_swigl"], s["ffn_silu"] * s["ffn_up"])
     if "moe_ffn_out" in s:

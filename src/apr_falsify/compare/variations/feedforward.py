@@ -98,16 +98,19 @@ def measured_residual(case: Case) -> Iterator[Guess]:
     """Yield a * stream + b * branch with the a and b that fit best, rounded where they are near 0, 1, 2."""
     branch = _BRANCHES[case.name]
     stream = next(role for role in case.known if role != branch)
+    # A parallel layer adds attn_out too; what it adds is taken for right.
+    others = sum((case.inputs[role] for role in case.known if role not in (stream, branch)), 0.0)
     sides = [
         case.shaped(np.broadcast_to(case.inputs[role], case.expected.shape)) for role in (stream, branch)
     ]
     sigma = case.shaped(case.sigma)
-    used = np.isfinite(case.subject) & np.isfinite(sides[0] + sides[1])
+    rest = case.subject - case.shaped(np.broadcast_to(others, case.expected.shape))
+    used = np.isfinite(rest) & np.isfinite(sides[0] + sides[1])
     columns = np.stack([side[used] / sigma[used] for side in sides], axis=-1)
-    found, *_ = np.linalg.lstsq(columns, case.subject[used] / sigma[used], rcond=None)
+    found, *_ = np.linalg.lstsq(columns, rest[used] / sigma[used], rcond=None)
     for digits in (2, 3, 5, 17):
         a, b = (_rounded(float(x), digits) for x in found)
-        values = a * case.inputs[stream] + b * case.inputs[branch]
+        values = a * case.inputs[stream] + b * case.inputs[branch] + others
         yield case.guess(_residual_words(stream, a, branch, b), values)
 
 

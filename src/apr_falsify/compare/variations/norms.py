@@ -67,7 +67,7 @@ _FORMS: Mapping[str, _Form] = {
 """A wrong norm -> its formula over input, weight and epsilon."""
 
 
-_LayerForm = Callable[[F64, F64, F64, float], F64]
+_LayerForm = Callable[[F64, F64, F64 | float, float], F64]
 
 _LAYER_FORMS: Mapping[str, _LayerForm] = {
     "RMSNorm for LayerNorm (the mean left in)": lambda x, w, b, eps: _scaled(x, eps) * w + b,
@@ -85,8 +85,9 @@ def _is_layer_norm(case: Case) -> bool:
 
 
 def _bias(case: Case) -> F64 | float:
-    """Return what the norm adds in the end: nothing in an RMSNorm."""
-    return case.vector(f"{_role(case)}_bias") if _is_layer_norm(case) else 0.0
+    """Return what the norm adds in the end, where it has a bias."""
+    role = f"{_role(case)}_bias"
+    return case.vector(role) if role in case.span[-1].roles else 0.0  # Cohere's LayerNorm has none either
 
 
 def _still_to_scale(case: Case) -> F64:
@@ -103,7 +104,7 @@ def wrong_form(case: Case) -> Iterator[Guess]:
     """Yield each wrong formula of the norm."""
     x, weight, eps = _input(case), case.vector(_role(case)), case.geometry.norm_eps
     if _is_layer_norm(case):
-        bias = case.vector(f"{_role(case)}_bias")
+        bias = _bias(case)
         yield from (case.guess(says, form(x, weight, bias, eps)) for says, form in _LAYER_FORMS.items())
         return
     for says, form in _FORMS.items():

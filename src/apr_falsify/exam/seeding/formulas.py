@@ -44,8 +44,10 @@ def _norm_parts(scene: Scene) -> tuple[Array, Array]:
 def _normed(scene: Scene, x: Array, weight: Array, role: str) -> Array:
     """Return ``x`` through the family's norm with another weight, and ``role``'s bias where it has one."""
     geometry = scene.geometry
-    if node_of("final_norm", geometry, None).operator == "layer_norm":
-        return norms.layer_norm(x, weight, scene.site.vector(f"{role}_bias"), geometry.norm_eps)
+    final = node_of("final_norm", geometry, None)
+    if final.operator == "layer_norm":
+        bias = scene.site.vector(f"{role}_bias") if "final_norm_bias" in final.roles else None
+        return norms.layer_norm(x, weight, bias, geometry.norm_eps)
     return norms.rms_norm(x, weight, geometry.norm_eps)
 
 

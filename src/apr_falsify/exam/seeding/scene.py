@@ -105,6 +105,8 @@ class Scene:
 
     def re_rope(self, **changes: object) -> Array:
         """Return the stage with other constants of the rotary embedding."""
+        if self.rope.kind == "none":
+            return self.right()  # a layer that is not rotated
         rope = replace(self.rope, **changes)  # type: ignore[arg-type]  # fields by name, as the table gives them
         local = None if self.geometry.local_rope is None else rope
         return self.in_geometry(replace(self.geometry, rope=rope, local_rope=local))

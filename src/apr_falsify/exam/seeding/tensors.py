@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.formats.weights import Weights
+from apr_falsify.formats.weights import Weights, half_split
 from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.quantise import q4_0
@@ -74,12 +74,24 @@ def as_stored(weights: Weights, changed: Mapping[Place, F32]) -> dict[str, F32]:
     for role, layer in changed:
         group = next((each for each in row.fused if role in each), (role,))
         parts = [changed.get((each, layer), _sound(weights, each, layer)) for each in group]
-        values = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        if weights.interleaved:  # as the file holds them
+            turned = half_split(weights.geometry).as_held
+            at = [each in ("q", "k", "q_bias", "k_bias") for each in group]
+            parts = [turned(part) if turn else part for part, turn in zip(parts, at, strict=True)]
+        values = _together(parts, weights.geometry) if len(parts) > 1 else parts[0]
         if role.endswith("norm"):
             values = values - np.float32(row.norm_offset)
         name = names[role].format(n=layer)
         found[name] = np.ascontiguousarray(values.T if role in row.transposed else values)
     return found
+
+
+def _together(parts: list[F32], geometry: Geometry) -> F32:
+    """Return what lies in one tensor: one below the other, or head by head."""
+    if not family_of(geometry).fused_by_head:
+        return np.concatenate(parts)
+    heads = [part.reshape(-1, geometry.head_dim, *part.shape[1:]) for part in parts]
+    return np.stack(heads, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
 def _sound(weights: Weights, role: str, layer: int | None) -> F32:

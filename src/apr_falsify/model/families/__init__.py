@@ -8,14 +8,35 @@ from pathlib import Path
 
 from apr_falsify.errors import FamilyError, UnknownFamilyError, nearest
 from apr_falsify.model.blocks import WHOLE
+from apr_falsify.model.families.arcee import ARCEE
+from apr_falsify.model.families.cohere import COHERE, COHERE2
+from apr_falsify.model.families.cwm import CWM
+from apr_falsify.model.families.exaone import EXAONE4
 from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
+from apr_falsify.model.families.gemma1 import GEMMA
+from apr_falsify.model.families.glm import GLM, GLM4
 from apr_falsify.model.families.gpt2 import GPT2
+from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.granite import GRANITE
+from apr_falsify.model.families.granitemoe import GRANITE_MOE
+from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
+from apr_falsify.model.families.hyperclovax import HYPERCLOVAX
+from apr_falsify.model.families.internlm import INTERNLM3, IQUESTCODER
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
+from apr_falsify.model.families.ministral import MINISTRAL
+from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
+from apr_falsify.model.families.nemotron import JAIS2, NEMOTRON
 from apr_falsify.model.families.of_users import FamilyFile, families_of_users, file_of, files_but, keep
-from apr_falsify.model.families.olmo import OLMO2
+from apr_falsify.model.families.olmo import OLMO2, OLMO3
 from apr_falsify.model.families.phi import PHI3
+from apr_falsify.model.families.phi1 import PHI
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from apr_falsify.model.families.qwen_moe import QWEN2_MOE
+from apr_falsify.model.families.seed_oss import SEED_OSS
+from apr_falsify.model.families.smollm3 import SMOLLM3
+from apr_falsify.model.families.stablelm import STABLELM
+from apr_falsify.model.families.starcoder2 import STARCODER2
+from apr_falsify.model.families.vaultgemma import VAULTGEMMA
 from apr_falsify.model.family import Family
 from apr_falsify.model.graph import Graph, Place, Tap, graph_of_nodes
 from apr_falsify.model.names import ROLE_AXES
@@ -33,6 +54,34 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_MOE,
     OLMO2,
     GRANITE,
+    GEMMA,
+    MIXTRAL,
+    OLMOE,
+    SMOLLM3,
+    MINISTRAL,
+    SEED_OSS,
+    OLMO3,
+    CWM,
+    EXAONE4,
+    STARCODER2,
+    PHI,
+    STABLELM,
+    GPT_NEOX,
+    COHERE,
+    COHERE2,
+    GLM,
+    GLM4,
+    HELIUM,
+    ERNIE4_5,
+    ARCEE,
+    NEMOTRON,
+    JAIS2,
+    INTERNLM3,
+    IQUESTCODER,
+    HYPERCLOVAX,
+    VAULTGEMMA,
+    GRANITE_MOE,
+    QWEN2_MOE,
 )
 """The families that can be captured, run and replayed."""
 

@@ -1,4 +1,4 @@
-"""OLMo 2 (OLMo Team 2024): no norm before a block but one after it, and a norm over all of q and of k."""
+"""OLMo 2 and 3 (OLMo Team 2024, 2025): a norm after a block, none before it, one over all of q and of k."""
 
 from __future__ import annotations
 
@@ -7,28 +7,50 @@ from functools import partial
 from apr_falsify.model.blocks import WHOLE, decoder_layer
 from apr_falsify.model.family import Family
 from apr_falsify.model.names import GGUF_DECODER, GGUF_QK_NORM, HF_DECODER, HF_QK_NORM, without
-from apr_falsify.model.settings import attention_bias
+from apr_falsify.model.settings import attention_bias, window_where
 
 _BEFORE = ("attn_norm", "ffn_norm", "gate_bias", "up_bias", "down_bias")
+
+_HF = {
+    **without(HF_DECODER, *_BEFORE),
+    **HF_QK_NORM,
+    "attn_post_norm": "model.layers.{n}.post_attention_layernorm.weight",
+    "ffn_post_norm": "model.layers.{n}.post_feedforward_layernorm.weight",
+}
+_LAYER = partial(decoder_layer, pre_norms=False, post_norms=True, qk_norm=WHOLE)
 
 OLMO2 = Family(
     name="olmo2",
     title="OLMo 2",
     model_types=("olmo2",),
     gguf_architectures=("olmo2",),
-    weights={
-        **without(HF_DECODER, *_BEFORE),
-        **HF_QK_NORM,
-        "attn_post_norm": "model.layers.{n}.post_attention_layernorm.weight",
-        "ffn_post_norm": "model.layers.{n}.post_feedforward_layernorm.weight",
-    },
+    weights=_HF,
     gguf_weights={
         **without(GGUF_DECODER, *_BEFORE),
         **GGUF_QK_NORM,
         "attn_post_norm": "blk.{n}.post_attention_norm.weight",
         "ffn_post_norm": "blk.{n}.post_ffw_norm.weight",
     },
-    layer=partial(decoder_layer, pre_norms=False, post_norms=True, qk_norm=WHOLE),
+    layer=_LAYER,
     settings=attention_bias,
     config_defaults={"rms_norm_eps": 1e-5},
+)
+
+OLMO3 = Family(
+    name="olmo3",
+    title="OLMo 3",
+    model_types=("olmo3",),
+    weights=_HF,
+    layer=_LAYER,
+    settings=lambda config: {
+        **attention_bias(config),
+        "windows": window_where(config, lambda layer: (layer + 1) % 4 != 0),
+    },
+    local_rope=True,  # its scaling is for the layers without a window
+    config_defaults={
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 4096,
+        "rope_theta": 5e5,
+        "rope_local_base_freq": 5e5,
+    },
 )

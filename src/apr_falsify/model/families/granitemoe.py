@@ -1,0 +1,29 @@
+"""Granite 3 with mixtures (Granite Team 2024): all experts in one tensor, and the multipliers of Granite."""
+
+from __future__ import annotations
+
+from apr_falsify.model.families.granite import GRANITE
+from apr_falsify.model.family import Family
+from apr_falsify.model.names import HF_DECODER, MLP_BIASES, without
+from apr_falsify.model.settings import experts
+
+_MIXTURE = "model.layers.{n}.block_sparse_moe."
+
+GRANITE_MOE = Family(
+    name="granitemoe",
+    title="Granite 3 MoE",
+    model_types=("granitemoe",),
+    weights={
+        **without(HF_DECODER, "gate", "up", "down", *MLP_BIASES),
+        "router": _MIXTURE + "router.layer.weight",
+        "expert_gate": _MIXTURE + "input_linear.weight",
+        "expert_up": _MIXTURE + "input_linear.weight",
+        "expert_down": _MIXTURE + "output_linear.weight",
+    },
+    modules={"router": "block_sparse_moe.router"},
+    fused=(("expert_gate", "expert_up"),),
+    # Its softmax over the chosen experts alone is that over all, made to sum to 1.
+    settings=lambda config: {**GRANITE.settings(config), **experts(config), "norm_topk_prob": True},
+    config_keys={"moe_intermediate_size": "intermediate_size"},
+    config_defaults={**GRANITE.config_defaults, "num_local_experts": 8, "num_experts_per_tok": 2},
+)

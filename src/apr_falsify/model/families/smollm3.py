@@ -1,0 +1,47 @@
+"""SmolLM3 (Bakouch et al. 2025): a Llama in which each fourth layer rotates nothing (Yang et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apr_falsify.errors import GeometryError
+from apr_falsify.model.family import Family
+from apr_falsify.model.names import HF_DECODER
+from apr_falsify.model.settings import Config, attention_bias, window_where
+from apr_falsify.reading import items
+
+
+def _rotated(config: Config) -> tuple[bool, ...]:
+    """Read ``no_rope_layers``, which is 1 for a layer that is rotated; without it, the interval."""
+    if (stated := config.get("no_rope_layers")) is not None:
+        return tuple(bool(layer) for layer in items(stated, "no_rope_layers"))
+    every = config.whole("no_rope_layer_interval", 4)
+    if every < 1:
+        raise GeometryError(f"no_rope_layer_interval is {every}", expected="a whole number above 0")
+    return tuple((layer + 1) % every != 0 for layer in range(config.layers))
+
+
+def _settings(config: Config) -> Mapping[str, Any]:
+    rotated, windowed = _rotated(config), config.flag("use_sliding_window")
+    return {
+        **attention_bias(config),
+        "mlp_bias": config.flag("mlp_bias"),
+        "rotated": rotated,
+        "windows": window_where(config, lambda layer: windowed and not rotated[layer]),
+    }
+
+
+SMOLLM3 = Family(
+    name="smollm3",
+    title="SmolLM3",
+    model_types=("smollm3",),
+    weights=HF_DECODER,
+    settings=_settings,
+    config_defaults={
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 2e6,
+        "tie_word_embeddings": True,
+    },
+)
