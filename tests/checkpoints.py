@@ -66,7 +66,6 @@ FAMILIES = (
     "jais2",
     "internlm3",
     "iquestcoder",
-    "hyperclovax",
     "vaultgemma",
     "granitemoe",
     "qwen2_moe",

@@ -293,25 +293,6 @@ RECIPES: Mapping[str, Recipe] = {
         },
     ),
     "iquestcoder": Recipe(family="iquestcoder"),
-    "hyperclovax": Recipe(
-        family="hyperclovax",
-        config={
-            **OF_HIDDEN,
-            "embedding_multiplier": 10.0,
-            "attention_multiplier": 0.0625,
-            "residual_multiplier": 0.5,
-            "logits_scaling": 0.125,
-        },
-    ),
-    "hyperclovax-biased-tied": Recipe(
-        family="hyperclovax",
-        config={
-            **OF_HIDDEN,
-            "attention_bias": True,
-            "mlp_bias": True,
-            "tie_word_embeddings": True,
-        },
-    ),
     "vaultgemma": Recipe(
         family="vaultgemma",
         config={**GEMMA, "attn_logit_softcapping": 3.0, "sliding_window": 5},

@@ -119,7 +119,6 @@ def test_the_refusal_of_an_unknown_family_names_the_file() -> None:
         ("phi", "qk_layernorm", True),
         ("stablelm", "qk_layernorm", True),
         ("olmoe", "clip_qkv", 8.0),
-        ("hyperclovax", "use_post_norm", False),
         ("iquestcoder", "use_sliding_window", True),
         ("smollm3", "no_rope_layer_interval", 0),
         ("smollm3", "no_rope_layers", [1]),

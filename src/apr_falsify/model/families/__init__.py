@@ -20,7 +20,6 @@ from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.granitemoe import GRANITE_MOE
 from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
-from apr_falsify.model.families.hyperclovax import HYPERCLOVAX
 from apr_falsify.model.families.internlm import INTERNLM3, IQUESTCODER
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
 from apr_falsify.model.families.ministral import MINISTRAL
@@ -78,7 +77,6 @@ FAMILIES: tuple[Family, ...] = (
     JAIS2,
     INTERNLM3,
     IQUESTCODER,
-    HYPERCLOVAX,
     VAULTGEMMA,
     GRANITE_MOE,
     QWEN2_MOE,
