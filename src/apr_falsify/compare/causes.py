@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
-from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.excess import excess_of
 from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.compare.site import WeightsNeeded
@@ -349,52 +348,3 @@ def _overflows(case: Case, wrong: npt.NDArray[np.bool_]) -> bool:
     before = case.geometry.attn_scale_at(case.layer) if case.name == "attn_scores" else 1.0
     sizes = np.abs(case.shaped(case.expected)[wrong]) / min(before, 1.0)
     return bool(np.all(sizes >= _LARGEST_F16 * (1 - case.limit * case.replayer.store)))
-
-
-def error_sits(subject: F64, expected: F64, sigma: F64, limit: float, axes: Axes) -> str:
-    """Say which tokens, heads and channels exceed the floor: ``channel 17 of 256, every token``.
-
-    Args:
-        subject: the captured stage.
-        expected: its replay, same shape.
-        sigma: the rounding of the replay, same shape.
-        limit: how many sigma are allowed.
-        axes: what the axes mean.
-
-    """
-    with np.errstate(all="ignore"):
-        same = (subject == expected) | (np.isnan(subject) & np.isnan(expected))
-        beyond = ~(np.abs(subject - expected) <= limit * sigma)
-        exceeds = ~same & (beyond | (np.isfinite(subject) != np.isfinite(expected)))
-    if not exceeds.any():
-        return "no single place stands out: it is small, and everywhere"
-    found = places.places(exceeds, axes)
-    if axes.head_dim is not None:
-        found.pop("channel")  # told within the heads
-    share = f" ({np.count_nonzero(exceeds)} of {exceeds.size} values)"
-    limited = {name: where for name, where in found.items() if len(where[0]) < where[1]}
-    whole = [name for name in found if name not in limited and found[name][1] > 1]
-    said = [_limited(name, indices, count, axes) for name, (indices, count) in limited.items()]
-    said += [f"every {name.removesuffix(places.OF_EVERY_HEAD)}" for name in whole]
-    return ", ".join(said) + share
-
-
-_LISTED = 4
-
-
-def _limited(name: str, indices: npt.NDArray[np.intp], count: int, axes: Axes) -> str:
-    """Name the positions of one axis: one, a range, a few, or how many of how many."""
-    if name == "head" and axes.heads:
-        named = [axes.heads[index] for index in indices[: _LISTED + 1]]
-        return ", ".join(named) if len(indices) <= _LISTED else f"{len(indices)} of {count} heads"
-    noun = name.removesuffix(places.OF_EVERY_HEAD)
-    nouns = f"{noun.removesuffix('y')}ies" if noun.endswith("y") and noun != "key" else f"{noun}s"
-    within = " of the head" if noun != name else ""
-    if len(indices) == 1:
-        return f"{noun} {indices[0]} of {count}{within}" if noun == "channel" else f"{noun} {indices[0]} only"
-    first, last = int(indices[0]), int(indices[-1])
-    if last - first + 1 == len(indices):
-        return f"{nouns} {first} to {last}{within}"
-    if len(indices) <= _LISTED:
-        return f"{nouns} {', '.join(map(str, indices))}{within}"
-    return f"{len(indices)} of {count} {nouns}{within}"
