@@ -34,6 +34,7 @@ from apr_falsify.compare.variations import (
     projected,
     rescaled,
     rotary,
+    solved_rotary,
     turning,
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
@@ -79,11 +80,7 @@ _MIXED = ("attn_scores", "attention")
 _HEADED = (*_QKV, *turning.ROTATED, "attn_scores", "attn_softmax", "attention")
 _REWEIGHED = tuple(projected.WEIGHTED)
 
-_TURNED_OTHERWISE = ("none", "longrope")
 _TURNING = (
-    "head-norm",
-    "missing-bias",
-    "qkv-order",
     "rope-base",
     "rope-direction",
     "rope-not-applied",
@@ -93,22 +90,26 @@ _TURNING = (
     "rope-scaling",
     "rotary-order",
 )
-"""Variations that take whole heads to turn, by angles that do not depend on how long a run is."""
+"""Variations of a rotation, where a model has one."""
 
 TABLE: tuple[Variation, ...] = (
     # What changes one thing and has no free parameter, or one that is rounded.
     Variation(name="bias", stages=tuple(biases.BIASED), guesses=biases.measured_bias),
     Variation(name="factor", guesses=common.named_factor),
+    Variation(name="rope-applied", stages=turning.ROTATED, guesses=rotary.applied),
     Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base),
     Variation(name="rope-pairing", stages=turning.ROTATED, guesses=rotary.other_pairing),
     Variation(name="rope-direction", stages=turning.ROTATED, guesses=rotary.other_direction),
     Variation(name="rope-position", stages=turning.ROTATED, guesses=rotary.other_positions),
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rotary.other_scaling),
     Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base_unscaled),
-    Variation(name="rope-partial", stages=turning.ROTATED, guesses=rotary.partial),
+    Variation(name="rope-partial", stages=turning.ROTATED, guesses=solved_rotary.other_share),
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rotary.invented_scaling),
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rescaled.measured_yarn),
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rescaled.measured_stretch),
+    Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_longrope),
+    Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_length),
+    Variation(name="rope-position", stages=turning.ROTATED, guesses=solved_rotary.other_positions),
     Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.other_head_norm),
     Variation(name="qkv-order", stages=turning.ROTATED, guesses=rotary.other_part),
     Variation(name="missing-bias", stages=(*turning.ROTATED, "attention"), guesses=biases.composed_bias),
@@ -137,6 +138,7 @@ TABLE: tuple[Variation, ...] = (
     # What has a free parameter.
     Variation(name="factor", guesses=common.any_factor),
     Variation(name="factor", stages=_QKV, guesses=common.part_factor),
+    Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_frequencies),
     Variation(name="epsilon", where=norms.is_norm, guesses=norms.measured_epsilon),
     Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.measured_epsilon),
     Variation(name="clipped", guesses=kept.clipped),
@@ -282,11 +284,10 @@ def _tried(
 
 
 def _applies(case: Case, variation: Variation) -> bool:
-    """Whether a variation's formula holds in this family: within a mixture, or where heads turn in part."""
+    """Whether a variation's formula holds in this family: within a mixture, or where nothing is rotated."""
     if is_mixed(case.key, case.geometry):
         return variation.of_all_stages
-    turned = case.rope.kind not in _TURNED_OTHERWISE and case.rope.share == 1
-    return turned or variation.name not in _TURNING
+    return case.rope.kind != "none" or variation.name not in _TURNING
 
 
 def _judged(case: Case, variation: Variation, guess: Guess) -> Cause:

@@ -82,11 +82,14 @@ def other_order(case: Case) -> Iterator[Guess]:
 def rotary_order(case: Case) -> Iterator[Guess]:
     """Yield q and k, or one of them, with each head's rows in the order of the other kind of rotary pairs."""
     size = case.geometry.head_dim
+    width = case.rope.width(size)
     everything = np.arange(case.expected.shape[1])
-    orders = {"interleaved for half-split": (2, size // 2), "half-split for interleaved": (size // 2, 2)}
+    orders = {"interleaved for half-split": (2, width // 2), "half-split for interleaved": (width // 2, 2)}
     for (who, columns), (says, shape) in itertools.product(_turned_columns(case).items(), orders.items()):
+        heads = everything[columns].reshape(-1, size).copy()
+        heads[:, :width] = heads[:, :width].reshape(-1, *shape).swapaxes(1, 2).reshape(-1, width)
         order = everything.copy()
-        order[columns] = everything[columns].reshape(-1, *shape).swapaxes(1, 2).reshape(-1)
+        order[columns] = heads.reshape(-1)
         yield _gathered(case, f"channels of each {who}head in rotary order {says}", order)
 
 
