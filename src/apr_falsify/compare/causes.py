@@ -25,14 +25,17 @@ from apr_falsify.compare.site import WeightsNeeded
 from apr_falsify.compare.variations import (
     attend,
     biases,
+    caps,
     common,
     feedforward,
     head_norms,
     kept,
+    multipliers,
     norms,
     places,
     projected,
     rescaled,
+    residual,
     rotary,
     solved_rotary,
     turning,
@@ -74,7 +77,7 @@ class Cause:
     row: int | None = None
 
 
-_RESIDUALS = ("post_attn_residual", "post_ffn_residual")
+_RESIDUALS = residual.STAGES
 _QKV = ("qkv_matmul", "qkv_bias")
 _MIXED = ("attn_scores", "attention")
 _HEADED = (*_QKV, *turning.ROTATED, "attn_scores", "attn_softmax", "attention")
@@ -95,6 +98,12 @@ _TURNING = (
 TABLE: tuple[Variation, ...] = (
     # What changes one thing and has no free parameter, or one that is rounded.
     Variation(name="bias", stages=tuple(biases.BIASED), guesses=biases.measured_bias),
+    Variation(
+        name="multiplier",
+        stages=multipliers.STAGES,
+        where=multipliers.is_declared,
+        guesses=multipliers.named_multiplier,
+    ),
     Variation(name="factor", guesses=common.named_factor),
     Variation(name="rope-applied", stages=turning.ROTATED, guesses=rotary.applied),
     Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base),
@@ -125,17 +134,23 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="swapped-gate-up", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.swapped_gate_up),
     Variation(name="activation", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.other_activation),
     Variation(name="gate-product", stages=("ffn_swigl",), guesses=feedforward.other_product),
-    Variation(name="residual", stages=_RESIDUALS, guesses=feedforward.measured_residual),
-    Variation(name="residual-source", stages=_RESIDUALS, guesses=feedforward.other_stream),
+    Variation(name="residual", stages=_RESIDUALS, guesses=residual.measured_residual),
+    Variation(name="residual-source", stages=_RESIDUALS, guesses=residual.other_stream),
     Variation(name="epsilon", where=norms.is_norm, guesses=norms.usual_epsilon),
     Variation(name="norm-form", where=norms.is_norm, guesses=norms.wrong_form),
     Variation(name="norm-input", where=norms.is_norm, guesses=norms.wrong_input),
     Variation(name="qkv-order", stages=_QKV, guesses=projected.other_order),
     Variation(name="rotary-order", stages=(*_QKV, *turning.ROTATED), guesses=projected.rotary_order),
     Variation(name="next-step-included", where=projected.is_product, guesses=projected.other_use),
-    Variation(name="soft-cap", stages=("attn_scores", "lm_head"), guesses=kept.soft_capped),
+    Variation(name="soft-cap", stages=caps.STAGES, guesses=caps.soft_capped),
     Variation(name="precision", guesses=kept.fewer_bits),
     # What has a free parameter.
+    Variation(
+        name="multiplier",
+        stages=multipliers.STAGES,
+        where=multipliers.is_declared,
+        guesses=multipliers.measured_multiplier,
+    ),
     Variation(name="factor", guesses=common.any_factor),
     Variation(name="factor", stages=_QKV, guesses=common.part_factor),
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_frequencies),
