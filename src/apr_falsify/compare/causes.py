@@ -177,6 +177,7 @@ TABLE: tuple[Variation, ...] = (
         guesses=projected.one_input_channel,
     ),
     # What multiplies with weights again.
+    Variation(name="norm-form", where=norms.is_norm_of_product, guesses=norms.of_product, multiplies=True),
     Variation(name="other-weights", stages=_REWEIGHED, guesses=projected.sibling_weights, multiplies=True),
     Variation(
         name="neighbour-weights", stages=_REWEIGHED, guesses=projected.neighbour_weights, multiplies=True

@@ -197,7 +197,7 @@ def _likely(
     or another input; nothing is ruled out where the stage is no product, or not linear in one.
     """
     capped = case.name == "lm_head" and case.geometry.final_softcap is not None
-    if not is_product(case) or capped:
+    if not is_product(case) or len(case.span) > 1 or capped:
         return True
     (name,) = case.known
     x, stand_in = (case.rule.left(_last(case, v[name])) for v in (case.inputs, inputs or case.inputs))
