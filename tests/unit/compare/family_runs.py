@@ -19,6 +19,7 @@ from apr_falsify.compare.replay import Replayer
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.operators.roundoff import LIMIT
+from apr_falsify.traces.capture import Request
 from apr_falsify.traces.trace import Key, Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.compare.spoiled import request_of, spoiled_run
@@ -46,10 +47,10 @@ def run_of(directory: Path, recipe: str, tokens: int = 9) -> Run:
     return Run(model=model, trace=trace, tensors=load_file(path / "model.safetensors"))
 
 
-def cause_of(run: Run, key: Key, wrong: torch.Tensor) -> Cause | None:
+def cause_of(run: Run, key: Key, wrong: torch.Tensor, request: Request | None = None) -> Cause | None:
     """Put ``wrong`` in the place of a stage and ask for its cause; none of the table may break down."""
     values: npt.NDArray[Any] = wrong.numpy().astype(np.float32)
-    request = request_of(run.model, len(run.trace.tokens))
+    request = request or request_of(run.model, len(run.trace.tokens))
     trace = spoiled_run(run.model, request, {key: lambda _: values})
     replayer, attempts = Replayer(trace, run.model.weights, store_of(trace)), Attempts()
     subject = replayer.captured(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -11,7 +12,10 @@ import pytest
 import torch
 
 from apr_falsify.compare.variations.solved_rotary import position_words
+from apr_falsify.model.stages import STAGES as STAGES_BY_NAME
+from apr_falsify.traces.trace import Key
 from tests.unit.compare.family_runs import Run, cause_of, run_of
+from tests.unit.compare.spoiled import request_of, spoiled_run
 from tests.unit.compare.wrong_multipliers import CAPS, MULTIPLIERS
 from tests.unit.compare.wrong_turns import LONG, NORMS, PHI3, ROTATIONS, SHORT, K, longrope, steps, turned
 
@@ -52,6 +56,30 @@ def test_noise_is_not_solved_for(recipe: str, runs: Runs) -> None:
         noise = torch.randn(run[key].shape, generator=generator, dtype=torch.float64)
         found = cause_of(run, key, run[key] * (1 + 0.01 * noise))
         assert found is None or not found.fits, found
+
+
+@pytest.mark.parametrize(
+    ("key", "by", "says"),
+    [
+        ((1, "attn_scores"), 50.0, "values soft-capped at 50 fits"),
+        ((1, "attn_scores"), 0.0, "no soft-cap of 3 fits"),
+        ((None, "lm_head"), 17.0, "values soft-capped at 17 fits"),
+        ((None, "lm_head"), 0.0, "no soft-cap of 30 fits"),
+    ],
+)
+def test_a_cap_is_solved_for_where_what_is_capped_was_captured(
+    key: Key, by: float, says: str, runs: Runs
+) -> None:
+    before = {"attn_scores": "attn_scores_uncapped", "lm_head": "lm_head_proj"}[key[1]]
+    run = runs("gemma2")
+    request = replace(request_of(run.model), stages=tuple(STAGES_BY_NAME))
+    trace = spoiled_run(run.model, request, {})
+    x = torch.from_numpy(trace.stages[key[0], before].data.astype(np.float64))
+    wrong = x if by == 0 else by * torch.tanh(x / by)
+    found = cause_of(replace(run, trace=trace), key, wrong, request)
+    assert found is not None
+    assert (found.name, found.fits) == ("soft-cap", True), found
+    assert found.sentence.startswith(says), found.sentence
 
 
 def test_the_short_factors_beyond_the_original_context(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from apr_falsify.compare.variations.case import F64, Case, Guess, scalar
 from apr_falsify.compare.variations.projected import small
-from apr_falsify.operators.roundoff import FEW, UNIT, stored
+from apr_falsify.operators.roundoff import FEW, UNIT, Known, stored
 
 STAGES = ("attn_scores", "lm_head")
 
@@ -51,9 +51,14 @@ def soft_capped(case: Case) -> Iterator[Guess]:
 
 
 def _capped(case: Case, cap: float | None, says: str, instead: str) -> Guess:
-    if case.name == "attn_scores":
+    if case.name == "attn_scores" and _captured_before(case) is None:
         return _with_cap(case, cap, says, instead)
     return _under(case, *uncapped(case), cap, says, instead)
+
+
+def _captured_before(case: Case) -> Known | None:
+    """Return what the cap was put on, where that is a stage that was captured, ``None`` where not."""
+    return case.known.get({"attn_scores": "attn_scores_uncapped"}.get(case.name, "lm_head_proj"))
 
 
 def _with_cap(case: Case, cap: float | None, says: str = "", instead: str = "") -> Guess:
@@ -71,9 +76,13 @@ def uncapped(case: Case) -> tuple[F64, F64]:
     Near the cap nothing tells the rounding of x: it grows with x at most, from where values tell it. Logits
     of which the cap leaves too little are multiplied once again, where that is no great work.
     """
-    cap = cap_of(case)
+    cap, before = cap_of(case), _captured_before(case)
     if cap is None:
         return case.expected, case.sigma
+    if before is not None:
+        scale = case.geometry.logit_scale if case.name == "lm_head" else 1.0
+        rounding = np.abs(before.value) * UNIT if before.sigma is None else before.sigma
+        return before.value * scale, rounding * scale
     share = case.expected / cap
     x, open_ones = cap * np.arctanh(share), np.abs(share) < _OPEN
     if np.max(np.abs(share), initial=0.0) > _TOO_NEAR and small(case):
@@ -103,7 +112,7 @@ def _under(case: Case, x: F64, sigma: F64, cap: float | None, says: str, instead
 
 def _before(case: Case) -> F64:
     """Return what is capped, in the form in which the runtime keeps the stage."""
-    if case.name == "attn_scores" and cap_of(case) is not None:
+    if case.name == "attn_scores" and cap_of(case) is not None and _captured_before(case) is None:
         return case.shaped(_with_cap(case, None).values)
     return case.shaped(uncapped(case)[0])
 
@@ -184,7 +193,7 @@ def factor(case: Case) -> float:
 
 def scaled(case: Case, by: float, says: str) -> Guess:
     """Return the stage with its multiplier times ``by``, under its cap."""
-    if case.name == "attn_scores":
+    if case.name.startswith("attn_scores") and _captured_before(case) is None:
         scales = (case.geometry.attn_scale_at(case.layer) * by,) * case.geometry.layers
         return case.evaluated(says, geometry=replace(case.geometry, attn_scales=scales))
     x, sigma = uncapped(case)

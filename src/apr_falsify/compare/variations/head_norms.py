@@ -78,7 +78,7 @@ def _unrotated_subject(case: Case) -> F64:
     if case.name.endswith("_norm"):
         return subject
     own = declared(case)
-    back = np.asarray(np.conj(own.rotor[-len(subject) :]) / own.factor**2)
+    back = np.asarray(np.conj(own.rotor[-len(subject) :]) / own.factor**2, dtype=np.complex128)
     return multiplied(subject, back, case.geometry.head_dim)
 
 

@@ -16,7 +16,11 @@ from apr_falsify.compare.variations.case import Case, Guess, factor_words
 _NEAR = 1e-3
 """How near a measured multiplier must be to a named one for that to be tried."""
 
-_NOUNS = {"embedding": "the embedding multiplier", "attn_scores": "the attention multiplier"}
+_NOUNS = {
+    "embedding": "the embedding multiplier",
+    "attn_scores": "the attention multiplier",
+    "attn_scores_uncapped": "the attention multiplier",
+}
 STAGES = (*_NOUNS, "lm_head")
 
 
@@ -30,7 +34,7 @@ def forms(noun: str, scale: float) -> Iterator[tuple[float, str]]:
 def declared(case: Case) -> float:
     """Return the multiplier that the model declares for a stage, 1 for none."""
     geometry = case.geometry
-    if case.name == "attn_scores":
+    if case.name.startswith("attn_scores"):
         return geometry.attn_scale_at(case.layer)
     return geometry.logit_scale if case.name == "lm_head" else geometry.embed_scale
 
@@ -41,7 +45,7 @@ def is_declared(case: Case) -> bool:
         return False
     if caps.cap_of(case) is not None:
         return True
-    usual = case.geometry.head_dim**-0.5 if case.name == "attn_scores" else 1.0
+    usual = case.geometry.head_dim**-0.5 if case.name.startswith("attn_scores") else 1.0
     return not math.isclose(declared(case), usual)
 
 
@@ -64,7 +68,7 @@ def _named(case: Case) -> Iterator[tuple[float, str]]:
         return
     noun = _NOUNS[case.name]
     yield from forms(noun, scale)
-    if case.name == "attn_scores":
+    if case.name.startswith("attn_scores"):
         yield size**-0.5, f"1/sqrt(head_dim) for {noun} {scale:.6g}"
         yield 1 / size, f"1/head_dim for {noun} {scale:.6g}"
 
