@@ -120,6 +120,7 @@ _OF_THE_WHOLE_MODEL = (
     "constant",
     "epsilon",
     "head-norm",
+    "multiplier",
     "norm-form",
     "rope-base",
     "rope-direction",

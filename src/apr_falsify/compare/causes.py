@@ -19,22 +19,25 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
-from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.excess import excess_of
 from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.compare.site import WeightsNeeded
 from apr_falsify.compare.variations import (
     attend,
     biases,
+    caps,
     common,
     feedforward,
     head_norms,
     kept,
+    multipliers,
     norms,
     places,
     projected,
     rescaled,
+    residual,
     rotary,
+    solved_rotary,
     turning,
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
@@ -74,17 +77,13 @@ class Cause:
     row: int | None = None
 
 
-_RESIDUALS = ("post_attn_residual", "post_ffn_residual")
+_RESIDUALS = residual.STAGES
 _QKV = ("qkv_matmul", "qkv_bias")
 _MIXED = ("attn_scores", "attention")
 _HEADED = (*_QKV, *turning.ROTATED, "attn_scores", "attn_softmax", "attention")
 _REWEIGHED = tuple(projected.WEIGHTED)
 
-_TURNED_OTHERWISE = ("none", "longrope")
 _TURNING = (
-    "head-norm",
-    "missing-bias",
-    "qkv-order",
     "rope-base",
     "rope-direction",
     "rope-not-applied",
@@ -94,22 +93,32 @@ _TURNING = (
     "rope-scaling",
     "rotary-order",
 )
-"""Variations that take whole heads to turn, by angles that do not depend on how long a run is."""
+"""Variations of a rotation, where a model has one."""
 
 TABLE: tuple[Variation, ...] = (
     # What changes one thing and has no free parameter, or one that is rounded.
     Variation(name="bias", stages=tuple(biases.BIASED), guesses=biases.measured_bias),
+    Variation(
+        name="multiplier",
+        stages=multipliers.STAGES,
+        where=multipliers.is_declared,
+        guesses=multipliers.named_multiplier,
+    ),
     Variation(name="factor", guesses=common.named_factor),
+    Variation(name="rope-applied", stages=turning.ROTATED, guesses=rotary.applied),
     Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base),
     Variation(name="rope-pairing", stages=turning.ROTATED, guesses=rotary.other_pairing),
     Variation(name="rope-direction", stages=turning.ROTATED, guesses=rotary.other_direction),
     Variation(name="rope-position", stages=turning.ROTATED, guesses=rotary.other_positions),
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rotary.other_scaling),
     Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base_unscaled),
-    Variation(name="rope-partial", stages=turning.ROTATED, guesses=rotary.partial),
+    Variation(name="rope-partial", stages=turning.ROTATED, guesses=solved_rotary.other_share),
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rotary.invented_scaling),
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rescaled.measured_yarn),
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=rescaled.measured_stretch),
+    Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_longrope),
+    Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_length),
+    Variation(name="rope-position", stages=turning.ROTATED, guesses=solved_rotary.other_positions),
     Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.other_head_norm),
     Variation(name="qkv-order", stages=turning.ROTATED, guesses=rotary.other_part),
     Variation(name="missing-bias", stages=(*turning.ROTATED, "attention"), guesses=biases.composed_bias),
@@ -125,19 +134,26 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="swapped-gate-up", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.swapped_gate_up),
     Variation(name="activation", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.other_activation),
     Variation(name="gate-product", stages=("ffn_swigl",), guesses=feedforward.other_product),
-    Variation(name="residual", stages=_RESIDUALS, guesses=feedforward.measured_residual),
-    Variation(name="residual-source", stages=_RESIDUALS, guesses=feedforward.other_stream),
+    Variation(name="residual", stages=_RESIDUALS, guesses=residual.measured_residual),
+    Variation(name="residual-source", stages=_RESIDUALS, guesses=residual.other_stream),
     Variation(name="epsilon", where=norms.is_norm, guesses=norms.usual_epsilon),
     Variation(name="norm-form", where=norms.is_norm, guesses=norms.wrong_form),
     Variation(name="norm-input", where=norms.is_norm, guesses=norms.wrong_input),
     Variation(name="qkv-order", stages=_QKV, guesses=projected.other_order),
     Variation(name="rotary-order", stages=(*_QKV, *turning.ROTATED), guesses=projected.rotary_order),
     Variation(name="next-step-included", where=projected.is_product, guesses=projected.other_use),
-    Variation(name="soft-cap", stages=("attn_scores", "lm_head"), guesses=kept.soft_capped),
+    Variation(name="soft-cap", stages=caps.STAGES, guesses=caps.soft_capped),
     Variation(name="precision", guesses=kept.fewer_bits),
     # What has a free parameter.
+    Variation(
+        name="multiplier",
+        stages=multipliers.STAGES,
+        where=multipliers.is_declared,
+        guesses=multipliers.measured_multiplier,
+    ),
     Variation(name="factor", guesses=common.any_factor),
     Variation(name="factor", stages=_QKV, guesses=common.part_factor),
+    Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_frequencies),
     Variation(name="epsilon", where=norms.is_norm, guesses=norms.measured_epsilon),
     Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.measured_epsilon),
     Variation(name="clipped", guesses=kept.clipped),
@@ -161,6 +177,7 @@ TABLE: tuple[Variation, ...] = (
         guesses=projected.one_input_channel,
     ),
     # What multiplies with weights again.
+    Variation(name="norm-form", where=norms.is_norm_of_product, guesses=norms.of_product, multiplies=True),
     Variation(name="other-weights", stages=_REWEIGHED, guesses=projected.sibling_weights, multiplies=True),
     Variation(
         name="neighbour-weights", stages=_REWEIGHED, guesses=projected.neighbour_weights, multiplies=True
@@ -283,11 +300,10 @@ def _tried(
 
 
 def _applies(case: Case, variation: Variation) -> bool:
-    """Whether a variation's formula holds in this family: within a mixture, or where heads turn in part."""
+    """Whether a variation's formula holds in this family: within a mixture, or where nothing is rotated."""
     if is_mixed(case.key, case.geometry):
         return variation.of_all_stages
-    turned = case.rope.kind not in _TURNED_OTHERWISE and case.rope.share == 1
-    return turned or variation.name not in _TURNING
+    return case.rope.kind != "none" or variation.name not in _TURNING
 
 
 def _judged(case: Case, variation: Variation, guess: Guess) -> Cause:
@@ -349,52 +365,3 @@ def _overflows(case: Case, wrong: npt.NDArray[np.bool_]) -> bool:
     before = case.geometry.attn_scale_at(case.layer) if case.name == "attn_scores" else 1.0
     sizes = np.abs(case.shaped(case.expected)[wrong]) / min(before, 1.0)
     return bool(np.all(sizes >= _LARGEST_F16 * (1 - case.limit * case.replayer.store)))
-
-
-def error_sits(subject: F64, expected: F64, sigma: F64, limit: float, axes: Axes) -> str:
-    """Say which tokens, heads and channels exceed the floor: ``channel 17 of 256, every token``.
-
-    Args:
-        subject: the captured stage.
-        expected: its replay, same shape.
-        sigma: the rounding of the replay, same shape.
-        limit: how many sigma are allowed.
-        axes: what the axes mean.
-
-    """
-    with np.errstate(all="ignore"):
-        same = (subject == expected) | (np.isnan(subject) & np.isnan(expected))
-        beyond = ~(np.abs(subject - expected) <= limit * sigma)
-        exceeds = ~same & (beyond | (np.isfinite(subject) != np.isfinite(expected)))
-    if not exceeds.any():
-        return "no single place stands out: it is small, and everywhere"
-    found = places.places(exceeds, axes)
-    if axes.head_dim is not None:
-        found.pop("channel")  # told within the heads
-    share = f" ({np.count_nonzero(exceeds)} of {exceeds.size} values)"
-    limited = {name: where for name, where in found.items() if len(where[0]) < where[1]}
-    whole = [name for name in found if name not in limited and found[name][1] > 1]
-    said = [_limited(name, indices, count, axes) for name, (indices, count) in limited.items()]
-    said += [f"every {name.removesuffix(places.OF_EVERY_HEAD)}" for name in whole]
-    return ", ".join(said) + share
-
-
-_LISTED = 4
-
-
-def _limited(name: str, indices: npt.NDArray[np.intp], count: int, axes: Axes) -> str:
-    """Name the positions of one axis: one, a range, a few, or how many of how many."""
-    if name == "head" and axes.heads:
-        named = [axes.heads[index] for index in indices[: _LISTED + 1]]
-        return ", ".join(named) if len(indices) <= _LISTED else f"{len(indices)} of {count} heads"
-    noun = name.removesuffix(places.OF_EVERY_HEAD)
-    nouns = f"{noun.removesuffix('y')}ies" if noun.endswith("y") and noun != "key" else f"{noun}s"
-    within = " of the head" if noun != name else ""
-    if len(indices) == 1:
-        return f"{noun} {indices[0]} of {count}{within}" if noun == "channel" else f"{noun} {indices[0]} only"
-    first, last = int(indices[0]), int(indices[-1])
-    if last - first + 1 == len(indices):
-        return f"{nouns} {first} to {last}{within}"
-    if len(indices) <= _LISTED:
-        return f"{nouns} {', '.join(map(str, indices))}{within}"
-    return f"{len(indices)} of {count} {nouns}{within}"

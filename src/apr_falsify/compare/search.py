@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.axes import axes_of
-from apr_falsify.compare.causes import Cause, error_sits, explain
+from apr_falsify.compare.causes import Cause, explain
 from apr_falsify.compare.judge import Judged, comparable
 from apr_falsify.compare.replay import Replay, Replayer
+from apr_falsify.compare.variations.places import error_sits
 from apr_falsify.operators.roundoff import LIMIT
 
 SEARCHED_AT_MOST = 24

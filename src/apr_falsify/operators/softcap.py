@@ -30,7 +30,7 @@ def softcap(x: Array, cap: float | None) -> Array:
 def capped_variance(y: F64, cap: float | None, store: float, carried: F64 | float) -> F64:
     """Count what ``cap * tanh(x / cap)`` leaves of the variance of x, and its own three roundings."""
     if cap is None:
-        return np.broadcast_to(np.asarray(carried, dtype=np.float64), y.shape)
+        return np.array(np.broadcast_to(np.asarray(carried, dtype=np.float64), y.shape))
     share = np.clip(y / cap, -_SATURATED, _SATURATED)
     slope = 1 - squared(share)
     own = stored(y, max(store, UNIT), 2 + FEW) + 2 * lost(store, cap)  # of x / cap, and of its tanh

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from apr_falsify.compare.axes import Axes, axes_of
-from apr_falsify.compare.causes import TABLE, Cause, error_sits, explain
+from apr_falsify.compare.causes import TABLE, Cause, explain
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
+from apr_falsify.compare.variations.places import error_sits
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import STAGES
 from apr_falsify.model.wiring import stages_of

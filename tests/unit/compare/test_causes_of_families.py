@@ -4,70 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional
 
-from apr_falsify.compare.attempts import Attempts
-from apr_falsify.compare.causes import Cause, explain
-from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.localise import bisect
-from apr_falsify.compare.replay import Replayer
-from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import Layout
-from apr_falsify.numerics.operand_rules import PLAIN
-from apr_falsify.operators.roundoff import LIMIT
-from apr_falsify.traces.trace import Key, StageArray, Trace
-from tests.checkpoints import make_checkpoint
-from tests.unit.compare.spoiled import request_of, spoiled_run
-
-F64 = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A correct run, the model, and its tensors by name."""
-
-    model: Model
-    trace: Trace
-    tensors: Mapping[str, torch.Tensor]
-
-    def __getitem__(self, key: Key) -> torch.Tensor:
-        return torch.from_numpy(self.trace.stages[key].data.astype(np.float64))
-
-    def w(self, name: str) -> torch.Tensor:
-        return self.tensors[name].double()
+from apr_falsify.traces.trace import Key, StageArray
+from tests.unit.compare.family_runs import Run, cause_of, run_of
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
     @cache
     def made(recipe: str) -> Run:
-        path: Path = make_checkpoint(tmp_path_factory.mktemp(recipe) / "model", recipe)
-        model = open_model(path)
-        trace = spoiled_run(model, request_of(model), {})
-        return Run(model=model, trace=trace, tensors=load_file(path / "model.safetensors"))
+        return run_of(tmp_path_factory.mktemp(recipe), recipe)
 
     return made
-
-
-def cause_of(run: Run, key: Key, wrong: torch.Tensor) -> Cause | None:
-    values: npt.NDArray[Any] = wrong.numpy().astype(np.float32)
-    trace = spoiled_run(run.model, request_of(run.model), {key: lambda _: values})
-    replayer, attempts = Replayer(trace, run.model.weights, store_of(trace)), Attempts()
-    subject = replayer.captured(key)
-    assert subject is not None
-    found = explain(replayer, key, PLAIN, subject, LIMIT, attempts=attempts)
-    assert attempts.noted == []
-    return found
 
 
 H = "transformer.h.1."

@@ -48,7 +48,7 @@ def other_mapping(case: Case) -> Iterator[Guess]:
         "query head h reading the kv head after its own": (right + 1) % kv,
     }
     instead = "the model's query head h reads kv head h // (H / K)"
-    if kv == 1:
+    if kv == 1 or _SHARED[case.name] not in case.known:
         return
     for says, mapping in rules.items():
         if not np.array_equal(mapping, right):
@@ -81,7 +81,7 @@ def _by_head(case: Case, x: F64) -> F64:
 def unrotated_scores(case: Case) -> Iterator[Guess]:
     """Yield scores of q or k as they are before RoPE."""
     fused = case.captured("qkv_bias" if case.geometry.qkv_bias else "qkv_matmul")
-    if fused is None:
+    if fused is None or "q_post_rope" not in case.known:
         return
     bare = {f"{role}_post_rope": fused[:, parts(case)[role]] for role in "qk"}
     yield case.evaluated("q and k before RoPE", bare)

@@ -23,7 +23,7 @@ from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout
 from apr_falsify.numerics.operand_rules import Operation, Rule
 from apr_falsify.operators.roundoff import TINY, UNIT, Known, lost, stored
-from apr_falsify.operators.table import operation_of
+from apr_falsify.operators.table import operation_of, span_of
 from apr_falsify.traces.trace import Key
 
 F64 = npt.NDArray[np.float64]
@@ -90,8 +90,8 @@ class Case:
 
     @property
     def span(self) -> tuple[Node, ...]:
-        """The nodes that the stage is computed through; it is the last of them."""
-        return self.replayer.span(self.key)
+        """The nodes that the stage is computed through, from what is known; it is the last of them."""
+        return span_of(self.name, self.geometry, self.layer, self.known)
 
     @property
     def operation(self) -> Operation:
@@ -101,6 +101,11 @@ class Case:
     def node(self, operator: str) -> Node | None:
         """Return the node of the span that has ``operator``, ``None`` where there is none."""
         return next((node for node in self.span if node.operator == operator), None)
+
+    def after(self, inner: str) -> Case:
+        """Return the case where a stage within the span is known: computed, with the rounding of that."""
+        found = self.replayer.evaluate((self.layer, inner), self.known, (self.rule,))
+        return replace(self, known={inner: Known(value=found.values[0], sigma=found.sigma)})
 
     @property
     def geometry(self) -> Geometry:

@@ -1,4 +1,4 @@
-"""What goes wrong in activations, in gate times up, and in residual streams."""
+"""What goes wrong in activations, and in gate times up."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words
-from apr_falsify.compare.variations.norms import layer_input
+from apr_falsify.compare.variations.case import F64, Case, Guess
 
 
 def _sigmoid(x: F64) -> F64:
@@ -88,59 +87,3 @@ def other_product(case: Case) -> Iterator[Guess]:
     yield case.guess("the activation applied twice", twice * up, {"ffn_silu": twice})
     yield case.guess("activation after the product", ACTIVATIONS["silu"](silu * up))
     yield case.guess("both gate and up activated", silu * ACTIVATIONS["silu"](up))
-
-
-_NEAR = 1e-4
-_BRANCHES = {"post_attn_residual": "attn_out", "post_ffn_residual": "ffn_out"}
-
-
-def measured_residual(case: Case) -> Iterator[Guess]:
-    """Yield a * stream + b * branch with the a and b that fit best, rounded where they are near 0, 1, 2."""
-    branch = _BRANCHES[case.name]
-    stream = next(role for role in case.known if role != branch)
-    # A parallel layer adds attn_out too; what it adds is taken for right.
-    others = sum((case.inputs[role] for role in case.known if role not in (stream, branch)), 0.0)
-    sides = [
-        case.shaped(np.broadcast_to(case.inputs[role], case.expected.shape)) for role in (stream, branch)
-    ]
-    sigma = case.shaped(case.sigma)
-    rest = case.subject - case.shaped(np.broadcast_to(others, case.expected.shape))
-    used = np.isfinite(rest) & np.isfinite(sides[0] + sides[1])
-    columns = np.stack([side[used] / sigma[used] for side in sides], axis=-1)
-    found, *_ = np.linalg.lstsq(columns, rest[used] / sigma[used], rcond=None)
-    for digits in (2, 3, 5, 17):
-        a, b = (_rounded(float(x), digits) for x in found)
-        values = a * case.inputs[stream] + b * case.inputs[branch] + others
-        yield case.guess(_residual_words(stream, a, branch, b), values)
-
-
-def _rounded(value: float, digits: int) -> float:
-    whole = next((n for n in (0.0, 1.0, 2.0, -1.0) if abs(value - n) < _NEAR), value)
-    return float(f"{whole:.{digits}g}")
-
-
-def _residual_words(stream: str, a: float, branch: str, b: float) -> str:
-    words = {0.0: "left out", 2.0: "added twice", -1.0: "subtracted"}
-    said = [f"{role} {words[x]}" for role, x in ((stream, a), (branch, b)) if x in words]
-    other = [
-        f"{role} x {factor_words(x)}" for role, x in ((stream, a), (branch, b)) if x != 1 and x not in words
-    ]
-    return f"in the residual sum {' and '.join(said + other) or 'both'}"
-
-
-def other_stream(case: Case) -> Iterator[Guess]:
-    """Yield the branch added to another stage than the residual stream, or another branch to it."""
-    branch = _BRANCHES[case.name]
-    stream = next(role for role in case.known if role != branch)
-    streams = {"the layer's input": layer_input(case), "embedding": case.captured("embedding", 0)}
-    streams |= {name: case.captured(name) for name in ("attn_norm", "post_attn_residual", "ffn_norm")}
-    for name, value in streams.items():
-        if value is not None and value.shape == case.expected.shape:
-            yield case.guess(f"{branch} added to {name} for {stream}", value + case.inputs[branch])
-    for name in ("attn_out", "attention", "ffn_out", "ffn_norm", "attn_norm"):
-        value = case.captured(name)
-        if value is not None and value.shape == case.expected.shape and name != branch:
-            yield case.guess(f"{name} added for {branch}", case.inputs[stream] + value)
-    attended = case.captured("attn_out")
-    if case.name == "post_ffn_residual" and attended is not None:
-        yield case.guess("attn_out added a second time", case.expected + attended)

@@ -10,11 +10,10 @@ from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.turning import (
     by_its_norm,
     declared,
-    flat,
     fused_part,
+    multiplied,
     normed,
     own_norm,
-    paired,
     rms,
     role_of,
 )
@@ -48,7 +47,7 @@ def other_head_norm(case: Case) -> Iterator[Guess]:
         crossed = normed(case, x, other)
         yield _as_stage(case, "q's norm before RoPE with k's weight, or k's with q's,", crossed)
     if not case.name.endswith("_norm"):
-        after = flat(paired(x, case.geometry.head_dim) * declared(case).rotor)
+        after = multiplied(x, declared(case).rotor, case.geometry.head_dim)
         yield case.guess("the norm after RoPE", normed(case, after, weight))
 
 
@@ -79,14 +78,14 @@ def _unrotated_subject(case: Case) -> F64:
     if case.name.endswith("_norm"):
         return subject
     own = declared(case)
-    back = np.conj(own.rotor[-len(subject) :]) / own.factor**2
-    return flat(paired(subject, case.geometry.head_dim) * back)
+    back = np.asarray(np.conj(own.rotor[-len(subject) :]) / own.factor**2, dtype=np.complex128)
+    return multiplied(subject, back, case.geometry.head_dim)
 
 
 def _as_stage(case: Case, says: str, values: F64, instead: str = "") -> Guess:
     """Return what the stage is where its norm gives ``values``: rotated, or as it is."""
     if not case.name.endswith("_norm"):
-        values = flat(paired(values, case.geometry.head_dim) * declared(case).rotor)
+        values = multiplied(values, declared(case).rotor, case.geometry.head_dim)
     return case.guess(says, values, instead=instead)
 
 

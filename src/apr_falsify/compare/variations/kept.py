@@ -1,4 +1,4 @@
-"""What becomes of right values that are kept wrongly: fewer bits, clipped, soft-capped."""
+"""What becomes of right values that are kept wrongly: in fewer bits, or clipped."""
 
 from __future__ import annotations
 
@@ -51,12 +51,3 @@ def clipped(case: Case) -> Iterator[Guess]:
     if np.count_nonzero(below | above) < _CLIPPED:
         return
     yield Guess(says=f"values clipped to {low:.6g} ... {high:.6g}", values=np.clip(case.expected, low, high))
-
-
-_CAPS = (30.0, 50.0, 15.0, 20.0, 100.0)
-
-
-def soft_capped(case: Case) -> Iterator[Guess]:
-    """Yield c * tanh(x / c), with the caps of Gemma 2 and others."""
-    for cap in _CAPS:
-        yield case.guess(f"values soft-capped at {cap:g}", cap * np.tanh(case.expected / cap))

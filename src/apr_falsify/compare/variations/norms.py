@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from apr_falsify.compare.variations.case import F64, Case, Guess
+from apr_falsify.model.graph import Node
 from apr_falsify.model.stages import LAYER_INPUT
 from apr_falsify.operators.roundoff import UNIT
 
@@ -16,7 +17,17 @@ from apr_falsify.operators.roundoff import UNIT
 def is_norm(case: Case) -> bool:
     """Whether the stage is a norm, over all channels, and nothing else."""
     (*before, node) = case.span
-    return not before and node.operator in ("rms_norm", "layer_norm") and "part" not in node.constants
+    return not before and _over_channels(node)
+
+
+def is_norm_of_product(case: Case) -> bool:
+    """Whether the stage is a norm of a product that was not captured by itself."""
+    (*before, node) = case.span
+    return len(before) == 1 and _over_channels(node)
+
+
+def _over_channels(node: Node) -> bool:
+    return node.operator in ("rms_norm", "layer_norm") and "part" not in node.constants
 
 
 def _role(case: Case) -> str:
@@ -139,6 +150,14 @@ def measured_epsilon(case: Case) -> Iterator[Guess]:
     if best > _SMALLEST:
         yield _with_epsilon(case, float(f"{best:.2g}"))
         yield _with_epsilon(case, best)
+
+
+def of_product(case: Case) -> Iterator[Guess]:
+    """Yield what may be wrong with a norm of a product, multiplied once again: its form, then its epsilon."""
+    after = case.after(case.span[-2].stage)
+    yield from wrong_form(after)
+    for guess in (*usual_epsilon(after), *measured_epsilon(after)):
+        yield replace(guess, name="epsilon")
 
 
 def _with_epsilon(case: Case, eps: float) -> Guess:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.axes import Axes, axes_of
-from apr_falsify.compare.variations.case import Case, Guess, factor_words, scalar
+from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words, scalar
 from apr_falsify.compare.variations.common import Indices
 
 OF_EVERY_HEAD = " of every head"
@@ -102,3 +102,52 @@ def _factor(case: Case, region: npt.NDArray[np.bool_]) -> float | None:
     scaled[region] = value * e
     guess = Guess(says="", values=np.where(region, scaled, case.subject), sigma=case.shaped(case.sigma))
     return value if math.isfinite(value) and case.fits(guess) else None
+
+
+def error_sits(subject: F64, expected: F64, sigma: F64, limit: float, axes: Axes) -> str:
+    """Say which tokens, heads and channels exceed the floor: ``channel 17 of 256, every token``.
+
+    Args:
+        subject: the captured stage.
+        expected: its replay, same shape.
+        sigma: the rounding of the replay, same shape.
+        limit: how many sigma are allowed.
+        axes: what the axes mean.
+
+    """
+    with np.errstate(all="ignore"):
+        same = (subject == expected) | (np.isnan(subject) & np.isnan(expected))
+        beyond = ~(np.abs(subject - expected) <= limit * sigma)
+        exceeds = ~same & (beyond | (np.isfinite(subject) != np.isfinite(expected)))
+    if not exceeds.any():
+        return "no single place stands out: it is small, and everywhere"
+    found = places(exceeds, axes)
+    if axes.head_dim is not None:
+        found.pop("channel")  # told within the heads
+    share = f" ({np.count_nonzero(exceeds)} of {exceeds.size} values)"
+    limited = {name: where for name, where in found.items() if len(where[0]) < where[1]}
+    whole = [name for name in found if name not in limited and found[name][1] > 1]
+    said = [_limited(name, indices, count, axes) for name, (indices, count) in limited.items()]
+    said += [f"every {name.removesuffix(OF_EVERY_HEAD)}" for name in whole]
+    return ", ".join(said) + share
+
+
+_LISTED = 4
+
+
+def _limited(name: str, indices: npt.NDArray[np.intp], count: int, axes: Axes) -> str:
+    """Name the positions of one axis: one, a range, a few, or how many of how many."""
+    if name == "head" and axes.heads:
+        named = [axes.heads[index] for index in indices[: _LISTED + 1]]
+        return ", ".join(named) if len(indices) <= _LISTED else f"{len(indices)} of {count} heads"
+    noun = name.removesuffix(OF_EVERY_HEAD)
+    nouns = f"{noun.removesuffix('y')}ies" if noun.endswith("y") and noun != "key" else f"{noun}s"
+    within = " of the head" if noun != name else ""
+    if len(indices) == 1:
+        return f"{noun} {indices[0]} of {count}{within}" if noun == "channel" else f"{noun} {indices[0]} only"
+    first, last = int(indices[0]), int(indices[-1])
+    if last - first + 1 == len(indices):
+        return f"{nouns} {first} to {last}{within}"
+    if len(indices) <= _LISTED:
+        return f"{nouns} {', '.join(map(str, indices))}{within}"
+    return f"{len(indices)} of {count} {nouns}{within}"

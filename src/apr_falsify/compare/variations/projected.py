@@ -82,11 +82,14 @@ def other_order(case: Case) -> Iterator[Guess]:
 def rotary_order(case: Case) -> Iterator[Guess]:
     """Yield q and k, or one of them, with each head's rows in the order of the other kind of rotary pairs."""
     size = case.geometry.head_dim
+    width = case.rope.width(size)
     everything = np.arange(case.expected.shape[1])
-    orders = {"interleaved for half-split": (2, size // 2), "half-split for interleaved": (size // 2, 2)}
+    orders = {"interleaved for half-split": (2, width // 2), "half-split for interleaved": (width // 2, 2)}
     for (who, columns), (says, shape) in itertools.product(_turned_columns(case).items(), orders.items()):
+        heads = everything[columns].reshape(-1, size).copy()
+        heads[:, :width] = heads[:, :width].reshape(-1, *shape).swapaxes(1, 2).reshape(-1, width)
         order = everything.copy()
-        order[columns] = everything[columns].reshape(-1, *shape).swapaxes(1, 2).reshape(-1)
+        order[columns] = heads.reshape(-1)
         yield _gathered(case, f"channels of each {who}head in rotary order {says}", order)
 
 
@@ -105,7 +108,8 @@ def other_use(case: Case) -> Iterator[Guess]:
     """Yield the product with what belongs to the next stage done already."""
     stream = case.captured("post_attn_residual") if case.name == "ffn_out" else layer_input(case)
     if case.name in ("attn_out", "ffn_out") and stream is not None:
-        yield case.guess("the residual added here already", case.expected + stream, name="residual-included")
+        added = case.geometry.residual_scale * case.expected + stream
+        yield case.guess("the residual added here already", added, name="residual-included")
     if case.name == "ffn_gate":
         values = ACTIVATIONS["silu"](case.expected)
         yield case.guess("the activation applied here already", values, name="activation-included")
@@ -190,12 +194,14 @@ def _likely(
     case: Case, weights: Mapping[str, Tensor] | None = None, inputs: Mapping[str, F64] | None = None
 ) -> bool:
     """Whether the first rows of each weight bring the product nearer to the subject's, with other weights
-    or another input; nothing is ruled out where the stage is no product.
+    or another input; nothing is ruled out where the stage is no product, or not linear in one.
     """
-    if not is_product(case):
+    capped = case.name == "lm_head" and case.geometry.final_softcap is not None
+    if not is_product(case) or len(case.span) > 1 or capped:
         return True
     (name,) = case.known
     x, stand_in = (case.rule.left(_last(case, v[name])) for v in (case.inputs, inputs or case.inputs))
+    scale = case.geometry.logit_scale if case.name == "lm_head" else 1.0
     left = before = 0.0
     for role, columns in _columns(case).items():
         own = case.weights.tensor(role, case.layer)
@@ -203,7 +209,7 @@ def _likely(
         first = slice(columns.start or 0, (columns.start or 0) + min(_LOOK, own.shape[0]))
         right, subject = case.shaped(case.expected)[..., first], case.subject[..., first]
         rows, others = (t.rows(0, min(_LOOK, own.shape[0])).astype(np.float64).T for t in (own, other))
-        change = stand_in @ others - x @ rows
+        change = scale * (stand_in @ others - x @ rows)
         wrong = right + change[-len(right) :] if right.ndim > 1 else right + change
         left += float(np.nansum(np.square(subject - wrong)))
         before += float(np.nansum(np.square(subject - right)))

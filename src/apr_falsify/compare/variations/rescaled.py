@@ -8,11 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from apr_falsify.compare.variations.case import F64, Case, Guess
-from apr_falsify.compare.variations.rotary import angles, frequencies_of, measured_base
-from apr_falsify.compare.variations.turning import Turn, declared, turned, unrotated
+from apr_falsify.compare.variations.case import Case, Guess
+from apr_falsify.compare.variations.rotary import measured_base
+from apr_falsify.compare.variations.turning import (
+    Turn,
+    angles,
+    declared,
+    frequencies_under,
+    length,
+    of_share,
+    positions_of,
+    turned,
+)
 from apr_falsify.model.rope import Rope
-from apr_falsify.operators.rotation import rope_frequencies
 
 _DIGITS = (2, 4, 6)
 """To how many digits a measured parameter is rounded, the roundest first."""
@@ -31,10 +39,10 @@ def measured_stretch(case: Case) -> Iterator[Guess]:
     for divisor in _rounded(1 / pace):
         slower = replace(own, frequencies=own.frequencies / divisor)
         yield turned(case, f"positions divided by {divisor:.6g} (linear scaling)", slower, instead)
-        linear = Rope(theta=rope.theta, kind="linear", parameters={"factor": divisor})
+        linear = replace(rope, kind="linear", parameters={"factor": divisor, **of_share(rope)})
         measured = measured_base(case, linear)
         for base in () if measured is None else _rounded(measured):
-            turn = replace(own, frequencies=frequencies_of(case, linear, base))
+            turn = replace(own, frequencies=frequencies_under(case, replace(linear, theta=base))[0])
             says = f"RoPE base {base:.10g} and positions divided by {divisor:.6g} (linear scaling)"
             yield turned(case, says, turn, instead)
 
@@ -52,7 +60,7 @@ def _first_pace(case: Case) -> float | None:
     phases, weights = angles(case)
     if len(phases) < 2:
         return None
-    positions, first = np.arange(len(phases)), phases[:, 0]
+    positions, first = positions_of(case), phases[:, 0]
     pace = float(first[1])
     for _ in range(_STEPS):
         left = np.angle(np.exp(1j * (first - positions * pace)))
@@ -78,33 +86,22 @@ def measured_yarn(case: Case) -> Iterator[Guess]:
     rope, own = case.rope, declared(case)
     if rope.kind != "default" or rope.theta <= 1:
         return
-    length = _length(case)
-    if length is None:
+    longer = length(case)
+    if longer is None:
         return
-    told = math.exp((length - 1) * 10) if 1 + _SAME < length < 2 else None
+    told = math.exp((longer - 1) * 10) if 1 + _SAME < longer < 2 else None
     for factor in dict.fromkeys([*(() if told is None else _rounded(told)), *_FACTORS]):
         usual = 1 + 0.1 * math.log(factor)
-        stated = abs(length - usual) > _SAME
+        stated = abs(longer - usual) > _SAME
         yield min(
-            (_yarn(case, own, factor, context, length if stated else usual) for context in _CONTEXTS),
+            (_yarn(case, own, factor, context, longer if stated else usual) for context in _CONTEXTS),
             key=case.residual,
         )
 
 
-def _yarn(case: Case, own: Turn, factor: float, context: float, length: float) -> Guess:
-    parameters = {"factor": factor, "original_max_position_embeddings": context, "attention_factor": length}
-    yarn = Rope(theta=case.rope.theta, kind="yarn", parameters=parameters)
-    frequencies, _ = rope_frequencies(yarn, case.geometry.head_dim)
-    says = f"yarn scaling with factor {factor:.6g}, context {context:g} and attention factor {length:.5g}"
-    turn = replace(own, frequencies=frequencies, factor=length)
+def _yarn(case: Case, own: Turn, factor: float, context: float, longer: float) -> Guess:
+    parameters = {"factor": factor, "original_max_position_embeddings": context, **of_share(case.rope)}
+    frequencies, _ = frequencies_under(case, Rope(theta=case.rope.theta, kind="yarn", parameters=parameters))
+    says = f"yarn scaling with factor {factor:.6g}, context {context:g} and attention factor {longer:.5g}"
+    turn = replace(own, frequencies=frequencies, factor=longer)
     return turned(case, says, turn, "the model declares no scaling")
-
-
-def _length(case: Case) -> float | None:
-    """Return how much longer the turned pairs are than what was turned."""
-    before, after = (_energy(x) for x in (case.shaped(unrotated(case)), np.nan_to_num(case.subject)))
-    return math.sqrt(after / before) if before > 0 and math.isfinite(after) else None
-
-
-def _energy(x: F64) -> float:
-    return float(np.sum(np.square(x)))

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from apr_falsify.compare.variations.case import F64, Case, Guess
-from apr_falsify.compare.variations.common import parts
+from apr_falsify.compare.variations.common import Indices, parts
 from apr_falsify.compare.variations.turning import (
     Turn,
+    angles,
     declared,
-    flat,
+    frequencies_under,
+    multiplied,
+    of_share,
     own_norm,
-    paired,
+    positions_of,
     role_of,
     turned,
     unrotated,
+    unscaled,
 )
 from apr_falsify.model.rope import Rope
 from apr_falsify.numerics.arithmetic import round_bf16, round_f16
-from apr_falsify.operators.rotation import rope_frequencies
 
 _BASES = (1e4, 1e6, 5e5, 1e5, 5e4, 8e6, 1e7, 5e6, 2e6, 3e5, 1e3, 1e2, 1.5e5, 2.5e5, 7.5e6)
 """The bases of published models, and what lies near them."""
@@ -43,18 +46,33 @@ def other_base(case: Case) -> Iterator[Guess]:
 def other_base_unscaled(case: Case) -> Iterator[Guess]:
     """Yield the rotation without the model's scaling and with the base that the angles then have."""
     if case.rope.kind != "default":
-        yield from _with_measured_base(case, Rope(theta=case.rope.theta))
+        yield from _with_measured_base(case, unscaled(case.rope))
+
+
+def applied(case: Case) -> Iterator[Guess]:
+    """Yield a rotation in a model that has none, with the base that the angles have."""
+    measured = measured_base(case, _PLAIN) if case.rope.kind == "none" else None
+    for base in () if measured is None else _rounded(measured):
+        frequencies, _ = frequencies_under(case, replace(_PLAIN, theta=base))
+        turn = replace(declared(case), frequencies=frequencies)
+        yield turned(case, f"RoPE with base {base:.10g}", turn, "the model learns its positions instead")
+
+
+_PLAIN = Rope(theta=1e4)
+
+
+def _rounded(measured: float) -> list[float]:
+    return list(dict.fromkeys([*(float(f"{measured:.{digits}g}") for digits in (2, 3, 4, 6)), measured]))
 
 
 def _with_measured_base(case: Case, rope: Rope) -> Iterator[Guess]:
     measured = measured_base(case, rope)
     if measured is not None:
-        bases = dict.fromkeys([*(float(f"{measured:.{digits}g}") for digits in (2, 3, 4, 6)), measured])
-        yield from (_with_base(case, rope, base) for base in bases if base != rope.theta)
+        yield from (_with_base(case, rope, base) for base in _rounded(measured) if base != rope.theta)
 
 
 def _with_base(case: Case, rope: Rope, base: float) -> Guess:
-    frequencies, factor = rope_frequencies(replace(rope, theta=base), case.geometry.head_dim)
+    frequencies, factor = frequencies_under(case, replace(rope, theta=base))
     turn = replace(declared(case), frequencies=frequencies, factor=factor)
     own = case.rope
     without = " without scaling" if rope.kind != own.kind else ""
@@ -64,17 +82,8 @@ def _with_base(case: Case, rope: Rope, base: float) -> Guess:
     )
 
 
-def angles(case: Case) -> tuple[F64, F64]:
-    """Return the angle by which each pair was turned and its weight, [S, pairs], over all heads."""
-    x = paired(unrotated(case), case.geometry.head_dim)
-    s = paired(np.nan_to_num(case.subject), case.geometry.head_dim)
-    product = np.sum(s * np.conj(x), axis=1)
-    return np.angle(product), np.abs(product)
-
-
-def _mismatch(phases: F64, weights: F64, frequencies: F64) -> float:
-    """Return how badly ``frequencies`` [pairs] explain the angles [S, pairs]."""
-    positions = np.arange(len(phases))[:, None]
+def _mismatch(positions: F64, phases: F64, weights: F64, frequencies: F64) -> float:
+    """Return how badly ``frequencies`` [pairs] explain the angles [S, pairs] at ``positions`` [S, 1]."""
     return float(np.sum(weights * (1 - np.cos(phases - positions * frequencies))))
 
 
@@ -90,14 +99,12 @@ def measured_base(case: Case, rope: Rope) -> float | None:
         return None
     phases, weights = angles(case)
     weights = weights / (np.max(weights) or 1.0)
+    positions = positions_of(case)[:, None]
     exponent = math.log(
-        min(_GRID, key=lambda base: _mismatch(phases, weights, frequencies_of(case, rope, base)))
+        min(_GRID, key=lambda base: _mismatch(positions, phases, weights, _at_base(case, rope, base)))
     )
-    positions = np.arange(len(phases))[:, None]
     for _ in range(_STEPS):
-        low, middle, high = (
-            frequencies_of(case, rope, math.exp(exponent + h)) for h in (-_NUDGE, 0.0, _NUDGE)
-        )
+        low, middle, high = (_at_base(case, rope, math.exp(exponent + h)) for h in (-_NUDGE, 0.0, _NUDGE))
         left = np.angle(np.exp(1j * (phases - positions * middle)))
         slope = positions * (high - low) / (2 * _NUDGE)
         energy = float(np.sum(weights * slope**2))
@@ -112,9 +119,8 @@ def measured_base(case: Case, rope: Rope) -> float | None:
 _STEPS, _NUDGE, _HIGHEST = 30, 1e-5, 1e12
 
 
-def frequencies_of(case: Case, rope: Rope, base: float) -> F64:
-    """Return the angle per position of each pair, under the scaling rule of ``rope`` and another base."""
-    return rope_frequencies(replace(rope, theta=base), case.geometry.head_dim)[0]
+def _at_base(case: Case, rope: Rope, base: float) -> F64:
+    return frequencies_under(case, replace(rope, theta=base))[0]
 
 
 _PLAIN_SCALINGS: Mapping[str, Rope] = {
@@ -138,7 +144,7 @@ def other_scaling(case: Case) -> Iterator[Guess]:
     """Yield the rotation without the model's scaling or its attention factor."""
     rope, own = case.rope, declared(case)
     instead = f"the model declares {'no' if rope.kind == 'default' else rope.kind} scaling"
-    plain, _ = rope_frequencies(Rope(theta=rope.theta), case.geometry.head_dim)
+    plain, _ = frequencies_under(case, unscaled(rope))
     if rope.kind != "default":
         yield turned(case, "RoPE without scaling", replace(own, frequencies=plain, factor=1.0), instead)
         only = replace(own, frequencies=plain)
@@ -155,7 +161,8 @@ def invented_scaling(case: Case) -> Iterator[Guess]:
     rope, own = case.rope, declared(case)
     instead = f"the model declares {'no' if rope.kind == 'default' else rope.kind} scaling"
     for says, other in _PLAIN_SCALINGS.items():
-        frequencies, factor = rope_frequencies(replace(other, theta=rope.theta), case.geometry.head_dim)
+        parameters = {**other.parameters, **of_share(rope)}
+        frequencies, factor = frequencies_under(case, replace(other, theta=rope.theta, parameters=parameters))
         yield turned(case, says, replace(own, frequencies=frequencies, factor=factor), instead)
         yield turned(case, says, replace(own, frequencies=frequencies), instead)
     yield from _stretched(case, own, instead)
@@ -180,59 +187,39 @@ def other_direction(case: Case) -> Iterator[Guess]:
     for factor in dict.fromkeys((own.factor, 1.0)):  # an attention factor may be left out with it
         yield turned(case, "no rotation", replace(still, factor=factor), name="rope-not-applied")
     yield turned(case, "rotation in the other direction", replace(own, frequencies=-own.frequencies))
-    z = paired(unrotated(case), case.geometry.head_dim)
-    swapped = z * 1j * np.conj(own.rotor)  # cos for sin and sin for cos: i * exp(-i a)
-    yield case.guess("cos and sin exchanged", flat(swapped))
-    yield case.guess("the cosine part alone", flat(z * own.rotor.real))
+    x, size = unrotated(case), case.geometry.head_dim
+    swapped = 1j * np.conj(own.rotor)  # cos for sin and sin for cos: i * exp(-i a)
+    yield case.guess("cos and sin exchanged", multiplied(x, swapped, size))
+    yield case.guess("the cosine part alone", multiplied(x, np.asarray(own.rotor.real + 0j), size))
     for kind, rounded in (("bf16", round_bf16), ("f16", round_f16)):
         rotor = rounded(own.rotor.real) + 1j * rounded(own.rotor.imag)
         says = f"cos and sin of the rotation kept as {kind}"
-        yield case.guess(says, flat(z * rotor), name="precision")
+        yield case.guess(says, multiplied(x, rotor, size), name="precision")
 
 
 def other_pairing(case: Case) -> Iterator[Guess]:
     """Yield the rotation of interleaved pairs for half-split ones, and the other way round."""
-    size, own = case.geometry.head_dim, declared(case)
-    x = unrotated(case)
+    own, x = declared(case), unrotated(case)
+    pairs = len(own.frequencies)
+    to_halves, to_pairs = (np.arange(2 * pairs).reshape(shape).T.reshape(-1) for shape in ((-1, 2), (2, -1)))
     held = "(0, 1), (2, 3) ..."
-    halves = f"(0, {size // 2}), (1, {size // 2 + 1}) ..."
+    halves = f"(0, {pairs}), (1, {pairs + 1}) ..."
     for says, there, back, instead in (
-        (f"rotary pairs {held}", _to_halves, _to_pairs, f"the weights are made for {halves}"),
-        (f"rotary pairs {halves}", _to_pairs, _to_halves, f"the weights are stored for {held}"),
+        (f"rotary pairs {held}", to_halves, to_pairs, f"the weights are made for {halves}"),
+        (f"rotary pairs {halves}", to_pairs, to_halves, f"the weights are stored for {held}"),
     ):
-        yield _repaired(turned(case, says, own, instead, x=there(x, size)), back, size)
+        guess = turned(case, says, own, instead, x=_channels(case, x, there))
+        assert guess.sigma is not None
+        sigma = _channels(case, guess.sigma, back)
+        yield replace(guess, values=_channels(case, guess.values, back), sigma=sigma)
     reverse = replace(own, frequencies=own.frequencies[::-1])
     yield turned(case, "the pairs' frequencies in reverse order", reverse)
 
 
-def _repaired(guess: Guess, back: Callable[[F64, int], F64], size: int) -> Guess:
-    """Bring a guess, and its rounding, from the order of channels in which its pairs were turned."""
-    assert guess.sigma is not None
-    return replace(guess, values=back(guess.values, size), sigma=back(guess.sigma, size))
-
-
-def _to_halves(x: F64, size: int) -> F64:
-    return x.reshape(len(x), -1, size // 2, 2).swapaxes(-1, -2).reshape(x.shape)
-
-
-def _to_pairs(x: F64, size: int) -> F64:
-    return x.reshape(len(x), -1, 2, size // 2).swapaxes(-1, -2).reshape(x.shape)
-
-
-def partial(case: Case) -> Iterator[Guess]:
-    """Yield the rotation of a share of each head: its first r channels, or its first pairs."""
-    size, own = case.geometry.head_dim, declared(case)
-    x = unrotated(case)
-    heads = x.reshape(len(x), -1, size)
-    for rotated in sorted({size // 4 * 2, size // 8 * 2, size // 8 * 6} - {0}, reverse=True):
-        frequencies, _ = rope_frequencies(replace(case.rope, kind="default"), rotated)
-        first = paired(heads[..., :rotated].reshape(len(x), -1), rotated)
-        done = flat(first * replace(own, frequencies=frequencies).rotor).reshape(*heads.shape[:2], rotated)
-        values = np.concatenate((done, heads[..., rotated:]), axis=-1).reshape(x.shape)
-        yield case.guess(f"only the first {rotated} of {size} channels of each head rotated", values)
-        kept = np.where(np.arange(size // 2) < rotated // 2, own.frequencies, 0.0)
-        says = f"only the first {rotated // 2} of {size // 2} pairs rotated"
-        yield turned(case, says, replace(own, frequencies=kept))
+def _channels(case: Case, x: F64, order: Indices) -> F64:
+    """Return ``x`` with the first channels of each head in another order."""
+    heads = x.reshape(len(x), -1, case.geometry.head_dim)
+    return np.concatenate((heads[..., order], heads[..., len(order) :]), axis=-1).reshape(x.shape)
 
 
 _FARTHEST = 8192
@@ -256,7 +243,8 @@ def _likely_shifts(case: Case, own: Turn) -> Iterator[int]:
     """Yield -1, 1, and the shift by which the angles exceed the declared ones on the average."""
     yield from (1, -1)
     phases, weights = angles(case)
-    rest = np.sum(weights * np.exp(1j * (phases - np.outer(own.positions, own.frequencies))), axis=0)
+    declared_angles = np.outer(positions_of(case), own.frequencies)
+    rest = np.sum(weights * np.exp(1j * (phases - declared_angles)), axis=0)
     shifts = np.arange(-_FARTHEST, _FARTHEST)
     score = np.exp(-1j * np.outer(shifts, own.frequencies)) @ rest
     best = int(shifts[np.argmax(score.real)])
@@ -277,7 +265,6 @@ def other_part(case: Case) -> Iterator[Guess]:
         if start in seen:
             continue
         seen.add(start)
-        z = paired(fused[:, start : start + width], case.geometry.head_dim) * own.rotor
-        yield case.guess(
-            f"{role_of(case)} taken from where q|k|v in the order {'|'.join(order)} has it", flat(z)
-        )
+        says = f"{role_of(case)} taken from where q|k|v in the order {'|'.join(order)} has it"
+        taken = fused[:, start : start + width]
+        yield case.guess(says, multiplied(taken, own.rotor, case.geometry.head_dim))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from apr_falsify.compare.variations.common import parts
 from apr_falsify.model.blocks import HEAD
 from apr_falsify.model.families import graph_of
 from apr_falsify.model.graph import Node
+from apr_falsify.model.rope import Rope
 from apr_falsify.operators.rotary import angle_errors
 from apr_falsify.operators.rotation import rope_frequencies
 
@@ -95,26 +97,74 @@ def by_its_norm(case: Case, x: F64, norm: Callable[[F64], F64]) -> F64:
 
 def declared(case: Case) -> Turn:
     """Return the rotation that the model declares."""
-    frequencies, factor = rope_frequencies(case.rope, case.geometry.head_dim)
+    frequencies, factor = frequencies_under(case, case.rope)
     return Turn(
         frequencies=frequencies, positions=np.arange(len(case.expected), dtype=np.float64), factor=factor
     )
 
 
-def paired(x: F64, head_dim: int) -> Complex:
-    """Return [S, heads * D], half-split, as complex [S, heads, D / 2]."""
-    halves = x.reshape(len(x), -1, 2, head_dim // 2)
-    return halves[:, :, 0] + 1j * halves[:, :, 1]
+def frequencies_under(case: Case, rope: Rope) -> tuple[F64, float]:
+    """Return the angle per position of each pair, and the factor on cos and sin, in a run as long as this."""
+    return rope_frequencies(rope, case.geometry.head_dim, len(case.replayer.trace.tokens))
 
 
-def flat(z: Complex) -> F64:
-    """Return complex [S, heads, D / 2] as [S, heads * D], half-split."""
-    return np.stack((z.real, z.imag), axis=2).reshape(len(z), -1)
+def unscaled(rope: Rope) -> Rope:
+    """Return ``rope`` without its scaling rule: the same base, over the same share of each head."""
+    return Rope(theta=rope.theta, parameters=of_share(rope))
+
+
+def of_share(rope: Rope) -> dict[str, float]:
+    """Return the parameter by which a rotary embedding turns the same share of each head as ``rope``."""
+    return {} if rope.share == 1 else {"partial_rotary_factor": rope.share}
+
+
+def paired(x: F64, head_dim: int, pairs: int) -> Complex:
+    """Return the first pairs of each head of [S, heads * D], half-split, as complex [S, heads, pairs]."""
+    heads = x.reshape(len(x), -1, head_dim)
+    return np.asarray(heads[..., :pairs] + 1j * heads[..., pairs : 2 * pairs])
+
+
+def multiplied(x: F64, rotor: Complex, head_dim: int) -> F64:
+    """Return ``x`` with its pairs, as complex numbers, times ``rotor`` [S, 1, pairs]; the rest as it is."""
+    pairs = rotor.shape[-1]
+    z = paired(x, head_dim, pairs) * rotor
+    heads = x.reshape(len(x), -1, head_dim)
+    return np.concatenate((z.real, z.imag, heads[..., 2 * pairs :]), axis=-1).reshape(x.shape)
 
 
 def turned(
     case: Case, says: str, turn: Turn, instead: str = "", name: str = "", x: F64 | None = None
 ) -> Guess:
     """Return the stage under another rotation, of ``x`` where that is not what is to be rotated."""
-    z = paired(unrotated(case) if x is None else x, case.geometry.head_dim) * turn.rotor
-    return case.guess(says, flat(z), angle_errors=turn.angle_errors, instead=instead, name=name)
+    values = multiplied(unrotated(case) if x is None else x, turn.rotor, case.geometry.head_dim)
+    return case.guess(says, values, angle_errors=turn.angle_errors, instead=instead, name=name)
+
+
+def angles(case: Case) -> tuple[F64, F64]:
+    """Return the angle by which each pair was turned and its weight, [S, pairs], over all heads.
+
+    They are the argument of subject / unrotated (Su et al. 2021: pair p at position t is multiplied with
+    exp(i * t * f_p)); of a stage whose last token alone was captured, that token's.
+    """
+    x, s = _pairs_before_and_after(case)
+    product = np.sum(s * np.conj(x), axis=1)
+    return np.angle(product), np.abs(product)
+
+
+def positions_of(case: Case) -> F64:
+    """Return where the captured tokens stand by right."""
+    return np.arange(len(case.expected), dtype=np.float64)[-len(case.subject) :]
+
+
+def length(case: Case) -> float | None:
+    """Return how much longer the turned pairs are than what was turned."""
+    before, after = (float(np.sum(np.square(np.abs(z)))) for z in _pairs_before_and_after(case))
+    return math.sqrt(after / before) if before > 0 and math.isfinite(after) else None
+
+
+def _pairs_before_and_after(case: Case) -> tuple[Complex, Complex]:
+    size, pairs = case.geometry.head_dim, len(declared(case).frequencies)
+    return (
+        paired(case.shaped(unrotated(case)), size, pairs),
+        paired(np.nan_to_num(case.subject), size, pairs),
+    )
