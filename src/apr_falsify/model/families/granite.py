@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import GGUF_DECODER, HF_DECODER
+from apr_falsify.model.names import HF_DECODER
 from apr_falsify.model.settings import Config, attention_bias, same_scale
 
 
@@ -25,10 +25,7 @@ GRANITE = Family(
     name="granite",
     title="Granite 3",
     model_types=("granite",),
-    gguf_architectures=("granite",),
     weights=HF_DECODER,
-    gguf_weights=GGUF_DECODER,
-    gguf_interleaved=True,
     settings=_settings,
     config_defaults={
         "embedding_multiplier": 1.0,

@@ -6,7 +6,7 @@ from functools import partial
 
 from apr_falsify.model.blocks import WHOLE, decoder_layer
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import GGUF_DECODER, GGUF_QK_NORM, HF_DECODER, HF_QK_NORM, without
+from apr_falsify.model.names import HF_DECODER, HF_QK_NORM, without
 from apr_falsify.model.settings import attention_bias, window_where
 
 _BEFORE = ("attn_norm", "ffn_norm", "gate_bias", "up_bias", "down_bias")
@@ -23,14 +23,7 @@ OLMO2 = Family(
     name="olmo2",
     title="OLMo 2",
     model_types=("olmo2",),
-    gguf_architectures=("olmo2",),
     weights=_HF,
-    gguf_weights={
-        **without(GGUF_DECODER, *_BEFORE),
-        **GGUF_QK_NORM,
-        "attn_post_norm": "blk.{n}.post_attention_norm.weight",
-        "ffn_post_norm": "blk.{n}.post_ffw_norm.weight",
-    },
     layer=_LAYER,
     settings=attention_bias,
     config_defaults={"rms_norm_eps": 1e-5},
