@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from apr_falsify.model.stages import Key
+
 Arrays = dict[str, npt.NDArray[Any]]
 
 HEAD_DIM = 32
@@ -64,14 +66,14 @@ def _noise_in_a_projection(tensors: Arrays) -> None:
 LAYERS = range(3)
 
 FAULTS: Mapping[str, CheckpointFault] = {
-    "zeroed-k-bias": CheckpointFault(spoil=_zero_k_bias, truth=frozenset({(0, "qkv_bias")})),
+    "zeroed-k-bias": CheckpointFault(spoil=_zero_k_bias, truth=frozenset({Key(0, "qkv_bias")})),
     "other-rope-base": CheckpointFault(
         config={"rope_theta": 10000.0},
-        truth=frozenset((n, stage) for n in LAYERS for stage in ("q_post_rope", "k_post_rope")),
+        truth=frozenset(Key(n, stage) for n in LAYERS for stage in ("q_post_rope", "k_post_rope")),
     ),
-    "scaled-norm": CheckpointFault(spoil=_scale_norm, truth=frozenset({(1, "attn_norm")})),
-    "swapped-heads": CheckpointFault(spoil=_swap_heads, truth=frozenset({(2, "qkv_matmul")})),
-    "noise-in-up": CheckpointFault(spoil=_noise_in_a_projection, truth=frozenset({(1, "ffn_up")})),
+    "scaled-norm": CheckpointFault(spoil=_scale_norm, truth=frozenset({Key(1, "attn_norm")})),
+    "swapped-heads": CheckpointFault(spoil=_swap_heads, truth=frozenset({Key(2, "qkv_matmul")})),
+    "noise-in-up": CheckpointFault(spoil=_noise_in_a_projection, truth=frozenset({Key(1, "ffn_up")})),
 }
 
 

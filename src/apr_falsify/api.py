@@ -22,12 +22,12 @@ from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind,
 from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError, UsageError
 from apr_falsify.formats import weights as model_files
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.stages import STAGES, Layout, in_forward_order, stage
+from apr_falsify.model.stages import STAGES, Key, Layout, in_forward_order, stage
 from apr_falsify.operators.family_file import load_families
 from apr_falsify.pytest_plugin.verdict import Falsified, assert_one_source
 from apr_falsify.subjects.interface import DEFAULT_SECONDS
 from apr_falsify.subjects.registry import RUNTIMES
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from apr_falsify.traces.trace import read_trace as trace_of
 
 __all__ = [

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from apr_falsify.model.stages import Key
 from tests.acceptance.programs import TINY, Outcome, assert_refused, run
 from tests.faulted_checkpoints import FAULTS, CheckpointFault, write_faulted
 from tests.support import DATA
@@ -155,7 +156,7 @@ def test_the_pairing_of_a_llama_checkpoint_is_found_live_as_in_its_recording() -
     live = bisected(f"apr:{folder / 'model.apr'}", oracle=folder / "model").json
     recorded = bisected(f"recorded:{folder / 'trace'}", "--tokens", TOKENS, oracle=folder / "model").json
     assert places(live) == places(recorded)
-    assert {(0, "q_post_rope"), (0, "k_post_rope")} <= places(live)
+    assert {Key(0, "q_post_rope"), Key(0, "k_post_rope")} <= places(live)
     status = {row["stage"]: row["status"] for row in live["stages"]}
     assert status["qkv_bias"] == "not-applicable"
     assert "qkv_bias" not in live["subject"]["absent"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apr_falsify.model.stages import Key
 from tests.acceptance.programs import APR_TOKENS, Outcome, run
 from tests.apr_edges import (
     LAYERS,
@@ -26,7 +27,7 @@ PLACED = ("attn_norm", "attention", "ffn_norm")
 
 def edges(folder: Path) -> dict[tuple[int, str], int]:
     """Return how many values of each stage another order of operations would round otherwise."""
-    values = {(layer, name): stage(folder, layer, name) for layer in range(LAYERS) for name in PLACED}
+    values = {Key(layer, name): stage(folder, layer, name) for layer in range(LAYERS) for name in PLACED}
     scales = {key: np.abs(x).max(axis=-1, keepdims=True) / np.float32(127) for key, x in values.items()}
     return {key: int(disagreeing(x, scales[key]).sum()) for key, x in values.items()}
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from apr_falsify.model.stages import Key
 from tests.acceptance.programs import TINY, edit_json, run
 from tests.unit.compare.wrong_stages import assert_says
 
@@ -111,11 +112,13 @@ def explained(found: dict[str, Any]) -> str:
 def other_config(name: str) -> tuple[dict[str, object], Places]:
     """Return what is wrong in config.json, and where it is used."""
     rope = {"rope_theta": 2e5, "rope_parameters": {"rope_theta": 2e5, "rope_type": "default"}}
-    norms: Places = {(layer, stage) for layer in range(LAYERS) for stage in ("attn_norm", "ffn_norm")}
-    rotated: Places = {(layer, stage) for layer in range(LAYERS) for stage in ("q_post_rope", "k_post_rope")}
+    norms: Places = {Key(layer, stage) for layer in range(LAYERS) for stage in ("attn_norm", "ffn_norm")}
+    rotated: Places = {
+        Key(layer, stage) for layer in range(LAYERS) for stage in ("q_post_rope", "k_post_rope")
+    }
     cases: dict[str, tuple[dict[str, object], Places]] = {
         "rope base": (rope, rotated),
-        "epsilon": ({"rms_norm_eps": 1e-5}, norms | {(None, "final_norm")}),
+        "epsilon": ({"rms_norm_eps": 1e-5}, norms | {Key(None, "final_norm")}),
     }
     return cases[name]
 
@@ -138,7 +141,7 @@ def test_a_constant_of_the_config_is_located_whosever_weights_replay_it(
 
 def test_a_window_that_the_run_does_not_fill_is_no_source(sound: Path, tmp_path: Path) -> None:
     sliding = {"layer_types": ["sliding_attention"] * LAYERS, "max_window_layers": 0}
-    for window, truth in ((64, set()), (2, {(layer, "attn_softmax") for layer in range(LAYERS)})):
+    for window, truth in ((64, set()), (2, {Key(layer, "attn_softmax") for layer in range(LAYERS)})):
         config = {**sliding, "use_sliding_window": True, "sliding_window": window}
         model = faulted(sound, tmp_path / str(window), lambda tensors: None, **config)
         found = bisected(model, model)  # an .apr file has no key for a window
@@ -162,9 +165,9 @@ def _barely_scaled(tensors: Arrays) -> None:
 
 
 CAUSES: dict[str, tuple[Callable[[Arrays], None], tuple[int, str], str]] = {
-    "all of the lone kv head": (_next_layers_k, (0, "qkv_matmul"), "the weights of k of layer 1 fits"),
-    "its bias": (_next_layers_k_bias, (0, "qkv_bias"), "the biases of k of layer 1 fits"),
-    "a factor near one": (_barely_scaled, (1, "ffn_up"), "; x <1.00002> "),
+    "all of the lone kv head": (_next_layers_k, Key(0, "qkv_matmul"), "the weights of k of layer 1 fits"),
+    "its bias": (_next_layers_k_bias, Key(0, "qkv_bias"), "the biases of k of layer 1 fits"),
+    "a factor near one": (_barely_scaled, Key(1, "ffn_up"), "; x <1.00002> "),
 }
 
 
@@ -200,7 +203,7 @@ def test_a_factor_that_is_smaller_than_a_step_of_q4_k_is_located(
 
     subject = quantised(faulted(sound, tmp_path / "model", scaled), tmp_path)
     found = bisected(sound, subject)
-    assert places(found) == (set() if factor == 1 else {(1, "ffn_up")})
+    assert places(found) == (set() if factor == 1 else {Key(1, "ffn_up")})
     if factor != 1:
         assert "up of layer 1 (q4_k) is not the oracle's (f32): all of it is x " in explained(found)
 
@@ -213,7 +216,7 @@ def test_other_weights_are_no_excuse_for_a_norm_or_a_rotation(sound: Path, tmp_p
     subject = quantised(faulted(sound, tmp_path / "model", scaled, **config), tmp_path)
     found = bisected(sound, subject, "--weights", "oracle")
     assert "not-the-subjects-weights" in {each["type"] for each in found["findings"]}
-    assert places(found) == {(1, "attn_norm"), *rotated}
+    assert places(found) == {Key(1, "attn_norm"), *rotated}
     assert "x 1.01 fits" in explained(found)
     assert not found["complete"]
 
@@ -230,7 +233,7 @@ def test_a_row_spoilt_in_the_file_itself_is_the_one_source(
     row = load_file(sound / "model.safetensors")["model.layers.0.self_attn.v_proj.weight"][5]
     assert place.read_bytes().count(row.tobytes()) == 1
     place.write_bytes(place.read_bytes().replace(row.tobytes(), np.full_like(row, value).tobytes()))
-    assert places(bisected(sound, place, "--weights", weights)) == {(0, "qkv_matmul")}
+    assert places(bisected(sound, place, "--weights", weights)) == {Key(0, "qkv_matmul")}
 
 
 def test_a_sound_checkpoint_of_one_kv_head_is_consistent(sound: Path) -> None:

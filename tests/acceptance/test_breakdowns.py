@@ -12,6 +12,7 @@ import pytest
 from apr_falsify.compare import causes
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.variations.case import Variation
+from apr_falsify.model.stages import Key
 from tests.acceptance.programs import APR_TOKENS, RECORDINGS, TINY, run
 
 FAULTED = ("--oracle", TINY, "--subject", f"recorded:{RECORDINGS / 'k-bias-zero'}", "--tokens", APR_TOKENS)
@@ -68,7 +69,7 @@ def test_a_replay_that_breaks_down_exits_3_and_prints_the_rest(monkeypatch: pyte
     plain = Replayer.replay
 
     def replay(self: Replayer, key: Any, rules: Any) -> Any:
-        if key == (0, "ffn_up"):
+        if key == Key(0, "ffn_up"):
             raise IndexError("out of bounds")
         return plain(self, key, rules)
 

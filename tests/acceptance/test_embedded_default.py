@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from apr_falsify.model.stages import Key
 from tests.acceptance.programs import program, run
 
 # The keys of design section 3.
@@ -62,7 +63,7 @@ def test_all_layers_bring_the_whole_model_stages() -> None:
     outcome = run("bisect", "--layers", "0..3", "--format", "json")
     assert outcome.code == 0
     names = {(row["layer"], row["stage"]) for row in outcome.json["stages"] if row["status"] == "compared"}
-    assert {(None, "final_norm"), (None, "lm_head"), (2, "post_ffn_residual")} <= names
+    assert {Key(None, "final_norm"), Key(None, "lm_head"), Key(2, "post_ffn_residual")} <= names
 
 
 def test_without_attention_substages_four_stages_are_left_out() -> None:

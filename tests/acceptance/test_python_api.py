@@ -16,6 +16,7 @@ import pytest
 
 import apr_falsify as af
 from apr_falsify import api
+from apr_falsify.model.stages import Key
 from tests.acceptance.programs import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ TOKENS = (5, 6, 7, 9)
 
 def test_a_trace_in_memory_is_compared_with_a_model_on_its_own_tokens_and_layers() -> None:
     subject = af.capture(f"embedded:{TINY}", tokens=TOKENS, layers=range(1, 3))
-    key = (2, "ffn_gate")
+    key = Key(2, "ffn_gate")
     data = np.array(subject.stages[key].data)
     data[:, 3] *= 2
     wrong = replace(subject, stages={**subject.stages, key: replace(subject.stages[key], data=data)})

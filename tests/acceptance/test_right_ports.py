@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from apr_falsify.compare.layout import canonical
 from apr_falsify.formats.weights import open_model
+from apr_falsify.model.stages import Key
 from apr_falsify.oracle.capture import capture
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import Trace
@@ -65,7 +66,7 @@ def test_a_handed_port_is_accused_of_what_is_wrong_with_it_alone(case: str, tmp_
     expected = folder / "expected.json"
     truth = json.loads(expected.read_text())["truth"] if expected.exists() else []
     found = bisected(folder / model, folder / recording, tmp_path)
-    assert accused(found) == {(layer, name) for layer, name in truth}
+    assert accused(found) == {Key(layer, name) for layer, name in truth}
     assert (found.json["kind"], found.code) == (("several", 1) if truth else ("consistent", 0))
     assert told(found)
     if twin is not None:
@@ -190,7 +191,7 @@ def test_the_same_port_with_a_fault_is_located(name: str, checkpoint: Path, tmp_
 
     found = bisected(checkpoint, written(tmp_path, run_of(checkpoint, dtype), faulty), tmp_path)
     # ffn_swigl was computed from the sound silu.
-    assert accused(found) == {(1, "ffn_silu"), (1, "ffn_swigl"), (None, "lm_head")}
+    assert accused(found) == {Key(1, "ffn_silu"), Key(1, "ffn_swigl"), Key(None, "lm_head")}
 
 
 # --- bad input --------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def test_of_two_equal_layers_the_wrong_one_is_located(checkpoint: Path, tmp_path
         arrays["L2.ffn_up"] *= np.float32(1.01)
 
     wrong = bisected(model, written(tmp_path / "wrong", trace, wrong_in_2), tmp_path / "wrong")
-    assert accused(wrong) == {(2, "ffn_up"), (2, "ffn_swigl")}
+    assert accused(wrong) == {Key(2, "ffn_up"), Key(2, "ffn_swigl")}
 
 
 @pytest.mark.parametrize("ids", ["once", "in each row"])

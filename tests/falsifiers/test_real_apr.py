@@ -16,7 +16,7 @@ import pytest
 from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.metrics import compare_arrays
 from apr_falsify.formats.aprt import read_aprt
-from apr_falsify.model.stages import ATTENTION_SUBSTAGES, STAGES
+from apr_falsify.model.stages import ATTENTION_SUBSTAGES, APR_STAGES
 from tests.falsifiers.real_apr import Apr, contents, stages_it_knows, values
 
 pytestmark = pytest.mark.real_apr
@@ -39,7 +39,7 @@ SIZES = {
 def test_the_list_of_stages_that_it_prints_is_our_table_in_our_order(apr: Apr) -> None:
     said = apr.run("trace", "--payload", str(apr.model), "--save-tensor", "attn_softmaxx")
     assert said.returncode == 5
-    assert stages_it_knows(said.stderr + said.stdout) == list(STAGES)
+    assert stages_it_knows(said.stderr + said.stdout) == list(APR_STAGES)
 
 
 @pytest.mark.falsify_attn_sub_001

@@ -10,7 +10,7 @@ import pytest
 from apr_falsify.compare.bisection import Bisection, FindingType, Kind
 from apr_falsify.compare.localise import bisect
 from apr_falsify.formats.weights import open_model
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
@@ -311,6 +311,6 @@ def test_a_capture_changes_no_bit_of_what_llama_cpp_computes(smollm2: Path) -> N
     alone = subject_of(smollm2).capture(request, MemorySink())
     everything = Request(tokens=TOKENS, layers=range(30), stages=tuple(STAGES))
     watched = subject_of(smollm2).capture(everything, MemorySink())
-    key = (None, "lm_head")
+    key = Key(None, "lm_head")
     assert [*alone.stages] == [key]
     assert alone.stages[key].data.tobytes() == watched.stages[key].data.tobytes()

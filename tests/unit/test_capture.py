@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from apr_falsify.errors import LayerRangeError, OutputError, StageError, TokensError, TraceError
-from apr_falsify.model.stages import STAGES, Layout, Scope
+from apr_falsify.model.stages import STAGES, Key, Layout, Scope
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
 from apr_falsify.traces.provenance import Provenance
@@ -42,26 +42,26 @@ def test_every_stage_that_the_model_has_is_kept_in_forward_order() -> None:
     geometry = small_geometry()
     keys = request().keys(geometry)
     per_layer = [name for name in stages_of(geometry) if STAGES[name].scope is Scope.LAYER]
-    expected = [(0, "embedding")]
-    expected += [(layer, name) for layer in range(2) for name in per_layer]
-    assert list(keys) == [*expected, (None, "final_norm"), (None, "lm_head")]
+    expected = [Key(0, "embedding")]
+    expected += [Key(layer, name) for layer in range(2) for name in per_layer]
+    assert list(keys) == [*expected, Key(None, "final_norm"), Key(None, "lm_head")]
     assert len(per_layer) == 16
 
 
 def test_whole_model_stages_are_kept_only_where_all_layers_run() -> None:
-    assert (None, "lm_head") not in request(layers=range(1)).keys(small_geometry())
-    assert (None, "lm_head") not in request(layers=range(1, 2)).keys(small_geometry())
+    assert Key(None, "lm_head") not in request(layers=range(1)).keys(small_geometry())
+    assert Key(None, "lm_head") not in request(layers=range(1, 2)).keys(small_geometry())
 
 
 def test_the_embedding_belongs_to_layer_0_alone() -> None:
     keys = request(layers=range(1, 2), stages=("embedding", "attn_norm")).keys(small_geometry())
-    assert keys == ((1, "attn_norm"),)
+    assert keys == (Key(1, "attn_norm"),)
 
 
 def test_the_bias_stage_is_kept_only_where_the_model_has_a_bias() -> None:
     only = request(stages=("qkv_bias",), layers=range(1))
     assert only.keys(small_geometry()) == ()
-    assert only.keys(small_geometry(model_type="qwen2")) == ((0, "qkv_bias"),)
+    assert only.keys(small_geometry(model_type="qwen2")) == (Key(0, "qkv_bias"),)
 
 
 @pytest.mark.parametrize("layers", [range(0, 3), range(2, 3), range(-1, 1)])
@@ -89,7 +89,7 @@ def test_a_request_that_would_keep_nothing_is_refused(stages: tuple[str, ...]) -
 
 def test_in_memory_values_and_layouts_are_kept_as_they_are() -> None:
     sink = MemorySink()
-    sink.add((0, "attn_out"), BLOCK, (Layout.LAST_TOKEN,))
+    sink.add(Key(0, "attn_out"), BLOCK, (Layout.LAST_TOKEN,))
     trace = sink.finish(provenance=Provenance(runtime="x"), geometry=small_geometry(), tokens=TOKENS)
     assert trace.stages[0, "attn_out"].data is BLOCK
     assert trace.stages[0, "attn_out"].layout == (Layout.LAST_TOKEN,)
@@ -107,7 +107,7 @@ def test_a_finished_trace_stands_alone_in_its_place(tmp_path: Path) -> None:
 
 def test_nothing_is_in_its_place_before_it_is_finished(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "run") as writer:
-        writer.add((0, "attn_out"), BLOCK)
+        writer.add(Key(0, "attn_out"), BLOCK)
         assert not (tmp_path / "run").exists()
         (partial,) = tmp_path.iterdir()
         with pytest.raises(TraceError, match="did not finish"):
@@ -116,7 +116,7 @@ def test_nothing_is_in_its_place_before_it_is_finished(tmp_path: Path) -> None:
 
 def test_a_layout_is_written_and_read_back(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "run") as writer:
-        writer.add((0, "q_post_rope"), BLOCK.reshape(4, 5, 4), (Layout.HEAD_MAJOR,))
+        writer.add(Key(0, "q_post_rope"), BLOCK.reshape(4, 5, 4), (Layout.HEAD_MAJOR,))
         finish(writer)
     stage = read_trace(tmp_path / "run").stages[0, "q_post_rope"]
     assert stage.data.shape == (4, 5, 4)
@@ -136,7 +136,7 @@ def test_two_runs_write_identical_stage_files(tmp_path: Path) -> None:
 def test_an_interrupted_capture_leaves_nothing(tmp_path: Path, interruption: type[BaseException]) -> None:
     def interrupted() -> None:
         with TraceWriter(tmp_path / "new" / "folders" / "run") as writer:
-            writer.add((0, "attn_out"), BLOCK)
+            writer.add(Key(0, "attn_out"), BLOCK)
             raise interruption
 
     with pytest.raises(interruption):
@@ -146,7 +146,7 @@ def test_an_interrupted_capture_leaves_nothing(tmp_path: Path, interruption: typ
 
 def test_a_capture_that_never_finishes_leaves_nothing(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "run") as writer:
-        writer.add((0, "attn_out"), BLOCK)
+        writer.add(Key(0, "attn_out"), BLOCK)
     assert everything_under(tmp_path) == set()
 
 
@@ -173,7 +173,7 @@ def test_a_target_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> N
     (tmp_path / "rival").mkdir()
     (tmp_path / "rival" / "file").touch()
     with TraceWriter(tmp_path / "run") as writer:
-        writer.add((0, "attn_out"), BLOCK)
+        writer.add(Key(0, "attn_out"), BLOCK)
         (tmp_path / "rival").rename(tmp_path / "run")
         with pytest.raises(OutputError):
             finish(writer)
@@ -239,13 +239,14 @@ def test_the_trace_has_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
 _FILLING = """
 from pathlib import Path
 import numpy as np
+from apr_falsify.model.stages import Key
 from apr_falsify.traces.capture import TraceWriter
 from apr_falsify.errors import OutputError
 def fill(target, count):
     try:
         with TraceWriter(target) as writer:
             for layer in range(count):
-                writer.add((layer, "attn_out"), np.ones((500, 500), np.float32))
+                writer.add(Key(layer, "attn_out"), np.ones((500, 500), np.float32))
     except OutputError as error:
         print(error)
 """
@@ -290,9 +291,10 @@ def test_a_full_disk_ends_the_capture_with_nothing_left(small_disk: Path) -> Non
 _KILLED = """
 from pathlib import Path
 import numpy as np, time
+from apr_falsify.model.stages import Key
 from apr_falsify.traces.capture import TraceWriter
 with TraceWriter(Path(sys.argv[1])) as writer:
-    writer.add((0, "attn_out"), np.ones((5, 16), np.float32))
+    writer.add(Key(0, "attn_out"), np.ones((5, 16), np.float32))
     print("writing", flush=True)
     time.sleep(60)
 """
@@ -320,12 +322,12 @@ def test_a_killed_capture_leaves_nothing_that_is_accepted_and_the_next_one_sweep
 
 def test_what_a_living_capture_writes_is_not_swept(tmp_path: Path) -> None:
     with TraceWriter(tmp_path / "run") as first:
-        first.add((0, "attn_out"), BLOCK)
+        first.add(Key(0, "attn_out"), BLOCK)
         write_trace(tmp_path / "run2")
         with TraceWriter(tmp_path / "run") as second:
-            second.add((0, "attn_out"), BLOCK)
+            second.add(Key(0, "attn_out"), BLOCK)
         finish(first)
-    assert read_trace(tmp_path / "run").stages.keys() == {(0, "attn_out")}
+    assert read_trace(tmp_path / "run").stages.keys() == {Key(0, "attn_out")}
 
 
 def test_ctrl_c_in_a_running_capture_leaves_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.families import graph_of
 from apr_falsify.model.rope import Rope, rope_of_config
-from apr_falsify.model.stages import LAYER_INPUT, STAGES, Scope
+from apr_falsify.model.stages import LAYER_INPUT, STAGES, Key, Scope
 from apr_falsify.model.wiring import inputs_of, stages_of
 from apr_falsify.numerics.operand_rules import Operation
 from apr_falsify.operators.attention import attention, attention_scores, attention_softmax, visible_keys
@@ -303,29 +303,29 @@ def test_inputs_are_stages_that_exist_and_are_computed_before(knobs: dict[str, A
     geometry = small_geometry(**knobs)
     names = stages_of(geometry)
     per_layer = [name for name in names if STAGES[name].scope is Scope.LAYER]
-    done = {(0, "embedding")}
-    order = [(layer, name) for layer in range(geometry.layers) for name in per_layer]
-    for layer, name in [*order, (None, "final_norm"), (None, "lm_head")]:
+    done = {Key(0, "embedding")}
+    order = [Key(layer, name) for layer in range(geometry.layers) for name in per_layer]
+    for layer, name in [*order, Key(None, "final_norm"), Key(None, "lm_head")]:
         inputs = inputs_of(name, geometry, layer)
         assert set(inputs.values()) <= done, name
-        done.add((layer, name))
+        done.add(Key(layer, name))
     assert inputs_of("embedding", geometry, 0) == {}
 
 
 def test_a_stage_without_bias_reads_what_comes_before_it() -> None:
     geometry = small_geometry()
-    assert inputs_of("q_post_rope", geometry, 1) == {"qkv_bias": (1, "qkv_matmul")}
-    assert inputs_of("attention", geometry, 1)["qkv_bias"] == (1, "qkv_matmul")
+    assert inputs_of("q_post_rope", geometry, 1) == {"qkv_bias": Key(1, "qkv_matmul")}
+    assert inputs_of("attention", geometry, 1)["qkv_bias"] == Key(1, "qkv_matmul")
     biased = small_geometry(model_type="qwen2")
-    assert inputs_of("q_post_rope", biased, 1) == {"qkv_bias": (1, "qkv_bias")}
+    assert inputs_of("q_post_rope", biased, 1) == {"qkv_bias": Key(1, "qkv_bias")}
 
 
 def test_a_layers_input_is_the_embedding_or_the_layer_before() -> None:
     geometry = small_geometry()
-    assert inputs_of("attn_norm", geometry, 0) == {LAYER_INPUT: (0, "embedding")}
-    assert inputs_of("attn_norm", geometry, 1) == {LAYER_INPUT: (0, "post_ffn_residual")}
-    assert inputs_of("final_norm", geometry, None) == {"post_ffn_residual": (1, "post_ffn_residual")}
-    assert inputs_of("lm_head", geometry, None) == {"final_norm": (None, "final_norm")}
+    assert inputs_of("attn_norm", geometry, 0) == {LAYER_INPUT: Key(0, "embedding")}
+    assert inputs_of("attn_norm", geometry, 1) == {LAYER_INPUT: Key(0, "post_ffn_residual")}
+    assert inputs_of("final_norm", geometry, None) == {"post_ffn_residual": Key(1, "post_ffn_residual")}
+    assert inputs_of("lm_head", geometry, None) == {"final_norm": Key(None, "final_norm")}
 
 
 @pytest.mark.parametrize("name", ["qkv_bias", "moe_router"])

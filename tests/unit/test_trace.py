@@ -13,6 +13,7 @@ import pytest
 
 from apr_falsify.errors import AprtError, TraceError
 from apr_falsify.model.geometry import geometry_of_hf_dir
+from apr_falsify.model.stages import Key
 from apr_falsify.traces.capture import TraceWriter
 from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import (
@@ -66,7 +67,7 @@ def test_stages_are_mapped_and_not_read(run: Path) -> None:
 def test_nan_payloads_and_infinities_are_kept_bit_for_bit(tmp_path: Path) -> None:
     bits = np.array([0x7FC00001, 0xFF800000, 0x7F800000, 0xFFC12345] * 20, dtype=np.uint32)
     with TraceWriter(tmp_path / "run") as writer:
-        writer.add((1, "attn_out"), bits.view(np.float32).reshape(5, 16))
+        writer.add(Key(1, "attn_out"), bits.view(np.float32).reshape(5, 16))
         writer.finish(provenance=Provenance(runtime="test"), geometry=small_geometry(), tokens=TOKENS)
     data = read_trace(tmp_path / "run").stages[1, "attn_out"].data
     np.testing.assert_array_equal(np.asarray(data).view(np.uint32).ravel(), bits)
@@ -172,7 +173,7 @@ def test_a_stage_of_experts_in_a_model_without_is_refused(run: Path) -> None:
     path.write_bytes(b"APRT" + struct.pack("<II", 0, 2) + bytes(8))
     refusal_of(run, r"not in trace\.json")
     with pytest.raises(TraceError, match="moe_router") as refusal:
-        shaped(np.zeros(2, np.float32), (0, "moe_router"), (), small_geometry(), 5, path)
+        shaped(np.zeros(2, np.float32), Key(0, "moe_router"), (), small_geometry(), 5, path)
     assert refusal.value.where == str(path)
 
 

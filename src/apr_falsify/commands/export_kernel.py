@@ -13,9 +13,9 @@ from apr_falsify.compare.kernel_case import KernelCase, kernel_case, parse_place
 from apr_falsify.errors import AprFalsifyError, OutputError
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.traces.capture import MemorySink
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +72,12 @@ def export_kernel(place: str, run: Run, out: Path) -> str:
 
 def _layers(key: Key, geometry: Geometry) -> range:
     """Return the layers to run: of a stage of the whole model all, else its own."""
-    return range(geometry.layers) if key[0] is None else range(key[0], key[0] + 1)
+    return range(geometry.layers) if key.layer is None else range(key.layer, key.layer + 1)
 
 
 def _stages(key: Key, geometry: Geometry) -> tuple[str, ...]:
     """Return the stages to keep: that of ``key`` and those it is computed from."""
-    wanted = {key[1], *(name for _, name in sources_of(key, geometry).values())}
+    wanted = {key.stage, *(name for _, name in sources_of(key, geometry).values())}
     return tuple(name for name in STAGES if name in wanted)
 
 

@@ -21,14 +21,14 @@ from apr_falsify.exam.store import Store, remove
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Model, Weights, open_model
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.numerics.arithmetic import format_named
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.oracle.patch_names import PATCHED
 from apr_falsify.subjects.embedded import Step, as_defined, capture
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite
 from apr_falsify.traces.capture import Request, RunFacts, Sink, TraceWriter
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
@@ -95,7 +95,7 @@ def _wrong_step(seeded: tuple[Seeded, ...], geometry: Geometry, changes: dict[Ke
         each = at.get(key)
         if each is None or each.fault.formula is None:
             return right
-        scene = Scene(name=key[1], inputs=inputs, site=site, seed=each.seed)
+        scene = Scene(name=key.stage, inputs=inputs, site=site, seed=each.seed)
         wrong = each.fault.formula(scene)
         made = right + (wrong - right) * right.dtype.type(each.amount) if each.amount != 1 else wrong
         made = np.asarray(site.arithmetic.store.round(np.asarray(made, dtype=right.dtype)))

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from apr_falsify.compare.kernel_case import KernelCase
 from apr_falsify.formats.tensors import Tensor
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.traces.capture import WholeDirectory
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 SCHEMA = "apr-falsify/kernel/v1"
 KERNEL_JSON = "kernel.json"
@@ -103,7 +103,7 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...], kind: np.dtype[Any]) 
 
 
 def _place(key: Key) -> str:
-    return key[1] if key[0] is None else f"{key[1]} of layer {key[0]}"
+    return key.stage if key.layer is None else f"{key.stage} of layer {key.layer}"
 
 
 def _said(case: KernelCase, trace: Trace, files: list[dict[str, Any]]) -> dict[str, Any]:

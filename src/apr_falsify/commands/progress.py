@@ -11,9 +11,9 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.traces.capture import RunFacts, Sink
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 
 class ProgressSink:

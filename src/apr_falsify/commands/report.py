@@ -22,7 +22,7 @@ from apr_falsify.compare.findings import place
 from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import THRESHOLD, PublishedRule
 from apr_falsify.errors import ExitCode
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.traces.provenance import Provenance
 
 BISECTION_JSON = "bisection.json"
@@ -235,7 +235,7 @@ def _print_arithmetics(rows: Sequence[Row], console: Console) -> None:
     if found:
         told = ", ".join(f"{name} ({count})" for name, count in found.most_common())
         console.print(f"arithmetic of the products: {told}")
-    edges = [f"{place((row.layer, row.stage))} ({row.edges})" for row in rows if row.edges]
+    edges = [f"{place(Key(row.layer, row.stage))} ({row.edges})" for row in rows if row.edges]
     if edges:
         console.print(
             f"values on the edge between two 8-bit steps that fell to the other side: {', '.join(edges)}"

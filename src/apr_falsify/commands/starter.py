@@ -37,13 +37,13 @@ from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import APR_STAGES, STAGES, Layout, stored_shape
+from apr_falsify.model.stages import APR_STAGES, STAGES, Key, Layout, stored_shape
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.subjects.foreign import BF16_BITS, Dump
 from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, axis_sizes, mapped_stages
 from apr_falsify.subjects.mapping import LAYOUT_OF, MappingFile, StageMap
 from apr_falsify.traces.provenance import Provenance
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 
 _SWAPPED: Mapping[Layout, tuple[tuple[str, str], ...]] = {
     Layout.TRANSPOSED: (("tokens", "keys"), ("tokens", "hidden"), ("tokens", "ffn"), ("tokens", "qkv")),
@@ -269,7 +269,7 @@ def _solve(proposals: Sequence[Proposal], dump: Dump, known: Known, where: Path)
     oracle = _canonical(known)
     changed = {name: _changed(solved, trace, name) for _, name in stages}
     for proposal in proposals:
-        keys = [key for key in stages if key[1] == proposal.row.stage]
+        keys = [key for key in stages if key.stage == proposal.row.stage]
         for word in changed[proposal.row.stage]:
             _adopt(proposal, word, _is_proved(word, changed, stages, known.geometry))
         if not changed[proposal.row.stage]:
@@ -283,7 +283,7 @@ _UNKNOWN = "unknown"
 
 def _changed(solved: Trace, trace: Trace, name: str) -> tuple[Layout, ...]:
     """Return the words by which the solver's layout of a stage differs from the proposed one."""
-    key = next(key for key in trace.stages if key[1] == name)
+    key = next(key for key in trace.stages if key.stage == name)
     words = set(solved.stages[key].layout) ^ set(trace.stages[key].layout)
     return tuple(word for word in Layout if word in words)
 
@@ -300,14 +300,14 @@ def _is_proved(
         return True
     own = {name for name, words in changed.items() if word in words}
     fed = consumers(keys, geometry)
-    reached = {name for key, after in fed.items() if key[1] in own for _, name in after} - own
+    reached = {name for key, after in fed.items() if key.stage in own for _, name in after} - own
     return _PROOF[word] in reached if word in _PROOF else bool(reached)
 
 
 def _tell_replay(proposal: Proposal, keys: Sequence[Key], judged: Mapping[Key, Judged]) -> None:
     """Say whether a stage is what its own inputs make it, where the oracle's values do not support it."""
     known = [judged[key] for key in keys if key in judged and judged[key].fit is not None]
-    wrong = [entry.key[0] for entry in known if entry.in_error]
+    wrong = [entry.key.layer for entry in known if entry.in_error]
     if wrong:
         layers = ", ".join(str(layer) for layer in wrong if layer is not None)
         where = f" in layer {layers}" if layers else ""
@@ -356,7 +356,7 @@ def _doubt(
     if key not in oracle or _agrees(trace, key, trace.stages[key], oracle):
         return
     for word in _DOUBTED:
-        if key[1] not in LAYOUT_OF[word] or word in trace.stages[key].layout:
+        if key.stage not in LAYOUT_OF[word] or word in trace.stages[key].layout:
             continue
         array = _with(trace, key, word)
         if array is not None and _agrees(trace, key, array, oracle):
@@ -380,7 +380,7 @@ def _why_off(word: Layout, trace: Trace, key: Key, judged: Mapping[Key, Judged])
 def _with(trace: Trace, key: Key, word: Layout) -> StageArray | None:
     array = trace.stages[key]
     layout = (*array.layout, word)
-    shape = stored_shape(key[1], layout, trace.geometry.dims(len(trace.tokens)), array.data.size)
+    shape = stored_shape(key.stage, layout, trace.geometry.dims(len(trace.tokens)), array.data.size)
     return None if shape is None else StageArray(data=array.data.reshape(shape), layout=layout)
 
 
@@ -390,8 +390,8 @@ def _agrees(trace: Trace, key: Key, array: StageArray, oracle: Mapping[Key, F64]
         return True
     ours = canonical(array, key, trace.geometry, len(trace.tokens)).astype(np.float64)
     theirs = oracle[key]
-    if key[1] == "attn_scores":
+    if key.stage == "attn_scores":
         ours, theirs = np.tril(ours), np.tril(theirs)
     size = float(np.linalg.norm(theirs))
     scale = float(np.linalg.norm(ours)) / size if size else 1.0
-    return 1 - cosine(ours, theirs, key[1]) <= SAME and abs(scale - 1) <= _SAME_SCALE
+    return 1 - cosine(ours, theirs, key.stage) <= SAME and abs(scale - 1) <= _SAME_SCALE

@@ -17,11 +17,10 @@ import numpy.typing as npt
 
 from apr_falsify.commands.starter_names import ALIKE, UNMISTAKABLE, likeness
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Scope
+from apr_falsify.model.stages import STAGES, Key, Scope
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray
 from apr_falsify.subjects.mapped import FLOATS, WHOLE, rearranged
 from apr_falsify.subjects.mapping import QKV_PARTS, canonical_axes, factors
-from apr_falsify.traces.trace import Key
 
 F64 = npt.NDArray[np.float64]
 
@@ -254,7 +253,7 @@ def fits(place: Place, candidate: Candidate, layers: int | None) -> bool:
 def key_of(candidate: Candidate, place: Place) -> Key:
     """Return the layer and stage that the candidate's first array would be."""
     scope = STAGES[place.stage].scope
-    return (None if scope is Scope.MODEL else candidate.layer or 0), place.stage
+    return Key(None if scope is Scope.MODEL else candidate.layer or 0, place.stage)
 
 
 def oracle_part(values: F64, place: Place, geometry: Geometry) -> F64:

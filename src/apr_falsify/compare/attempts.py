@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from apr_falsify.errors import AprFalsifyError
-from apr_falsify.traces.trace import Key
+from apr_falsify.model.stages import Key
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")

@@ -42,9 +42,9 @@ from apr_falsify.compare.variations import (
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
 from apr_falsify.errors import ModelError
+from apr_falsify.model.stages import Key
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import Rule
-from apr_falsify.traces.trace import Key
 
 _T = TypeVar("_T")
 

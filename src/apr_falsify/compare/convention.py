@@ -24,8 +24,8 @@ from apr_falsify.compare.proof import helps, is_read, is_right, wrong
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import Layout, stored_shape
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.model.stages import Key, Layout, stored_shape
+from apr_falsify.traces.trace import StageArray, Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,11 +227,11 @@ def _plausible(
     if convention.word in FACTORS:
         return _may_be_folded(convention, trace, judged)
     resized = {name for one in trial if one.word not in _REORDERED for name in one.stages}
-    failing = [entry for entry in judged.values() if entry.key[1] in convention.stages and entry.in_error]
+    failing = [entry for entry in judged.values() if entry.key.stage in convention.stages and entry.in_error]
     if convention.word not in _REORDERED:
         return bool(failing)
     ratios = [
-        1.0 if entry.key[1] in resized else entry.introduced.norm_ratio
+        1.0 if entry.key.stage in resized else entry.introduced.norm_ratio
         for entry in failing
         if entry.introduced is not None
     ]
@@ -240,12 +240,12 @@ def _plausible(
 
 def _may_be_folded(convention: Convention, trace: Trace, judged: Mapping[Key, Judged]) -> bool:
     """Whether the convention's first stage is off by its factor, in a layer at least."""
-    first = [entry for entry in judged.values() if entry.key[1] == convention.stages[0]]
+    first = [entry for entry in judged.values() if entry.key.stage == convention.stages[0]]
     if convention.stages[0] not in ("q_post_rope", "k_post_rope"):  # of q, k and v only a part would be
         return any(entry.in_error or entry.fit is None for entry in first)
     factor = FACTORS[convention.word]
     return any(
-        abs(entry.introduced.norm_ratio / factor(trace.geometry, entry.key[0]) - 1) <= _SAME_NORM
+        abs(entry.introduced.norm_ratio / factor(trace.geometry, entry.key.layer) - 1) <= _SAME_NORM
         for entry in first
         if entry.in_error and entry.introduced is not None
     )
@@ -288,8 +288,8 @@ def _read_by(
     changed = stored_as(trace, trial)
     if changed is None:
         return None
-    layers = dict.fromkeys(key[0] for key in touched if not is_right(judged[key]))
-    sample = [key for key in touched if key[0] in list(layers)[:_SAMPLED]]
+    layers = dict.fromkeys(key.layer for key in touched if not is_right(judged[key]))
+    sample = [key for key in touched if key.layer in list(layers)[:_SAMPLED]]
     if not helpful and not _mends_one(changed, sample, judged, setting):
         return None
     again: dict[Key, Judged] = {}
@@ -324,7 +324,7 @@ def _touched(trace: Trace, trial: Iterable[Convention], keys: Sequence[Key]) -> 
     names = {name for convention in trial for name in convention.stages}
     through = any(convention.finding is FindingType.RECORDING for convention in trial)
     fed = consumers(keys, trace.geometry)
-    own = [key for key in keys if key[1] in names and key in trace.stages]
+    own = [key for key in keys if key.stage in names and key in trace.stages]
     after = [reader for key in own for reader in _readers(key, trace, fed, through)]
     return list(dict.fromkeys([*own, *after]))
 
@@ -346,8 +346,8 @@ def stored_as(trace: Trace, trial: Sequence[Convention]) -> Trace | None:
             words.setdefault(name, set()).add(convention.word)
     stages = dict(trace.stages)
     for key in trace.stages:
-        if key[1] in words:
-            array = _toggled(trace, key, words[key[1]])
+        if key.stage in words:
+            array = _toggled(trace, key, words[key.stage])
             if array is None:
                 return None
             stages[key] = array
@@ -357,7 +357,7 @@ def stored_as(trace: Trace, trial: Sequence[Convention]) -> Trace | None:
 def _toggled(trace: Trace, key: Key, words: set[Layout]) -> StageArray | None:
     array = trace.stages[key]
     layout = tuple(word for word in Layout if (word in array.layout) != (word in words))
-    shape = stored_shape(key[1], layout, trace.geometry.dims(len(trace.tokens)), array.data.size)
+    shape = stored_shape(key.stage, layout, trace.geometry.dims(len(trace.tokens)), array.data.size)
     return None if shape is None else StageArray(data=array.data.reshape(shape), layout=layout)
 
 

@@ -28,10 +28,9 @@ from apr_falsify.compare.attention_edges import Stage, mix_on_the_other_side, sc
 from apr_falsify.compare.crossing import NUDGE, of_rule
 from apr_falsify.compare.excess import EXPLAINED_SHARE
 from apr_falsify.compare.replay import Replayer, is_mixed
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.numerics.operand_rules import Operation, Rule
 from apr_falsify.operators.roundoff import LIMIT, Known
-from apr_falsify.traces.trace import Key
 
 F64 = npt.NDArray[np.float64]
 Stored = npt.NDArray[Any]
@@ -107,8 +106,8 @@ def _scores(
     stage: Stage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
 ) -> tuple[F64, int]:
     values = {role: known.value for role, known in inputs.items()}
-    operands = replayer.operands(key[0])
-    if key[1] == "attn_scores_uncapped":
+    operands = replayer.operands(key.layer)
+    if key.stage == "attn_scores_uncapped":
         operands = replace(operands, geometry=replace(operands.geometry, attn_softcap=None))
     return scores_on_the_other_side(stage, operands, values, rule)
 
@@ -117,7 +116,7 @@ def _mix(
     stage: Stage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
 ) -> tuple[F64, int]:
     values = {role: known.value for role, known in inputs.items()}
-    return mix_on_the_other_side(stage, replayer.operands(key[0]), values, rule)
+    return mix_on_the_other_side(stage, replayer.operands(key.layer), values, rule)
 
 
 _FINDERS = {Operation.PROJECTION: _rows, Operation.SCORES: _scores, Operation.MIX: _mix}
@@ -169,7 +168,7 @@ class _Rows:
 
     def _evaluated(self, inputs: F64) -> F64:
         """Return the stage of inputs [n, in] that are each a row of their own: [n, out]."""
-        alone = inputs[:, None] if "tokens" not in STAGES[self.key[1]].axes else inputs
+        alone = inputs[:, None] if "tokens" not in STAGES[self.key.stage].axes else inputs
         found = self.replayer.evaluate(self.key, {self.role: Known(value=alone)}, (self.rule,))
         return np.asarray(found.values[0])
 

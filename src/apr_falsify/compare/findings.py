@@ -13,9 +13,10 @@ from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
+from apr_falsify.model.stages import Key
 from apr_falsify.model.wiring import inputs_of
 from apr_falsify.numerics.operand_rules import Operation
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 FOREIGN_SHARE = 0.9
 """Share of all projections in error from which the weights, not the stages, are suspected."""
@@ -68,7 +69,7 @@ def source_findings(
 
     """
     replayer = replayer_of(trace, weights, arithmetic)
-    accumulated = {(row.layer, row.stage): row for row in rows}
+    accumulated = {Key(row.layer, row.stage): row for row in rows}
     fed = consumers(accumulated, trace.geometry)
     sources = [entry for entry in judged.values() if entry.in_error]
     search = Search(replayer, attempts)
@@ -97,8 +98,8 @@ def _source(
         sentences.append("the subject's own weights were not read: its weights may be wrong instead")
     return Finding(
         type=FindingType.SOURCE,
-        layer=entry.key[0],
-        stages=(*entry.composed, entry.key[1]),
+        layer=entry.key.layer,
+        stages=(*entry.composed, entry.key.stage),
         size=fit.residual,
         explanation="; ".join(sentences),
         advice=f"look at the code and the weights of {place(entry.key)}",
@@ -135,13 +136,13 @@ def differing_on_equal_inputs(
         Stage -> its row, and the largest accumulated difference of its inputs.
 
     """
-    known = {(row.layer, row.stage): row for row in rows if row.accumulated is not None}
+    known = {Key(row.layer, row.stage): row for row in rows if row.accumulated is not None}
     found = {}
     for key, row in known.items():
         entry = judged.get(key)
         if entry is None or entry.missing is None or entry.kind[0] is not Operation.ELEMENTWISE:
             continue
-        sources = list(inputs_of(key[1], geometry, key[0]).values())
+        sources = list(inputs_of(key.stage, geometry, key.layer).values())
         if not sources or any(source not in known for source in sources):
             continue
         inputs = max(_accumulated(known[source]) for source in sources)
@@ -159,8 +160,8 @@ def comparative_findings(found: Mapping[Key, tuple[Row, float]]) -> list[Finding
     return [
         Finding(
             type=FindingType.SOURCE,
-            layer=key[0],
-            stages=(key[1],),
+            layer=key.layer,
+            stages=(key.stage,),
             size=_accumulated(row),
             explanation=(
                 f"{place(key)} differs from the oracle's by {_accumulated(row):.1e} while what it is "
@@ -177,15 +178,15 @@ def invariant_findings(
 ) -> list[Finding]:
     """Return a finding for each unreplayable stage that breaks what holds without a reference."""
     broken = {
-        (violation.layer, violation.stage): violation
+        Key(violation.layer, violation.stage): violation
         for violation in invariants(trace, attempts)
         if (violation.layer, violation.stage) in judged
     }
     return [
         Finding(
             type=FindingType.SOURCE,
-            layer=key[0],
-            stages=(key[1],),
+            layer=key.layer,
+            stages=(key.stage,),
             size=violation.size,
             explanation=f"{place(key)} is wrong whatever its inputs were: {violation.sentence}",
             advice=f"look at the code of {place(key)}",
@@ -206,7 +207,7 @@ def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool, dtype: str)
         entry for entry in judged.values() if entry.kind[0] is Operation.PROJECTION and entry.fit is not None
     ]
     failing = [entry for entry in projections if entry.in_error]
-    stages = {entry.key[1] for entry in failing}
+    stages = {entry.key.stage for entry in failing}
     if len(projections) < FOREIGN_AT_LEAST or len(failing) < FOREIGN_SHARE * len(projections):
         return []
     if len(stages) < FOREIGN_AT_LEAST:
@@ -215,7 +216,7 @@ def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool, dtype: str)
     return [
         Finding(
             type=FindingType.NOT_THE_SUBJECTS_WEIGHTS,
-            stages=tuple(dict.fromkeys(entry.key[1] for entry in failing)),
+            stages=tuple(dict.fromkeys(entry.key.stage for entry in failing)),
             size=sizes[len(sizes) // 2],
             explanation=(
                 f"{len(failing)} of {len(projections)} projections differ from their replay, by "
@@ -244,11 +245,11 @@ def wrong_without_weights(judged: Mapping[Key, Judged]) -> dict[Key, Judged]:
         if entry.fit is not None
         and not entry.composed
         and entry.kind[0] is not Operation.PROJECTION
-        and key[1] != "embedding"
+        and key.stage != "embedding"
     }
     found: dict[Key, Judged] = {}
     for kept in (True, False):
-        sort = {key: entry for key, entry in simple.items() if (key[1] in _KEPT_IN_FULL) is kept}
+        sort = {key: entry for key, entry in simple.items() if (key.stage in _KEPT_IN_FULL) is kept}
         wrong = {key: entry for key, entry in sort.items() if entry.in_error}
         if len(wrong) < _FEW * len(sort):
             found |= wrong
@@ -272,8 +273,8 @@ def reference_findings(judged: Mapping[Key, Judged]) -> list[Finding]:
     return [
         Finding(
             type=FindingType.REFERENCE,
-            layer=first.key[0],
-            stages=(first.key[1],),
+            layer=first.key.layer,
+            stages=(first.key.stage,),
             size=first.fit.residual,
             explanation=(
                 f"the oracle's own trace fails its replay in {len(failing)} stages, first in "
@@ -292,7 +293,7 @@ def arithmetic_findings(judged: Mapping[Key, Judged]) -> list[Finding]:
         fit = entry.fit
         if fit is None or entry.in_error or (fit.rule is entry.expected and not entry.simulated):
             continue
-        groups.setdefault((entry.key[1], entry.expected.name, fit.rule.name, entry.simulated), []).append(
+        groups.setdefault((entry.key.stage, entry.expected.name, fit.rule.name, entry.simulated), []).append(
             entry
         )
     return [_arithmetic(*group, entries) for group, entries in groups.items()]
@@ -301,7 +302,7 @@ def arithmetic_findings(judged: Mapping[Key, Judged]) -> list[Finding]:
 def _arithmetic(
     stage: str, expected: str, observed: str, simulated: bool, entries: Sequence[Judged]
 ) -> Finding:
-    layers = [entry.key[0] for entry in entries]
+    layers = [entry.key.layer for entry in entries]
     sizes = [entry.fit.residual for entry in entries if entry.fit is not None]
     told = f"layers {', '.join(str(layer) for layer in layers)}" if layers != [None] else "the whole model"
     if simulated:
@@ -352,13 +353,16 @@ def unmeasured_findings(
 
     """
     covered = {
-        (key[0], name) for key, entry in judged.items() if entry.fit is not None for name in entry.composed
+        Key(key.layer, name)
+        for key, entry in judged.items()
+        if entry.fit is not None
+        for name in entry.composed
     }
     groups: dict[tuple[str, str, int | None], list[str]] = {}
     for row in rows:
         if row.verdict is Verdict.INTRODUCES:
             continue
-        reason = _reason(row, judged.get((row.layer, row.stage)), covered, absent)
+        reason = _reason(row, judged.get(Key(row.layer, row.stage)), covered, absent)
         if reason is not None:
             groups.setdefault((*reason, row.layer), []).append(row.stage)
     return [

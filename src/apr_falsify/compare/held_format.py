@@ -19,13 +19,13 @@ from apr_falsify.compare.seen_format import SIXTEEN_BITS, Seen, holds, seen_form
 from apr_falsify.errors import ModelError
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.families import graph_of, roles_at
-from apr_falsify.model.stages import in_forward_order
+from apr_falsify.model.stages import Key, in_forward_order
 from apr_falsify.model.wiring import inputs_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
 from apr_falsify.numerics.operand_rules import Operation
 from apr_falsify.operators.roundoff import UNIT
 from apr_falsify.operators.table import operator_of
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 Hypothesis = tuple[Finding, ...]
 """What would be told of a run if it were believed."""
@@ -98,8 +98,8 @@ def _wrong(held: Held, sample: Sequence[Key], arithmetic: str | None) -> set[Key
 def _sample(trace: Trace, keys: Sequence[Key]) -> list[Key]:
     """Return the captured stages of the first layers, all of them where none is of a layer."""
     captured = [key for key in keys if key in trace.stages]
-    layers = list(dict.fromkeys(key[0] for key in captured if key[0] is not None))[:_LAYERS]
-    return [key for key in captured if key[0] in layers] if layers else captured
+    layers = list(dict.fromkeys(key.layer for key in captured if key.layer is not None))[:_LAYERS]
+    return [key for key in captured if key.layer in layers] if layers else captured
 
 
 # --- hypotheses -------------------------------------------------------------------------------------

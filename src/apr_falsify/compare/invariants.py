@@ -22,7 +22,7 @@ from apr_falsify.compare.products import turning_noise
 from apr_falsify.compare.recorded_formats import saved_unit
 from apr_falsify.errors import TraceError
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.model.wiring import has_stage
 from apr_falsify.numerics.operand_rules import RULES, Operation, Rule
 from apr_falsify.operators.attention import visible_keys
@@ -142,7 +142,7 @@ def _checked(trace: Trace, layer: int, row: _Invariant, attempts: Attempts) -> C
 
     if why := row.applies(trace.geometry):
         return check(Outcome.NOT_APPLICABLE, why)
-    with attempts.trying(f"the invariant {row.name}", (layer, row.stage)), np.errstate(all="ignore"):
+    with attempts.trying(f"the invariant {row.name}", Key(layer, row.stage)), np.errstate(all="ignore"):
         try:
             found = row.measure(trace, layer)
         except _Unmeasured as reason:
@@ -154,13 +154,13 @@ def _checked(trace: Trace, layer: int, row: _Invariant, attempts: Attempts) -> C
 
 def _values(trace: Trace, layer: int, name: str) -> F64:
     """Return a stage with all its tokens, in canonical shape."""
-    array = trace.stages.get((layer, name))
+    array = trace.stages.get(Key(layer, name))
     if array is None:
         raise _Unmeasured(f"{name} was not captured")
     if Layout.LAST_TOKEN in array.layout and STAGES[name].axes[0] == "tokens" and len(trace.tokens) > 1:
         raise _Unmeasured(f"only the last token of {name} was captured")
     try:
-        values = canonical(array, (layer, name), trace.geometry, len(trace.tokens)).astype(np.float64)
+        values = canonical(array, Key(layer, name), trace.geometry, len(trace.tokens)).astype(np.float64)
     except TraceError as error:
         raise _Unmeasured(error.what) from error
     if not np.isfinite(values).any():

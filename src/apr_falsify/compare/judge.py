@@ -30,11 +30,11 @@ from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.recorded_formats import saved_unit, saved_words
 from apr_falsify.compare.replay import Missing, Replay, Replayer
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule, stated_rules
 from apr_falsify.operators.roundoff import LIMIT, UNIT, smallest_rounding
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 F64 = npt.NDArray[np.float64]
 Stored = npt.NDArray[Any]
@@ -197,7 +197,7 @@ def _first_look(replayer: Replayer, key: Key, attempts: Attempts) -> Judged:
     if not any(fit.explains for fit in fits):
         fits += _other_fits(replayer, key, subject, rules, attempts)
     plain, _ = comparable(replayer.trace, key, subject, found.values[0], found.sigma)
-    introduced = partial(compare_arrays, plain, subject, axes_of(key[1], replayer.trace.geometry))
+    introduced = partial(compare_arrays, plain, subject, axes_of(key.stage, replayer.trace.geometry))
     metrics = attempts.trying("the figures against the plain replay", key).made(introduced, None)
     return Judged(
         key=key,

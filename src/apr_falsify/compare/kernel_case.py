@@ -20,13 +20,13 @@ from apr_falsify.errors import LayerRangeError, ModelError, StageError
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Layout, Scope, stage
+from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Key, Layout, Scope, stage
 from apr_falsify.model.wiring import supplier_of
 from apr_falsify.operators.operator import Array, Lines
 from apr_falsify.operators.rotation import rope_frequencies
 from apr_falsify.operators.site import ModelSite
 from apr_falsify.operators.table import boundary_of, compute, operator_of, span_of
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 Values = npt.NDArray[Any]
 
@@ -85,12 +85,12 @@ def parse_place(text: str, geometry: Geometry) -> Key:
     if row.scope is Scope.MODEL:
         if at:
             raise LayerRangeError(f"{row.name} exists once in a model", expected=row.name)
-        key: Key = (None, row.name)
+        key: Key = Key(None, row.name)
     else:
         layer = int(digits or 0)
         geometry.check_layers(range(layer, layer + 1))
-        key = (layer, row.name)
-    if row.scope is Scope.FIRST_LAYER and key[0] != 0:
+        key = Key(layer, row.name)
+    if row.scope is Scope.FIRST_LAYER and key.layer != 0:
         raise LayerRangeError(f"{row.name} exists in layer 0 alone", expected=f"{row.name}@0")
     sources_of(key, geometry)
     return key
@@ -99,8 +99,8 @@ def parse_place(text: str, geometry: Geometry) -> Key:
 def sources_of(key: Key, geometry: Geometry) -> dict[str, Key]:
     """Return what a stage is computed from: name in the formula -> the stage that supplies it."""
     return {
-        argument: supplier_of(source, geometry, key[0])
-        for argument, source in boundary_of(span_of(key[1], geometry, key[0])).items()
+        argument: supplier_of(source, geometry, key.layer)
+        for argument, source in boundary_of(span_of(key.stage, geometry, key.layer)).items()
     }
 
 
@@ -117,7 +117,7 @@ def kernel_case(trace: Trace, weights: Weights | None, key: Key) -> KernelCase:
         ModelError: it needs weights, and there are none.
 
     """
-    name, geometry = key[1], trace.geometry
+    name, geometry = key.stage, trace.geometry
     suppliers = sources_of(key, geometry)
     inputs = {role: _captured(trace, key, source) for role, source in suppliers.items()}
     site = _Recording(key=key, weights=as_held(weights, trace), geometry=geometry, tokens=trace.tokens)
@@ -144,8 +144,8 @@ def kernel_case(trace: Trace, weights: Weights | None, key: Key) -> KernelCase:
 
 def formula_of(key: Key, geometry: Geometry) -> Lines:
     """Return the lines of NumPy that compute a stage, from the files alone, into a variable of its name."""
-    span = span_of(key[1], geometry, key[0])
-    return tuple(line for node in span for line in operator_of(node).text(node, geometry, key[0]))
+    span = span_of(key.stage, geometry, key.layer)
+    return tuple(line for node in span for line in operator_of(node).text(node, geometry, key.layer))
 
 
 def _captured(trace: Trace, key: Key, source: Key) -> Values:
@@ -154,15 +154,15 @@ def _captured(trace: Trace, key: Key, source: Key) -> Values:
     place = name if layer is None else f"{name} of layer {layer}"
     if array is None:
         raise StageError(
-            f"{key[1]} is computed from {place}, which was not captured",
+            f"{key.stage} is computed from {place}, which was not captured",
             where=trace.path,
             remedy=f"capture {place} too",
         )
     values = canonical(array, source, trace.geometry, len(trace.tokens))
     if Layout.LAST_TOKEN in array.layout and STAGES[name].axes[0] == "tokens":
-        if key[1] in _NEEDS_EVERY_TOKEN:
+        if key.stage in _NEEDS_EVERY_TOKEN:
             raise StageError(
-                f"{key[1]} needs every token, and of {place} only the last one's row was captured",
+                f"{key.stage} needs every token, and of {place} only the last one's row was captured",
                 where=trace.path,
                 remedy=f"capture {place} of all tokens",
             )
@@ -171,10 +171,10 @@ def _captured(trace: Trace, key: Key, source: Key) -> Values:
 
 
 def _difference(trace: Trace, key: Key, captured: Values, expected: npt.NDArray[np.float64]) -> Metrics:
-    last_only = captured.ndim < len(STAGES[key[1]].axes)
+    last_only = captured.ndim < len(STAGES[key.stage].axes)
     stored = captured[None] if last_only else captured
     wanted, _ = comparable(trace, key, stored, expected, expected)
-    return compare_arrays(wanted, stored, axes_of(key[1], trace.geometry))
+    return compare_arrays(wanted, stored, axes_of(key.stage, trace.geometry))
 
 
 def _constants(key: Key, geometry: Geometry, tokens: int) -> dict[str, Any]:
@@ -221,12 +221,12 @@ class _Recording:
 
     @property
     def layer(self) -> int | None:
-        return self.key[0]
+        return self.key.layer
 
     def _model(self) -> ModelSite:
         if self.weights is None:
             raise ModelError(
-                f"{self.key[1]} is computed with weights, and none can be read",
+                f"{self.key.stage} is computed with weights, and none can be read",
                 remedy="name the model: --oracle MODEL",
             )
         return ModelSite(weights=self.weights, layer=self.layer, tokens=self.tokens)

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.errors import TraceError
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Layout
+from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Key, Layout
 from apr_falsify.operators.attention import visible_keys
 from apr_falsify.operators.softcap import softcap
-from apr_falsify.traces.trace import Key, StageArray
+from apr_falsify.traces.trace import StageArray
 
 Array = npt.NDArray[Any]
 
@@ -100,7 +100,7 @@ def canonical(array: StageArray, key: Key, geometry: Geometry, tokens: int) -> A
         TraceError: the number of values fits no shape of this layout and geometry.
 
     """
-    name, words = key[1], _effective(array, key[1])
+    name, words = key.stage, _effective(array, key.stage)
     data = array.data
     for word, undo in _UNDO.items():
         if word in words:
@@ -130,16 +130,16 @@ def _sized(data: Array, name: str, shape: tuple[int, ...]) -> Array:
 
 def _token_major(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     """[heads, S, D] -> [S, heads * D]."""
-    width = geometry.dims(tokens)[STAGES[key[1]].axes[-1]]
-    heads = _sized(data, key[1], (width // geometry.head_dim, tokens, geometry.head_dim))
+    width = geometry.dims(tokens)[STAGES[key.stage].axes[-1]]
+    heads = _sized(data, key.stage, (width // geometry.head_dim, tokens, geometry.head_dim))
     return heads.swapaxes(0, 1).reshape(tokens, width)
 
 
 def _half_split(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     """Within each head, (0,1), (2,3) ... -> (0, R/2), (1, R/2 + 1) ... of the R that are rotated; v stays."""
-    width = geometry.dims(tokens)[STAGES[key[1]].axes[-1]]
-    split = np.array(_sized(data, key[1], (tokens, width)))
-    columns = _ROTARY_COLUMNS[key[1]](geometry)
+    width = geometry.dims(tokens)[STAGES[key.stage].axes[-1]]
+    split = np.array(_sized(data, key.stage, (tokens, width)))
+    columns = _ROTARY_COLUMNS[key.stage](geometry)
     heads = split[:, :columns].reshape(tokens, -1, geometry.head_dim)  # a view
     turned = geometry.rope.width(geometry.head_dim)
     pairs = np.array(heads[..., :turned]).reshape(tokens, -1, turned // 2, 2)
@@ -149,18 +149,20 @@ def _half_split(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array
 
 def _scaled(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     """q.k -> scaled q.k, in f64: rounding here would be taken for the runtime's."""
-    return softcap(np.multiply(data, geometry.attn_scale_at(key[0]), dtype=np.float64), geometry.attn_softcap)
+    return softcap(
+        np.multiply(data, geometry.attn_scale_at(key.layer), dtype=np.float64), geometry.attn_softcap
+    )
 
 
 def _unmultiplied(word: Layout) -> Callable[[Array, Key, Geometry, int], Array]:
     """Return what divides by the factor of ``word``, in f64; columns of v stay."""
 
     def undo(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
-        width = geometry.dims(tokens)[STAGES[key[1]].axes[-1]]
-        found = np.array(_sized(data, key[1], (tokens, width)), dtype=np.float64)
-        both = word in _BOTH or key[1] == "k_post_rope"
-        columns = _ROTARY_COLUMNS[key[1] if both else "q_post_rope"](geometry)
-        found[:, :columns] /= FACTORS[word](geometry, key[0])
+        width = geometry.dims(tokens)[STAGES[key.stage].axes[-1]]
+        found = np.array(_sized(data, key.stage, (tokens, width)), dtype=np.float64)
+        both = word in _BOTH or key.stage == "k_post_rope"
+        columns = _ROTARY_COLUMNS[key.stage if both else "q_post_rope"](geometry)
+        found[:, :columns] /= FACTORS[word](geometry, key.layer)
         return found
 
     return undo
@@ -168,10 +170,10 @@ def _unmultiplied(word: Layout) -> Callable[[Array, Key, Geometry, int], Array]:
 
 def _visible(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
     """Put zeros where no query may look; of a softmax only where no weight stands: any other is a fault."""
-    assert key[0] is not None
-    found = _sized(data, key[1], (geometry.heads, tokens, tokens))
-    used = visible_keys(tokens, geometry.windows[key[0]])
-    return np.where(used if key[1] in SCORES else used | np.isfinite(found), found, 0)
+    assert key.layer is not None
+    found = _sized(data, key.stage, (geometry.heads, tokens, tokens))
+    used = visible_keys(tokens, geometry.windows[key.layer])
+    return np.where(used if key.stage in SCORES else used | np.isfinite(found), found, 0)
 
 
 def _without_padding(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
@@ -179,7 +181,7 @@ def _without_padding(data: Array, key: Key, geometry: Geometry, tokens: int) -> 
     rows = geometry.heads * tokens
     if data.size % rows or data.size < rows * tokens:
         expected = f"{geometry.heads} heads x {tokens} tokens x at least {tokens} keys"
-        raise TraceError(f"the shape is {list(data.shape)}", where=key[1], expected=expected)
+        raise TraceError(f"the shape is {list(data.shape)}", where=key.stage, expected=expected)
     return data.reshape(geometry.heads, tokens, -1)[:, :, :tokens]
 
 
@@ -202,7 +204,7 @@ _UNDO: Mapping[Layout, Callable[[Array, Key, Geometry, int], Array]] = {
 
 def factor_of(key: Key, layout: Collection[Layout], geometry: Geometry) -> float:
     """Return what a stage laid out so was multiplied with before it was kept, in some columns at least."""
-    return math.prod(FACTORS[word](geometry, key[0]) for word in layout if word in FACTORS)
+    return math.prod(FACTORS[word](geometry, key.layer) for word in layout if word in FACTORS)
 
 
 _HELD: Mapping[Layout, Callable[[int, int | None], npt.NDArray[np.bool_]]] = {
@@ -248,9 +250,9 @@ def aligned(key: Key, oracle: StageArray, subject: StageArray, geometry: Geometr
 
     """
     sides = [canonical(side, key, geometry, tokens) for side in (oracle, subject)]
-    declared = [_effective(side, key[1]) for side in (oracle, subject)]
+    declared = [_effective(side, key.stage) for side in (oracle, subject)]
     words = declared[0] | declared[1]
-    axes = axes_of(key[1], geometry)
+    axes = axes_of(key.stage, geometry)
     if Layout.LAST_TOKEN in words:
         axes = axes.of_last_token()
         sides = [

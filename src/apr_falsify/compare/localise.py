@@ -53,7 +53,8 @@ from apr_falsify.compare.structure import (
 from apr_falsify.compare.weights import weights_findings
 from apr_falsify.errors import TraceError
 from apr_falsify.formats.weights import Weights
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.model.stages import Key
+from apr_falsify.traces.trace import Trace
 
 
 def bisect(
@@ -113,7 +114,7 @@ def bisect(
     rows = rows_of(keys, oracle, subject, judged, solved, attempts)
     broken = invariant_findings(subject, judged, attempts)
     unequal = differing_on_equal_inputs(rows, judged, oracle.geometry)
-    rows = accused(rows, {*unequal, *((finding.layer, finding.stages[0]) for finding in broken)})
+    rows = accused(rows, {*unequal, *(Key(finding.layer, finding.stages[0]) for finding in broken)})
     if not structural:
         _check_anything_compared(rows)
     foreign = foreign_weights(judged, subject_weights is not None, subject.provenance.dtype)

@@ -14,9 +14,9 @@ import numpy as np
 
 from apr_falsify.compare.judge import Judged
 from apr_falsify.compare.layout import FACTORS, canonical
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.operators.attention import visible_keys
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 
 def is_right(entry: Judged) -> bool:
@@ -58,11 +58,13 @@ def helps(
 
 def is_read(stages: Collection[str], judged: Mapping[Key, Judged], again: Mapping[Key, Judged]) -> bool:
     """Whether what is computed from ``stages`` was wrong and is right ``again``, which proves a factor."""
-    return any(key[1] not in stages and not is_right(judged[key]) and is_right(again[key]) for key in again)
+    return any(
+        key.stage not in stages and not is_right(judged[key]) and is_right(again[key]) for key in again
+    )
 
 
 def _of(stages: Collection[str], keys: Collection[Key]) -> list[Key]:
-    return [key for key in keys if key[1] in stages]
+    return [key for key in keys if key.stage in stages]
 
 
 def _readers_prove_it(
@@ -73,7 +75,7 @@ def _readers_prove_it(
     again: Mapping[Key, Judged],
 ) -> bool:
     """Whether what is computed from ``stages`` has its right size with the factor, and had not without."""
-    readers = [key for key in before if key[1] not in stages]
+    readers = [key for key in before if key.stage not in stages]
     gained = [_distance(judged[key]) - _distance(again[key]) for key in readers if key in after]
     mended = any(key not in after for key in readers)
     return all(gain >= -_SAME_SIZE for gain in gained) and (
@@ -104,7 +106,7 @@ def _is_much_nearer(before: Judged, after: Judged) -> bool:
 
 def _lacks_data(trace: Trace, key: Key) -> bool:
     """Whether zeros, or values that are not finite, stand where no query may look."""
-    assert key[0] is not None
+    assert key.layer is not None
     values = canonical(trace.stages[key], key, trace.geometry, len(trace.tokens))
-    hidden = values[:, ~visible_keys(len(trace.tokens), trace.geometry.windows[key[0]])]
+    hidden = values[:, ~visible_keys(len(trace.tokens), trace.geometry.windows[key.layer])]
     return bool(np.any((hidden == 0) | ~np.isfinite(hidden)))

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from apr_falsify.model.stages import Key
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import Operation
 from apr_falsify.operators.roundoff import UNIT, Known
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 
 def saved_words(trace: Trace) -> str:

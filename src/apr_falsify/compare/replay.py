@@ -22,7 +22,7 @@ from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.graph import Node
 from apr_falsify.model.shape import EXPERT_ROLES, Geometry
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.model.wiring import node_of, supplier_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
 from apr_falsify.numerics.operand_rules import AND, PLAIN, Operation, Rule, expected_rule
@@ -32,7 +32,7 @@ from apr_falsify.operators.operator import Array
 from apr_falsify.operators.roundoff import UNIT, Known, lost
 from apr_falsify.operators.roundoff import stored as rounded
 from apr_falsify.operators.table import boundary_of, compute, operation_of, operator_of, span_of
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 F64 = npt.NDArray[np.float64]
 
@@ -74,7 +74,7 @@ class Replay:
 
 def is_mixed(key: Key, geometry: Geometry) -> bool:
     """Whether a stage is part of a mixture of experts."""
-    return isinstance(operator_of(node_of(key[1], geometry, key[0])), MixtureOperator)
+    return isinstance(operator_of(node_of(key.stage, geometry, key.layer)), MixtureOperator)
 
 
 def roles_of(span: tuple[Node, ...]) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ class Replayer:
         if array is None:
             return None
         values = canonical(array, key, self.trace.geometry, len(self.trace.tokens))
-        if Layout.LAST_TOKEN in array.layout and STAGES[key[1]].axes[0] == "tokens":
+        if Layout.LAST_TOKEN in array.layout and STAGES[key.stage].axes[0] == "tokens":
             values = values[None]
         return values
 
@@ -142,7 +142,7 @@ class Replayer:
             place = "" if layer is None else f" of layer {layer}"
             place += " for every token" if missing.key in self.trace.stages else ""
             return Missing(what=f"{name}{place}", remedy=f"capture {name}{place} too")
-        if key[1] in RECOMPUTED.get(self.trace.provenance.runtime, ()):
+        if key.stage in RECOMPUTED.get(self.trace.provenance.runtime, ()):
             self._sigmas = {key: found.sigma}  # the next stage will ask for it; older ones are done with
         return found
 
@@ -150,7 +150,7 @@ class Replayer:
         """Return the number format of a projection's weights, ``""`` where that is not known."""
         if self.weights is None:
             return ""
-        tensors = (self.weights.find(role, key[0]) for role in roles_of(self.span(key)))
+        tensors = (self.weights.find(role, key.layer) for role in roles_of(self.span(key)))
         return _common(tensor.type for tensor in tensors if tensor is not None)
 
     def span(self, key: Key) -> tuple[Node, ...]:
@@ -162,7 +162,9 @@ class Replayer:
     def sources(self, key: Key) -> dict[str, Key]:
         """Return what a stage is computed from: argument -> the stage that supplies it."""
         boundary = boundary_of(self.span(key))
-        return {name: supplier_of(source, self.trace.geometry, key[0]) for name, source in boundary.items()}
+        return {
+            name: supplier_of(source, self.trace.geometry, key.layer) for name, source in boundary.items()
+        }
 
     def operation(self, key: Key) -> Operation:
         """Return how runtimes hold the operands of a stage."""
@@ -192,12 +194,12 @@ class Replayer:
     def _rows(self, key: Key) -> int:
         """Return of how many tokens a stage was captured: all of them, or the last one."""
         array = self.trace.stages.get(key)
-        alone = "tokens" not in STAGES[key[1]].axes or (array and Layout.LAST_TOKEN in array.layout)
+        alone = "tokens" not in STAGES[key.stage].axes or (array and Layout.LAST_TOKEN in array.layout)
         return 1 if alone else len(self.trace.tokens)
 
     def saved_format(self, key: Key) -> Format | None:
         """Return the format that a captured stage was rounded to when it was saved, ``None`` for its own."""
-        name = self.trace.provenance.saved_as.get(key[1])
+        name = self.trace.provenance.saved_as.get(key.stage)
         return None if name is None or key not in self.trace.stages else FORMATS[name]
 
     def unit_of(self, key: Key) -> float:
@@ -226,9 +228,9 @@ class Replayer:
             if self.saved_format(key) is not None and np.isinf(values).any():
                 raise NotCaptured(key)  # finite ones may have been saved so
             return Known(value=values, sigma=self._rounded_later(key, values))
-        if key[1] in ("post_ffn_residual", "post_attn_residual"):
+        if key.stage in ("post_ffn_residual", "post_attn_residual"):
             raise NotCaptured(key)  # a residual stream can be composed only by replaying whole layers
-        composed.append(key[1])
+        composed.append(key.stage)
         found = self._evaluated(key, self._inputs(key, composed, rows), (self.expected(key),), ())
         return Known(value=found.values[0], sigma=found.sigma)
 
@@ -247,7 +249,7 @@ class Replayer:
 
     def _recomputed(self, key: Key) -> F64 | None:
         """Return the rounding of a captured stage that is not the very tensor the runtime went on with."""
-        if key[1] not in RECOMPUTED.get(self.trace.provenance.runtime, ()) or self.weights is None:
+        if key.stage not in RECOMPUTED.get(self.trace.provenance.runtime, ()) or self.weights is None:
             return None
         if key not in self._sigmas:
             self._sigmas[key] = self._evaluated(
@@ -259,7 +261,7 @@ class Replayer:
         self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...], composed: tuple[str, ...]
     ) -> Replay:
         site = self._site(key, inputs, rules)
-        span = span_of(key[1], self.trace.geometry, key[0], inputs)
+        span = span_of(key.stage, self.trace.geometry, key.layer, inputs)
         operation = operation_of(span)
         operator = operator_of(span[-1])
         if isinstance(operator, MixtureOperator):
@@ -284,7 +286,7 @@ class Replayer:
         site = ReplaySite(
             weights=self.weights,
             geometry=self.trace.geometry,
-            layer=key[0],
+            layer=key.layer,
             tokens=self.trace.tokens,
             rules=rules,
         )
@@ -296,11 +298,11 @@ class Replayer:
     ) -> tuple[F64, F64]:
         """Return a stage without a product of weights under each rule, [rules, ...], and its sigma."""
         plain = {role: known.value for role, known in inputs.items()}
-        made = [self._computed(key[1], operation, plain, rule, site) for rule in site.rules]
+        made = [self._computed(key.stage, operation, plain, rule, site) for rule in site.rules]
         values = np.asarray(made[0][None] if len(made) == 1 else np.stack(made), dtype=np.float64)
-        sigma = rounding(key[1], inputs, values[0], site, self.store)
+        sigma = rounding(key.stage, inputs, values[0], site, self.store)
         for rule in site.rules:
-            sigma = np.hypot(sigma, self.operands(key[0]).noise(operation, plain, rule, values[0]))
+            sigma = np.hypot(sigma, self.operands(key.layer).noise(operation, plain, rule, values[0]))
         return values, np.asarray(sigma)
 
     def _computed(

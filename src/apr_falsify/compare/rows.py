@@ -13,8 +13,8 @@ from apr_falsify.compare.judge import BROKEN_DOWN, Judged
 from apr_falsify.compare.layout import aligned
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.structure import consumers, descendants, same_shapes, status_of
-from apr_falsify.model.stages import Layout
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.model.stages import Key, Layout
+from apr_falsify.traces.trace import Trace
 
 
 def rows_of(
@@ -40,7 +40,15 @@ def rows_of(
         [key for key, entry in judged.items() if entry.in_error], consumers(keys, subject.geometry)
     )
     return tuple(
-        _row(key, oracle, subject, judged.get(key), attempts, tainted=key in tainted, solved=key[1] in solved)
+        _row(
+            key,
+            oracle,
+            subject,
+            judged.get(key),
+            attempts,
+            tainted=key in tainted,
+            solved=key.stage in solved,
+        )
         for key in keys
     )
 
@@ -85,8 +93,8 @@ def _row(
         status = Status.NOT_REPLAYABLE
     fit = None if entry is None else entry.fit
     return Row(
-        layer=key[0],
-        stage=key[1],
+        layer=key.layer,
+        stage=key.stage,
         status=status,
         verdict=verdict,
         accumulated=metrics,

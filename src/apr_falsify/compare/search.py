@@ -44,7 +44,7 @@ class Search:
         assert entry.fit is not None
         subject = self.replayer.captured(entry.key)
         assert subject is not None
-        known = self._found.setdefault(entry.key[1], [])
+        known = self._found.setdefault(entry.key.stage, [])
         search = self.left > 0
         cause = explain(
             self.replayer,
@@ -83,5 +83,5 @@ class Search:
         assert subject is not None
         assert isinstance(found, Replay)
         expected, sigma = comparable(self.replayer.trace, entry.key, subject, found.values[0], found.sigma)
-        axes = axes_of(entry.key[1], self.replayer.trace.geometry)
+        axes = axes_of(entry.key.stage, self.replayer.trace.geometry)
         return error_sits(subject, expected, sigma, LIMIT, axes)

@@ -9,11 +9,11 @@ import numpy as np
 from apr_falsify.compare.products import product
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
+from apr_falsify.model.stages import Key
 from apr_falsify.numerics.operand_rules import PLAIN, Rule
 from apr_falsify.operators.linear import started_at
 from apr_falsify.operators.roundoff import F64, UNIT, Array, Ins
 from apr_falsify.operators.site import embedding
-from apr_falsify.traces.trace import Key
 
 
 class WeightsNeeded(Exception):

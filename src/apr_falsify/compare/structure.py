@@ -10,9 +10,9 @@ from apr_falsify.compare.bisection import Finding, FindingType, Status
 from apr_falsify.errors import TokensError
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Scope
+from apr_falsify.model.stages import STAGES, Key, Scope
 from apr_falsify.model.wiring import inputs_of, stages_of
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 SHAPING = (
     "layers",
@@ -191,13 +191,15 @@ def keys_to_judge(
     chosen = sorted({*oracle.layers, *subject.layers}) if layers is None else sorted(layers)
     wanted = set(STAGES if stages is None else stages)
     keys: list[Key] = [
-        (layer, name)
+        Key(layer, name)
         for layer in chosen
         for name, row in STAGES.items()
         if row.scope is Scope.LAYER or (row.scope is Scope.FIRST_LAYER and layer == 0)
     ]
-    keys += [(None, name) for name, row in STAGES.items() if row.scope is Scope.MODEL]
-    return [key for key in keys if key[1] in wanted and (not STAGES[key[1]].inner or key in subject.stages)]
+    keys += [Key(None, name) for name, row in STAGES.items() if row.scope is Scope.MODEL]
+    return [
+        key for key in keys if key.stage in wanted and (not STAGES[key.stage].inner or key in subject.stages)
+    ]
 
 
 def status_of(key: Key, oracle: Trace, subject: Trace) -> Status:
@@ -205,7 +207,7 @@ def status_of(key: Key, oracle: Trace, subject: Trace) -> Status:
     ours, theirs = key in oracle.stages, key in subject.stages
     if ours and theirs:
         return Status.COMPARED
-    if not ours and not theirs and key[1] not in stages_of(oracle.geometry, key[0]):
+    if not ours and not theirs and key.stage not in stages_of(oracle.geometry, key.layer):
         return Status.NOT_APPLICABLE
     if ours or theirs:
         lacking = subject if ours else oracle
@@ -232,8 +234,8 @@ def consumers(keys: Iterable[Key], geometry: Geometry) -> dict[Key, list[Key]]:
     """Return, for each stage, those of ``keys`` that are computed from it."""
     fed: dict[Key, list[Key]] = {}
     for key in keys:
-        if key[1] in stages_of(geometry, key[0]):
-            for source in inputs_of(key[1], geometry, key[0]).values():
+        if key.stage in stages_of(geometry, key.layer):
+            for source in inputs_of(key.stage, geometry, key.layer).values():
                 fed.setdefault(source, []).append(key)
     return fed
 

@@ -9,6 +9,7 @@ from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Ver
 from apr_falsify.compare.findings import place
 from apr_falsify.compare.structure import same_shapes
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.stages import Key
 from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import Trace
 
@@ -44,7 +45,7 @@ def _at(stage: str, layers: Sequence[int | None]) -> str:
     known = list(dict.fromkeys(layer for layer in layers if layer is not None))
     if len(known) > 1:
         return f" at layers {', '.join(map(str, known))} {stage}"
-    return f" at {place((layers[0], stage))}" if stage else ""
+    return f" at {place(Key(layers[0], stage))}" if stage else ""
 
 
 def breakdown_findings(noted: Sequence[Breakdown]) -> list[Finding]:
@@ -52,9 +53,9 @@ def breakdown_findings(noted: Sequence[Breakdown]) -> list[Finding]:
     return [
         Finding(
             type=FindingType.UNMEASURED,
-            layer=one.key[0],
-            stages=(one.key[1],),
-            explanation=f"{one.key[1]}: {one.what} broke down ({one.error})",
+            layer=one.key.layer,
+            stages=(one.key.stage,),
+            explanation=f"{one.key.stage}: {one.what} broke down ({one.error})",
             advice=_OUT_OF_MEMORY if one.memory else _DEFECT,
         )
         for one in noted

@@ -25,7 +25,7 @@ from apr_falsify.compare.systematic import Sums, sums_of, systematic
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import EXPERT_ROLES
-from apr_falsify.traces.trace import Key
+from apr_falsify.model.stages import Key
 
 F64 = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.floating]
@@ -163,7 +163,7 @@ def _findings(oracle: Weights, subject: Weights, role: str, layer: int | None) -
 def _key(role: str, layer: int | None) -> Key:
     """Return the (first) stage that uses a tensor."""
     stage = STAGE_OF_ROLE[role.partition(".")[0]]
-    return 0 if stage == "embedding" else layer, stage
+    return Key(0 if stage == "embedding" else layer, stage)
 
 
 _CONVERTED = "look at how the subject's file was converted"

@@ -32,9 +32,9 @@ from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.files import REPLAY_DIFFERS, Problem
 from apr_falsify.evidence.traces import SideTrace, as_problem
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.reading import flag, items, mapping, text, whole
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 SAME = (1e-9, 1e-12)
 """Relative and absolute difference of one figure summed twice over the same values."""
@@ -118,11 +118,11 @@ class _Row:
 def _row(value: object) -> _Row:
     data = mapping(value, "a stage")
     layer = data["layer"]
-    key = None if layer is None else whole(layer, "a layer"), text(data["stage"], "a stage's name")
-    if key[1] not in STAGES:
-        raise ValueError(f"the stage {key[1]!r:.80} is not of the table")
+    key = Key(None if layer is None else whole(layer, "a layer"), text(data["stage"], "a stage's name"))
+    if key.stage not in STAGES:
+        raise ValueError(f"the stage {key.stage!r:.80} is not of the table")
     status, verdict = Status(text(data["status"], "status")), Verdict(text(data["verdict"], "verdict"))
-    return _Row(key=key, row=Row(layer=key[0], stage=key[1], status=status, verdict=verdict), data=data)
+    return _Row(key=key, row=Row(layer=key.layer, stage=key.stage, status=status, verdict=verdict), data=data)
 
 
 def _finding(value: object) -> Finding:
@@ -174,8 +174,8 @@ def _derived(
 def _published(rows: Sequence[_Row]) -> dict[str, Any]:
     cosines: dict[int, dict[str, float | None]] = {}
     for one in rows:
-        if one.key[0] is not None and one.row.status is not Status.NOT_APPLICABLE:
-            cosines.setdefault(one.key[0], {})[one.key[1]] = one.cosine
+        if one.key.layer is not None and one.row.status is not Status.NOT_APPLICABLE:
+            cosines.setdefault(one.key.layer, {})[one.key.stage] = one.cosine
     measured = {layer: found for layer, found in cosines.items() if set(found.values()) != {None}}
     layers = [published_rule(layer, found).to_json() for layer, found in measured.items()]
     first = layers[0] if layers else {"chain": [], "cosines": [], "crossings": []}
@@ -236,9 +236,9 @@ def _accumulated(file: str, rows: Sequence[_Row], traces: tuple[Trace, Trace] | 
 
 def _complete(file: str, rows: Sequence[_Row], oracle: Trace, subject: Trace, count: Count) -> None:
     """Whether every stage that both sides hold is compared, in the layers that are: none is left out."""
-    layers = {one.key[0] for one in rows}
+    layers = {one.key.layer for one in rows}
     told = {one.key for one in rows if one.data["accumulated"] is not None}
-    both = [key for key in oracle.stages if key in subject.stages and key[0] in layers]
+    both = [key for key in oracle.stages if key in subject.stages and key.layer in layers]
     comparable = same_shapes(oracle.geometry, subject.geometry)
     lacking = [f"{stage} of layer {layer}" for layer, stage in both if (layer, stage) not in told]
     holds = not (comparable and lacking)
@@ -387,6 +387,6 @@ def _again(
         subject if weights != (None, None) else read_again(subject, None, findings).trace,
         weights=weights[0],
         subject_weights=weights[1],
-        layers=sorted({one.key[0] for one in rows if one.key[0] is not None}),
-        stages=tuple(dict.fromkeys(one.key[1] for one in rows)),
+        layers=sorted({one.key.layer for one in rows if one.key.layer is not None}),
+        stages=tuple(dict.fromkeys(one.key.stage for one in rows)),
     )

@@ -11,11 +11,11 @@ from typing import Any
 from apr_falsify.errors import AprFalsifyError, TraceError
 from apr_falsify.evidence.files import Problem, json_bytes, load_json, sha256
 from apr_falsify.formats.aprt import parse_aprt, write_aprt
+from apr_falsify.model.stages import Key
 from apr_falsify.reading import mapping
 from apr_falsify.traces.trace import (
     SCHEMA,
     TRACE_JSON,
-    Key,
     Listed,
     StageArray,
     Trace,
@@ -53,7 +53,7 @@ def files_of(trace: Trace, side: str, *, values: bool) -> dict[str, bytes]:
     stages: dict[Key, StageArray] = {}
     for key, array in trace.stages.items():
         file = io.BytesIO()
-        digest = write_aprt(file, array.data, key[0])
+        digest = write_aprt(file, array.data, key.layer)
         stages[key] = replace(array, sha256=digest)
         if values:
             files[f"{side}/{relative_path(key)}"] = file.getvalue()
@@ -93,7 +93,7 @@ def _stage(data: bytes, name: str, entry: Listed, trace: Trace) -> StageArray:
     if sha256(data) != entry.sha256:
         raise TraceError("its sha256 is not the one that trace.json gives", where=name)
     file = parse_aprt(data, where)
-    if file.layer != entry.key[0]:
+    if file.layer != entry.key.layer:
         raise TraceError("its header names another layer than its path", where=name)
     values = shaped(file.values, entry.key, entry.layout, trace.geometry, len(trace.tokens), where)
     if values.shape != entry.shape:

@@ -16,8 +16,9 @@ from apr_falsify.exam.seeding.tensors import Bench, Place
 from apr_falsify.exam.store import Store
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
+from apr_falsify.model.stages import Key
 from apr_falsify.traces.capture import Request, Sink
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 F32 = npt.NDArray[np.float32]
 

@@ -19,7 +19,7 @@ from apr_falsify.exam.seeding import places as p
 from apr_falsify.exam.seeding import tensors as t
 from apr_falsify.exam.seeding.scene import Formula
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Scope
+from apr_falsify.model.stages import STAGES, Key, Scope
 from apr_falsify.model.wiring import has_stage, node_of, stages_of
 
 
@@ -63,7 +63,7 @@ class Fault:
         present = set(stages_of(geometry))
         return present.issuperset(self.stages) and all(NEEDS[need](geometry) for need in self.needs)
 
-    def truth(self, geometry: Geometry, layer: int) -> tuple[tuple[int | None, str], ...]:
+    def truth(self, geometry: Geometry, layer: int) -> tuple[Key, ...]:
         """Return the stages that are wrong where the fault is put into ``layer``, in forward order."""
         layers: Mapping[Spread, tuple[int | None, ...]] = {
             Spread.ONE: (layer,),
@@ -73,7 +73,7 @@ class Fault:
         places = [(n, name) for n in layers[self.spread] for name in self.stages if _in(name, n)]
         if self.spread is not Spread.ONE:
             places += [(None, name) for name in self.stages if STAGES[name].scope is Scope.MODEL]
-        return tuple(dict.fromkeys((0 if name == "embedding" else n, name) for n, name in places))
+        return tuple(dict.fromkeys(Key(0 if name == "embedding" else n, name) for n, name in places))
 
 
 def _in(name: str, layer: int | None) -> bool:

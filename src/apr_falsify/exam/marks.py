@@ -10,7 +10,7 @@ from typing import Self
 
 from apr_falsify.compare.bisection import Bisection, Finding, FindingType
 from apr_falsify.exam.cases import Case
-from apr_falsify.traces.trace import Key
+from apr_falsify.model.stages import Key
 
 
 class Mark(StrEnum):
@@ -59,7 +59,7 @@ class Answer:
 
 def named(finding: Finding, truth: set[Key]) -> list[Key]:
     """Return the stages that ``finding`` names."""
-    places: list[Key] = [(finding.layer, name) for name in finding.stages]
+    places: list[Key] = [Key(finding.layer, name) for name in finding.stages]
     within = [key for key in places if key in truth]
     return within if within and finding.type is not FindingType.NOT_THE_SUBJECTS_WEIGHTS else places
 
@@ -100,10 +100,10 @@ def published_mark(result: Bisection, truths: Sequence[set[Key]]) -> Mark:
     if not crossing:
         return Mark.MISSED if truths else Mark.LOCATED
     if len(truths) > 1:
-        into: set[Key] = {(rule.layer, after) for rule in crossing for _, after in rule.crossings}
+        into: set[Key] = {Key(rule.layer, after) for rule in crossing for _, after in rule.crossings}
         right = all(into & truth for truth in truths) and into <= {key for truth in truths for key in truth}
         return Mark.LOCATED if right else Mark.WRONG
     first = min(crossing, key=lambda rule: rule.layer)
-    place: Key = (first.layer, first.crossings[0][1])
+    place: Key = Key(first.layer, first.crossings[0][1])
     right = len(first.crossings) == 1 and any(place in truth for truth in truths)
     return Mark.LOCATED if right else Mark.WRONG

@@ -14,7 +14,7 @@ from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.texts import TEXTS
 from apr_falsify.exam.trial import Outcome
-from apr_falsify.traces.trace import Key
+from apr_falsify.model.stages import Key
 
 Recipe = dict[str, Any]
 
@@ -122,4 +122,4 @@ def outcome_of(case: Case, told: Mapping[str, Any]) -> Outcome:
 
 
 def _keys(listed: list[list[Any]]) -> tuple[Key, ...]:
-    return tuple((layer, name) for layer, name in listed)
+    return tuple(Key(layer, name) for layer, name in listed)

@@ -22,11 +22,11 @@ from apr_falsify.exam.cases import Case, Host, Ran
 from apr_falsify.exam.marks import Answer, Mark, explained, mark_of, published_mark
 from apr_falsify.exam.material import Material
 from apr_falsify.exam.store import Store
-from apr_falsify.model.stages import APR_STAGES
+from apr_falsify.model.stages import APR_STAGES, Key
 from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.operators.roundoff import LIMIT
 from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
-from apr_falsify.traces.trace import Key, Trace, read_trace
+from apr_falsify.traces.trace import Trace, read_trace
 
 F64 = npt.NDArray[np.float64]
 

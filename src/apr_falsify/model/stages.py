@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from apr_falsify.errors import LayerRangeError, StageError, nearest
 
@@ -18,6 +19,19 @@ _MAX_LAYER = 2**32 - 2  # what an APRT header can hold; the next number means th
 
 LAYER_INPUT = "layer_input"
 """What enters a layer: ``embedding`` in layer 0, else the layer before's ``post_ffn_residual``."""
+
+
+class Key(NamedTuple):
+    """A stage of one layer, or of the whole model.
+
+    Attributes:
+        layer: the layer, ``None`` for a stage of the whole model.
+        stage: its name.
+
+    """
+
+    layer: int | None
+    stage: str
 
 
 class Scope(StrEnum):

@@ -8,7 +8,7 @@ from apr_falsify.errors import StageError
 from apr_falsify.model.families import family_of, graph_of
 from apr_falsify.model.graph import Node
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import LAYER_INPUT, STAGES, Scope
+from apr_falsify.model.stages import LAYER_INPUT, STAGES, Key, Scope
 
 
 def stages_of(geometry: Geometry, layer: int | None = None) -> tuple[str, ...]:
@@ -49,17 +49,17 @@ def in_order_of_computation(names: Iterable[str], geometry: Geometry, layer: int
     return tuple(name for name in graph_of(geometry).at(layer) if name in wanted)
 
 
-def inputs_of(name: str, geometry: Geometry, layer: int | None) -> dict[str, tuple[int | None, str]]:
+def inputs_of(name: str, geometry: Geometry, layer: int | None) -> dict[str, Key]:
     """Return what stage ``name`` is computed from: input name -> the (layer, stage) that supplies it."""
     node = node_of(name, geometry, layer)
     return {argument: supplier_of(source, geometry, layer) for argument, source in node.inputs.items()}
 
 
-def supplier_of(source: str, geometry: Geometry, layer: int | None) -> tuple[int | None, str]:
+def supplier_of(source: str, geometry: Geometry, layer: int | None) -> Key:
     """Return the (layer, stage) that a node of ``layer`` means by ``source``."""
     if source == LAYER_INPUT:
         assert layer is not None
-        return (0, "embedding") if layer == 0 else (layer - 1, "post_ffn_residual")
+        return Key(0, "embedding") if layer == 0 else Key(layer - 1, "post_ffn_residual")
     if layer is None and STAGES[source].scope is not Scope.MODEL:
-        return geometry.layers - 1, source
-    return layer, source
+        return Key(geometry.layers - 1, source)
+    return Key(layer, source)

@@ -16,7 +16,7 @@ from typing import Any
 from apr_falsify.errors import FamilyError, nearest
 from apr_falsify.model.families import family_of, place_of, shape_of_role
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import SEEN_BY_ATTENTION
+from apr_falsify.model.stages import SEEN_BY_ATTENTION, Key
 from apr_falsify.oracle.libraries import attention_functions, torch
 from apr_falsify.oracle.taps import (
     Take,
@@ -28,7 +28,6 @@ from apr_falsify.oracle.taps import (
     qkv_modules,
     taps_of,
 )
-from apr_falsify.traces.trace import Key
 
 Emit = Callable[[Key, torch.Tensor], None]
 """Takes a stage in its canonical shape; the tensor may be a view of one that nobody changes any more."""
@@ -89,7 +88,7 @@ def _layer_hooks(
     taps: dict[str, list[tuple[Key, Take]]] = {}
     for stage, path, pick in taps_of(geometry, layer):
         if stage in names:
-            taps.setdefault(path, []).append(((layer, stage), pick))
+            taps.setdefault(path, []).append((Key(layer, stage), pick))
     for path, here in taps.items():
         yield path, partial(_see, emit, tuple(here))
     if not {"qkv_matmul", "qkv_bias"}.isdisjoint(names):
@@ -115,12 +114,12 @@ class _Projections:
         self._transposed = "q" in family_of(geometry).transposed
         self._order = canonical_columns(geometry, {part: shape_of_role(part, geometry)[0] for part in "qkv"})
         self._parts: dict[Key, list[torch.Tensor]] = {
-            (layer, name): [] for name in ("qkv_matmul", "qkv_bias") if name in names
+            Key(layer, name): [] for name in ("qkv_matmul", "qkv_bias") if name in names
         }
 
     def see(self, module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         for key, parts in self._parts.items():
-            plain = key[1] == "qkv_matmul" and module.bias is not None
+            plain = key.stage == "qkv_matmul" and module.bias is not None
             parts.append(self._without_bias(module, args[0]) if plain else output)
             if len(parts) == self._modules:
                 joined = (torch.cat(parts, dim=-1) if self._modules > 1 else parts[0])[0]
@@ -142,9 +141,9 @@ def _end_hooks(
 ) -> Iterator[tuple[torch.nn.Module, _Hook]]:
     """Give the hooks after the last layer; logits are the whole model's output."""
     places: Mapping[Key, tuple[torch.nn.Module, str, _Hook]] = {
-        (None, "final_norm"): (decoder, final_norm_of(geometry), _see_rows),
-        (None, "lm_head"): (module, "", _see_last_logits),
-        (None, "lm_head_proj"): (module, "lm_head", _see_last_row),
+        Key(None, "final_norm"): (decoder, final_norm_of(geometry), _see_rows),
+        Key(None, "lm_head"): (module, "", _see_last_logits),
+        Key(None, "lm_head_proj"): (module, "lm_head", _see_last_row),
     }
     for key, (owner, path, see) in places.items():
         if key in wanted:
@@ -174,10 +173,10 @@ def _replace_attention(
 
     The config that the model shares stays as it is: it also decides which mask the whole model builds.
     """
-    wanted = {(layer, name) for layer in names for name in SEEN_BY_ATTENTION if name in names[layer]}
+    wanted = {Key(layer, name) for layer in names for name in SEEN_BY_ATTENTION if name in names[layer]}
     own = f"apr_falsify_{next(_numbers)}"
     copies: dict[int, Any] = {}
-    for layer in dict.fromkeys(layer for layer, _ in wanted):
+    for layer in dict.fromkeys(key.layer for key in wanted if key.layer is not None):
         attention: Any = decoder.get_submodule(f"{layer_of(geometry, layer)}.{attention_of(geometry)}")
         original = attention.config
         if id(original) not in copies:
@@ -221,7 +220,7 @@ def _eager(
     def see(name: str, values: torch.Tensor) -> None:
         if (module.layer_idx, name) in wanted:
             values = values[0]
-            emit((module.layer_idx, name), half_split(values) if name.endswith("rope") else values)
+            emit(Key(module.layer_idx, name), half_split(values) if name.endswith("rope") else values)
 
     groups = getattr(module, "num_key_value_groups", 1)
     see("q_post_rope", query.transpose(1, 2).flatten(2))

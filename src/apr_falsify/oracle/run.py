@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from apr_falsify.errors import LayerRangeError, ModelError
 from apr_falsify.formats.weights import Model
+from apr_falsify.model.stages import Key
 from apr_falsify.oracle.libraries import device_named, dtype_named, torch, transformers
 from apr_falsify.oracle.loading import load_module
 from apr_falsify.oracle.probe import probed
@@ -17,7 +18,7 @@ from apr_falsify.oracle.tokenizer import decode
 from apr_falsify.traces.capture import Request, Sink, source_commit
 from apr_falsify.traces.identity import driver_of, model_sha256, name_of
 from apr_falsify.traces.provenance import Provenance, utc_now
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 FloatArray = npt.NDArray[np.floating[Any]]
 

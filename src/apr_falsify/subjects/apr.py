@@ -23,7 +23,7 @@ from apr_falsify.errors import (
 )
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.apr_import import imported, source_files
 from apr_falsify.subjects.apr_program import EXITS, REMEDY, TOKENS, known_stages, version_of, why_no_tokens
@@ -36,7 +36,7 @@ from apr_falsify.subjects.recorded import APR_PROMPT
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.identity import difference, model_sha256, name_of, start_hashing
 from apr_falsify.traces.provenance import Provenance, utc_now
-from apr_falsify.traces.trace import Key, Trace, read_stage, relative_path, scan, shaped
+from apr_falsify.traces.trace import Trace, read_stage, relative_path, scan, shaped
 
 _DEVICE = re.compile(r"^\s*(?:Device|Backend):\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 
@@ -224,11 +224,11 @@ class AprRun:
         files = self._files()
         unwritten: list[Key] = []
         unfit: list[Key] = []
-        keys = [key for key in request.keys(self.geometry) if key[1] not in self.absent]
+        keys = [key for key in request.keys(self.geometry) if key.stage not in self.absent]
         layouts = declaration("apr", self.version).layout(self.subject.interleaved)
         argmax = None
         for key in keys:
-            layout = layouts.get(key[1], ())
+            layout = layouts.get(key.stage, ())
             if key not in files:
                 unwritten.append(key)
                 continue
@@ -259,7 +259,7 @@ class AprRun:
             files = scan(self.stages)
         except TraceError as error:
             raise self._unusable(os.path.relpath(error.where or "", self.stages), error) from error
-        if strange := [key for key in files if key[0] is not None and key[0] >= self.geometry.layers]:
+        if strange := [key for key in files if key.layer is not None and key.layer >= self.geometry.layers]:
             expected = f"layers 0 to {self.geometry.layers - 1}"
             raise self._failed(f"wrote {relative_path(strange[0])}, of a layer that is none", expected)
         return files

@@ -11,7 +11,7 @@ from apr_falsify import __version__
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.families import graph_of
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.model.wiring import supplier_of
 from apr_falsify.numerics.arithmetic import format_named
 from apr_falsify.operators.operator import Array, Inputs
@@ -22,7 +22,7 @@ from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite, arithmetic_name
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.identity import difference, driver_of, model_sha256, name_of, same_family_file
 from apr_falsify.traces.provenance import Provenance, utc_now
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 Step = Callable[[Key, Inputs, RuntimeSite], Array]
 """Computes one stage at one place from its inputs."""
@@ -30,7 +30,7 @@ Step = Callable[[Key, Inputs, RuntimeSite], Array]
 
 def as_defined(key: Key, inputs: Inputs, site: RuntimeSite) -> Array:
     """Compute a stage as its operators define it."""
-    return site.run(key[1], inputs)
+    return site.run(key.stage, inputs)
 
 
 def capture(
@@ -67,12 +67,12 @@ def capture(
     values: dict[Key, Array] = {}
     logits: Array | None = None
     for key in forward_order(model, request):
-        if values and key[0] is not None and key[0] not in {layer for layer, _ in values}:
+        if values and key.layer is not None and key.layer not in {layer for layer, _ in values}:
             _forget(values, key)
         values[key] = run_stage(model, request.tokens, values, key, chosen, step)
         if key in wanted:
             sink.add(key, values[key])
-        if key == (None, "lm_head"):
+        if key == Key(None, "lm_head"):
             logits = values[key]
     return sink.finish(
         provenance=_provenance(model, request, chosen, logits),
@@ -86,7 +86,7 @@ def forward_order(model: Model, request: Request) -> list[Key]:
     graph, wanted = graph_of(model.geometry), set(request.keys(model.geometry))
     places: list[int | None] = [*range(request.layers.stop), None]
     order: list[Key] = [
-        (layer, name)
+        Key(layer, name)
         for layer in places
         for name in graph.at(layer)
         if not STAGES[name].inner or (layer, name) in wanted
@@ -115,9 +115,9 @@ def run_stage(
 
 def _forget(values: dict[Key, Array], key: Key) -> None:
     """Drop what no later stage reads: all but the residual stream that enters this layer."""
-    layer = key[0]
+    layer = key.layer
     assert layer is not None
-    source = (0, "embedding") if layer == 0 else (layer - 1, "post_ffn_residual")
+    source = Key(0, "embedding") if layer == 0 else Key(layer - 1, "post_ffn_residual")
     kept = values[source]
     values.clear()
     values[source] = kept

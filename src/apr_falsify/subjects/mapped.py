@@ -17,7 +17,7 @@ import numpy.typing as npt
 from apr_falsify import __version__
 from apr_falsify.errors import TokensError, TraceError, nearest
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Layout, Scope
+from apr_falsify.model.stages import STAGES, Key, Layout, Scope
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray, read_dump
@@ -34,7 +34,7 @@ from apr_falsify.subjects.mapping import (
     read_mapping,
 )
 from apr_falsify.traces.provenance import Provenance, utc_now
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 
 F32 = npt.NDArray[np.float32]
 
@@ -77,7 +77,7 @@ def read_mapped(target: Target, mapping_path: Path) -> Trace:
     unused = reader.unused
     if not stages:
         raise TraceError("it names no stage", where=said.path, expected="stages: {STAGE: {from: NAME}}")
-    embedded = stages.get((0, "embedding"))
+    embedded = stages.get(Key(0, "embedding"))
     rows = None if embedded is None or Layout.LAST_TOKEN in embedded.layout else embedded.data
     return Trace(
         provenance=_provenance(target, said, unused, reader.saved_as),
@@ -216,7 +216,7 @@ class _Reader:
             layout = row.layout
             if row.masked:
                 data, layout = self._unmasked(data, row, layer), (*layout, Layout.CAUSAL_ZEROED)
-            yield (layer, row.stage), StageArray(data=data, layout=layout)
+            yield Key(layer, row.stage), StageArray(data=data, layout=layout)
 
     def _unmasked(self, data: F32, row: StageMap, layer: int | None) -> F32:
         """Put zeros where the mask was added to the scores, which are no data there."""

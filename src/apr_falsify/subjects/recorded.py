@@ -14,7 +14,7 @@ from apr_falsify import __version__
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.interface import Setting, Target
 from apr_falsify.subjects.layouts import declaration
@@ -86,9 +86,9 @@ class RecordedSubject:
             return "it holds other stages or tokens than the recording"
         for key, array in self.trace.stages.items():
             if array.layout != trace.stages[key].layout:
-                return f"{key[1]} of layer {key[0]} has another layout than the recording"
+                return f"{key.stage} of layer {key.layer} has another layout than the recording"
             if array.data.tobytes() != trace.stages[key].data.tobytes():
-                return f"{key[1]} of layer {key[0]} has other values than the recording"
+                return f"{key.stage} of layer {key.layer} has other values than the recording"
         return None
 
 
@@ -154,14 +154,14 @@ def read_bare(target: Target) -> Trace:
     files = scan(target.path)
     geometry, interleaved = adopted_geometry(target)
     values = {key: read_stage(path, key) for key, path in files.items()}
-    tokens = adopted_tokens(target, values.get((0, "embedding")), geometry)
+    tokens = adopted_tokens(target, values.get(Key(0, "embedding")), geometry)
     declared = declaration("apr").layout(interleaved)
     stages = {}
     for key in values:
-        layout: tuple[Layout, ...] = declared.get(key[1], ())
+        layout: tuple[Layout, ...] = declared.get(key.stage, ())
         data = shaped(values[key], key, layout, geometry, len(tokens), files[key])
         stages[key] = StageArray(data=data, layout=layout)
-    recorded = stages.get((0, "embedding"))
+    recorded = stages.get(Key(0, "embedding"))
     verified = verify_tokens(target, None if recorded is None else recorded.data, tokens)
     return Trace(
         provenance=_provenance(target, geometry),

@@ -22,10 +22,10 @@ from apr_falsify.errors import OutputError, StageError, TokensError
 from apr_falsify.folders import partial_name, partial_prefix, sweep
 from apr_falsify.formats.aprt import read_aprt, write_aprt
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Layout, Scope
+from apr_falsify.model.stages import STAGES, Key, Layout, Scope
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.traces.provenance import Provenance
-from apr_falsify.traces.trace import INCOMPLETE, TRACE_JSON, Key, StageArray, Trace, relative_path, trace_json
+from apr_falsify.traces.trace import INCOMPLETE, TRACE_JSON, StageArray, Trace, relative_path, trace_json
 
 
 @cache
@@ -68,15 +68,15 @@ class Request:
         """
         keys: list[Key] = []
         if self.feeder and self.layers.start > 0:
-            keys.append((self.layers.start - 1, "post_ffn_residual"))
+            keys.append(Key(self.layers.start - 1, "post_ffn_residual"))
         for layer in geometry.check_layers(self.layers):
             for name in (name for name in stages_of(geometry, layer) if name in self.stages):
                 scope = STAGES[name].scope
                 if scope is Scope.LAYER or (scope is Scope.FIRST_LAYER and layer == 0):
-                    keys.append((layer, name))
+                    keys.append(Key(layer, name))
         if len(self.layers) == geometry.layers:
             whole = (name for name in stages_of(geometry) if name in self.stages)
-            keys += [(None, name) for name in whole if STAGES[name].scope is Scope.MODEL]
+            keys += [Key(None, name) for name in whole if STAGES[name].scope is Scope.MODEL]
         return tuple(keys)
 
     def check(self, geometry: Geometry) -> None:
@@ -250,7 +250,7 @@ class TraceWriter:
         with self._whole.writing():
             path.parent.mkdir(exist_ok=True)
             with path.open("wb") as file:
-                digest = write_aprt(file, data, key[0])
+                digest = write_aprt(file, data, key.layer)
         # Only the shape is kept: the values are on disk now, and memory stays free for the run.
         placeholder = np.broadcast_to(np.float32(0), data.shape)
         self._stages[key] = StageArray(data=placeholder, layout=layout, sha256=digest)

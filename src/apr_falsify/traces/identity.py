@@ -110,5 +110,5 @@ def difference(
     if trace.tokens != request.tokens:
         return f"tokens are {list(trace.tokens)}, wanted {list(request.tokens)}"
     absent = trace.provenance.absent
-    missing = [key for key in request.keys(geometry) if key not in trace.stages and key[1] not in absent]
+    missing = [key for key in request.keys(geometry) if key not in trace.stages and key.stage not in absent]
     return f"{len(missing)} of the wanted stages are not in it" if missing else None

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from apr_falsify.errors import StageError, TraceError
 from apr_falsify.formats.aprt import AprtFile, read_aprt
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Layout, Scope, stage, stored_shape
+from apr_falsify.model.stages import STAGES, Key, Layout, Scope, stage, stored_shape
 from apr_falsify.reading import flag, items, mapping, read_json, text, whole
 from apr_falsify.traces.provenance import Provenance as Provenance
 from apr_falsify.traces.provenance import utc_now as utc_now
@@ -29,7 +29,6 @@ TRACE_JSON = "trace.json"
 INCOMPLETE = "INCOMPLETE"
 """A file that stands in a directory while it is being written; nothing reads such a directory."""
 
-Key = tuple[int | None, str]
 """A stage of a run: its layer (``None`` for a whole-model stage) and its name."""
 
 _LAYER_DIRECTORY = re.compile(r"layer-([0-9]{1,10})")
@@ -144,7 +143,7 @@ def _entry(data: object) -> Listed:
     entry = mapping(data, "a stage")
     layer = entry["layer"]
     return Listed(
-        key=(None if layer is None else whole(layer, "a layer"), text(entry["stage"], "a stage's name")),
+        key=Key(None if layer is None else whole(layer, "a layer"), text(entry["stage"], "a stage's name")),
         shape=tuple(whole(size, "a size") for size in items(entry["shape"], "a shape")),
         layout=tuple(Layout(text(word, "a layout word")) for word in items(entry["layout"], "a layout")),
         sha256=text(entry["sha256"], "a digest"),
@@ -249,12 +248,12 @@ def read_stage(path: Path, key: Key) -> npt.NDArray[np.float32]:
 
     """
     file: AprtFile = read_aprt(path)
-    if file.layer != key[0]:
+    if file.layer != key.layer:
         named: dict[int | None, str] = {None: "the whole model"}
         raise TraceError(
             f"the header names {named.get(file.layer, f'layer {file.layer}')}",
             where=path,
-            expected=named.get(key[0], f"layer {key[0]}") + ", as its path says",
+            expected=named.get(key.layer, f"layer {key.layer}") + ", as its path says",
             remedy="capture again; files of different layers were mixed",
         )
     return file.values
@@ -276,13 +275,13 @@ def shaped(
     """
     dims = geometry.dims(tokens)
     try:
-        shape = stored_shape(key[1], layout, dims, values.size)
+        shape = stored_shape(key.stage, layout, dims, values.size)
     except StageError as error:
         raise TraceError(error.what, where=path, remedy="remove the file") from error
     if shape is None:
-        expected = " x ".join(f"{dims[axis]} {axis}" for axis in STAGES[key[1]].axes)
+        expected = " x ".join(f"{dims[axis]} {axis}" for axis in STAGES[key.stage].axes)
         raise TraceError(
-            f"{values.size} values fit no shape of {key[1]}",
+            f"{values.size} values fit no shape of {key.stage}",
             where=path,
             expected=f"{expected} ({geometry.family}, {tokens} tokens)",
             remedy="check that the model and --tokens are those of the trace",
@@ -313,7 +312,7 @@ def _scan(directory: Path) -> dict[Key, Path]:
         )
     found: dict[Key, Path] = {}
     for layer, path in _stage_files(directory):
-        key = (layer, _stage_name(path, layer))
+        key = Key(layer, _stage_name(path, layer))
         if key in found:
             raise TraceError(f"{path.name} is there twice: also as {found[key]}", where=path)
         found[key] = path

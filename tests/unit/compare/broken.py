@@ -10,11 +10,12 @@ import numpy as np
 
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.model.stages import Key
+from apr_falsify.traces.trace import Trace
 from tests.unit.compare.spoiled import Change, request_of, spoiled_run
 from tests.unit.evidence.pages import tiny
 
-SOURCE: Key = (1, "ffn_out")
+SOURCE: Key = Key(1, "ffn_out")
 
 
 def run(spoils: dict[Key, Change], arithmetic: str = "f32") -> Trace:

@@ -11,9 +11,10 @@ import numpy as np
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.variations.case import Case, Guess, open_case
+from apr_falsify.model.stages import Key
 from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.operators.roundoff import LIMIT
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.compare.wrong_stages import F64, Run
 
 

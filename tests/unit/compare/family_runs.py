@@ -17,10 +17,11 @@ from apr_falsify.compare.causes import Cause, explain
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import Key
 from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.operators.roundoff import LIMIT
 from apr_falsify.traces.capture import Request
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.compare.spoiled import request_of, spoiled_run
 

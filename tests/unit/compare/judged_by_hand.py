@@ -11,9 +11,8 @@ from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict
 from apr_falsify.compare.judge import Fit, Judged
 from apr_falsify.compare.metrics import Metrics, compare_arrays
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule
-from apr_falsify.traces.trace import Key
 
 Q8 = next(rule for rule in RULES[Operation.PROJECTION] if rule.name == "q8_0 blocks of 32")
 SOURCE, WEIGHTS = FindingType.SOURCE, FindingType.WEIGHTS
@@ -31,7 +30,7 @@ def entry(name: str, excess: float | None = 0.5, layer: int | None = 0, **more: 
     own = None if excess is None else fit(excess)
     operation = Operation.PROJECTION if STAGES[name].product else Operation.ELEMENTWISE
     operation = {"attn_scores": Operation.SCORES, "attention": Operation.MIX}.get(name, operation)
-    return Judged(**{"key": (layer, name), "operation": operation, "fit": own, "weight_type": "", **more})
+    return Judged(**{"key": Key(layer, name), "operation": operation, "fit": own, "weight_type": "", **more})
 
 
 def of(*entries: Judged) -> Mapping[Key, Judged]:

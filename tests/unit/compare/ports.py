@@ -15,10 +15,10 @@ from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.oracle.capture import capture
 from apr_falsify.traces.capture import MemorySink
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.oracle.requests import request_for
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from apr_falsify.traces.trace import Key
+from apr_falsify.model.stages import Key
 from tests.unit.compare.family_runs import Run
 
 Tensor = torch.Tensor
 TOKENS = 9
-EMBEDDED: Key = (0, "embedding")
+EMBEDDED: Key = Key(0, "embedding")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.stages import APR_STAGES
+from apr_falsify.model.stages import APR_STAGES, Key
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.subjects.embedded import as_defined, capture
 from apr_falsify.subjects.kernel import RuntimeSite, arithmetic_named
 from apr_falsify.traces.capture import MemorySink, Request
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 Values = npt.NDArray[Any]
 Change = Callable[[Values], Values]

@@ -16,7 +16,7 @@ from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.compare.attention_edges import Stage
 from apr_falsify.compare.judge import Judged, judge, replayer_of
 from apr_falsify.formats.weights import open_model
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.operand_rules import RULES, Operation
 from apr_falsify.subjects import embedded
@@ -74,7 +74,7 @@ def with_edges(x: F64, seed: int) -> F64:
 
 
 def judged(base: Trace, key: str, stages: dict[str, F64], rule: str) -> Judged:
-    held = {(0, name): StageArray(data=data.astype(np.float32)) for name, data in stages.items()}
+    held = {Key(0, name): StageArray(data=data.astype(np.float32)) for name, data in stages.items()}
     return judge(replace(base, stages=held), None, [(0, key)], f"f32; {rule}")[0, key]
 
 
@@ -232,7 +232,7 @@ def test_a_block_sum_of_q_between_two_f16_numbers_may_be_either(base: Trace) -> 
     trace = replace(
         base,
         stages={
-            (0, name): StageArray(data=data.astype(np.float32))
+            Key(0, name): StageArray(data=data.astype(np.float32))
             for name, data in score_stages(q, k, np.zeros((H, S, S))).items()
         },
     )

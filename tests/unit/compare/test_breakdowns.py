@@ -18,9 +18,9 @@ from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.variations.case import Case, Guess, Variation
 from apr_falsify.errors import ExitCode, ModelError, TraceError
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.numerics.operand_rules import RULES, Operation, Rule
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.compare.broken import SOURCE, compared, doubled, noisy, noted, raising, right, run, sources
 
 ERRORS: tuple[Exception, ...] = (
@@ -141,7 +141,7 @@ def test_memory_that_ran_out_is_not_held_by_the_note(monkeypatch: pytest.MonkeyP
 
 def test_the_same_breakdown_in_many_layers_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     first_in_the_table(monkeypatch, raising(ValueError("no")))
-    result = compared(run(dict.fromkeys([(0, "ffn_out"), (1, "ffn_out")], noisy)))
+    result = compared(run(dict.fromkeys([Key(0, "ffn_out"), Key(1, "ffn_out")], noisy)))
     assert noted(result) == ["the cause a-new-one at layers 0, 1 ffn_out: it broke down (ValueError: no)"]
     assert len(result.breakdowns) == 2
 
@@ -182,7 +182,7 @@ def test_a_convention_that_breaks_down_keeps_no_other_from_being_found(
     monkeypatch.setattr(convention, "CONVENTIONS", (broken, *CONVENTIONS))
     monkeypatch.setattr(convention, "stored_as", stored_as)
     stages = dict(right().stages)
-    for key in ((0, "attention"), (1, "attention")):
+    for key in (Key(0, "attention"), Key(1, "attention")):
         heads = stages[key].data.reshape(9, 8, 32).swapaxes(0, 1)
         stages[key] = StageArray(data=heads.reshape(9, 256), layout=())
     result = compared(replace(right(), stages=stages))
@@ -202,7 +202,7 @@ def test_a_replay_that_breaks_down_under_a_convention_is_no_stage_unmeasured(
         return plain(self, key, rules)
 
     monkeypatch.setattr(Replayer, "replay", replay)
-    result = compared(run({(1, "attn_norm"): lambda data: data[::-1]}))
+    result = compared(run({Key(1, "attn_norm"): lambda data: data[::-1]}))
 
     assert sources(result) == [(1, ("attn_norm",))]
     assert result.complete
@@ -229,7 +229,7 @@ def test_an_invariant_that_breaks_down_leaves_its_stage_unmeasured(monkeypatch: 
         stages = {key: array for key, array in trace.stages.items() if key[1] == "attn_softmax"}
         return replace(trace, stages=stages)
 
-    oracle, subject = alone(right()), alone(run({(1, "attn_softmax"): lambda data: 2 * data}))
+    oracle, subject = alone(right()), alone(run({Key(1, "attn_softmax"): lambda data: 2 * data}))
     before = bisect(oracle, subject)
     assert sources(before)[0] == (1, ("attn_softmax",))
     broken = [replace(row, measure=raising(ValueError("no"))) for row in invariants.TABLE]
@@ -237,7 +237,7 @@ def test_an_invariant_that_breaks_down_leaves_its_stage_unmeasured(monkeypatch: 
     result = bisect(oracle, subject)
 
     assert (1, ("attn_softmax",)) not in sources(result)
-    (row,) = [row for row in result.rows if (row.layer, row.stage) == (1, "attn_softmax")]
+    (row,) = [row for row in result.rows if (row.layer, row.stage) == Key(1, "attn_softmax")]
     assert row.verdict is Verdict.UNMEASURED
     assert not result.complete
     assert "the invariant mask at layers 0, 1 attn_softmax: it broke down (ValueError: no)" in noted(result)
@@ -252,7 +252,7 @@ def test_values_on_an_edge_in_every_block_break_nothing_down_and_hide_no_source(
         return np.resize(steps * 2.0**-6, right.shape) * np.where(right < 0, -1, 1)
 
     for arithmetic in ("q8_0 blocks of 32", "q8_1 blocks of 32", "q8 blocks of 256", "q8_k blocks of 256"):
-        for key in ((1, "attn_norm"), (1, "attention"), (1, "ffn_norm"), (1, "ffn_swigl")):
+        for key in (Key(1, "attn_norm"), Key(1, "attention"), Key(1, "ffn_norm"), Key(1, "ffn_swigl")):
             result = compared(run({key: at_edges}, arithmetic))
             assert result.breakdowns == ()
             assert sources(result) == [(1, (key[1],))], arithmetic

@@ -16,8 +16,9 @@ from apr_falsify.compare.replay import Replayer
 from apr_falsify.errors import ExitCode, TraceError
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.stages import Key
 from apr_falsify.numerics.operand_rules import Rule
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 from tests.unit.compare.broken import SOURCE, compared, doubled, noted, raising, right, sources
 from tests.unit.evidence.pages import tiny
 
@@ -62,7 +63,7 @@ def test_a_replay_that_breaks_down_is_never_consistent(monkeypatch: pytest.Monke
 
 def test_a_replay_that_breaks_down_costs_no_other_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     broken_replay(monkeypatch, SOURCE)
-    result = bisect(oracle(), doubled((1, "ffn_norm")), weights=tiny().weights)
+    result = bisect(oracle(), doubled(Key(1, "ffn_norm")), weights=tiny().weights)
 
     assert sources(result) == [(1, ("ffn_norm",))]
     assert (result.kind, result.exit_code) == (Kind.LOCALISED, ExitCode.DIVERGENCE)
@@ -82,7 +83,7 @@ def test_the_error_of_a_stage_whose_replay_breaks_down_is_not_passed_on(
 def test_an_elementwise_stage_whose_replay_breaks_down_is_still_told_by_its_equal_inputs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    key = (1, "ffn_silu")
+    key = Key(1, "ffn_silu")
     broken_replay(monkeypatch, key)
     result = bisect(oracle(), doubled(key), weights=tiny().weights)
 

@@ -16,14 +16,14 @@ from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.variations.places import error_sits
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule
 from apr_falsify.operators.roundoff import LIMIT
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.real_model import smollm2_or_skip
 from tests.support import DATA
 from tests.unit.compare.wrong_stages import (
@@ -180,14 +180,14 @@ def cause_in(trace: Trace, model: Model, key: Key, rule: Rule = PLAIN) -> Cause 
 
 
 def test_a_norm_weight_scaled_and_kept_as_f16_in_a_real_apr_is_a_factor() -> None:
-    cause = cause_in(*recorded("apr-tiny-qwen2/norm-scaled", TINY), (0, "attn_norm"))
+    cause = cause_in(*recorded("apr-tiny-qwen2/norm-scaled", TINY), Key(0, "attn_norm"))
     assert cause is not None
     assert (cause.name, cause.fits) == ("factor", True)
     assert_says(cause.sentence, "x <1.01>,", "f16")
 
 
 def test_the_zeroed_k_bias_of_a_real_apr_is_missing() -> None:
-    cause = cause_in(*recorded("apr-tiny-qwen2/k-bias-zero", TINY), (0, "qkv_bias"))
+    cause = cause_in(*recorded("apr-tiny-qwen2/k-bias-zero", TINY), Key(0, "qkv_bias"))
     assert cause is not None
     assert (cause.name, cause.fits) == ("missing-bias", True)
     assert "bias of k missing" in cause.sentence
@@ -197,10 +197,10 @@ def test_the_pairs_that_a_real_apr_rotates_on_a_huggingface_llama_are_named() ->
     folder = "apr-tiny-llama-hf"
     trace, model = recorded(f"{folder}/trace", DATA / folder / "model")
     for stage in ("q_post_rope", "k_post_rope"):
-        cause = cause_in(trace, model, (0, stage))
+        cause = cause_in(trace, model, Key(0, stage))
         assert cause is not None
         assert (cause.name, cause.fits) == ("rope-pairing", True)
-    assert cause_in(trace, model, (0, "attn_scores")) is None
+    assert cause_in(trace, model, Key(0, "attn_scores")) is None
 
 
 @pytest.mark.real_model
@@ -209,7 +209,7 @@ def test_the_rotary_base_of_a_real_llama_cpp_is_named(stage: str) -> None:
     model = open_model(smollm2_or_skip())
     path = DATA / "llama-cpp-smollm2-135m" / "rope-base-50000.npz"
     trace = open_llama_cpp(Target(path=path, model=model)).trace
-    cause = cause_in(trace, model, (29, stage))
+    cause = cause_in(trace, model, Key(29, stage))
     assert cause is not None
     assert (cause.name, cause.fits) == ("rope-base", True)
     assert "50000" in cause.sentence

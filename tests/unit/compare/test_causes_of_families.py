@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional
 
 from apr_falsify.compare.localise import bisect
-from apr_falsify.model.stages import Layout
-from apr_falsify.traces.trace import Key, StageArray
+from apr_falsify.model.stages import Key, Layout
+from apr_falsify.traces.trace import StageArray
 from tests.unit.compare.family_runs import Run, cause_of, run_of
 
 
@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
 
 H = "transformer.h.1."
 G = "model.layers.1."
-IN: Key = (0, "post_ffn_residual")
+IN: Key = Key(0, "post_ffn_residual")
 
 
 def layer_norm(
@@ -54,7 +54,7 @@ def half_still(run: Run) -> torch.Tensor:
 WRONG: Mapping[str, tuple[str, Key, str, str, Callable[[Run], torch.Tensor]]] = {
     "epsilon of a LayerNorm": (
         "gpt2",
-        (0, "attn_norm"),
+        Key(0, "attn_norm"),
         "epsilon",
         "epsilon 0.001",
         lambda r: functional.layer_norm(
@@ -66,84 +66,84 @@ WRONG: Mapping[str, tuple[str, Key, str, str, Callable[[Run], torch.Tensor]]] = 
     ),
     "odd epsilon of a LayerNorm": (
         "gpt2",
-        (1, "attn_norm"),
+        Key(1, "attn_norm"),
         "epsilon",
         "epsilon 0.23",
         lambda r: layer_norm(r, eps=0.23),
     ),
     "bias of a LayerNorm": (
         "gpt2",
-        (1, "attn_norm"),
+        Key(1, "attn_norm"),
         "norm-form",
         "bias left out",
         lambda r: layer_norm(r, bias=0),
     ),
     "mean of a LayerNorm": (
         "gpt2",
-        (1, "attn_norm"),
+        Key(1, "attn_norm"),
         "norm-form",
         "RMSNorm for LayerNorm",
         lambda r: functional.rms_norm(r[IN], (96,), r.w(f"{H}ln_1.weight"), 1e-5) + r.w(f"{H}ln_1.bias"),
     ),
     "weight of another LayerNorm": (
         "gpt2",
-        (1, "attn_norm"),
+        Key(1, "attn_norm"),
         "other-weights",
         "ffn_norm for attn_norm",
         lambda r: layer_norm(r, weight=f"{H}ln_2.weight"),
     ),
     "activation without a gate": (
         "gpt2",
-        (1, "ffn_silu"),
+        Key(1, "ffn_silu"),
         "activation",
         "activation relu",
         lambda r: functional.relu(r[1, "ffn_up"]),
     ),
     "a tensor stored [in, out]": (
         "gpt2",
-        (1, "attn_out"),
+        Key(1, "attn_out"),
         "neighbour-weights",
         "weights of layer 2",
         lambda r: r[1, "attention"] @ r.w("transformer.h.2.attn.c_proj.weight") + r.w(f"{H}attn.c_proj.bias"),
     ),
     "rows beside learned positions": (
         "gpt2",
-        (0, "embedding"),
+        Key(0, "embedding"),
         "other-row",
         r"token id \+ 1",
         lambda r: rows(r, "transformer.wte.weight", 1) + r.w("transformer.wpe.weight")[:9],
     ),
     "rows of a scaled embedding": (
         "gemma2",
-        (0, "embedding"),
+        Key(0, "embedding"),
         "other-row",
         "token id - 1",
         lambda r: 8 * rows(r, "model.embed_tokens.weight", -1),
     ),
     "a norm with an offset": (
         "gemma2",
-        (1, "attn_norm"),
+        Key(1, "attn_norm"),
         "neighbour-weights",
         "weights of layer 2",
         lambda r: gemma_norm(r, IN, "model.layers.2.input_layernorm.weight"),
     ),
     "another norm with an offset": (
         "gemma3",
-        (1, "ffn_norm"),
+        Key(1, "ffn_norm"),
         "other-weights",
         "attn_norm for ffn_norm",
-        lambda r: gemma_norm(r, (1, "post_attn_residual"), f"{G}input_layernorm.weight"),
+        lambda r: gemma_norm(r, Key(1, "post_attn_residual"), f"{G}input_layernorm.weight"),
     ),
     "gate and up in one tensor": (
         "phi3",
-        (1, "ffn_gate"),
+        Key(1, "ffn_gate"),
         "swapped-gate-up",
         "up for gate",
         lambda r: r[1, "ffn_norm"] @ r.w(f"{G}mlp.gate_up_proj.weight")[80:].T,
     ),
     "no rotation and no attention factor": (
         "qwen3-biased-yarn-window",
-        (1, "q_post_rope"),
+        Key(1, "q_post_rope"),
         "rope-not-applied",
         "no rotation",
         half_still,
@@ -169,8 +169,8 @@ def test_a_stage_of_which_the_last_token_alone_was_captured_is_no_input_of_a_cau
     right = run.trace.stages
     stages = {
         **right,
-        (1, "attn_out"): StageArray(data=right[1, "attn_out"].data[-1:], layout=(Layout.LAST_TOKEN,)),
-        (1, "ffn_norm"): StageArray(data=right[1, "ffn_norm"].data[::-1] * 1.5, layout=()),
+        Key(1, "attn_out"): StageArray(data=right[1, "attn_out"].data[-1:], layout=(Layout.LAST_TOKEN,)),
+        Key(1, "ffn_norm"): StageArray(data=right[1, "ffn_norm"].data[::-1] * 1.5, layout=()),
     }
     result = bisect(run.trace, replace(run.trace, stages=stages), weights=run.model.weights, layers=[1])
 

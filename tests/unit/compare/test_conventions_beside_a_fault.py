@@ -10,15 +10,15 @@ import numpy.typing as npt
 
 from apr_falsify.compare.bisection import Bisection, FindingType
 from apr_falsify.compare.localise import bisect
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.subjects.embedded import as_defined, capture
 from apr_falsify.subjects.kernel import RuntimeSite
 from apr_falsify.traces.capture import MemorySink, Request
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.helpers import small_model
 
-FAULT: Key = (1, "attn_scores")
+FAULT: Key = Key(1, "attn_scores")
 MODEL = small_model()
 
 
@@ -69,5 +69,5 @@ def test_a_layout_that_should_be_declared_is_not_told_beside_a_fault() -> None:
     found = judged(run(), "q_post_rope", head_major)
     assert (accused(found), told(found, FindingType.LAYOUT)) == (set(), ["q head-major"])
     found = judged(run(faulty=True), "q_post_rope", head_major)
-    assert accused(found) >= {(0, "q_post_rope"), (1, "q_post_rope")}
+    assert accused(found) >= {Key(0, "q_post_rope"), Key(1, "q_post_rope")}
     assert told(found, FindingType.LAYOUT) == []

@@ -16,7 +16,7 @@ import pytest
 
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.kernel import arithmetic_named
 from apr_falsify.traces.capture import MemorySink, Request
@@ -25,7 +25,7 @@ from tests.support import DATA
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-KEY = (0, "ffn_gate")
+KEY = Key(0, "ffn_gate")
 FILE = DATA / "apr-tiny-qwen2" / "base-q4k.gguf"
 TOKENS = (274, 272, 332, 13, 20, 33)
 
@@ -49,7 +49,7 @@ def traced(model: Model, arithmetic: str) -> Trace:
 def with_gate(trace: Trace, inputs: F32, made: F64) -> Trace:
     stages = {
         **trace.stages,
-        (0, "ffn_norm"): StageArray(data=inputs),
+        Key(0, "ffn_norm"): StageArray(data=inputs),
         KEY: StageArray(data=made.astype(np.float32)),
     }
     return replace(trace, stages=stages)

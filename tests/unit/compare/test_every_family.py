@@ -28,10 +28,10 @@ from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.trial import COUNTS_FROM, level_of
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.traces.capture import MemorySink
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.checkpoints import RECIPES, make_checkpoint
 from tests.unit.compare.spoiled import SPOILS, request_of, spoiled_run
 

@@ -22,11 +22,11 @@ from apr_falsify.compare.findings import (
 )
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.replay import Missing
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.numerics.operand_rules import Operation
 from apr_falsify.subjects.embedded import capture
 from apr_falsify.traces.capture import MemorySink, Request
-from apr_falsify.traces.trace import Key, StageArray
+from apr_falsify.traces.trace import StageArray
 from tests.unit.compare.judged_by_hand import Q8, entry, fit, metrics, of, row
 from tests.unit.helpers import small_geometry, small_model
 
@@ -117,16 +117,16 @@ def test_foreign_weights_are_one_finding_of_the_median_size() -> None:
 def test_of_stages_without_weights_a_few_wrong_ones_are_wrong_by_themselves() -> None:
     simple = ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax", "attention", "ffn_silu")
     few = of(entry("q_post_rope", 5.0), *(entry(name) for name in simple[1:]))
-    assert list(wrong_without_weights(few)) == [(0, "q_post_rope")]
+    assert list(wrong_without_weights(few)) == [Key(0, "q_post_rope")]
     half = of(*(entry(name, 5.0) for name in simple[:3]), *(entry(name) for name in simple[3:]))
     assert wrong_without_weights(half) == {}
     below = of(*(entry(name, 5.0) for name in simple[:2]), *(entry(name) for name in simple[2:]))
-    assert list(wrong_without_weights(below)) == [(0, "q_post_rope"), (0, "k_post_rope")]
+    assert list(wrong_without_weights(below)) == [Key(0, "q_post_rope"), Key(0, "k_post_rope")]
 
 
 def test_norms_and_biases_are_counted_apart_from_what_has_no_weights() -> None:
     norms = of(entry("attn_norm", 5.0), entry("ffn_norm"), entry("qkv_bias"), entry("ffn_silu", 5.0))
-    assert list(wrong_without_weights(norms)) == [(0, "attn_norm")]
+    assert list(wrong_without_weights(norms)) == [Key(0, "attn_norm")]
     left_out = of(
         entry("embedding", 5.0),
         entry("ffn_up", 5.0),
@@ -167,7 +167,7 @@ def test_an_error_is_said_not_to_show_where_its_reader_has_less_than_a_hundredth
     share: float | None, hidden: bool
 ) -> None:
     model = small_model()
-    key: Key = (1, "q_post_rope")
+    key: Key = Key(1, "q_post_rope")
     run = capture(model, Request(tokens=(3, 1, 4), layers=range(2), stages=tuple(STAGES)), MemorySink())
     wrong = replace(run, stages={**run.stages, key: StageArray(data=2 * run.stages[key].data)})
     entries = judge(wrong, model.weights, [key])
@@ -208,7 +208,7 @@ def test_an_elementwise_stage_that_differs_on_equal_inputs_is_wrong(
     missing = Missing(what="the weights", remedy="")
     judged = of(entry("ffn_swigl", None, missing=missing))
     found = differing_on_equal_inputs(rows, judged, GEOMETRY)
-    assert (list(found) == [(0, "ffn_swigl")]) is differs
+    assert (list(found) == [Key(0, "ffn_swigl")]) is differs
     if differs:
         assert found[0, "ffn_swigl"] == (rows[2], pytest.approx(inputs, abs=1e-12))
     assert differing_on_equal_inputs(rows[1:], judged, GEOMETRY) == {}

@@ -9,7 +9,7 @@ import pytest
 
 from apr_falsify.compare.judge import fit_of
 from apr_falsify.compare.layout import canonical
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.traces.trace import StageArray
 from tests.unit.helpers import small_geometry
@@ -45,11 +45,11 @@ def test_a_stage_stored_by_channel_is_turned() -> None:
     stored = np.arange(8.0).reshape(4, 2)
     array = StageArray(data=stored, layout=(Layout.TRANSPOSED,))
     geometry = small_geometry(hidden_size=4, num_attention_heads=1, num_key_value_heads=1)
-    found = canonical(array, (0, "attn_out"), geometry, 2)
+    found = canonical(array, Key(0, "attn_out"), geometry, 2)
     assert found.tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
 def test_a_single_row_that_was_stored_by_channel_is_the_same_either_way() -> None:
     array = StageArray(data=np.arange(4.0), layout=(Layout.TRANSPOSED, Layout.LAST_TOKEN))
     geometry = small_geometry(hidden_size=4, num_attention_heads=1, num_key_value_heads=1)
-    assert canonical(array, (0, "attn_out"), geometry, 2).tolist() == [0, 1, 2, 3]
+    assert canonical(array, Key(0, "attn_out"), geometry, 2).tolist() == [0, 1, 2, 3]

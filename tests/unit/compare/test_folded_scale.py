@@ -10,10 +10,10 @@ import pytest
 
 from apr_falsify.compare.bisection import FindingType, Kind
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 from tests.unit.compare.ports import (
     EVERY,
     FOLDS,
@@ -40,7 +40,7 @@ def test_scores_stored_before_the_scale_of_their_own_layer_are_right(name: str, 
     bare = changed(run, "attn_scores", lambda x, n: x / np.float32(scales[n]), Layout.UNSCALED)
     found = judged(model, run, port(run, bare))
     assert (found.kind, int(found.exit_code), found.findings) == (Kind.CONSISTENT, 0, ())
-    key = (1, "attn_scores")
+    key = Key(1, "attn_scores")
     wrong = {**bare, key: replace(bare[key], data=bare[key].data * np.float32(1.02))}
     assert key in accused(judged(model, run, port(run, wrong)))
 
@@ -100,7 +100,7 @@ def test_without_a_reader_nothing_proves_it(runs: Runs) -> None:
     before = ("embedding", "attn_norm", "qkv_matmul", "q_post_rope", "k_post_rope")
     kept = {key: array for key, array in subject.stages.items() if key[1] in before}
     found = judged(model, run, replace(subject, stages=kept))
-    assert accused(found) == {(layer, "q_post_rope") for layer in EVERY}
+    assert accused(found) == {Key(layer, "q_post_rope") for layer in EVERY}
 
 
 Fault = Callable[[Key, Array], Array]
@@ -133,29 +133,29 @@ def in_layers(layers: tuple[int, ...], name: str, change: Callable[[Array], Arra
 FAULTS: dict[str, tuple[Fault, set[Key]]] = {
     "scores 2 % off in one layer": (
         in_layers((1,), "attn_scores", lambda x: x * np.float32(1.02)),
-        {(1, "attn_scores")},
+        {Key(1, "attn_scores")},
     ),
     "scores a tenth off in every layer": (
         in_layers(EVERY, "attn_scores", lambda x: x * np.float32(1.1)),
-        {(n, "attn_scores") for n in EVERY},
+        {Key(n, "attn_scores") for n in EVERY},
     ),
     "q of the token before in one layer": (
         in_layers((1,), "q_post_rope", lambda x: np.roll(x, 1, axis=0)),
-        {(1, "q_post_rope")},
+        {Key(1, "q_post_rope")},
     ),
     "k of the token before in every layer": (
         in_layers(EVERY, "k_post_rope", lambda x: np.roll(x, 1, axis=0)),
-        {(n, "k_post_rope") for n in EVERY},
+        {Key(n, "k_post_rope") for n in EVERY},
     ),
     "one head of the scores of another": (
         in_layers(EVERY, "attn_scores", lambda x: x[[1, 1, *range(2, len(x))]]),
-        {(n, "attn_scores") for n in EVERY},
+        {Key(n, "attn_scores") for n in EVERY},
     ),
     "a softmax that is not one": (
         in_layers((2,), "attn_softmax", lambda x: x * np.float32(0.99)),
-        {(2, "attn_softmax")},
+        {Key(2, "attn_softmax")},
     ),
-    "a wrong ffn_up": (in_layers((0,), "ffn_up", lambda x: x * np.float32(1.01)), {(0, "ffn_up")}),
+    "a wrong ffn_up": (in_layers((0,), "ffn_up", lambda x: x * np.float32(1.01)), {Key(0, "ffn_up")}),
 }
 
 
@@ -189,7 +189,7 @@ def test_a_scale_that_is_applied_twice_is_a_fault_of_q(name: str, runs: Runs) ->
     request = request_for(model, tokens=TOKENS)
     right = embedded.capture(model, request, MemorySink())
     wrong = embedded.capture(model, request, MemorySink(), step=step)
-    assert accused(judged(model, right, port(wrong))) == {(n, "q_post_rope") for n in range(3)}
+    assert accused(judged(model, right, port(wrong))) == {Key(n, "q_post_rope") for n in range(3)}
 
 
 def test_a_scale_that_is_missing_is_a_fault_of_the_scores(runs: Runs) -> None:
@@ -203,4 +203,4 @@ def test_a_scale_that_is_missing_is_a_fault_of_the_scores(runs: Runs) -> None:
         MemorySink(),
         step=lambda key, ins, site: missing(key, embedded.as_defined(key, ins, site)),
     )
-    assert accused(judged(model, right, port(wrong))) == {(n, "attn_scores") for n in EVERY}
+    assert accused(judged(model, right, port(wrong))) == {Key(n, "attn_scores") for n in EVERY}

@@ -17,12 +17,12 @@ from apr_falsify.compare.judge import judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.seen_format import seen_format
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.oracle.capture import capture
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.compare.ports import TOKENS, Runs, accused, columns_of, port
 from tests.unit.oracle.requests import request_for
@@ -134,14 +134,14 @@ def at(key: Key, factor: float) -> Change:
 @pytest.mark.parametrize(
     "key",
     [
-        (0, "qkv_matmul"),
-        (1, "attn_norm"),
-        (1, "q_post_rope"),
-        (2, "attn_scores"),
-        (1, "attention"),
-        (0, "ffn_swigl"),
-        (2, "ffn_out"),
-        (1, "post_ffn_residual"),
+        Key(0, "qkv_matmul"),
+        Key(1, "attn_norm"),
+        Key(1, "q_post_rope"),
+        Key(2, "attn_scores"),
+        Key(1, "attention"),
+        Key(0, "ffn_swigl"),
+        Key(2, "ffn_out"),
+        Key(1, "post_ffn_residual"),
     ],
 )
 def test_a_fault_of_such_a_run_is_located(key: Key, dtype: str, weights: bool, runs: Runs) -> None:
@@ -154,8 +154,8 @@ def test_a_fault_of_such_a_run_is_located(key: Key, dtype: str, weights: bool, r
 def test_a_value_that_the_format_cannot_hold_is_no_end_of_it(runs: Runs, rounded_runs: Any) -> None:
     model, oracle = runs["llama"]
     run = rounded_runs["llama", "f16"]
-    key = (1, "ffn_norm")
-    for factor, wrong in ((1 + 1e-4, set()), (1.5001, {key, (1, "ffn_gate"), (1, "ffn_up")})):
+    key = Key(1, "ffn_norm")
+    for factor, wrong in ((1 + 1e-4, set()), (1.5001, {key, Key(1, "ffn_gate"), Key(1, "ffn_up")})):
         odd = np.array(run.stages[key].data, np.float32)
         place = np.unravel_index(int(np.argmax(np.abs(odd))), odd.shape)
         odd[place] *= np.float32(factor)
@@ -183,7 +183,7 @@ def test_an_f32_run_that_was_rounded_when_it_was_saved_is_right(dtype: str, runs
 
 def test_a_fault_of_such_a_saved_run_is_located(runs: Runs) -> None:
     model, run = runs["llama"]
-    key = (1, "attention")
+    key = Key(1, "attention")
     wrong = run_in("f32", model, at(key, 1.2), weights=False)
     rounded = {each: FORMATS["bf16"].round(np.array(array.data)) for each, array in wrong.stages.items()}
     assert accused(bisect(run, as_f32(wrong, rounded), weights=model.weights)) == {key}
@@ -195,7 +195,7 @@ def test_a_run_in_f16_that_folds_the_scale_is_right_down_to_its_smallest_numbers
 ) -> None:
     base, _ = runs["llama"]
     geometry = replace(base.geometry, attn_scales=(1 / 64,) * 3)  # as of large heads: the steps grow 64-fold
-    f16, key = FORMATS["f16"], (1, "q_post_rope")
+    f16, key = FORMATS["f16"], Key(1, "q_post_rope")
     model = replace(base, geometry=geometry, weights=replace(base.weights, geometry=geometry, held_as=f16))
 
     def folding(key: Key, inputs: embedded.Inputs, site: embedded.RuntimeSite) -> embedded.Array:
@@ -221,11 +221,11 @@ def test_an_f32_run_of_an_f16_checkpoint_is_judged_as_f32(tmp_path: Path) -> Non
     run = capture(model, request_for(model, tokens=TOKENS), MemorySink(), dtype="f32")
     found = bisect(run, port(run, dtype="f32"), weights=model.weights)
     assert (found.kind, found.findings) == (Kind.CONSISTENT, ())
-    key = (1, "ffn_out")
+    key = Key(1, "ffn_out")
     small = at(key, 1 + 1e-4)
     off = {each: replace(array, data=small(each, np.array(array.data))) for each, array in run.stages.items()}
     found = bisect(run, port(run, off, dtype="f32"), weights=model.weights)
-    assert accused(found) == {key, (1, "post_ffn_residual")}
+    assert accused(found) == {key, Key(1, "post_ffn_residual")}
     assert told(found) == []
 
 
@@ -292,7 +292,9 @@ def test_what_a_product_takes_rounded_may_be_recorded_unrounded(
 
 
 @pytest.mark.parametrize("which", UNROUNDED)
-@pytest.mark.parametrize("key", [(1, "ffn_out"), (1, "qkv_matmul"), (0, "attn_scores"), (2, "ffn_up")])
+@pytest.mark.parametrize(
+    "key", [Key(1, "ffn_out"), Key(1, "qkv_matmul"), Key(0, "attn_scores"), Key(2, "ffn_up")]
+)
 def test_a_fault_beside_that_is_located(key: Key, which: str, runs: Runs) -> None:
     model, oracle = runs["llama"]
     run = run_in("bf16", model, at(key, 1.2), unrounded=UNROUNDED[which])

@@ -13,13 +13,13 @@ from apr_falsify.compare.judge import judge
 from apr_falsify.compare.proof import wrong
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.subjects.embedded import as_defined, capture
 from apr_falsify.subjects.kernel import RuntimeSite
 from apr_falsify.traces.capture import MemorySink, Request
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 from tests.unit.helpers import small_model
 
 F16 = FORMATS["f16"]
@@ -57,7 +57,7 @@ def run_in_f16(model: Model, otherwise: Collection[int] = ()) -> Trace:
 
 
 def q_and_k(layers: Collection[int]) -> set[Key]:
-    return {(layer, "qkv_matmul") for layer in layers}
+    return {Key(layer, "qkv_matmul") for layer in layers}
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])

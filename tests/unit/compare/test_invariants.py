@@ -14,11 +14,11 @@ import torch
 
 from apr_falsify.compare.invariants import Check, Outcome, checks, invariants
 from apr_falsify.formats.weights import open_model
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.recorded import open_recorded
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.real_model import smollm2_or_skip
 from tests.support import DATA
 from tests.unit.compare.wrong_stages import (
@@ -155,11 +155,11 @@ def test_what_is_broken_is_named_and_nothing_else(name: str, dtype: str) -> None
     if dtype == "f16" and name in ("a stretched q", "the future"):
         return  # below what f16 can hold
     run = run_in(dtype)
-    trace = with_stage(run.trace, (1, stage), ROUND[dtype](make(run)))
+    trace = with_stage(run.trace, Key(1, stage), ROUND[dtype](make(run)))
     (violation,) = [v for v in invariants(trace) if v.stage == stage]
     assert invariants(trace) == (violation,)
     assert outcomes(trace)[invariant, stage].outcome is Outcome.VIOLATED
-    assert (violation.layer, violation.stage) == (1, stage)
+    assert (violation.layer, violation.stage) == Key(1, stage)
     assert re.search(says, violation.sentence), violation.sentence
     assert violation.size > 0
 
@@ -167,7 +167,7 @@ def test_what_is_broken_is_named_and_nothing_else(name: str, dtype: str) -> None
 def test_a_weight_beyond_the_window_is_a_violation() -> None:
     run = small_run(**KNOBS["mistral"])
     wrong = softmax(run["attn_scores"], back(5) >= 0)
-    (violation,) = invariants(with_stage(run.trace, (1, "attn_softmax"), wrong))
+    (violation,) = invariants(with_stage(run.trace, Key(1, "attn_softmax"), wrong))
     assert "outside its window of 3" in violation.sentence
 
 
@@ -197,7 +197,7 @@ def test_one_token_alone_cannot_show_a_mask() -> None:
 
 def test_the_last_token_alone_cannot_show_the_first_ones_value() -> None:
     run = run_in("f32")
-    trace = with_stage(run.trace, (1, "attention"), run["attention"][-1], Layout.LAST_TOKEN)
+    trace = with_stage(run.trace, Key(1, "attention"), run["attention"][-1], Layout.LAST_TOKEN)
     check = outcomes(trace)["first-value", "attention"]
     assert check.outcome is Outcome.NOT_CHECKED
     assert "last token" in check.sentence
@@ -205,7 +205,7 @@ def test_the_last_token_alone_cannot_show_the_first_ones_value() -> None:
 
 def test_a_stage_of_another_shape_is_not_checked() -> None:
     run = run_in("f32")
-    trace = with_stage(run.trace, (1, "attn_softmax"), run["attn_softmax"][:, :3])
+    trace = with_stage(run.trace, Key(1, "attn_softmax"), run["attn_softmax"][:, :3])
     assert outcomes(trace)["mask", "attn_softmax"].outcome is Outcome.NOT_CHECKED
 
 
@@ -214,10 +214,10 @@ def test_values_that_are_not_finite_hide_nothing_else(value: float) -> None:
     run = run_in("f32")
     weights = 1.001 * run["attn_softmax"]
     weights[0, 0, 0] = value
-    found = outcomes(with_stage(run.trace, (1, "attn_softmax"), weights))
+    found = outcomes(with_stage(run.trace, Key(1, "attn_softmax"), weights))
     assert found["softmax-rows", "attn_softmax"].outcome is Outcome.VIOLATED
     nothing: Any = np.full(run["attn_softmax"].shape, value)
-    found = outcomes(with_stage(run.trace, (1, "attn_softmax"), nothing))
+    found = outcomes(with_stage(run.trace, Key(1, "attn_softmax"), nothing))
     assert found["softmax-rows", "attn_softmax"].outcome is Outcome.NOT_CHECKED
 
 
@@ -225,6 +225,6 @@ def test_layouts_are_undone_before_anything_is_judged() -> None:
     run = run_in("f32")
     q = torch.from_numpy(run["q_post_rope"]).view(7, 8, 32).transpose(0, 1).contiguous().numpy()
     padded = np.pad(run["attn_softmax"], ((0, 0), (0, 0), (0, 25)), constant_values=9.0)
-    trace = with_stage(run.trace, (1, "q_post_rope"), q, Layout.HEAD_MAJOR)
-    trace = with_stage(trace, (1, "attn_softmax"), padded, Layout.PADDED_KEYS)
+    trace = with_stage(run.trace, Key(1, "q_post_rope"), q, Layout.HEAD_MAJOR)
+    trace = with_stage(trace, Key(1, "attn_softmax"), padded, Layout.PADDED_KEYS)
     assert invariants(trace) == ()

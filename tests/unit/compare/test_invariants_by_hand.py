@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.compare.invariants import Check, Outcome, checks, invariants
+from apr_falsify.model.stages import Key
 from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.compare.wrong_stages import small_run
 from tests.unit.helpers import KNOBS
@@ -27,7 +28,7 @@ def trace() -> Trace:
 
 def put(trace: Trace, dtype: str = "f32", **stages: F64) -> Trace:
     """Return the trace with stages of layer 1 replaced; kept in another format where one is named."""
-    new = {(1, name): StageArray(data=values) for name, values in stages.items()}
+    new = {Key(1, name): StageArray(data=values) for name, values in stages.items()}
     provenance = replace(trace.provenance, dtype=dtype)
     return replace(trace, stages={**trace.stages, **new}, provenance=provenance)
 
@@ -68,7 +69,7 @@ def test_a_row_of_one_weight_sums_to_one_within_38_roundings(
 def test_rows_that_do_not_sum_to_one_are_counted_and_the_worst_is_named(trace: Trace) -> None:
     spoilt = one_hot((2, 3, 1.5), (0, 4, 0.25), (3, 1, 1.125))
     (found,) = invariants(put(trace, attn_softmax=spoilt))
-    assert (found.layer, found.stage) == (1, "attn_softmax")
+    assert (found.layer, found.stage) == Key(1, "attn_softmax")
     assert found.sentence == "3 of 20 rows of softmax do not sum to 1; head 0, token 4 sums to 0.25"
     assert found.size == 0.75
 

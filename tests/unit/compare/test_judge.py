@@ -16,12 +16,12 @@ from apr_falsify.compare.judge import judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.errors import TokensError
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.operators.roundoff import LIMIT
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.kernel import arithmetic_named
 from apr_falsify.traces.capture import MemorySink, Request
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.support import DATA
 
 TOKENS = (274, 272, 223, 20, 13, 20, 33)
@@ -73,27 +73,27 @@ def with_one(value: float) -> Change:
 def test_one_value_that_is_not_finite_is_counted_and_the_rest_is_judged(
     model: Model, sound: Trace, value: float
 ) -> None:
-    result = against(model, sound, changed(sound, (1, "ffn_norm"), with_one(value)))
-    row = next(row for row in result.rows if (row.layer, row.stage) == (1, "ffn_norm"))
+    result = against(model, sound, changed(sound, Key(1, "ffn_norm"), with_one(value)))
+    row = next(row for row in result.rows if (row.layer, row.stage) == Key(1, "ffn_norm"))
     assert row.verdict is Verdict.INTRODUCES
     assert row.accumulated is not None
     assert row.accumulated.nonfinite_json() == {"oracle": 0, "subject": 1, "mismatch": 1}
     assert row.residual is not None
     assert row.residual < 1e-6
     # What was computed from the sound stage is told apart from what this one would have made of it.
-    assert introduced(result) == [(1, "ffn_norm"), (1, "ffn_gate"), (1, "ffn_up")]
+    assert introduced(result) == [Key(1, "ffn_norm"), Key(1, "ffn_gate"), Key(1, "ffn_up")]
 
 
 @pytest.mark.parametrize("change", [np.zeros_like, np.ones_like], ids=["zeros", "constant"])
 def test_a_stage_of_zeros_or_of_one_number_is_in_error(model: Model, sound: Trace, change: Change) -> None:
-    result = against(model, sound, changed(sound, (0, "attn_out"), change))
-    assert introduced(result) == [(0, "attn_out"), (0, "post_attn_residual")]
+    result = against(model, sound, changed(sound, Key(0, "attn_out"), change))
+    assert introduced(result) == [Key(0, "attn_out"), Key(0, "post_attn_residual")]
 
 
 def test_a_stage_of_another_layer_is_in_error(model: Model, sound: Trace) -> None:
-    stages = {**sound.stages, (1, "ffn_up"): sound.stages[2, "ffn_up"]}
+    stages = {**sound.stages, Key(1, "ffn_up"): sound.stages[2, "ffn_up"]}
     result = against(model, sound, replace(sound, stages=stages))
-    assert introduced(result) == [(1, "ffn_up"), (1, "ffn_swigl")]
+    assert introduced(result) == [Key(1, "ffn_up"), Key(1, "ffn_swigl")]
 
 
 def test_two_equal_traces_are_consistent(model: Model, sound: Trace) -> None:
@@ -111,7 +111,7 @@ def test_one_token_leaves_attention_unmeasured(model: Model) -> None:
 
 
 def test_a_broken_oracle_makes_the_reference_suspect(model: Model, sound: Trace) -> None:
-    broken = changed(sound, (1, "ffn_out"), lambda data: data * np.float32(1.001))
+    broken = changed(sound, Key(1, "ffn_out"), lambda data: data * np.float32(1.001))
     result = against(model, broken, sound)
     assert (result.kind, int(result.exit_code)) == (Kind.REFERENCE_SUSPECT, 4)
     (finding,) = [found for found in result.findings if found.type is FindingType.REFERENCE]
@@ -128,7 +128,7 @@ def test_a_percent_in_an_ordinary_channel_behind_a_massive_one_is_found(model: M
         data[:, 100] *= np.float32(1.01)
         return data
 
-    key = (1, "ffn_up")
+    key = Key(1, "ffn_up")
     outlier = changed(sound, key, massive)
     fault = changed(sound, key, off)
     error = fault.stages[key].data - outlier.stages[key].data
@@ -181,7 +181,7 @@ def test_scores_computed_without_their_scale_are_an_error_and_not_a_layout(
     model: Model, sound: Trace
 ) -> None:
     result = against(model, sound, unscaled(model, softmax_scales=False))
-    assert introduced(result) == [(layer, "attn_scores") for layer in range(3)]
+    assert introduced(result) == [Key(layer, "attn_scores") for layer in range(3)]
     (cause,) = result.causes  # the same in every layer: one cause
     assert (cause.stages, cause.layers, result.kind) == (("attn_scores",), (0, 1, 2), Kind.LOCALISED)
 
@@ -199,14 +199,14 @@ def test_interleaved_rotary_pairs_that_nobody_declared_are_a_layout(model: Model
     stored = sound
     for layer in range(geometry.layers):
         for name in ("qkv_matmul", "qkv_bias", "q_post_rope", "k_post_rope"):
-            stored = changed(stored, (layer, name), interleave)
+            stored = changed(stored, Key(layer, name), interleave)
     result = against(model, sound, stored)
     assert result.kind is Kind.LAYOUT_MISMATCH
     assert result.sources == ()
 
 
 def test_a_missing_stage_is_a_span_where_what_follows_is_wrong(model: Model, sound: Trace) -> None:
-    fault = changed(sound, (0, "ffn_swigl"), lambda data: data * np.float32(1.5))
+    fault = changed(sound, Key(0, "ffn_swigl"), lambda data: data * np.float32(1.5))
     stages = {key: array for key, array in fault.stages.items() if key[1] != "ffn_silu"}
     result = against(model, sound, replace(fault, stages=stages))
     first = result.sources[0]
@@ -225,7 +225,7 @@ def test_a_missing_stage_that_is_judged_through_is_not_held_against_the_run(
 def test_without_weights_what_cannot_be_judged_is_told_with_the_option_that_mends_it(
     model: Model, sound: Trace
 ) -> None:
-    wrong = changed(sound, (0, "ffn_up"), lambda data: data * np.float32(1.5))
+    wrong = changed(sound, Key(0, "ffn_up"), lambda data: data * np.float32(1.5))
     result = bisect(sound, wrong)
     # ffn_swigl needs no weights and is not what its overwritten input makes it.
     assert sources(result) == [(0, ("ffn_swigl",))]
@@ -243,7 +243,7 @@ def test_the_excess_sees_elements_and_small_errors_everywhere() -> None:
 
 
 def test_the_layout_of_a_stage_that_was_declared_is_kept(model: Model, sound: Trace) -> None:
-    key = (0, "attn_scores")
+    key = Key(0, "attn_scores")
     zeroed = StageArray(data=np.tril(sound.stages[key].data), layout=(Layout.CAUSAL_ZEROED,))
     result = against(model, sound, replace(sound, stages={**sound.stages, key: zeroed}))
     assert result.kind is Kind.CONSISTENT

@@ -19,11 +19,11 @@ from apr_falsify.commands.kernel_files import write_kernel
 from apr_falsify.compare.kernel_case import kernel_case, parse_place
 from apr_falsify.errors import AprFalsifyError, ModelError, OutputError, StageError
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import APR_STAGES, STAGES, Layout
+from apr_falsify.model.stages import APR_STAGES, STAGES, Key, Layout
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.oracle.capture import capture
 from apr_falsify.traces.capture import MemorySink, Request
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.checkpoints import RECIPES, make_checkpoint
 from tests.unit.helpers import TINY
 
@@ -128,7 +128,7 @@ def exported(trace: Trace, model: Model | None, key: Key, folder: Path) -> Files
 
 
 def key_of(name: str, layer: int) -> Key:
-    return (layer if STAGES[name].per_layer else None, name)
+    return Key(layer if STAGES[name].per_layer else None, name)
 
 
 @pytest.mark.parametrize(
@@ -184,29 +184,29 @@ def without(trace: Trace, key: Key) -> Trace:
 
 def test_a_stage_whose_input_was_not_captured_is_refused(trace: Trace, model: Model) -> None:
     with pytest.raises(StageError, match="attn_scores is computed from k_post_rope of layer 1") as raised:
-        kernel_case(without(trace, (1, "k_post_rope")), model.weights, (1, "attn_scores"))
+        kernel_case(without(trace, Key(1, "k_post_rope")), model.weights, Key(1, "attn_scores"))
     assert "capture k_post_rope of layer 1 too" in raised.value.remedy
 
 
 def test_a_rotation_of_the_last_tokens_row_alone_is_refused(trace: Trace, model: Model) -> None:
     row = StageArray(data=trace.stages[0, "qkv_bias"].data[-1], layout=(Layout.LAST_TOKEN,))
-    cut = replace(trace, stages={**trace.stages, (0, "qkv_bias"): row})
+    cut = replace(trace, stages={**trace.stages, Key(0, "qkv_bias"): row})
     with pytest.raises(StageError, match="needs every token"):
-        kernel_case(cut, model.weights, (0, "q_post_rope"))
+        kernel_case(cut, model.weights, Key(0, "q_post_rope"))
 
 
 def test_a_stage_that_was_not_captured_is_written_without_it(
     trace: Trace, model: Model, tmp_path: Path
 ) -> None:
-    files = exported(without(trace, (0, "attn_out")), model, (0, "attn_out"), tmp_path / "kernel")
+    files = exported(without(trace, Key(0, "attn_out")), model, Key(0, "attn_out"), tmp_path / "kernel")
     assert "captured" not in files.arrays
     assert files.said["difference"] is None
 
 
 def test_weights_are_needed_only_where_the_formula_has_some(trace: Trace, tmp_path: Path) -> None:
-    assert "scale" in exported(trace, None, (0, "attn_scores"), tmp_path / "kernel").constants
+    assert "scale" in exported(trace, None, Key(0, "attn_scores"), tmp_path / "kernel").constants
     with pytest.raises(ModelError, match="attn_norm is computed with weights") as raised:
-        kernel_case(trace, None, (0, "attn_norm"))
+        kernel_case(trace, None, Key(0, "attn_norm"))
     assert "--oracle MODEL" in raised.value.remedy
 
 
@@ -230,13 +230,13 @@ def test_a_place_that_is_none_is_refused(text: str, said: str, model: Model) -> 
 
 
 def test_a_place_without_a_layer_is_the_first_one(model: Model) -> None:
-    assert parse_place("Layer_Output", model.geometry) == (0, "post_ffn_residual")
-    assert parse_place("attn_out@2", model.geometry) == (2, "attn_out")
-    assert parse_place("lm_head", model.geometry) == (None, "lm_head")
+    assert parse_place("Layer_Output", model.geometry) == Key(0, "post_ffn_residual")
+    assert parse_place("attn_out@2", model.geometry) == Key(2, "attn_out")
+    assert parse_place("lm_head", model.geometry) == Key(None, "lm_head")
 
 
 def test_what_lies_there_already_is_not_touched(trace: Trace, model: Model, tmp_path: Path) -> None:
     (tmp_path / "kernel").mkdir()
     with pytest.raises(OutputError, match="exists already"):
-        exported(trace, model, (0, "attn_norm"), tmp_path / "kernel")
+        exported(trace, model, Key(0, "attn_norm"), tmp_path / "kernel")
     assert list(tmp_path.iterdir()) == [tmp_path / "kernel"]

@@ -11,9 +11,10 @@ from apr_falsify.compare.attempts import LOUD
 from apr_falsify.compare.causes import TABLE, Cause, explain
 from apr_falsify.compare.judge import judge, replayer_of
 from apr_falsify.compare.search import SEARCHED_AT_MOST, Search
+from apr_falsify.model.stages import Key
 from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.operators.roundoff import LIMIT
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.compare.wrong_stages import F64, Run, small_run
 
 
@@ -41,9 +42,9 @@ def named(run: Run, trace: Trace, *likely: Cause, search: bool = True) -> tuple[
     """Return the row and the words of the cause that fits layer 1's ffn_out, given likely ones."""
     assert run.model is not None
     replayer = replayer_of(trace, run.model.weights)
-    subject = replayer.captured((1, "ffn_out"))
+    subject = replayer.captured(Key(1, "ffn_out"))
     assert subject is not None
-    found = explain(replayer, (1, "ffn_out"), PLAIN, subject, LIMIT, likely=likely, search=search)
+    found = explain(replayer, Key(1, "ffn_out"), PLAIN, subject, LIMIT, likely=likely, search=search)
     return None if found is None else (found.row, found.says)
 
 
@@ -51,7 +52,7 @@ BY_TOKEN = "each token by a factor of its own, 2 to 2,"
 
 
 def test_what_is_known_goes_before_what_is_likelier(run: Run) -> None:
-    doubled = off(run, (1, "ffn_out"), by=2.0)
+    doubled = off(run, Key(1, "ffn_out"), by=2.0)
     assert named(run, doubled) == (ROWS["named_factor"], "x 2")
     last = known("own_factor_per_token", BY_TOKEN)
     assert named(run, doubled, last) == (ROWS["own_factor_per_token"], BY_TOKEN)
@@ -61,14 +62,14 @@ def test_what_is_known_goes_before_what_is_likelier(run: Run) -> None:
 
 
 def test_in_other_words_it_goes_before_only_where_nothing_else_is_looked_for(run: Run) -> None:
-    doubled = off(run, (1, "ffn_out"), by=2.0)
+    doubled = off(run, Key(1, "ffn_out"), by=2.0)
     last = known("own_factor_per_token", "each token by a factor of its own, 3 to 4,")
     assert named(run, doubled, last) == (ROWS["named_factor"], "x 2")
     assert named(run, doubled, last, search=False) == (ROWS["own_factor_per_token"], BY_TOKEN)
 
 
 def test_what_does_not_fit_or_is_of_no_row_is_passed_over(run: Run) -> None:
-    doubled = off(run, (1, "ffn_out"), by=2.0)
+    doubled = off(run, Key(1, "ffn_out"), by=2.0)
     likely = known(None, BY_TOKEN), known("moved_channels", "each channel with those before it")
     assert named(run, doubled, *likely) == (ROWS["named_factor"], "x 2")
     assert named(run, doubled, *likely, search=False) is None
@@ -76,7 +77,7 @@ def test_what_does_not_fit_or_is_of_no_row_is_passed_over(run: Run) -> None:
 
 def test_one_token_leaves_too_much_alike_for_what_is_known() -> None:
     run = small_run((3,))
-    doubled = off(run, (1, "ffn_out"), by=2.0)
+    doubled = off(run, Key(1, "ffn_out"), by=2.0)
     likely = known("own_factor_per_token", BY_TOKEN)
     assert named(run, doubled, likely) == (ROWS["named_factor"], "x 2")
     assert named(run, doubled, likely, search=False) is None
@@ -84,8 +85,8 @@ def test_one_token_leaves_too_much_alike_for_what_is_known() -> None:
 
 # --- the causes of a whole trace ---------------------------------------------------------------------
 
-OUT: tuple[Key, Key] = ((0, "ffn_out"), (1, "ffn_out"))
-UP: Key = (1, "ffn_up")
+OUT: tuple[Key, Key] = (Key(0, "ffn_out"), Key(1, "ffn_out"))
+UP: Key = Key(1, "ffn_up")
 
 
 def test_a_cause_that_was_found_is_kept_for_its_stage_and_counts_once(run: Run) -> None:

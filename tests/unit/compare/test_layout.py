@@ -20,11 +20,11 @@ from apr_falsify.formats.aprt import read_aprt
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import ATTENTION_CHAIN, STAGES, Layout, canonical_shape
+from apr_falsify.model.stages import ATTENTION_CHAIN, STAGES, Key, Layout, canonical_shape
 from apr_falsify.operators.rotation import rotate
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink, Request
-from apr_falsify.traces.trace import Key, StageArray
+from apr_falsify.traces.trace import StageArray
 from tests.support import DATA
 
 Array = npt.NDArray[np.float32]
@@ -66,7 +66,7 @@ def stage(data: npt.ArrayLike, *layout: Layout) -> StageArray:
 
 
 def key(name: str) -> Key:
-    return (0 if STAGES[name].per_layer else None, name)
+    return Key(0 if STAGES[name].per_layer else None, name)
 
 
 def numbered(*shape: int) -> Array:

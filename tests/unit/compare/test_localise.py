@@ -15,10 +15,10 @@ from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.errors import TraceError
 from apr_falsify.formats.weights import Model, Weights, open_model
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink, Request
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 from tests.unit.helpers import TINY, small_model
 
 TOKENS = (3, 1, 4, 1, 5)
@@ -61,7 +61,7 @@ def found(result: Bisection, kind: FindingType) -> list[tuple[int | None, tuple[
 def test_a_source_says_whether_the_subjects_own_weights_were_read(
     model: Model, sound: Trace, own: bool
 ) -> None:
-    wrong = changed(sound, (0, "ffn_up"), 1.5)
+    wrong = changed(sound, Key(0, "ffn_up"), 1.5)
     result = bisect(sound, wrong, weights=model.weights, subject_weights=model.weights if own else None)
     (source,) = [each for each in result.sources if each.stages == ("ffn_up",)]
     assert ("own weights were not read" in source.explanation) is not own
@@ -178,7 +178,7 @@ def test_the_published_rule_is_applied_to_each_layer_of_which_a_cosine_was_measu
     result = bisect(sound, sound, weights=model.weights)
     assert [rule.layer for rule in result.published] == [0, 1]
     assert all(rule.complete and set(rule.cosines) == {1.0} for rule in result.published)
-    without = {key: array for key, array in sound.stages.items() if key != (1, "attention")}
+    without = {key: array for key, array in sound.stages.items() if key != Key(1, "attention")}
     result = bisect(sound, replace(sound, stages=without), weights=model.weights)
     assert [rule.complete for rule in result.published] == [True, False]
     layer_0 = {key: array for key, array in sound.stages.items() if key[0] != 1}
@@ -212,7 +212,7 @@ def in_an_unknown_arithmetic(
     signs = np.random.default_rng(0).choice([-1.0, 1.0], expected.shape)
     off = signs * everywhere * cost
     off[3, 17] = extra * cost[3, 0] if extra else off[3, 17]
-    key = (0, "ffn_up")
+    key = Key(0, "ffn_up")
     array = replace(trace.stages[key], data=(expected + off).astype(np.float32))
     spoilt = replace(trace, stages={**trace.stages, key: array})
     return judge(spoilt, model.weights, [key])[key]
@@ -268,21 +268,21 @@ def test_an_error_that_no_later_stage_shows_is_said_to_be_so(model: Model, sound
     result = bisect(sound, rotated_from_one(sound), weights=model.weights)
     assert found(result, FindingType.SOURCE) == [(0, ("q_post_rope",)), (0, ("k_post_rope",))]
     assert all("attn_scores does not show it" in source.explanation for source in result.sources)
-    shown = bisect(sound, changed(sound, (0, "ffn_up"), 1.5), weights=model.weights)
+    shown = bisect(sound, changed(sound, Key(0, "ffn_up"), 1.5), weights=model.weights)
     (source, *_) = shown.sources
     assert "ffn_swigl does not show it" in source.explanation  # it was computed from the sound one
 
 
 def test_an_error_that_a_later_stage_shows_is_not_said_to_be_hidden(model: Model, sound: Trace) -> None:
-    wrong = changed(changed(sound, (0, "ffn_up"), 1.5), (0, "ffn_swigl"), 1.5)
+    wrong = changed(changed(sound, Key(0, "ffn_up"), 1.5), Key(0, "ffn_swigl"), 1.5)
     result = bisect(sound, wrong, weights=model.weights)
     source = next(each for each in result.sources if each.stages == ("ffn_up",))
     assert "does not show it" not in source.explanation
-    little = changed(changed(sound, (0, "ffn_up"), 1.5), (0, "ffn_swigl"), 1.007)
+    little = changed(changed(sound, Key(0, "ffn_up"), 1.5), Key(0, "ffn_swigl"), 1.007)
     result = bisect(sound, little, weights=model.weights)
     source = next(each for each in result.sources if each.stages == ("ffn_up",))
     assert "does not show it" not in source.explanation  # more than a hundredth of 0.5
-    slightly = changed(changed(sound, (0, "ffn_up"), 1.5), (0, "ffn_swigl"), 1.004)
+    slightly = changed(changed(sound, Key(0, "ffn_up"), 1.5), Key(0, "ffn_swigl"), 1.004)
     result = bisect(sound, slightly, weights=model.weights)
     source = next(each for each in result.sources if each.stages == ("ffn_up",))
     assert "ffn_swigl does not show it" in source.explanation  # less than a hundredth of it
@@ -291,7 +291,7 @@ def test_an_error_that_a_later_stage_shows_is_not_said_to_be_hidden(model: Model
 def test_a_source_says_residual_floor_and_by_how_much_the_worst_place_exceeds_it(
     model: Model, sound: Trace
 ) -> None:
-    key = (0, "ffn_up")
+    key = Key(0, "ffn_up")
     data = np.array(sound.stages[key].data)
     data[2, 3] += np.float32(6e-6)
     array = replace(sound.stages[key], data=data)
@@ -316,9 +316,9 @@ def test_a_source_says_residual_floor_and_by_how_much_the_worst_place_exceeds_it
 def test_without_weights_or_inputs_a_stage_that_breaks_an_invariant_is_a_source(
     model: Model, sound: Trace
 ) -> None:
-    key = (1, "attn_softmax")
+    key = Key(1, "attn_softmax")
     spoilt = changed(sound, key, 1.25)
-    stages = {each: array for each, array in spoilt.stages.items() if each != (1, "attn_scores")}
+    stages = {each: array for each, array in spoilt.stages.items() if each != Key(1, "attn_scores")}
     left = {each: array for each, array in stages.items() if each[1] not in ("q_post_rope", "k_post_rope")}
     result = bisect(sound, replace(spoilt, stages=left))
     (source,) = [each for each in result.sources if each.stages == ("attn_softmax",)]

@@ -10,10 +10,10 @@ import pytest
 from apr_falsify.compare.judge import as_held, store_of
 from apr_falsify.compare.recorded_formats import saved_unit, saved_words
 from apr_falsify.compare.replay import Missing, Replay, Replayer, is_mixed, roles_of
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.operators.table import span_of
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 from tests.unit.compare.wrong_stages import small_run
 from tests.unit.helpers import small_geometry
 
@@ -40,15 +40,15 @@ def saved(trace: Trace, **formats: str) -> Trace:
 
 
 def test_what_was_captured_carries_no_rounding(trace: Trace) -> None:
-    known = replayer(trace).inputs((1, "attn_softmax"))["attn_scores"]
+    known = replayer(trace).inputs(Key(1, "attn_softmax"))["attn_scores"]
     assert known.sigma is None
     np.testing.assert_array_equal(known.value, trace.stages[1, "attn_scores"].data)
 
 
 def test_scores_that_were_stored_unscaled_are_rounded_once_more_when_they_are_scaled(trace: Trace) -> None:
-    key = (1, "attn_scores")
+    key = Key(1, "attn_scores")
     array = replace(trace.stages[key], data=trace.stages[key].data * 2, layout=(Layout.UNSCALED,))
-    known = replayer(replace(trace, stages={**trace.stages, key: array})).inputs((1, "attn_softmax"))[
+    known = replayer(replace(trace, stages={**trace.stages, key: array})).inputs(Key(1, "attn_softmax"))[
         "attn_scores"
     ]
     np.testing.assert_allclose(known.value, trace.stages[key].data, rtol=1e-6)
@@ -59,11 +59,11 @@ def test_scores_that_were_stored_unscaled_are_rounded_once_more_when_they_are_sc
 @pytest.mark.parametrize(("kind", "unit"), [("f16", F16), ("bf16", BF16)])
 def test_what_was_saved_in_fewer_bits_carries_that_rounding(trace: Trace, kind: str, unit: float) -> None:
     found = saved(trace, attn_scores=kind)
-    known = replayer(found).inputs((1, "attn_softmax"))["attn_scores"]
+    known = replayer(found).inputs(Key(1, "attn_softmax"))["attn_scores"]
     assert known.sigma is not None
     np.testing.assert_allclose(known.sigma, np.abs(known.value) * unit / np.sqrt(3), rtol=1e-4)
-    assert replayer(found).inputs_saved((1, "attn_softmax"))
-    assert not replayer(found).inputs_saved((1, "attention"))
+    assert replayer(found).inputs_saved(Key(1, "attn_softmax"))
+    assert not replayer(found).inputs_saved(Key(1, "attention"))
     assert (saved_unit(found), saved_words(found)) == (unit, kind)
 
 
@@ -74,10 +74,10 @@ def test_the_coarsest_format_of_what_was_saved_counts_and_each_is_named_once(tra
 
 
 def test_a_stage_that_was_not_captured_is_computed_with_the_rounding_of_doing_so(trace: Trace) -> None:
-    found = replayer(without(trace, "attn_scores")).replay((1, "attn_softmax"), (PLAIN,))
+    found = replayer(without(trace, "attn_scores")).replay(Key(1, "attn_softmax"), (PLAIN,))
     assert isinstance(found, Replay)
     assert found.composed == ("attn_scores",)
-    usual = replayer(trace).replay((1, "attn_softmax"), (PLAIN,))
+    usual = replayer(trace).replay(Key(1, "attn_softmax"), (PLAIN,))
     assert isinstance(usual, Replay)
     assert usual.composed == ()
     assert (found.sigma >= usual.sigma).all()
@@ -85,7 +85,7 @@ def test_a_stage_that_was_not_captured_is_computed_with_the_rounding_of_doing_so
 
 
 def test_several_stages_that_were_not_captured_are_computed_in_turn(trace: Trace) -> None:
-    found = replayer(without(trace, "attn_scores", "q_post_rope")).replay((1, "attn_softmax"), (PLAIN,))
+    found = replayer(without(trace, "attn_scores", "q_post_rope")).replay(Key(1, "attn_softmax"), (PLAIN,))
     assert isinstance(found, Replay)
     assert found.composed == ("attn_scores", "q_post_rope")
 
@@ -93,8 +93,8 @@ def test_several_stages_that_were_not_captured_are_computed_in_turn(trace: Trace
 @pytest.mark.parametrize(
     ("lacking", "key", "what"),
     [
-        (("post_attn_residual",), (1, "ffn_norm"), "post_attn_residual of layer 1"),
-        (("post_ffn_residual",), (None, "final_norm"), "post_ffn_residual of layer 1"),
+        (("post_attn_residual",), Key(1, "ffn_norm"), "post_attn_residual of layer 1"),
+        (("post_ffn_residual",), Key(None, "final_norm"), "post_ffn_residual of layer 1"),
     ],
 )
 def test_a_residual_stream_is_never_computed_and_named_as_missing(
@@ -105,16 +105,18 @@ def test_a_residual_stream_is_never_computed_and_named_as_missing(
 
 
 def test_without_weights_what_needs_them_says_so(trace: Trace) -> None:
-    found = replayer(trace, weights=False).replay((1, "ffn_up"), (PLAIN,))
+    found = replayer(trace, weights=False).replay(Key(1, "ffn_up"), (PLAIN,))
     assert isinstance(found, Missing)
     assert found.what == "the weights"
-    assert isinstance(replayer(trace, weights=False).replay((1, "ffn_swigl"), (PLAIN,)), Replay)
+    assert isinstance(replayer(trace, weights=False).replay(Key(1, "ffn_swigl"), (PLAIN,)), Replay)
 
 
 def test_a_row_of_the_last_token_alone_is_missing_for_every_token(trace: Trace) -> None:
-    key = (1, "qkv_matmul")
+    key = Key(1, "qkv_matmul")
     array = replace(trace.stages[key], data=trace.stages[key].data[-1], layout=(Layout.LAST_TOKEN,))
-    found = replayer(replace(trace, stages={**trace.stages, key: array})).replay((1, "k_post_rope"), (PLAIN,))
+    found = replayer(replace(trace, stages={**trace.stages, key: array})).replay(
+        Key(1, "k_post_rope"), (PLAIN,)
+    )
     what = "qkv_matmul of layer 1 for every token"
     assert found == Missing(what=what, remedy=f"capture {what} too")
 
@@ -127,9 +129,9 @@ def test_weight_types_of_a_stage_are_named_once_each(trace: Trace) -> None:
     name = names["v"].format(n=1)
     tensors[name] = replace(tensors[name], type="q6_k")  # type: ignore[type-var]
     own = Replayer(trace, replace(model.weights, tensors=tensors), U)
-    assert own.weight_type((1, "qkv_matmul")) == "f32 and q6_k"
-    assert own.weight_type((0, "qkv_matmul")) == "f32"
-    assert replayer(trace, weights=False).weight_type((1, "qkv_matmul")) == ""
+    assert own.weight_type(Key(1, "qkv_matmul")) == "f32 and q6_k"
+    assert own.weight_type(Key(0, "qkv_matmul")) == "f32"
+    assert replayer(trace, weights=False).weight_type(Key(1, "qkv_matmul")) == ""
 
 
 def test_roles_of_a_mixture_are_those_of_one_expert() -> None:
@@ -141,8 +143,8 @@ def test_roles_of_a_mixture_are_those_of_one_expert() -> None:
         moe_intermediate_size=8,
         mlp_only_layers=[1],
     )
-    assert (is_mixed((0, "ffn_out"), moe), is_mixed((1, "ffn_out"), moe)) == (True, False)
-    assert not is_mixed((0, "attn_out"), moe)
+    assert (is_mixed(Key(0, "ffn_out"), moe), is_mixed(Key(1, "ffn_out"), moe)) == (True, False)
+    assert not is_mixed(Key(0, "attn_out"), moe)
     assert roles_of(span_of("ffn_out", moe, 0)) == ("expert_gate.0", "expert_up.0", "expert_down.0")
     assert roles_of(span_of("ffn_out", moe, 1)) == ("down",)
     assert roles_of(span_of("moe_router", moe, 0)) == ("router",)
@@ -183,13 +185,13 @@ def test_only_transformers_casts_its_weights_to_the_format_that_it_runs_in(
 def test_a_hypothesis_about_some_rows_changes_nothing_for_the_stages_after(trace: Trace) -> None:
     """Of transformers' runs the product is not the very tensor that is used next: its rounding is kept."""
     of_hf = replace(trace, provenance=replace(trace.provenance, runtime="hf"))
-    product = (1, "qkv_matmul")
+    product = Key(1, "qkv_matmul")
     one = replayer(of_hf)
     first = one.replay(product, (PLAIN,))
     one.evaluate(
         product, {role: replace(x, value=x.value[:2] * 9) for role, x in one.inputs(product).items()}
     )
-    (known,) = one.inputs((1, "q_post_rope")).values()
+    (known,) = one.inputs(Key(1, "q_post_rope")).values()
     assert isinstance(first, Replay)
     assert known.sigma is not None
     np.testing.assert_array_equal(known.sigma, first.sigma)

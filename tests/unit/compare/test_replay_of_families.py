@@ -13,10 +13,11 @@ from apr_falsify.compare.bisection import FindingType
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.localise import bisect
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import Key
 from apr_falsify.oracle.capture import capture
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.checkpoints import RECIPES, make_checkpoint
 from tests.unit.oracle.requests import request_for
 
@@ -142,7 +143,7 @@ def test_experts_that_are_equally_good_may_be_chosen_in_either_order(
     tied = replace(router, data=rows)
     weights = replace(model.weights, tensors={**model.weights.tensors, router.name: tied})
     trace = embedded.capture(replace(model, weights=weights), request_for(model), MemorySink())
-    key: Key = (0, "moe_router_indices")
+    key: Key = Key(0, "moe_router_indices")
     swapped = trace.stages[key].data[::-1].copy()
     other = replace(trace, stages={**trace.stages, key: StageArray(data=swapped, layout=())})
 

@@ -15,11 +15,11 @@ from apr_falsify.compare.bisection import Bisection, FindingType, Kind, Verdict
 from apr_falsify.compare.localise import bisect
 from apr_falsify.errors import TraceError
 from apr_falsify.formats.weights import open_model
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.recorded import open_recorded
 from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
-from apr_falsify.traces.trace import Key, Trace, read_trace
+from apr_falsify.traces.trace import Trace, read_trace
 from tests.unit.helpers import TINY
 from tests.unit.subjects.dumps import apr_trace, dump_of, plain_mapping, target, write
 
@@ -79,12 +79,12 @@ def test_a_right_16_bit_run_is_consistent_where_nothing_is_said_of_its_format(ki
 
 
 FAULTS: Mapping[str, tuple[Key, Any]] = {
-    "scores without 1/sqrt(D)": ((1, "attn_scores"), lambda x: x * np.float32(32**0.5)),
+    "scores without 1/sqrt(D)": (Key(1, "attn_scores"), lambda x: x * np.float32(32**0.5)),
     "one head of attention off by a tenth": (
-        (0, "attention"),
+        Key(0, "attention"),
         lambda x: np.concatenate([x[:, :32] * np.float32(1.1), x[:, 32:]], axis=1),
     ),
-    "ffn_out of the token before": ((2, "ffn_out"), lambda x: np.roll(x, 1, axis=0)),
+    "ffn_out of the token before": (Key(2, "ffn_out"), lambda x: np.roll(x, 1, axis=0)),
 }
 
 
@@ -112,16 +112,16 @@ def test_a_run_that_is_said_to_keep_16_bits_and_does_not_is_unmeasured_and_nothi
 
 def test_a_value_that_saving_made_infinite_is_no_error_and_what_follows_is_unmeasured(tmp_path: Path) -> None:
     apr = apr_trace()
-    key: Key = (0, "post_ffn_residual")
-    huge = {k: np.array(apr.stages[k].data) for k in [(0, "ffn_out"), key]}
+    key: Key = Key(0, "post_ffn_residual")
+    huge = {k: np.array(apr.stages[k].data) for k in [Key(0, "ffn_out"), key]}
     for data in huge.values():
         data[2, 7] = 7e4
     before = apr.stages[0, "post_attn_residual"].data[2, 7]
     huge[key][2, 7] += before
     found = judged(saved(tmp_path, "f16", {"dtype": "f32"}, huge))
     assert key not in accused(found)
-    assert (1, "attn_norm") not in accused(found)
-    row = next(row for row in found.rows if (row.layer, row.stage) == (1, "attn_norm"))
+    assert Key(1, "attn_norm") not in accused(found)
+    row = next(row for row in found.rows if (row.layer, row.stage) == Key(1, "attn_norm"))
     assert row.verdict is Verdict.UNMEASURED
 
 

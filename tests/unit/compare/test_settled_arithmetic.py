@@ -9,15 +9,16 @@ import pytest
 
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import Key
 from apr_falsify.subjects.embedded import capture
 from apr_falsify.subjects.kernel import arithmetic_named
 from apr_falsify.traces.capture import MemorySink, Request
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.support import DATA
 
 NAMES = ("attn_norm", "ffn_norm", "ffn_gate", "ffn_up", "ffn_silu")
-UPS: tuple[Key, ...] = ((0, "ffn_up"), (1, "ffn_up"), (2, "ffn_up"))
-ODD: Key = (1, "ffn_up")
+UPS: tuple[Key, ...] = (Key(0, "ffn_up"), Key(1, "ffn_up"), Key(2, "ffn_up"))
+ODD: Key = Key(1, "ffn_up")
 B32, B256 = "q8_0 blocks of 32", "q8 blocks of 256"
 
 

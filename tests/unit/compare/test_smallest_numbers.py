@@ -23,6 +23,7 @@ from apr_falsify.compare.site import ReplaySite
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.shape import Geometry
+from apr_falsify.model.stages import Key
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.operators.roundoff import LIMIT, UNIT, Known
@@ -30,7 +31,7 @@ from apr_falsify.oracle.capture import capture
 from apr_falsify.subjects import embedded
 from apr_falsify.subjects.kernel import arithmetic_named
 from apr_falsify.traces.capture import MemorySink
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 from tests.checkpoints import RECIPES, Recipe, make_checkpoint
 from tests.unit.helpers import small_geometry
 from tests.unit.oracle.requests import request_for
@@ -281,8 +282,8 @@ def test_extreme_gates_in_quantised_arithmetic_are_not_accused(
 def test_a_head_whose_norm_was_not_captured_is_judged(extreme: Callable[[str, str], Model]) -> None:
     model = extreme("scores hundreds apart", "f32")
     trace = embedded.capture(model, request_for(model, tokens=5), MemorySink())
-    stages = {key: array for key, array in trace.stages.items() if key != (None, "final_norm")}
-    (entry,) = judge(replace(trace, stages=stages), model.weights, [(None, "lm_head")]).values()
+    stages = {key: array for key, array in trace.stages.items() if key != Key(None, "final_norm")}
+    (entry,) = judge(replace(trace, stages=stages), model.weights, [Key(None, "lm_head")]).values()
     assert entry.fit is not None
     assert entry.fit.excess <= 1
 

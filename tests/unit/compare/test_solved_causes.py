@@ -13,7 +13,7 @@ import torch
 
 from apr_falsify.compare.variations.solved_rotary import position_words
 from apr_falsify.model.stages import STAGES as STAGES_BY_NAME
-from apr_falsify.traces.trace import Key
+from apr_falsify.model.stages import Key
 from tests.unit.compare.family_runs import Run, cause_of, run_of
 from tests.unit.compare.spoiled import request_of, spoiled_run
 from tests.unit.compare.wrong_multipliers import CAPS, MULTIPLIERS
@@ -61,10 +61,10 @@ def test_noise_is_not_solved_for(recipe: str, runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("key", "by", "says"),
     [
-        ((1, "attn_scores"), 50.0, "values soft-capped at 50 fits"),
-        ((1, "attn_scores"), 0.0, "no soft-cap of 3 fits"),
-        ((None, "lm_head"), 17.0, "values soft-capped at 17 fits"),
-        ((None, "lm_head"), 0.0, "no soft-cap of 30 fits"),
+        (Key(1, "attn_scores"), 50.0, "values soft-capped at 50 fits"),
+        (Key(1, "attn_scores"), 0.0, "no soft-cap of 3 fits"),
+        (Key(None, "lm_head"), 17.0, "values soft-capped at 17 fits"),
+        (Key(None, "lm_head"), 0.0, "no soft-cap of 30 fits"),
     ],
 )
 def test_a_cap_is_solved_for_where_what_is_capped_was_captured(

@@ -20,8 +20,9 @@ from apr_falsify.compare.structure import (
 )
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
+from apr_falsify.model.stages import Key
 from apr_falsify.traces.provenance import Provenance
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.helpers import small_geometry
 
 MODEL = replace(small_geometry(), windows=(None, 4), attn_scales=(0.5, 0.5))
@@ -29,11 +30,11 @@ MODEL = replace(small_geometry(), windows=(None, 4), attn_scales=(0.5, 0.5))
 
 KEYS: list[Key] = [
     *(
-        (layer, name)
+        Key(layer, name)
         for layer in range(2)
         for name in ("attn_norm", "q_post_rope", "attn_scores", "attn_softmax")
     ),
-    (None, "final_norm"),
+    Key(None, "final_norm"),
 ]
 
 
@@ -190,7 +191,7 @@ def test_a_constant_that_differs_in_one_layer_is_named_in_that_one_alone() -> No
 
 def test_layers_that_only_one_model_has_are_not_compared() -> None:
     deeper = replace(MODEL, layers=3, windows=(None, 6, 4), attn_scales=(0.5, 0.5, 0.25))
-    keys: list[Key] = [*KEYS, (2, "attn_scores"), (2, "attn_softmax")]
+    keys: list[Key] = [*KEYS, Key(2, "attn_scores"), Key(2, "attn_softmax")]
     for ours, theirs in ((MODEL, deeper), (deeper, MODEL)):
         found = constant_findings(ours, theirs, keys, 9)
         assert [(finding.layer, finding.stages) for finding in found] == [(1, ("attn_softmax",))]
@@ -214,7 +215,13 @@ def test_a_window_as_wide_as_the_run_is_none() -> None:
 
 
 def test_a_tensor_that_one_model_lacks_is_left_to_the_comparison_of_weights() -> None:
-    keys: list[Key] = [(0, "qkv_bias"), (0, "attn_out"), (0, "ffn_gate"), (0, "ffn_up"), (0, "ffn_out")]
+    keys: list[Key] = [
+        Key(0, "qkv_bias"),
+        Key(0, "attn_out"),
+        Key(0, "ffn_gate"),
+        Key(0, "ffn_up"),
+        Key(0, "ffn_out"),
+    ]
     for name in ("qkv_bias", "output_bias", "mlp_bias"):
         assert constant_findings(MODEL, replace(MODEL, **{name: True}), keys, 9) == []
 
@@ -240,30 +247,30 @@ def trace(keys: list[Key], runtime: str = "hf", **provenance: Any) -> Trace:
 
 
 def test_the_layers_of_either_side_are_judged_and_whole_model_stages_last() -> None:
-    ours, theirs = trace([(1, "attn_norm")]), trace([(0, "attn_norm"), (None, "lm_head")])
+    ours, theirs = trace([Key(1, "attn_norm")]), trace([Key(0, "attn_norm"), Key(None, "lm_head")])
     keys = keys_to_judge(ours, theirs, None, None)
-    assert [key for key in keys if key[1] == "attn_norm"] == [(0, "attn_norm"), (1, "attn_norm")]
-    assert keys[0] == (0, "embedding")
-    assert (1, "embedding") not in keys
+    assert [key for key in keys if key[1] == "attn_norm"] == [Key(0, "attn_norm"), Key(1, "attn_norm")]
+    assert keys[0] == Key(0, "embedding")
+    assert Key(1, "embedding") not in keys
     assert [layer for layer, _ in keys] == sorted((layer for layer, _ in keys), key=lambda x: (x is None, x))
-    assert keys[-2:] == [(None, "final_norm"), (None, "lm_head")]
+    assert keys[-2:] == [Key(None, "final_norm"), Key(None, "lm_head")]
 
 
 def test_chosen_layers_and_stages_are_judged_in_forward_order() -> None:
-    one = trace([(0, "attn_norm"), (1, "attn_norm")])
+    one = trace([Key(0, "attn_norm"), Key(1, "attn_norm")])
     keys = keys_to_judge(one, one, [1, 0], ["ffn_out", "attn_norm", "embedding", "lm_head"])
     assert keys == [
-        (0, "embedding"),
-        (0, "attn_norm"),
-        (0, "ffn_out"),
-        (1, "attn_norm"),
-        (1, "ffn_out"),
-        (None, "lm_head"),
+        Key(0, "embedding"),
+        Key(0, "attn_norm"),
+        Key(0, "ffn_out"),
+        Key(1, "attn_norm"),
+        Key(1, "ffn_out"),
+        Key(None, "lm_head"),
     ]
     assert keys_to_judge(one, one, [1], ["embedding"]) == []
 
 
-NORM: Key = (0, "attn_norm")
+NORM: Key = Key(0, "attn_norm")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +295,7 @@ def test_what_is_missing_is_told_from_what_nobody_wanted(ours: Trace, theirs: Tr
 
 
 def test_a_stage_that_the_model_does_not_have_is_not_applicable_unless_a_side_shows_it() -> None:
-    key: Key = (0, "qkv_bias")  # a llama without biases
+    key: Key = Key(0, "qkv_bias")  # a llama without biases
     assert status_of(key, trace([]), trace([])) is Status.NOT_APPLICABLE
     assert status_of(key, trace([]), trace([key])) is Status.MISSING_IN_ORACLE
     assert status_of(key, trace([key]), trace([key])) is Status.COMPARED
@@ -299,7 +306,7 @@ def test_a_stage_that_the_model_does_not_have_is_not_applicable_unless_a_side_sh
     [((0, 2), Status.MISSING_IN_SUBJECT), ((0, 1), Status.NOT_REQUESTED), ((1, 2), Status.NOT_REQUESTED)],
 )
 def test_a_whole_model_stage_is_wanted_of_whole_models_alone(layers: tuple[int, int], status: Status) -> None:
-    key: Key = (None, "lm_head")
+    key: Key = Key(None, "lm_head")
     assert status_of(key, trace([key]), trace([], layers=layers)) is status
 
 
@@ -307,12 +314,12 @@ def test_a_whole_model_stage_is_wanted_of_whole_models_alone(layers: tuple[int, 
 
 
 def test_a_stage_is_consumed_by_what_is_computed_from_it() -> None:
-    keys = keys_to_judge(trace([(0, "attn_norm")]), trace([(1, "attn_norm")]), None, None)
+    keys = keys_to_judge(trace([Key(0, "attn_norm")]), trace([Key(1, "attn_norm")]), None, None)
     fed = consumers(keys, MODEL)
-    assert fed[0, "qkv_matmul"] == [(0, "q_post_rope"), (0, "k_post_rope"), (0, "attention")]
-    assert fed[0, "post_ffn_residual"] == [(1, "attn_norm"), (1, "post_attn_residual")]
-    assert fed[1, "post_ffn_residual"] == [(None, "final_norm")]
-    assert (None, "lm_head") not in fed
+    assert fed[0, "qkv_matmul"] == [Key(0, "q_post_rope"), Key(0, "k_post_rope"), Key(0, "attention")]
+    assert fed[0, "post_ffn_residual"] == [Key(1, "attn_norm"), Key(1, "post_attn_residual")]
+    assert fed[1, "post_ffn_residual"] == [Key(None, "final_norm")]
+    assert Key(None, "lm_head") not in fed
 
 
 def test_descendants_are_reached_in_several_steps_each_once() -> None:

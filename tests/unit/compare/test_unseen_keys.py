@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.compare.bisection import FindingType, Kind
+from apr_falsify.model.stages import Key
 from apr_falsify.operators.attention import visible_keys
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.compare.ports import EVERY, TOKENS, Array, Runs, accused, changed, fold, judged, port
 
 # --- what stands where no query may look ------------------------------------------------------------
@@ -82,14 +83,14 @@ def test_what_no_query_may_see_is_not_held_against_a_port(name: str, fill: str, 
 def test_a_fault_in_what_a_query_sees_is_located_all_the_same(fill: str, runs: Runs) -> None:
     model, run = runs["llama"]
     wrong = port(run, FILLS[fill](run))
-    key = (1, "attn_scores")
+    key = Key(1, "attn_scores")
     seen = ~hidden_of(run, 1)
     data = np.array(wrong.stages[key].data)
     data[:, seen] *= np.float32(1.02)
     scaled = replace(wrong.stages[key], data=data)
     found = judged(model, run, replace(wrong, stages={**wrong.stages, key: scaled}))
     # The softmax was computed from the sound scores, not from these.
-    assert accused(found) == {key, (1, "attn_softmax")}
+    assert accused(found) == {key, Key(1, "attn_softmax")}
 
 
 @pytest.mark.parametrize("fill", [fill for fill in FILLS if "softmax" not in fill])
@@ -97,7 +98,9 @@ def test_a_fault_in_what_a_query_sees_is_located_all_the_same(fill: str, runs: R
 def test_a_weight_on_the_future_is_a_fault(fill: str, layers: tuple[int, ...], runs: Runs) -> None:
     model, run = runs["llama"]
     wrong = port(run, FILLS[fill](run))
-    ahead = {(layer, "attn_softmax"): np.array(wrong.stages[layer, "attn_softmax"].data) for layer in layers}
+    ahead = {
+        Key(layer, "attn_softmax"): np.array(wrong.stages[layer, "attn_softmax"].data) for layer in layers
+    }
     for weights in ahead.values():
         weights[:, 4, 5] = 0.01
     stages = {**wrong.stages, **{key: StageArray(data=data, layout=()) for key, data in ahead.items()}}
@@ -111,7 +114,7 @@ def test_a_softmax_whose_future_is_no_number_and_is_read_is_a_fault(
     broken = filled(run, "attn_softmax", np.nan, absent_keys(run, DECODE))
     read = changed(run, "attention", lambda x, layer: np.full_like(x, np.nan))
     found = judged(model, run, port(run, {**broken, **read}))
-    assert {(layer, "attn_softmax") for layer in EVERY} <= accused(found)
+    assert {Key(layer, "attn_softmax") for layer in EVERY} <= accused(found)
 
 
 def test_scores_of_which_no_one_is_a_number_are_a_fault_and_read_in_no_other_way(runs: Runs) -> None:
@@ -119,7 +122,7 @@ def test_scores_of_which_no_one_is_a_number_are_a_fault_and_read_in_no_other_way
     model, run = runs["llama"]
     broken = changed(run, "attn_scores", lambda x, layer: np.full_like(x, np.nan))
     found = judged(model, run, port(run, broken))
-    assert {(layer, "attn_scores") for layer in EVERY} <= accused(found)
+    assert {Key(layer, "attn_scores") for layer in EVERY} <= accused(found)
     assert FindingType.RECORDING not in {finding.type for finding in found.findings}
 
 

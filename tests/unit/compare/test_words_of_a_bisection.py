@@ -12,7 +12,7 @@ from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind,
 from apr_falsify.compare.localise import kind_of
 from apr_falsify.compare.published import published_rule
 from apr_falsify.compare.rows import accused, cleared
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.pytest_plugin.verdict import told
 from apr_falsify.traces.provenance import Provenance
 from tests.unit.compare.judged_by_hand import SOURCE, WEIGHTS, entry, finding, metrics, of, row
@@ -227,7 +227,7 @@ def test_json_has_no_number_that_is_not_finite() -> None:
 
 def test_only_what_is_shown_to_introduce_an_error_is_accused() -> None:
     rows = [row("attn_norm"), row("attn_out", Verdict.UNMEASURED), row("lm_head", layer=None)]
-    found = accused(rows, [(0, "attn_out"), (None, "lm_head")])
+    found = accused(rows, [Key(0, "attn_out"), Key(None, "lm_head")])
     assert [each.verdict for each in found] == [Verdict.WITHIN_FLOOR, Verdict.INTRODUCES, Verdict.INTRODUCES]
     assert found[0] is rows[0]
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from apr_falsify.traces.trace import Key
+from apr_falsify.model.stages import Key
 from tests.unit.compare.family_runs import Run
 from tests.unit.compare.solved import EMBEDDED, TOKENS, Tensor, Wrong, wrong
 
-SCORES: Key = (1, "attn_scores")
-LOGITS: Key = (None, "lm_head")
-ATTENDED: Key = (1, "post_attn_residual")
-FED: Key = (1, "post_ffn_residual")
+SCORES: Key = Key(1, "attn_scores")
+LOGITS: Key = Key(None, "lm_head")
+ATTENDED: Key = Key(1, "post_attn_residual")
+FED: Key = Key(1, "post_ffn_residual")
 
 
 def scores(run: Run, scale: float, cap: float | None = None) -> Tensor:
@@ -33,8 +33,8 @@ def logits(run: Run, scale: float = 1.0, cap: float | None = None, token: int = 
 
 def added(run: Run, a: float, b: float, key: Key = FED) -> Tensor:
     stream, branch = {
-        FED: ((1, "post_attn_residual"), (1, "ffn_out")),
-        ATTENDED: ((0, "post_ffn_residual"), (1, "attn_out")),
+        FED: (Key(1, "post_attn_residual"), Key(1, "ffn_out")),
+        ATTENDED: (Key(0, "post_ffn_residual"), Key(1, "attn_out")),
     }[key]
     return a * run[stream] + b * run[branch]
 

@@ -21,7 +21,7 @@ from apr_falsify.compare.causes import Cause, explain
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import PLAIN, Rule
 from apr_falsify.operators.roundoff import LIMIT
@@ -89,9 +89,9 @@ def explained(
     stages[layer, stage] = StageArray(data=wrong.reshape(array.data.shape), layout=array.layout)
     trace = replace(run.trace, stages=stages)
     replayer = Replayer(trace, run.model.weights if run.model else None, store_of(trace))
-    subject = replayer.captured((layer, stage))
+    subject = replayer.captured(Key(layer, stage))
     assert subject is not None
-    return explain(replayer, (layer, stage), rule, subject, LIMIT)
+    return explain(replayer, Key(layer, stage), rule, subject, LIMIT)
 
 
 def softmax(scores: F64, visible: npt.NDArray[np.bool_], dim: int = -1) -> F64:

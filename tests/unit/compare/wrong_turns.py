@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
-from apr_falsify.traces.trace import Key
+from apr_falsify.model.stages import Key
 from tests.unit.compare.family_runs import Run
 from tests.unit.compare.solved import EMBEDDED, TOKENS, Tensor, Wrong, wrong
 
-Q: Key = (1, "q_post_rope")
-K: Key = (1, "k_post_rope")
+Q: Key = Key(1, "q_post_rope")
+K: Key = Key(1, "k_post_rope")
 PHI3 = "phi3-longrope-partial-window"
 IN_TURN = range(TOKENS)
 LONG, SHORT = [1.5, 2.0, 3.0, 5.0, 8.0, 9.0], [1.0, 1.1, 1.3, 1.7, 2.0, 2.5]
@@ -222,9 +222,9 @@ def post_norm(stage: str, eps: float, offset: float = 0.0) -> Callable[[Run], Te
     )
 
 
-FIRST: Key = (0, "attn_norm")
-OUT: Key = (1, "attn_out")
-DOWN: Key = (1, "ffn_out")
+FIRST: Key = Key(0, "attn_norm")
+OUT: Key = Key(1, "attn_out")
+DOWN: Key = Key(1, "ffn_out")
 
 NORMS: dict[str, Wrong] = {
     "epsilon of a LayerNorm": wrong(
@@ -250,21 +250,21 @@ NORMS: dict[str, Wrong] = {
     ),
     "exact gelu without a gate": wrong(
         "gpt2",
-        (1, "ffn_silu"),
+        Key(1, "ffn_silu"),
         "activation",
         r"gelu \(exact\) fits.*gelu_new",
         lambda r: functional.gelu(r[1, "ffn_up"]),
     ),
     "exact gelu of a gate": wrong(
         "gemma2",
-        (1, "ffn_silu"),
+        Key(1, "ffn_silu"),
         "activation",
         r"gelu \(exact\) fits.*gelu_pytorch_tanh",
         lambda r: functional.gelu(r[1, "ffn_gate"]),
     ),
     "exact gelu in the product": wrong(
         "gemma3",
-        (1, "ffn_swigl"),
+        Key(1, "ffn_swigl"),
         "activation",
         r"gelu \(exact\) fits.*gelu_pytorch_tanh",
         lambda r: functional.gelu(r[1, "ffn_gate"]) * r[1, "ffn_up"],

@@ -15,12 +15,12 @@ import numpy.typing as npt
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.localise import bisect
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.subjects.embedded import capture
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.recorded import open_recorded
 from apr_falsify.traces.capture import MemorySink, Request
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.support import DATA
 from tests.unit.helpers import TINY
 
@@ -95,8 +95,8 @@ def head_major(data: Array) -> Array:
 
 
 def _several() -> Case:
-    subject = changed(right(), (0, "attn_scores"), lambda x: x * np.float32(2))
-    return case(right(), changed(subject, (0, "ffn_gate"), lambda x: x * np.float32(1.5)))
+    subject = changed(right(), Key(0, "attn_scores"), lambda x: x * np.float32(2))
+    return case(right(), changed(subject, Key(0, "ffn_gate"), lambda x: x * np.float32(1.5)))
 
 
 def _tokenizer() -> Case:
@@ -111,13 +111,13 @@ CASES: dict[str, Callable[[], Case]] = {
     "several": _several,
     "layout-mismatch": lambda: case(
         right(),
-        changed(changed(right(), (0, "q_post_rope"), head_major), (0, "k_post_rope"), head_major),
+        changed(changed(right(), Key(0, "q_post_rope"), head_major), Key(0, "k_post_rope"), head_major),
     ),
     "reference-suspect": lambda: case(
-        changed(right(), (0, "attn_norm"), lambda x: x * np.float32(1.1)), right()
+        changed(right(), Key(0, "attn_norm"), lambda x: x * np.float32(1.1)), right()
     ),
     "one-token": lambda: case(right((5,)), right((5,))),
-    "nan": lambda: case(right(), changed(right(), (0, "ffn_up"), with_one(np.nan))),
+    "nan": lambda: case(right(), changed(right(), Key(0, "ffn_up"), with_one(np.nan))),
     "missing": lambda: case(right(), without(right(), "attn_scores", "ffn_silu")),
 }
 """Name -> one bisection of each kind that a page must tell."""

@@ -12,7 +12,7 @@ import pytest
 
 from apr_falsify.evidence.figures import check_bisection
 from apr_falsify.evidence.files import BUNDLE
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.evidence.bundles import measured_draft, scaled
 from tests.unit.evidence.forging import Files, checked, codes, edited, files_of, forged, resealed
@@ -68,7 +68,7 @@ def test_the_greatest_difference_may_be_named_at_another_place_that_is_as_far() 
     """The first token weighs itself with 1 in every head: two heads that give 1/2 are both as far off."""
 
     def twice(trace: Trace) -> Trace:
-        key = (0, "attn_softmax")
+        key = Key(0, "attn_softmax")
         data = np.array(trace.stages[key].data)
         data[[0, 2], 0, 0] = 0.5
         return replace(trace, stages={**trace.stages, key: replace(trace.stages[key], data=data)})
@@ -149,7 +149,7 @@ def test_layers_that_were_not_compared_may_be_held_by_both_sides() -> None:
     draft, found = measured_draft()
     assert draft.oracle is not None
     assert draft.subject is not None
-    more = {(1, "attn_norm"): draft.oracle.stages[0, "attn_norm"]}
+    more = {Key(1, "attn_norm"): draft.oracle.stages[0, "attn_norm"]}
     both = [replace(side, stages={**side.stages, **more}) for side in (draft.oracle, draft.subject)]
     files = files_of(replace(draft, oracle=both[0], subject=both[1]))
     assert found.kind == "consistent"
@@ -160,7 +160,7 @@ def test_only_a_layout_finding_turns_the_subjects_stages() -> None:
     """A source whose words happen to begin as a convention's name changes no layout."""
 
     def head_major(trace: Trace) -> Trace:
-        key = (0, "q_post_rope")
+        key = Key(0, "q_post_rope")
         data = np.array(trace.stages[key].data)
         data = data.reshape(len(data), 4, -1).swapaxes(0, 1).reshape(len(data), -1)
         return replace(trace, stages={**trace.stages, key: StageArray(data=data)})

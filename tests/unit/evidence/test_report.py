@@ -16,6 +16,7 @@ from apr_falsify.commands.report import print_text
 from apr_falsify.compare.localise import bisect
 from apr_falsify.errors import EvidenceError
 from apr_falsify.evidence.report import bisection_html
+from apr_falsify.model.stages import Key
 from tests.unit.evidence.pages import CASES, Page, changed, hostile, made, right, tiny, without
 from tests.unit.helpers import run_script
 
@@ -94,7 +95,7 @@ def test_findings_are_told_with_what_to_try() -> None:
 def test_a_source_without_a_named_cause_is_told_as_such() -> None:
     rng = np.random.default_rng(7)
     spoil = lambda x: x + rng.normal(size=x.shape).astype(np.float32)  # noqa: E731 - used once
-    bisection = bisect(right(), changed(right(), (0, "post_ffn_residual"), spoil), weights=tiny().weights)
+    bisection = bisect(right(), changed(right(), Key(0, "post_ffn_residual"), spoil), weights=tiny().weights)
     (first,) = Page(bisection_html(bisection.to_json()))["h1"]
     assert "Layer 0's post_ffn_residual is wrong: it is not what its inputs make it." in first
     assert "Everything before it is right." in first

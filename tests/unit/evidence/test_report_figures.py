@@ -13,6 +13,7 @@ from apr_falsify.evidence.page.plots import FIRST, INFINITE, LAST, ZERO, Line, d
 from apr_falsify.evidence.page.published import answers
 from apr_falsify.evidence.page.view import Figures, Row, State, View, read_view
 from apr_falsify.evidence.page.words import figure, headline, ranges, shortened, unchecked_sentence
+from apr_falsify.model.stages import Key
 from tests.unit.evidence.pages import Array, Case, case, changed, made, right, tiny, with_one
 
 
@@ -109,7 +110,7 @@ def test_a_head_of_one_token_that_is_wrong_is_the_one_cell_that_is_not_rounding(
         data[2, 3 * 32 : 4 * 32] *= np.float32(1.25)
         return data
 
-    spoiled = changed(right(), (0, "q_post_rope"), spoil)
+    spoiled = changed(right(), Key(0, "q_post_rope"), spoil)
     cells = heat_of(case(right(), spoiled))
     assert cells.pop(("head 3", 2)) == (5, "25%")
     assert len(cells) == 8 * 7 - 1
@@ -121,7 +122,7 @@ def test_scores_are_told_per_head_and_query() -> None:
         data[5, 6] *= np.float32(1.002)
         return data
 
-    cells = heat_of(case(right(), changed(right(), (0, "attn_scores"), spoil)))
+    cells = heat_of(case(right(), changed(right(), Key(0, "attn_scores"), spoil)))
     assert cells.pop(("head 5", 6)) == (3, "2e-3")
     assert set(cells.values()) == {(0, "·")}
 
@@ -132,13 +133,13 @@ def test_what_no_query_may_see_is_no_error_of_the_scores() -> None:
         data[:, :3, 4:] = 0
         return data
 
-    cells = heat_of(case(right(), changed(right(), (0, "attn_scores"), spoil)))
+    cells = heat_of(case(right(), changed(right(), Key(0, "attn_scores"), spoil)))
     assert cells.pop(("head 5", 6)) == (3, "2e-3")
     assert set(cells.values()) == {(0, "·")}
 
 
 def test_a_stage_without_heads_is_told_per_group_of_channels() -> None:
-    spoiled = changed(right(), (0, "post_ffn_residual"), with_one(1e6))
+    spoiled = changed(right(), Key(0, "post_ffn_residual"), with_one(1e6))
     cells = heat_of(case(right(), spoiled))
     assert len(cells) == CHANNEL_GROUPS * 7
     assert {place for place, (level, _) in cells.items() if level} == {("ch 0 to 15", 0)}
@@ -151,7 +152,7 @@ def test_a_value_that_is_not_finite_is_told_as_such() -> None:
 
 
 def test_without_weights_a_projection_is_compared_with_the_reference_and_says_so() -> None:
-    spoiled = changed(right(), (0, "ffn_gate"), with_one(50.0))
+    spoiled = changed(right(), Key(0, "ffn_gate"), with_one(50.0))
     found = case(right(), spoiled)
     with_weights = heat_maps(view_of(found), *found.traces, tiny().weights)
     without = heat_maps(view_of(found), *found.traces, None)
@@ -162,7 +163,7 @@ def test_without_weights_a_projection_is_compared_with_the_reference_and_says_so
 
 def test_many_tokens_and_heads_are_summed_until_they_fit() -> None:
     tokens = tuple(range(5, 205))
-    spoiled = changed(right(tokens), (0, "attn_softmax"), lambda x: x * np.float32(1.5))
+    spoiled = changed(right(tokens), Key(0, "attn_softmax"), lambda x: x * np.float32(1.5))
     found = case(right(tokens), spoiled)
     (first, *_) = heat_maps(view_of(found), *found.traces, tiny().weights)
     assert len(first.lines) == 8

@@ -15,6 +15,7 @@ from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.trial import Examiner
+from apr_falsify.model.stages import Key
 from tests.unit.helpers import TINY
 
 pytestmark = [
@@ -61,5 +62,5 @@ def test_a_checkpoint_whose_rows_are_all_equal_gives_it_one_token_repeated(exami
 
 def test_a_fault_in_a_checkpoint_is_located(examiner: Examiner) -> None:
     outcome = examiner.trial(case_of(examiner, fault="k-bias-missing"))
-    assert (outcome.mark, outcome.found) == (Mark.LOCATED, ((1, "qkv_bias"),))
+    assert (outcome.mark, outcome.found) == (Mark.LOCATED, (Key(1, "qkv_bias"),))
     assert not list(examiner.store.directory.glob("spoiled*"))

@@ -20,16 +20,15 @@ from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.tally import bound_of, goals, to_json
 from apr_falsify.exam.trial import Examiner, Outcome
-from apr_falsify.model.stages import APR_STAGES, STAGES
+from apr_falsify.model.stages import APR_STAGES, STAGES, Key
 from apr_falsify.numerics.operand_rules import PLAIN, Operation
 from apr_falsify.oracle.faulted import PATCHES
 from apr_falsify.oracle.patch_names import PATCHED
 from apr_falsify.traces.capture import MemorySink, Request
-from apr_falsify.traces.trace import Key
 from tests.unit.helpers import TINY
 
-Q: Key = (0, "q_post_rope")
-K: Key = (0, "k_post_rope")
+Q: Key = Key(0, "q_post_rope")
+K: Key = Key(0, "k_post_rope")
 
 
 def test_the_catalogue_has_at_least_sixty_faults_that_can_be_seeded_somewhere() -> None:
@@ -111,7 +110,7 @@ def case_of(name: str | None, host: str = "formula", model: str = "llama-like", 
 @pytest.mark.parametrize("host", ["formula", "tensors", "conversion", "torch"])
 def test_a_fault_is_located_on_every_host(examiner: Examiner, host: str) -> None:
     outcome = examiner.trial(case_of("down-one-channel", host))
-    assert (outcome.mark, outcome.found) == (Mark.LOCATED, ((1, "ffn_out"),))
+    assert (outcome.mark, outcome.found) == (Mark.LOCATED, (Key(1, "ffn_out"),))
     assert outcome.explained
     assert outcome.level > 100
     assert max(outcome.right) < 1

@@ -15,6 +15,7 @@ from apr_falsify.exam.faults import fault_named
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.results import Results
+from apr_falsify.model.stages import Key
 
 CORRECT = Case(
     host="formula",
@@ -60,7 +61,7 @@ def test_outcomes_come_in_the_order_of_their_cases(by_one: dict[str, list[object
     for part, cases in PARTS.items():
         assert [outcome.case for outcome in by_one[part]] == cases
     assert [outcome.mark for outcome in by_one["correct runs"]] == [Mark.LOCATED] * 4
-    assert by_one["single faults"][0].found == ((1, "ffn_out"),)
+    assert by_one["single faults"][0].found == (Key(1, "ffn_out"),)
 
 
 def test_two_workers_at_a_time_give_the_same_outcomes(tmp_path: Path, by_one: dict[str, object]) -> None:

@@ -16,6 +16,7 @@ from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.recipes import case_of, outcome_of, outcome_to_json, recipe_of
 from apr_falsify.exam.results import Results
 from apr_falsify.exam.trial import Outcome
+from apr_falsify.model.stages import Key
 
 CASE = Case(
     host="formula",
@@ -32,8 +33,8 @@ OUTCOME = Outcome(
     published=Mark.MISSED,
     explained=True,
     level=float("inf"),
-    required=((1, "k_post_rope"),),
-    found=((None, "lm_head"),),
+    required=(Key(1, "k_post_rope"),),
+    found=(Key(None, "lm_head"),),
     said=("x",),
     right=(0.1, 0.25),
     guilty=(1e9,),

@@ -10,14 +10,13 @@ import torch
 import transformers
 
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.stages import ATTENTION_SUBSTAGES, STAGES
+from apr_falsify.model.stages import ATTENTION_SUBSTAGES, STAGES, Key
 from apr_falsify.oracle.capture import capture, forward, load
 from apr_falsify.oracle.libraries import attention_functions, dtype_named
 from apr_falsify.oracle.loading import EAGER
 from apr_falsify.oracle.probe import probed
 from apr_falsify.oracle.run import Oracle, to_numpy
 from apr_falsify.traces.capture import MemorySink
-from apr_falsify.traces.trace import Key
 from tests.checkpoints import FAMILIES, RECIPES
 from tests.unit.oracle.conftest import OpenCheckpoint
 from tests.unit.oracle.requests import request_for
@@ -117,7 +116,9 @@ class FullSink(MemorySink):
 
 
 @pytest.mark.falsify_attn_sub_005
-@pytest.mark.parametrize("at", [(0, "embedding"), (1, "qkv_matmul"), (1, "attn_scores"), (None, "lm_head")])
+@pytest.mark.parametrize(
+    "at", [Key(0, "embedding"), Key(1, "qkv_matmul"), Key(1, "attn_scores"), Key(None, "lm_head")]
+)
 def test_everything_is_undone_after_an_error(at: Key, checkpoint: OpenCheckpoint) -> None:
     model = checkpoint("qwen2")
     oracle = load(model)

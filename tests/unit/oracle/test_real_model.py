@@ -9,7 +9,7 @@ import pytest
 
 from apr_falsify.formats.aprt import read_aprt
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.oracle.capture import capture, forward
 from apr_falsify.oracle.tokenizer import decode, encode
 from apr_falsify.subjects import embedded
@@ -55,7 +55,7 @@ def test_all_30_layers_agree_with_the_embedded_runtime(model: Model, oracle: Tra
 
 
 def test_the_real_apr_recorded_the_same_residual_stream(oracle: Trace) -> None:
-    for key in [(11, "post_ffn_residual"), (28, "post_ffn_residual"), (None, "lm_head")]:
+    for key in [Key(11, "post_ffn_residual"), Key(28, "post_ffn_residual"), Key(None, "lm_head")]:
         folder = DATA / "apr-smollm2-135m"
         path = folder / f"{key[1]}.bin" if key[0] is None else folder / f"layer-{key[0]}" / f"{key[1]}.bin"
         assert cosine(oracle.stages[key].data, read_aprt(Path(path)).values) > 0.9999999

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.oracle.capture import capture, load
 from apr_falsify.oracle.loading import EAGER
 from apr_falsify.traces.capture import MemorySink
@@ -38,11 +38,11 @@ def test_hidden_states_and_attentions_are_those_that_transformers_reports(
     states, attentions = reported(model, request.tokens)
 
     expected = {
-        (0, "embedding"): states[0],
-        (0, "post_ffn_residual"): states[1],
-        (1, "post_ffn_residual"): states[2],
-        (None, "final_norm"): states[3],  # the last state that transformers reports is past the norm
-        **{(layer, "attn_softmax"): weights for layer, weights in enumerate(attentions)},
+        Key(0, "embedding"): states[0],
+        Key(0, "post_ffn_residual"): states[1],
+        Key(1, "post_ffn_residual"): states[2],
+        Key(None, "final_norm"): states[3],  # the last state that transformers reports is past the norm
+        **{Key(layer, "attn_softmax"): weights for layer, weights in enumerate(attentions)},
     }
     for key, values in expected.items():
         assert trace.stages[key].data.tobytes() == values.tobytes(), key
@@ -51,7 +51,7 @@ def test_hidden_states_and_attentions_are_those_that_transformers_reports(
 def follows(trace: Trace, layer: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return pairs that must be equal to the last bit: each an f32 operation of two others."""
     s = {name: trace.stages[layer, name].data for name in STAGES if (layer, name) in trace.stages}
-    entered = trace.stages[(0, "embedding") if layer == 0 else (layer - 1, "post_ffn_residual")].data
+    entered = trace.stages[Key(0, "embedding") if layer == 0 else Key(layer - 1, "post_ffn_residual")].data
     scale = np.float32(trace.geometry.residual_scale)  # 1 but in Granite
     if trace.geometry.parallel:
         added = (s["attn_out"] + s["ffn_out"]) + entered  # Phi's order and GPT-NeoX's; or Cohere's
@@ -81,7 +81,7 @@ def test_sums_and_products_of_captured_stages_are_captured_stages(
 
     for layer in range(model.geometry.layers):
         for stage, (captured, expected) in follows(trace, layer).items():
-            assert np.array_equal(captured, expected), (layer, stage)
+            assert np.array_equal(captured, expected), Key(layer, stage)
 
 
 def test_qkv_matmul_is_computed_without_the_bias_and_not_as_output_minus_bias(

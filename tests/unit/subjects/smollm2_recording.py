@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.model.stages import Key
 from apr_falsify.subjects.llama_cpp.graph import stages_of_capture
-from apr_falsify.traces.trace import Key, StageArray
+from apr_falsify.traces.trace import StageArray
 from tests.support import DATA
 from tests.unit.helpers import small_geometry
 

@@ -15,12 +15,12 @@ import transformers
 from apr_falsify.errors import LayerRangeError, ModelError, StageError, TokensError, UsageError
 from apr_falsify.formats.aprt import read_aprt
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import STAGES, Layout, stage
+from apr_falsify.model.stages import STAGES, Key, Layout, stage
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.provenance import Provenance
-from apr_falsify.traces.trace import Key, Trace, scan
+from apr_falsify.traces.trace import Trace, scan
 from tests.support import DATA
 from tests.unit.helpers import CONFIG, KNOBS, TINY, random_tensors, small_geometry, small_model
 
@@ -174,12 +174,12 @@ class CountingSink(MemorySink):
 @pytest.mark.parametrize(
     ("layers", "stages", "last", "count"),
     [
-        (range(0, 1), ("embedding",), (0, "embedding"), 1),
-        (range(0, 1), ("attn_norm",), (0, "attn_norm"), 2),
-        (range(0, 1), ALL, (0, "post_ffn_residual"), 17),
-        (range(1, 2), ("attn_scores",), (1, "attn_scores"), 22),
-        (range(0, 2), ("attn_norm", "final_norm"), (None, "final_norm"), 34),
-        (range(0, 2), ("lm_head",), (None, "lm_head"), 35),
+        (range(0, 1), ("embedding",), Key(0, "embedding"), 1),
+        (range(0, 1), ("attn_norm",), Key(0, "attn_norm"), 2),
+        (range(0, 1), ALL, Key(0, "post_ffn_residual"), 17),
+        (range(1, 2), ("attn_scores",), Key(1, "attn_scores"), 22),
+        (range(0, 2), ("attn_norm", "final_norm"), Key(None, "final_norm"), 34),
+        (range(0, 2), ("lm_head",), Key(None, "lm_head"), 35),
     ],
 )
 def test_only_what_is_needed_runs(

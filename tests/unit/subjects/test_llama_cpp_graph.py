@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.errors import AprFalsifyError, TokensError, TraceError, UsageError
-from apr_falsify.model.stages import APR_STAGES, STAGES, Layout
+from apr_falsify.model.stages import APR_STAGES, STAGES, Key, Layout
 from apr_falsify.numerics.quantise import hadamard
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
@@ -56,7 +56,7 @@ def test_batches_are_put_together_as_if_the_prompt_had_been_run_at_once(
     whole, joined = read(nodes), read(in_batches(nodes, *sizes))
     assert joined.keys() == whole.keys()
     for (layer, name), array in whole.items():
-        found = joined[(layer, name)]
+        found = joined[Key(layer, name)]
         zeroed = name in ("attn_scores", "attn_softmax") and len(sizes) > 1
         assert (Layout.CAUSAL_ZEROED in found.layout) == zeroed
         expected = np.tril(array.data) if zeroed else array.data
@@ -132,16 +132,16 @@ def test_an_attention_that_a_turned_v_cache_left_turned_is_turned_back(nodes: Ar
         turned[f"kqv_out-{layer}"] = heads.astype(np.float32).reshape(1, 1, TOKENS, 576)
     expected, found = read(plain), read(turned)
     for layer in (0, 1, 29):
-        key = (layer, "attention")
+        key = Key(layer, "attention")
         np.testing.assert_array_equal(expected[key].data, plain[f"kqv_out-{layer}"][0, 0])
         np.testing.assert_allclose(found[key].data, expected[key].data, atol=1e-6)
 
 
 def test_only_the_nodes_of_what_is_wanted_are_asked_for() -> None:
-    assert nodes_of([(3, "attn_norm")]) == ["attn_norm-3"]
-    assert nodes_of([(0, "q_post_rope"), (0, "qkv_matmul")]) == ["Qcur-0", "Kcur-0", "Vcur-0"]
-    assert nodes_of([(None, "lm_head")]) == ["result_output"]
-    assert set(APR_STAGES) - {name for name in STAGES if nodes_of([(0, name)])} == {
+    assert nodes_of([Key(3, "attn_norm")]) == ["attn_norm-3"]
+    assert nodes_of([Key(0, "q_post_rope"), Key(0, "qkv_matmul")]) == ["Qcur-0", "Kcur-0", "Vcur-0"]
+    assert nodes_of([Key(None, "lm_head")]) == ["result_output"]
+    assert set(APR_STAGES) - {name for name in STAGES if nodes_of([Key(0, name)])} == {
         "moe_router",
         "moe_ffn_out",
         "moe_router_indices",
@@ -214,7 +214,7 @@ def test_a_recording_hands_out_what_was_asked_of_it(tmp_path: Path, nodes: Array
     trace = opened(path, tmp_path, None).capture(
         Request(tokens=(0, 1, 2), layers=range(1), stages=()), MemorySink()
     )
-    assert [*trace.stages] == [(0, "embedding")]
+    assert [*trace.stages] == [Key(0, "embedding")]
     assert trace.tokens == (0, 1, 2)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.formats.weights import open_model
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.llama_cpp.graph import stages_of_capture
@@ -86,15 +86,15 @@ def test_nodes_without_their_axes_of_one_are_the_same_stages(nodes: Arrays) -> N
 def test_of_the_last_occurrences_alone_none_is_taken_for_a_product(nodes: Arrays) -> None:
     """A recorder that keeps one array a name keeps the rotated Qcur and Kcur, and a view of Vcur."""
     found = read({name.partition("#")[0]: values for name, values in nodes.items()})
-    assert {(0, "qkv_matmul"), (0, "q_post_rope")}.isdisjoint(found)
+    assert {Key(0, "qkv_matmul"), Key(0, "q_post_rope")}.isdisjoint(found)
     assert read(nodes).keys() - found.keys() == {
-        (layer, name) for layer in (0, 1, 29) for name in ("qkv_matmul", "q_post_rope", "k_post_rope")
+        Key(layer, name) for layer in (0, 1, 29) for name in ("qkv_matmul", "q_post_rope", "k_post_rope")
     }
 
 
 def test_a_view_is_not_taken_for_the_rotated_heads_that_were_not_recorded(nodes: Arrays) -> None:
     found = read(without(nodes, "Qcur-1#3"))
-    assert read(nodes).keys() - found.keys() == {(1, "q_post_rope")}
+    assert read(nodes).keys() - found.keys() == {Key(1, "q_post_rope")}
 
 
 def test_without_views_the_last_occurrence_is_the_rotated_one(nodes: Arrays) -> None:
@@ -115,7 +115,7 @@ def test_of_a_bias_and_a_product_that_cannot_be_told_apart_neither_is_taken(node
         vocab_size=49_152,
     )
     found = dict(stages_of_capture(nodes, geometry, TOKENS, False, RECORDING))
-    assert {(0, "qkv_matmul"), (0, "qkv_bias")}.isdisjoint(found)
+    assert {Key(0, "qkv_matmul"), Key(0, "qkv_bias")}.isdisjoint(found)
 
 
 def test_the_residual_sum_that_a_control_vector_is_added_to_is_not_ffn_out(nodes: Arrays) -> None:
@@ -141,7 +141,7 @@ def test_a_gate_with_a_bias_is_the_node_behind_the_product(nodes: Arrays) -> Non
     summed = {**nodes, "ffn_gate_b-1": nodes["ffn_gate-1"] + 1}
     found = dict(stages_of_capture(summed, geometry, TOKENS, True, RECORDING))
     np.testing.assert_array_equal(found[1, "ffn_gate"].data, nodes["ffn_gate-1"][0, 0] + 1)
-    assert {(0, "ffn_gate"), (0, "ffn_up"), (1, "ffn_up")}.isdisjoint(found)
+    assert {Key(0, "ffn_gate"), Key(0, "ffn_up"), Key(1, "ffn_up")}.isdisjoint(found)
 
 
 def test_what_was_turned_back_in_blocks_is_the_attention(nodes: Arrays) -> None:
@@ -153,7 +153,7 @@ def test_what_was_turned_back_in_blocks_is_the_attention(nodes: Arrays) -> None:
 def test_scores_of_the_last_query_alone_are_no_stage(nodes: Arrays) -> None:
     alone = {name: nodes[name][:, :, -1:] for name in ("kq-1", "kq_soft_max-1")}
     found = read({**nodes, **alone})
-    assert read(nodes).keys() - found.keys() == {(1, "attn_scores"), (1, "attn_softmax")}
+    assert read(nodes).keys() - found.keys() == {Key(1, "attn_scores"), Key(1, "attn_softmax")}
 
 
 def test_what_the_last_token_has_alone_is_said_to_be_so(nodes: Arrays) -> None:
@@ -164,8 +164,8 @@ def test_what_the_last_token_has_alone_is_said_to_be_so(nodes: Arrays) -> None:
 def test_a_run_that_asked_for_no_logits_has_no_end_of_the_last_layer(nodes: Arrays) -> None:
     last = [name for name, values in nodes.items() if values.shape[-2] == 1 and values.ndim == 4]
     found = read({**nodes, **{name: nodes[name][:, :, :0] for name in last}})
-    assert (29, "attn_out") in found
-    assert {(29, "ffn_norm"), (29, "post_ffn_residual"), (None, "lm_head")}.isdisjoint(found)
+    assert Key(29, "attn_out") in found
+    assert {Key(29, "ffn_norm"), Key(29, "post_ffn_residual"), Key(None, "lm_head")}.isdisjoint(found)
 
 
 def opened(path: Path, folder: Path, tokens: tuple[int, ...] | None = None) -> Trace:

@@ -12,7 +12,7 @@ import pytest
 
 from apr_falsify.compare.layout import canonical
 from apr_falsify.errors import TokensError, TraceError
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects.recorded import open_recorded
 from apr_falsify.traces.trace import Trace
 from tests.unit.subjects.dumps import (
@@ -122,7 +122,7 @@ def test_scores_stored_before_the_scale_are_read_in_scaled(apr: Trace, tmp_path:
     said["stages"]["attn_scores"]["layout"] = ["causal-zeroed", "unscaled"]
     trace = open_recorded(target(write(tmp_path, arrays, said))).trace
     assert set(trace.stages[0, "attn_scores"].layout) == {Layout.CAUSAL_ZEROED, Layout.UNSCALED}
-    found = canonical(trace.stages[2, "attn_scores"], (2, "attn_scores"), trace.geometry, S)
+    found = canonical(trace.stages[2, "attn_scores"], Key(2, "attn_scores"), trace.geometry, S)
     np.testing.assert_allclose(found, apr.stages[2, "attn_scores"].data, rtol=1e-6)
 
 
@@ -219,7 +219,7 @@ def test_arrays_that_no_stage_uses_are_kept_by_name(apr: Trace, tmp_path: Path) 
 def test_one_layer_alone_is_read_where_the_mapping_says_which(apr: Trace, tmp_path: Path) -> None:
     said = {**plain_mapping(apr), "layer": 1, "stages": {"attn_norm": {"from": "norm"}}}
     path = write(tmp_path, {"norm": dump_of(apr)["L1.attn_norm"]}, said)
-    assert open_recorded(target(path)).trace.stages.keys() == {(1, "attn_norm")}
+    assert open_recorded(target(path)).trace.stages.keys() == {Key(1, "attn_norm")}
 
 
 def test_tokens_are_read_from_an_array(apr: Trace, tmp_path: Path) -> None:

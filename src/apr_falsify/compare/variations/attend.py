@@ -12,7 +12,7 @@ import numpy.typing as npt
 from apr_falsify.compare.replay import Replay
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import Indices, moves, nearest_heads, parts
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.operators.attention import visible_keys
 
@@ -104,7 +104,7 @@ _HALF = {Layout.CAUSAL_ZEROED, Layout.VISIBLE_ONLY}
 
 def _scores(case: Case) -> F64:
     """Return the scores, with those above the diagonal computed where the runtime stores no data there."""
-    scores, key = case.inputs["attn_scores"], (case.layer, "attn_scores")
+    scores, key = case.inputs["attn_scores"], Key(case.layer, "attn_scores")
     array = case.replayer.trace.stages.get(key)
     if array is None or not _HALF.intersection(array.layout):
         return scores

@@ -20,11 +20,10 @@ from apr_falsify.formats.weights import Weights
 from apr_falsify.model.graph import Node
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Layout
+from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.numerics.operand_rules import Operation, Rule
 from apr_falsify.operators.roundoff import TINY, UNIT, Known, lost, stored
 from apr_falsify.operators.table import operation_of, span_of
-from apr_falsify.traces.trace import Key
 
 F64 = npt.NDArray[np.float64]
 
@@ -81,12 +80,12 @@ class Case:
     @property
     def name(self) -> str:
         """The stage's name."""
-        return self.key[1]
+        return self.key.stage
 
     @property
     def layer(self) -> int | None:
         """The stage's layer."""
-        return self.key[0]
+        return self.key.layer
 
     @property
     def span(self) -> tuple[Node, ...]:
@@ -104,7 +103,7 @@ class Case:
 
     def after(self, inner: str) -> Case:
         """Return the case where a stage within the span is known: computed, with the rounding of that."""
-        found = self.replayer.evaluate((self.layer, inner), self.known, (self.rule,))
+        found = self.replayer.evaluate(Key(self.layer, inner), self.known, (self.rule,))
         return replace(self, known={inner: Known(value=found.values[0], sigma=found.sigma)})
 
     @property
@@ -134,7 +133,7 @@ class Case:
 
         ``None`` too where only its last token was captured and the case has more: nothing can be made of it.
         """
-        key = (self.layer if layer is None else layer, name)
+        key = Key(self.layer if layer is None else layer, name)
         array = self.replayer.trace.stages.get(key)
         if array is not None and Layout.LAST_TOKEN in array.layout and self._tokens > 1:
             return None

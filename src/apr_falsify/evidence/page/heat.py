@@ -26,9 +26,9 @@ from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.page.view import Found, View
 from apr_falsify.evidence.page.words import figure, joined, ranges
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.operators.roundoff import LIMIT
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 F64 = npt.NDArray[np.float64]
 
@@ -139,7 +139,7 @@ def heat_maps(
     subject, weights = held.trace, held.weights
     maps: list[HeatMap] = []
     for first, *more in list(groups.values())[:MOST_MAPS]:
-        key = (first.layer, first.stages[-1])
+        key = Key(first.layer, first.stages[-1])
         with attempts.trying("the heat map", key):
             found = None
             if declared and first.type is FindingType.SOURCE:
@@ -186,7 +186,7 @@ def _accumulated(key: Key, oracle: Trace, subject: Trace) -> _Compared | None:
     expected, found = pair.oracle.astype(np.float64), pair.subject.astype(np.float64)
     if expected.shape != found.shape:
         return None
-    if len(pair.axes.names) < len(STAGES[key[1]].axes):  # the last token alone
+    if len(pair.axes.names) < len(STAGES[key.stage].axes):  # the last token alone
         expected, found = expected[..., None, :], found[..., None, :]
     with np.errstate(all="ignore"):
         over = np.abs(found - expected) > NO_DIVERGENCE * np.abs(expected)
@@ -239,7 +239,7 @@ def _folded(name: str, planes: F64, trace: Trace) -> tuple[tuple[str, ...], F64]
 
 
 def _map(ident: str, key: Key, also: str, found: _Compared, trace: Trace) -> HeatMap:
-    grid = _narrowed(_grid(key[1], found, trace))
+    grid = _narrowed(_grid(key.stage, found, trace))
     with np.errstate(all="ignore"):
         errors = np.where(grid.difference == 0, 0.0, np.sqrt(grid.difference / grid.reference))
     levels = _levels(grid, errors)

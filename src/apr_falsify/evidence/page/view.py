@@ -11,10 +11,9 @@ from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.compare.bisection import SCHEMA, FindingType, Kind, Status, Verdict
 from apr_falsify.compare.findings import NO_DIVERGENCE
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.reading import flag, items, mapping, number, text, whole
 from apr_falsify.traces.provenance import Provenance
-from apr_falsify.traces.trace import Key
 
 _T = TypeVar("_T")
 
@@ -73,12 +72,12 @@ class Row:
     @property
     def layer(self) -> int | None:
         """Its layer, ``None`` for a whole-model stage."""
-        return self.key[0]
+        return self.key.layer
 
     @property
     def stage(self) -> str:
         """Its name."""
-        return self.key[1]
+        return self.key.stage
 
     @property
     def replayed(self) -> bool:
@@ -219,7 +218,7 @@ def _row(data: object) -> Row:
     counts = mapping(entry.get("nonfinite") or {}, "nonfinite")
     verdict, status = (text(entry.get(name), name) for name in ("verdict", "status"))
     return Row(
-        key=(_optional(whole, entry, "layer"), text(entry.get("stage"), "stage")),
+        key=Key(_optional(whole, entry, "layer"), text(entry.get("stage"), "stage")),
         status=Status(status),
         verdict=Verdict(verdict),
         state=_STATES[Verdict(verdict)] if Status(status) not in _ABSENT else State.ABSENT,

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from apr_falsify.compare.bisection import FindingType, Kind, Status
 from apr_falsify.evidence.page.view import Found, Row, State, View
+from apr_falsify.model.stages import Key
 from apr_falsify.traces.provenance import Provenance
-from apr_falsify.traces.trace import Key
 
 BADGES: Mapping[Kind, tuple[str, str]] = {
     Kind.CONSISTENT: ("good", "consistent"),
@@ -192,7 +192,7 @@ def _layout(view: View) -> str:
 
 def _reference(view: View) -> str:
     found = next((each for each in view.findings if each.type is FindingType.REFERENCE), None)
-    where = "" if found is None else f", first in {place((found.layer, joined(found.stages)))}"
+    where = "" if found is None else f", first in {place(Key(found.layer, joined(found.stages)))}"
     return (
         f"Nothing can be said of the subject: the reference itself is not what its own inputs make it{where}."
     )

@@ -21,9 +21,9 @@ import numpy.typing as npt
 from apr_falsify.errors import TraceError
 from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Layout, Scope
+from apr_falsify.model.stages import STAGES, Key, Layout, Scope
 from apr_falsify.numerics.quantise import ROTATED_BLOCK, hadamard
-from apr_falsify.traces.trace import Key, StageArray
+from apr_falsify.traces.trace import StageArray
 
 Values = npt.NDArray[Any]
 Arrays = Mapping[str, Values]
@@ -136,13 +136,13 @@ def stages_of_capture(
     rotary = (Layout.INTERLEAVED,) if interleaved else ()
     for layer in layers:
         for name, values in _projected(reader, layer, runs).items():
-            yield (layer, name), _checked(StageArray(data=values, layout=rotary), name, tokens, where)
+            yield Key(layer, name), _checked(StageArray(data=values, layout=rotary), name, tokens, where)
     for name in NODES:
         for place in _places(name, layers):
             if (node := reader.node(name, place)) is not None:
-                found = _of_stage(reader, node, (place, name), runs)
+                found = _of_stage(reader, node, Key(place, name), runs)
                 if found is not None and not _last_query_alone(found, name, tokens):
-                    yield (place, name), _checked(found, name, tokens, where)
+                    yield Key(place, name), _checked(found, name, tokens, where)
 
 
 def _places(name: str, layers: Sequence[int]) -> list[int | None]:

@@ -18,6 +18,7 @@ from apr_falsify import __version__
 from apr_falsify.errors import MissingDependencyError, OutputError, ProcessError
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.shape import Geometry
+from apr_falsify.model.stages import Key
 from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Target
 from apr_falsify.subjects.llama_cpp.graph import FLASH_HIDES, check_family, nodes_of, stages_of_capture
@@ -28,7 +29,7 @@ from apr_falsify.subjects.process import Program
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.identity import difference, model_sha256, name_of
 from apr_falsify.traces.provenance import Provenance, utc_now
-from apr_falsify.traces.trace import Key, Trace
+from apr_falsify.traces.trace import Trace
 
 INSTALL = "pip install 'apr-falsify[llama-cpp]'"
 PACKAGE = "llama_cpp"
@@ -92,7 +93,7 @@ class LlamaCppSubject:
             out = folder / "graph.npz"
             wanted = {
                 "tokens": list(request.tokens),
-                "nodes": nodes_of([(0, "embedding"), *keys]),
+                "nodes": nodes_of([Key(0, "embedding"), *keys]),
                 "out": str(out),
                 "compressed": raw is not None,
                 "model_params": chosen["model"],
@@ -137,7 +138,7 @@ class LlamaCppSubject:
             for key, array in found:
                 if key in keys:
                     sink.add(key, array.data, array.layout)
-                    given.add(key[1])
+                    given.add(key.stage)
                 if key == (None, "lm_head"):
                     argmax = int(np.argmax(array.data))
         return given, argmax

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from apr_falsify import __version__
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.model.shape import Geometry
+from apr_falsify.model.stages import Key
 from apr_falsify.reading import opened_zip, unzipping
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.foreign import (
@@ -39,7 +40,7 @@ from apr_falsify.subjects.llama_cpp.graph import (
 )
 from apr_falsify.subjects.recorded import RecordedSubject
 from apr_falsify.traces.provenance import Provenance, utc_now
-from apr_falsify.traces.trace import Key, StageArray, Trace
+from apr_falsify.traces.trace import StageArray, Trace
 
 TOKENS = "token_ids"
 """The array of a raw capture that holds the ids that were run, where it has one."""
@@ -174,7 +175,7 @@ def _saved_as(arrays: Capture, stages: Mapping[Key, StageArray]) -> dict[str, st
     return {
         name: "f16"
         for layer, name in stages
-        for node in nodes_of([(layer, name)])
+        for node in nodes_of([Key(layer, name)])
         for key in occurrences(arrays, node)
         if key in arrays.halved
     }
@@ -183,7 +184,7 @@ def _saved_as(arrays: Capture, stages: Mapping[Key, StageArray]) -> dict[str, st
 def _absent(arrays: Arrays, stages: Mapping[Key, StageArray]) -> dict[str, str]:
     """Say why a recording has no scores although it has what comes of them."""
     mixed = [layer for layer, name in stages if name == "attention"]
-    hidden = nodes_of([(layer, name) for layer in mixed for name in FLASH_HIDES])
+    hidden = nodes_of([Key(layer, name) for layer in mixed for name in FLASH_HIDES])
     if not mixed or any(node in arrays for node in hidden):
         return {}
     why = "flash attention computes it within one operation, or its node was not recorded"
