@@ -24,7 +24,7 @@ from apr_falsify.commands.examine import Wanted, examine
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.plan import CORRECT, SINGLE
 from apr_falsify.exam.sitting import Sitting
-from apr_falsify.exam.trial import Outcome
+from apr_falsify.exam.trial import TrialOutcome
 from apr_falsify.operators.roundoff import LIMIT
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "floor.svg"
@@ -53,14 +53,14 @@ def main() -> None:
     print(f"drawn: {FIGURE}")
 
 
-BY: dict[str, Callable[[Outcome], str]] = {
+BY: dict[str, Callable[[TrialOutcome], str]] = {
     "kernel": lambda outcome: outcome.case.kernel,
     "text": lambda outcome: outcome.case.text,
     "arithmetic": lambda outcome: outcome.case.setting.name,
 }
 
 
-def right_of(outcomes: list[Outcome]) -> F64:
+def right_of(outcomes: list[TrialOutcome]) -> F64:
     """Return how far stages that are right are from their replay, in sigmas."""
     return np.array([value for outcome in outcomes for value in outcome.right]) * LIMIT
 
@@ -81,7 +81,7 @@ def print_distances(label: str, values: F64) -> None:
     print(f"{label}: {len(values)} stages, in sigmas: {found}")
 
 
-def print_farthest(title: str, by: Callable[[Outcome], str], outcomes: list[Outcome]) -> None:
+def print_farthest(title: str, by: Callable[[TrialOutcome], str], outcomes: list[TrialOutcome]) -> None:
     farthest: dict[str, float] = {}
     for outcome in outcomes:
         farthest[by(outcome)] = max(farthest.get(by(outcome), 0.0), *outcome.right, 0.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.commands.validate_contracts import validate
-from apr_falsify.contracts.outcome import Outcome
+from apr_falsify.contracts.outcome import ValidationOutcome
 
 MANIFEST = '[package]\nname = "demo"\nversion = "0.1.0"\nedition = "2021"\n'
 ADDS = "#[test]\nfn adds() { assert_eq!(1 + 1, 2); }\n"
@@ -18,14 +18,14 @@ CONTRACT = (
 )
 
 
-def check(root: Path, files: Mapping[str, str], test: str) -> Outcome:
+def check(root: Path, files: Mapping[str, str], test: str) -> ValidationOutcome:
     for name, text in {"Cargo.toml": MANIFEST, **files, "contracts/c-v1.yaml": CONTRACT.format(test)}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text, encoding="utf-8")
     return validate((root / "contracts",), cached=False)
 
 
-def told(outcome: Outcome) -> list[tuple[str, str]]:
+def told(outcome: ValidationOutcome) -> list[tuple[str, str]]:
     return [(one.problem.code, one.problem.message) for one in outcome.shown]
 
 

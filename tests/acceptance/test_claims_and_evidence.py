@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.commands.validate_contracts import validate
-from apr_falsify.contracts.outcome import Outcome
+from apr_falsify.contracts.outcome import ValidationOutcome
 
 TREE = {
     "Cargo.toml": '[package]\nname = "demo"\nversion = "0.1.0"\nedition = "2021"\n',
@@ -25,7 +25,7 @@ TEST = "  test: cargo test -p demo test_add_two_numbers\n"
 LOCATION = "src/lib.rs::tests::test_add_two_numbers"
 
 
-def check(root: Path, contract: str, *, strict: bool = False, **more: str) -> Outcome:
+def check(root: Path, contract: str, *, strict: bool = False, **more: str) -> ValidationOutcome:
     files = {**TREE, "contracts/c-v1.yaml": contract, **more}
     for name, text in files.items():
         path = root / name
@@ -34,7 +34,7 @@ def check(root: Path, contract: str, *, strict: bool = False, **more: str) -> Ou
     return validate((root / "contracts",), strict=strict, cached=False)
 
 
-def codes(outcome: Outcome) -> list[str]:
+def codes(outcome: ValidationOutcome) -> list[str]:
     return [one.problem.code for one in outcome.shown]
 
 

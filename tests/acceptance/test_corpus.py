@@ -16,7 +16,7 @@ import pytest
 
 from apr_falsify.commands.validate_contracts import validate
 from apr_falsify.contracts.engine import run
-from apr_falsify.contracts.outcome import Outcome, judge
+from apr_falsify.contracts.outcome import ValidationOutcome, judge
 from apr_falsify.contracts.rules import ERROR, RULES
 from apr_falsify.contracts.settings import Settings
 from apr_falsify.contracts.standing import Evidence, Standing
@@ -71,7 +71,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def check(root: Path, code: str, *, twin: bool) -> Outcome:
+def check(root: Path, code: str, *, twin: bool) -> ValidationOutcome:
     case = CORPUS / code
     if (case / "before").is_dir():
         shutil.copytree(case / "before", root, dirs_exist_ok=True)
@@ -92,7 +92,7 @@ def check(root: Path, code: str, *, twin: bool) -> Outcome:
     return validate((Path("contracts"),), against=against, cached=False)
 
 
-def codes(outcome: Outcome) -> set[str]:
+def codes(outcome: ValidationOutcome) -> set[str]:
     return {one.problem.code for one in outcome.shown}
 
 

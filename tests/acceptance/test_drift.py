@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.commands.validate_contracts import validate
-from apr_falsify.contracts.outcome import Outcome
+from apr_falsify.contracts.outcome import ValidationOutcome
 from tests.acceptance.test_drift_of_claims import CASES
 
 DRIFT = Path(__file__).parents[1] / "data" / "drift"
@@ -53,7 +53,7 @@ TWINS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 }
 
 
-def check(name: str, root: Path, changes: Mapping[str, tuple[str, str]]) -> Outcome:
+def check(name: str, root: Path, changes: Mapping[str, tuple[str, str]]) -> ValidationOutcome:
     shutil.copytree(DRIFT / name, root, dirs_exist_ok=True)
     for file, (before, after) in changes.items():
         text = (root / file).read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def check(name: str, root: Path, changes: Mapping[str, tuple[str, str]]) -> Outc
     return validate((root / "contracts",), cached=False)
 
 
-def codes(outcome: Outcome) -> list[str]:
+def codes(outcome: ValidationOutcome) -> list[str]:
     return [one.problem.code for one in outcome.shown]
 
 

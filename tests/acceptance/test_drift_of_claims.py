@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.commands.validate_contracts import validate
-from apr_falsify.contracts.outcome import Outcome
+from apr_falsify.contracts.outcome import ValidationOutcome
 
 DRIFT = Path(__file__).parents[1] / "data" / "drift"
 CONTRACT = "contracts/c-v1.yaml"
@@ -121,7 +121,7 @@ CASES = [
 ]
 
 
-def check(root: Path, *, strict: bool = False) -> Outcome:
+def check(root: Path, *, strict: bool = False) -> ValidationOutcome:
     return validate((root / "contracts",), strict=strict, cached=False)
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from apr_falsify.commands.validate_contracts import validate
 from apr_falsify.contracts.claim import Claim, Pin, read_claims
-from apr_falsify.contracts.outcome import Outcome
-from apr_falsify.contracts.promote import Move, Plan, plan_edit
+from apr_falsify.contracts.outcome import ValidationOutcome
+from apr_falsify.contracts.promote import Move, PromotionPlan, plan_edit
 from apr_falsify.evidence.binding import binding_of
 from apr_falsify.evidence.bundle import Draft, read_bundle, write_bundle
 from apr_falsify.evidence.earn import state_of
@@ -73,7 +73,7 @@ def message(code: str) -> str:
     )
 
 
-def looked() -> Outcome:
+def looked() -> ValidationOutcome:
     return validate((), cached=False)
 
 
@@ -355,7 +355,7 @@ def test_promoting_one_falsifier_of_our_contract_leaves_the_evidence_of_the_othe
     everyone = {f"FALSIFY-ATTN-SUB-00{number}": "fresh" for number in range(1, 6)}
     assert states() == everyone
     first = "FALSIFY-ATTN-SUB-001"
-    plan = Plan(
+    plan = PromotionPlan(
         falsifier=first, move=Move.PROMOTE, rung="FUNCTIONAL", pin=pins[first], date="2026-12-01", remark=""
     )
     path.write_bytes(plan_edit(path, path.read_bytes(), plan).after)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.commands.validate_contracts import validate
-from apr_falsify.contracts.outcome import Outcome
+from apr_falsify.contracts.outcome import ValidationOutcome
 
 HEAD = "metadata: {id: C-X, version: 1.0.0, description: d}\n"
 
@@ -51,7 +51,9 @@ def falsifier(evidence: str, test: str = "by hand") -> str:
     return f"{head}  algorithm_evidence: {evidence}\n"
 
 
-def check(root: Path, files: dict[str, str], contract: str, where: str = "contracts/x-v1.yaml") -> Outcome:
+def check(
+    root: Path, files: dict[str, str], contract: str, where: str = "contracts/x-v1.yaml"
+) -> ValidationOutcome:
     for name, text in {**files, where: HEAD + contract}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +61,7 @@ def check(root: Path, files: dict[str, str], contract: str, where: str = "contra
     return validate((root / where,), cached=False)
 
 
-def reported(outcome: Outcome) -> list[str]:
+def reported(outcome: ValidationOutcome) -> list[str]:
     return [f"{one.problem.code} {one.problem.message}" for one in outcome.shown]
 
 

@@ -20,7 +20,7 @@ from apr_falsify.contracts.facts import gather
 from apr_falsify.contracts.marked import Marked, MarkerCitation, marked_problems
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.problem import Problem
-from apr_falsify.contracts.roots import Roots, Scope
+from apr_falsify.contracts.roots import Roots, SearchScope
 from apr_falsify.contracts.validate import resolve_names
 from apr_falsify.symbols.markers import Kept
 
@@ -82,7 +82,7 @@ def parsed_tests() -> Kept:
 
 def problems(contract: Path, text: str, roots: Roots) -> set[Problem]:
     facts = gather(str(contract), text.encode())
-    found, _ = resolve_names(facts, Scope(contract, roots))
+    found, _ = resolve_names(facts, SearchScope(contract, roots))
     cited = tuple(_marker(one) for one in facts.citations if one.kind == "marker")
     marked = Marked(path=contract, shown=str(contract), citations=cited, falsifiers=())
     return {*facts.problems, *found, *marked_problems([marked], roots, parsed_tests())[0]}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.commands.validate_contracts import validate
-from apr_falsify.contracts.outcome import Outcome
+from apr_falsify.contracts.outcome import ValidationOutcome
 from tests.acceptance.test_validate_contracts import CONTRACT, project, run
 
 HEAD = "metadata:\n  id: C-HERE\n  version: 1.0.0\n  description: d\n"
@@ -22,7 +22,7 @@ TREE = {
 }
 
 
-def check(root: Path, contract: str, *sources: str) -> Outcome:
+def check(root: Path, contract: str, *sources: str) -> ValidationOutcome:
     for name, text in {**TREE, "here/contracts/here-v1.yaml": contract}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def check(root: Path, contract: str, *sources: str) -> Outcome:
     return validate((root / "here" / "contracts",), given, cached=False)
 
 
-def reported(outcome: Outcome) -> list[tuple[str, str]]:
+def reported(outcome: ValidationOutcome) -> list[tuple[str, str]]:
     return [(one.problem.code, one.problem.hint) for one in outcome.shown]
 
 

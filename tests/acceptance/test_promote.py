@@ -15,7 +15,7 @@ import pytest
 from apr_falsify.contracts.claim import read_claim
 from apr_falsify.evidence.bundle import read_bundle
 from apr_falsify.evidence.facts import LaneFacts, Side, Sources
-from apr_falsify.evidence.outcome import Ended, Level, Seen, TestRecord
+from apr_falsify.evidence.outcome import Ended, Level, SeenRun, TestRecord
 from apr_falsify.evidence.sign import SigningKey
 from tests.acceptance.programs import Outcome, assert_refused, run
 from tests.acceptance.toy_project import (
@@ -44,7 +44,7 @@ LANE = LaneFacts(
     subject=Side(runtime="apr", version="0.72.3"),
 )
 LIVE = TestRecord(
-    name="tests/test_toy.py::test_live", ended=Ended.PASSED, level=Level.LIVE, measured=(Seen.SUBJECT,)
+    name="tests/test_toy.py::test_live", ended=Ended.PASSED, level=Level.LIVE, measured=(SeenRun.SUBJECT,)
 )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.commands.validate_contracts import validate
-from apr_falsify.contracts.outcome import Outcome
+from apr_falsify.contracts.outcome import ValidationOutcome
 from tests.support import REAL_VARIABLE, real_folder
 
 TABLE = tomllib.loads(
@@ -31,16 +31,16 @@ def contracts() -> Path:
 
 
 @cache
-def alone() -> Outcome:
+def alone() -> ValidationOutcome:
     return validate((contracts(),), cached=False)
 
 
 @cache
-def with_source(aprender: Path) -> Outcome:
+def with_source(aprender: Path) -> ValidationOutcome:
     return validate((contracts(),), (f"aprender={aprender}",), cached=False)
 
 
-def reported(outcome: Outcome, name: str) -> Counter[str]:
+def reported(outcome: ValidationOutcome, name: str) -> Counter[str]:
     return Counter(one.problem.code for one in outcome.shown if Path(one.problem.path).stem == name)
 
 

@@ -10,7 +10,7 @@ from typing import Self
 from apr_falsify.commands.hosts import FormulaHost
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
-from apr_falsify.exam.cases import Case, Seeded
+from apr_falsify.exam.cases import ExamCase, Seeded
 from apr_falsify.exam.faults import Fault, fault_named
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.seeding.places import one_channel
@@ -82,7 +82,7 @@ class Bench:
         """Return the bisection of a run with a fault in each of ``stages`` of ``layer``, or in none."""
         material = Material(name="model", seed=0)
         seeded = tuple(Seeded(fault=FAULT_IN[name], layer=layer, seed=1) for name in stages)
-        case = Case(
+        case = ExamCase(
             host="formula",
             material=material,
             setting=SETTINGS["f32"],

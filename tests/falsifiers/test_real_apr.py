@@ -16,7 +16,7 @@ import pytest
 from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.metrics import compare_arrays
 from apr_falsify.formats.aprt import read_aprt
-from apr_falsify.model.stages import ATTENTION_SUBSTAGES, APR_STAGES
+from apr_falsify.model.stages import APR_STAGES, ATTENTION_SUBSTAGES
 from tests.falsifiers.real_apr import Apr, contents, stages_it_knows, values
 
 pytestmark = pytest.mark.real_apr

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import MissingDependencyError
-from apr_falsify.exam.cases import Case, Ran
+from apr_falsify.exam.cases import ExamCase, ExamRun
 from apr_falsify.exam.correct import APR_SETTINGS
 from apr_falsify.exam.faults import Fault
 from apr_falsify.exam.material import Material, Setting
@@ -54,7 +54,7 @@ class AprHost:
         """It runs HuggingFace's checkpoints and GGUF files, each in the arithmetic that it has for it."""
         return material.name in self.models and setting.name == APR_SETTINGS.get(material.kind)
 
-    def run(self, store: Store, case: Case, request: Request, sink: Sink) -> Ran:
+    def run(self, store: Store, case: ExamCase, request: Request, sink: Sink) -> ExamRun:
         """Run ``case``."""
         sound = store.model(case.material)
         config: dict[str, Any] = store.config(case.material) if case.seeded else {}
@@ -68,7 +68,7 @@ class AprHost:
         path = store.spoiled(case.material, config, tensors) if case.seeded else sound.path
         try:
             with self.imported(path, sound.geometry) as subject:
-                return Ran(trace=subject.capture(request, sink))
+                return ExamRun(trace=subject.capture(request, sink))
         finally:
             if path != sound.path:
                 remove(path)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class State(StrEnum):
+class CheckState(StrEnum):
     """What was found of one part."""
 
     FOUND = "found"
@@ -27,6 +27,6 @@ class Check:
     """
 
     part: str
-    state: State
+    state: CheckState
     detail: str
     remedy: str = ""

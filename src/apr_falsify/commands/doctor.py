@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from apr_falsify.commands import options
-from apr_falsify.commands.checks import Check, State
+from apr_falsify.commands.checks import Check, CheckState
 from apr_falsify.commands.output import wrapped
 from apr_falsify.errors import ExitCode
 from apr_falsify.model.families import FAMILIES, family_of
@@ -41,7 +41,7 @@ def doctor(lane: str | None, output: str) -> int:
     else:
         for check in checks:
             _print(check)
-    return int(ExitCode.USAGE if any(check.state is State.MISSING for check in checks) else ExitCode.OK)
+    return int(ExitCode.USAGE if any(check.state is CheckState.MISSING for check in checks) else ExitCode.OK)
 
 
 def _json(check: Check) -> dict[str, str]:
@@ -56,41 +56,41 @@ def _json(check: Check) -> dict[str, str]:
 def _print(check: Check) -> None:
     for line in wrapped(check.detail, f"{check.state.value:8} {check.part:14} ", " " * 24):
         click.echo(line)
-    if check.remedy and check.state is not State.FOUND:
+    if check.remedy and check.state is not CheckState.FOUND:
         click.echo(f"{'':24}try: {check.remedy}")
 
 
 def _python() -> Check:
     version = ".".join(str(part) for part in sys.version_info[:3])
-    state = State.FOUND if sys.version_info >= (3, 11) else State.MISSING
+    state = CheckState.FOUND if sys.version_info >= (3, 11) else CheckState.MISSING
     return Check(part="python", state=state, detail=version, remedy="install Python 3.11 or later")
 
 
-def _package(name: str, needed_for: str, remedy: str, absent: State) -> Callable[[], Check]:
+def _package(name: str, needed_for: str, remedy: str, absent: CheckState) -> Callable[[], Check]:
     def check() -> Check:
         if importlib.util.find_spec(name) is None:
             return Check(part=name, state=absent, detail=f"needed for {needed_for}", remedy=remedy)
         from importlib.metadata import version  # here, for --help
 
-        return Check(part=name, state=State.FOUND, detail=version(name))
+        return Check(part=name, state=CheckState.FOUND, detail=version(name))
 
     return check
 
 
 def _cuda() -> Check:
     if importlib.util.find_spec("torch") is None:
-        return Check(part="cuda", state=State.OPTIONAL, detail="not looked for: torch is not installed")
+        return Check(part="cuda", state=CheckState.OPTIONAL, detail="not looked for: torch is not installed")
     from apr_falsify.oracle.libraries import cuda_devices
 
     found = cuda_devices()
     if not found:
         return Check(
             part="cuda",
-            state=State.OPTIONAL,
+            state=CheckState.OPTIONAL,
             detail="needed for --device cuda",
             remedy="an NVIDIA driver, and a CUDA build of torch",
         )
-    return Check(part="cuda", state=State.FOUND, detail=", ".join(found))
+    return Check(part="cuda", state=CheckState.FOUND, detail=", ".join(found))
 
 
 def _apr() -> Check:
@@ -98,7 +98,7 @@ def _apr() -> Check:
     if path is None:
         return Check(
             part="apr",
-            state=State.OPTIONAL,
+            state=CheckState.OPTIONAL,
             detail="the real apr, for --subject apr:MODEL; recordings of it need none",
             remedy=_APR,
         )
@@ -108,12 +108,12 @@ def _apr() -> Check:
     try:
         able = abilities_of(Path(path))
     except ProcessError as error:
-        return Check(part="apr", state=State.OPTIONAL, detail=f"{path}: {error.what}", remedy=_APR)
+        return Check(part="apr", state=CheckState.OPTIONAL, detail=f"{path}: {error.what}", remedy=_APR)
     if able.lacks is None:
         told = "it does not say which stages it knows"
     else:
         told = f"does not know {', '.join(able.lacks)}; try: {_APR}" if able.lacks else "knows every stage"
-    return Check(part="apr", state=State.FOUND, detail=f"{able.version}, {path}: {told}", remedy=_APR)
+    return Check(part="apr", state=CheckState.FOUND, detail=f"{able.version}, {path}: {told}", remedy=_APR)
 
 
 def _llama_cpp() -> Check:
@@ -124,7 +124,7 @@ def _llama_cpp() -> Check:
     if not installed():
         return Check(
             part=part,
-            state=State.OPTIONAL,
+            state=CheckState.OPTIONAL,
             detail="llama-cpp-python, for --subject llama-cpp:MODEL.gguf; recordings of it need none; "
             "installing it needs a C++ compiler",
             remedy=INSTALL,
@@ -132,10 +132,12 @@ def _llama_cpp() -> Check:
     try:
         able = abilities()
     except ProcessError as error:
-        return Check(part=part, state=State.OPTIONAL, detail=error.what, remedy=INSTALL)
+        return Check(part=part, state=CheckState.OPTIONAL, detail=error.what, remedy=INSTALL)
     told = [f"lacks the settings {', '.join(able.lacks)}"] if able.lacks else ["takes every setting"]
     told += [] if able.offload else ["runs on the CPU alone"]
-    return Check(part=part, state=State.FOUND, detail=f"{able.version}: {', '.join(told)}", remedy=INSTALL)
+    return Check(
+        part=part, state=CheckState.FOUND, detail=f"{able.version}: {', '.join(told)}", remedy=INSTALL
+    )
 
 
 def _default_model() -> Check:
@@ -144,7 +146,7 @@ def _default_model() -> Check:
 
     geometry = open_model(DEFAULT_MODEL).geometry
     detail = f"{family_of(geometry).title}, {geometry.layers} layers, carried by the package"
-    return Check(part="default model", state=State.FOUND, detail=detail)
+    return Check(part="default model", state=CheckState.FOUND, detail=detail)
 
 
 def titles(families: Iterable[Family]) -> str:
@@ -157,7 +159,7 @@ def _families() -> Check:
     detail = titles(FAMILIES)
     if own := families_of_users():
         detail += f"; of your own: {titles(own)}"
-    return Check(part="families", state=State.FOUND, detail=detail)
+    return Check(part="families", state=CheckState.FOUND, detail=detail)
 
 
 _APR = "cargo install apr-cli"
@@ -166,14 +168,14 @@ _BASE = "pip install apr-falsify"
 
 CHECKS: tuple[Callable[[], Check], ...] = (
     _python,
-    _package("numpy", "everything", _BASE, State.MISSING),
-    _package("safetensors", "reading models", _BASE, State.MISSING),
-    _package("gguf", "reading .gguf models", _BASE, State.MISSING),
+    _package("numpy", "everything", _BASE, CheckState.MISSING),
+    _package("safetensors", "reading models", _BASE, CheckState.MISSING),
+    _package("gguf", "reading .gguf models", _BASE, CheckState.MISSING),
     _default_model,
     _families,
-    _package("torch", "the oracle", _ORACLE, State.OPTIONAL),
-    _package("transformers", "the oracle", _ORACLE, State.OPTIONAL),
-    _package("tokenizers", "--prompt", _ORACLE, State.OPTIONAL),
+    _package("torch", "the oracle", _ORACLE, CheckState.OPTIONAL),
+    _package("transformers", "the oracle", _ORACLE, CheckState.OPTIONAL),
+    _package("tokenizers", "--prompt", _ORACLE, CheckState.OPTIONAL),
     _cuda,
     _apr,
     _llama_cpp,

@@ -137,7 +137,7 @@ def _against(found: Verification, claim: Claim) -> _Checked:
     from apr_falsify.evidence.binding import binding_of
     from apr_falsify.evidence.earn import STALENESS, earned
     from apr_falsify.evidence.files import BUNDLE as BUNDLE_JSON
-    from apr_falsify.evidence.files import Problem
+    from apr_falsify.evidence.files import BundleProblem
 
     project = project_at(claim.path)
     answer = earned(
@@ -148,7 +148,7 @@ def _against(found: Verification, claim: Claim) -> _Checked:
         not_sources=project.not_sources,
     )
     foreign = [one for one in answer.refusals if one.code.startswith("other-")]
-    problems = [Problem(code=one.code, file=BUNDLE_JSON, message=one.message) for one in foreign]
+    problems = [BundleProblem(code=one.code, file=BUNDLE_JSON, message=one.message) for one in foreign]
     stale = [one.message for one in answer.refusals if one.code in STALENESS]
     if problems or not found.holds:
         return _Checked(found=replace(found, problems=(*found.problems, *problems)))

@@ -14,7 +14,7 @@ from apr_falsify.evidence.verify import Verification
 
 if TYPE_CHECKING:
     from apr_falsify.evidence.bundle import Bundle
-    from apr_falsify.evidence.difference import Change
+    from apr_falsify.evidence.difference import BundleChange
 
 MOST = 8
 """How many of a list are printed; JSON has them all."""
@@ -130,9 +130,9 @@ def _bisection(bundle: Bundle) -> Iterator[str]:
         yield from _wrapped(f"{len(bundle.controls)} controls: {kinds}", "  ")
 
 
-def difference_lines(changes: Iterable[Change]) -> Iterator[str]:
+def difference_lines(changes: Iterable[BundleChange]) -> Iterator[str]:
     """Say in what two bundles differ, group by group."""
-    groups: dict[str, list[Change]] = {}
+    groups: dict[str, list[BundleChange]] = {}
     for one in changes:
         groups.setdefault(one.about, []).append(one)
     if not groups:

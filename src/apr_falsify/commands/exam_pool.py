@@ -21,13 +21,13 @@ from typing import IO, Any
 
 from apr_falsify.compare.attempts import told
 from apr_falsify.errors import ProcessError
-from apr_falsify.exam.cases import Case
+from apr_falsify.exam.cases import ExamCase
 from apr_falsify.exam.kernels import KERNELS
 from apr_falsify.exam.material import Material
 from apr_falsify.exam.recipes import outcome_of, recipe_of
 from apr_falsify.exam.results import Results
 from apr_falsify.exam.store import remove
-from apr_falsify.exam.trial import Outcome, broken_down
+from apr_falsify.exam.trial import TrialOutcome, broken_down
 
 _PROGRAM = "apr_falsify.commands.exam_worker"
 _QUOTED = 2000
@@ -73,7 +73,7 @@ class Worker:
         """The id of its process."""
         return self._process.pid
 
-    def hold(self, case: Case) -> dict[str, Any]:
+    def hold(self, case: ExamCase) -> dict[str, Any]:
         """Return what came of ``case``, as plain values.
 
         Raises:
@@ -124,7 +124,7 @@ class Packet:
 
     kernel: str
     material: Material
-    cases: list[tuple[str, Case]] = field(default_factory=list)
+    cases: list[tuple[str, ExamCase]] = field(default_factory=list)
 
 
 class Pool:
@@ -156,7 +156,7 @@ class Pool:
     def __exit__(self, *error: object) -> None:
         self._end_all()
 
-    def __call__(self, parts: Mapping[str, Sequence[Case]]) -> Mapping[str, list[Outcome]]:
+    def __call__(self, parts: Mapping[str, Sequence[ExamCase]]) -> Mapping[str, list[TrialOutcome]]:
         """Hold the cases of ``parts`` that were not held yet, and return the outcomes of all."""
         self._plan(parts)
         with ThreadPoolExecutor(self._jobs) as slots:
@@ -168,7 +168,7 @@ class Pool:
                 raise
         return {part: [self._outcome(case) for case in cases] for part, cases in parts.items()}
 
-    def _plan(self, parts: Mapping[str, Sequence[Case]]) -> None:
+    def _plan(self, parts: Mapping[str, Sequence[ExamCase]]) -> None:
         packets: dict[tuple[str, Material], Packet] = {}
         self._counts = {part: [0, len(cases)] for part, cases in parts.items()}
         for part, case in ((part, case) for part, cases in parts.items() for case in cases):
@@ -181,7 +181,7 @@ class Pool:
         for part, (done, total) in self._counts.items():
             self._watch(part, done, total)
 
-    def _outcome(self, case: Case) -> Outcome:
+    def _outcome(self, case: ExamCase) -> TrialOutcome:
         found = self._results.get(case)
         assert found is not None
         return found
@@ -233,7 +233,7 @@ class Pool:
             self._finish(packet)
         return worker
 
-    def _done(self, part: str, outcome: Outcome) -> None:
+    def _done(self, part: str, outcome: TrialOutcome) -> None:
         self._results.put(outcome)
         with self._lock:
             self._counts[part][0] += 1

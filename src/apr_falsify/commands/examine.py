@@ -19,10 +19,10 @@ from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, Torch
 from apr_falsify.commands.smollm2 import SMOLLM2_FILE, smollm2_path
 from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.errors import MissingDependencyError, UsageError, nearest
-from apr_falsify.exam.cases import Case, Host
+from apr_falsify.exam.cases import ExamCase, Host
 from apr_falsify.exam.faults import CATALOGUE
 from apr_falsify.exam.kernels import KERNELS, OWN
-from apr_falsify.exam.plan import MODELS, PARTS, SMOLLM2, WIDE_MODEL, Plan
+from apr_falsify.exam.plan import MODELS, PARTS, SMOLLM2, WIDE_MODEL, ExamPlan
 from apr_falsify.exam.recipes import case_of
 from apr_falsify.exam.results import Results
 from apr_falsify.exam.sitting import Sitting, again, sit
@@ -84,7 +84,7 @@ def chosen(text: str | None, known: Collection[str], option: str) -> tuple[str, 
     return names
 
 
-def cases_in(path: Path) -> tuple[Case, ...]:
+def cases_in(path: Path) -> tuple[ExamCase, ...]:
     """Return the case that a file describes, or those of all failures of an exam's JSON result.
 
     Raises:
@@ -125,7 +125,7 @@ class Wanted:
     kernels: tuple[str, ...] | None = None
     jobs: int = 1
     results: Path | None = None
-    cases: tuple[Case, ...] = ()
+    cases: tuple[ExamCase, ...] = ()
 
 
 def examine(wanted: Wanted) -> Sitting:
@@ -166,11 +166,11 @@ def _whole(wanted: Wanted, models: Path, hold: Pool) -> Sitting:
     return sitting
 
 
-def _planned(names: tuple[str, ...], wanted: Wanted) -> Plan:
+def _planned(names: tuple[str, ...], wanted: Wanted) -> ExamPlan:
     if not wanted.quick:
         kernels = wanted.kernels or tuple(KERNELS)
-        return Plan(models=names, seeds=wanted.seeds, kernels=kernels, parts=wanted.parts)
-    return Plan(
+        return ExamPlan(models=names, seeds=wanted.seeds, kernels=kernels, parts=wanted.parts)
+    return ExamPlan(
         models=tuple(name for name in names if name not in (SMOLLM2, WIDE_MODEL)),
         seeds=1,
         faults=CATALOGUE[::QUICK_FAULTS],

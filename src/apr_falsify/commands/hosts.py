@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.exam.cases import Case, Ran, Seeded
+from apr_falsify.exam.cases import ExamCase, ExamRun, Seeded
 from apr_falsify.exam.checkpoints import as_held
 from apr_falsify.exam.faults import Fault
 from apr_falsify.exam.material import Material, Setting
@@ -78,13 +78,13 @@ class FormulaHost:
         """It runs everything."""
         return True
 
-    def run(self, store: Store, case: Case, request: Request, sink: Sink) -> Ran:
+    def run(self, store: Store, case: ExamCase, request: Request, sink: Sink) -> ExamRun:
         """Run ``case``."""
         model = store.model(case.material)
         changes: dict[Key, F64] = {}
         step = _wrong_step(case.seeded, model.geometry, changes)
         trace = capture(model, request, sink, arithmetic=arithmetic_of(case.setting), step=step)
-        return Ran(trace=trace, changes=changes)
+        return ExamRun(trace=trace, changes=changes)
 
 
 def _wrong_step(seeded: tuple[Seeded, ...], geometry: Geometry, changes: dict[Key, F64]) -> Step:
@@ -126,7 +126,7 @@ class TensorHost:
         """It runs everything."""
         return True
 
-    def run(self, store: Store, case: Case, request: Request, sink: Sink) -> Ran:
+    def run(self, store: Store, case: ExamCase, request: Request, sink: Sink) -> ExamRun:
         """Run ``case``."""
         sound = store.model(case.material)
         tensors: dict[tuple[str, int | None], F32] = {}
@@ -147,7 +147,7 @@ class TensorHost:
 
         model = replace(sound, weights=weights)
         trace = capture(model, request, sink, arithmetic=arithmetic_of(case.setting), step=step)
-        return Ran(trace=trace, own_weights=weights if self.readable else None, changes=changes)
+        return ExamRun(trace=trace, own_weights=weights if self.readable else None, changes=changes)
 
 
 class TorchHost:
@@ -167,7 +167,7 @@ class TorchHost:
         """It has torch's own arithmetics: whole formats and no blocks."""
         return not (setting.rules or setting.sequential) and setting.store in ("f32", "f16", "bf16")
 
-    def run(self, store: Store, case: Case, request: Request, sink: Sink) -> Ran:
+    def run(self, store: Store, case: ExamCase, request: Request, sink: Sink) -> ExamRun:
         """Run ``case``."""
         from apr_falsify.oracle.faulted import PATCHES, faulted
 
@@ -182,10 +182,10 @@ class TorchHost:
             faulted(oracle.module, tensors=tensors, patches=patches),
         ):
             trace = oracle.capture(request, _As(sink, sound.geometry))
-        return Ran(trace=trace)
+        return ExamRun(trace=trace)
 
     @contextmanager
-    def _oracle(self, store: Store, case: Case, edits: Sequence[ConfigEdit]) -> Iterator[Any]:
+    def _oracle(self, store: Store, case: ExamCase, edits: Sequence[ConfigEdit]) -> Iterator[Any]:
         """Give the model of ``case`` in torch: a cached one, or one of a wrong config, which is removed."""
         if not edits:
             yield self._models.get(case.material, case.setting.store)

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from apr_falsify.commands.checks import Check, State
-from apr_falsify.commands.lanes import EMBEDDED, Lane, Missing, lane_of, missing_for, read_lanes
+from apr_falsify.commands.checks import Check, CheckState
+from apr_falsify.commands.lanes import EMBEDDED, Lane, MissingNeed, lane_of, missing_for, read_lanes
 from apr_falsify.commands.live import free_memory, oracle_memory
 from apr_falsify.commands.sides import DEFAULT_LAYERS
 from apr_falsify.commands.specs import DEFAULT_MODEL, split_subject
@@ -50,7 +50,7 @@ def checks_of(lane: Lane) -> Iterator[Check]:
     missing = missing_for(lane)
     yield from (_missing(lane, one) for one in missing)
     if not missing:
-        yield Check(part=f"lane {lane.name}", state=State.FOUND, detail="programs and models are here")
+        yield Check(part=f"lane {lane.name}", state=CheckState.FOUND, detail="programs and models are here")
     try:
         oracle = _oracle(lane)
         if oracle is None:
@@ -59,11 +59,11 @@ def checks_of(lane: Lane) -> Iterator[Check]:
         yield _disk(lane, oracle)
     except (AprFalsifyError, ValueError) as error:
         detail = f"not reckoned: {error.what if isinstance(error, AprFalsifyError) else error}"
-        yield Check(part="memory, disk", state=State.OPTIONAL, detail=detail)
+        yield Check(part="memory, disk", state=CheckState.OPTIONAL, detail=detail)
 
 
-def _missing(lane: Lane, one: Missing) -> Check:
-    return Check(part=f"lane {lane.name}", state=State.MISSING, detail=one.what, remedy=one.remedy)
+def _missing(lane: Lane, one: MissingNeed) -> Check:
+    return Check(part=f"lane {lane.name}", state=CheckState.MISSING, detail=one.what, remedy=one.remedy)
 
 
 def _subject_path(lane: Lane) -> Path | None:
@@ -98,9 +98,12 @@ def _memory(lane: Lane, oracle: Model) -> Check:
     told = f"oracle {_size(loaded)} in {dtype} on {lane.device}, subject {_size(held)}; free {_size(free)}"
     if free and needed > free:
         return Check(
-            part="memory", state=State.MISSING, detail=told, remedy="fewer layers, or a machine with more"
+            part="memory",
+            state=CheckState.MISSING,
+            detail=told,
+            remedy="fewer layers, or a machine with more",
         )
-    return Check(part="memory", state=State.FOUND, detail=told)
+    return Check(part="memory", state=CheckState.FOUND, detail=told)
 
 
 def _disk(lane: Lane, oracle: Model) -> Check:
@@ -118,8 +121,8 @@ def _disk(lane: Lane, oracle: Model) -> Check:
         f"traces {_size(traces)} at {len(request.tokens)} tokens, import {_size(copied)}; free {_size(free)}"
     )
     if traces + copied > free:
-        return Check(part="disk", state=State.MISSING, detail=told, remedy="free space")
-    return Check(part="disk", state=State.FOUND, detail=told)
+        return Check(part="disk", state=CheckState.MISSING, detail=told, remedy="free space")
+    return Check(part="disk", state=CheckState.FOUND, detail=told)
 
 
 def _size(count: int) -> str:

@@ -161,7 +161,7 @@ def rooted(spec: str, root: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Missing:
+class MissingNeed:
     """One thing that a lane needs and this machine has not.
 
     Attributes:
@@ -174,7 +174,7 @@ class Missing:
     remedy: str
 
 
-def missing_for(lane: Lane) -> tuple[Missing, ...]:
+def missing_for(lane: Lane) -> tuple[MissingNeed, ...]:
     """Return everything that ``lane`` needs and that is not here; nothing is run or fetched."""
     return tuple(one for check in (_torch, _cuda, _oracle, _subject) for one in check(lane))
 
@@ -186,19 +186,19 @@ def _is_trace(spec: str) -> bool:
     return (Path(spec) / "trace.json").exists()  # trace.is_trace would import NumPy into every pytest session
 
 
-def _torch(lane: Lane) -> Iterator[Missing]:
+def _torch(lane: Lane) -> Iterator[MissingNeed]:
     if lane.oracle is not None and _is_trace(lane.oracle):
         return
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
-            yield Missing(what=f"{name} is not installed; the oracle needs it", remedy=_ORACLE_EXTRA)
+            yield MissingNeed(what=f"{name} is not installed; the oracle needs it", remedy=_ORACLE_EXTRA)
 
 
-def _cuda(lane: Lane) -> Iterator[Missing]:
+def _cuda(lane: Lane) -> Iterator[MissingNeed]:
     if lane.device != "cuda":
         return
     if importlib.util.find_spec("torch") is None:
-        yield Missing(what="CUDA is not available: torch is not installed", remedy=_ORACLE_EXTRA)
+        yield MissingNeed(what="CUDA is not available: torch is not installed", remedy=_ORACLE_EXTRA)
         return
     from apr_falsify.errors import DeviceError
     from apr_falsify.oracle.libraries import device_named
@@ -206,22 +206,22 @@ def _cuda(lane: Lane) -> Iterator[Missing]:
     try:
         device_named("cuda")
     except DeviceError as error:
-        yield Missing(
+        yield MissingNeed(
             what=f"{error.what}; it needs {error.expected}",
             remedy="nvidia-smi (is there a driver?), then pip install torch in its build for CUDA",
         )
 
 
-def _oracle(lane: Lane) -> Iterator[Missing]:
+def _oracle(lane: Lane) -> Iterator[MissingNeed]:
     if lane.name == UNNAMED and lane.oracle is None and lane.subject is None:
-        yield Missing(
+        yield MissingNeed(
             what="no model is named, and no lane",
             remedy='gpu-lane = "NAME" in [tool.apr-falsify], or --lane=NAME, or --oracle-model and --subject',
         )
     elif lane.oracle is None:
         if lane.subject is not None and not lane.subject.startswith("embedded:"):
             name = lane.name.removesuffix(CHANGED_LANE)
-            yield Missing(
+            yield MissingNeed(
                 what="no oracle model is named",
                 remedy=f"--oracle-model=MODEL, or oracle = ... in [tool.apr-falsify.lanes.{name}]",
             )
@@ -230,11 +230,11 @@ def _oracle(lane: Lane) -> Iterator[Missing]:
         from apr_falsify.portable import is_hub_id
 
         if not is_hub_id(lane.oracle):
-            yield Missing(
+            yield MissingNeed(
                 what=f"the oracle's model {lane.oracle} does not exist", remedy="--oracle-model=MODEL"
             )
         elif kept(lane.oracle) is None:
-            yield Missing(
+            yield MissingNeed(
                 what=f"the oracle's model {lane.oracle} is not on this machine",
                 remedy=f"hf download {lane.oracle}, or --oracle-model=DIR",
             )
@@ -244,7 +244,7 @@ _PROGRAMS: Mapping[str, tuple[str, str]] = {"apr": ("apr", "cargo install apr-cl
 """Runtime -> its program, and the command that installs it."""
 
 
-def _subject(lane: Lane) -> Iterator[Missing]:
+def _subject(lane: Lane) -> Iterator[MissingNeed]:
     if lane.subject is None:
         return
     from apr_falsify.commands.specs import split_subject
@@ -252,11 +252,13 @@ def _subject(lane: Lane) -> Iterator[Missing]:
     runtime, _, _ = lane.subject.partition(":")
     program, remedy = _PROGRAMS.get(runtime, ("", ""))
     if program and shutil.which(program) is None:
-        yield Missing(what=f"no program {program} on PATH", remedy=remedy)
+        yield MissingNeed(what=f"no program {program} on PATH", remedy=remedy)
     try:
         _, path = split_subject(lane.subject)
     except AprFalsifyError as error:
-        yield Missing(what=error.what, remedy=f"--subject={error.expected}")
+        yield MissingNeed(what=error.what, remedy=f"--subject={error.expected}")
         return
     if not path.exists():
-        yield Missing(what=f"the subject's model {path} does not exist", remedy=f"--subject={runtime}:PATH")
+        yield MissingNeed(
+            what=f"the subject's model {path} does not exist", remedy=f"--subject={runtime}:PATH"
+        )

@@ -10,7 +10,7 @@ import numpy as np
 from apr_falsify.commands.progress import busy
 from apr_falsify.commands.sides import DEFAULT_DTYPES
 from apr_falsify.commands.specs import OracleSide, open_oracle
-from apr_falsify.commands.starter import Known, propose, token_arrays
+from apr_falsify.commands.starter import ProposalContext, propose, token_arrays
 from apr_falsify.commands.starter_text import starter_text
 from apr_falsify.errors import TokensError
 from apr_falsify.model.stages import STAGES
@@ -58,7 +58,7 @@ def mapping_starter(
         return starter_text(propose(dump, known, path), dump, known, path.name)
 
 
-def _known(dump: Dump, oracle: OracleSide | None, tokens: tuple[int, ...] | None) -> Known:
+def _known(dump: Dump, oracle: OracleSide | None, tokens: tuple[int, ...] | None) -> ProposalContext:
     geometry = None if oracle is None else oracle.geometry
     trace = None if oracle is None else oracle.trace
     if trace is not None:
@@ -71,4 +71,4 @@ def _known(dump: Dump, oracle: OracleSide | None, tokens: tuple[int, ...] | None
     if tokens is None and len(held) == 1:
         tokens = next(iter(held.values()))
     source = next((name for name, ids in held.items() if ids == tokens), None)
-    return Known(geometry=geometry, tokens=tokens, tokens_from=source, oracle=trace)
+    return ProposalContext(geometry=geometry, tokens=tokens, tokens_from=source, oracle=trace)

@@ -16,7 +16,7 @@ from apr_falsify.errors import ContractError, EvidenceError, ExitCode, UsageErro
 
 if TYPE_CHECKING:
     from apr_falsify.contracts.claim import Claim, Pin
-    from apr_falsify.contracts.promote import Edit, Move, Plan
+    from apr_falsify.contracts.promote import Edit, Move, PromotionPlan
     from apr_falsify.evidence.earn import Earned
 
 
@@ -115,7 +115,7 @@ def _read(contract: Path) -> bytes:
 
 def _promotion(
     contract: Path, falsifier: str, bundle: Path, expect: str | None, *, renew: bool
-) -> tuple[Plan, list[str]]:
+) -> tuple[PromotionPlan, list[str]]:
     from apr_falsify.commands.standings import judge_bundle, project_at
     from apr_falsify.contracts.claim import Pin, read_claim
     from apr_falsify.contracts.promote import Move
@@ -170,7 +170,7 @@ def _inside(bundle: Path, root: Path) -> str:
         ) from None
 
 
-def _demotion(contract: Path, falsifier: str) -> tuple[Plan, list[str]]:
+def _demotion(contract: Path, falsifier: str) -> tuple[PromotionPlan, list[str]]:
     from apr_falsify.commands.standings import project_at, standing
     from apr_falsify.contracts.claim import read_claim
     from apr_falsify.contracts.promote import Move
@@ -183,11 +183,11 @@ def _demotion(contract: Path, falsifier: str) -> tuple[Plan, list[str]]:
     return plan, [f"  its evidence is {state.state}", *(f"  {one}" for one in state.why)]
 
 
-def _plan(falsifier: str, move: Move, rung: str, pin: Pin | None, remark: str = "") -> Plan:
-    from apr_falsify.contracts.promote import Plan
+def _plan(falsifier: str, move: Move, rung: str, pin: Pin | None, remark: str = "") -> PromotionPlan:
+    from apr_falsify.contracts.promote import PromotionPlan
 
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return Plan(falsifier=falsifier, move=move, rung=rung, pin=pin, date=today, remark=remark)
+    return PromotionPlan(falsifier=falsifier, move=move, rung=rung, pin=pin, date=today, remark=remark)
 
 
 def diff(edit: Edit, contract: Path) -> str:
@@ -202,7 +202,7 @@ def diff(edit: Edit, contract: Path) -> str:
     )
 
 
-def _summary(contract: Path, plan: Plan, edit: Edit) -> str:
+def _summary(contract: Path, plan: PromotionPlan, edit: Edit) -> str:
     from apr_falsify.contracts.promote import Move
 
     status = f"stays {plan.rung}" if plan.move is Move.RENEW else " -> ".join(edit.status)

@@ -58,7 +58,7 @@ _SAME_SCALE = 1e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class ProposalContext:
     """What is known besides the recording.
 
     Attributes:
@@ -127,7 +127,7 @@ def token_arrays(dump: Dump, vocab: int | None) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def propose(dump: Dump, known: Known, where: Path) -> Starter:
+def propose(dump: Dump, known: ProposalContext, where: Path) -> Starter:
     """Return proposals for the arrays of ``dump``.
 
     Args:
@@ -171,7 +171,7 @@ def _unused(found: Iterable[Candidate], matches: Iterable[Match]) -> tuple[Candi
     return tuple(left.values())
 
 
-def _canonical(known: Known) -> dict[Key, F64]:
+def _canonical(known: ProposalContext) -> dict[Key, F64]:
     if known.oracle is None:
         return {}
     trace = known.oracle
@@ -182,7 +182,7 @@ def _canonical(known: Known) -> dict[Key, F64]:
     }
 
 
-def _proposal(name: str, matches: list[Match], known: Known) -> Proposal | None:
+def _proposal(name: str, matches: list[Match], known: ProposalContext) -> Proposal | None:
     if not matches:
         return None
     matches.sort(key=lambda match: match.place.part or 0)
@@ -204,7 +204,7 @@ def _proposal(name: str, matches: list[Match], known: Known) -> Proposal | None:
     return proposal
 
 
-def _seen_in_shape(match: Match, axes: tuple[str, ...], known: Known) -> Iterator[Layout]:
+def _seen_in_shape(match: Match, axes: tuple[str, ...], known: ProposalContext) -> Iterator[Layout]:
     """Yield the layout words that an array's shape alone says: the last row, keys beyond the tokens."""
     if "tokens" in match.place.axes and "tokens" not in axes:
         yield Layout.LAST_TOKEN
@@ -248,7 +248,7 @@ def _see_mask(proposal: Proposal, sizes: Mapping[str, int]) -> None:
             return
 
 
-def _solve(proposals: Sequence[Proposal], dump: Dump, known: Known, where: Path) -> str | None:
+def _solve(proposals: Sequence[Proposal], dump: Dump, known: ProposalContext, where: Path) -> str | None:
     """Let the convention solver decide what shapes leave open; what it does not prove becomes a doubt.
 
     Returns the number format that the values show where it is not that of the arrays, else ``None``.

@@ -58,7 +58,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class StagePart:
     """A stage, or the q, k or v of one.
 
     Attributes:
@@ -116,7 +116,7 @@ class Match:
     """
 
     candidate: Candidate
-    place: Place
+    place: StagePart
     axes: tuple[tuple[str, ...], ...]
     likeness: float
     cosine: tuple[float, ...] = ()
@@ -180,17 +180,19 @@ def _counted(
     yield Candidate(pattern=f"{before}{field}{after}", arrays=found)
 
 
-def places(names: Sequence[str]) -> list[Place]:
+def places(names: Sequence[str]) -> list[StagePart]:
     """Return the stages ``names``, of qkv_matmul and qkv_bias the three parts too."""
     found, unbiased = [], "qkv_bias" not in names
     for name in names:
         joined = name in ("qkv_matmul", "qkv_bias")
         parts: tuple[int | None, ...] = (None, 0, 1, 2) if joined else (None,)
-        found += [Place(stage=name, part=part, unbiased=joined and unbiased) for part in parts]
+        found += [StagePart(stage=name, part=part, unbiased=joined and unbiased) for part in parts]
     return found
 
 
-def arrangements(shape: Sequence[int], place: Place, sizes: Mapping[str, int]) -> tuple[tuple[str, ...], ...]:
+def arrangements(
+    shape: Sequence[int], place: StagePart, sizes: Mapping[str, int]
+) -> tuple[tuple[str, ...], ...]:
     """Return every order of axes in which an array of ``shape`` can be ``place``, the most usual first.
 
     One without ``tokens`` where the stage has them is the last token's row alone.
@@ -236,7 +238,7 @@ def _spread(shape: Sequence[int], order: Sequence[str], sizes: Mapping[str, int]
     return tuple(axes) if not left else None
 
 
-def fits(place: Place, candidate: Candidate, layers: int | None) -> bool:
+def fits(place: StagePart, candidate: Candidate, layers: int | None) -> bool:
     """Whether the kind of number, and the layers, are those of the stage."""
     if layers is not None and any(layer is not None and layer >= layers for layer in candidate.arrays):
         return False
@@ -250,13 +252,13 @@ def fits(place: Place, candidate: Candidate, layers: int | None) -> bool:
     return candidate.first.kind in kinds
 
 
-def key_of(candidate: Candidate, place: Place) -> Key:
+def key_of(candidate: Candidate, place: StagePart) -> Key:
     """Return the layer and stage that the candidate's first array would be."""
     scope = STAGES[place.stage].scope
     return Key(None if scope is Scope.MODEL else candidate.layer or 0, place.stage)
 
 
-def oracle_part(values: F64, place: Place, geometry: Geometry) -> F64:
+def oracle_part(values: F64, place: StagePart, geometry: Geometry) -> F64:
     """Return the oracle's stage, or its columns that are q, k or v."""
     if place.part is None:
         return values
@@ -285,7 +287,7 @@ def cosine(ours: F64, theirs: F64, stage: str) -> float:
 
 
 def arranged(
-    values: npt.NDArray[np.float32], axes: Sequence[str], place: Place, sizes: Mapping[str, int]
+    values: npt.NDArray[np.float32], axes: Sequence[str], place: StagePart, sizes: Mapping[str, int]
 ) -> F64:
     """Return ``values`` as ``place``, of padded keys the first, no tokens where ``axes`` have none."""
     usual = tuple(axis for axis in place.axes if axis != "tokens" or "tokens" in axes)
@@ -295,7 +297,7 @@ def arranged(
 
 def matched(
     found: Sequence[Candidate],
-    wanted: Sequence[Place],
+    wanted: Sequence[StagePart],
     sizes: Mapping[str, int] | None,
     oracle: Mapping[Key, F64],
     geometry: Geometry | None,
@@ -349,7 +351,7 @@ def _excludes(match: Match, other: Match) -> bool:
 
 def _match(
     candidate: Candidate,
-    place: Place,
+    place: StagePart,
     sizes: Mapping[str, int] | None,
     oracle: Mapping[Key, F64],
     geometry: Geometry | None,

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from apr_falsify import __version__
-from apr_falsify.commands.starter import Known, Proposal, Starter
+from apr_falsify.commands.starter import Proposal, ProposalContext, Starter
 from apr_falsify.commands.starter_match import Candidate
 from apr_falsify.subjects.foreign import Dump
 from apr_falsify.subjects.mapping import MASKED, QKV_PARTS, SCHEMA, StageMap, canonical_axes
@@ -15,7 +15,7 @@ from apr_falsify.subjects.mapping import MASKED, QKV_PARTS, SCHEMA, StageMap, ca
 _WIDTH = 100
 
 
-def starter_text(starter: Starter, dump: Dump, known: Known, recording: str) -> str:
+def starter_text(starter: Starter, dump: Dump, known: ProposalContext, recording: str) -> str:
     """Return the file, ready to be saved as it is.
 
     Args:
@@ -28,7 +28,7 @@ def starter_text(starter: Starter, dump: Dump, known: Known, recording: str) -> 
     return "\n".join([*_head(starter, dump, known, recording), *_tail(starter)])
 
 
-def _head(starter: Starter, dump: Dump, known: Known, recording: str) -> Iterator[str]:
+def _head(starter: Starter, dump: Dump, known: ProposalContext, recording: str) -> Iterator[str]:
     yield f"# Proposals of apr-falsify {__version__} for {recording}; saving this file confirms them."
     yield f"schema: {SCHEMA}"
     yield "runtime: unnamed  # the port's name; version, device, prompt and arithmetic may follow"
@@ -45,7 +45,7 @@ def _head(starter: Starter, dump: Dump, known: Known, recording: str) -> Iterato
         yield from _stage(proposal)
 
 
-def _tokens(known: Known) -> Iterator[str]:
+def _tokens(known: ProposalContext) -> Iterator[str]:
     if known.tokens_from is not None and known.tokens is not None:
         yield f"tokens: {_quoted(known.tokens_from)}  # whole numbers: {list(known.tokens)}"
     elif known.tokens is not None:

@@ -14,7 +14,7 @@ from apr_falsify.contracts.statuses import BLOCKER
 from apr_falsify.errors import ExitCode
 
 if TYPE_CHECKING:
-    from apr_falsify.contracts.tally import Model, Step, Tally
+    from apr_falsify.contracts.tally import CountedModel, Step, Tally
 
 
 @click.command()
@@ -96,7 +96,7 @@ def _step_lines(step: Step) -> Iterator[str]:
         yield f"       waits for {step.waits_for}"
 
 
-def _model_lines(model: Model) -> Iterator[str]:
+def _model_lines(model: CountedModel) -> Iterator[str]:
     percent = "no criteria" if model.ship_percent is None else f"ship {model.ship_percent} %"
     met = sum(criterion.is_met for criterion in model.criteria)
     yield f"{model.name}: {percent} ({met} of {len(model.criteria)} acceptance criteria FUNCTIONAL)"

@@ -16,7 +16,7 @@ from apr_falsify.commands.output import tell
 from apr_falsify.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from apr_falsify.contracts.outcome import Outcome
+    from apr_falsify.contracts.outcome import ValidationOutcome
     from apr_falsify.contracts.problem import Problem
     from apr_falsify.contracts.settings import Settings
     from apr_falsify.contracts.standing import Evidence
@@ -99,7 +99,7 @@ def validate(
     write: bool = False,
     strict: bool = False,
     cached: bool = True,
-) -> Outcome:
+) -> ValidationOutcome:
     """Validate contracts as the program does, and return what it would print.
 
     Raises:

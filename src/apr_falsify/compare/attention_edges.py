@@ -33,7 +33,7 @@ _SWEEPS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class EdgeStage:
     """A captured stage beside its replay, in one shape, which is the stage's last step.
 
     Attributes:
@@ -87,7 +87,7 @@ class _Edge:
 
 
 def scores_on_the_other_side(
-    stage: Stage, operands: Operands, inputs: Mapping[str, F64], rule: Rule
+    stage: EdgeStage, operands: Operands, inputs: Mapping[str, F64], rule: Rule
 ) -> Answer:
     """Return the replayed scores [H, S, S] with those values across their edge that the subject has there."""
     q, k = operands.turned(inputs, rule)
@@ -113,7 +113,9 @@ def scores_on_the_other_side(
     return stage.settled(moved, len(chosen))
 
 
-def mix_on_the_other_side(stage: Stage, operands: Operands, inputs: Mapping[str, F64], rule: Rule) -> Answer:
+def mix_on_the_other_side(
+    stage: EdgeStage, operands: Operands, inputs: Mapping[str, F64], rule: Rule
+) -> Answer:
     """Return the replayed mix [S, H * D] with those values of v across their edge that the subject has so."""
     geometry, size = operands.geometry, quantise.ROTATED_BLOCK if rule.rotated else None
     own = inputs["qkv_bias"][:, -geometry.kv_heads * geometry.head_dim :]
@@ -151,7 +153,7 @@ def _edges(
         yield _Edge(second=second, row=row, channels=channels, shift=side * near[row])
 
 
-def _chosen(stage: Stage, shifts: Sequence[tuple[Index, F64]]) -> list[int]:
+def _chosen(stage: EdgeStage, shifts: Sequence[tuple[Index, F64]]) -> list[int]:
     """Return which shifts are in what the replay leaves: each whole or not at all."""
     with np.errstate(invalid="ignore"):
         left = np.nan_to_num((stage.subject - stage.expected) / stage.sigma, posinf=0.0, neginf=0.0)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.attention_edges import Stage, mix_on_the_other_side, scores_on_the_other_side
+from apr_falsify.compare.attention_edges import EdgeStage, mix_on_the_other_side, scores_on_the_other_side
 from apr_falsify.compare.crossing import NUDGE, of_rule
 from apr_falsify.compare.excess import EXPLAINED_SHARE
 from apr_falsify.compare.replay import Replayer, is_mixed
@@ -78,12 +78,12 @@ def on_the_other_side(
     inputs = replayer.inputs(key)
     if any(known.sigma is not None for known in inputs.values()):
         return expected, 0  # its input is not to the bit what the runtime had
-    stage = Stage(subject=subject.astype(np.float64), expected=expected, sigma=sigma, shaped=shaped)
+    stage = EdgeStage(subject=subject.astype(np.float64), expected=expected, sigma=sigma, shaped=shaped)
     return find(stage, replayer, key, inputs, rule)
 
 
 def _rows(
-    stage: Stage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
+    stage: EdgeStage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
 ) -> tuple[F64, int]:
     ((role, known),) = inputs.items()
     expected = stage.expected
@@ -103,7 +103,7 @@ def _rows(
 
 
 def _scores(
-    stage: Stage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
+    stage: EdgeStage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
 ) -> tuple[F64, int]:
     values = {role: known.value for role, known in inputs.items()}
     operands = replayer.operands(key.layer)
@@ -113,7 +113,7 @@ def _scores(
 
 
 def _mix(
-    stage: Stage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
+    stage: EdgeStage, replayer: Replayer, key: Key, inputs: Mapping[str, Known], rule: Rule
 ) -> tuple[F64, int]:
     values = {role: known.value for role, known in inputs.items()}
     return mix_on_the_other_side(stage, replayer.operands(key.layer), values, rule)

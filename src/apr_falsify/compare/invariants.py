@@ -33,7 +33,7 @@ from apr_falsify.traces.trace import Trace
 F64 = npt.NDArray[np.float64]
 
 
-class Outcome(StrEnum):
+class InvariantOutcome(StrEnum):
     """What became of one check."""
 
     HOLDS = "holds"
@@ -43,7 +43,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
+class InvariantCheck:
     """One invariant of one stage.
 
     Attributes:
@@ -59,7 +59,7 @@ class Check:
     invariant: str
     layer: int
     stage: str
-    outcome: Outcome
+    outcome: InvariantOutcome
     sentence: str
     size: float = math.nan
 
@@ -87,11 +87,11 @@ def invariants(trace: Trace, attempts: Attempts = LOUD) -> tuple[Violation, ...]
     return tuple(
         Violation(layer=check.layer, stage=check.stage, sentence=check.sentence, size=check.size)
         for check in checks(trace, attempts)
-        if check.outcome is Outcome.VIOLATED
+        if check.outcome is InvariantOutcome.VIOLATED
     )
 
 
-def checks(trace: Trace, attempts: Attempts = LOUD) -> tuple[Check, ...]:
+def checks(trace: Trace, attempts: Attempts = LOUD) -> tuple[InvariantCheck, ...]:
     """Return every invariant of every captured layer, with what became of it."""
     return tuple(_checked(trace, layer, row, attempts) for layer in trace.layers for row in TABLE)
 
@@ -134,22 +134,22 @@ class _Invariant:
     measure: Callable[[Trace, int], _Found]
 
 
-def _checked(trace: Trace, layer: int, row: _Invariant, attempts: Attempts) -> Check:
-    def check(outcome: Outcome, sentence: str, size: float = math.nan) -> Check:
-        return Check(
+def _checked(trace: Trace, layer: int, row: _Invariant, attempts: Attempts) -> InvariantCheck:
+    def check(outcome: InvariantOutcome, sentence: str, size: float = math.nan) -> InvariantCheck:
+        return InvariantCheck(
             invariant=row.name, layer=layer, stage=row.stage, outcome=outcome, sentence=sentence, size=size
         )
 
     if why := row.applies(trace.geometry):
-        return check(Outcome.NOT_APPLICABLE, why)
+        return check(InvariantOutcome.NOT_APPLICABLE, why)
     with attempts.trying(f"the invariant {row.name}", Key(layer, row.stage)), np.errstate(all="ignore"):
         try:
             found = row.measure(trace, layer)
         except _Unmeasured as reason:
-            return check(Outcome.NOT_CHECKED, str(reason))
-        outcome = Outcome.VIOLATED if found.ratio > 1 else Outcome.HOLDS
+            return check(InvariantOutcome.NOT_CHECKED, str(reason))
+        outcome = InvariantOutcome.VIOLATED if found.ratio > 1 else InvariantOutcome.HOLDS
         return check(outcome, found.sentence, found.size)
-    return check(Outcome.NOT_CHECKED, "the check broke down")
+    return check(InvariantOutcome.NOT_CHECKED, "the check broke down")
 
 
 def _values(trace: Trace, layer: int, name: str) -> F64:

@@ -39,7 +39,7 @@ _NOISE = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sums:
+class GroupSums:
     """What is kept of some rows of two tensors.
 
     Attributes:
@@ -54,7 +54,7 @@ class Sums:
     blocks: int
 
 
-def sums_of(ours: F64, theirs: F64, steps: F64) -> Sums:
+def sums_of(ours: F64, theirs: F64, steps: F64) -> GroupSums:
     """Return what is kept of some rows.
 
     Args:
@@ -66,10 +66,10 @@ def sums_of(ours: F64, theirs: F64, steps: F64) -> Sums:
     off = theirs - ours
     used = steps > 0
     noise = np.mean(np.square(off), axis=-1)[used] * 12 / np.square(steps[used])
-    return Sums(of_rows=_row_sums(ours, off), noise=noise, blocks=ours.shape[1])
+    return GroupSums(of_rows=_row_sums(ours, off), noise=noise, blocks=ours.shape[1])
 
 
-def systematic(parts: Sequence[Sums]) -> str:
+def systematic(parts: Sequence[GroupSums]) -> str:
     """Return what is wrong with a tensor whose rows are those of ``parts``, in words; ``""`` for nothing."""
     if not parts:
         return ""

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
-from apr_falsify.compare.systematic import Sums, sums_of, systematic
+from apr_falsify.compare.systematic import GroupSums, sums_of, systematic
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import EXPERT_ROLES
@@ -280,7 +280,7 @@ def difference(oracle: Tensor, subject: Tensor, kind: str | None = None) -> Diff
     blocks = total = rows = 0
     squares = energy = 0.0
     grid = _common_grid(oracle, kind, range(0, count, step))
-    parts: list[Sums] = []
+    parts: list[GroupSums] = []
     for chunks in _chunks(oracle, subject):
         ours, theirs = (values.astype(np.float64) for values in chunks)
         wrong = _wrong_blocks(ours, theirs, oracle.type, kind, grid)
@@ -298,7 +298,7 @@ def difference(oracle: Tensor, subject: Tensor, kind: str | None = None) -> Diff
     return Difference(blocks=blocks, total=total, rows=rows, rel_l2=rel_l2, systematic=told)
 
 
-def _sums(ours: F64, theirs: F64, kind: str) -> Sums:
+def _sums(ours: F64, theirs: F64, kind: str) -> GroupSums:
     blocks = _blocked(ours, BLOCK)
     return sums_of(blocks, _blocked(theirs, BLOCK), _allowed(ours, blocks, kind) / ALLOWED_STEPS)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from apr_falsify.contracts.names import parse_test
 from apr_falsify.contracts.resolve_cargo import prepare
-from apr_falsify.contracts.roots import Roots, Scope
+from apr_falsify.contracts.roots import Roots, SearchScope
 
 _CARGO = re.compile(r"\bcargo\s+(?:\+\S+\s+)?(?:test|t|nextest)\b[^\n`]*")
 _PACKAGE = re.compile(r"(?:-p|--package|--manifest-path)[ =]\S+|--workspace|--all\b")
@@ -31,4 +31,4 @@ def read_ahead(contracts: Sequence[tuple[Path, bytes]], roots: Roots) -> None:
                 continue
             seen.add(key)
             for command in parse_test(line).cargo:
-                prepare(command, Scope(path, roots))
+                prepare(command, SearchScope(path, roots))

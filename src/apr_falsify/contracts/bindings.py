@@ -12,9 +12,9 @@ from dataclasses import replace
 from apr_falsify.contracts.model import Citation, entries, place_of, text_of
 from apr_falsify.contracts.names import PathName, parse_symbols
 from apr_falsify.contracts.problem import Problem, problem_at
-from apr_falsify.contracts.resolution import UNCHECKED, Resolution, State, unresolved
+from apr_falsify.contracts.resolution import UNCHECKED, Resolution, ResolutionState, unresolved
 from apr_falsify.contracts.resolve import resolve
-from apr_falsify.contracts.roots import Scope
+from apr_falsify.contracts.roots import SearchScope
 from apr_falsify.contracts.source import Mapping, Sequence, Text
 from apr_falsify.contracts.statuses import word_of
 from apr_falsify.symbols.tree import SourceTree
@@ -68,7 +68,7 @@ def binding_problems(path: str, data: Mapping) -> Iterator[Problem]:
         yield problem_at(path, "binding-without-function", place, message, subject="bindings", hint=hint)
 
 
-def resolve_binding(citation: Citation, scope: Scope) -> Resolution:
+def resolve_binding(citation: Citation, scope: SearchScope) -> Resolution:
     """Look a bound function up in the trees that hold its crate."""
     crate = citation.text
     trees = [tree for tree in scope.trees if holds_crate(tree, crate)]
@@ -77,8 +77,8 @@ def resolve_binding(citation: Citation, scope: Scope) -> Resolution:
             f"the crate {crate!r} of the bindings is in no tree that was given", f"--source {crate}=DIR"
         )
     found = [resolve(_in_tree(citation, tree), scope) for tree in trees]
-    best = next((one for one in found if one.state is State.RESOLVED), found[0])
-    if best.state is not State.MISSING:
+    best = next((one for one in found if one.state is ResolutionState.RESOLVED), found[0])
+    if best.state is not ResolutionState.MISSING:
         return best
     if citation.expected_absent:
         return UNCHECKED

@@ -23,7 +23,7 @@ from apr_falsify.contracts.report import Counts
 from apr_falsify.folders import cache_folder, write_whole
 from apr_falsify.symbols.stamps import Stamp, Stamps, digest
 from apr_falsify.symbols.states import quickly_pickled
-from apr_falsify.symbols.store import Store, freeze, thaw
+from apr_falsify.symbols.store import SourceStore, freeze, thaw
 
 if TYPE_CHECKING:
     from apr_falsify.symbols.markers import Kept
@@ -63,7 +63,7 @@ class Cache:
     suite: tuple[bytes, bytes] = (b"", b"")  # identity of all contracts, problems across them
     marked: Kept = field(default_factory=dict)  # what test files carry of the markers that are cited
     stamps: dict[str, tuple[Stamp, bytes]] = field(default_factory=dict)  # path -> stamp, digest
-    store: Store = field(default_factory=Store)  # what was read of sources, by content
+    store: SourceStore = field(default_factory=SourceStore)  # what was read of sources, by content
     changed: bool = False
 
     @property
@@ -89,7 +89,7 @@ def open_cache(identity: str) -> Cache:
         suite=suite,
         marked=marked,
         stamps=stamps,
-        store=Store(lambda: _thawed(_beside(path)) or {}, Stamps(stamps)),
+        store=SourceStore(lambda: _thawed(_beside(path)) or {}, Stamps(stamps)),
     )
 
 
@@ -130,7 +130,7 @@ def save_cache(cache: Cache) -> None:
 _MOST_STORED = 256 << 20
 
 
-def _bounded(store: Store) -> dict[bytes, bytes]:
+def _bounded(store: SourceStore) -> dict[bytes, bytes]:
     """All that is known of sources; where that is too much, only what was read now."""
     return store.known if sum(map(len, store.known.values())) <= _MOST_STORED else store.new
 

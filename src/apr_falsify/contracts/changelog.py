@@ -22,7 +22,7 @@ _ENTRY = re.compile(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class ChangelogLine:
     """What the new entry says."""
 
     version: str
@@ -38,7 +38,7 @@ class _Content:
     text: str
 
 
-def changelog_splice(document: Document, description: Entry, line: Line) -> tuple[Splice, str]:
+def changelog_splice(document: Document, description: Entry, line: ChangelogLine) -> tuple[Splice, str]:
     """Return the insertion of a changelog line, and the words it adds to the description.
 
     Raises:
@@ -53,7 +53,7 @@ def changelog_splice(document: Document, description: Entry, line: Line) -> tupl
     return _in_line(document, description, line)
 
 
-def _worded(found: re.Match[str] | None, line: Line) -> str:
+def _worded(found: re.Match[str] | None, line: ChangelogLine) -> str:
     """The entry in the style of another, ``v1.2.3 (date): text`` where there is none."""
     if found is None:
         return f"v{line.version} ({line.date}): {line.text}"
@@ -67,7 +67,7 @@ def _is_oldest_first(entries: list[re.Match[str]]) -> bool:
     return len(versions) > 1 and versions[0] < versions[-1]
 
 
-def _in_block(document: Document, description: Entry, line: Line) -> tuple[Splice, str]:
+def _in_block(document: Document, description: Entry, line: ChangelogLine) -> tuple[Splice, str]:
     written = raw(document, description.value)
     newline = newline_at(document.text, description.value.start_mark.index)
     header = len(written.splitlines(keepends=True)[0])
@@ -116,7 +116,7 @@ def _end_of_last(text: str, entries: list[re.Match[str]]) -> int:
     return entries[-1].start() + gap.start() if gap else len(text)
 
 
-def _in_line(document: Document, description: Entry, line: Line) -> tuple[Splice, str]:
+def _in_line(document: Document, description: Entry, line: ChangelogLine) -> tuple[Splice, str]:
     """In a quoted or plain scalar, which may run over several lines of the file."""
     written, quote = raw(document, description.value), description.style
     content = _Content(
@@ -133,7 +133,7 @@ def _in_line(document: Document, description: Entry, line: Line) -> tuple[Splice
 
 
 def _before_entry(
-    document: Document, content: _Content, first: re.Match[str], line: Line
+    document: Document, content: _Content, first: re.Match[str], line: ChangelogLine
 ) -> tuple[Splice, str]:
     words = _worded(first, line)
     indent = _indent_of(first["lead"])
@@ -145,6 +145,6 @@ def _before_entry(
     return _at(content, first.start() + len(indent), f"{words}{after}"), words
 
 
-def _plain(line: Line) -> str:
+def _plain(line: ChangelogLine) -> str:
     """A plain scalar ends at a colon with a blank behind it, so it gets none."""
     return f"v{line.version} ({line.date}) - {line.text}"

@@ -27,10 +27,10 @@ from apr_falsify.contracts.standing import ABSENT, FRESH
 from apr_falsify.contracts.statuses import FUNCTIONAL
 from apr_falsify.symbols.listing import is_listed
 from apr_falsify.symbols.stamps import digest
-from apr_falsify.symbols.store import Store, freeze, thaw
+from apr_falsify.symbols.store import SourceStore, freeze, thaw
 
 if TYPE_CHECKING:
-    from apr_falsify.contracts.facts import Facts
+    from apr_falsify.contracts.facts import ContractFacts
     from apr_falsify.contracts.model import Citation
     from apr_falsify.contracts.roots import Roots
     from apr_falsify.contracts.standing import Evidence
@@ -183,7 +183,7 @@ def _note(part: _Part, cache: Cache) -> dict[str, Record]:
     return {shown: thaw(data) for shown, (_, data, _) in part.records.items()}
 
 
-def _validate_part(files: Sequence[_Read], roots: Roots, store: Store) -> _Part:
+def _validate_part(files: Sequence[_Read], roots: Roots, store: SourceStore) -> _Part:
     """Validate some contracts, in this process."""
     before = set(store.new)
     records = {file.shown: _one(file, roots) for file in files}
@@ -191,18 +191,18 @@ def _validate_part(files: Sequence[_Read], roots: Roots, store: Store) -> _Part:
 
 
 def _one(file: _Read, roots: Roots) -> tuple[bytes, bytes, bool]:
-    from apr_falsify.contracts.facts import Facts, gather
-    from apr_falsify.contracts.roots import Scope
+    from apr_falsify.contracts.facts import ContractFacts, gather
+    from apr_falsify.contracts.roots import SearchScope
     from apr_falsify.contracts.validate import resolve_names
 
     for tree in roots.all_trees():
         tree.touched.clear()
         tree.walked = tree.is_matched = False
     if isinstance(file.raw, Problem):
-        facts = Facts(path=file.shown, problems=(dataclasses.replace(file.raw, path=file.shown),))
+        facts = ContractFacts(path=file.shown, problems=(dataclasses.replace(file.raw, path=file.shown),))
     else:
         facts = gather(file.shown, file.raw)
-    scope = Scope(file.path.absolute(), roots)
+    scope = SearchScope(file.path.absolute(), roots)
     problems, counts = resolve_names(facts, scope)
     trees = roots.all_trees()
     record = Record(
@@ -251,7 +251,7 @@ def _across(
     from apr_falsify.contracts.roots import Roots
     from apr_falsify.contracts.validate import across
 
-    suite: list[Facts] = [thaw(record.facts) for record in records]
+    suite: list[ContractFacts] = [thaw(record.facts) for record in records]
     known, complete = _read_siblings(suite, files, Roots(sources))
     owns = {facts.path: record.owns for facts, record in zip(suite, records, strict=True)}
     problems = list(across(suite, known, owns, sources))
@@ -304,7 +304,7 @@ def _of_evidence(records: Sequence[Record], evidence: Evidence) -> tuple[list[Pr
     """Problems with bundles, and how many there are; of contracts elsewhere none is looked at."""
     from apr_falsify.contracts.rules.evidence import evidence_problems
 
-    suite: list[Facts] = [thaw(record.facts) for record in records]
+    suite: list[ContractFacts] = [thaw(record.facts) for record in records]
     states = [one.state for one in evidence.standings.values()]
     elsewhere = [one for facts in suite if not evidence.covers(facts.path) for one in facts.falsifiers]
     return list(evidence_problems(suite, evidence)), Counts(
@@ -314,16 +314,18 @@ def _of_evidence(records: Sequence[Record], evidence: Evidence) -> tuple[list[Pr
     )
 
 
-def _read_siblings(suite: list[Facts], files: Sequence[_Read], roots: Roots) -> tuple[list[Facts], bool]:
+def _read_siblings(
+    suite: list[ContractFacts], files: Sequence[_Read], roots: Roots
+) -> tuple[list[ContractFacts], bool]:
     """Cited contracts not validated now that lie beside those that are, or in a tree's contracts folder.
 
     Also whether none was looked for outside the suite: then the suite alone decides.
     """
-    from apr_falsify.contracts.roots import Scope
+    from apr_falsify.contracts.roots import SearchScope
     from apr_falsify.contracts.validate import read_facts
 
     have = {alias for facts in suite for alias in facts.aliases}
-    known: dict[str, Facts] = {}
+    known: dict[str, ContractFacts] = {}
     complete = True
     for facts, file in zip(suite, files, strict=True):
         for sibling in facts.siblings:
@@ -331,7 +333,7 @@ def _read_siblings(suite: list[Facts], files: Sequence[_Read], roots: Roots) -> 
                 continue
             complete = False
             path = file.path.absolute()
-            folders = [path.parent, *(tree.root / "contracts" for tree in Scope(path, roots).trees)]
+            folders = [path.parent, *(tree.root / "contracts" for tree in SearchScope(path, roots).trees)]
             places = [
                 folder / f"{sibling.name}{suffix}" for folder in folders for suffix in (".yaml", ".yml")
             ]

@@ -43,7 +43,7 @@ class FalsifierFacts:
 
 @quickly_pickled
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class ContractFacts:
     """One file's facts. ``is_contract`` is false for an empty file, a list, a broken one."""
 
     path: str
@@ -63,7 +63,7 @@ class Facts:
     bindings: int = 0  # of a registry of bindings, which is no contract
 
 
-def gather(path: str, raw: bytes) -> Facts:
+def gather(path: str, raw: bytes) -> ContractFacts:
     """Read one file and apply every rule that needs nothing but the file itself."""
     from apr_falsify.contracts.rules import contract_rules
     from apr_falsify.contracts.rules.ids import cited_ids, cited_obligations, registered_ids
@@ -72,12 +72,12 @@ def gather(path: str, raw: bytes) -> Facts:
 
     source = parse(path, raw)
     if not isinstance(source.data, Mapping):
-        return Facts(
+        return ContractFacts(
             path=path,
             problems=(*source.problems, *_no_mapping(source.path, source.data, raw, source.problems)),
         )
     if is_registry(source.data):
-        return Facts(
+        return ContractFacts(
             path=path,
             bindings=len(source.data["bindings"] or ()),
             citations=tuple(binding_citations(source.data)),
@@ -85,11 +85,11 @@ def gather(path: str, raw: bytes) -> Facts:
         )
     contract = read_contract(path, source.data)
     if not contract.falsifiers and not _claims_to_be_one(source.data):
-        return Facts(path=path, problems=source.problems)  # data of another kind beside the contracts
+        return ContractFacts(path=path, problems=source.problems)  # data of another kind beside the contracts
     violations = () if accepts(source.data) else tuple(schema_violation(contract))
     cited = tuple(all_cited(contract))
     found = [problem for check in contract_rules() for problem in check(contract)]
-    return Facts(
+    return ContractFacts(
         path=path,
         is_contract=True,
         id=contract.id,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.problem import Problem, problem_at
-from apr_falsify.contracts.roots import Found, Scope
+from apr_falsify.contracts.roots import FoundPath, SearchScope
 
 _C = r"/\*.*?\*/|//[^\n]*"
 _COMMENTS: Mapping[str, re.Pattern[str]] = {
@@ -32,7 +32,7 @@ _NAMES_ONLY = ("__init__.py", "mod.rs", "lib.rs")
 _MOST_BYTES = 256 * 1024
 
 
-def hollow_problems(path: str, citation: Citation, scope: Scope) -> Iterator[Problem]:
+def hollow_problems(path: str, citation: Citation, scope: SearchScope) -> Iterator[Problem]:
     """A file that is cited as evidence says something."""
     if citation.kind != "file" or citation.expected_absent:
         return
@@ -45,7 +45,7 @@ def hollow_problems(path: str, citation: Citation, scope: Scope) -> Iterator[Pro
             )
 
 
-def _is_hollow(found: Found) -> bool:
+def _is_hollow(found: FoundPath) -> bool:
     name = os.path.basename(found.relative)
     comments = _COMMENTS.get(os.path.splitext(name)[1])
     if comments is None or name in _NAMES_ONLY:

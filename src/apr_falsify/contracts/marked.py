@@ -20,7 +20,7 @@ from apr_falsify.symbols.states import quickly_pickled
 if TYPE_CHECKING:
     from apr_falsify.contracts.facts import FalsifierFacts
     from apr_falsify.contracts.resolution import Resolution
-    from apr_falsify.contracts.roots import Roots, Scope
+    from apr_falsify.contracts.roots import Roots, SearchScope
     from apr_falsify.symbols.markers import Kept, MarkedTest
     from apr_falsify.symbols.tree import SourceTree
 
@@ -63,7 +63,7 @@ class _Tests:
         self._kept = kept
         self._found: dict[SourceTree, dict[str, tuple[MarkedTest, ...]]] = {}
 
-    def of(self, scope: Scope, marker: str) -> tuple[MarkedTest, ...]:
+    def of(self, scope: SearchScope, marker: str) -> tuple[MarkedTest, ...]:
         from apr_falsify.symbols.markers import by_marker
 
         for tree in scope.trees:
@@ -77,7 +77,7 @@ def marked_problems(asked: Sequence[Marked], roots: Roots, kept: Kept) -> tuple[
 
     ``kept`` spares parsing test files that are as they were, and takes what is found in the others.
     """
-    from apr_falsify.contracts.roots import Scope
+    from apr_falsify.contracts.roots import SearchScope
 
     wanted = [one.marker for each in asked for one in each.citations]
     wanted += [marker_of(one.id) for each in asked for one in each.falsifiers]
@@ -85,7 +85,7 @@ def marked_problems(asked: Sequence[Marked], roots: Roots, kept: Kept) -> tuple[
     problems: list[Problem] = []
     counts = Counts()
     for each in asked:
-        scope = Scope(each.path.absolute(), roots)
+        scope = SearchScope(each.path.absolute(), roots)
         found = {one: _resolve(one.marker, tests.of(scope, one.marker), scope) for one in each.citations}
         counts = sum((_count(answer) for answer in found.values()), counts)
         problems.extend(_problem(each.shown, one, answer) for one, answer in found.items() if answer.code)
@@ -93,7 +93,7 @@ def marked_problems(asked: Sequence[Marked], roots: Roots, kept: Kept) -> tuple[
     return problems, counts
 
 
-def _resolve(marker: str, tests: Sequence[MarkedTest], scope: Scope) -> Resolution:
+def _resolve(marker: str, tests: Sequence[MarkedTest], scope: SearchScope) -> Resolution:
     from apr_falsify.contracts.resolution import RESOLVED, UNCHECKED, missing, unresolved
 
     running = [one for one in tests if not one.why_not]
@@ -111,7 +111,7 @@ def _resolve(marker: str, tests: Sequence[MarkedTest], scope: Scope) -> Resoluti
     return missing("test-not-found", f"no test carries the marker {marker!r}", f"@pytest.mark.{marker}")
 
 
-def _may_be_given_at_run_time(marker: str, scope: Scope) -> bool:
+def _may_be_given_at_run_time(marker: str, scope: SearchScope) -> bool:
     """Whether a conftest.py names the marker: it may put it on tests while they are collected."""
     word = re.compile(rb"\b" + re.escape(marker.encode()) + rb"\b")
     files = [(tree, file) for tree in scope.local for file in tree.find_file("conftest.py")]
@@ -119,13 +119,13 @@ def _may_be_given_at_run_time(marker: str, scope: Scope) -> bool:
 
 
 def _count(answer: Resolution) -> Counts:
-    from apr_falsify.contracts.resolution import State
+    from apr_falsify.contracts.resolution import ResolutionState
 
-    names: Mapping[State, str] = {
-        State.RESOLVED: "resolved",
-        State.MISSING: "missing",
-        State.UNRESOLVED: "unresolved",
-        State.UNCHECKED: "unchecked",
+    names: Mapping[ResolutionState, str] = {
+        ResolutionState.RESOLVED: "resolved",
+        ResolutionState.MISSING: "missing",
+        ResolutionState.UNRESOLVED: "unresolved",
+        ResolutionState.UNCHECKED: "unchecked",
     }
     return Counts(**{names[answer.state]: 1})
 
@@ -145,7 +145,7 @@ def _problem(shown: str, one: MarkerCitation, answer: Resolution) -> Problem:
 
 
 def _untested(
-    each: Marked, found: Mapping[MarkerCitation, Resolution], tests: _Tests, scope: Scope
+    each: Marked, found: Mapping[MarkerCitation, Resolution], tests: _Tests, scope: SearchScope
 ) -> Iterator[Problem]:
     """Falsifiers whose own marker no collected test carries, unless a citation says so already."""
     told = {one.marker for one, answer in found.items() if answer.code and not one.expected_absent}

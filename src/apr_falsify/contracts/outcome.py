@@ -14,7 +14,7 @@ from apr_falsify.errors import ExitCode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class JudgedProblem:
     """A problem, its severity here, and why it does not count where it does not."""
 
     problem: Problem
@@ -23,16 +23,16 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ValidationOutcome:
     """Everything that is printed, in any format."""
 
-    judged: tuple[Judged, ...]
+    judged: tuple[JudgedProblem, ...]
     counts: Counts
     mended: tuple[str, ...] = ()
     unused_ignores: tuple[Ignore, ...] = ()
 
     @property
-    def shown(self) -> tuple[Judged, ...]:
+    def shown(self) -> tuple[JudgedProblem, ...]:
         """Problems that count."""
         return tuple(one for one in self.judged if not one.let_be)
 
@@ -66,7 +66,7 @@ def judge(
     *,
     strict: bool,
     raised: Callable[[Problem], bool] = lambda _: False,
-) -> Outcome:
+) -> ValidationOutcome:
     """Give each problem its severity; with ``strict``, and where it is ``raised``, a warning is an error."""
     problems = list(problems)
     judged = []
@@ -80,8 +80,8 @@ def judge(
             used.add(ignore)
         known = baseline is not None and problem.fingerprint in baseline.known
         let_be = ignore.reason if ignore else ("baseline" if known else "")
-        judged.append(Judged(problem=problem, severity=severity, let_be=let_be))
-    return Outcome(
+        judged.append(JudgedProblem(problem=problem, severity=severity, let_be=let_be))
+    return ValidationOutcome(
         judged=tuple(judged),
         counts=counts,
         mended=tuple(baseline.mended(problems)) if baseline else (),

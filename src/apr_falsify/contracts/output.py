@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from apr_falsify import __version__
-from apr_falsify.contracts.outcome import Judged, Outcome
+from apr_falsify.contracts.outcome import JudgedProblem, ValidationOutcome
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.rules import ERROR, NOTICE, RULES, WARNING
 
@@ -19,7 +19,7 @@ _SARIF_LEVELS = {ERROR: "error", WARNING: "warning", NOTICE: "note"}
 _MOST_ANNOTATIONS = 10  # GitHub shows no more of each level in a step
 
 
-def render(outcome: Outcome, form: str) -> str:
+def render(outcome: ValidationOutcome, form: str) -> str:
     """Return the report in one of ``FORMATS``, ending in a newline unless it is empty."""
     return FORMATS[form](outcome)
 
@@ -28,7 +28,7 @@ def _plural(count: int, word: str) -> str:
     return f"{count} {word}" + ("" if count == 1 else "s")
 
 
-def text(outcome: Outcome) -> str:
+def text(outcome: ValidationOutcome) -> str:
     """Problems grouped by file, then totals with their denominators."""
     lines: list[str] = []
     for path, group in groupby(outcome.shown, key=lambda one: one.problem.path):
@@ -45,7 +45,7 @@ def text(outcome: Outcome) -> str:
     return "\n".join([*lines, *_totals(outcome)]) + "\n"
 
 
-def _text_lines(one: Judged) -> Iterator[str]:
+def _text_lines(one: JudgedProblem) -> Iterator[str]:
     problem = one.problem
     yield f"  {problem.path}:{problem.line}:{problem.column} {one.severity} {problem.code} {problem.message}"
     where = f"at {problem.key}" if problem.key else ""
@@ -54,13 +54,13 @@ def _text_lines(one: Judged) -> Iterator[str]:
         yield f"      {detail}"
 
 
-def _let_be(outcome: Outcome) -> Iterator[str]:
+def _let_be(outcome: ValidationOutcome) -> Iterator[str]:
     reasons = Counter((one.problem.code, one.let_be) for one in outcome.judged if one.let_be)
     for (code, reason), count in sorted(reasons.items()):
         yield f"ignored: {count} x {code}: {reason}"
 
 
-def _totals(outcome: Outcome) -> Iterator[str]:
+def _totals(outcome: ValidationOutcome) -> Iterator[str]:
     counts = outcome.counts
     yield (
         f"{_plural(counts.contracts, 'contract')} in {_plural(counts.files, 'file')}, "
@@ -85,7 +85,7 @@ def _totals(outcome: Outcome) -> Iterator[str]:
         yield f"nothing conclusive: {outcome.inconclusive}"
 
 
-def _row(one: Judged) -> dict[str, Any]:
+def _row(one: JudgedProblem) -> dict[str, Any]:
     problem = one.problem
     return {
         "code": problem.code,
@@ -102,7 +102,7 @@ def _row(one: Judged) -> dict[str, Any]:
     }
 
 
-def as_json(outcome: Outcome) -> str:
+def as_json(outcome: ValidationOutcome) -> str:
     """One object, schema ``apr-falsify/validation/v1``."""
     counts = outcome.counts
     data = {
@@ -132,7 +132,7 @@ def as_json(outcome: Outcome) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
-def sarif(outcome: Outcome) -> str:
+def sarif(outcome: ValidationOutcome) -> str:
     """SARIF 2.1.0 (OASIS): one run, the whole table of rules, paths relative to the working directory."""
     codes = list(RULES)
     rules = [
@@ -158,7 +158,7 @@ def sarif(outcome: Outcome) -> str:
     return json.dumps({"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1) + "\n"
 
 
-def _sarif_result(one: Judged, codes: list[str]) -> dict[str, Any]:
+def _sarif_result(one: JudgedProblem, codes: list[str]) -> dict[str, Any]:
     problem = one.problem
     result: dict[str, Any] = {
         "ruleId": problem.code,
@@ -185,7 +185,7 @@ def _sentence(problem: Problem) -> str:
     return f"{problem.message} ({problem.hint})" if problem.hint else problem.message
 
 
-def github(outcome: Outcome) -> str:
+def github(outcome: ValidationOutcome) -> str:
     """Workflow commands; beyond ten of a level the rest are summed up in one."""
     lines: list[str] = []
     for level in (ERROR, WARNING, NOTICE):

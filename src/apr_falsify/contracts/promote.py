@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from apr_falsify.contracts.changelog import Line, changelog_splice
+from apr_falsify.contracts.changelog import ChangelogLine, changelog_splice
 from apr_falsify.contracts.claim import Pin, plain
 from apr_falsify.contracts.files import MOST_BYTES
 from apr_falsify.contracts.model import STATUS_KEYS, Contract, read_contract
@@ -58,7 +58,7 @@ STEPS = {Move.PROMOTE: 1, Move.RENEW: 0, Move.DEMOTE: -1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class PromotionPlan:
     """What is asked for.
 
     Attributes:
@@ -89,7 +89,7 @@ class Edit:
     version: tuple[str, str]
 
 
-def plan_edit(path: Path, data: bytes, plan: Plan, *further: Plan) -> Edit:
+def plan_edit(path: Path, data: bytes, plan: PromotionPlan, *further: PromotionPlan) -> Edit:
     """Return the edit of a contract's bytes that ``plan`` asks for. Nothing is written.
 
     Args:
@@ -112,7 +112,7 @@ def plan_edit(path: Path, data: bytes, plan: Plan, *further: Plan) -> Edit:
     found = [_of_falsifier(document, one) for one in plans]
     old_rung, changes = found[0][0], [change for _, some in found for change in some]
     version, version_changes = _version_changes(document, plan)
-    line = Line(version=version[1], date=plan.date, text=_sentence(plans, old_rung))
+    line = ChangelogLine(version=version[1], date=plan.date, text=_sentence(plans, old_rung))
     words, change = _changelog_change(document, line)
     changes += [*version_changes, change, *_metadata_status(document, contract, plan)]
     after = (mark + spliced(document.text, [one.splice for one in changes])).encode()
@@ -135,7 +135,7 @@ def _read(path: Path, data: bytes) -> Contract:
     return read_contract(path.as_posix(), source.data)
 
 
-def _of_falsifier(document: Document, plan: Plan) -> tuple[str, list[Change]]:
+def _of_falsifier(document: Document, plan: PromotionPlan) -> tuple[str, list[Change]]:
     """The rung that a falsifier stands on, and what becomes of its own lines."""
     node, where = falsifier_node(document, plan.falsifier)
     status, status_path = _status(document, node, where)
@@ -158,7 +158,7 @@ def _status(document: Document, node: yaml.MappingNode, where: KeyPath) -> tuple
     raise by_hand(document, node, why, "write 'status:' beside its id")
 
 
-def _refuse_step(document: Document, status: Entry, plan: Plan) -> str:
+def _refuse_step(document: Document, status: Entry, plan: PromotionPlan) -> str:
     """Refuse what is no single rung; return the rung that it stands on."""
     word = status.scalar.strip()
     rung = rung_of(word)
@@ -183,13 +183,13 @@ def _refuse_step(document: Document, status: Entry, plan: Plan) -> str:
     return rung
 
 
-def _status_change(document: Document, status: Entry, path: KeyPath, plan: Plan) -> Iterator[Change]:
+def _status_change(document: Document, status: Entry, path: KeyPath, plan: PromotionPlan) -> Iterator[Change]:
     if plan.move is not Move.RENEW:
         splice = reword(document, status, status.scalar.strip(), plan.rung)
         yield Change(splice=splice, path=path, value=status.scalar.replace(status.scalar.strip(), plan.rung))
 
 
-def _sentence(plans: tuple[Plan, ...], old_rung: str) -> str:
+def _sentence(plans: tuple[PromotionPlan, ...], old_rung: str) -> str:
     plan = plans[0]
     *first, last = [one.falsifier for one in plans]
     names = f"{', '.join(first)} and {last}" if first else last
@@ -216,7 +216,7 @@ def _places(document: Document, name: str) -> list[tuple[Entry, KeyPath]]:
     return found + ([(top, (name,))] if top is not None and top.scalar else [])
 
 
-def _version_changes(document: Document, plan: Plan) -> tuple[tuple[str, str], list[Change]]:
+def _version_changes(document: Document, plan: PromotionPlan) -> tuple[tuple[str, str], list[Change]]:
     """MINOR for a rung, PATCH for renewed evidence; where the version stands twice, both."""
     places = _places(document, "version")
     if not places:
@@ -236,18 +236,18 @@ def _version_changes(document: Document, plan: Plan) -> tuple[tuple[str, str], l
     return (old, new), changes
 
 
-def _changelog_change(document: Document, line: Line) -> tuple[str, Change]:
+def _changelog_change(document: Document, line: ChangelogLine) -> tuple[str, Change]:
     places = _places(document, "description")
     if not places:
         todo = f"write a metadata.description with the line 'v{line.version} ({line.date}): {line.text}'"
         raise by_hand(document, document.root, "there is no description to keep a changelog in", todo)
     found, path = places[0]
-    bare = Line(version=line.version.removeprefix("v"), date=line.date, text=line.text)
+    bare = ChangelogLine(version=line.version.removeprefix("v"), date=line.date, text=line.text)
     splice, words = changelog_splice(document, found, bare)
     return words, Change(splice=splice, path=path, value=...)
 
 
-def _metadata_status(document: Document, contract: Contract, plan: Plan) -> Iterator[Change]:
+def _metadata_status(document: Document, contract: Contract, plan: PromotionPlan) -> Iterator[Change]:
     """The contract's own status follows its weakest falsifier, where it is a rung itself."""
     rungs = {one.id: rung for one in contract.falsifiers if (rung := rung_of(one.status))}
     before, after = weakest([*rungs.values()]), weakest([*(rungs | {plan.falsifier: plan.rung}).values()])

@@ -13,9 +13,16 @@ from dataclasses import replace
 
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.problem import Place
-from apr_falsify.contracts.resolution import RESOLVED, UNCHECKED, Resolution, State, did_you_mean, missing
+from apr_falsify.contracts.resolution import (
+    RESOLVED,
+    UNCHECKED,
+    Resolution,
+    ResolutionState,
+    did_you_mean,
+    missing,
+)
 from apr_falsify.contracts.resolve import resolve
-from apr_falsify.contracts.roots import Scope
+from apr_falsify.contracts.roots import SearchScope
 from apr_falsify.symbols.tree import SourceTree
 
 NAMED, LABEL, CODE, SKETCH = "named", "label", "code", "sketch"
@@ -92,12 +99,12 @@ def inline_code(text: str, place: Place, absent: bool, *, claims: bool) -> Itera
         yield _loose(name, name, place, CODE if claims else SKETCH, absent=False)
 
 
-def resolve_loose(citation: Citation, scope: Scope) -> Resolution:
+def resolve_loose(citation: Citation, scope: SearchScope) -> Resolution:
     """Resolve a word that may be a name; only one that is surely meant, or misspelt, can be missing."""
     known = resolve(replace(citation, kind="symbol", paths=()), scope)
-    if known.state is State.RESOLVED:
+    if known.state is ResolutionState.RESOLVED:
         return RESOLVED
-    if known.state is not State.MISSING or citation.role == SKETCH:
+    if known.state is not ResolutionState.MISSING or citation.role == SKETCH:
         return UNCHECKED
     name = citation.name
     message = f"the text names {name!r}, which exists nowhere"
@@ -114,7 +121,7 @@ def resolve_loose(citation: Citation, scope: Scope) -> Resolution:
     return UNCHECKED
 
 
-def _almost(name: str, scope: Scope) -> list[str]:
+def _almost(name: str, scope: SearchScope) -> list[str]:
     """Return names that differ from ``name`` in a letter or two."""
     last = name.rpartition("::")[2]
     near = [one for tree in scope.trees for one in tree.nearest(last, _names(tree))[:2]]

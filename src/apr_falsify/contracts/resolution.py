@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from apr_falsify.contracts.names import PathName
-from apr_falsify.contracts.roots import Found, Scope
+from apr_falsify.contracts.roots import FoundPath, SearchScope
 
 
-class State(Enum):
+class ResolutionState(Enum):
     """What became of one citation; only ``RESOLVED`` counts as checked and right."""
 
     RESOLVED = "resolved"
@@ -22,34 +22,34 @@ class State(Enum):
 class Resolution:
     """The outcome for one citation; ``code`` and ``message`` where it is a problem."""
 
-    state: State
+    state: ResolutionState
     code: str = ""
     message: str = ""
     hint: str = ""
     broken: tuple[tuple[str, int, str], ...] = ()  # cited files that do not parse: shown path, line, why
 
 
-RESOLVED = Resolution(state=State.RESOLVED)
-UNCHECKED = Resolution(state=State.UNCHECKED)
+RESOLVED = Resolution(state=ResolutionState.RESOLVED)
+UNCHECKED = Resolution(state=ResolutionState.UNCHECKED)
 
 
 def missing(code: str, message: str, hint: str = "") -> Resolution:
     """A problem: the name certainly does not exist where it is said to be."""
-    return Resolution(state=State.MISSING, code=code, message=message, hint=hint)
+    return Resolution(state=ResolutionState.MISSING, code=code, message=message, hint=hint)
 
 
 def unresolved(message: str, hint: str = "give its tree with --source NAME=DIR") -> Resolution:
     """Not a verdict: the tree it would be in was not given."""
-    return Resolution(state=State.UNRESOLVED, code="unresolved-name", message=message, hint=hint)
+    return Resolution(state=ResolutionState.UNRESOLVED, code="unresolved-name", message=message, hint=hint)
 
 
 def not_checkable(why: str) -> Resolution:
     """Not a verdict: reading alone cannot tell, and why."""
     message = f"whether it runs cannot be told: {why}"
-    return Resolution(state=State.UNCHECKED, code="test-not-checkable", message=message)
+    return Resolution(state=ResolutionState.UNCHECKED, code="test-not-checkable", message=message)
 
 
-def file_resolution(path: PathName, scope: Scope, role: str) -> Resolution:
+def file_resolution(path: PathName, scope: SearchScope, role: str) -> Resolution:
     """Resolve one path."""
     if path.is_placeholder:
         return UNCHECKED
@@ -68,7 +68,7 @@ def file_resolution(path: PathName, scope: Scope, role: str) -> Resolution:
     return missing("file-not-found", f"{shown!r} does not exist", did_you_mean(like))
 
 
-def _of_no_tree(path: PathName, shown: str, repository: str, scope: Scope) -> Resolution:
+def _of_no_tree(path: PathName, shown: str, repository: str, scope: SearchScope) -> Resolution:
     """Say which tree a path may be of, as far as the path or the trees that were given tell."""
     if repository:
         message = f"{shown!r} is of another repository, {repository!r}, which was not given"
@@ -84,7 +84,7 @@ def did_you_mean(names: list[str]) -> str:
     return "did you mean " + ", ".join(repr(name) for name in names) + "?" if names else ""
 
 
-def broken_files(files: tuple[Found, ...]) -> tuple[tuple[str, int, str], ...]:
+def broken_files(files: tuple[FoundPath, ...]) -> tuple[tuple[str, int, str], ...]:
     """Return those of the named files that do not parse."""
     broken = []
     for found in files:

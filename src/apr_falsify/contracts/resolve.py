@@ -10,7 +10,7 @@ from apr_falsify.contracts.resolution import (
     RESOLVED,
     UNCHECKED,
     Resolution,
-    State,
+    ResolutionState,
     broken_files,
     did_you_mean,
     file_resolution,
@@ -19,7 +19,7 @@ from apr_falsify.contracts.resolution import (
 )
 from apr_falsify.contracts.resolve_pytest import why_file_not_run
 from apr_falsify.contracts.resolve_tests import resolve_test
-from apr_falsify.contracts.roots import Found, Scope
+from apr_falsify.contracts.roots import FoundPath, SearchScope
 from apr_falsify.symbols.index import SymbolIndex
 from apr_falsify.symbols.listing import INDEXERS
 from apr_falsify.symbols.match import fits, has_foreign_base, is_inherited, is_reexported, lookup
@@ -30,7 +30,7 @@ _MOST_FILES_OF_A_DIRECTORY = 400
 _EMPTY = SymbolIndex(language="")
 
 
-def resolve(citation: Citation, scope: Scope) -> Resolution:
+def resolve(citation: Citation, scope: SearchScope) -> Resolution:
     """Resolve one citation of the contract that ``scope`` is of."""
     if citation.kind == "prose":
         return UNCHECKED
@@ -41,25 +41,25 @@ def resolve(citation: Citation, scope: Scope) -> Resolution:
     return resolve_test(citation, scope)
 
 
-def _file(citation: Citation, scope: Scope) -> Resolution:
+def _file(citation: Citation, scope: SearchScope) -> Resolution:
     found = scope.find(citation.paths[0])
     if not found:
         return file_resolution(citation.paths[0], scope, citation.role)
     broken = broken_files(found)
     if broken:
-        return Resolution(state=State.RESOLVED, broken=broken)
+        return Resolution(state=ResolutionState.RESOLVED, broken=broken)
     return why_file_not_run(found[0]) if citation.role == "test" and len(found) == 1 else RESOLVED
 
 
-def _symbol(citation: Citation, scope: Scope) -> Resolution:
+def _symbol(citation: Citation, scope: SearchScope) -> Resolution:
     paths = [path for path in citation.paths if path.path]
     files = [found for path in paths for found in scope.find(path)]
     if files:
         return _in_files(citation.name, files, scope)
     if paths:  # the file itself is the problem, and is reported as such
         states = [file_resolution(path, scope, citation.role).state for path in paths]
-        if State.UNRESOLVED in states:
-            return Resolution(state=State.UNRESOLVED)
+        if ResolutionState.UNRESOLVED in states:
+            return Resolution(state=ResolutionState.UNRESOLVED)
         return UNCHECKED
     prefix = next((path.source for path in citation.paths), "")
     if prefix and prefix not in scope.sources:
@@ -67,13 +67,13 @@ def _symbol(citation: Citation, scope: Scope) -> Resolution:
     return _anywhere(citation.name, scope, prefix)
 
 
-def _in_files(name: str, files: list[Found], scope: Scope) -> Resolution:
+def _in_files(name: str, files: list[FoundPath], scope: SearchScope) -> Resolution:
     checkable = False
     for found in files:
         state = _in_one(name, found)
-        if state is State.RESOLVED:
+        if state is ResolutionState.RESOLVED:
             return _compiled(name, found)
-        checkable |= state is State.MISSING
+        checkable |= state is ResolutionState.MISSING
     if not checkable:
         return UNCHECKED
     trees = list(dict.fromkeys([*(found.tree for found in files), *scope.trees]))
@@ -81,7 +81,7 @@ def _in_files(name: str, files: list[Found], scope: Scope) -> Resolution:
     return _report_missing(name, shown, files, trees)
 
 
-def _compiled(name: str, found: Found) -> Resolution:
+def _compiled(name: str, found: FoundPath) -> Resolution:
     """A Rust test that stands in a file which nothing compiles is none."""
     if found.is_directory or not found.relative.endswith(".rs") or "*" in name:
         return RESOLVED
@@ -94,32 +94,32 @@ def _compiled(name: str, found: Found) -> Resolution:
     )
 
 
-def _in_one(name: str, found: Found) -> State:
+def _in_one(name: str, found: FoundPath) -> ResolutionState:
     """Look in one named file, or in all files below a named directory."""
     if found.is_directory:
         below = [file for file in found.tree.files() if file.startswith(found.relative.rstrip("/") + "/")]
         if found.relative == ".":
             below = found.tree.files()
         if not below:
-            return State.UNCHECKED
+            return ResolutionState.UNCHECKED
         states = [_in_source(name, found.tree, file) for file in below[:_MOST_FILES_OF_A_DIRECTORY]]
-        return State.RESOLVED if State.RESOLVED in states else State.MISSING
+        return ResolutionState.RESOLVED if ResolutionState.RESOLVED in states else ResolutionState.MISSING
     return _in_source(name, found.tree, found.relative)
 
 
-def _in_source(name: str, tree: SourceTree, relative: str) -> State:
+def _in_source(name: str, tree: SourceTree, relative: str) -> ResolutionState:
     if not relative.endswith(tuple(INDEXERS)):
         return _in_text(name, tree, relative)
     if lookup(tree, relative, name) or is_reexported(tree, relative, name):
-        return State.RESOLVED
+        return ResolutionState.RESOLVED
     index = tree.index(relative)
     if index is None:
-        return State.UNCHECKED
-    if index.error_line is not None and _in_text(name, tree, relative) is State.RESOLVED:
-        return State.UNCHECKED  # it stands there, but the file does not parse: that is reported
+        return ResolutionState.UNCHECKED
+    if index.error_line is not None and _in_text(name, tree, relative) is ResolutionState.RESOLVED:
+        return ResolutionState.UNCHECKED  # it stands there, but the file does not parse: that is reported
     if is_inherited(tree, relative, name):
-        return State.RESOLVED
-    return State.UNCHECKED if _may_be_foreign(name, tree, relative) else State.MISSING
+        return ResolutionState.RESOLVED
+    return ResolutionState.UNCHECKED if _may_be_foreign(name, tree, relative) else ResolutionState.MISSING
 
 
 def _may_be_foreign(name: str, tree: SourceTree, relative: str) -> bool:
@@ -134,17 +134,17 @@ def _may_be_foreign(name: str, tree: SourceTree, relative: str) -> bool:
     return not difflib.get_close_matches(last, written, n=1, cutoff=0.75)
 
 
-def _in_text(name: str, tree: SourceTree, relative: str) -> State:
+def _in_text(name: str, tree: SourceTree, relative: str) -> ResolutionState:
     """In a language that is not indexed a name exists if its last part stands in the text as a word."""
     text = tree.read_bytes(relative)
     last = name.rpartition("::")[2].replace("*", "")
     if text is None or not last:
-        return State.UNCHECKED
+        return ResolutionState.UNCHECKED
     found = re.search(rb"(?<!\w)" + re.escape(last.encode()) + (rb"" if "*" in name else rb"(?!\w)"), text)
-    return State.RESOLVED if found else State.MISSING
+    return ResolutionState.RESOLVED if found else ResolutionState.MISSING
 
 
-def _report_missing(name: str, shown: str, files: list[Found], trees: list[SourceTree]) -> Resolution:
+def _report_missing(name: str, shown: str, files: list[FoundPath], trees: list[SourceTree]) -> Resolution:
     """Say where else the name is, or, where it is nowhere, what is nearest to it."""
     *qualifiers, last = name.split("::")
     elsewhere = [
@@ -161,7 +161,7 @@ def _report_missing(name: str, shown: str, files: list[Found], trees: list[Sourc
     )
 
 
-def nearest_in(name: str, files: list[Found], trees: list[SourceTree]) -> str:
+def nearest_in(name: str, files: list[FoundPath], trees: list[SourceTree]) -> str:
     """Offer the nearest names of the named files; of the whole tree where those have none alike."""
     last = name.rpartition("::")[2]
     for found in files:
@@ -177,7 +177,7 @@ def nearest_in(name: str, files: list[Found], trees: list[SourceTree]) -> str:
     return ""
 
 
-def _offerable(found: Found, last: str) -> list[str]:
+def _offerable(found: FoundPath, last: str) -> list[str]:
     """Names of a file that a citation may mean: not its tests, and of the same spelling style."""
     if found.is_directory:
         return []
@@ -187,7 +187,7 @@ def _offerable(found: Found, last: str) -> list[str]:
     return style or [one.name for one in wired or parts]
 
 
-def _anywhere(name: str, scope: Scope, prefix: str) -> Resolution:
+def _anywhere(name: str, scope: SearchScope, prefix: str) -> Resolution:
     """A name cited without a file: somewhere in the trees."""
     trees = [scope.sources[prefix]] if prefix else list(scope.trees)
     *qualifiers, last = name.split("::")

@@ -15,14 +15,14 @@ from apr_falsify.contracts.resolution import (
     RESOLVED,
     UNCHECKED,
     Resolution,
-    State,
+    ResolutionState,
     did_you_mean,
     missing,
     not_checkable,
     unresolved,
 )
-from apr_falsify.contracts.roots import Scope
-from apr_falsify.symbols.cargo import Package, Target
+from apr_falsify.contracts.roots import SearchScope
+from apr_falsify.symbols.cargo import CargoTarget, Package
 from apr_falsify.symbols.rust_build import Build, asked_of
 from apr_falsify.symbols.rust_cfg import holds
 from apr_falsify.symbols.rust_crate import Maker, RustTest
@@ -45,12 +45,12 @@ class _Seen:
     ignored: list[RustTest] = field(default_factory=list)
     running: list[RustTest] = field(default_factory=list)
     off: list[tuple[str, str]] = field(default_factory=list)
-    elsewhere: list[tuple[Target, RustTest]] = field(default_factory=list)
+    elsewhere: list[tuple[CargoTarget, RustTest]] = field(default_factory=list)
     may: list[str] = field(default_factory=list)
     maybe: bool = False
 
 
-def resolve_cargo(command: CargoTest, scope: Scope) -> Resolution:
+def resolve_cargo(command: CargoTest, scope: SearchScope) -> Resolution:
     """The package is there, the targets it names are there, and each filter meets a test that runs."""
     if any(
         is_placeholder(one)
@@ -80,20 +80,20 @@ def _stopped(chosen: list[_Chosen]) -> Resolution:
     if not unread:
         return RESOLVED
     return Resolution(
-        state=State.RESOLVED,
+        state=ResolutionState.RESOLVED,
         code="crate-not-readable",
         message=f"cargo stops at {unread[0].where}: {unread[0].why}",
         hint="mend it: until then the command runs no test",
     )
 
 
-def prepare(command: CargoTest, scope: Scope) -> None:
+def prepare(command: CargoTest, scope: SearchScope) -> None:
     """Read what a command will ask for, on all cores."""
     for one in _packages(command, scope):
         one.project.prepare(one.package)
 
 
-def _packages(command: CargoTest, scope: Scope) -> Iterator[_Chosen]:
+def _packages(command: CargoTest, scope: SearchScope) -> Iterator[_Chosen]:
     for tree in scope.trees:
         project = rust_project(tree)
         workspace = project.workspace
@@ -122,7 +122,7 @@ def _build(project: RustProject, package: Package, command: CargoTest) -> Build:
     )
 
 
-def _no_package(command: CargoTest, scope: Scope) -> Resolution:
+def _no_package(command: CargoTest, scope: SearchScope) -> Resolution:
     known = {one.name: tree for tree in scope.trees for one in rust_project(tree).workspace.packages}
     local = [one for tree in scope.local for one in rust_project(tree).workspace.packages]
     unread = [one for tree in scope.local for one in rust_project(tree).workspace.unread]
@@ -179,7 +179,9 @@ def _filter(wanted: str | Expression, command: CargoTest, chosen: list[_Chosen])
     return _not_run(wanted, command, chosen, seen)
 
 
-def _look(wanted: str | Expression, command: CargoTest, one: _Chosen, target: Target, seen: _Seen) -> None:
+def _look(
+    wanted: str | Expression, command: CargoTest, one: _Chosen, target: CargoTarget, seen: _Seen
+) -> None:
     tests = one.project.tests(one.package, target)
     selected = _is_selected(target, command)
     if selected and not target.has_harness:
@@ -212,7 +214,11 @@ def _part(wanted: str | Expression) -> str:
 
 
 def _matching(
-    wanted: str | Expression, command: CargoTest, package: Package, target: Target, tests: Iterator[RustTest]
+    wanted: str | Expression,
+    command: CargoTest,
+    package: Package,
+    target: CargoTarget,
+    tests: Iterator[RustTest],
 ) -> Iterator[RustTest]:
     for test in tests:
         if any(part in test.path for part in command.skips):
@@ -226,7 +232,7 @@ def _matching(
             yield test
 
 
-def _binary(package: Package, target: Target) -> str:
+def _binary(package: Package, target: CargoTarget) -> str:
     return package.name if target.kind == "lib" else target.name
 
 
@@ -246,7 +252,7 @@ def _judge(test: RustTest, command: CargoTest, build: Build, seen: _Seen) -> Non
         seen.running.append(test)
 
 
-def _is_selected(target: Target, command: CargoTest) -> bool:
+def _is_selected(target: CargoTarget, command: CargoTest) -> bool:
     import fnmatch
 
     groups = {kind for kind, name in command.targets if not name}
@@ -261,7 +267,7 @@ def _is_selected(target: Target, command: CargoTest) -> bool:
     )
 
 
-def _why_target_off(target: Target, one: _Chosen, command: CargoTest) -> str:
+def _why_target_off(target: CargoTarget, one: _Chosen, command: CargoTest) -> str:
     """Why a target that is asked for runs no test of the language; empty where it does."""
     if one.package.features is not None:
         for feature in target.needs:
@@ -277,7 +283,7 @@ def _may_make(maker: Maker, wanted: str | Expression, command: CargoTest) -> boo
 
 
 def _may_be_documented(
-    wanted: str | Expression, command: CargoTest, documented: set[str], target: Target
+    wanted: str | Expression, command: CargoTest, documented: set[str], target: CargoTarget
 ) -> bool:
     """Whether the code of a documentation comment may be what is meant; it is named for its item."""
     if target.kind != "lib" or command.targets or command.is_nextest or not isinstance(wanted, str):
@@ -292,7 +298,7 @@ def _asserting(wanted: str | Expression, seen: _Seen) -> Resolution:
     if seen.maybe or first is None or not all(test.hollow for test in seen.running):
         return RESOLVED
     return Resolution(
-        state=State.RESOLVED,
+        state=ResolutionState.RESOLVED,
         code="test-asserts-nothing",
         message=f"{_shown(wanted)} runs tests that hold whatever the code does: {first.file}:{first.line}",
         hint="assert what the rule says",

@@ -11,13 +11,13 @@ from apr_falsify.contracts.resolution import (
     RESOLVED,
     UNCHECKED,
     Resolution,
-    State,
+    ResolutionState,
     did_you_mean,
     missing,
     not_checkable,
     unresolved,
 )
-from apr_falsify.contracts.roots import Found, Scope
+from apr_falsify.contracts.roots import FoundPath, SearchScope
 from apr_falsify.contracts.shell import Command
 from apr_falsify.symbols.collect import SETTINGS_FILES, PytestSettings, is_file_collected, read_settings
 from apr_falsify.symbols.pytest_expression import Expression, chooses, names_in, parse_expression
@@ -33,7 +33,7 @@ _HOOKS = (
 )
 
 
-def settings_of(found: Found) -> PytestSettings:
+def settings_of(found: FoundPath) -> PytestSettings:
     """Pytest's settings nearest to a file: those of a project inside the repository before its own."""
     root = found.tree.root
     folders = [
@@ -45,7 +45,7 @@ def settings_of(found: Found) -> PytestSettings:
     return next((one for folder in folders if (one := read_settings(folder)) is not None), PytestSettings())
 
 
-def why_not_run(found: Found, parts: list[str], settings: PytestSettings) -> Resolution:
+def why_not_run(found: FoundPath, parts: list[str], settings: PytestSettings) -> Resolution:
     """Say why a test that is defined never runs, or that it hides another; ``RESOLVED`` where all is well."""
     read = found.tree.items(found.relative)
     shown = f"{found.shown}::{'::'.join(parts)}"
@@ -65,7 +65,7 @@ def why_not_run(found: Found, parts: list[str], settings: PytestSettings) -> Res
         return missing("test-not-collected", message, "give the command its own -m")
     if below[0].hides and len(below) == 1:
         return Resolution(
-            state=State.RESOLVED,
+            state=ResolutionState.RESOLVED,
             code="test-defined-twice",
             message=f"{shown} is defined in line {below[0].hides[0]} too, where it never runs",
             hint="give one of them another name",
@@ -73,7 +73,7 @@ def why_not_run(found: Found, parts: list[str], settings: PytestSettings) -> Res
     return RESOLVED
 
 
-def why_file_not_run(found: Found) -> Resolution:
+def why_file_not_run(found: FoundPath) -> Resolution:
     """Say why no test of a file of tests ever runs; ``RESOLVED`` where one may."""
     if found.is_directory or not found.relative.endswith(".py"):
         return RESOLVED
@@ -109,7 +109,7 @@ class _Place:
     parts: tuple[str, ...] = ()
 
 
-def resolve_run(run: PytestRun, scope: Scope) -> Resolution:
+def resolve_run(run: PytestRun, scope: SearchScope) -> Resolution:
     """Whether ``-k`` (and ``-m``) of a command choose any test among the files that it names."""
     keyword = parse_expression(run.keyword)
     if keyword is None and run.keyword:
@@ -147,10 +147,14 @@ def _marker_of(run: PytestRun, places: list[_Place]) -> str:
     """The command's own ``-m``, or that of the settings."""
     if run.marker is not None or not places:
         return run.marker or ""
-    return _by_settings(settings_of(Found(tree=places[0].tree, relative=places[0].file, is_directory=False)))
+    return _by_settings(
+        settings_of(FoundPath(tree=places[0].tree, relative=places[0].file, is_directory=False))
+    )
 
 
-def _nothing(run: PytestRun, scope: Scope, skipped: list[str], names: list[str], unsure: bool) -> Resolution:
+def _nothing(
+    run: PytestRun, scope: SearchScope, skipped: list[str], names: list[str], unsure: bool
+) -> Resolution:
     shown = f"-k {run.keyword!r}" if run.keyword else f"-m {run.marker!r}"
     if skipped:
         return missing("test-ignored", f"every test that {shown} chooses is skipped always ({skipped[0]})")
@@ -174,12 +178,12 @@ def _chosen(expression: Expression, item: PythonItem, file: str) -> bool | None:
     return chooses(expression, decide)
 
 
-def _has_hooks(scope: Scope) -> bool:
+def _has_hooks(scope: SearchScope) -> bool:
     files = [(tree, file) for tree in scope.local for file in tree.find_file("conftest.py")]
     return any(hook in (tree.read_bytes(file) or b"") for tree, file in files for hook in _HOOKS)
 
 
-def _places(run: PytestRun, scope: Scope) -> list[_Place] | None:
+def _places(run: PytestRun, scope: SearchScope) -> list[_Place] | None:
     """Files that a run looks into; ``None`` where one that it names is not there, or cannot be read so."""
     if not run.arguments:
         trees = [tree for tree in scope.local if not run.folder or tree.locate(run.folder)]
@@ -197,7 +201,7 @@ def _places(run: PytestRun, scope: Scope) -> list[_Place] | None:
     return found
 
 
-def _of(one: Found, parts: tuple[str, ...]) -> Iterator[_Place]:
+def _of(one: FoundPath, parts: tuple[str, ...]) -> Iterator[_Place]:
     if not one.is_directory:
         yield _Place(tree=one.tree, file=one.relative, parts=parts)
     else:
@@ -207,7 +211,7 @@ def _of(one: Found, parts: tuple[str, ...]) -> Iterator[_Place]:
 def _below(tree: SourceTree, folder: str, *, named: bool) -> Iterator[_Place]:
     """Files that pytest collects below a folder; where none is named, below those of its settings."""
     start = f"{folder}/" if folder else ""
-    settings = settings_of(Found(tree=tree, relative=f"{start}x.py", is_directory=False))
+    settings = settings_of(FoundPath(tree=tree, relative=f"{start}x.py", is_directory=False))
     bases = (
         [start] if named or not settings.paths else [f"{start}{one.strip('./')}" for one in settings.paths]
     )

@@ -6,7 +6,7 @@ import re
 
 from apr_falsify.contracts.names import BuildTarget
 from apr_falsify.contracts.resolution import RESOLVED, UNCHECKED, Resolution, did_you_mean, missing
-from apr_falsify.contracts.roots import Scope
+from apr_falsify.contracts.roots import SearchScope
 from apr_falsify.symbols.tree import SourceTree
 
 _FILES = {
@@ -27,7 +27,7 @@ _OPEN = {
 }
 
 
-def resolve_target(target: BuildTarget, scope: Scope) -> Resolution:
+def resolve_target(target: BuildTarget, scope: SearchScope) -> Resolution:
     """Look for a target in the file its tool reads; where there is none, or it is open, say nothing."""
     for tree in scope.local:
         for folder in (target.within, ""):

@@ -11,7 +11,7 @@ from apr_falsify.contracts.resolution import (
     RESOLVED,
     UNCHECKED,
     Resolution,
-    State,
+    ResolutionState,
     broken_files,
     did_you_mean,
     file_resolution,
@@ -21,7 +21,7 @@ from apr_falsify.contracts.resolution import (
 from apr_falsify.contracts.resolve_cargo import resolve_cargo
 from apr_falsify.contracts.resolve_pytest import resolve_run, settings_of, why_not_run
 from apr_falsify.contracts.resolve_target import resolve_target
-from apr_falsify.contracts.roots import Found, Scope
+from apr_falsify.contracts.roots import FoundPath, SearchScope
 from apr_falsify.symbols.collect import (
     PytestSettings,
     is_file_collected,
@@ -34,7 +34,7 @@ from apr_falsify.symbols.rust_project import rust_project
 from apr_falsify.symbols.tree import SourceTree
 
 
-def resolve_test(citation: Citation, scope: Scope) -> Resolution:
+def resolve_test(citation: Citation, scope: SearchScope) -> Resolution:
     """Resolve a citation of a test, whatever runs it."""
     if citation.kind == "pytest":
         return _pytest(citation, scope)
@@ -52,7 +52,7 @@ def resolve_test(citation: Citation, scope: Scope) -> Resolution:
     return _bare(citation, scope)
 
 
-def _pytest(citation: Citation, scope: Scope) -> Resolution:
+def _pytest(citation: Citation, scope: SearchScope) -> Resolution:
     path = citation.paths[0]
     resolution = file_resolution(path, scope, "test")
     if resolution is not RESOLVED:
@@ -60,19 +60,19 @@ def _pytest(citation: Citation, scope: Scope) -> Resolution:
     return _node(scope.find(path)[0], citation.name.split("::"), scope)
 
 
-def _node(found: Found, parts: list[str], scope: Scope) -> Resolution:
+def _node(found: FoundPath, parts: list[str], scope: SearchScope) -> Resolution:
     index = found.tree.index(found.relative)
     if index is None:
         return UNCHECKED
     if index.error_line is not None:
-        return Resolution(state=State.UNCHECKED, broken=broken_files((found,)))
+        return Resolution(state=ResolutionState.UNCHECKED, broken=broken_files((found,)))
     shown = f"{found.shown}::{'::'.join(parts)}"
     defined = [one for one in index.named(parts[-1]) if [*one.parents, one.name] == parts]
     if not defined:
         return _absent_node(found, index, parts, shown, scope.trees)
     settings = settings_of(found)
     collected = _collected(defined[-1], index, settings, found.relative, shown)
-    if collected.state is State.RESOLVED:
+    if collected.state is ResolutionState.RESOLVED:
         running = why_not_run(found, parts, settings)
         return running if running.code else collected
     return collected
@@ -89,7 +89,7 @@ def _collected(
     if not is_file_collected(relative, settings):
         hint = f"python_files is {' '.join(settings.files)!r}"
         return Resolution(
-            state=State.RESOLVED,
+            state=ResolutionState.RESOLVED,
             code="test-file-not-discovered",
             message=f"plain pytest does not look into {relative}",
             hint=hint,
@@ -98,7 +98,7 @@ def _collected(
 
 
 def _absent_node(
-    found: Found, index: SymbolIndex, parts: list[str], shown: str, trees: tuple[SourceTree, ...]
+    found: FoundPath, index: SymbolIndex, parts: list[str], shown: str, trees: tuple[SourceTree, ...]
 ) -> Resolution:
     imported = {known_by for known_by, _ in index.reexports}
     if parts[0] in imported or (
@@ -126,7 +126,7 @@ def _has_foreign_base(index: SymbolIndex, name: str) -> bool:
     return any(base not in index.classes and base not in ("object", "TestCase") for base in bases)
 
 
-def _unittest(citation: Citation, scope: Scope) -> Resolution:
+def _unittest(citation: Citation, scope: SearchScope) -> Resolution:
     """``tests.unit.test_x.TestX.test_y``: as many leading parts as make a file."""
     words = citation.name.split(".")
     for count in range(len(words), 0, -1):
@@ -141,7 +141,7 @@ def _unittest(citation: Citation, scope: Scope) -> Resolution:
     return missing("test-not-found", f"no file for {citation.name!r}", did_you_mean(scope.like(path)))
 
 
-def _bare(citation: Citation, scope: Scope) -> Resolution:
+def _bare(citation: Citation, scope: SearchScope) -> Resolution:
     """A test named without its file: somewhere in the trees, whatever it is called there."""
     *qualifiers, last = citation.name.split("::")
     trees = scope.trees

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from apr_falsify.contracts.names import PathName
-from apr_falsify.symbols.store import Store
+from apr_falsify.symbols.store import SourceStore
 from apr_falsify.symbols.tree import SourceTree
 from apr_falsify.symbols.vocabulary import close_matches
 
@@ -25,7 +25,7 @@ _LAID_OUT = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class FoundPath:
     """An existing file or directory: its tree and its path in it."""
 
     tree: SourceTree
@@ -41,13 +41,13 @@ class Found:
 class Roots:
     """All trees of a run: the contracts' own projects, and the named sources given on the command line."""
 
-    def __init__(self, sources: dict[str, Path], store: Store | None = None) -> None:
-        self._store = store or Store()
+    def __init__(self, sources: dict[str, Path], store: SourceStore | None = None) -> None:
+        self._store = store or SourceStore()
         self.sources = {name: SourceTree(root, name, self._store) for name, root in sources.items()}
         self._local: dict[Path, SourceTree] = {}
         self._around: dict[str, str] = {}
         self._chains: dict[str, tuple[SourceTree, ...]] = {}
-        self.found: dict[str, dict[PathName, tuple[Found, ...]]] = {}
+        self.found: dict[str, dict[PathName, tuple[FoundPath, ...]]] = {}
 
     def local(self, folder: str) -> tuple[SourceTree, ...]:
         """Trees a contract in ``folder`` is part of: its nearest project, then the repository around it."""
@@ -72,7 +72,7 @@ class Roots:
         return [*self._local.values(), *self.sources.values()]
 
 
-class Scope:
+class SearchScope:
     """What one contract sees: its own trees, then the named sources."""
 
     def __init__(self, contract: Path, roots: Roots) -> None:
@@ -88,7 +88,7 @@ class Scope:
         """Whether the contract's own tree is there: a project's marker, or a file of it that it cites."""
         return self._cites_its_own or any(_is_project(tree.root) for tree in self.local)
 
-    def find(self, path: PathName) -> tuple[Found, ...]:
+    def find(self, path: PathName) -> tuple[FoundPath, ...]:
         """Existing files a cited path stands for; a pattern may stand for several."""
         found = self._found.get(path)
         if found is None:
@@ -108,7 +108,7 @@ class Scope:
         for tree in self.sources.values():
             tree.touched.add(path.path)
 
-    def _find(self, path: PathName) -> list[Found]:
+    def _find(self, path: PathName) -> list[FoundPath]:
         if path.source:
             tree = self.sources.get(path.source)
             return _in_source(tree, path.path) if tree else []
@@ -229,7 +229,7 @@ def _is_named(tree: SourceTree, name: str) -> bool:
     return name.replace("_", "-") in _names_of(tree)
 
 
-def _in_source(tree: SourceTree, path: str) -> list[Found]:
+def _in_source(tree: SourceTree, path: str) -> list[FoundPath]:
     """Find a path in a source that was given, also where it begins with the source's own folder."""
     parts = path.split("/")
     found = [] if ".." in parts or path.startswith(("/", "~")) else _in_tree(tree, path)
@@ -240,7 +240,7 @@ def _in_source(tree: SourceTree, path: str) -> list[Found]:
     return _in_tree(tree, inner) if inner and ".." not in inner.split("/") else []
 
 
-def _in_tree(tree: SourceTree, relative: str) -> list[Found]:
+def _in_tree(tree: SourceTree, relative: str) -> list[FoundPath]:
     if any(char in relative for char in "*?"):
         tree.is_matched = True
         matches = globbing.glob(relative, root_dir=tree.root, recursive=True)[:200]
@@ -249,5 +249,7 @@ def _in_tree(tree: SourceTree, relative: str) -> list[Found]:
     if path is None:
         return []
     return [
-        Found(tree=tree, relative=os.path.normpath(relative).replace(os.sep, "/"), is_directory=path.is_dir())
+        FoundPath(
+            tree=tree, relative=os.path.normpath(relative).replace(os.sep, "/"), is_directory=path.is_dir()
+        )
     ]

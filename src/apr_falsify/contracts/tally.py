@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr_falsify.contracts.facts import Facts
+from apr_falsify.contracts.facts import ContractFacts
 from apr_falsify.contracts.files import read_bytes
 from apr_falsify.contracts.model import text_of
 from apr_falsify.contracts.problem import Problem
@@ -57,7 +57,7 @@ class Criterion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class CountedModel:
     """One model and its acceptance criteria."""
 
     name: str
@@ -78,7 +78,7 @@ class Tally:
     unranked: int
     contracts: int
     steps: tuple[Step, ...] = ()
-    models: tuple[Model, ...] = ()
+    models: tuple[CountedModel, ...] = ()
     evidence: Mapping[str, Mapping[str, int]] | None = None  # rung -> state -> how many, where it is kept
 
     @property
@@ -87,7 +87,7 @@ class Tally:
         return f"{self.rungs[FUNCTIONAL]}+{self.rungs[PARTIAL]}"
 
 
-def tally(suite: Iterable[Facts], roadmap: Path | None, evidence: Evidence | None = None) -> Tally:
+def tally(suite: Iterable[ContractFacts], roadmap: Path | None, evidence: Evidence | None = None) -> Tally:
     """Count the falsifiers of a suite and read its roadmap against them.
 
     ``evidence`` is the state of the project's evidence, where it keeps some.
@@ -174,9 +174,9 @@ def _one_of(item: YamlMapping, key: str, words: tuple[str, ...], where: Path) ->
     return word
 
 
-def _model(item: YamlMapping, rungs: Mapping[str, str], where: Path) -> Model:
+def _model(item: YamlMapping, rungs: Mapping[str, str], where: Path) -> CountedModel:
     criteria = tuple(
         Criterion(id=text_of(one, "id"), title=text_of(one, "title"), falsifiers=_bound(one, rungs, where))
         for one in _items(item.get("criteria"))
     )
-    return Model(name=text_of(item, "model"), criteria=criteria)
+    return CountedModel(name=text_of(item, "model"), criteria=criteria)

@@ -13,25 +13,25 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from apr_falsify.contracts.bindings import resolve_binding
-from apr_falsify.contracts.facts import Facts, gather
+from apr_falsify.contracts.facts import ContractFacts, gather
 from apr_falsify.contracts.files import read_bytes
 from apr_falsify.contracts.hollow import hollow_problems
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.problem import Problem
 from apr_falsify.contracts.prose import resolve_loose
 from apr_falsify.contracts.report import Counts
-from apr_falsify.contracts.resolution import Resolution, State
+from apr_falsify.contracts.resolution import Resolution, ResolutionState
 from apr_falsify.contracts.resolve import resolve
-from apr_falsify.contracts.roots import Scope
+from apr_falsify.contracts.roots import SearchScope
 from apr_falsify.contracts.rules.names import name_problems, under_claimed
 from apr_falsify.contracts.statuses import FUNCTIONAL
 
 
-def read_facts(path: Path, shown: str) -> Facts:
+def read_facts(path: Path, shown: str) -> ContractFacts:
     """Read one file; one that cannot be read is a value with a problem."""
     raw = read_bytes(path)
     if isinstance(raw, Problem):
-        return Facts(path=shown, problems=(_at(raw, shown),))
+        return ContractFacts(path=shown, problems=(_at(raw, shown),))
     return gather(shown, raw)
 
 
@@ -41,27 +41,27 @@ def _at(problem: Problem, shown: str) -> Problem:
     )
 
 
-_RESOLVERS: Mapping[str, Callable[[Citation, Scope], Resolution]] = {
+_RESOLVERS: Mapping[str, Callable[[Citation, SearchScope], Resolution]] = {
     "binding": resolve_binding,
     "loose": resolve_loose,
 }
 """Kind of citation -> how it is resolved, where that is not by name alone."""
 
 
-def resolve_names(facts: Facts, scope: Scope) -> tuple[tuple[Problem, ...], Counts]:
+def resolve_names(facts: ContractFacts, scope: SearchScope) -> tuple[tuple[Problem, ...], Counts]:
     """Resolve all that one contract cites."""
-    states = dict.fromkeys(State, 0)
+    states = dict.fromkeys(ResolutionState, 0)
     for cited in {cited for citation in facts.citations for cited in citation.paths}:
         scope.find(cited)  # first of all: what is found tells whether the contract's own tree is there
     problems: list[Problem] = []
-    outcomes: list[tuple[Citation, State]] = []
+    outcomes: list[tuple[Citation, ResolutionState]] = []
     for citation in facts.citations:
         if citation.kind == "marker":
             continue  # rests on every test file: resolved in each run, see marked.py
         resolution = _RESOLVERS.get(citation.kind, resolve)(citation, scope)
         states[resolution.state] += 1
         problems.extend(name_problems(facts.path, citation, resolution))
-        if resolution.state is State.RESOLVED:
+        if resolution.state is ResolutionState.RESOLVED:
             problems.extend(hollow_problems(facts.path, citation, scope))
         outcomes.append((citation, resolution.state))
     problems.extend(under_claimed(facts, outcomes))
@@ -70,18 +70,18 @@ def resolve_names(facts: Facts, scope: Scope) -> tuple[tuple[Problem, ...], Coun
         contracts=int(facts.is_contract),
         falsifiers=len(facts.falsifiers),
         bindings=facts.bindings,
-        resolved=states[State.RESOLVED],
-        missing=states[State.MISSING],
-        unresolved=states[State.UNRESOLVED],
-        unchecked=states[State.UNCHECKED],
+        resolved=states[ResolutionState.RESOLVED],
+        missing=states[ResolutionState.MISSING],
+        unresolved=states[ResolutionState.UNRESOLVED],
+        unchecked=states[ResolutionState.UNCHECKED],
         functional=sum(one.rung == FUNCTIONAL for one in facts.falsifiers),
     )
     return tuple(dict.fromkeys(problems)), counts
 
 
 def across(
-    suite: Sequence[Facts],
-    known: Sequence[Facts],
+    suite: Sequence[ContractFacts],
+    known: Sequence[ContractFacts],
     owns: Mapping[str, bool],
     given: Collection[str] = (),
 ) -> Iterator[Problem]:

@@ -32,8 +32,8 @@ from apr_falsify.evidence.files import (
     REPORT,
     SIDES,
     STATEMENT,
+    BundleProblem,
     Contents,
-    Problem,
     is_name,
     json_bytes,
     load_json,
@@ -142,7 +142,7 @@ def read_bundle(path: Path) -> Bundle:
         raise EvidenceError(f"is no usable bundle: {error.where}: {error.what}", where=path) from error
 
 
-def _refused(path: Path, problems: tuple[Problem, ...]) -> EvidenceError:
+def _refused(path: Path, problems: tuple[BundleProblem, ...]) -> EvidenceError:
     first = problems[0]
     more = f", and {len(problems) - 1} more problems" if len(problems) > 1 else ""
     return EvidenceError(

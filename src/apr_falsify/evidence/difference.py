@@ -14,7 +14,7 @@ SCHEMA = "apr-falsify/evidence-difference/v1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class BundleChange:
     """One thing in which two bundles differ.
 
     Attributes:
@@ -35,10 +35,10 @@ class Change:
         return asdict(self)
 
 
-def differences(first: Bundle, second: Bundle) -> tuple[Change, ...]:
+def differences(first: Bundle, second: Bundle) -> tuple[BundleChange, ...]:
     """Return in what two bundles differ; the time they were made is no difference."""
     return tuple(
-        Change(about=about, name=name, before=before.get(name), after=after.get(name))
+        BundleChange(about=about, name=name, before=before.get(name), after=after.get(name))
         for about, read in _GROUPS.items()
         for before, after in [(dict(read(first)), dict(read(second)))]
         for name in dict.fromkeys((*before, *after))

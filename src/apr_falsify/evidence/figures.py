@@ -29,7 +29,7 @@ from apr_falsify.compare.published import published_rule
 from apr_falsify.compare.read_again import read_again
 from apr_falsify.compare.structure import same_shapes
 from apr_falsify.errors import AprFalsifyError
-from apr_falsify.evidence.files import REPLAY_DIFFERS, Problem
+from apr_falsify.evidence.files import REPLAY_DIFFERS, BundleProblem
 from apr_falsify.evidence.traces import SideTrace, as_problem
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.stages import STAGES, Key
@@ -56,7 +56,7 @@ class Count:
 
     recomputed: list[str] = field(default_factory=list)
     attested: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[BundleProblem] = field(default_factory=list)
 
 
 def check_bisection(
@@ -79,7 +79,7 @@ def check_bisection(
         found = mapping(data, "it")
         if found.get("schema") != SCHEMA:
             message = f"its schema is {found.get('schema')!r:.80}, not {SCHEMA!r}"
-            count.problems.append(Problem(code="newer-version", file=file, message=message))
+            count.problems.append(BundleProblem(code="newer-version", file=file, message=message))
             return count
         rows = [_row(one) for one in items(found.get("stages"), "stages")]
         findings = [_finding(one) for one in items(found.get("findings"), "findings")]
@@ -90,7 +90,7 @@ def check_bisection(
         _replayed(file, rows, findings, sides, weights, count)
     except (ValueError, KeyError, TypeError) as error:
         message = f"holds an unusable value: {error}"
-        count.problems.append(Problem(code="bad-bisection", file=file, message=message))
+        count.problems.append(BundleProblem(code="bad-bisection", file=file, message=message))
     except AprFalsifyError as error:
         count.problems.append(as_problem(error, "bad-bisection", file))
     return count
@@ -188,7 +188,7 @@ def _count(
     if holds:
         count.recomputed.append(f"{file}: {name}")
     else:
-        count.problems.append(Problem(code=code, file=file, message=f"{name} {message}"))
+        count.problems.append(BundleProblem(code=code, file=file, message=f"{name} {message}"))
 
 
 def _replay_count(count: Count, file: str, name: str, holds: bool, message: str) -> None:
@@ -229,7 +229,7 @@ def _accumulated(file: str, rows: Sequence[_Row], traces: tuple[Trace, Trace] | 
         oracle, subject = traces
         if one.key not in oracle.stages or one.key not in subject.stages:
             message = f"{one.name} is compared, and a side has no such stage"
-            count.problems.append(Problem(code="figure-differs", file=file, message=message))
+            count.problems.append(BundleProblem(code="figure-differs", file=file, message=message))
             continue
         _compared(file, one, oracle, subject, count)
 

@@ -52,7 +52,7 @@ REPLAY_DIFFERS = "replay-differs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class BundleProblem:
     """One thing that is wrong with a bundle.
 
     Attributes:
@@ -84,7 +84,7 @@ class Contents:
 
     path: Path
     files: Mapping[str, bytes]
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[BundleProblem, ...] = ()
 
     @property
     def digests(self) -> dict[str, str]:
@@ -151,19 +151,19 @@ def read_contents(path: Path) -> Contents:
     return found
 
 
-def _named(problems: tuple[Problem, ...]) -> bool:
+def _named(problems: tuple[BundleProblem, ...]) -> bool:
     """Whether a file that makes a bundle is there, though it could not be read."""
     return any(problem.file in (BUNDLE, STATEMENT) for problem in problems)
 
 
-_Entry = tuple[str, bytes | Problem]
+_Entry = tuple[str, bytes | BundleProblem]
 
 
 def _gathered(path: Path, entries: Iterator[_Entry]) -> Contents:
     files: dict[str, bytes] = {}
-    problems: list[Problem] = []
+    problems: list[BundleProblem] = []
     for name, found in entries:
-        if isinstance(found, Problem):
+        if isinstance(found, BundleProblem):
             problems.append(found)
         else:
             files[name] = found
@@ -178,14 +178,14 @@ def _of_directory(root: Path) -> Iterator[_Entry]:
         try:
             entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
         except OSError as error:
-            yield folder, Problem(code="unreadable-file", file=folder, message=str(error.strerror))
+            yield folder, BundleProblem(code="unreadable-file", file=folder, message=str(error.strerror))
             continue
         for entry in entries:
             count += 1
             name = f"{folder}/{entry.name}" if folder else entry.name
             if count > MOST_FILES:
                 message = f"more than {MOST_FILES} files: the rest was not read"
-                yield name, Problem(code="too-many-files", file="", message=message)
+                yield name, BundleProblem(code="too-many-files", file="", message=message)
                 return
             if entry.is_dir(follow_symlinks=False) and _FOLDERS.fullmatch(name):
                 pending.append(name)
@@ -195,22 +195,24 @@ def _of_directory(root: Path) -> Iterator[_Entry]:
             yield name, found
 
 
-def _misplaced(name: str, entry: os.DirEntry[str]) -> Problem | None:
+def _misplaced(name: str, entry: os.DirEntry[str]) -> BundleProblem | None:
     if entry.is_symlink():
-        return Problem(code="symlink", file=_shown(name), message="is a link; a bundle holds files alone")
+        return BundleProblem(
+            code="symlink", file=_shown(name), message="is a link; a bundle holds files alone"
+        )
     if entry.is_file(follow_symlinks=False) and is_name(name):
         return None
     if not entry.is_file(follow_symlinks=False) and not entry.is_dir(follow_symlinks=False):
-        return Problem(code="not-a-regular-file", file=_shown(name), message="is a pipe or a device")
+        return BundleProblem(code="not-a-regular-file", file=_shown(name), message="is a pipe or a device")
     return _foreign(name)
 
 
-def _foreign(name: str) -> Problem:
+def _foreign(name: str) -> BundleProblem:
     try:
         name.encode()
     except UnicodeEncodeError:
-        return Problem(code="name-not-utf8", file=_shown(name), message="its name is not UTF-8")
-    return Problem(
+        return BundleProblem(code="name-not-utf8", file=_shown(name), message="its name is not UTF-8")
+    return BundleProblem(
         code="unexpected-file",
         file=_shown(name),
         message="is extra: no bundle has a file of that name; delete it",
@@ -221,26 +223,26 @@ def _shown(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode().encode("unicode_escape").decode()[:300]
 
 
-def _read(path: Path, name: str, left: int) -> bytes | Problem:
+def _read(path: Path, name: str, left: int) -> bytes | BundleProblem:
     try:
         # Not followed and not waited for, should a link or a pipe have taken its place meanwhile.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                return Problem(code="not-a-regular-file", file=name, message="is no regular file")
+                return BundleProblem(code="not-a-regular-file", file=name, message="is no regular file")
             data = file.read(left + 1) if status.st_size <= left else None
     except OSError as error:
-        return Problem(code="unreadable-file", file=name, message=f"cannot be read: {error.strerror}")
+        return BundleProblem(code="unreadable-file", file=name, message=f"cannot be read: {error.strerror}")
     return _too_large(name) if data is None or len(data) > left else data
 
 
-def _too_large(name: str) -> Problem:
+def _too_large(name: str) -> BundleProblem:
     message = (
         f"it was not read: the bundle would be larger than {MOST_BYTES >> 20} MiB, "
         f"or than twice its zip and {_UNPACKED >> 20} MiB"
     )
-    return Problem(code="too-large", file=name, message=message)
+    return BundleProblem(code="too-large", file=name, message=message)
 
 
 def _of_zip(path: Path) -> Contents:
@@ -275,7 +277,7 @@ def _members(archive: zipfile.ZipFile) -> Iterator[_Entry]:
     members = archive.infolist()
     if len(members) > MOST_FILES:
         message = f"{len(members)} files; at most {MOST_FILES} are read"
-        yield "", Problem(code="too-many-files", file="", message=message)
+        yield "", BundleProblem(code="too-many-files", file="", message=message)
         return
     top = _top_folder([member.filename for member in members])
     left, seen = min(MOST_BYTES, 2 * os.path.getsize(str(archive.filename)) + _UNPACKED), set()
@@ -286,7 +288,7 @@ def _members(archive: zipfile.ZipFile) -> Iterator[_Entry]:
         ):
             continue
         if name in seen:
-            yield name, Problem(code="duplicate-name", file=_shown(name), message="is in the zip twice")
+            yield name, BundleProblem(code="duplicate-name", file=_shown(name), message="is in the zip twice")
             continue
         seen.add(name)
         found = _unfit(member, name) or _unpacked(archive, member, name, left)
@@ -303,23 +305,29 @@ def _top_folder(names: list[str]) -> str:
     return "" if bare else found.pop()
 
 
-def _unfit(member: zipfile.ZipInfo, name: str) -> Problem | None:
+def _unfit(member: zipfile.ZipInfo, name: str) -> BundleProblem | None:
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind == stat.S_IFLNK:
-        return Problem(code="symlink", file=_shown(name), message="is a link; a bundle holds files alone")
+        return BundleProblem(
+            code="symlink", file=_shown(name), message="is a link; a bundle holds files alone"
+        )
     if kind not in (0, stat.S_IFREG):
-        return Problem(code="not-a-regular-file", file=_shown(name), message="is no regular file")
+        return BundleProblem(code="not-a-regular-file", file=_shown(name), message="is no regular file")
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-        return Problem(code="path-leaves-bundle", file=_shown(name), message="its name leaves the bundle")
+        return BundleProblem(
+            code="path-leaves-bundle", file=_shown(name), message="its name leaves the bundle"
+        )
     return None if is_name(name) else _foreign(name)
 
 
-def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, left: int) -> bytes | Problem:
+def _unpacked(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, left: int
+) -> bytes | BundleProblem:
     if member.file_size > left:
         return _too_large(name)
     try:
         with unzipping(), archive.open(member) as file:
             data = file.read(left + 1)
     except (OSError, ValueError) as error:
-        return Problem(code="unreadable-file", file=name, message=f"cannot be unpacked: {error}")
+        return BundleProblem(code="unreadable-file", file=name, message=f"cannot be unpacked: {error}")
     return _too_large(name) if len(data) > left else data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from apr_falsify.evidence.files import Problem
+from apr_falsify.evidence.files import BundleProblem
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Findings:
 
     """
 
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[BundleProblem] = field(default_factory=list)
     recomputed: list[str] = field(default_factory=list)
     attested: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Findings:
 
     def problem(self, code: str, file: str, message: str) -> None:
         """Add a problem."""
-        self.problems.append(Problem(code=code, file=file, message=message))
+        self.problems.append(BundleProblem(code=code, file=file, message=message))
 
     def check(self, name: str, holds: bool, code: str, file: str, message: str) -> None:
         """Count what was computed again, or tell that it is not so."""

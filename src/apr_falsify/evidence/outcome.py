@@ -51,7 +51,7 @@ class Level(StrEnum):
     LIVE = "live"
 
 
-class Seen(StrEnum):
+class SeenRun(StrEnum):
     """What a test asked to have measured: a side of the session's lane, or the embedded default."""
 
     ORACLE = "oracle"
@@ -86,17 +86,17 @@ class TestRecord:
     level: Level = Level.ALGORITHM
     reason: str = ""
     seconds: float = 0.0
-    measured: tuple[Seen, ...] | None = None
+    measured: tuple[SeenRun, ...] | None = None
 
     @property
     def shows_the_subject(self) -> bool:
         """Whether it is a test of the prediction that had the lane's subject measured, and passed."""
-        return self._passed_live and self.measured is not None and Seen.SUBJECT in self.measured
+        return self._passed_live and self.measured is not None and SeenRun.SUBJECT in self.measured
 
     @property
     def is_hollow(self) -> bool:
         """Whether it is a live test of the prediction that passed and looked at no subject."""
-        return self._passed_live and self.measured is not None and Seen.SUBJECT not in self.measured
+        return self._passed_live and self.measured is not None and SeenRun.SUBJECT not in self.measured
 
     @property
     def _passed_live(self) -> bool:
@@ -134,8 +134,8 @@ class TestRecord:
         )
 
 
-def _measured(value: object) -> tuple[Seen, ...]:
-    return tuple(Seen(text(one, "measured")) for one in items(value, "measured"))
+def _measured(value: object) -> tuple[SeenRun, ...]:
+    return tuple(SeenRun(text(one, "measured")) for one in items(value, "measured"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

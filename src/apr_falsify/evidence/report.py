@@ -30,7 +30,7 @@ Traces = tuple[Trace, Trace]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class CheckedReport:
     """What is known of a bundle beyond what it says of itself.
 
     Attributes:
@@ -93,7 +93,7 @@ def bundle_html(
     controls: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     weights: Weights | None = None,
-    checked: Checked | None = None,
+    checked: CheckedReport | None = None,
     attempts: Attempts = LOUD,
 ) -> str:
     """Return the page of one evidence bundle.
@@ -126,7 +126,7 @@ def bundle_html(
             "claim": claim_rows(facts.claim),
             "measured": "" if view is None else words.headline(view),
             "controls": [_control(name, data) for name, data in (controls or {}).items()],
-            "checked": checked or Checked(),
+            "checked": checked or CheckedReport(),
             "undone": left_out,
             "undone_sentence": words.unchecked_sentence(left_out),
             "stored": traces is not None,

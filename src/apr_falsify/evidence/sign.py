@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apr_falsify.errors import EvidenceError, MissingDependencyError
-from apr_falsify.evidence.files import ENVELOPE, Problem, json_bytes
+from apr_falsify.evidence.files import ENVELOPE, BundleProblem, json_bytes
 from apr_falsify.reading import items, mapping, parse_json, text
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _envelope(statement: bytes, signatures: list[tuple[str, bytes]]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class CheckedSignature:
     """What an envelope shows.
 
     Attributes:
@@ -170,10 +170,10 @@ class Checked:
 
     signed_by: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[BundleProblem, ...] = ()
 
 
-def check_envelope(envelope: bytes, statement: bytes, keys: Mapping[str, str]) -> Checked:
+def check_envelope(envelope: bytes, statement: bytes, keys: Mapping[str, str]) -> CheckedSignature:
     """Check the signatures of an envelope.
 
     Args:
@@ -189,7 +189,7 @@ def check_envelope(envelope: bytes, statement: bytes, keys: Mapping[str, str]) -
     try:
         signatures = _signatures(envelope, statement)
     except (ValueError, KeyError) as error:
-        return Checked(problems=(_problem("bad-envelope", str(error)),))
+        return CheckedSignature(problems=(_problem("bad-envelope", str(error)),))
     listed = {key_id: _loaded(key_id, key) for key_id, key in keys.items()} if signatures else {}
     message = pae(PAYLOAD_TYPE, statement)
     good, unlisted, problems = [], [], []
@@ -203,11 +203,11 @@ def check_envelope(envelope: bytes, statement: bytes, keys: Mapping[str, str]) -
             problems.append(_problem("bad-signature", f"the signature of {named!r} is not good"))
         else:
             unlisted.append(named)
-    return Checked(signed_by=tuple(good), unlisted=tuple(unlisted), problems=tuple(problems))
+    return CheckedSignature(signed_by=tuple(good), unlisted=tuple(unlisted), problems=tuple(problems))
 
 
-def _problem(code: str, message: str) -> Problem:
-    return Problem(code=code, file=ENVELOPE, message=message)
+def _problem(code: str, message: str) -> BundleProblem:
+    return BundleProblem(code=code, file=ENVELOPE, message=message)
 
 
 def _signatures(envelope: bytes, statement: bytes) -> list[tuple[str, bytes]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, TraceError
-from apr_falsify.evidence.files import Problem, json_bytes, load_json, sha256
+from apr_falsify.evidence.files import BundleProblem, json_bytes, load_json, sha256
 from apr_falsify.formats.aprt import parse_aprt, write_aprt
 from apr_falsify.model.stages import Key
 from apr_falsify.reading import mapping
@@ -103,7 +103,7 @@ def _stage(data: bytes, name: str, entry: Listed, trace: Trace) -> StageArray:
     return StageArray(data=values, layout=entry.layout, sha256=entry.sha256)
 
 
-def as_problem(error: AprFalsifyError, code: str, file: str) -> Problem:
+def as_problem(error: AprFalsifyError, code: str, file: str) -> BundleProblem:
     """Return what a typed error says as a problem of ``file``, or of the file that it names itself."""
     expected = f" (expected: {error.expected})" if error.expected else ""
-    return Problem(code=code, file=error.where or file, message=f"{error.what}{expected}")
+    return BundleProblem(code=code, file=error.where or file, message=f"{error.what}{expected}")

@@ -38,8 +38,8 @@ from apr_falsify.evidence.files import (
     REQUIRED,
     SIDES,
     STATEMENT,
+    BundleProblem,
     Contents,
-    Problem,
     load_json,
     read_contents,
     sha256,
@@ -87,7 +87,7 @@ class Verification:
     recomputed: tuple[str, ...]
     attested: tuple[str, ...]
     not_checked: tuple[str, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[BundleProblem, ...]
     kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -61,7 +61,7 @@ class Seeded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class ExamCase:
     """One run of a host.
 
     Attributes:
@@ -96,7 +96,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ran:
+class ExamRun:
     """What a host ran.
 
     Attributes:
@@ -125,5 +125,5 @@ class Host(Protocol):
     def runs(self, material: Material, setting: Setting) -> bool:
         """Whether it can run ``material`` in ``setting``."""
 
-    def run(self, store: Store, case: Case, request: Request, sink: Sink) -> Ran:
+    def run(self, store: Store, case: ExamCase, request: Request, sink: Sink) -> ExamRun:
         """Run ``case`` and hand its stages to ``sink``."""

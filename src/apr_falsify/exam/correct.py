@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
-from apr_falsify.exam.cases import Case, Host
+from apr_falsify.exam.cases import ExamCase, Host
 from apr_falsify.exam.kernels import OWN
 from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, Setting
-from apr_falsify.exam.plan import SMOLLM2, SMOLLM2_SETTING, WIDE_MODEL, Plan
+from apr_falsify.exam.plan import SMOLLM2, SMOLLM2_SETTING, WIDE_MODEL, ExamPlan
 from apr_falsify.exam.store import Store
-from apr_falsify.exam.texts import TEXTS, Text
+from apr_falsify.exam.texts import TEXTS, ExamText
 
 LENGTHS = (7, 2, 33, 5, 16, 128, 3, 64, 9, 100, 4, 256, 20)
 """Token counts of correct runs, taken in turn: a prime number of them, so that every text has each."""
@@ -86,7 +86,7 @@ WIDE: Sequence[WideRuns] = (
 """Correct runs of the wide model; each takes seconds where a narrow one takes a tenth of one."""
 
 
-def correct_runs(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+def correct_runs(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> Iterator[ExamCase]:
     """Give correct runs: models x settings x texts x kernels, on every host that has them."""
     for kernel in plan.kernels:
         turns = count()  # every kernel computes the very same runs
@@ -102,8 +102,8 @@ def correct_runs(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterato
 
 
 def _narrow(
-    plan: Plan, store: Store, hosts: Mapping[str, Host], kernel: str, name: str, turns: Iterator[int]
-) -> Iterator[Case]:
+    plan: ExamPlan, store: Store, hosts: Mapping[str, Host], kernel: str, name: str, turns: Iterator[int]
+) -> Iterator[ExamCase]:
     settings = SETTINGS.values() if name != SMOLLM2 else (SMOLLM2_SETTING,)
     for setting in settings:
         if setting.kind and setting.kind not in BLUEPRINTS[name].kinds:
@@ -123,7 +123,7 @@ def _narrow(
                         yield case
 
 
-def _rows(hosts: Mapping[str, Host], host: str, text: Text) -> str:
+def _rows(hosts: Mapping[str, Host], host: str, text: ExamText) -> str:
     fixed = host in hosts and hosts[host].fixed_tokens is not None
     return (text.rows_where_fixed or "") if fixed else text.rows
 
@@ -134,11 +134,11 @@ def _case(
     host: str,
     material: Material,
     setting: Setting,
-    text: Text,
+    text: ExamText,
     kernel: str,
     turn: int,
     length: int,
-) -> Case | None:
+) -> ExamCase | None:
     """Return a correct run, ``None`` where the host cannot have it."""
     if host not in hosts or not hosts[host].runs(material, setting):
         return None
@@ -147,7 +147,9 @@ def _case(
         return None
     vocab = store.geometry(material).vocab
     tokens = fixed or text.ids(turn, length, vocab, store.natural(material.name))
-    return Case(host=host, material=material, setting=setting, tokens=tokens, kernel=kernel, text=text.name)
+    return ExamCase(
+        host=host, material=material, setting=setting, tokens=tokens, kernel=kernel, text=text.name
+    )
 
 
 def _length(turn: int, model: str) -> int:
@@ -157,7 +159,7 @@ def _length(turn: int, model: str) -> int:
     return LENGTHS[turn % len(LENGTHS)]
 
 
-def _wide(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+def _wide(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> Iterator[ExamCase]:
     """Give the wide runs, kernel by kernel and format by format, so that each file is made once."""
     for at, kernel in enumerate(plan.kernels):
         turns = count(at)

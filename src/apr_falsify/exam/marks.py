@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Self
 
 from apr_falsify.compare.bisection import Bisection, Finding, FindingType
-from apr_falsify.exam.cases import Case
+from apr_falsify.exam.cases import ExamCase
 from apr_falsify.model.stages import Key
 
 
@@ -71,7 +71,7 @@ def mark_of(required: set[Key], truth: set[Key], found: set[Key]) -> Mark:
     return Mark.MISSED if required - found or (truth and not found) else Mark.LOCATED
 
 
-def explained(case: Case, answer: Answer, truth: set[Key]) -> bool:
+def explained(case: ExamCase, answer: Answer, truth: set[Key]) -> bool:
     """Whether one of the right findings says what is wrong; a finding on a tensor does by naming it."""
     patterns = [seeded.fault.says for seeded in case.seeded]
     return any(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from apr_falsify.exam.cases import Case, Host, Seeded
+from apr_falsify.exam.cases import ExamCase, Host, Seeded
 from apr_falsify.exam.faults import CATALOGUE, Fault, fault_named
 from apr_falsify.exam.kernels import KERNELS
 from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, Setting, tokens_of
@@ -61,7 +61,7 @@ SINGLE, PAIRS, CORRECT, SMALL = PARTS = ("single faults", "pairs of faults", "co
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ExamPlan:
     """How much the exam asks.
 
     Attributes:
@@ -88,7 +88,7 @@ class Plan:
     parts: tuple[str, ...] = PARTS
 
 
-def singles(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+def singles(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> Iterator[ExamCase]:
     """Give the cases of one fault: each in every model and seed, on every host that can have it."""
     for at, fault in enumerate(plan.faults):
         for host in hosts:
@@ -99,7 +99,7 @@ def singles(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Cas
 
 def _single(
     store: Store, hosts: Mapping[str, Host], host: str, fault: Fault, name: str, seed: int, turn: int
-) -> Iterator[Case]:
+) -> Iterator[ExamCase]:
     if name == SMOLLM2 or name not in _models_of(host):
         return
     if host in ("tensors", "conversion") and (turn % 2 == 0) != (host == "tensors"):
@@ -112,7 +112,7 @@ def _single(
     material = Material(name=name, seed=seed, kind=setting.kind)
     geometry = store.model(material).geometry
     if hosts[host].runs(material, setting) and hosts[host].can(fault, geometry, setting):
-        yield Case(
+        yield ExamCase(
             host=host,
             material=material,
             setting=setting,
@@ -164,7 +164,7 @@ WIDE_FAULTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Host -> an arithmetic, and the faults that the wide model is given on it; ``apr``'s are in f32 tensors."""
 
 
-def wide_singles(store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+def wide_singles(store: Store, hosts: Mapping[str, Host]) -> Iterator[ExamCase]:
     """Give single faults in the wide model: a sample of the catalogue, since each takes seconds."""
     material = Material(name=WIDE_MODEL, seed=0, kind="q4_k")
     geometry = store.geometry(material)
@@ -172,7 +172,7 @@ def wide_singles(store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
         setting, names = WIDE_FAULTS[host]
         for turn, name in enumerate(names):
             seeded = Seeded(fault=fault_named(name), layer=_layer(geometry, turn), seed=turn)
-            yield Case(
+            yield ExamCase(
                 host=host,
                 material=material,
                 setting=SETTINGS[setting],
@@ -185,7 +185,7 @@ REPETITIVE = ("one token repeated", "runs of repeats")
 """Texts on which each fault is seeded once more, where many rows are equal and prove no more than one."""
 
 
-def repetitive_singles(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+def repetitive_singles(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> Iterator[ExamCase]:
     """Give single faults on texts that repeat themselves, on texts taken in turn."""
     material, setting = Material(name="tiny-qwen2", seed=0), SETTINGS["f32"]
     if material.name not in plan.models:
@@ -197,7 +197,7 @@ def repetitive_singles(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> I
         able = [name for name in hosting if hosts[name].can(fault, geometry, setting)]
         for at in range(turn, turn + plan.repetitive) if able else ():
             text = REPETITIVE[at % len(REPETITIVE)]
-            yield Case(
+            yield ExamCase(
                 host=able[0],
                 material=material,
                 setting=setting,
@@ -207,12 +207,12 @@ def repetitive_singles(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> I
             )
 
 
-def smollm2_singles(store: Store, host: str = "formula") -> Iterator[Case]:
+def smollm2_singles(store: Store, host: str = "formula") -> Iterator[ExamCase]:
     """Give up to 20 single faults in SmolLM2's first three layers."""
     geometry = store.model(Material(name=SMOLLM2, seed=0)).geometry
     fitting = [fault for fault in CATALOGUE if fault.formula and fault.fits(geometry) and _in_layers(fault)]
     for turn, fault in enumerate(fitting[:: max(1, len(fitting) // SMOLLM2_FAULTS)][:SMOLLM2_FAULTS]):
-        yield Case(
+        yield ExamCase(
             host=host,
             material=Material(name=SMOLLM2, seed=0),
             setting=SMOLLM2_SETTING,
@@ -225,7 +225,7 @@ def _in_layers(fault: Fault) -> bool:
     return not {"final_norm", "lm_head"}.intersection(fault.stages)
 
 
-def pairs(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]:
+def pairs(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> Iterator[ExamCase]:
     """Give ``plan.pairs`` cases of two faults in different stages or layers, drawn at random."""
     rng = np.random.default_rng(20240607)
     names = [name for name in plan.models if name in BLUEPRINTS and name not in _APART]
@@ -251,7 +251,7 @@ def pairs(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> Iterator[Case]
         if hosts[host].runs(material, setting) and _apart(seeded, geometry):
             given += 1
             tokens = tokens_of(turn % 3, 6 + turn % 4, geometry.vocab)  # few, whose oracles are kept
-            yield Case(host=host, material=material, setting=setting, tokens=tokens, seeded=seeded)
+            yield ExamCase(host=host, material=material, setting=setting, tokens=tokens, seeded=seeded)
 
 
 def _apart(seeded: Sequence[Seeded], geometry: Geometry) -> bool:

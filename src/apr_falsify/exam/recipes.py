@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr_falsify.errors import UsageError, nearest
-from apr_falsify.exam.cases import Case, Seeded
+from apr_falsify.exam.cases import ExamCase, Seeded
 from apr_falsify.exam.faults import CATALOGUE
 from apr_falsify.exam.kernels import KERNELS
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.texts import TEXTS
-from apr_falsify.exam.trial import Outcome
+from apr_falsify.exam.trial import TrialOutcome
 from apr_falsify.model.stages import Key
 
 Recipe = dict[str, Any]
 
 
-def recipe_of(case: Case) -> Recipe:
+def recipe_of(case: ExamCase) -> Recipe:
     """Return everything that ``case`` is made of."""
     return {
         "host": case.host,
@@ -38,12 +38,12 @@ def recipe_of(case: Case) -> Recipe:
     }
 
 
-def key_of(case: Case) -> str:
+def key_of(case: ExamCase) -> str:
     """Return what tells a case from every other."""
     return json.dumps(recipe_of(case), sort_keys=True)
 
 
-def case_of(recipe: Mapping[str, Any], where: object = None) -> Case:
+def case_of(recipe: Mapping[str, Any], where: object = None) -> ExamCase:
     """Return the case that a recipe describes.
 
     Raises:
@@ -51,7 +51,7 @@ def case_of(recipe: Mapping[str, Any], where: object = None) -> Case:
 
     """
     try:
-        return Case(
+        return ExamCase(
             host=recipe["host"],
             material=Material(
                 name=recipe["model"], seed=recipe["seed"], kind=recipe["kind"], rows=recipe["rows"]
@@ -90,7 +90,7 @@ def _known(table: Mapping[str, Any], recipe: Mapping[str, Any], key: str, where:
     return table[name]
 
 
-def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+def outcome_to_json(outcome: TrialOutcome) -> dict[str, Any]:
     """Return what came of a case, without the case."""
     return {
         "mark": outcome.mark.value,
@@ -105,9 +105,9 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def outcome_of(case: Case, told: Mapping[str, Any]) -> Outcome:
+def outcome_of(case: ExamCase, told: Mapping[str, Any]) -> TrialOutcome:
     """Return what :func:`outcome_to_json` gave, with its case."""
-    return Outcome(
+    return TrialOutcome(
         case=case,
         mark=Mark(told["mark"]),
         published=Mark(told["published"]),

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import OutputError, UsageError
-from apr_falsify.exam.cases import Case
+from apr_falsify.exam.cases import ExamCase
 from apr_falsify.exam.recipes import key_of, outcome_of, outcome_to_json, recipe_of
-from apr_falsify.exam.trial import Outcome
+from apr_falsify.exam.trial import TrialOutcome
 
 SCHEMA = "apr-falsify/faults-results/v1"
 
@@ -68,12 +68,12 @@ class Results:
             else:
                 self._told[json.dumps(entry["case"], sort_keys=True)] = entry["outcome"]
 
-    def get(self, case: Case) -> Outcome | None:
+    def get(self, case: ExamCase) -> TrialOutcome | None:
         """Return what came of ``case``, ``None`` where it was not held yet."""
         told = self._told.get(key_of(case))
         return None if told is None else outcome_of(case, told)
 
-    def put(self, outcome: Outcome) -> None:
+    def put(self, outcome: TrialOutcome) -> None:
         """Keep an outcome."""
         told = outcome_to_json(outcome)
         with self._lock:

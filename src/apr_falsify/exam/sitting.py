@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from apr_falsify.exam.cases import Case, Host
+from apr_falsify.exam.cases import ExamCase, Host
 from apr_falsify.exam.correct import correct_runs
 from apr_falsify.exam.plan import (
     CORRECT,
@@ -16,7 +16,7 @@ from apr_falsify.exam.plan import (
     SMALL,
     SMOLLM2,
     WIDE_MODEL,
-    Plan,
+    ExamPlan,
     pairs,
     repetitive_singles,
     singles,
@@ -24,12 +24,12 @@ from apr_falsify.exam.plan import (
     wide_singles,
 )
 from apr_falsify.exam.store import Store
-from apr_falsify.exam.trial import COUNTS_FROM, Outcome
+from apr_falsify.exam.trial import COUNTS_FROM, TrialOutcome
 
 CURVE = (1.0, 2.0, 5.0)
 """Floors at which the detection curve is taken, below those from which a fault counts."""
 
-Hold = Callable[[Mapping[str, Sequence[Case]]], Mapping[str, list[Outcome]]]
+Hold = Callable[[Mapping[str, Sequence[ExamCase]]], Mapping[str, list[TrialOutcome]]]
 """Holds cases, given by the title of their part, and returns what came of each, in their order."""
 
 
@@ -50,23 +50,23 @@ class Sitting:
 
     """
 
-    single: list[Outcome] = field(default_factory=list)
-    below: list[Outcome] = field(default_factory=list)
-    pairs: list[Outcome] = field(default_factory=list)
-    correct: list[Outcome] = field(default_factory=list)
-    curve: dict[float, list[Outcome]] = field(default_factory=lambda: {level: [] for level in CURVE})
+    single: list[TrialOutcome] = field(default_factory=list)
+    below: list[TrialOutcome] = field(default_factory=list)
+    pairs: list[TrialOutcome] = field(default_factory=list)
+    correct: list[TrialOutcome] = field(default_factory=list)
+    curve: dict[float, list[TrialOutcome]] = field(default_factory=lambda: {level: [] for level in CURVE})
     not_run: list[str] = field(default_factory=list)
     seconds: float = 0.0
     kernels: dict[str, dict[str, str]] = field(default_factory=dict)
     parts: tuple[str, ...] = PARTS
 
-    def count_single(self, outcomes: Iterable[Outcome]) -> None:
+    def count_single(self, outcomes: Iterable[TrialOutcome]) -> None:
         """Take up single faults, each by how many floors it changes its stage."""
         for outcome in outcomes:
             (self.single if outcome.level >= COUNTS_FROM else self.below).append(outcome)
 
 
-def sit(plan: Plan, store: Store, hosts: Mapping[str, Host], hold: Hold) -> Sitting:
+def sit(plan: ExamPlan, store: Store, hosts: Mapping[str, Host], hold: Hold) -> Sitting:
     """Hold the whole exam, or those parts of it that the plan names."""
     start = time.monotonic()
     sitting = Sitting(parts=plan.parts)
@@ -80,7 +80,7 @@ def sit(plan: Plan, store: Store, hosts: Mapping[str, Host], hold: Hold) -> Sitt
     return sitting
 
 
-def _planned(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> dict[str, list[Case]]:
+def _planned(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> dict[str, list[ExamCase]]:
     faults = [*singles(plan, store, hosts), *repetitive_singles(plan, store, hosts)]
     if SMOLLM2 in plan.models:
         faults += smollm2_singles(store)
@@ -93,10 +93,10 @@ def _planned(plan: Plan, store: Store, hosts: Mapping[str, Host]) -> dict[str, l
     }
 
 
-def again(cases: Sequence[Case], hold: Hold) -> Sitting:
+def again(cases: Sequence[ExamCase], hold: Hold) -> Sitting:
     """Hold ``cases`` alone, each in the part that it belongs to."""
     part = {0: CORRECT, 1: SINGLE, 2: PAIRS}
-    listed: dict[str, list[Case]] = {}
+    listed: dict[str, list[ExamCase]] = {}
     for case in cases:
         listed.setdefault(part[len(case.seeded)], []).append(case)
     start = time.monotonic()
@@ -123,6 +123,6 @@ def _take_curve(sitting: Sitting, hold: Hold) -> None:
         sitting.curve[level] += held[f"faults of {level:g} floors"]
 
 
-def _made_small(outcome: Outcome, level: float) -> Case:
+def _made_small(outcome: TrialOutcome, level: float) -> ExamCase:
     (seeded,) = outcome.case.seeded
     return replace(outcome.case, seeded=(replace(seeded, amount=level / outcome.level),))

@@ -14,14 +14,14 @@ from apr_falsify.exam.material import BLUEPRINTS
 from apr_falsify.exam.plan import CORRECT, PAIRS, SINGLE, SMOLLM2
 from apr_falsify.exam.recipes import key_of, recipe_of
 from apr_falsify.exam.sitting import Sitting
-from apr_falsify.exam.trial import Outcome
+from apr_falsify.exam.trial import TrialOutcome
 
 SCHEMA = "apr-falsify/faults/v1"
 
 EXPLAINED_SHARE = 0.8
 PAIRS_SHARE = 0.95
 
-_Marked = Callable[[Outcome], Mark]
+_Marked = Callable[[TrialOutcome], Mark]
 
 
 def bound_of(count: int, accused: int = 0) -> float:
@@ -54,11 +54,11 @@ def _at_most(accused: int, count: int, rate: float) -> float:
     )
 
 
-def _ours(outcome: Outcome) -> Mark:
+def _ours(outcome: TrialOutcome) -> Mark:
     return outcome.mark
 
 
-def _published(outcome: Outcome) -> Mark:
+def _published(outcome: TrialOutcome) -> Mark:
     return outcome.published
 
 
@@ -100,7 +100,7 @@ _DIGITS = ("numpy_digest", "torch_digest", "torch_threads")
 """What tells the kernels of one process from those of another."""
 
 
-def _count(outcomes: Sequence[Outcome], marked: _Marked, mark: Mark) -> int:
+def _count(outcomes: Sequence[TrialOutcome], marked: _Marked, mark: Mark) -> int:
     return sum(marked(outcome) is mark for outcome in outcomes)
 
 
@@ -156,7 +156,7 @@ def to_json(sitting: Sitting) -> dict[str, Any]:
     }
 
 
-_CORRECT_BY: Mapping[str, Callable[[Outcome], str]] = {
+_CORRECT_BY: Mapping[str, Callable[[TrialOutcome], str]] = {
     "setting": lambda outcome: outcome.case.setting.name,
     "kernel": lambda outcome: outcome.case.kernel,
     "text": lambda outcome: outcome.case.text,
@@ -179,8 +179,8 @@ def _length_of(tokens: int) -> str:
     return f"{low} to {2 * low - 1} tokens"
 
 
-def _split(outcomes: Sequence[Outcome], by: Callable[[Outcome], str]) -> dict[str, dict[str, int]]:
-    groups: dict[str, list[Outcome]] = {}
+def _split(outcomes: Sequence[TrialOutcome], by: Callable[[TrialOutcome], str]) -> dict[str, dict[str, int]]:
+    groups: dict[str, list[TrialOutcome]] = {}
     for outcome in outcomes:
         groups.setdefault(by(outcome), []).append(outcome)
     return {
@@ -212,7 +212,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _failure(outcome: Outcome) -> Mapping[str, Any]:
+def _failure(outcome: TrialOutcome) -> Mapping[str, Any]:
     return {
         "case": outcome.case.name,
         "recipe": recipe_of(outcome.case),

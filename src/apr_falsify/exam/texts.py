@@ -20,7 +20,7 @@ Draw = Callable[[np.random.Generator, int, int, Sequence[int]], Ids]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Text:
+class ExamText:
     """A kind of text.
 
     Attributes:
@@ -69,15 +69,15 @@ def _led(rng: np.random.Generator, length: int, vocab: int, natural: Sequence[in
     return (first, *[other] * (length - 1))
 
 
-TEXTS: Mapping[str, Text] = {
+TEXTS: Mapping[str, ExamText] = {
     text.name: text
     for text in (
-        Text(name="random", draw=_random),
-        Text(name="natural", draw=_natural, rows_where_fixed=""),
-        Text(name="one token repeated", draw=_repeated, rows_where_fixed="same"),
-        Text(name="runs of repeats", draw=_runs),
-        Text(name="one token, then another repeated", draw=_led),
-        Text(name="nearly equal rows", draw=_random, rows="near", rows_where_fixed="near"),
+        ExamText(name="random", draw=_random),
+        ExamText(name="natural", draw=_natural, rows_where_fixed=""),
+        ExamText(name="one token repeated", draw=_repeated, rows_where_fixed="same"),
+        ExamText(name="runs of repeats", draw=_runs),
+        ExamText(name="one token, then another repeated", draw=_led),
+        ExamText(name="nearly equal rows", draw=_random, rows="near", rows_where_fixed="near"),
     )
 }
 """Name -> kind of text."""

@@ -18,7 +18,7 @@ from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Missing, Replayer
 from apr_falsify.compare.structure import consumers, descendants
 from apr_falsify.errors import AprFalsifyError
-from apr_falsify.exam.cases import Case, Host, Ran
+from apr_falsify.exam.cases import ExamCase, ExamRun, Host
 from apr_falsify.exam.marks import Answer, Mark, explained, mark_of, published_mark
 from apr_falsify.exam.material import Material
 from apr_falsify.exam.store import Store
@@ -38,7 +38,7 @@ _BYTES_KEPT = 200 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TrialOutcome:
     """What came of one case.
 
     Attributes:
@@ -55,7 +55,7 @@ class Outcome:
 
     """
 
-    case: Case
+    case: ExamCase
     mark: Mark
     published: Mark
     explained: bool
@@ -91,7 +91,7 @@ class Examiner:
         self._sound: dict[tuple[Hashable, ...], Trace] = {}
         self._count = 0
 
-    def trial(self, case: Case) -> Outcome:
+    def trial(self, case: ExamCase) -> TrialOutcome:
         """Run ``case`` and judge what the comparison says of it."""
         host = self.hosts[case.host]
         request = self._request(case)
@@ -114,17 +114,17 @@ class Examiner:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _request(self, case: Case) -> Request:
+    def _request(self, case: ExamCase) -> Request:
         layers = min(self.store.model(case.material).geometry.layers, 3)
         tokens = self.hosts[case.host].fixed_tokens or case.tokens
         return Request(tokens=tokens, layers=range(layers), stages=APR_STAGES)
 
-    def _captured(self, host: Host, case: Case, request: Request) -> tuple[Path, Ran]:
+    def _captured(self, host: Host, case: ExamCase, request: Request) -> tuple[Path, ExamRun]:
         self._count += 1
         directory = self._directory / f"subject-{self._count}"
         with TraceWriter(directory) as writer:
             ran = host.run(self.store, case, request, writer)
-        read = Ran(trace=read_trace(directory), own_weights=ran.own_weights, changes=ran.changes)
+        read = ExamRun(trace=read_trace(directory), own_weights=ran.own_weights, changes=ran.changes)
         return directory, read
 
     def _oracle_trace(self, material: Material, request: Request) -> Trace:
@@ -147,7 +147,7 @@ class Examiner:
             for key in [key for key in cache if any(_is_other(part, kept) for part in key)]:
                 del cache[key]
 
-    def _outcome(self, case: Case, ran: Ran, result: Bisection) -> Outcome:
+    def _outcome(self, case: ExamCase, ran: ExamRun, result: Bisection) -> TrialOutcome:
         geometry = ran.trace.geometry
         wrong = [set(seeded.truth(geometry)) & ran.trace.stages.keys() for seeded in case.seeded]
         levels = [self._levels(case, index, keys, ran) for index, keys in enumerate(wrong)]
@@ -155,7 +155,7 @@ class Examiner:
         required = {key for each in levels for key, level in each.items() if level >= COUNTS_FROM}
         answer = Answer.of(result, truth)
         excess = {(row.layer, row.stage): row.excess for row in result.rows if row.excess is not None}
-        return Outcome(
+        return TrialOutcome(
             case=case,
             mark=mark_of(required, truth, set(answer.found)),
             published=published_mark(result, wrong),
@@ -168,7 +168,7 @@ class Examiner:
             guilty=tuple(value for key, value in excess.items() if key in required),
         )
 
-    def _levels(self, case: Case, index: int, keys: set[Key], ran: Ran) -> dict[Key, float]:
+    def _levels(self, case: ExamCase, index: int, keys: set[Key], ran: ExamRun) -> dict[Key, float]:
         """Return by how many floors one of the case's faults changes its stages.
 
         Where the host does not know what it should have made, the run is compared with one without this
@@ -182,14 +182,14 @@ class Examiner:
         replayer = Replayer(ran.trace, self.store.model(case.material).weights, case.setting.unit_roundoff)
         return {key: level_of(change, replayer, key) for key, change in changes.items()}
 
-    def _against(self, case: Case, keys: set[Key], trace: Trace) -> dict[Key, F64]:
+    def _against(self, case: ExamCase, keys: set[Key], trace: Trace) -> dict[Key, F64]:
         other = self._reference(case)
         first = keys - descendants(keys, consumers(trace.stages, trace.geometry))
         return {
             key: np.abs(trace.stages[key].data.astype(np.float64) - other.stages[key].data) for key in first
         }
 
-    def _reference(self, case: Case) -> Trace:
+    def _reference(self, case: ExamCase) -> Trace:
         request = self._request(case)
         key = (case.host, case.material, case.setting.name, request.tokens)
         if case.seeded or key not in self._sound:
@@ -214,9 +214,9 @@ def _in_memory(trace: Trace) -> Trace:
     return replace(trace, stages=stages, path=None)
 
 
-def broken_down(case: Case, what: str, error: str) -> Outcome:
+def broken_down(case: ExamCase, what: str, error: str) -> TrialOutcome:
     """Return the outcome of a case of which ``what`` (its run, its comparison) failed with ``error``."""
-    return Outcome(
+    return TrialOutcome(
         case=case,
         mark=Mark.WRONG,
         published=Mark.WRONG,

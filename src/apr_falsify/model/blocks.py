@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apr_falsify.model.graph import Node, Nodes, Pick, Place, Tap
+from apr_falsify.model.graph import ModulePlace, Node, Nodes, Pick, Tap
 from apr_falsify.model.shape import EXPERT_ROLES, SHARED_ROLES, Geometry
 from apr_falsify.model.stages import LAYER_INPUT
 
@@ -19,7 +19,7 @@ WHOLE = "whole"
 """A norm over all channels of q (or of k) together."""
 
 _INPUT, _OUTPUT = Pick.INPUT, Pick.OUTPUT
-_SEEN = Tap(module=Place.ATTENTION_FUNCTION)
+_SEEN = Tap(module=ModulePlace.ATTENTION_FUNCTION)
 
 
 def decoder_ends(geometry: Geometry, *, norm: str = "rms_norm", norm_bias: bool = True) -> Nodes:
@@ -29,7 +29,7 @@ def decoder_ends(geometry: Geometry, *, norm: str = "rms_norm", norm_bias: bool 
         operator="embed",
         inputs={},
         roles=("embed", *(("positions",) if geometry.positions else ())),
-        tap=Tap(module=Place.LAYER, pick=_INPUT),
+        tap=Tap(module=ModulePlace.LAYER, pick=_INPUT),
     )
     final = norm_node("final_norm", "post_ffn_residual", norm=norm, bias=norm_bias)
     further = geometry.logit_scale != 1.0 or geometry.final_softcap is not None
@@ -301,7 +301,7 @@ def feed_forward_block(
         stage="post_ffn_residual",
         operator="add",
         inputs={"post_attn_residual": stream, **{name: name for name in added}},
-        tap=Tap(module=Place.LAYER),
+        tap=Tap(module=ModulePlace.LAYER),
     )
     return (*nodes, whole)
 
@@ -340,14 +340,16 @@ def mixture(geometry: Geometry, *, norm: str) -> Nodes:
             operator="last_mixture",
             inputs={**last, "moe_router": "moe_router", "moe_router_indices": "moe_router_indices"},
             roles=experts,
-            tap=Tap(module=Place.MIXTURE, pick=Pick.LAST_ROW),
+            tap=Tap(module=ModulePlace.MIXTURE, pick=Pick.LAST_ROW),
         ),
         Node(
             stage="ffn_out",
             operator="mixture",
             inputs={"ffn_swigl": "ffn_norm"},
             roles=("router", *experts),
-            tap=Tap(module=Place.MIXTURE),
+            tap=Tap(module=ModulePlace.MIXTURE),
         ),
-        residual_node("post_ffn_residual", "post_attn_residual", "ffn_out", tap=Tap(module=Place.LAYER)),
+        residual_node(
+            "post_ffn_residual", "post_attn_residual", "ffn_out", tap=Tap(module=ModulePlace.LAYER)
+        ),
     )

@@ -16,7 +16,7 @@ from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import LAYER_INPUT, STAGES, Scope
 
 
-class Place(StrEnum):
+class ModulePlace(StrEnum):
     """A module of a layer that is not found by a weight."""
 
     LAYER = "layer"
@@ -44,8 +44,8 @@ class Tap:
     """Where transformers shows a stage.
 
     Attributes:
-        module: the role whose weight the module holds, a :class:`Place`, or a path within the layer that
-            begins with a dot.
+        module: the role whose weight the module holds, a :class:`ModulePlace`, or a path within the layer
+            that begins with a dot.
         pick: which part of its call the stage is.
 
     """

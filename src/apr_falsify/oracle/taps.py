@@ -14,7 +14,7 @@ import numpy as np
 
 from apr_falsify.formats.weights import half_split
 from apr_falsify.model.families import family_of, graph_of, shape_of_role
-from apr_falsify.model.graph import Pick, Place, Tap
+from apr_falsify.model.graph import ModulePlace, Pick, Tap
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Scope
 
@@ -42,7 +42,7 @@ def taps_of(geometry: Geometry, layer: int) -> Iterator[tuple[str, str, Take]]:
     """
     for stage, node in graph_of(geometry).at(layer).items():
         tap = node.tap
-        if tap is None or tap.module == Place.ATTENTION_FUNCTION or stage in JOINED:
+        if tap is None or tap.module == ModulePlace.ATTENTION_FUNCTION or stage in JOINED:
             continue
         take = _TAKES[tap.pick]
         columns = _columns(geometry, tap.module)
@@ -58,9 +58,9 @@ def final_norm_of(geometry: Geometry) -> str:
 
 
 def _path(geometry: Geometry, tap: Tap) -> str:
-    if tap.module == Place.LAYER:
+    if tap.module == ModulePlace.LAYER:
         return ""
-    if tap.module == Place.MIXTURE:
+    if tap.module == ModulePlace.MIXTURE:
         return module_of(geometry, "router").rpartition(".")[0]
     if tap.module.startswith("."):
         return tap.module[1:]

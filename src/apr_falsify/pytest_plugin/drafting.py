@@ -16,14 +16,14 @@ from apr_falsify.commands.lanes import Lane
 from apr_falsify.contracts.claim import Claim
 from apr_falsify.errors import EvidenceError
 from apr_falsify.evidence.facts import EMBEDDED_LANE, TOOL, Bound, Facts, LaneFacts, Side, Sources
-from apr_falsify.evidence.outcome import Ended, Seen
+from apr_falsify.evidence.outcome import Ended, SeenRun
 from apr_falsify.portable import id_of, portable_path, portable_text
 from apr_falsify.pytest_plugin.sources import code_of, refuse_other_code, sources_of
 from apr_falsify.pytest_plugin.state import Work
 
 if TYPE_CHECKING:
     from apr_falsify.evidence.bundle import Draft
-    from apr_falsify.pytest_plugin.records import Verdict
+    from apr_falsify.pytest_plugin.records import TestVerdict
     from apr_falsify.symbols.digest import Project
     from apr_falsify.traces.provenance import Provenance
     from apr_falsify.traces.trace import Trace
@@ -42,7 +42,7 @@ _LIBRARIES = (
 """Whose versions a bundle tells."""
 
 
-def draft_of(verdict: Verdict, facts: Facts, work: Work) -> Draft:
+def draft_of(verdict: TestVerdict, facts: Facts, work: Work) -> Draft:
     """Return what the bundle of a falsifier is made of.
 
     Raises:
@@ -68,7 +68,7 @@ def draft_of(verdict: Verdict, facts: Facts, work: Work) -> Draft:
     )
 
 
-def facts_of(verdict: Verdict, work: Work) -> Facts:
+def facts_of(verdict: TestVerdict, work: Work) -> Facts:
     """Return what the bundle of a falsifier says of itself.
 
     Raises:
@@ -116,16 +116,16 @@ def forget() -> None:
     sources_of.cache_clear()
 
 
-def _measured(verdict: Verdict, work: Work) -> Lane | None:
+def _measured(verdict: TestVerdict, work: Work) -> Lane | None:
     """Return the lane that the falsifier's tests measured; of two the session's own."""
     measured = {word for ran in verdict.ran.values() for word in ran.measured}
-    lanes = [work.asked.lane] if measured & {Seen.ORACLE, Seen.SUBJECT} else []
-    lanes += [Lane()] if Seen.EMBEDDED in measured else []
+    lanes = [work.asked.lane] if measured & {SeenRun.ORACLE, SeenRun.SUBJECT} else []
+    lanes += [Lane()] if SeenRun.EMBEDDED in measured else []
     there = (one for one in lanes if (work.measurements.run_of(one) / "bisection.json").exists())
     return next(there, None)
 
 
-def _lane_facts(verdict: Verdict, work: Work) -> LaneFacts:
+def _lane_facts(verdict: TestVerdict, work: Work) -> LaneFacts:
     lane = _measured(verdict, work)
     if lane is None:
         return LaneFacts(name=EMBEDDED_LANE)
@@ -170,7 +170,7 @@ def _traces(lane: Lane, work: Work) -> tuple[Trace, Trace]:
     return read_trace(oracle), read_trace(run / "subject")
 
 
-def kinds_of(verdict: Verdict, work: Work) -> dict[str, str]:
+def kinds_of(verdict: TestVerdict, work: Work) -> dict[str, str]:
     """Return the kind of each bisection that the bundle of a falsifier holds, by its file there."""
     from apr_falsify.evidence.files import BISECTION
 
@@ -182,7 +182,9 @@ def kinds_of(verdict: Verdict, work: Work) -> dict[str, str]:
     return found
 
 
-def _controls(verdict: Verdict, work: Work, measured: Lane | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _controls(
+    verdict: TestVerdict, work: Work, measured: Lane | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     embedded = work.measurements.run_of(Lane()) / "bisection.json"
     if measured is not None and measured.is_live and embedded.exists():
         yield "embedded-default", _read(embedded)
@@ -224,7 +226,7 @@ def _environment() -> Mapping[str, str]:
     return found
 
 
-def leave_bundle(verdict: Verdict, facts: Facts, work: Work) -> tuple[Path | None, str]:
+def leave_bundle(verdict: TestVerdict, facts: Facts, work: Work) -> tuple[Path | None, str]:
     """Write the bundle of a falsifier that was run; return where, and its statement's sha256.
 
     One that was selected in part, or of which nothing was begun, leaves none, and one that did not finish

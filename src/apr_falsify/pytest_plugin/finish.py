@@ -11,11 +11,11 @@ import pytest
 from apr_falsify.contracts.claim import Claim
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.outcome import Ended, Level, Outcome, Result, TestRecord, outcome_of
-from apr_falsify.pytest_plugin.records import Collected, Ledger, Verdict
+from apr_falsify.pytest_plugin.records import Collected, Ledger, TestVerdict
 from apr_falsify.pytest_plugin.scope import names_marker
 from apr_falsify.pytest_plugin.standing import standing
 from apr_falsify.pytest_plugin.state import Work
-from apr_falsify.pytest_plugin.summary import Judged, lines_of
+from apr_falsify.pytest_plugin.summary import JudgedClaim, lines_of
 
 _LEFT_OUT = (Ended.DESELECTED, Ended.UNCOLLECTED)
 
@@ -50,25 +50,25 @@ def finish(work: Work, ledger: Ledger, config: pytest.Config) -> Done:
     )
 
 
-def _may_not_pass(selected: list[Verdict]) -> bool:
+def _may_not_pass(selected: list[TestVerdict]) -> bool:
     """Whether none was run, or one was refuted or broke although pytest counts no failure."""
     results = [one.outcome.result for one in selected]
     none_ran = bool(results) and all(one is Result.NOT_RUN for one in results)
     return none_ran or any(one in (Result.FALSIFIED, Result.ERROR) for one in results)
 
 
-def _verdicts(work: Work, ledger: Ledger, config: pytest.Config) -> Iterator[Verdict]:
+def _verdicts(work: Work, ledger: Ledger, config: pytest.Config) -> Iterator[TestVerdict]:
     expression = str(config.getoption("markexpr", "") or "")
     known = set(ledger.falsifiers)
-    tree = Sources(work.asked.root, config.rootpath)
+    tree = LaneSources(work.asked.root, config.rootpath)
     for marker, claim in work.claims.items():
         if claim.falsifier in known:
             yield _verdict(claim, marker, ledger, tree, expression, live=work.asked.lane.is_live)
 
 
 def _verdict(
-    claim: Claim, marker: str, ledger: Ledger, sources: Sources, expression: str, *, live: bool
-) -> Verdict:
+    claim: Claim, marker: str, ledger: Ledger, sources: LaneSources, expression: str, *, live: bool
+) -> TestVerdict:
     collected = ledger.of(claim.falsifier)
     waiting = 0 if live else sum(one.level is Level.LIVE for one in collected)
     counted = [one for one in collected if live or one.level is not Level.LIVE]
@@ -82,7 +82,7 @@ def _verdict(
         tests += sources.uncollected(marker, collected)
     left_out = any(one.ended in _LEFT_OUT for one in tests)
     chosen = any(one.selected for one in counted)
-    return Verdict(
+    return TestVerdict(
         claim=claim,
         marker=marker,
         tests=tuple(tests),
@@ -103,7 +103,7 @@ def _outcome(tests: list[TestRecord], waiting: int) -> Outcome:
     return outcome_of(tests)
 
 
-class Sources:
+class LaneSources:
     """The project's test files, read for tests that carry a marker and were not collected.
 
     Args:
@@ -135,7 +135,7 @@ class Sources:
         return "::".join([str((folder / path).resolve()), *names])
 
 
-def _judged(verdict: Verdict, work: Work, problems: list[str]) -> Judged | None:
+def _judged(verdict: TestVerdict, work: Work, problems: list[str]) -> JudgedClaim | None:
     from apr_falsify.pytest_plugin.drafting import facts_of, leave_bundle
 
     try:

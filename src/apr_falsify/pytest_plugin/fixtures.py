@@ -13,7 +13,7 @@ import pytest
 from apr_falsify.commands.lanes import Lane
 from apr_falsify.contracts.claim import Claim, plain
 from apr_falsify.contracts.source import parse
-from apr_falsify.evidence.outcome import Seen
+from apr_falsify.evidence.outcome import SeenRun
 from apr_falsify.pytest_plugin.project import SESSION
 from apr_falsify.pytest_plugin.state import ASKED, KEPT, Work
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from apr_falsify.pytest_plugin.measuring import Measured
     from apr_falsify.traces.trace import Trace
 
-MEASURES: Mapping[str, Seen] = {
-    "_oracle_of_the_lane": Seen.ORACLE,
-    "_subject_of_the_lane": Seen.SUBJECT,
-    "embedded_bisection": Seen.EMBEDDED,
+MEASURES: Mapping[str, SeenRun] = {
+    "_oracle_of_the_lane": SeenRun.ORACLE,
+    "_subject_of_the_lane": SeenRun.SUBJECT,
+    "embedded_bisection": SeenRun.EMBEDDED,
 }
 """Fixture -> what whoever asks for it has measured.
 

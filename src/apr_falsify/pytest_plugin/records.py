@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from apr_falsify.contracts.claim import Claim
-from apr_falsify.evidence.outcome import Ended, Level, Outcome, Role, Seen, TestRecord
+from apr_falsify.evidence.outcome import Ended, Level, Outcome, Role, SeenRun, TestRecord
 from apr_falsify.portable import portable_text
 from apr_falsify.pytest_plugin.observe import note_of
 
@@ -85,7 +85,7 @@ class Ran:
     reran: bool = False
     again: str = ""
     begun: bool = False
-    measured: set[Seen] = field(default_factory=set)
+    measured: set[SeenRun] = field(default_factory=set)
     kept: dict[str, str] = field(default_factory=dict)
     properties: list[tuple[str, str]] = field(default_factory=list)
     text: str = ""
@@ -106,7 +106,7 @@ class Ran:
         before = self.phases.get(report.when, Ended.PASSED)  # subtests report their phase once each
         self.phases[report.when] = min(before, ended, key=_WORST.index)
         self.reason = self.reason or note["reason"]
-        self.measured.update(map(Seen, note["measured"]))
+        self.measured.update(map(SeenRun, note["measured"]))
         self.kept.update((name, path) for name, path in note["kept"])
         self.properties = [(str(name), str(value)) for name, value in report.user_properties]
         if report.failed:
@@ -184,7 +184,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class TestVerdict:
     """One falsifier of a session.
 
     Attributes:

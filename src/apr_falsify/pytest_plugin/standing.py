@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 from apr_falsify.contracts.statuses import FUNCTIONAL, LADDER
 from apr_falsify.evidence.outcome import Result
 from apr_falsify.pytest_plugin.state import Work
-from apr_falsify.pytest_plugin.summary import Judged
+from apr_falsify.pytest_plugin.summary import JudgedClaim
 
 if TYPE_CHECKING:
     from apr_falsify.evidence.earn import Earned
     from apr_falsify.evidence.facts import Facts
-    from apr_falsify.pytest_plugin.records import Verdict
+    from apr_falsify.pytest_plugin.records import TestVerdict
 
 
 def standing(
-    verdict: Verdict, facts: Facts, work: Work, bundle: Path | None, statement_sha256: str
-) -> Judged:
+    verdict: TestVerdict, facts: Facts, work: Work, bundle: Path | None, statement_sha256: str
+) -> JudgedClaim:
     """Return what the summary says of a falsifier."""
     claim = verdict.claim
     answer = _earned(verdict, facts, work)
-    return Judged(
+    return JudgedClaim(
         falsifier=claim.falsifier,
         outcome=verdict.outcome,
         now=claim.rung,
@@ -34,7 +34,7 @@ def standing(
     )
 
 
-def _earned(verdict: Verdict, facts: Facts, work: Work) -> Earned:
+def _earned(verdict: TestVerdict, facts: Facts, work: Work) -> Earned:
     """Return what a bundle of this run carries while nothing pins it."""
     from apr_falsify.evidence.earn import earned
     from apr_falsify.evidence.verify import Verification
@@ -56,7 +56,7 @@ def _earned(verdict: Verdict, facts: Facts, work: Work) -> Earned:
     return earned(unpinned, verdict.claim, bound_now=facts.bound, project=work.asked.project)
 
 
-def _needs(verdict: Verdict, answer: Earned) -> Iterator[str]:
+def _needs(verdict: TestVerdict, answer: Earned) -> Iterator[str]:
     """Yield what stands between the run and the rung above the one it carries."""
     if answer.rung == FUNCTIONAL or verdict.outcome.result is not Result.SURVIVED:
         return  # the outcome itself says why

@@ -14,7 +14,7 @@ INDENT = " " * 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class JudgedClaim:
     """One falsifier in the summary.
 
     Attributes:
@@ -37,7 +37,7 @@ class Judged:
     statement_sha256: str = ""
 
 
-def lines_of(judged: Sequence[Judged], partly: Sequence[str], problems: Sequence[str]) -> Iterator[str]:
+def lines_of(judged: Sequence[JudgedClaim], partly: Sequence[str], problems: Sequence[str]) -> Iterator[str]:
     """Yield the lines of the summary; none where no falsifier was begun. A need of several is told once."""
     width = max((len(one.falsifier) for one in judged), default=0)
     lacking: dict[str, list[str]] = {}

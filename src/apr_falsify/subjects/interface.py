@@ -111,7 +111,7 @@ class Tokenizing(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class RuntimeSetting:
     """One setting that a runtime takes.
 
     Attributes:
@@ -124,7 +124,9 @@ class Setting:
     expected: str
 
 
-def read_options(options: Mapping[str, str], known: Mapping[str, Setting], runtime: str) -> dict[str, Any]:
+def read_options(
+    options: Mapping[str, str], known: Mapping[str, RuntimeSetting], runtime: str
+) -> dict[str, Any]:
     """Return the values of ``options``, by name.
 
     Raises:
@@ -142,7 +144,7 @@ def read_options(options: Mapping[str, str], known: Mapping[str, Setting], runti
     return {name: _value(name, text, known[name]) for name, text in options.items()}
 
 
-def _value(name: str, text: str, setting: Setting) -> Any:
+def _value(name: str, text: str, setting: RuntimeSetting) -> Any:
     try:
         return setting.read(text)
     except (ValueError, KeyError) as error:

@@ -16,7 +16,7 @@ from apr_falsify.formats.weights import Model
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
-from apr_falsify.subjects.interface import Setting, Target
+from apr_falsify.subjects.interface import RuntimeSetting, Target
 from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.mapped import read_mapped
 from apr_falsify.subjects.mapping import MAPPING_YAML
@@ -117,7 +117,7 @@ def open_recorded(target: Target) -> RecordedSubject:
     return RecordedSubject(trace=read_bare(target), prompt=APR_PROMPT)
 
 
-SETTINGS: Mapping[str, Setting] = {"mapping": Setting(read=Path, expected="a mapping file")}
+SETTINGS: Mapping[str, RuntimeSetting] = {"mapping": RuntimeSetting(read=Path, expected="a mapping file")}
 
 
 def is_foreign(target: Target) -> bool:

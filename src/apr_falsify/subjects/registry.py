@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.subjects.apr import open_apr
 from apr_falsify.subjects.embedded import open_embedded
-from apr_falsify.subjects.interface import Runtime, Setting, Subject, Target, read_options
+from apr_falsify.subjects.interface import Runtime, RuntimeSetting, Subject, Target, read_options
 from apr_falsify.subjects.llama_cpp import RECORDING, open_llama_cpp
 from apr_falsify.subjects.llama_cpp.settings import SETTINGS as LLAMA_CPP_SETTINGS
 from apr_falsify.subjects.recorded import SETTINGS as RECORDED_SETTINGS
@@ -16,7 +16,7 @@ from apr_falsify.subjects.recorded import open_recorded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class RuntimeEntry:
     """One runtime.
 
     Attributes:
@@ -34,23 +34,23 @@ class Entry:
     what: str
     holds_model: bool = False
     recording: str | None = None
-    settings: Mapping[str, Setting] = field(default_factory=dict)
+    settings: Mapping[str, RuntimeSetting] = field(default_factory=dict)
 
 
-RUNTIMES: Mapping[str, Entry] = {
-    "apr": Entry(
+RUNTIMES: Mapping[str, RuntimeEntry] = {
+    "apr": RuntimeEntry(
         open=open_apr,
         path="MODEL.apr, HF_DIR or MODEL.gguf",
         what="the real apr binary",
         holds_model=True,
     ),
-    "embedded": Entry(
+    "embedded": RuntimeEntry(
         open=open_embedded,
         path="HF_DIR or MODEL.gguf",
         what="the NumPy decoder of this package",
         holds_model=True,
     ),
-    "llama-cpp": Entry(
+    "llama-cpp": RuntimeEntry(
         open=open_llama_cpp,
         path="MODEL.gguf or CAPTURE.npz",
         what="llama.cpp through llama-cpp-python, or a raw capture of its graph",
@@ -58,7 +58,7 @@ RUNTIMES: Mapping[str, Entry] = {
         recording=RECORDING,
         settings=LLAMA_CPP_SETTINGS,
     ),
-    "recorded": Entry(
+    "recorded": RuntimeEntry(
         open=open_recorded,
         path="DIRECTORY|FILE",
         what="a trace from elsewhere: with trace.json, as apr leaves it, or any arrays with a MAPPING.yaml",

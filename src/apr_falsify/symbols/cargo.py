@@ -19,7 +19,7 @@ MANIFEST = "Cargo.toml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class CargoTarget:
     """One thing that ``cargo test`` may build and run.
 
     Attributes:
@@ -57,7 +57,7 @@ class Package:
 
     name: str
     folder: str
-    targets: tuple[Target, ...]
+    targets: tuple[CargoTarget, ...]
     features: Mapping[str, tuple[str, ...]] | None = None
     forced: tuple[str, ...] = ()
     why_no_others: str = ""
@@ -298,7 +298,7 @@ _AUTO = (
 )
 
 
-def _targets(tree: SourceTree, folder: str, name: str, manifest: dict[str, Any]) -> Iterator[Target]:
+def _targets(tree: SourceTree, folder: str, name: str, manifest: dict[str, Any]) -> Iterator[CargoTarget]:
     package = table(manifest, "package")
     base = f"{folder}/" if folder else ""
     yield from _library(tree, base, name, table(manifest, "lib"))
@@ -332,11 +332,11 @@ def _is_auto(package: Mapping[str, Any], switch: str, kind: str, manifest: dict[
     return str(package.get("edition", "2015")) != "2015" or not _tables(manifest, kind)
 
 
-def _library(tree: SourceTree, base: str, name: str, said: Mapping[str, Any]) -> Iterator[Target]:
+def _library(tree: SourceTree, base: str, name: str, said: Mapping[str, Any]) -> Iterator[CargoTarget]:
     path = said.get("path")
     root = f"{base}{path if isinstance(path, str) else 'src/lib.rs'}"
     if tree.has(root):
-        yield Target(
+        yield CargoTarget(
             kind="lib",
             name=str(said.get("name", name)).replace("-", "_"),
             root=root,
@@ -347,7 +347,7 @@ def _library(tree: SourceTree, base: str, name: str, said: Mapping[str, Any]) ->
 
 def _of_kind(
     tree: SourceTree, base: str, kind: str, place: str, manifest: dict[str, Any], own: str, *, auto: bool
-) -> Iterator[Target]:
+) -> Iterator[CargoTarget]:
     found = _discovered(tree, base, place)
     stated = [one for one in _tables(manifest, kind) if isinstance(one.get("name"), str)]
     taken: set[str] = set()
@@ -375,10 +375,10 @@ def _discovered(tree: SourceTree, base: str, place: str) -> dict[str, str]:
     return found
 
 
-def _stated(tree: SourceTree, base: str, kind: str, said: Mapping[str, Any]) -> Iterator[Target]:
+def _stated(tree: SourceTree, base: str, kind: str, said: Mapping[str, Any]) -> Iterator[CargoTarget]:
     root = f"{base}{re.sub(r'^[.]/', '', str(said['path']))}"
     if tree.has(root):
-        yield Target(
+        yield CargoTarget(
             kind=kind,
             name=str(said["name"]),
             root=root,

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from apr_falsify.symbols.cargo import Target, Unread
+from apr_falsify.symbols.cargo import CargoTarget, Unread
 from apr_falsify.symbols.rust_outline import MacroCall, MacroRules, ModuleItem, Outline, TestItem
 from apr_falsify.symbols.tree import SourceTree
 
@@ -74,7 +74,7 @@ class Crate:
 
     """
 
-    target: Target
+    target: CargoTarget
     tests: list[RustTest] = field(default_factory=list)
     files: set[str] = field(default_factory=set)
     makers: list[Maker] = field(default_factory=list)
@@ -94,7 +94,7 @@ class _Here:
     around: tuple[str, ...] = ()
 
 
-def read_crate(tree: SourceTree, target: Target, rules: Mapping[str, list[MacroRules]]) -> Crate:
+def read_crate(tree: SourceTree, target: CargoTarget, rules: Mapping[str, list[MacroRules]]) -> Crate:
     """Follow the modules of one target.
 
     Args:
@@ -169,7 +169,7 @@ _OF_FUNCTIONS = ("quickcheck",)
 
 
 def _maker(
-    target: Target, here: _Here, call: MacroCall, rules: Mapping[str, list[MacroRules]]
+    target: CargoTarget, here: _Here, call: MacroCall, rules: Mapping[str, list[MacroRules]]
 ) -> Maker | None:
     """What tests a macro may make: none, those of the names it is given, or any."""
     module = "::".join((*here.parts, *call.parts))
@@ -192,7 +192,7 @@ def _maker(
     return Maker(module=module, why=f"the macro {call.name}! at {where}", words=words, cfgs=cfgs)
 
 
-def _is_of_tests(target: Target, cfgs: tuple[str, ...]) -> bool:
+def _is_of_tests(target: CargoTarget, cfgs: tuple[str, ...]) -> bool:
     """Whether code is there for tests: in a target of them, or where ``cfg(test)`` holds."""
     return target.kind in ("test", "bench") or any("test" in one for one in cfgs)
 

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from apr_falsify.symbols.cargo import MANIFEST, Package, Target, Unread, Workspace, read_workspace
+from apr_falsify.symbols.cargo import MANIFEST, CargoTarget, Package, Unread, Workspace, read_workspace
 from apr_falsify.symbols.rust_build import settable_options
 from apr_falsify.symbols.rust_crate import Crate, RustTest, read_crate
 from apr_falsify.symbols.rust_outline import MacroRules
@@ -59,7 +59,7 @@ class RustProject:
         self._settable: tuple[frozenset[str] | None] | None = None
         self._files: dict[str, list[str]] = {}
         self._rules: dict[str, dict[str, list[MacroRules]]] = {}
-        self._tests: dict[tuple[str, Target], Tests] = {}
+        self._tests: dict[tuple[str, CargoTarget], Tests] = {}
         self._orphans: dict[str, dict[str, Orphan]] = {}
         self._names: dict[str, list[str]] = {}
 
@@ -101,7 +101,7 @@ class RustProject:
             self._rules[package.folder] = found
         return self._rules[package.folder]
 
-    def tests(self, package: Package, target: Target) -> Tests:
+    def tests(self, package: Package, target: CargoTarget) -> Tests:
         """The tests of one target."""
         key = (package.folder, target)
         if key not in self._tests:

@@ -61,7 +61,7 @@ def freeze(value: object) -> bytes:
     return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-class Store:
+class SourceStore:
     """What was read of contents.
 
     Args:

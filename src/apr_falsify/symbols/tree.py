@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from apr_falsify.symbols.index import Definition, SymbolIndex
 from apr_falsify.symbols.listing import INDEXERS, Listing
-from apr_falsify.symbols.store import Store
+from apr_falsify.symbols.store import SourceStore
 
 if TYPE_CHECKING:
     from apr_falsify.symbols.pytest_items import PythonItems
@@ -38,10 +38,10 @@ class SourceTree:
     ``store`` keeps what was read by content, between trees and runs.
     """
 
-    def __init__(self, root: Path, name: str = "", store: Store | None = None) -> None:
+    def __init__(self, root: Path, name: str = "", store: SourceStore | None = None) -> None:
         self.root = root.resolve()
         self.name = name
-        self.store = store or Store()
+        self.store = store or SourceStore()
         self._indexes: dict[str, SymbolIndex | None] = {}
         self._outlines: dict[str, Outline | None] = {}
         self._listing: Listing | None = None

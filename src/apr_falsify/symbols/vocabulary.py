@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from apr_falsify.symbols.store import Store, thaw
+from apr_falsify.symbols.store import SourceStore, thaw
 
 _WORD = re.compile(rb"[A-Za-z_]\w*")
 _DEFINES = re.compile(
@@ -33,7 +33,7 @@ class Vocabulary:
 
     """
 
-    def __init__(self, root: Path, files: list[str], store: Store) -> None:
+    def __init__(self, root: Path, files: list[str], store: SourceStore) -> None:
         self._files = files
         numbers = {f"{root}/{file}": at for at, file in enumerate(files)}
         self._places: dict[bytes, list[int]] = {}

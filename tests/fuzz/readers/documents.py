@@ -9,8 +9,8 @@ from random import Random
 from apr_falsify.commands.lanes import read_lanes
 from apr_falsify.contracts.baseline import read_baseline
 from apr_falsify.contracts.claim import Pin
-from apr_falsify.contracts.promote import Move, Plan, plan_edit
-from apr_falsify.contracts.roots import Roots, Scope
+from apr_falsify.contracts.promote import Move, PromotionPlan, plan_edit
+from apr_falsify.contracts.roots import Roots, SearchScope
 from apr_falsify.contracts.settings import project_name, read_settings
 from apr_falsify.contracts.statuses import BLOCKER, FUNCTIONAL, PARTIAL
 from apr_falsify.contracts.tally import tally
@@ -46,7 +46,7 @@ def contract(folder: Path) -> Maker:
 
         def read() -> None:
             facts = read_facts(path, "contracts/x-v1.yaml")
-            resolve_names(facts, Scope(path, roots))
+            resolve_names(facts, SearchScope(path, roots))
             for one in facts.falsifiers[:3] if moved else ():
                 _moved(path, data, one.id)
 
@@ -68,7 +68,7 @@ _STEPS = (
 def _moved(path: Path, data: bytes, name: str) -> None:
     """Plan the edits that a promotion, a renewal and a demotion would make; a refusal is an answer."""
     for move, rung, pin in _STEPS:
-        plan = Plan(falsifier=name, move=move, rung=rung, pin=pin, date="2026-01-01")
+        plan = PromotionPlan(falsifier=name, move=move, rung=rung, pin=pin, date="2026-01-01")
         try:
             plan_edit(path, data, plan)
         except AprFalsifyError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from apr_falsify.commands.checks import State
+from apr_falsify.commands.checks import CheckState
 from apr_falsify.commands.doctor import CHECKS
 from tests.acceptance.programs import program_without, run
 from tests.llama_models import package_or_skip
@@ -24,7 +24,7 @@ def test_every_part_is_told_with_its_state_and_nothing_needed_is_missing() -> No
     assert outcome.code == 0
     found = states(outcome.out)
     assert len(found) == len(CHECKS)
-    assert set(found.values()) <= {State.FOUND.value, State.OPTIONAL.value}
+    assert set(found.values()) <= {CheckState.FOUND.value, CheckState.OPTIONAL.value}
     for part in ("python", "numpy", "safetensors", "gguf", "default model"):
         assert found[part] == "found"
 

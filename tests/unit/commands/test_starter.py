@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import yaml
 
-from apr_falsify.commands.starter import Known, Starter, propose
+from apr_falsify.commands.starter import ProposalContext, Starter, propose
 from apr_falsify.commands.starter_text import starter_text
 from apr_falsify.compare.layout import canonical
 from apr_falsify.formats.weights import Model, open_model
@@ -37,9 +37,9 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="module")
-def known(model: Model) -> Known:
+def known(model: Model) -> ProposalContext:
     oracle = capture(model, REQUEST, MemorySink())
-    return Known(geometry=model.geometry, tokens=TOKENS, oracle=oracle, weights=model.weights)
+    return ProposalContext(geometry=model.geometry, tokens=TOKENS, oracle=oracle, weights=model.weights)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def run(model: Model) -> Trace:
     return embedded.capture(model, REQUEST, MemorySink())
 
 
-def saved(folder: Path, arrays: Arrays, known: Known) -> tuple[Starter, str]:
+def saved(folder: Path, arrays: Arrays, known: ProposalContext) -> tuple[Starter, str]:
     """Write the recording and its starter, unchanged; return what was proposed, and the file's text."""
     np.savez(folder / "dump.npz", **arrays)
     dump = read_dump(folder / "dump.npz")
@@ -134,7 +134,7 @@ def hugging(arrays: Arrays) -> Arrays:
 
 @pytest.mark.parametrize("rename", [lambda arrays: arrays, nameless, hugging], ids=["ours", "none", "hf"])
 def test_a_sound_recordings_starter_reads_it_as_it_was(
-    rename: Callable[[Arrays], Arrays], run: Trace, known: Known, tmp_path: Path
+    rename: Callable[[Arrays], Arrays], run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:
     starter, _ = saved(tmp_path, rename(dump_of(run)), known)
     assert (starter.missing, starter.unused, starter.conflicts) == ((), (), ())
@@ -142,7 +142,9 @@ def test_a_sound_recordings_starter_reads_it_as_it_was(
     assert_reads_back(tmp_path, run)
 
 
-def test_values_alone_are_said_to_be_no_more_than_that(run: Trace, known: Known, tmp_path: Path) -> None:
+def test_values_alone_are_said_to_be_no_more_than_that(
+    run: Trace, known: ProposalContext, tmp_path: Path
+) -> None:
     _, text = saved(tmp_path, nameless(dump_of(run)), known)
     assert text.count("its name says nothing") == len({name for _, name in run.stages})
 
@@ -150,7 +152,7 @@ def test_values_alone_are_said_to_be_no_more_than_that(run: Trace, known: Known,
 def test_without_an_oracle_every_proposal_says_that_names_support_it_alone(
     run: Trace, tmp_path: Path
 ) -> None:
-    starter, text = saved(tmp_path, dump_of(run), Known())
+    starter, text = saved(tmp_path, dump_of(run), ProposalContext())
     assert text.count("alone: no model and tokens to check its shape against") == len(starter.proposals) > 15
     assert "# tokens: [...]" in text
 
@@ -248,7 +250,7 @@ def rounded(arrays: Arrays, kind: str) -> Arrays:
 @pytest.mark.parametrize("kind", ["f4", "f2"])
 @pytest.mark.parametrize("what", STORED)
 def test_what_is_only_stored_so_is_proposed_with_its_proof(
-    what: str, kind: str, run: Trace, known: Known, tmp_path: Path
+    what: str, kind: str, run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:
     change, stage, said = STORED[what]
     arrays = dump_of(run)
@@ -265,7 +267,7 @@ def test_what_is_only_stored_so_is_proposed_with_its_proof(
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_the_format_that_the_values_show_is_proposed(
-    dtype: str, model: Model, known: Known, tmp_path: Path
+    dtype: str, model: Model, known: ProposalContext, tmp_path: Path
 ) -> None:
     run = embedded.capture(model, REQUEST, MemorySink(), dtype=dtype)
     starter, text = saved(tmp_path, dump_of(run), known)
@@ -275,7 +277,7 @@ def test_the_format_that_the_values_show_is_proposed(
 
 
 def test_scores_may_be_stored_unscaled_and_transposed_at_once(
-    run: Trace, known: Known, tmp_path: Path
+    run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:
     arrays = dump_of(run)
     stored_unscaled(arrays)
@@ -287,7 +289,7 @@ def test_scores_may_be_stored_unscaled_and_transposed_at_once(
 
 
 def test_pairs_stored_interleaved_are_found_although_the_scores_are_stored_transposed(
-    run: Trace, known: Known, tmp_path: Path
+    run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:
     """Interleaved pairs leave the scores as they are: these fit transposed, and only then do the pairs."""
     arrays = dump_of(run)
@@ -301,7 +303,7 @@ def test_pairs_stored_interleaved_are_found_although_the_scores_are_stored_trans
 
 
 def test_scores_that_were_computed_unscaled_and_stored_transposed_stay_as_they_are(
-    run: Trace, known: Known, tmp_path: Path
+    run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:
     arrays = dump_of(run)
     computed_unscaled(arrays)
@@ -314,7 +316,7 @@ def test_scores_that_were_computed_unscaled_and_stored_transposed_stay_as_they_a
 @pytest.mark.parametrize("kind", ["f4", "f2"])
 @pytest.mark.parametrize("what", COMPUTED)
 def test_what_may_be_computed_so_stays_off(
-    what: str, kind: str, run: Trace, known: Known, tmp_path: Path
+    what: str, kind: str, run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:
     change, stage, line = COMPUTED[what]
     arrays = dump_of(run)
@@ -327,7 +329,7 @@ def test_what_may_be_computed_so_stays_off(
     assert "this may be the very fault" in off(text, stage)
 
 
-def test_what_nothing_was_computed_from_stays_off(run: Trace, known: Known, tmp_path: Path) -> None:
+def test_what_nothing_was_computed_from_stays_off(run: Trace, known: ProposalContext, tmp_path: Path) -> None:
     arrays = dump_of(run)
     stored_unscaled(arrays)
     kept = {name: x for name, x in arrays.items() if not name.endswith(("attn_softmax", ".attention"))}
@@ -337,7 +339,7 @@ def test_what_nothing_was_computed_from_stays_off(run: Trace, known: Known, tmp_
 
 
 def test_exchanged_arrays_are_mapped_by_neither_name_nor_value(
-    run: Trace, known: Known, tmp_path: Path
+    run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:
     arrays = dump_of(run)
     for layer in range(LAYERS):
@@ -350,7 +352,7 @@ def test_exchanged_arrays_are_mapped_by_neither_name_nor_value(
 
 
 def test_a_name_of_q_after_the_bias_is_not_taken_for_the_product_where_the_bias_is_missing(
-    run: Trace, known: Known, tmp_path: Path
+    run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:
     arrays = {name: x for name, x in dump_of(run).items() if "qkv" not in name}
     for layer in range(LAYERS):
@@ -363,7 +365,7 @@ def test_a_name_of_q_after_the_bias_is_not_taken_for_the_product_where_the_bias_
 
 
 def test_scores_with_the_mask_added_are_known_by_it_in_either_order(
-    run: Trace, known: Known, tmp_path: Path
+    run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:
     arrays = dump_of(run)
     every(arrays, "attn_scores", lambda x: np.where(np.tri(S, dtype=bool), x, -np.inf).swapaxes(1, 2))
@@ -373,7 +375,7 @@ def test_scores_with_the_mask_added_are_known_by_it_in_either_order(
 
 
 def test_what_the_fault_spoils_downstream_is_proposed_by_its_name_and_its_replay(
-    run: Trace, known: Known, tmp_path: Path
+    run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:
     arrays = dump_of(run)
     every(arrays, "attention", lambda x: x[:, ::-1])
@@ -382,7 +384,7 @@ def test_what_the_fault_spoils_downstream_is_proposed_by_its_name_and_its_replay
     assert entry(text, "attention") == {"from": "L{layer}.attention"}
 
 
-def test_bits_of_bf16_are_proposed_as_such(run: Trace, known: Known, tmp_path: Path) -> None:
+def test_bits_of_bf16_are_proposed_as_such(run: Trace, known: ProposalContext, tmp_path: Path) -> None:
     bits = {
         name: (np.ascontiguousarray(x).view("<u4") >> 16).astype("<u2") for name, x in dump_of(run).items()
     }

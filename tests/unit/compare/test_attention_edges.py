@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.commands.specs import DEFAULT_MODEL
-from apr_falsify.compare.attention_edges import Stage
+from apr_falsify.compare.attention_edges import EdgeStage
 from apr_falsify.compare.judge import Judged, judge, replayer_of
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.stages import STAGES, Key
@@ -149,7 +149,7 @@ def test_values_on_an_edge_are_taken_where_they_explain_nine_of_ten(
     moved = subject.copy()
     moved[:left] = 0.0
     moved[20 : 20 + spoilt] = 10.0
-    stage = Stage(subject=subject, expected=expected, sigma=sigma, shaped=lambda x: x)
+    stage = EdgeStage(subject=subject, expected=expected, sigma=sigma, shaped=lambda x: x)
     values, count = stage.settled(moved, 3)
     assert (values is moved, values is expected, count) == (taken, not taken, 3 if taken else 0)
     assert stage.settled(moved, 0)[0] is expected

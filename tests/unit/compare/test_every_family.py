@@ -22,7 +22,7 @@ from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.errors import ModelError
-from apr_falsify.exam.cases import Case, Host, Ran, Seeded
+from apr_falsify.exam.cases import ExamCase, ExamRun, Host, Seeded
 from apr_falsify.exam.faults import CATALOGUE, Fault, Spread
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.store import Store
@@ -65,8 +65,8 @@ class Bench:
     model: Model
     oracle: Trace
 
-    def ran(self, host: str, seeded: Seeded) -> Ran:
-        case = Case(
+    def ran(self, host: str, seeded: Seeded) -> ExamRun:
+        case = ExamCase(
             host=host,
             material=Material(name="model", seed=0),
             setting=SETTINGS["f32"],
@@ -130,7 +130,7 @@ def test_every_fault_is_located_and_nothing_breaks_down(recipe: str, benches: Ma
     assert seen > 5
 
 
-def required(bench: Bench, ran: Ran) -> set[Key]:
+def required(bench: Bench, ran: ExamRun) -> set[Key]:
     """Return the stages that the fault changes by enough to be named, as the exam counts it."""
     assert ran.changes is not None
     replayer = Replayer(ran.trace, bench.model.weights, store_of(ran.trace))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from apr_falsify.compare.invariants import Check, Outcome, checks, invariants
+from apr_falsify.compare.invariants import InvariantCheck, InvariantOutcome, checks, invariants
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects.interface import Target
@@ -55,7 +55,7 @@ def without(trace: Trace, *names: str) -> Trace:
     return replace(trace, stages={key: array for key, array in trace.stages.items() if key[1] not in names})
 
 
-def outcomes(trace: Trace, layer: int = 1) -> dict[tuple[str, str], Check]:
+def outcomes(trace: Trace, layer: int = 1) -> dict[tuple[str, str], InvariantCheck]:
     return {(check.invariant, check.stage): check for check in checks(trace) if check.layer == layer}
 
 
@@ -63,7 +63,7 @@ def outcomes(trace: Trace, layer: int = 1) -> dict[tuple[str, str], Check]:
 def test_all_hold_in_a_correct_run(dtype: str) -> None:
     found = checks(run_in(dtype).trace)
     assert len(found) == 15
-    assert {check.outcome for check in found} == {Outcome.HOLDS}
+    assert {check.outcome for check in found} == {InvariantOutcome.HOLDS}
     assert invariants(run_in(dtype).trace) == ()
 
 
@@ -80,7 +80,7 @@ def test_all_hold_in_what_a_real_apr_wrote_even_with_faults_elsewhere(recording:
         tokens=(274, 272, 332, 13, 20, 33),
     )
     found = checks(open_recorded(target).trace)
-    assert {check.outcome for check in found} == {Outcome.HOLDS}
+    assert {check.outcome for check in found} == {InvariantOutcome.HOLDS}
 
 
 def test_a_real_apr_turns_other_pairs_than_a_huggingface_llama_has() -> None:
@@ -100,7 +100,7 @@ def test_all_hold_in_what_a_real_llama_cpp_computed_with_its_f16_cache(recording
     found = checks(
         open_llama_cpp(Target(path=path, model=open_model(smollm2_or_skip()), tokens=SMOLLM2_TOKENS)).trace
     )
-    assert {check.outcome for check in found} == {Outcome.HOLDS}
+    assert {check.outcome for check in found} == {InvariantOutcome.HOLDS}
     assert "f16 weights and v" in next(c.sentence for c in found if c.invariant == "first-value")
 
 
@@ -158,7 +158,7 @@ def test_what_is_broken_is_named_and_nothing_else(name: str, dtype: str) -> None
     trace = with_stage(run.trace, Key(1, stage), ROUND[dtype](make(run)))
     (violation,) = [v for v in invariants(trace) if v.stage == stage]
     assert invariants(trace) == (violation,)
-    assert outcomes(trace)[invariant, stage].outcome is Outcome.VIOLATED
+    assert outcomes(trace)[invariant, stage].outcome is InvariantOutcome.VIOLATED
     assert (violation.layer, violation.stage) == Key(1, stage)
     assert re.search(says, violation.sentence), violation.sentence
     assert violation.size > 0
@@ -173,17 +173,17 @@ def test_a_weight_beyond_the_window_is_a_violation() -> None:
 
 def test_what_a_family_does_not_promise_is_not_applicable() -> None:
     normed = outcomes(small_run(**KNOBS["qwen3"]).trace)["rope-length", "q_post_rope"]
-    assert normed.outcome is Outcome.NOT_APPLICABLE
+    assert normed.outcome is InvariantOutcome.NOT_APPLICABLE
     assert "norm" in normed.sentence
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
     scaled = outcomes(small_run(rope_scaling=yarn).trace)["rope-length", "k_post_rope"]
-    assert scaled.outcome is Outcome.NOT_APPLICABLE
+    assert scaled.outcome is InvariantOutcome.NOT_APPLICABLE
     assert "attention factor of 1.1386" in scaled.sentence
 
 
 def test_what_was_not_captured_is_not_checked_and_says_what_is_missing() -> None:
     found = outcomes(without(run_in("f32").trace, "qkv_bias", "attn_softmax"))
-    assert {check.outcome for check in found.values()} == {Outcome.NOT_CHECKED}
+    assert {check.outcome for check in found.values()} == {InvariantOutcome.NOT_CHECKED}
     assert found["mask", "attn_softmax"].sentence == "attn_softmax was not captured"
     assert found["rope-length", "q_post_rope"].sentence == "qkv_bias was not captured"
     assert invariants(without(run_in("f32").trace, "qkv_bias", "attn_softmax")) == ()
@@ -191,22 +191,22 @@ def test_what_was_not_captured_is_not_checked_and_says_what_is_missing() -> None
 
 def test_one_token_alone_cannot_show_a_mask() -> None:
     found = outcomes(tiny_run(tokens=(274,)).trace)
-    assert found["mask", "attn_softmax"].outcome is Outcome.NOT_CHECKED
-    assert found["first-value", "attention"].outcome is Outcome.HOLDS
+    assert found["mask", "attn_softmax"].outcome is InvariantOutcome.NOT_CHECKED
+    assert found["first-value", "attention"].outcome is InvariantOutcome.HOLDS
 
 
 def test_the_last_token_alone_cannot_show_the_first_ones_value() -> None:
     run = run_in("f32")
     trace = with_stage(run.trace, Key(1, "attention"), run["attention"][-1], Layout.LAST_TOKEN)
     check = outcomes(trace)["first-value", "attention"]
-    assert check.outcome is Outcome.NOT_CHECKED
+    assert check.outcome is InvariantOutcome.NOT_CHECKED
     assert "last token" in check.sentence
 
 
 def test_a_stage_of_another_shape_is_not_checked() -> None:
     run = run_in("f32")
     trace = with_stage(run.trace, Key(1, "attn_softmax"), run["attn_softmax"][:, :3])
-    assert outcomes(trace)["mask", "attn_softmax"].outcome is Outcome.NOT_CHECKED
+    assert outcomes(trace)["mask", "attn_softmax"].outcome is InvariantOutcome.NOT_CHECKED
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -215,10 +215,10 @@ def test_values_that_are_not_finite_hide_nothing_else(value: float) -> None:
     weights = 1.001 * run["attn_softmax"]
     weights[0, 0, 0] = value
     found = outcomes(with_stage(run.trace, Key(1, "attn_softmax"), weights))
-    assert found["softmax-rows", "attn_softmax"].outcome is Outcome.VIOLATED
+    assert found["softmax-rows", "attn_softmax"].outcome is InvariantOutcome.VIOLATED
     nothing: Any = np.full(run["attn_softmax"].shape, value)
     found = outcomes(with_stage(run.trace, Key(1, "attn_softmax"), nothing))
-    assert found["softmax-rows", "attn_softmax"].outcome is Outcome.NOT_CHECKED
+    assert found["softmax-rows", "attn_softmax"].outcome is InvariantOutcome.NOT_CHECKED
 
 
 def test_layouts_are_undone_before_anything_is_judged() -> None:

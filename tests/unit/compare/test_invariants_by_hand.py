@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from apr_falsify.compare.invariants import Check, Outcome, checks, invariants
+from apr_falsify.compare.invariants import InvariantCheck, InvariantOutcome, checks, invariants
 from apr_falsify.model.stages import Key
 from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.compare.wrong_stages import small_run
@@ -17,7 +17,7 @@ from tests.unit.helpers import KNOBS
 
 F64 = npt.NDArray[np.float64]
 U, F16 = 2.0**-24, 2.0**-11
-HELD, BROKEN = Outcome.HOLDS, Outcome.VIOLATED
+HELD, BROKEN = InvariantOutcome.HOLDS, InvariantOutcome.VIOLATED
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def put(trace: Trace, dtype: str = "f32", **stages: F64) -> Trace:
     return replace(trace, stages={**trace.stages, **new}, provenance=provenance)
 
 
-def check(trace: Trace, invariant: str, stage: str = "") -> Check:
+def check(trace: Trace, invariant: str, stage: str = "") -> InvariantCheck:
     (found,) = [
         each
         for each in checks(trace)
@@ -59,7 +59,7 @@ def one_hot(*rows: tuple[int, int, float]) -> F64:
     [(36, HELD), (40, BROKEN), (-36, HELD), (-40, BROKEN)],
 )
 def test_a_row_of_one_weight_sums_to_one_within_38_roundings(
-    trace: Trace, off: int, outcome: Outcome
+    trace: Trace, off: int, outcome: InvariantOutcome
 ) -> None:
     found = check(put(trace, attn_softmax=one_hot((2, 3, 1 + off * U))), "softmax-rows")
     assert found.outcome is outcome
@@ -75,7 +75,9 @@ def test_rows_that_do_not_sum_to_one_are_counted_and_the_worst_is_named(trace: T
 
 
 @pytest.mark.parametrize(("off", "outcome"), [(4.5, HELD), (4.8, BROKEN)])
-def test_a_row_of_f16_weights_is_rounded_as_f16_rounds(trace: Trace, off: float, outcome: Outcome) -> None:
+def test_a_row_of_f16_weights_is_rounded_as_f16_rounds(
+    trace: Trace, off: float, outcome: InvariantOutcome
+) -> None:
     # 8 * (1 / sqrt(3) + a trifle) = 4.62 unit roundoffs of f16
     found = check(put(trace, "f16", attn_softmax=one_hot((2, 3, 1 + off * F16))), "softmax-rows")
     assert found.outcome is outcome
@@ -88,7 +90,7 @@ def test_a_row_of_f16_weights_is_rounded_as_f16_rounds(trace: Trace, off: float,
     ("weight", "outcome"), [(2.0**-126, HELD), (2.0**-125, BROKEN), (-(2.0**-125), BROKEN)]
 )
 def test_what_is_hidden_has_no_weight_that_f32_can_tell_from_zero(
-    trace: Trace, weight: float, outcome: Outcome
+    trace: Trace, weight: float, outcome: InvariantOutcome
 ) -> None:
     spoilt = one_hot()
     spoilt[1, 2, 4] = weight
@@ -147,14 +149,14 @@ def turned(trace: Trace, length: float, dtype: str = "f32", role: str = "q") -> 
     # 8 * hypot(2, sqrt(2 / 3)) = 17.28 unit roundoffs
     [(17, HELD), (18, BROKEN), (-17, HELD), (-18, BROKEN)],
 )
-def test_rope_leaves_a_length_within_17_roundings(trace: Trace, off: int, outcome: Outcome) -> None:
+def test_rope_leaves_a_length_within_17_roundings(trace: Trace, off: int, outcome: InvariantOutcome) -> None:
     found = check(turned(trace, 1 + off * U), "rope-length", "q_post_rope")
     assert found.outcome is outcome
     assert found.size == pytest.approx(abs(off) * U, rel=1e-6)
 
 
 @pytest.mark.parametrize(("off", "outcome"), [(6.4, HELD), (6.7, BROKEN)])
-def test_rope_in_f16_rounds_as_f16_does(trace: Trace, off: float, outcome: Outcome) -> None:
+def test_rope_in_f16_rounds_as_f16_does(trace: Trace, off: float, outcome: InvariantOutcome) -> None:
     # 8 * sqrt(2 / 3) = 6.53 unit roundoffs of f16, and two of its smallest steps
     assert check(turned(trace, 1 + off * F16, "f16"), "rope-length", "q_post_rope").outcome is outcome
 
@@ -179,13 +181,15 @@ def valued(trace: Trace, first: Any, dtype: str = "f32") -> Trace:
 
 
 @pytest.mark.parametrize(("off", "outcome"), [(39, HELD), (41, BROKEN), (-39, HELD), (-41, BROKEN)])
-def test_the_first_token_gets_its_own_v_within_40_roundings(trace: Trace, off: int, outcome: Outcome) -> None:
+def test_the_first_token_gets_its_own_v_within_40_roundings(
+    trace: Trace, off: int, outcome: InvariantOutcome
+) -> None:
     found = check(valued(trace, lambda own: own * (1 + off * U)), "first-value")
     assert found.outcome is outcome
 
 
 @pytest.mark.parametrize(("off", "outcome"), [(7.9, HELD), (8.1, BROKEN)])
-def test_a_first_value_in_f16_rounds_as_f16_does(trace: Trace, off: float, outcome: Outcome) -> None:
+def test_a_first_value_in_f16_rounds_as_f16_does(trace: Trace, off: float, outcome: InvariantOutcome) -> None:
     found = check(valued(trace, lambda own: own * (1 + off * F16), "f16"), "first-value")
     assert found.outcome is outcome
 

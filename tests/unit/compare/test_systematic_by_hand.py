@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from apr_falsify.compare.systematic import Sums, sums_of, systematic
+from apr_falsify.compare.systematic import GroupSums, sums_of, systematic
 
 
 def part(
@@ -18,11 +18,11 @@ def part(
     rows: int = 1,
     noise: float = 1.0,
     blocks: int = 256,
-) -> Sums:
+) -> GroupSums:
     """Return sums of rows of energy 100 that are x (1 + off), with some noise and some spread over blocks."""
     energy = 100.0
     of_row = [energy, off * energy, (squared + off * off) * energy, (spread * energy) ** 2]
-    return Sums(of_rows=np.array([of_row] * rows).T, noise=np.full(256, noise), blocks=blocks)
+    return GroupSums(of_rows=np.array([of_row] * rows).T, noise=np.full(256, noise), blocks=blocks)
 
 
 def test_nothing_is_wrong_with_nothing() -> None:
@@ -45,13 +45,13 @@ def test_nothing_is_wrong_with_nothing() -> None:
         (part(-0.01, squared=0.019**2), ""),
     ],
 )
-def test_a_factor_is_named_where_quantising_does_not_explain_it(found: Sums, words: str) -> None:
+def test_a_factor_is_named_where_quantising_does_not_explain_it(found: GroupSums, words: str) -> None:
     assert systematic([found]) == words
 
 
 def test_a_tensor_of_zeros_or_of_infinities_has_no_factor() -> None:
-    assert systematic([Sums(of_rows=np.zeros((4, 1)), noise=np.zeros(0), blocks=8)]) == ""
-    assert systematic([Sums(of_rows=np.full((4, 1), math.inf), noise=np.zeros(0), blocks=8)]) == ""
+    assert systematic([GroupSums(of_rows=np.zeros((4, 1)), noise=np.zeros(0), blocks=8)]) == ""
+    assert systematic([GroupSums(of_rows=np.full((4, 1), math.inf), noise=np.zeros(0), blocks=8)]) == ""
 
 
 def test_the_parts_of_a_tensor_are_taken_together() -> None:
@@ -91,15 +91,15 @@ def test_half_of_all_blocks_must_be_noisy() -> None:
     found = part(0.0)
     some = np.where(np.arange(256) < 100, 9.0, 1.0)
     most = np.where(np.arange(256) < 156, 9.0, 1.0)
-    assert systematic([Sums(of_rows=found.of_rows, noise=some, blocks=256)]) == ""
-    assert systematic([Sums(of_rows=found.of_rows, noise=most, blocks=256)]) == (
+    assert systematic([GroupSums(of_rows=found.of_rows, noise=some, blocks=256)]) == ""
+    assert systematic([GroupSums(of_rows=found.of_rows, noise=most, blocks=256)]) == (
         "its median block has 3 x the noise of one step"
     )
 
 
 def test_few_blocks_are_no_evidence_of_noise() -> None:
     found = part(0.0, noise=9.0)
-    assert systematic([Sums(of_rows=found.of_rows, noise=np.full(255, 9.0), blocks=255)]) == ""
+    assert systematic([GroupSums(of_rows=found.of_rows, noise=np.full(255, 9.0), blocks=255)]) == ""
     assert systematic([found]) != ""
 
 

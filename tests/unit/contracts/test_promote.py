@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from apr_falsify.contracts.claim import Pin, read_claim
-from apr_falsify.contracts.promote import Edit, Move, Plan, plan_edit
+from apr_falsify.contracts.promote import Edit, Move, PromotionPlan, plan_edit
 from apr_falsify.contracts.replace import replace_bytes
 from apr_falsify.errors import ContractError, OutputError
 from tests.unit.contracts.promotion_styles import BLOCKER, DATE, PARTIAL, REFUSED, SHA, STYLES, USUAL, minimal
@@ -28,7 +28,7 @@ OURS = sorted((Path(__file__).parents[3] / "contracts").glob("*-v1.yaml"))
 
 def edited(data: bytes, **changes: Any) -> Edit:
     values = {"falsifier": "F-1", "move": Move.PROMOTE, "rung": PARTIAL, "pin": PIN, "date": DATE} | changes
-    return plan_edit(HERE, data, Plan(**values))
+    return plan_edit(HERE, data, PromotionPlan(**values))
 
 
 @pytest.mark.falsify_bundle_002
@@ -91,7 +91,7 @@ def test_all_of_a_contract_are_renewed_in_one_version_with_one_line_of_the_chang
     data = path.read_bytes()
     tests = yaml.safe_load(data)["falsification_tests"]
     plans = [
-        Plan(
+        PromotionPlan(
             falsifier=one["id"],
             move=Move.RENEW,
             rung=one["status"],
@@ -186,7 +186,7 @@ def test_every_falsifier_of_our_own_contracts_can_be_moved_and_its_claim_stays(
     for one in yaml.safe_load(data)["falsification_tests"]:
         rung = ladder[ladder.index(one["status"]) + 1]
         edit = plan_edit(
-            path, data, Plan(falsifier=one["id"], move=Move.PROMOTE, rung=rung, pin=PIN, date=DATE)
+            path, data, PromotionPlan(falsifier=one["id"], move=Move.PROMOTE, rung=rung, pin=PIN, date=DATE)
         )
         gone, new = changed_lines(edit)
         assert 2 <= len(gone) <= 4

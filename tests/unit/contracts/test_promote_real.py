@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from apr_falsify.contracts.claim import Pin
-from apr_falsify.contracts.promote import Edit, Move, Plan, plan_edit
+from apr_falsify.contracts.promote import Edit, Move, PromotionPlan, plan_edit
 from apr_falsify.errors import ContractError
 from tests.support import REAL_VARIABLE, real_folder
 
@@ -69,7 +69,7 @@ def moved() -> dict[tuple[str, str], tuple[Edit | ContractError, str]]:
             )
             word = held.value if held is not None else ""
             above = LADDER[LADDER.index(word) + 1] if word in LADDER[:2] else LADDER[1]
-            plan = Plan(falsifier=name, move=Move.PROMOTE, rung=above, pin=PIN, date="2026-12-01")
+            plan = PromotionPlan(falsifier=name, move=Move.PROMOTE, rung=above, pin=PIN, date="2026-12-01")
             try:
                 answers[path.name, name] = (plan_edit(path, text.encode(), plan), text)
             except ContractError as error:

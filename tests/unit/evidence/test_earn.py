@@ -14,8 +14,8 @@ from apr_falsify.contracts.statuses import BLOCKER, FUNCTIONAL, PARTIAL
 from apr_falsify.evidence.discharge import unmet
 from apr_falsify.evidence.earn import earned, state_of
 from apr_falsify.evidence.facts import TOOL, Bound, Facts, LaneFacts, Side, Sources
-from apr_falsify.evidence.files import Problem
-from apr_falsify.evidence.outcome import Ended, Level, Outcome, Result, Role, Seen, TestRecord
+from apr_falsify.evidence.files import BundleProblem
+from apr_falsify.evidence.outcome import Ended, Level, Outcome, Result, Role, SeenRun, TestRecord
 from apr_falsify.evidence.verify import Verification
 
 DISCHARGE = {
@@ -51,7 +51,10 @@ LANE = LaneFacts(
 TESTS = (
     TestRecord(name="t.py::test_one", ended=Ended.PASSED),
     TestRecord(
-        name="t.py::test_live", ended=Ended.PASSED, level=Level.LIVE, measured=(Seen.ORACLE, Seen.SUBJECT)
+        name="t.py::test_live",
+        ended=Ended.PASSED,
+        level=Level.LIVE,
+        measured=(SeenRun.ORACLE, SeenRun.SUBJECT),
     ),
     TestRecord(name="t.py::test_control", ended=Ended.PASSED, role=Role.CONTROL),
 )
@@ -264,7 +267,7 @@ def test_the_contract_itself_and_the_evidence_are_no_sources() -> None:
 
 
 def test_of_a_bundle_that_does_not_verify_nothing_else_is_believed() -> None:
-    problem = Problem(code="changed-file", file="junit.xml", message="was changed")
+    problem = BundleProblem(code="changed-file", file="junit.xml", message="was changed")
     answer = earned(
         verification(replace(FACTS, falsifier="F-2"), problems=(problem,)), CLAIM, bound_now=BOUND
     )
@@ -362,7 +365,7 @@ def test_a_changed_claim_or_function_makes_it_stale_and_nothing_worse() -> None:
     assert state(now=Bound(functions={"a.py::f": "2"}, unbound=BOUND.unbound)) == STALE
 
 
-REPLAYED = verification(problems=(Problem(code="replay-differs", file="bisection.json", message="m"),))
+REPLAYED = verification(problems=(BundleProblem(code="replay-differs", file="bisection.json", message="m"),))
 ANOTHER_CODE = Bound(functions={"a.py::f": "2"}, unbound=BOUND.unbound)
 
 
@@ -372,7 +375,7 @@ def test_figures_that_todays_code_replays_otherwise_are_stale_where_the_code_cha
     assert state(found=REPLAYED) == STALE  # another version of this package wrote it
     assert state(found=same_tool) == BROKEN
     assert state(replace(CLAIM, falsifier="F-2"), found=same_tool, now=ANOTHER_CODE) == BROKEN
-    worse = (*REPLAYED.problems, Problem(code="changed-file", file="junit.xml", message="was changed"))
+    worse = (*REPLAYED.problems, BundleProblem(code="changed-file", file="junit.xml", message="was changed"))
     assert state(found=replace(same_tool, problems=worse), now=ANOTHER_CODE) == BROKEN
 
 
@@ -384,7 +387,7 @@ def test_a_contract_that_names_no_bundle_has_none() -> None:
     ("claim", "found"),
     [
         (CLAIM, None),
-        (CLAIM, verification(problems=(Problem(code="c", file="", message="m"),))),
+        (CLAIM, verification(problems=(BundleProblem(code="c", file="", message="m"),))),
         (replace(CLAIM, pin=Pin(bundle="evidence/F-1")), verification(state="unpinned")),
         (replace(CLAIM, falsifier="F-2"), verification()),
         (replace(CLAIM, rung=FUNCTIONAL), verification(replace(FACTS, lane=LaneFacts(name="embedded")))),

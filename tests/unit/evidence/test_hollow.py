@@ -14,7 +14,7 @@ from apr_falsify.contracts.statuses import FUNCTIONAL, PARTIAL
 from apr_falsify.evidence.bundle import Draft, read_bundle, write_bundle
 from apr_falsify.evidence.earn import earned
 from apr_falsify.evidence.facts import Facts, LaneFacts, Side
-from apr_falsify.evidence.outcome import HOLLOW, Ended, Level, Result, Role, Seen, TestRecord, outcome_of
+from apr_falsify.evidence.outcome import HOLLOW, Ended, Level, Result, Role, SeenRun, TestRecord, outcome_of
 from apr_falsify.evidence.report import bundle_html
 from apr_falsify.evidence.verify import verify
 from tests.acceptance.programs import run
@@ -26,7 +26,7 @@ OF_BEFORE, PIN = (
     DATA / "bundle-v1-live.zip",
     "dcefef10626711ce010b7b0b929c20cca945f790910fc79ed7102fb5dad5538f",
 )
-LIVE = TestRecord(name="t.py::test_live", ended=Ended.PASSED, level=Level.LIVE, measured=(Seen.SUBJECT,))
+LIVE = TestRecord(name="t.py::test_live", ended=Ended.PASSED, level=Level.LIVE, measured=(SeenRun.SUBJECT,))
 EMPTY = replace(LIVE, name="t.py::test_of_nothing", measured=())
 ON_A_LANE = LaneFacts(name="bench", oracle=Side(runtime="hf"), subject=Side(runtime="apr"))
 CONTROL = TestRecord(name="t.py::test_control", ended=Ended.PASSED, role=Role.CONTROL, measured=())
@@ -37,8 +37,10 @@ def of(*live: TestRecord) -> Facts:
     return replace(FACTS, tests=tests, outcome=outcome_of(tests))
 
 
-@pytest.mark.parametrize("measured", [(), (Seen.ORACLE,), (Seen.EMBEDDED,), (Seen.ORACLE, Seen.EMBEDDED)])
-def test_a_live_test_that_had_no_subject_measured_earns_no_functional(measured: tuple[Seen, ...]) -> None:
+@pytest.mark.parametrize(
+    "measured", [(), (SeenRun.ORACLE,), (SeenRun.EMBEDDED,), (SeenRun.ORACLE, SeenRun.EMBEDDED)]
+)
+def test_a_live_test_that_had_no_subject_measured_earns_no_functional(measured: tuple[SeenRun, ...]) -> None:
     facts = of(replace(LIVE, measured=measured))
     answer = earned(verification(facts), CLAIM, bound_now=BOUND, project="p")
     assert answer.rung == PARTIAL

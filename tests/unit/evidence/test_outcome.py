@@ -13,15 +13,15 @@ from apr_falsify.evidence.outcome import (
     Outcome,
     Result,
     Role,
-    Seen,
+    SeenRun,
     TestRecord,
     outcome_of,
 )
 
 GOOD = TestRecord(name="t.py::test_good", ended=Ended.PASSED)
 CONTROL = replace(GOOD, name="t.py::test_control", role=Role.CONTROL)
-LIVE = replace(GOOD, name="t.py::test_live", level=Level.LIVE, measured=(Seen.SUBJECT,))
-EMPTY = replace(LIVE, name="t.py::test_empty", measured=(Seen.EMBEDDED,))
+LIVE = replace(GOOD, name="t.py::test_live", level=Level.LIVE, measured=(SeenRun.SUBJECT,))
+EMPTY = replace(LIVE, name="t.py::test_empty", measured=(SeenRun.EMBEDDED,))
 
 
 def ended(how: Ended, one: TestRecord = GOOD, reason: str = "") -> TestRecord:
@@ -108,7 +108,7 @@ def test_without_a_prediction_that_measured_nothing_survives(tests: list[TestRec
     ("one", "shows", "hollow"),
     [
         (LIVE, True, False),
-        (replace(LIVE, measured=(Seen.ORACLE, Seen.SUBJECT)), True, False),
+        (replace(LIVE, measured=(SeenRun.ORACLE, SeenRun.SUBJECT)), True, False),
         (EMPTY, False, True),
         (replace(LIVE, measured=()), False, True),
         (replace(LIVE, measured=None), False, False),  # an earlier version did not say

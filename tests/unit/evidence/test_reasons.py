@@ -14,8 +14,8 @@ from apr_falsify.contracts.statuses import BLOCKER, FUNCTIONAL, PARTIAL
 from apr_falsify.evidence.discharge import unmet
 from apr_falsify.evidence.earn import Earned, Refusal, earned, standing_of, state_of
 from apr_falsify.evidence.facts import Bound, Facts, LaneFacts, Side
-from apr_falsify.evidence.files import Problem
-from apr_falsify.evidence.outcome import HOLLOW, Ended, Level, Outcome, Result, Role, Seen, TestRecord
+from apr_falsify.evidence.files import BundleProblem
+from apr_falsify.evidence.outcome import HOLLOW, Ended, Level, Outcome, Result, Role, SeenRun, TestRecord
 from tests.unit.evidence.test_earn import BOUND, CLAIM, FACTS, LANE, OTHER_CLAIM, TESTS, verification
 
 
@@ -149,7 +149,7 @@ LIVE = TESTS[1]
     ("live", "words"),
     [
         (None, "no live test of the prediction passed: none measured the subject of a lane"),
-        (replace(LIVE, measured=(Seen.EMBEDDED,)), f"t.py::test_live {HOLLOW}: let it ask for bisection"),
+        (replace(LIVE, measured=(SeenRun.EMBEDDED,)), f"t.py::test_live {HOLLOW}: let it ask for bisection"),
         (replace(LIVE, measured=None), "made before bundles told whether t.py::test_live measured the lane"),
         (replace(LIVE, ended=Ended.SKIPPED), "no live test of the prediction passed"),
         (replace(LIVE, role=Role.CONTROL), "no live test of the prediction passed"),
@@ -179,7 +179,7 @@ def test_a_refusal_bars_its_rung_and_those_above() -> None:
 
 
 def test_every_problem_of_a_bundle_that_does_not_verify_is_a_reason() -> None:
-    problems = tuple(Problem(code="c", file=file, message="is wrong") for file in ("a.json", ""))
+    problems = tuple(BundleProblem(code="c", file=file, message="is wrong") for file in ("a.json", ""))
     answer = earned(verification(problems=problems), CLAIM, bound_now=BOUND)
     assert answer.needs == ("does-not-verify: a.json is wrong", "does-not-verify: the bundle is wrong")
     assert answer.rung == BLOCKER
@@ -205,7 +205,7 @@ def test_a_state_says_why() -> None:
         "the contract gives no statement_sha256",
     )
     assert why(OTHER_CLAIM) == ("claim-changed: the claim has changed since it was measured: rule",)
-    outdated = verification(problems=(Problem(code="replay-differs", file="", message="m"),))
+    outdated = verification(problems=(BundleProblem(code="replay-differs", file="", message="m"),))
     assert why(found=outdated, now=Bound()) == ("the code that replays it has changed since",)
     assert "replayed it otherwise than" in why(found=outdated)[0]
     lane = replace(FACTS, lane=LaneFacts(name="embedded"), tests=(TESTS[0], TESTS[2]))

@@ -11,7 +11,7 @@ import pytest
 from apr_falsify.errors import EvidenceError
 from apr_falsify.evidence.facts import LaneFacts, Side, Sources
 from apr_falsify.evidence.outcome import Ended, Level, Role, TestRecord
-from apr_falsify.evidence.report import Checked, bundle_html
+from apr_falsify.evidence.report import CheckedReport, bundle_html
 from tests.unit.evidence.bundles import CLAIM, facts_of
 from tests.unit.evidence.pages import Page, made, tiny
 
@@ -126,7 +126,7 @@ def test_what_it_would_take_is_told() -> None:
 
 
 def test_what_a_verification_found_is_told_instead() -> None:
-    checked = Checked(
+    checked = CheckedReport(
         recomputed=("cosines",), attested=("residuals",), rung="PARTIAL_ALGORITHM_LEVEL", needs=("a pin",)
     )
     page = Page(bundle_html(facts_of(), made("several").bisection, None, {}, checked=checked))

@@ -9,9 +9,9 @@ import pytest
 
 from apr_falsify.compare.bisection import Kind
 from apr_falsify.evidence.page.heat import CHANNEL_GROUPS, MOST_LINES, NOT_FINITE, heat_maps
-from apr_falsify.evidence.page.plots import FIRST, INFINITE, LAST, ZERO, Line, dot_plot, overviews
+from apr_falsify.evidence.page.plots import FIRST, INFINITE, LAST, ZERO, PlotLine, dot_plot, overviews
 from apr_falsify.evidence.page.published import answers
-from apr_falsify.evidence.page.view import Figures, Row, State, View, read_view
+from apr_falsify.evidence.page.view import Figures, PageRow, RowState, View, read_view
 from apr_falsify.evidence.page.words import figure, headline, ranges, shortened, unchecked_sentence
 from apr_falsify.model.stages import Key
 from tests.unit.evidence.pages import Array, Case, case, changed, made, right, tiny, with_one
@@ -21,12 +21,12 @@ def view_of(found: Case) -> View:
     return read_view(found.bisection, found.oracle.geometry)
 
 
-def lines_of(*rows: Row) -> list[Line]:
+def lines_of(*rows: PageRow) -> list[PlotLine]:
     return list(dot_plot("p", rows, "").lines)
 
 
 @pytest.fixture
-def row() -> Row:
+def row() -> PageRow:
     """A row that is right: accumulated 1e-4, introduced and residual 1e-6, floor 1e-2."""
     first = view_of(made("consistent")).rows[4]
     figures = Figures(cosine=1.0, rel_l2=1e-4, norm_ratio=1.0, max_abs=0.0, at=())
@@ -45,13 +45,13 @@ def at(decade: float) -> float:
     return pytest.approx(FIRST + (decade + 8) / 8 * (LAST - FIRST), abs=0.01)
 
 
-def test_a_mark_stands_at_its_logarithm(row: Row) -> None:
+def test_a_mark_stands_at_its_logarithm(row: PageRow) -> None:
     (line,) = lines_of(row)
     assert {mark.kind: mark.x for mark in line.marks} == {"a": at(-4), "i": at(-6), "r": at(-6)}
     assert line.floor == at(-2)
 
 
-def test_zero_and_what_is_not_finite_have_places_of_their_own(row: Row) -> None:
+def test_zero_and_what_is_not_finite_have_places_of_their_own(row: PageRow) -> None:
     assert row.accumulated is not None
     zero = replace(row, accumulated=replace(row.accumulated, rel_l2=0.0))
     endless = replace(row, accumulated=replace(row.accumulated, rel_l2=None))
@@ -74,7 +74,7 @@ def test_what_was_not_captured_has_a_line_that_says_so() -> None:
 
 
 @pytest.mark.parametrize("value", [5e-324, 1.7e308])
-def test_the_smallest_and_the_largest_number_stand_on_the_axis(row: Row, value: float) -> None:
+def test_the_smallest_and_the_largest_number_stand_on_the_axis(row: PageRow, value: float) -> None:
     assert row.accumulated is not None
     extreme = replace(row, accumulated=replace(row.accumulated, rel_l2=value))
     (line,) = lines_of(extreme)
@@ -223,5 +223,5 @@ def test_only_numbers_in_a_row_become_a_range() -> None:
 def test_a_stage_that_differs_by_an_undeclared_layout_has_its_own_state() -> None:
     found = view_of(made("layout-mismatch"))
     assert found.kind is Kind.LAYOUT_MISMATCH
-    assert {row.stage for row in found.rows if row.state is State.LAYOUT} == {"q_post_rope", "k_post_rope"}
+    assert {row.stage for row in found.rows if row.state is RowState.LAYOUT} == {"q_post_rope", "k_post_rope"}
     assert "q_post_rope and k_post_rope" in headline(found)

@@ -8,7 +8,7 @@ import pytest
 
 from apr_falsify.commands.apr_host import find_apr, with_tokens
 from apr_falsify.commands.hosts import TorchModels
-from apr_falsify.exam.cases import Case, Seeded
+from apr_falsify.exam.cases import ExamCase, Seeded
 from apr_falsify.exam.correct import APR_SETTINGS
 from apr_falsify.exam.faults import fault_named
 from apr_falsify.exam.marks import Mark
@@ -34,13 +34,13 @@ def examiner(tmp_path_factory: pytest.TempPathFactory) -> Examiner:
     return Examiner(store, {"apr": with_tokens(host, store)}, loaded.capture, folder)
 
 
-def case_of(examiner: Examiner, *, kind: str = "", rows: str = "", fault: str = "") -> Case:
+def case_of(examiner: Examiner, *, kind: str = "", rows: str = "", fault: str = "") -> ExamCase:
     tokens = examiner.hosts["apr"].fixed_tokens
     assert tokens is not None
     seeded = (Seeded(fault=fault_named(fault), layer=1, seed=3),) if fault else ()
     material = Material(name="tiny-qwen2", seed=0, kind=kind, rows=rows)
     setting = SETTINGS[APR_SETTINGS[kind]]
-    return Case(host="apr", material=material, setting=setting, tokens=tokens, seeded=seeded)
+    return ExamCase(host="apr", material=material, setting=setting, tokens=tokens, seeded=seeded)
 
 
 @pytest.mark.parametrize("kind", ["", "q4_k", "q8_0"])

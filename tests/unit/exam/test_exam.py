@@ -12,14 +12,14 @@ from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, Torch
 from apr_falsify.compare.attempts import Breakdown
 from apr_falsify.compare.localise import bisect
 from apr_falsify.exam import trial
-from apr_falsify.exam.cases import Case, Host, Seeded
+from apr_falsify.exam.cases import ExamCase, Host, Seeded
 from apr_falsify.exam.faults import CATALOGUE, Spread, fault_named
 from apr_falsify.exam.marks import Mark, mark_of
 from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, tokens_of
 from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.tally import bound_of, goals, to_json
-from apr_falsify.exam.trial import Examiner, Outcome
+from apr_falsify.exam.trial import Examiner, TrialOutcome
 from apr_falsify.model.stages import APR_STAGES, STAGES, Key
 from apr_falsify.numerics.operand_rules import PLAIN, Operation
 from apr_falsify.oracle.faulted import PATCHES
@@ -96,9 +96,11 @@ def examiner(store: Store, tmp_path: Path) -> Examiner:
     return Examiner(store, hosts, loaded.capture, tmp_path)
 
 
-def case_of(name: str | None, host: str = "formula", model: str = "llama-like", amount: float = 1.0) -> Case:
+def case_of(
+    name: str | None, host: str = "formula", model: str = "llama-like", amount: float = 1.0
+) -> ExamCase:
     seeded = () if name is None else (Seeded(fault=fault_named(name), layer=1, seed=3, amount=amount),)
-    return Case(
+    return ExamCase(
         host=host,
         material=Material(name=model, seed=0),
         setting=SETTINGS["f32"],
@@ -171,9 +173,9 @@ def test_a_part_of_a_comparison_that_breaks_down_costs_no_verdict_and_fails_the_
 
 
 def test_the_counts_of_the_result_are_those_of_its_outcomes() -> None:
-    def outcome(name: str, mark: Mark) -> Outcome:
+    def outcome(name: str, mark: Mark) -> TrialOutcome:
         case = case_of(name)
-        return Outcome(
+        return TrialOutcome(
             case=case, mark=mark, published=Mark.MISSED, explained=mark is Mark.LOCATED, level=99.0,
             required=(), found=(), said=(),
         )  # fmt: skip

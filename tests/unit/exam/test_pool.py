@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.commands.exam_pool import Pool
-from apr_falsify.exam.cases import Case, Seeded
+from apr_falsify.exam.cases import ExamCase, Seeded
 from apr_falsify.exam.faults import fault_named
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.results import Results
 from apr_falsify.model.stages import Key
 
-CORRECT = Case(
+CORRECT = ExamCase(
     host="formula",
     material=Material(name="tiny-qwen2", seed=0),
     setting=SETTINGS["f32"],

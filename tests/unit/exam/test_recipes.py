@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.errors import UsageError
-from apr_falsify.exam.cases import Case, Seeded
+from apr_falsify.exam.cases import ExamCase, Seeded
 from apr_falsify.exam.faults import fault_named
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.recipes import case_of, outcome_of, outcome_to_json, recipe_of
 from apr_falsify.exam.results import Results
-from apr_falsify.exam.trial import Outcome
+from apr_falsify.exam.trial import TrialOutcome
 from apr_falsify.model.stages import Key
 
-CASE = Case(
+CASE = ExamCase(
     host="formula",
     material=Material(name="tiny-qwen2", seed=1, kind="q4_0", rows="near"),
     setting=SETTINGS["q4_0 x q8 of 256"],
@@ -27,7 +27,7 @@ CASE = Case(
     kernel="sse",
     text="runs of repeats",
 )
-OUTCOME = Outcome(
+OUTCOME = TrialOutcome(
     case=CASE,
     mark=Mark.WRONG,
     published=Mark.MISSED,

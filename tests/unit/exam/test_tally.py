@@ -10,21 +10,21 @@ from math import comb
 import pytest
 
 from apr_falsify.commands.faults_table import table
-from apr_falsify.exam.cases import Case
+from apr_falsify.exam.cases import ExamCase
 from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.plan import CORRECT, PAIRS, SMALL
 from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.tally import bound_of, goals, to_json
-from apr_falsify.exam.trial import Outcome
+from apr_falsify.exam.trial import TrialOutcome
 
-CASE = Case(
+CASE = ExamCase(
     host="formula", material=Material(name="tiny-qwen2", seed=0), setting=SETTINGS["f32"], tokens=(5, 6, 7)
 )
 
 
-def outcome_of(mark: Mark = Mark.LOCATED, **changes: object) -> Outcome:
-    return Outcome(
+def outcome_of(mark: Mark = Mark.LOCATED, **changes: object) -> TrialOutcome:
+    return TrialOutcome(
         case=replace(CASE, **changes), mark=mark, published=Mark.LOCATED, explained=False, level=0.0,
         required=(), found=(), said=(),
     )  # fmt: skip

@@ -11,12 +11,12 @@ from click.testing import CliRunner
 
 from apr_falsify.commands.bisect import bisect
 from apr_falsify.errors import UsageError
-from apr_falsify.subjects.interface import Setting, Target, read_options
+from apr_falsify.subjects.interface import RuntimeSetting, Target, read_options
 from apr_falsify.subjects.registry import RUNTIMES, open_subject
 
 KNOWN = {
-    "threads": Setting(read=int, expected="a whole number"),
-    "flash-attn": Setting(read=lambda text: {"on": 1, "off": 0}[text], expected="on or off"),
+    "threads": RuntimeSetting(read=int, expected="a whole number"),
+    "flash-attn": RuntimeSetting(read=lambda text: {"on": 1, "off": 0}[text], expected="on or off"),
 }
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from apr_falsify.contracts.cargo_command import CargoTest
 from apr_falsify.contracts.names import parse_test
-from apr_falsify.contracts.resolution import State
+from apr_falsify.contracts.resolution import ResolutionState
 from apr_falsify.contracts.resolve_cargo import resolve_cargo
-from apr_falsify.contracts.roots import Roots, Scope
+from apr_falsify.contracts.roots import Roots, SearchScope
 from tests.cargo_sample import write_sample
 
 pytestmark = pytest.mark.skipif(shutil.which("cargo") is None, reason="no cargo on PATH")
@@ -68,8 +68,8 @@ def listed(root: Path, command: str, *more: str) -> frozenset[str]:
     return frozenset(re.findall(r"^([\w:#]+): test$", done.stdout, re.MULTILINE))
 
 
-def ours(root: Path, command: str, filters: tuple[str, ...]) -> Iterator[tuple[str, State, str]]:
-    scope = Scope(root / "contracts" / "x.yaml", Roots({}))
+def ours(root: Path, command: str, filters: tuple[str, ...]) -> Iterator[tuple[str, ResolutionState, str]]:
+    scope = SearchScope(root / "contracts" / "x.yaml", Roots({}))
     (read,) = parse_test(command).cargo
     for one in filters:
         asked = CargoTest(**{name: getattr(read, name) for name in read.__slots__} | {"filters": (one,)})
@@ -83,7 +83,7 @@ def test_a_filter_is_judged_as_cargo_judges_it(sample: Path, command: str) -> No
     running = listed(sample, command) - listed(sample, command, "--ignored")
     for name, state, code in ours(sample, command, tuple(NAMES)):
         really = any(name in path.replace("r#", "") for path in running)
-        assert (state is State.RESOLVED) == really, (command, name, state, code)
+        assert (state is ResolutionState.RESOLVED) == really, (command, name, state, code)
 
 
 @pytest.mark.parametrize("name", ["tests::ignored", "tests::ignored_too"])
@@ -92,10 +92,10 @@ def test_an_ignored_test_counts_where_it_is_asked_for(sample: Path, name: str) -
         command = "cargo test -p demo-a --lib"
         assert any(name in path for path in listed(sample, command, *more))
         ((_, state, _),) = ours(sample, f"{command} -- {flags}", (name,))
-        assert state is State.RESOLVED
+        assert state is ResolutionState.RESOLVED
 
 
 @pytest.mark.parametrize("name", ["tests::simple", "simple", "plain::in_plain", "in_plain", "tests::panics"])
 def test_an_exact_filter_is_a_whole_path(sample: Path, name: str) -> None:
     ((_, state, _),) = ours(sample, "cargo test -p demo-a --lib -- --exact", (name,))
-    assert (state is State.RESOLVED) == (name in listed(sample, "cargo test -p demo-a --lib"))
+    assert (state is ResolutionState.RESOLVED) == (name in listed(sample, "cargo test -p demo-a --lib"))

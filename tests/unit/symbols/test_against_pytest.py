@@ -12,10 +12,10 @@ import pytest
 
 from apr_falsify.contracts.citations import citations
 from apr_falsify.contracts.model import read_contract
-from apr_falsify.contracts.resolution import State
+from apr_falsify.contracts.resolution import ResolutionState
 from apr_falsify.contracts.resolve_pytest import resolve_run
 from apr_falsify.contracts.resolve_tests import resolve_test
-from apr_falsify.contracts.roots import Roots, Scope
+from apr_falsify.contracts.roots import Roots, SearchScope
 from apr_falsify.contracts.source import parse
 
 FILES = {
@@ -118,18 +118,18 @@ def really_runs(root: Path, *words: str) -> set[str]:
     return {node for node, _ in lines}
 
 
-def answer(root: Path, command: str) -> tuple[State, str]:
+def answer(root: Path, command: str) -> tuple[ResolutionState, str]:
     """The worst of what is said of one command."""
     text = f"falsifiers:\n- id: F-1\n  test: {command!r}\n"
     data = parse("x.yaml", text.encode()).data
     contract = read_contract("x.yaml", data)  # type: ignore[arg-type]  # a mapping
-    scope = Scope(root / "contracts" / "x.yaml", Roots({}))
+    scope = SearchScope(root / "contracts" / "x.yaml", Roots({}))
     found = [
         resolve_run(one.run, scope) if one.run else resolve_test(one, scope)
         for one in citations(contract)
         if one.kind in ("run", "pytest")
     ]
-    bad = [one for one in found if one.state is not State.RESOLVED]
+    bad = [one for one in found if one.state is not ResolutionState.RESOLVED]
     return (bad or found)[0].state, (bad or found)[0].code
 
 
@@ -141,7 +141,7 @@ def run_ids(project: Path) -> set[str]:
 @pytest.mark.parametrize("node", NODES)
 def test_a_node_is_right_where_pytest_runs_it(project: Path, run_ids: set[str], node: str) -> None:
     really = any(one == node or one.startswith(f"{node}::") for one in run_ids)
-    assert (answer(project, f"pytest {node}")[0] is State.RESOLVED) == really
+    assert (answer(project, f"pytest {node}")[0] is ResolutionState.RESOLVED) == really
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -150,4 +150,6 @@ def test_a_choice_is_right_where_pytest_runs_something(project: Path, choice: st
 
     really = bool(really_runs(project, *shlex.split(choice)))
     state, code = answer(project, f"pytest {choice}")
-    assert (state is State.RESOLVED) == really or (state is State.UNCHECKED and code == "test-not-checkable")
+    assert (state is ResolutionState.RESOLVED) == really or (
+        state is ResolutionState.UNCHECKED and code == "test-not-checkable"
+    )

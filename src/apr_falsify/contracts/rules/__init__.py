@@ -19,7 +19,7 @@ SEVERITIES = (ERROR, WARNING, NOTICE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class ContractRule:
     """One rule: a stable kebab-case code, its severity, and the reason in a line."""
 
     code: str
@@ -27,8 +27,10 @@ class Rule:
     reason: str
 
 
-def _rules(*rows: tuple[str, str, str]) -> dict[str, Rule]:
-    return {code: Rule(code=code, severity=severity, reason=reason) for code, severity, reason in rows}
+def _rules(*rows: tuple[str, str, str]) -> dict[str, ContractRule]:
+    return {
+        code: ContractRule(code=code, severity=severity, reason=reason) for code, severity, reason in rows
+    }
 
 
 RULES = _rules(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from apr_falsify.contracts.facts import Facts, FalsifierFacts
+from apr_falsify.contracts.facts import ContractFacts, FalsifierFacts
 from apr_falsify.contracts.markers import marker_of
 from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.standing import ABSENT, BROKEN, STALE, Evidence, Standing
@@ -25,7 +25,7 @@ _NONE = Standing(state=ABSENT)
 _MOST_REASONS = 3
 
 
-def evidence_problems(suite: Sequence[Facts], evidence: Evidence) -> Iterator[Problem]:
+def evidence_problems(suite: Sequence[ContractFacts], evidence: Evidence) -> Iterator[Problem]:
     """Each bundle that a falsifier of the project names carries its status; FUNCTIONAL names one."""
     for facts in suite:
         for one in facts.falsifiers if evidence.covers(facts.path) else ():
@@ -35,7 +35,7 @@ def evidence_problems(suite: Sequence[Facts], evidence: Evidence) -> Iterator[Pr
     yield from _not_named(evidence.not_named)
 
 
-def unkept_evidence(suite: Sequence[Facts], evidence: Evidence | None) -> Iterator[Problem]:
+def unkept_evidence(suite: Sequence[ContractFacts], evidence: Evidence | None) -> Iterator[Problem]:
     """Where a project keeps no evidence, FUNCTIONAL names a bundle that is there, or a live run's record."""
     for facts in suite:
         for one in () if evidence is not None and evidence.covers(facts.path) else facts.falsifiers:
@@ -62,7 +62,7 @@ def _is_there(contract: str, bundle: str) -> bool:
     return any((folder / bundle).exists() for folder in folders)
 
 
-def _problem(facts: Facts, one: FalsifierFacts, standing: Standing) -> Problem:
+def _problem(facts: ContractFacts, one: FalsifierFacts, standing: Standing) -> Problem:
     code, message = _STATES[standing.state]
     told, renewal = f"{one.id} {message}{_reasons(standing)}", _renewal(facts, one, standing)
     return problem_at(facts.path, code, one.place, told, subject=one.id, hint=renewal)
@@ -75,7 +75,7 @@ def _reasons(standing: Standing) -> str:
     return ": " + "; ".join(standing.why[:_MOST_REASONS]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _renewal(facts: Facts, one: FalsifierFacts, standing: Standing) -> str:
+def _renewal(facts: ContractFacts, one: FalsifierFacts, standing: Standing) -> str:
     """The commands that run the falsifier again and name its new bundle."""
     bundle = standing.bundle or f"evidence/{one.id}"
     folder = os.path.dirname(bundle) or "."

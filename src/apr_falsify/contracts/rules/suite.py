@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from apr_falsify.contracts.facts import Facts
+from apr_falsify.contracts.facts import ContractFacts
 from apr_falsify.contracts.model import CitedId, Sibling
 from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.rules.shape import version_key
@@ -16,7 +16,7 @@ from apr_falsify.errors import nearest
 _START = Place(line=1, column=1, key="metadata.id")
 
 
-def duplicate_falsifier_id(suite: Sequence[Facts]) -> Iterator[Problem]:
+def duplicate_falsifier_id(suite: Sequence[ContractFacts]) -> Iterator[Problem]:
     """A falsifier's id is its own, in all contracts."""
     first: dict[str, tuple[str, int]] = {}
     for facts in suite:
@@ -34,7 +34,7 @@ def duplicate_falsifier_id(suite: Sequence[Facts]) -> Iterator[Problem]:
                 first[one.id] = (facts.path, one.place.line)
 
 
-def duplicate_contract_id(suite: Sequence[Facts]) -> Iterator[Problem]:
+def duplicate_contract_id(suite: Sequence[ContractFacts]) -> Iterator[Problem]:
     """A contract's id, where it gives one, is its own."""
     first: dict[str, str] = {}
     for facts in suite:
@@ -53,9 +53,9 @@ def duplicate_contract_id(suite: Sequence[Facts]) -> Iterator[Problem]:
         first.setdefault(facts.id, facts.path)
 
 
-def unregistered_id(suite: Sequence[Facts], known: Sequence[Facts]) -> Iterator[Problem]:
+def unregistered_id(suite: Sequence[ContractFacts], known: Sequence[ContractFacts]) -> Iterator[Problem]:
     """What a changelog, a note or a harness cites by its id is an entry of some contract."""
-    by_id: dict[str, Facts] = {}
+    by_id: dict[str, ContractFacts] = {}
     for facts in (*suite, *known):
         for one in facts.ids:
             by_id.setdefault(one, facts)
@@ -73,7 +73,7 @@ def unregistered_id(suite: Sequence[Facts], known: Sequence[Facts]) -> Iterator[
             yield from _obligation(facts, cited, by_id)
 
 
-def _obligation(facts: Facts, cited: CitedId, by_id: dict[str, Facts]) -> Iterator[Problem]:
+def _obligation(facts: ContractFacts, cited: CitedId, by_id: dict[str, ContractFacts]) -> Iterator[Problem]:
     other = by_id.get(cited.id)
     relied_on = {one.name for one in facts.siblings}
     if other is not None and (other.path == facts.path or relied_on & set(other.aliases)):
@@ -91,7 +91,7 @@ Owns = Callable[[str], bool]
 
 
 def siblings(
-    suite: Sequence[Facts], known: Sequence[Facts], owns: Owns, given: Collection[str] = ()
+    suite: Sequence[ContractFacts], known: Sequence[ContractFacts], owns: Owns, given: Collection[str] = ()
 ) -> Iterator[Problem]:
     """Each cited sibling is there, and is at least of the version and status it is cited at.
 
@@ -110,7 +110,11 @@ def siblings(
 
 
 def _absent(
-    facts: Facts, sibling: Sibling, by_name: dict[str, Facts], is_owned: bool, given: Collection[str]
+    facts: ContractFacts,
+    sibling: Sibling,
+    by_name: dict[str, ContractFacts],
+    is_owned: bool,
+    given: Collection[str],
 ) -> Iterator[Problem]:
     others = [name for name, other in by_name.items() if other.path != facts.path]
     hint = nearest(sibling.name, others)
@@ -129,7 +133,7 @@ def _absent(
         )
 
 
-def _older(facts: Facts, sibling: Sibling, other: Facts) -> Iterator[Problem]:
+def _older(facts: ContractFacts, sibling: Sibling, other: ContractFacts) -> Iterator[Problem]:
     if sibling.version and other.version and version_key(other.version) < version_key(sibling.version):
         message = f"{sibling.name} is cited at {sibling.version} and is at {other.version}"
         yield problem_at(
@@ -154,7 +158,7 @@ def _older(facts: Facts, sibling: Sibling, other: Facts) -> Iterator[Problem]:
         )
 
 
-def actual_status(facts: Facts) -> str:
+def actual_status(facts: ContractFacts) -> str:
     """The rung a contract really stands on: its weakest falsifier's, or that it is only proposed."""
     if is_unbuilt(facts.status):
         return root_of(facts.status)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from apr_falsify.evidence.page.view import Row, State, View
+from apr_falsify.evidence.page.view import PageRow, RowState, View
 from apr_falsify.evidence.page.words import place
 
 ROW = 22
@@ -29,7 +29,7 @@ _TICKS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
+class PlotMark:
     """One mark of a line: ``kind`` is what it stands for (``a``, ``i``, ``r``), ``x`` is in percent."""
 
     kind: str
@@ -37,7 +37,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class PlotLine:
     """One stage of a dot plot.
 
     Attributes:
@@ -50,10 +50,10 @@ class Line:
 
     """
 
-    row: Row
+    row: PageRow
     label: str
     y: int
-    marks: tuple[Mark, ...]
+    marks: tuple[PlotMark, ...]
     floor: float | None
     note: str
 
@@ -78,20 +78,20 @@ class DotPlot:
     gutter: int
     caption: str
     describes: str
-    lines: tuple[Line, ...]
+    lines: tuple[PlotLine, ...]
     ticks: tuple[tuple[float, int], ...]
     height: int
     infinite: bool
 
 
-_NOTES = {State.ABSENT: "missing on one side", State.UNMEASURED: "could not be replayed"}
+_NOTES = {RowState.ABSENT: "missing on one side", RowState.UNMEASURED: "could not be replayed"}
 
 
-def dot_plot(ident: str, rows: Sequence[Row], caption: str, *, layers: bool = False) -> DotPlot:
+def dot_plot(ident: str, rows: Sequence[PageRow], caption: str, *, layers: bool = False) -> DotPlot:
     """Return the plot of ``rows``; ``layers`` tells each stage's layer beside its name."""
     scale = _Scale.over(rows)
     lines = tuple(
-        Line(
+        PlotLine(
             row=row,
             label=_label(row.stage) + (f" {row.layer}" if layers and row.layer is not None else ""),
             y=TOP + ROW * index + ROW // 2,
@@ -128,7 +128,7 @@ class _Scale:
     last: float
 
     @classmethod
-    def over(cls, rows: Sequence[Row]) -> _Scale:
+    def over(cls, rows: Sequence[PageRow]) -> _Scale:
         values = [math.log10(value) for row in rows for value in _values(row) if value]
         return cls(
             low=min(-8, math.floor(min(values, default=-8))),
@@ -153,13 +153,13 @@ class _Scale:
         return tuple((self._at(decade), decade) for decade in decades)
 
 
-def _unbounded(row: Row) -> bool:
+def _unbounded(row: PageRow) -> bool:
     accumulated = row.accumulated is not None and row.accumulated.rel_l2 is None
     introduced = row.introduced is not None and None in (row.introduced.rel_l2, row.residual)
     return accumulated or introduced or row.nonfinite[2] > 0
 
 
-def _values(row: Row) -> Iterator[float]:
+def _values(row: PageRow) -> Iterator[float]:
     for value in (
         None if row.accumulated is None else row.accumulated.rel_l2,
         None if row.introduced is None else row.introduced.rel_l2,
@@ -170,21 +170,21 @@ def _values(row: Row) -> Iterator[float]:
             yield value
 
 
-def _marks(row: Row, scale: _Scale) -> Iterator[Mark]:
+def _marks(row: PageRow, scale: _Scale) -> Iterator[PlotMark]:
     if row.accumulated is not None:
-        yield Mark(kind="a", x=scale.across(row.accumulated.rel_l2))
+        yield PlotMark(kind="a", x=scale.across(row.accumulated.rel_l2))
     if row.introduced is not None:
-        yield Mark(kind="i", x=scale.across(row.introduced.rel_l2))
-        yield Mark(kind="r", x=scale.across(row.residual))
-    if row.nonfinite[2] and row.state is State.SOURCE:
-        yield Mark(kind="r", x=INFINITE)
+        yield PlotMark(kind="i", x=scale.across(row.introduced.rel_l2))
+        yield PlotMark(kind="r", x=scale.across(row.residual))
+    if row.nonfinite[2] and row.state is RowState.SOURCE:
+        yield PlotMark(kind="r", x=INFINITE)
 
 
-def _described(rows: Sequence[Row]) -> str:
-    wrong = [row for row in rows if row.state is State.SOURCE]
+def _described(rows: Sequence[PageRow]) -> str:
+    wrong = [row for row in rows if row.state is RowState.SOURCE]
     weights = [place(row.key) for row in wrong if row.excess is not None and row.excess <= 1]
     above = [place(row.key) for row in wrong if row.excess is None or row.excess > 1]
-    inherit = sum(row.state is State.INHERITS for row in rows)
+    inherit = sum(row.state is RowState.INHERITS for row in rows)
     told = [f"above its floor: {_listed(above)}"] if above else []
     told += [f"computed rightly, from a wrong weight: {_listed(weights)}"] if weights else []
     told += [f"{inherit} inherit an error"] if inherit else []
@@ -200,12 +200,12 @@ _MOST_LISTED = 6
 
 
 GLYPHS = {
-    State.SOURCE: "gs",
-    State.INHERITS: "gi",
-    State.RIGHT: "gr",
-    State.LAYOUT: "gl",
-    State.UNMEASURED: "gu",
-    State.ABSENT: "gx",
+    RowState.SOURCE: "gs",
+    RowState.INHERITS: "gi",
+    RowState.RIGHT: "gr",
+    RowState.LAYOUT: "gl",
+    RowState.UNMEASURED: "gu",
+    RowState.ABSENT: "gx",
 }
 """State -> the glyph of the overview; their shapes differ, not only their colours."""
 
@@ -268,9 +268,9 @@ def _overview(ident: str, view: View, layers: tuple[int, ...]) -> Overview:
     )
 
 
-def nearest_to_floor(rows: Iterable[Row]) -> list[Row]:
+def nearest_to_floor(rows: Iterable[PageRow]) -> list[PageRow]:
     """Return, for each stage, the row that comes nearest to its floor over all layers, in forward order."""
-    best: dict[str, Row] = {}
+    best: dict[str, PageRow] = {}
     for row in rows:
         known = best.get(row.stage)
         if known is None or _rank(row) > _rank(known):
@@ -278,5 +278,5 @@ def nearest_to_floor(rows: Iterable[Row]) -> list[Row]:
     return list(best.values())
 
 
-def _rank(row: Row) -> tuple[bool, float]:
-    return row.state is State.SOURCE, -1.0 if row.excess is None else row.excess
+def _rank(row: PageRow) -> tuple[bool, float]:
+    return row.state is RowState.SOURCE, -1.0 if row.excess is None else row.excess

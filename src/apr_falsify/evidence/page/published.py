@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from apr_falsify.compare.published import THRESHOLD
-from apr_falsify.evidence.page.view import Row, Rule, State, View
+from apr_falsify.evidence.page.view import PageRow, PublishedRule, RowState, View
 from apr_falsify.evidence.page.words import joined, ranges
 from apr_falsify.model.stages import ATTENTION_CHAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class RuleAnswer:
     """Both answers for one or more layers that share them.
 
     Attributes:
@@ -46,10 +46,10 @@ class Link:
     cosine: float | None
     good: bool | None
     crossing: bool
-    row: Row | None
+    row: PageRow | None
 
 
-def links(view: View, rule: Rule) -> list[Link]:
+def links(view: View, rule: PublishedRule) -> list[Link]:
     """Return the chain of one layer, with what both methods say of each stage."""
     rows = {row.stage: row for row in view.of_layer(rule.layer)}
     named = {bad for _, bad in rule.crossings}
@@ -65,7 +65,7 @@ def links(view: View, rule: Rule) -> list[Link]:
     ]
 
 
-def answers(view: View) -> list[Answer]:
+def answers(view: View) -> list[RuleAnswer]:
     """Return both answers, layers with the same ones together."""
     groups: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
     for rule in view.rules:
@@ -75,7 +75,7 @@ def answers(view: View) -> list[Answer]:
             said = ", ".join(f"{good} → {bad}" for good, bad in rule.crossings)
             groups.setdefault((said, ours, tuple(_reasons(found))), []).append(rule.layer)
     return [
-        Answer(layers=ranges(layers), rule=said, ours=ours, reasons=reasons)
+        RuleAnswer(layers=ranges(layers), rule=said, ours=ours, reasons=reasons)
         for (said, ours, reasons), layers in groups.items()
     ]
 
@@ -87,7 +87,7 @@ def _reasons(chain: list[Link]) -> list[str]:
 
 
 def _is_source(link: Link) -> bool:
-    return link.row is not None and link.row.state is State.SOURCE
+    return link.row is not None and link.row.state is RowState.SOURCE
 
 
 def _not_seen(link: Link, chain: list[Link]) -> str:
@@ -129,7 +129,7 @@ _NOT_FROM_ITS_NEIGHBOUR: Mapping[str, str] = {"k_post_rope": "qkv_bias"}
 
 
 def _inherits(link: Link) -> bool:
-    return link.row is not None and link.row.state is State.INHERITS
+    return link.row is not None and link.row.state is RowState.INHERITS
 
 
 def outside(view: View) -> str:

@@ -12,7 +12,7 @@ from apr_falsify.compare.unchecked import broken_down
 from apr_falsify.evidence.page import published, words
 from apr_falsify.evidence.page.heat import heat_maps
 from apr_falsify.evidence.page.plots import DotPlot, dot_plot, nearest_to_floor, overviews
-from apr_falsify.evidence.page.view import Found, Row, State, View
+from apr_falsify.evidence.page.view import Found, PageRow, RowState, View
 from apr_falsify.formats.weights import Weights
 from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import Trace
@@ -115,7 +115,7 @@ def _tables(view: View, focus: int | None) -> list[dict[str, Any]]:
             "title": "Whole model" if layer is None else f"Layer {layer}",
             "layer": layer,
             "rows": rows,
-            "right": layer is not None and all(row.state is State.RIGHT for row in rows),
+            "right": layer is not None and all(row.state is RowState.RIGHT for row in rows),
             "summary": _summary(rows),
             "open": layer == focus or len(view.layers) < 2,
             "print": layer == focus or few,
@@ -143,9 +143,9 @@ def _grouped(tables: list[dict[str, Any]]) -> list[tuple[str, str, list[dict[str
     return grouped
 
 
-def _summary(rows: Sequence[Row]) -> str:
-    counts = {state: sum(row.state is state for row in rows) for state in State}
-    if counts[State.RIGHT] == len(rows):
+def _summary(rows: Sequence[PageRow]) -> str:
+    counts = {state: sum(row.state is state for row in rows) for state in RowState}
+    if counts[RowState.RIGHT] == len(rows):
         worst = max((row.excess for row in rows if row.excess is not None), default=None)
         told = "" if worst is None else f", at most {worst:.2g} of the floor"
         return f"{len(rows)} stages, all right{told}"
@@ -153,8 +153,8 @@ def _summary(rows: Sequence[Row]) -> str:
     return f"{len(rows)} stages: {told}"
 
 
-def _counted(state: State, count: int) -> str:
-    return "inherit" if state is State.INHERITS and count > 1 else words.STATES[state][1]
+def _counted(state: RowState, count: int) -> str:
+    return "inherit" if state is RowState.INHERITS and count > 1 else words.STATES[state][1]
 
 
 _TOLD: Mapping[str, str] = {

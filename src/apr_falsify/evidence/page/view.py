@@ -18,7 +18,7 @@ from apr_falsify.traces.provenance import Provenance
 _T = TypeVar("_T")
 
 
-class State(StrEnum):
+class RowState(StrEnum):
     """What a page says of one stage."""
 
     SOURCE = "source"
@@ -50,13 +50,13 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class PageRow:
     """One stage; the attributes are those of the bisection's row, ``state`` is what the page says of it."""
 
     key: Key
     status: Status
     verdict: Verdict
-    state: State
+    state: RowState
     shape: tuple[int, ...]
     layout: tuple[str, ...]
     nonfinite: tuple[int, int, int]
@@ -104,7 +104,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class PublishedRule:
     """The published rule's answer for one layer."""
 
     layer: int
@@ -133,9 +133,9 @@ class View:
 
     kind: Kind
     complete: bool
-    rows: tuple[Row, ...]
+    rows: tuple[PageRow, ...]
     findings: tuple[Found, ...]
-    rules: tuple[Rule, ...]
+    rules: tuple[PublishedRule, ...]
     not_checked: tuple[str, ...]
     tokens: tuple[int, ...]
     oracle: Provenance
@@ -152,11 +152,11 @@ class View:
         """The layers that have a row."""
         return tuple(sorted({row.layer for row in self.rows if row.layer is not None}))
 
-    def of_layer(self, layer: int | None) -> tuple[Row, ...]:
+    def of_layer(self, layer: int | None) -> tuple[PageRow, ...]:
         """Return the rows of one layer, or of the whole model."""
         return tuple(row for row in self.rows if row.layer == layer)
 
-    def place(self, row: Row) -> str:
+    def place(self, row: PageRow) -> str:
         """Return where the greatest difference of a row is, in words."""
         at = () if row.accumulated is None else row.accumulated.at
         axes = _axes(row, self.geometry)
@@ -170,7 +170,7 @@ class View:
             return str(list(at))
 
 
-def _axes(row: Row, geometry: Geometry | None) -> Axes | None:
+def _axes(row: PageRow, geometry: Geometry | None) -> Axes | None:
     if row.stage not in STAGES:
         return None
     if geometry is not None:
@@ -209,19 +209,19 @@ def read_view(data: object, geometry: Geometry | None = None) -> View:
 _NEVER_SHOWN = (Status.NOT_REQUESTED, Status.NOT_APPLICABLE)
 
 
-def _shown(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+def _shown(rows: tuple[PageRow, ...]) -> tuple[PageRow, ...]:
     return tuple(row for row in rows if row.status not in _NEVER_SHOWN)
 
 
-def _row(data: object) -> Row:
+def _row(data: object) -> PageRow:
     entry = mapping(data, "a stage")
     counts = mapping(entry.get("nonfinite") or {}, "nonfinite")
     verdict, status = (text(entry.get(name), name) for name in ("verdict", "status"))
-    return Row(
+    return PageRow(
         key=Key(_optional(whole, entry, "layer"), text(entry.get("stage"), "stage")),
         status=Status(status),
         verdict=Verdict(verdict),
-        state=_STATES[Verdict(verdict)] if Status(status) not in _ABSENT else State.ABSENT,
+        state=_STATES[Verdict(verdict)] if Status(status) not in _ABSENT else RowState.ABSENT,
         shape=tuple(whole(size, "a size") for size in items(entry.get("shape"), "shape")),
         layout=_texts(entry.get("layout"), "layout"),
         nonfinite=(_count(counts, "oracle"), _count(counts, "subject"), _count(counts, "mismatch")),
@@ -236,17 +236,17 @@ def _row(data: object) -> Row:
     )
 
 
-_STATES: Mapping[Verdict, State] = {
-    Verdict.WITHIN_FLOOR: State.RIGHT,
-    Verdict.INTRODUCES: State.SOURCE,
-    Verdict.INHERITS: State.INHERITS,
-    Verdict.LAYOUT: State.LAYOUT,
-    Verdict.UNMEASURED: State.UNMEASURED,
+_STATES: Mapping[Verdict, RowState] = {
+    Verdict.WITHIN_FLOOR: RowState.RIGHT,
+    Verdict.INTRODUCES: RowState.SOURCE,
+    Verdict.INHERITS: RowState.INHERITS,
+    Verdict.LAYOUT: RowState.LAYOUT,
+    Verdict.UNMEASURED: RowState.UNMEASURED,
 }
 _ABSENT = (Status.MISSING_IN_SUBJECT, Status.MISSING_IN_ORACLE)
 
 
-def _with_states(rows: tuple[Row, ...], findings: tuple[Found, ...]) -> tuple[Row, ...]:
+def _with_states(rows: tuple[PageRow, ...], findings: tuple[Found, ...]) -> tuple[PageRow, ...]:
     """Tell what a wrong weight leaves: a stage that is right for its own weight, and wrong all the same."""
     weights = {
         (each.layer, name) for each in findings if each.type is FindingType.WEIGHTS for name in each.stages
@@ -256,14 +256,14 @@ def _with_states(rows: tuple[Row, ...], findings: tuple[Found, ...]) -> tuple[Ro
         met = met or row.key in weights
         state = row.state
         if row.key in weights and row.accumulated is not None:
-            state = State.SOURCE
-        elif met and state is State.RIGHT and not _agrees(row):
-            state = State.INHERITS
+            state = RowState.SOURCE
+        elif met and state is RowState.RIGHT and not _agrees(row):
+            state = RowState.INHERITS
         told.append(replace(row, state=state))
     return tuple(told)
 
 
-def _agrees(row: Row) -> bool:
+def _agrees(row: PageRow) -> bool:
     figures = row.accumulated
     return figures is None or (figures.rel_l2 is not None and figures.rel_l2 <= NO_DIVERGENCE)
 
@@ -297,14 +297,14 @@ def _finding(data: object) -> Found:
     )
 
 
-def _rule(data: object) -> Rule:
+def _rule(data: object) -> PublishedRule:
     entry = mapping(data, "a layer of published_rule")
     chain = _texts(entry.get("chain"), "chain")
     cosines = items(entry.get("cosines"), "cosines")
     pairs = [_texts(pair, "a crossing") for pair in items(entry.get("crossings"), "crossings")]
     if len(cosines) != len(chain) or any(len(pair) != 2 for pair in pairs):
         raise ValueError("published_rule gives another number of cosines than of stages")
-    return Rule(
+    return PublishedRule(
         layer=whole(entry.get("layer"), "layer"),
         chain=chain,
         cosines=tuple(None if each is None else number(each, "a cosine") for each in cosines),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from apr_falsify.compare.bisection import FindingType, Kind, Status
-from apr_falsify.evidence.page.view import Found, Row, State, View
+from apr_falsify.evidence.page.view import Found, PageRow, RowState, View
 from apr_falsify.model.stages import Key
 from apr_falsify.traces.provenance import Provenance
 
@@ -22,23 +22,23 @@ BADGES: Mapping[Kind, tuple[str, str]] = {
 }
 """Kind -> colour class and the word beside it."""
 
-STATES: Mapping[State, tuple[str, str]] = {
-    State.SOURCE: ("!", "wrong"),
-    State.INHERITS: ("~", "inherits"),
-    State.LAYOUT: ("=", "other layout"),
-    State.UNMEASURED: ("?", "not judged"),
-    State.ABSENT: ("x", "missing"),
-    State.RIGHT: ("", "right"),
+STATES: Mapping[RowState, tuple[str, str]] = {
+    RowState.SOURCE: ("!", "wrong"),
+    RowState.INHERITS: ("~", "inherits"),
+    RowState.LAYOUT: ("=", "other layout"),
+    RowState.UNMEASURED: ("?", "not judged"),
+    RowState.ABSENT: ("x", "missing"),
+    RowState.RIGHT: ("", "right"),
 }
 """State -> its mark, as in the terminal, and its word."""
 
-LEGEND: Mapping[State, str] = {
-    State.SOURCE: "is not what its inputs make it: the error comes in here",
-    State.INHERITS: "differs from the reference, as its inputs do; adds nothing of its own",
-    State.LAYOUT: "is equal in another layout",
-    State.UNMEASURED: "could not be judged",
-    State.ABSENT: "was not captured on one side",
-    State.RIGHT: "is what its inputs make it, to within rounding",
+LEGEND: Mapping[RowState, str] = {
+    RowState.SOURCE: "is not what its inputs make it: the error comes in here",
+    RowState.INHERITS: "differs from the reference, as its inputs do; adds nothing of its own",
+    RowState.LAYOUT: "is equal in another layout",
+    RowState.UNMEASURED: "could not be judged",
+    RowState.ABSENT: "was not captured on one side",
+    RowState.RIGHT: "is what its inputs make it, to within rounding",
 }
 
 _MISSING: Mapping[Status, str] = {
@@ -47,7 +47,7 @@ _MISSING: Mapping[Status, str] = {
 }
 
 
-def state_word(row: Row) -> str:
+def state_word(row: PageRow) -> str:
     """Return what is said of a row, in a word or four."""
     return _MISSING.get(row.status, STATES[row.state][1])
 
@@ -109,29 +109,29 @@ def _around(view: View, source: Found) -> str:
     places = [index for index, row in enumerate(view.rows) if _is_at(row, source)]
     if not places:
         return ""
-    before = [row for row in view.rows[: places[0]] if row.state is not State.ABSENT]
-    after = [row for row in view.rows[places[-1] + 1 :] if row.state is not State.ABSENT]
+    before = [row for row in view.rows[: places[0]] if row.state is not RowState.ABSENT]
+    after = [row for row in view.rows[places[-1] + 1 :] if row.state is not RowState.ABSENT]
     said = [part for part in (_before(before), _after(after)) if part]
     return f"{'; '.join(said)[:1].upper()}{'; '.join(said)[1:]}." if said else ""
 
 
-def _is_at(row: Row, source: Found) -> bool:
+def _is_at(row: PageRow, source: Found) -> bool:
     return row.layer == source.layer and row.stage in source.stages
 
 
-def _before(rows: Sequence[Row]) -> str:
-    unknown = sum(row.state is State.UNMEASURED for row in rows)
+def _before(rows: Sequence[PageRow]) -> str:
+    unknown = sum(row.state is RowState.UNMEASURED for row in rows)
     if not rows:
         return ""
     if unknown:
         return f"of the {len(rows)} stages before it, {unknown} could not be judged"
-    right = all(row.state is State.RIGHT for row in rows)
+    right = all(row.state is RowState.RIGHT for row in rows)
     return "everything before it is right" if right else ""
 
 
-def _after(rows: Sequence[Row]) -> str:
-    inherit = sum(row.state is State.INHERITS for row in rows)
-    unknown = sum(row.state is State.UNMEASURED for row in rows)
+def _after(rows: Sequence[PageRow]) -> str:
+    inherit = sum(row.state is RowState.INHERITS for row in rows)
+    unknown = sum(row.state is RowState.UNMEASURED for row in rows)
     if not rows:
         return ""
     if unknown:
@@ -232,7 +232,7 @@ def unchecked(view: View) -> list[str]:
             if row.status is status:
                 stages.setdefault(row.stage, []).append(row.layer)
         said += [f"{name}{_of_layers(layers)}: {word}" for name, layers in stages.items()]
-    unknown = [row for row in view.rows if row.state is State.UNMEASURED]
+    unknown = [row for row in view.rows if row.state is RowState.UNMEASURED]
     if unknown:
         said.append(f"could not be judged: {joined(dict.fromkeys(place(row.key) for row in unknown))}")
     return said

@@ -14,7 +14,7 @@ from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.operators.site import Site
 
 
-class Place(Site, Protocol):
+class SeededPlace(Site, Protocol):
     """What a wrong formula asks of the host: the place, and how the host computes a stage at one like it."""
 
     def run(self, name: str, inputs: Inputs) -> Array:
@@ -26,7 +26,7 @@ class Place(Site, Protocol):
         layer: int | None = None,
         tokens: tuple[int, ...] | None = None,
         geometry: Geometry | None = None,
-    ) -> Place:
+    ) -> SeededPlace:
         """Return the same place in another layer, with other tokens, or taken to be of another geometry."""
 
 
@@ -44,7 +44,7 @@ class Scene:
 
     name: str
     inputs: Inputs
-    site: Place
+    site: SeededPlace
     seed: int
 
     @property

@@ -37,7 +37,7 @@ from apr_falsify.model.families.stablelm import STABLELM
 from apr_falsify.model.families.starcoder2 import STARCODER2
 from apr_falsify.model.families.vaultgemma import VAULTGEMMA
 from apr_falsify.model.family import Family
-from apr_falsify.model.graph import Graph, Place, Tap, graph_of_nodes
+from apr_falsify.model.graph import Graph, ModulePlace, Tap, graph_of_nodes
 from apr_falsify.model.names import ROLE_AXES
 from apr_falsify.model.shape import EXPERT_ROLES, Geometry
 
@@ -222,7 +222,7 @@ def _check_roles(graph: Graph, own: Family, geometry: Geometry) -> None:
 
 
 def _check_tap(stage: str, tap: Tap | None, own: Family) -> None:
-    if tap is None or tap.module in own.weights or tap.module in tuple(Place) or tap.module[:1] == ".":
+    if tap is None or tap.module in own.weights or tap.module in tuple(ModulePlace) or tap.module[:1] == ".":
         return
     raise FamilyError(
         f"the node {stage} is said to be seen at {tap.module!r}, which names no module",

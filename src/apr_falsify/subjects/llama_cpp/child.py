@@ -42,7 +42,7 @@ class FailedError(Exception):
     """llama.cpp refused; says what."""
 
 
-class Tensor(ctypes.Structure):
+class GgmlTensor(ctypes.Structure):
     """``struct ggml_tensor`` of ggml.h; :meth:`Library.tensor` checks that it is that of the library."""
 
     _fields_ = (
@@ -82,14 +82,14 @@ class Library:
         function.restype, function.argtypes = result, arguments
         return functools.partial(function)
 
-    def tensor(self, address: int) -> Tensor:
+    def tensor(self, address: int) -> GgmlTensor:
         """Return the tensor at ``address``.
 
         Raises:
             FailedError: this build's structure is another one.
 
         """
-        tensor = Tensor.from_address(address)
+        tensor = GgmlTensor.from_address(address)
         if tensor.name != self.name(address):
             raise FailedError("struct ggml_tensor of this build is laid out in an unknown way")
         return tensor

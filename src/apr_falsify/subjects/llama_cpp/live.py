@@ -188,7 +188,7 @@ def version_of(found: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Abilities:
+class Features:
     """What a llama-cpp-python is.
 
     Attributes:
@@ -203,7 +203,7 @@ class Abilities:
     offload: bool
 
 
-def abilities() -> Abilities:
+def abilities() -> Features:
     """Ask llama.cpp what it is.
 
     Raises:
@@ -216,7 +216,7 @@ def abilities() -> Abilities:
         fields.get(row.owner, []).extend(row.fields)
     found = run_child("describe", Path(), {"fields": fields})
     missing = found["lacks"]
-    return Abilities(
+    return Features(
         version=version_of(found["description"]),
         lacks=tuple(name for name, row in PARAMETERS.items() if set(row.fields) & set(missing)),
         offload=found["description"]["offload"],

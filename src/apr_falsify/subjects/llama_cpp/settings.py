@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apr_falsify.subjects.interface import Setting
+from apr_falsify.subjects.interface import RuntimeSetting
 
 CACHE_TYPES: Mapping[str, int] = {
     "f32": 0,
@@ -45,30 +45,30 @@ class Parameter:
 
     owner: str
     fields: tuple[str, ...]
-    setting: Setting
+    setting: RuntimeSetting
 
 
-def _choice(values: Mapping[str, Any]) -> Setting:
-    return Setting(read=values.__getitem__, expected=", ".join(values))
+def _choice(values: Mapping[str, Any]) -> RuntimeSetting:
+    return RuntimeSetting(read=values.__getitem__, expected=", ".join(values))
 
 
-def _whole(least: int) -> Setting:
+def _whole(least: int) -> RuntimeSetting:
     def read(text: str) -> int:
         if not (text.isascii() and text.isdecimal() and least <= int(text) < 2**31):
             raise ValueError(text)
         return int(text)
 
-    return Setting(read=read, expected=f"a whole number from {least}")
+    return RuntimeSetting(read=read, expected=f"a whole number from {least}")
 
 
-def _number(valid: Callable[[float], bool], expected: str) -> Setting:
+def _number(valid: Callable[[float], bool], expected: str) -> RuntimeSetting:
     def read(text: str) -> float:
         value = float(text)
         if not (math.isfinite(value) and valid(value)):
             raise ValueError(text)
         return value
 
-    return Setting(read=read, expected=expected)
+    return RuntimeSetting(read=read, expected=expected)
 
 
 def _path(text: str) -> Path:
@@ -109,16 +109,18 @@ PARAMETERS: Mapping[str, Parameter] = {
     "python": Parameter(
         owner="ours",
         fields=("python",),
-        setting=Setting(read=Path, expected="the Python that has the package"),
+        setting=RuntimeSetting(read=Path, expected="the Python that has the package"),
     ),
     "raw-capture": Parameter(
-        owner="ours", fields=("raw_capture",), setting=Setting(read=_path, expected="FILE.npz, not there yet")
+        owner="ours",
+        fields=("raw_capture",),
+        setting=RuntimeSetting(read=_path, expected="FILE.npz, not there yet"),
     ),
 }
 """``--subject-option`` -> where it goes; ``raw-capture`` keeps the nodes in a file that can be read again,
 ``python`` runs llama.cpp in another environment than this one's."""
 
-SETTINGS: Mapping[str, Setting] = {name: row.setting for name, row in PARAMETERS.items()}
+SETTINGS: Mapping[str, RuntimeSetting] = {name: row.setting for name, row in PARAMETERS.items()}
 
 LEAST_CONTEXT = 512
 """Tokens that a context has room for at least."""
