@@ -71,6 +71,12 @@ def test_readme_lists_the_families_of_the_table() -> None:
         assert re.split(r"\W", family.title)[0] in README
 
 
+def test_the_page_of_families_is_that_of_the_table() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "families_page.py"))
+    assert (ROOT / "docs" / "families.md").read_text(encoding="utf-8") == script["page"]()
+    assert len(FAMILIES) > 30
+
+
 def fixtures_of_the_plugin() -> list[str]:
     """The fixtures that people's tests may name: what pytest lists, but for private ones."""
     names = [
