@@ -22,11 +22,11 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 
 _HEAD = """# Families
 
-Made by `python scripts/families_page.py` from the table in `src/apr_falsify/model/families/`; a test keeps it so.
-Every family of this page is opened from a HuggingFace directory, run by the oracle and by the embedded runtime,
-replayed and explained, and its tests compare every stage with transformers {version}. *GGUF* names the architectures
-that are read from such files; *.apr* the families whose constants such a file states. What a layer is made of is that
-of the config with transformers' own defaults.
+Made by `python scripts/families_page.py` from the table in `src/apr_falsify/model/families/`; a test keeps
+it so. Every family of this page is opened from a HuggingFace directory, run by the oracle and by the embedded
+runtime, replayed and explained, and its tests compare every stage with transformers {version}. *GGUF* names
+the architectures that are read from such files; *.apr* the families whose constants such a file states. What a
+layer is made of is that of the config with transformers' own defaults.
 
 A family of your own is one file: [adding-a-family.md](adding-a-family.md).
 
@@ -110,7 +110,9 @@ def _queries(geometry: Geometry) -> str:
     if kinds == {"none"}:
         said.append("learned positions")
     else:
-        share = next(geometry.rope_at(n) for n in range(geometry.layers) if geometry.rope_at(n).kind != "none")
+        share = next(
+            geometry.rope_at(n) for n in range(geometry.layers) if geometry.rope_at(n).kind != "none"
+        )
         rotated = "RoPE" if share.share == 1 else f"RoPE on {share.share:.3g} of a head"
         said.append(rotated + (", not in every layer" if "none" in kinds else ""))
     if any(geometry.windows):
@@ -128,5 +130,7 @@ def _feed_forward(geometry: Geometry) -> str:
 
 if __name__ == "__main__":
     if "--check" in sys.argv[1:]:
-        sys.exit(0 if PAGE.read_text(encoding="utf-8") == page() else "docs/families.md is not that of the table")
+        sys.exit(
+            0 if PAGE.read_text(encoding="utf-8") == page() else "docs/families.md is not that of the table"
+        )
     PAGE.write_text(page(), encoding="utf-8")
