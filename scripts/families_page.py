@@ -25,8 +25,8 @@ _HEAD = """# Families
 Made by `python scripts/families_page.py` from the table in `src/apr_falsify/model/families/`; a test keeps
 it so. Every family of this page is opened from a HuggingFace directory, run by the oracle and by the embedded
 runtime, replayed and explained, and its tests compare every stage with transformers {version}. *GGUF* names
-the architectures that are read from such files; *.apr* the families whose constants such a file states. What a
-layer is made of is that of the config with transformers' own defaults.
+the architectures that are read from such files; *.apr* the families whose constants such a file states. What
+a layer is made of is that of the config with transformers' own defaults.
 
 A family of your own is one file: [adding-a-family.md](adding-a-family.md).
 
