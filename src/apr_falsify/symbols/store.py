@@ -20,7 +20,7 @@ from apr_falsify.symbols.stamps import Stamps, digest
 _WORTH_A_PROCESS = 60
 _OURS = {
     ("apr_falsify.contracts.cache", "Record"),
-    ("apr_falsify.contracts.facts", "Facts"),
+    ("apr_falsify.contracts.facts", "ContractFacts"),
     ("apr_falsify.contracts.facts", "FalsifierFacts"),
     ("apr_falsify.contracts.model", "CitedId"),
     ("apr_falsify.contracts.marked", "MarkerCitation"),
