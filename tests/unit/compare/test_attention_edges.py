@@ -75,7 +75,7 @@ def with_edges(x: F64, seed: int) -> F64:
 
 def judged(base: Trace, key: str, stages: dict[str, F64], rule: str) -> Judged:
     held = {Key(0, name): StageArray(data=data.astype(np.float32)) for name, data in stages.items()}
-    return judge(replace(base, stages=held), None, [(0, key)], f"f32; {rule}")[0, key]
+    return judge(replace(base, stages=held), None, [Key(0, key)], f"f32; {rule}")[0, key]
 
 
 def score_stages(q: F64, k: F64, made: F64) -> dict[str, F64]:

@@ -244,12 +244,12 @@ RACE = """
 import sys, time
 from pathlib import Path
 from apr_falsify.contracts.claim import Pin
-from apr_falsify.contracts.promote import Move, Plan, plan_edit
+from apr_falsify.contracts.promote import Move, PromotionPlan, plan_edit
 from apr_falsify.contracts.replace import replace_bytes
 from apr_falsify.errors import ContractError
 path, name = Path(sys.argv[1]), sys.argv[2]
 data = path.read_bytes()
-plan = Plan(falsifier=name, move=Move.PROMOTE, rung="PARTIAL_ALGORITHM_LEVEL", pin=Pin(bundle=name), date="d")
+plan = PromotionPlan(falsifier=name, move=Move.PROMOTE, rung="PARTIAL_ALGORITHM_LEVEL", pin=Pin(bundle=name), date="d")
 edit = plan_edit(path, data, plan)
 print("ready", flush=True)
 sys.stdin.readline()

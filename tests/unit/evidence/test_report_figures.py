@@ -91,7 +91,7 @@ def test_an_overview_has_a_glyph_for_each_stage_of_each_layer() -> None:
 
 def test_many_layers_stand_in_several_parts() -> None:
     found = view_of(made("consistent"))
-    rows = tuple(replace(row, key=(layer, row.stage)) for layer in range(80) for row in found.rows)
+    rows = tuple(replace(row, key=Key(layer, row.stage)) for layer in range(80) for row in found.rows)
     assert [len(part.layers) for part in overviews(replace(found, rows=rows))] == [32, 32, 16]
 
 
