@@ -249,7 +249,8 @@ from apr_falsify.contracts.replace import replace_bytes
 from apr_falsify.errors import ContractError
 path, name = Path(sys.argv[1]), sys.argv[2]
 data = path.read_bytes()
-plan = PromotionPlan(falsifier=name, move=Move.PROMOTE, rung="PARTIAL_ALGORITHM_LEVEL", pin=Pin(bundle=name), date="d")
+pin = Pin(bundle=name)
+plan = PromotionPlan(falsifier=name, move=Move.PROMOTE, rung="PARTIAL_ALGORITHM_LEVEL", pin=pin, date="d")
 edit = plan_edit(path, data, plan)
 print("ready", flush=True)
 sys.stdin.readline()
