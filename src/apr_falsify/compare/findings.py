@@ -352,12 +352,8 @@ def unmeasured_findings(
         absent: stage -> why the subject gave none, where it says so.
 
     """
-    covered = {
-        Key(key.layer, name)
-        for key, entry in judged.items()
-        if entry.fit is not None
-        for name in entry.composed
-    }
+    fitting = [(key, entry) for key, entry in judged.items() if entry.fit is not None]
+    covered = {Key(key.layer, name) for key, entry in fitting for name in entry.composed}
     groups: dict[tuple[str, str, int | None], list[str]] = {}
     for row in rows:
         if row.verdict is Verdict.INTRODUCES:
