@@ -20,7 +20,8 @@ from tests.unit.compare.wrong_stages import F64, Run
 
 def case_of(run: Run, stage: str, subject: F64 | None = None) -> Case:
     """Return the case of a stage of the run's layer; ``subject`` stands for what was captured."""
-    model, key = run.model, ({"final_norm": None, "lm_head": None}.get(stage, run.layer), stage)
+    model = run.model
+    key = Key({"final_norm": None, "lm_head": None}.get(stage, run.layer), stage)
     assert model is not None
     replayer = Replayer(run.trace, model.weights, store_of(run.trace))
     values = replayer.captured(key) if subject is None else subject

@@ -244,7 +244,7 @@ Q4K_FAULTS: dict[str, tuple[str, Rule, str, str, Callable[[F64], F64]]] = {
 def test_a_fault_in_a_real_4_bit_run_gets_its_name(name: str) -> None:
     stage, rule, expected, says, change = Q4K_FAULTS[name]
     trace, model = recorded("apr-tiny-qwen2/base-q4k", DATA / "apr-tiny-qwen2" / "base-q4k.gguf")
-    key = (None if stage == "lm_head" else 0, stage)
+    key = Key(None if stage == "lm_head" else 0, stage)
     array = trace.stages[key]
     wrong_values = change(array.data.astype(np.float64)).astype(np.float32)
     stages = {**trace.stages, key: StageArray(data=wrong_values, layout=array.layout)}

@@ -14,6 +14,7 @@ from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.site import ReplaySite
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.stages import Key
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation
 from apr_falsify.operators import mixture as experts
 from apr_falsify.operators.mixture import replay_mixture
@@ -230,7 +231,7 @@ def test_a_factor_of_a_mixture_is_named_and_what_needs_one_product_is_not_tried(
     model: Model, trace: Trace, stage_name: str
 ) -> None:
     replayer = Replayer(trace, model.weights, store_of(trace))
-    cause = explain(replayer, (1, stage_name), PLAIN, 2 * stage(trace, stage_name), LIMIT)
+    cause = explain(replayer, Key(1, stage_name), PLAIN, 2 * stage(trace, stage_name), LIMIT)
     assert cause is not None
     assert (cause.name, cause.fits) == ("factor", True)
     assert cause.sentence.startswith("x 2 fits")
