@@ -64,7 +64,7 @@ DEFECTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         configured(auto_map={"AutoModelForCausalLM": "modeling_x.X"}),
         ("config.json", "auto_map"),
     ),
-    "unknown-family": (configured(model_type="mamba2"), ("'mamba2'", "llama, mistral")),
+    "unknown-family": (configured(model_type="mamba2"), ("'mamba2'", "llama, ")),
     "no-family": (configured(model_type=...), ("config.json", "model_type")),
     "config-is-no-json": (lambda model: (model / "config.json").write_text("{"), ("config.json", "JSON")),
     "size-is-missing": (configured(hidden_size=...), ("config.json", "hidden_size")),
