@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -192,10 +192,10 @@ def _tables(tree: ast.Module) -> Iterator[ast.Dict]:
                     yield node
 
 
-def _shared_names(trees: object) -> list[str]:
+def _shared_names(trees: Iterable[ast.Module]) -> list[str]:
     names = Counter(
         node.name
-        for tree in trees  # type: ignore[attr-defined]
+        for tree in trees
         for node in tree.body
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )

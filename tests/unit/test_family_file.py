@@ -47,6 +47,7 @@ pytestmark = pytest.mark.usefixtures("no_family_stays")
 
 @pytest.fixture
 def no_family_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Registries of the process, which no command takes anything out of: each test gets empty ones.
     monkeypatch.setattr("apr_falsify.model.families.of_users._files", {})
     monkeypatch.setattr("apr_falsify.operators.table._of_users", {})
     graph_of.cache_clear()

@@ -70,7 +70,7 @@ def test_every_input_is_a_stage_that_stands_before_its_reader(knobs: dict[str, o
 
 
 def test_only_final_norm_and_lm_head_exist_once_per_model() -> None:
-    whole = [row.name for row in STAGES.values() if not row.per_layer]
+    whole = [row.name for row in STAGES.values() if row.scope is Scope.MODEL]
     assert whole == ["final_norm", "lm_head_proj", "lm_head"]
     assert [row.name for row in STAGES.values() if row.scope is Scope.FIRST_LAYER] == ["embedding"]
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from apr_falsify.commands.starter_names import ALIKE, UNMISTAKABLE, likeness
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Key, Scope
+from apr_falsify.operators.heads import parts
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray
 from apr_falsify.subjects.mapped import FLOATS, WHOLE, rearranged
 from apr_falsify.subjects.mapping import QKV_PARTS, canonical_axes, factors
@@ -262,9 +263,7 @@ def oracle_part(values: F64, place: StagePart, geometry: Geometry) -> F64:
     """Return the oracle's stage, or its columns that are q, k or v."""
     if place.part is None:
         return values
-    q, kv = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
-    start, stop = ((0, q), (q, q + kv), (q + kv, q + 2 * kv))[place.part]
-    return values[:, start:stop]
+    return values[:, parts(geometry)["qkv"[place.part]]]
 
 
 def decoded(array: ForeignArray) -> npt.NDArray[np.float32]:

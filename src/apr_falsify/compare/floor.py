@@ -14,8 +14,6 @@ arises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from apr_falsify.compare.site import ReplaySite
@@ -40,13 +38,13 @@ def rounding(name: str, inputs: Ins, value: F64, site: ReplaySite, store: float)
     *inner, last = span_of(name, site.geometry, site.layer, inputs)
     made: dict[str, Known] = {}
     for node in inner:
-        ins = known_arguments(node, inputs, made)
+        ins = arguments(node, inputs, made)
         plain = {key: each.value for key, each in ins.items()}
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             values = operator_of(node).values(node, plain, site)
         y = np.asarray(values, dtype=np.float64)
         made[node.stage] = Known(value=y, sigma=sigma_of(node, ins, y, site, store))
-    return sigma_of(last, known_arguments(last, inputs, made), value, site, store)
+    return sigma_of(last, arguments(last, inputs, made), value, site, store)
 
 
 def sigma_of(node: Node, ins: Ins, value: F64, site: ReplaySite, store: float) -> F64:
@@ -59,11 +57,6 @@ def sigma_of(node: Node, ins: Ins, value: F64, site: ReplaySite, store: float) -
     return sigma
 
 
-def known_arguments(node: Node, inputs: Ins, made: Mapping[str, Known]) -> dict[str, Known]:
-    """Return the inputs of a node within a span: those of the span, or what was made on the way."""
-    return {name: made[source] if source in made else inputs[name] for name, source in node.inputs.items()}
-
-
 def projected_through(
     span: tuple[Node, ...], inputs: Ins, site: ReplaySite, store: float
 ) -> tuple[Array, F64]:
@@ -73,7 +66,7 @@ def projected_through(
     made: dict[str, Known] = {}
     multiplied = False
     for node in span:
-        ins = known_arguments(node, inputs, made)
+        ins = arguments(node, inputs, made)
         site.begin(ins)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             found = operator_of(node).values(node, arguments(node, plain, values), site)

@@ -15,6 +15,7 @@ from apr_falsify.compare.products import block_sum_scores, turning_noise
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.operand_rules import PLAIN, Operation, Rule
+from apr_falsify.operators.attention import OPERANDS
 from apr_falsify.operators.softcap import softcap
 
 F64 = npt.NDArray[np.float64]
@@ -37,9 +38,9 @@ class Operands:
 
     def held(self, operation: Operation, inputs: dict[str, F64], rule: Rule) -> dict[str, F64]:
         """Apply ``rule`` to the operands, in the order in which the runtime holds them."""
-        if rule is PLAIN or operation not in _OPERANDS:
+        if rule is PLAIN or operation not in OPERANDS:
             return inputs
-        left, right = _OPERANDS[operation]
+        left, right = OPERANDS[operation]
         a, b = self.turned(inputs, rule) if operation is Operation.SCORES else (inputs[left], inputs[right])
         return {**inputs, left: rule.left(a), right: rule.right(b)}
 
@@ -80,9 +81,3 @@ class Operands:
         if operation is Operation.MIX and rule.rotated:
             noise = turning_noise(values)
         return noise
-
-
-_OPERANDS: Mapping[Operation, tuple[str, str]] = {
-    Operation.SCORES: ("q_post_rope", "k_post_rope"),
-    Operation.MIX: ("attn_softmax", "qkv_bias"),
-}

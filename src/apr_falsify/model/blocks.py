@@ -266,26 +266,7 @@ def feed_forward_block(
         nodes.append(norm_node("ffn_norm", stream, norm=norm, bias=norm_bias, argument="post_attn_residual"))
     else:
         source = "post_attn_residual"
-    if gated:
-        nodes.append(_fed("gate", source, geometry, Tap(module=activation_at, pick=_INPUT)))
-    nodes += [
-        _fed("up", source, geometry, Tap(module="up")),
-        Node(
-            stage="ffn_silu",
-            operator="activation",
-            inputs={"ffn_gate": "ffn_gate" if gated else "ffn_up"},
-            tap=Tap(module=activation_at),
-        ),
-    ]
-    if gated:
-        nodes.append(
-            Node(
-                stage="ffn_swigl",
-                operator="gate",
-                inputs={"ffn_silu": "ffn_silu", "ffn_up": "ffn_up"},
-                tap=Tap(module="down", pick=_INPUT),
-            )
-        )
+    nodes += _widened(geometry, source, gated, activation_at)
     last = Node(
         stage="ffn_out" if not post_norm else "ffn_proj",
         operator="linear",
@@ -304,6 +285,27 @@ def feed_forward_block(
         tap=Tap(module=ModulePlace.LAYER),
     )
     return (*nodes, whole)
+
+
+def _widened(geometry: Geometry, source: str, gated: bool, activation_at: str) -> list[Node]:
+    """Return what is as wide as the block: gate, up, activation and product, as far as a family has them."""
+    up = _fed("up", source, geometry, Tap(module="up"))
+    activation = Node(
+        stage="ffn_silu",
+        operator="activation",
+        inputs={"ffn_gate": "ffn_gate" if gated else "ffn_up"},
+        tap=Tap(module=activation_at),
+    )
+    if not gated:
+        return [up, activation]
+    gate = _fed("gate", source, geometry, Tap(module=activation_at, pick=_INPUT))
+    product = Node(
+        stage="ffn_swigl",
+        operator="gate",
+        inputs={"ffn_silu": "ffn_silu", "ffn_up": "ffn_up"},
+        tap=Tap(module="down", pick=_INPUT),
+    )
+    return [gate, up, activation, product]
 
 
 def _fed(role: str, source: str, geometry: Geometry, tap: Tap) -> Node:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from apr_falsify.errors import FamilyError, StageError
+from apr_falsify.errors import FamilyError
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import LAYER_INPUT, STAGES, Scope
 
@@ -108,24 +108,6 @@ class Graph:
         if layer is None:
             return self.ends
         return {**self.first, **self.layers[layer]} if layer == 0 else self.layers[layer]
-
-    def node(self, stage: str, layer: int | None) -> Node:
-        """Return the node of a stage.
-
-        Raises:
-            StageError: the model has no such stage there.
-
-        """
-        try:
-            return self.at(layer)[stage]
-        except KeyError:
-            raise StageError(f"a model of this geometry has no stage {stage}") from None
-
-    def has(self, stage: str, layer: int | None = None) -> bool:
-        """Whether ``layer`` (``None``: any place of the model) has the stage."""
-        if layer is not None:
-            return stage in self.at(layer)
-        return any(stage in nodes for nodes in (self.first, *self.layers, self.ends))
 
 
 def graph_of_nodes(first: Iterable[Node], layers: Iterable[Iterable[Node]], ends: Iterable[Node]) -> Graph:

@@ -97,11 +97,6 @@ class Stage:
     inner: bool = False
     product: bool = False
 
-    @property
-    def per_layer(self) -> bool:
-        """Whether the stage's file lies in a layer's directory."""
-        return self.scope is not Scope.MODEL
-
 
 def _table(*stages: Stage) -> Mapping[str, Stage]:
     return {stage.name: stage for stage in stages}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from apr_falsify.errors import StageError
 from apr_falsify.model.families import family_of, graph_of
 from apr_falsify.model.graph import Node
@@ -41,12 +39,6 @@ def node_of(name: str, geometry: Geometry, layer: int | None) -> Node:
 def has_stage(name: str, geometry: Geometry, layer: int | None) -> bool:
     """Whether a model has stage ``name`` in ``layer`` (``None``: among those of the whole model)."""
     return name in graph_of(geometry).at(layer)
-
-
-def in_order_of_computation(names: Iterable[str], geometry: Geometry, layer: int | None) -> tuple[str, ...]:
-    """Return stages of one layer so that each stands after those it is computed from."""
-    wanted = set(names)
-    return tuple(name for name in graph_of(geometry).at(layer) if name in wanted)
 
 
 def inputs_of(name: str, geometry: Geometry, layer: int | None) -> dict[str, Key]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,13 @@ from apr_falsify.operators.roundoff import F64, FEW, UNIT, Ins, NoisySite, lost,
 from apr_falsify.operators.site import Site
 
 Array = npt.NDArray[np.floating[Any]]
+
+
+OPERANDS: Mapping[Operation, tuple[str, str]] = {
+    Operation.SCORES: ("q_post_rope", "k_post_rope"),
+    Operation.MIX: ("attn_softmax", "qkv_bias"),
+}
+"""Product of two activations -> its arguments, as runtimes hold them: left, right."""
 
 
 def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None) -> Array:

@@ -167,7 +167,7 @@ def _guarded(function: Callable[..., _T], path: Path, what: str) -> Callable[...
             return function(*arguments)
         except AprFalsifyError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a user's file raises is told with its line
             raise FamilyError(f"raised {_told(error)}", where=_placed(what, error, path)) from error
 
     return guarded
@@ -204,7 +204,7 @@ def _guarded_settings(own: Family, path: Path, where: str) -> Callable[[Config],
             found = dict(own.settings(config))
         except (AprFalsifyError, KeyError, ValueError):
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a user's file raises is told with its line
             raise FamilyError(f"raised {_told(error)}", where=_placed(what, error, path)) from error
         for name in found:
             if name not in _KEYWORDS:

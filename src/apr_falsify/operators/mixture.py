@@ -369,6 +369,7 @@ def _operator(
 
 
 def _not_apart(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+    """Refuse: ``replay_mixture`` counts it, and a guess at a product takes the sigma of the replay."""
     raise NotImplementedError("the rounding within a mixture is counted where it is replayed")
 
 

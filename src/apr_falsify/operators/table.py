@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -179,6 +180,9 @@ def computed(span: tuple[Node, ...], inputs: Inputs, site: Site) -> dict[str, Ar
     return made
 
 
-def arguments(node: Node, inputs: Mapping[str, Array], made: Mapping[str, Array]) -> dict[str, Array]:
+_T = TypeVar("_T")
+
+
+def arguments(node: Node, inputs: Mapping[str, _T], made: Mapping[str, _T]) -> dict[str, _T]:
     """Return the inputs of a node within a span: those of the span, or what was made on the way."""
     return {name: made[source] if source in made else inputs[name] for name, source in node.inputs.items()}

@@ -14,6 +14,7 @@ from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.arithmetic import FORMATS, Format, format_named
 from apr_falsify.numerics.operand_rules import PLAIN, Operation, Rule, stated_rules
+from apr_falsify.operators.attention import OPERANDS
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.operators.site import ModelSite, linear
 from apr_falsify.operators.table import compute, operation_at
@@ -129,18 +130,12 @@ class RuntimeSite:
         )
 
 
-_HELD: Mapping[Operation, tuple[str, str]] = {
-    Operation.SCORES: ("q_post_rope", "k_post_rope"),
-    Operation.MIX: ("attn_softmax", "qkv_bias"),
-}
-
-
 def _operands(site: RuntimeSite, name: str, inputs: dict[str, Array]) -> dict[str, Array]:
     operation = operation_at(name, site.geometry, site.layer, inputs)
     rule = site.arithmetic.rule(operation)
-    if rule is PLAIN or operation not in _HELD:
+    if rule is PLAIN or operation not in OPERANDS:
         return inputs
-    left, right = _HELD[operation]
+    left, right = OPERANDS[operation]
     a, b = inputs[left], inputs[right]
     dtype = a.dtype
     if rule.rotated and operation is Operation.SCORES:

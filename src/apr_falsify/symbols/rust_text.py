@@ -11,7 +11,6 @@ _NOISE = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
-_BRACE = re.compile(r"[{}]")
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 

@@ -19,7 +19,7 @@ from apr_falsify.commands.kernel_files import write_kernel
 from apr_falsify.compare.kernel_case import kernel_case, parse_place
 from apr_falsify.errors import AprFalsifyError, ModelError, OutputError, StageError
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import APR_STAGES, STAGES, Key, Layout
+from apr_falsify.model.stages import APR_STAGES, STAGES, Key, Layout, Scope
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.oracle.capture import capture
 from apr_falsify.traces.capture import MemorySink, Request
@@ -128,7 +128,7 @@ def exported(trace: Trace, model: Model | None, key: Key, folder: Path) -> Files
 
 
 def key_of(name: str, layer: int) -> Key:
-    return Key(layer if STAGES[name].per_layer else None, name)
+    return Key(None if STAGES[name].scope is Scope.MODEL else layer, name)
 
 
 @pytest.mark.parametrize(

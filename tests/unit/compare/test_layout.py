@@ -20,7 +20,7 @@ from apr_falsify.formats.aprt import read_aprt
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import ATTENTION_CHAIN, STAGES, Key, Layout, canonical_shape
+from apr_falsify.model.stages import ATTENTION_CHAIN, STAGES, Key, Layout, Scope, canonical_shape
 from apr_falsify.operators.rotation import rotate
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink, Request
@@ -66,7 +66,7 @@ def stage(data: npt.ArrayLike, *layout: Layout) -> StageArray:
 
 
 def key(name: str) -> Key:
-    return Key(0 if STAGES[name].per_layer else None, name)
+    return Key(None if STAGES[name].scope is Scope.MODEL else 0, name)
 
 
 def numbered(*shape: int) -> Array:

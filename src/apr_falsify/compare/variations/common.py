@@ -12,6 +12,7 @@ from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words, 
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.arithmetic import FORMATS
+from apr_falsify.operators.heads import parts as columns_of
 from apr_falsify.operators.roundoff import Known
 
 Indices = npt.NDArray[np.intp]
@@ -77,9 +78,7 @@ def _scaled(case: Case, value: float, says: str, instead: str = "") -> Guess:
 
 def parts(case: Case) -> dict[str, slice]:
     """Return the columns of q, k and v in a stage that holds all three."""
-    g = case.geometry
-    q, kv = g.heads * g.head_dim, g.kv_heads * g.head_dim
-    return {"q": slice(0, q), "k": slice(q, q + kv), "v": slice(q + kv, q + 2 * kv)}
+    return columns_of(case.geometry)
 
 
 def part_factor(case: Case) -> Iterator[Guess]:

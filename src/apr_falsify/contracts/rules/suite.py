@@ -8,12 +8,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from apr_falsify.contracts.facts import ContractFacts
 from apr_falsify.contracts.model import CitedId, Sibling
-from apr_falsify.contracts.problem import Place, Problem, problem_at
+from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.rules.shape import version_key
 from apr_falsify.contracts.statuses import LADDER, is_unbuilt, root_of, rung_of, weakest
 from apr_falsify.errors import nearest
-
-_START = Place(line=1, column=1, key="metadata.id")
 
 
 def duplicate_falsifier_id(suite: Sequence[ContractFacts]) -> Iterator[Problem]:

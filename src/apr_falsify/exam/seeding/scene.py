@@ -10,6 +10,7 @@ import numpy as np
 
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
+from apr_falsify.operators.heads import parts
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.operators.site import Site
 
@@ -95,13 +96,7 @@ class Scene:
 
     def columns(self, role: str) -> slice:
         """Return where q, k or v stand in ``qkv_matmul`` and ``qkv_bias``."""
-        dims = self.geometry.dims(1)
-        bounds = {
-            "q": (0, dims["q"]),
-            "k": (dims["q"], dims["q"] + dims["kv"]),
-            "v": (dims["q"] + dims["kv"], dims["qkv"]),
-        }
-        return slice(*bounds[role])
+        return parts(self.geometry)[role]
 
     def re_rope(self, **changes: object) -> Array:
         """Return the stage with other constants of the rotary embedding."""

@@ -226,7 +226,7 @@ def _check_tap(stage: str, tap: Tap | None, own: Family) -> None:
         return
     raise FamilyError(
         f"the node {stage} is said to be seen at {tap.module!r}, which names no module",
-        expected="a role of weights, a Place, or a path within the layer that begins with a dot",
+        expected="a role of weights, a ModulePlace, or a path within the layer that begins with a dot",
         remedy=nearest(tap.module, own.weights),
     )
 
