@@ -167,7 +167,7 @@ def test_the_layers_that_the_config_names_are_not_rotated(
     oracle, _ = both(model, 13)
 
     for layer, turned in enumerate(rotated):
-        (source,) = graph.node("q_post_rope", layer).inputs.values()
+        (source,) = graph.at(layer)["q_post_rope"].inputs.values()
         after = oracle.stages[layer, "q_post_rope"].data
         before = oracle.stages[layer, source].data[:, : after.shape[1]]
         assert np.array_equal(before, after) is not turned
