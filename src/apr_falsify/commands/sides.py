@@ -13,6 +13,7 @@ from typing import Protocol, Self, Unpack
 
 from apr_falsify.commands.live import begun
 from apr_falsify.commands.options import Sides, naming_the_option
+from apr_falsify.commands.passes import AskedPasses
 from apr_falsify.commands.progress import counted
 from apr_falsify.commands.specs import (
     DEFAULT_PROMPT,
@@ -26,16 +27,18 @@ from apr_falsify.errors import (
     MissingDependencyError,
     ModelError,
     OutputError,
+    PassesError,
     ProcessError,
     TokensError,
     UsageError,
 )
 from apr_falsify.formats.weights import Model
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import SEEN_BY_ATTENTION
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.oracle.tokenizer import encode
-from apr_falsify.subjects.interface import DEFAULT_SECONDS, Startable, Subject, Target, Tokenizing
+from apr_falsify.subjects.interface import DEFAULT_SECONDS, InPasses, Startable, Subject, Target, Tokenizing
 from apr_falsify.subjects.registry import open_subject
 from apr_falsify.traces.capture import MemorySink, Request, Sink, TraceWriter
 from apr_falsify.traces.identity import difference, model_sha256, same_family_file
@@ -105,6 +108,7 @@ def make_plan(
     if prompt is not None and tokens is not None:
         raise UsageError("--prompt and --tokens say the same thing twice", remedy="give one of them")
     runtime, path = subject_named(subject_spec, oracle_spec)
+    asked = sides.get("passes", AskedPasses())
     oracle = open_oracle(oracle_spec or str(model_of(runtime, path)))
     log = None if logs is None else logs / f"subject-{runtime}.log"
     subject = open_subject(runtime, _target(path, oracle, log, sides))
@@ -117,7 +121,7 @@ def make_plan(
         subject = running.enter_context(begun(subject, request, kept=kept, oracle=oracle.model))
         ids = _tokens(oracle, subject, tokens, text)
         findings, not_checked = _tokenizer_check(oracle, subject, text, ids)
-        request = replace(request, tokens=ids)
+        request = replace(request, tokens=ids, in_passes=_passes(runtime, subject, asked, len(ids)))
         with naming_the_option():
             request.check(oracle.geometry)
         return Plan(
@@ -138,6 +142,7 @@ def _target(path: Path, oracle: OracleSide, log: Path | None, sides: Sides) -> T
         model=oracle.model,
         reference=oracle.trace,
         tokens=sides["tokens"],
+        passes=asked.sizes if (asked := sides.get("passes")) is not None else (),
         arithmetic=sides["arithmetic"],
         options=sides.get("options", {}),
         program=sides.get("program"),
@@ -152,6 +157,37 @@ def _text(subject: Subject, prompt: str | None, tokens: tuple[int, ...] | None) 
         raise UsageError(f"the subject ran {subject.prompt!r}", where="--prompt", remedy="leave --prompt out")
     text = subject.prompt if prompt is None else prompt
     return DEFAULT_PROMPT if text is None and tokens is None else text
+
+
+def _passes(runtime: str, subject: Subject, asked: AskedPasses, tokens: int) -> Passes | None:
+    """Return the passes to run: those of a recording, else those that the user asked for.
+
+    Raises:
+        UsageError: the subject's runtime computes its tokens at once.
+        PassesError: they do not fit the tokens, or the recording.
+
+    """
+    wanted = asked.of(tokens)
+    if not isinstance(subject, InPasses):
+        if wanted is not None:
+            raise UsageError(
+                f"the runtime {runtime} computes its tokens at once here",
+                where="--passes, --decode, --chunks, --positions",
+                expected="an embedded or a recorded subject",
+            )
+        return None
+    if subject.passes is None:
+        return wanted
+    own = subject.passes
+    if wanted is not None and (wanted.sizes, wanted.positions) != (own.sizes, own.positions):
+        raise PassesError(
+            f"the recording ran in passes of {list(own.sizes)} tokens",
+            where="--passes",
+            expected="its own passes and positions",
+            remedy="leave it out, or let the recording's mapping say otherwise",
+        )
+    own = replace(own, unseen=0)  # what a recording leaves out the oracle computes
+    return None if own.plain else own
 
 
 def _stages(sides: Sides) -> tuple[str, ...]:

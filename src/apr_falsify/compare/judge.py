@@ -25,7 +25,7 @@ from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.edges import on_the_other_side
 from apr_falsify.compare.excess import EXPLAINED_SHARE, excess_of
-from apr_falsify.compare.layout import factor_of, only_data
+from apr_falsify.compare.layout import data_of, factor_of, only_data
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.recorded_formats import saved_unit, saved_words
 from apr_falsify.compare.replay import Missing, Replay, Replayer
@@ -279,7 +279,10 @@ def _saved_beyond(replayer: Replayer, key: Key, subject: Stored, expected: F64, 
 def comparable(trace: Trace, key: Key, subject: Stored, values: F64, sigma: F64) -> tuple[F64, F64]:
     """Return a replay and its sigma in the form in which the runtime keeps the stage."""
     layout = trace.stages[key].layout
-    values = only_data(values, key, layout, trace.geometry)
+    values = only_data(values, key, layout, trace.geometry, trace.passes)
+    if (held := data_of(key.stage, trace.passes)) is not None and sigma.ndim == len(STAGES[key.stage].axes):
+        rows = sigma.shape[STAGES[key.stage].axes.index("tokens")]
+        sigma = np.where(held[len(held) - rows :], sigma, 1.0)  # any: nothing is compared there
     if (factor := factor_of(key, layout, trace.geometry)) < 1:  # the smallest steps were divided by it too
         sigma = np.hypot(sigma, smallest_rounding(store_of(trace)) / factor)
     if values.shape != subject.shape:  # a last-token stage: the last rows alone

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.floor import projected_through, rounding
-from apr_falsify.compare.layout import canonical
+from apr_falsify.compare.layout import canonical, only_data
 from apr_falsify.compare.operands import Operands
 from apr_falsify.compare.recorded_formats import as_operands
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
@@ -26,6 +26,7 @@ from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.model.wiring import node_of, supplier_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
 from apr_falsify.numerics.operand_rules import AND, PLAIN, Operation, Rule, expected_rule
+from apr_falsify.operators.attention import CACHED
 from apr_falsify.operators.linear import weights_of
 from apr_falsify.operators.mixture import MixtureOperator, replay_mixture
 from apr_falsify.operators.operator import Array
@@ -115,16 +116,30 @@ class Replayer:
         self._sigmas: dict[Key, F64] = {}
 
     def captured(self, key: Key) -> F64 | None:
-        """Return a captured stage in canonical shape, f64; a last-token stage keeps a token axis of 1."""
+        """Return a captured stage in canonical shape, f64; a last-token stage keeps a token axis of 1.
+
+        The rows of padding are there: others may have seen them.
+        """
+        values = self._stored(key)
+        return None if values is None else values.astype(np.float64)
+
+    def judged(self, key: Key) -> F64 | None:
+        """Return a captured stage to be judged, f64: zero where it is no data."""
         values = self.stored(key)
         return None if values is None else values.astype(np.float64)
 
     def stored(self, key: Key) -> npt.NDArray[Any] | None:
-        """Return a captured stage like :meth:`captured`, in the format it is stored in, not copied."""
+        """Return a captured stage to be judged, in the format it is stored in: zero where it is no data."""
+        values = self._stored(key)
+        if values is None:
+            return None
+        return only_data(values, key, (), self.trace.geometry, self.trace.passes)
+
+    def _stored(self, key: Key) -> npt.NDArray[Any] | None:
         array = self.trace.stages.get(key)
         if array is None:
             return None
-        values = canonical(array, key, self.trace.geometry, len(self.trace.tokens))
+        values = canonical(array, key, self.trace.geometry, self.trace.passes)
         if Layout.LAST_TOKEN in array.layout and STAGES[key.stage].axes[0] == "tokens":
             values = values[None]
         return values
@@ -186,16 +201,19 @@ class Replayer:
 
     def _inputs(self, key: Key, composed: list[str], rows: int) -> dict[str, Known]:
         if any(operator_of(node).over_tokens for node in self.span(key)):
-            rows = len(self.trace.tokens)
-        sources = self.sources(key)
-        known = {role: self._known(source, composed, rows) for role, source in sources.items()}
+            rows = self.trace.passes.rows
+        cached, sources = CACHED.get(self.operation(key), ""), self.sources(key)
+        known = {
+            role: self._known(source, composed, len(self.trace.tokens) if role == cached else rows)
+            for role, source in sources.items()
+        }
         return as_operands(known, self.operation(key), sources, self.trace.provenance.operands)
 
     def _rows(self, key: Key) -> int:
         """Return of how many tokens a stage was captured: all of them, or the last one."""
         array = self.trace.stages.get(key)
         alone = "tokens" not in STAGES[key.stage].axes or (array and Layout.LAST_TOKEN in array.layout)
-        return 1 if alone else len(self.trace.tokens)
+        return 1 if alone else self.trace.passes.rows
 
     def saved_format(self, key: Key) -> Format | None:
         """Return the format that a captured stage was rounded to when it was saved, ``None`` for its own."""
@@ -289,6 +307,7 @@ class Replayer:
             layer=key.layer,
             tokens=self.trace.tokens,
             rules=rules,
+            in_passes=self.trace.passes,
         )
         site.begin(inputs)
         return site

@@ -115,7 +115,8 @@ _Compared = tuple[Metrics | None, tuple[int, ...], tuple[Layout, ...]]
 
 def _accumulated(key: Key, oracle: Trace, subject: Trace) -> _Compared:
     """Return subject against oracle, the shape compared and the layout words that were undone."""
-    pair = aligned(key, oracle.stages[key], subject.stages[key], oracle.geometry, len(oracle.tokens))
+    sides = oracle.stages[key], subject.stages[key]
+    pair = aligned(key, *sides, oracle.geometry, oracle.passes, subject.passes)
     return compare_arrays(pair.oracle, pair.subject, pair.axes), pair.oracle.shape, pair.layout
 
 

@@ -42,7 +42,7 @@ class Search:
 
     def _explained(self, entry: Judged) -> tuple[list[str], tuple[str, str] | None]:
         assert entry.fit is not None
-        subject = self.replayer.captured(entry.key)
+        subject = self.replayer.judged(entry.key)
         assert subject is not None
         known = self._found.setdefault(entry.key.stage, [])
         search = self.left > 0
@@ -78,7 +78,7 @@ class Search:
 
     def _sits(self, entry: Judged) -> str:
         assert entry.fit is not None
-        subject = self.replayer.captured(entry.key)
+        subject = self.replayer.judged(entry.key)
         found = self.replayer.replay(entry.key, (entry.fit.rule,))
         assert subject is not None
         assert isinstance(found, Replay)

@@ -248,7 +248,12 @@ def _complete(file: str, rows: Sequence[_Row], oracle: Trace, subject: Trace, co
 def _compared(file: str, one: _Row, oracle: Trace, subject: Trace, count: Count) -> None:
     try:
         pair = aligned(
-            one.key, oracle.stages[one.key], subject.stages[one.key], oracle.geometry, len(oracle.tokens)
+            one.key,
+            oracle.stages[one.key],
+            subject.stages[one.key],
+            oracle.geometry,
+            oracle.passes,
+            subject.passes,
         )
         metrics = compare_arrays(pair.oracle, pair.subject, pair.axes)
     except AprFalsifyError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.model.graph import Node
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.operand_rules import Operation
 from apr_falsify.operators.heads import by_head, flat, for_queries
@@ -28,6 +29,10 @@ OPERANDS: Mapping[Operation, tuple[str, str]] = {
 """Product of two activations -> its arguments, as runtimes hold them: left, right."""
 
 
+CACHED: Mapping[Operation, str] = {operation: right for operation, (_, right) in OPERANDS.items()}
+"""Product of two activations -> the argument that a cache keeps, of which earlier passes are read too."""
+
+
 def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None) -> Array:
     """Return scaled q.k before the mask and any cap: [H, S, S] from [S, H*D] and [S, K*D]."""
     scale = q.dtype.type(geometry.attn_scale_at(layer))
@@ -37,12 +42,14 @@ def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None) 
     return scores
 
 
-def attention_softmax(scores: Array, window: int | None) -> Array:
+def attention_softmax(scores: Array, window: int | None, passes: Passes | None = None) -> Array:
     """Return softmax over the keys that each token may see: [H, S, S], zero elsewhere.
 
-    Token i sees j <= i, and with a sliding window only the last ``window`` of those.
+    Token i sees j <= i, and with a sliding window only the last ``window`` of those; padding is not seen. Of
+    fewer rows these are the last tokens'.
     """
-    visible = visible_keys(scores.shape[-1], window)
+    seen = (passes or Passes.whole(scores.shape[-1])).visible(window)
+    visible = seen[len(seen) - scores.shape[-2] :]
     weights = np.where(visible, scores, -np.inf)  # the one copy: at 512 tokens each is the largest stage
     weights -= np.max(weights, axis=-1, keepdims=True)
     np.exp(weights, out=weights)
@@ -51,9 +58,8 @@ def attention_softmax(scores: Array, window: int | None) -> Array:
 
 
 def visible_keys(tokens: int, window: int | None) -> npt.NDArray[np.bool_]:
-    """Return which key (column) each token (row) may see: [S, S]."""
-    back = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
-    return (back >= 0) & (back < (tokens if window is None else window))
+    """Return which key (column) each token (row) of a plain run may see: [S, S]."""
+    return Passes.whole(tokens).visible(window)
 
 
 def attention(weights: Array, qkv: Array, geometry: Geometry) -> Array:
@@ -68,7 +74,7 @@ def _scores(node: Node, inputs: Inputs, site: Site) -> Array:
 
 def _softmax(node: Node, inputs: Inputs, site: Site) -> Array:
     assert site.layer is not None
-    return attention_softmax(inputs["attn_scores"], site.geometry.windows[site.layer])
+    return attention_softmax(inputs["attn_scores"], site.geometry.windows[site.layer], site.passes)
 
 
 def _mix(node: Node, inputs: Inputs, site: Site) -> Array:

@@ -243,7 +243,7 @@ def _scores(module: Any, query: torch.Tensor, key: torch.Tensor, scaling: float)
         return torch.matmul(query, key.transpose(2, 3)) * scaling
     # GPT-2's own way, which it takes only where the attention is called "eager".
     q, k = query.flatten(0, 1).float(), key.flatten(0, 1).transpose(-1, -2).float()
-    empty = torch.empty(len(q), q.shape[1], q.shape[1], dtype=torch.float32, device=q.device)
+    empty = torch.empty(len(q), q.shape[1], k.shape[2], dtype=torch.float32, device=q.device)
     scores: torch.Tensor = torch.baddbmm(empty, q, k, beta=0, alpha=scaling)
     return scores.reshape(*query.shape[:3], -1)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from apr_falsify import __version__
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.formats.weights import Model
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
@@ -63,6 +64,11 @@ class RecordedSubject:
         return self.trace.tokens
 
     @property
+    def passes(self) -> Passes:
+        """How it computed them."""
+        return self.trace.passes
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The layers of which more was recorded than what feeds the next layer."""
         held = self.trace.layers
@@ -78,12 +84,15 @@ class RecordedSubject:
             geometry=self.trace.geometry,
             tokens=self.trace.tokens,
             tokens_verified=self.trace.tokens_verified,
+            in_passes=self.trace.in_passes,
         )
 
     def differs(self, trace: Trace, request: Request) -> str | None:
         """Say how ``trace`` is not a copy of this recording."""
         if trace.stages.keys() != self.trace.stages.keys() or trace.tokens != self.trace.tokens:
             return "it holds other stages or tokens than the recording"
+        if trace.passes != self.trace.passes:
+            return "it holds other passes than the recording"
         for key, array in self.trace.stages.items():
             if array.layout != trace.stages[key].layout:
                 return f"{key.stage} of layer {key.layer} has another layout than the recording"

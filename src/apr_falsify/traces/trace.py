@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.errors import StageError, TraceError
+from apr_falsify.errors import PassesError, StageError, TraceError
 from apr_falsify.formats.aprt import AprtFile, read_aprt
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Key, Layout, Scope, stage, stored_shape
+from apr_falsify.model.stages import ROWS, STAGES, Key, Layout, Scope, stage, stored_shape
 from apr_falsify.reading import flag, items, mapping, read_json, text, whole
 from apr_falsify.traces.provenance import Provenance as Provenance
 from apr_falsify.traces.provenance import utc_now as utc_now
@@ -61,6 +62,7 @@ class Trace:
         stages: what was captured.
         path: its directory, ``None`` for a trace in memory.
         tokens_verified: whether the ids were checked against something the run itself wrote.
+        in_passes: how the run computed its tokens; ``None``: at once.
 
     """
 
@@ -70,6 +72,12 @@ class Trace:
     stages: Mapping[Key, StageArray]
     path: Path | None = None
     tokens_verified: bool = True
+    in_passes: Passes | None = None
+
+    @property
+    def passes(self) -> Passes:
+        """How the run computed its tokens."""
+        return self.in_passes or Passes.whole(len(self.tokens))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -98,8 +106,7 @@ def read_trace(directory: Path) -> Trace:
     trace, listed = read_listing(data, directory)
     files = scan(directory)
     _same_stages(directory, listed, files)
-    tokens = len(trace.tokens)
-    stages = {key: _load(files[key], entry, trace.geometry, tokens) for key, entry in listed.items()}
+    stages = {key: _load(files[key], entry, trace.geometry, trace.passes) for key, entry in listed.items()}
     return replace(trace, stages=stages, path=directory)
 
 
@@ -129,12 +136,18 @@ def read_listing(data: Mapping[str, Any], where: Path) -> tuple[Trace, dict[Key,
         entries = [_entry(entry) for entry in items(data["stages"], "stages")]
         verified = flag(data.get("tokens_verified", True), "tokens_verified")
         listed = _by_key(entries, geometry, tokens)
+        passes = Passes.from_json(data, len(tokens))
     except KeyError as error:
         raise _garbled(where, f"{TRACE_JSON} has no {error}") from error
-    except ValueError as error:
-        raise _garbled(where, f"{TRACE_JSON} holds an unusable value: {error}") from error
+    except (ValueError, PassesError) as error:
+        raise _garbled(where, f"{TRACE_JSON} holds an unusable value: {_first_line(error)}") from error
     trace = Trace(
-        provenance=provenance, geometry=geometry, tokens=tokens, stages={}, tokens_verified=verified
+        provenance=provenance,
+        geometry=geometry,
+        tokens=tokens,
+        stages={},
+        tokens_verified=verified,
+        in_passes=None if passes.plain else passes,
     )
     return trace, listed
 
@@ -164,6 +177,10 @@ def _by_key(entries: list[Listed], geometry: Geometry, tokens: tuple[int, ...]) 
         if layer is not None and not 0 <= layer < geometry.layers:
             raise ValueError(f"{name} of layer {layer} in a model of {geometry.layers} layers")
     return listed
+
+
+def _first_line(error: Exception) -> str:
+    return error.what if isinstance(error, PassesError) else str(error)
 
 
 def _garbled(directory: Path, what: str) -> TraceError:
@@ -215,7 +232,7 @@ def _counted(files: list[str]) -> str:
     return f"{len(files)} stage file{'s' if len(files) > 1 else ''}"
 
 
-def _load(path: Path, entry: Listed, geometry: Geometry, tokens: int) -> StageArray:
+def _load(path: Path, entry: Listed, geometry: Geometry, passes: Passes) -> StageArray:
     values = read_stage(path, entry.key)
     found = sha256_of(path)
     if found != entry.sha256:
@@ -225,7 +242,7 @@ def _load(path: Path, entry: Listed, geometry: Geometry, tokens: int) -> StageAr
             expected=f"{entry.sha256}, as {TRACE_JSON} says",
             remedy="capture the trace again; the file was changed after it was written",
         )
-    array = shaped(values, entry.key, entry.layout, geometry, tokens, path)
+    array = shaped(values, entry.key, entry.layout, geometry, passes.tokens, path, passes.rows)
     if array.shape != entry.shape:
         raise TraceError(
             f"{TRACE_JSON} gives the shape {list(entry.shape)}", where=path, expected=str(list(array.shape))
@@ -266,8 +283,9 @@ def shaped(
     geometry: Geometry,
     tokens: int,
     path: Path,
+    rows: int | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Return ``values`` in the shape that ``layout`` says.
+    """Return ``values`` in the shape that ``layout`` says; ``rows`` are the tokens recorded, of ``tokens``.
 
     Raises:
         TraceError: their number fits no shape of this geometry.
@@ -275,7 +293,9 @@ def shaped(
     """
     dims = geometry.dims(tokens)
     try:
-        shape = stored_shape(key.stage, layout, dims, values.size)
+        shape = stored_shape(
+            key.stage, layout, {**dims, **({} if rows is None else {ROWS: rows})}, values.size
+        )
     except StageError as error:
         raise TraceError(error.what, where=path, remedy="remove the file") from error
     if shape is None:
@@ -368,6 +388,7 @@ def trace_json(trace: Trace) -> dict[str, Any]:
         "geometry": trace.geometry.to_json(),
         "tokens": list(trace.tokens),
         "tokens_verified": trace.tokens_verified,
+        **trace.passes.to_json(),
         "stages": [
             {
                 "layer": layer,

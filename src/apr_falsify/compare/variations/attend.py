@@ -14,7 +14,6 @@ from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import Indices, moves, nearest_heads, parts
 from apr_falsify.model.stages import Key, Layout
 from apr_falsify.numerics.operand_rules import PLAIN
-from apr_falsify.operators.attention import visible_keys
 
 Mask = npt.NDArray[np.bool_]
 
@@ -89,10 +88,17 @@ def unrotated_scores(case: Case) -> Iterator[Guess]:
         yield case.evaluated(f"{role[0]} before RoPE", {role: value})
 
 
+def seen_rightly(case: Case) -> Mask:
+    """Return which keys the rows of the case may see: [rows, S]."""
+    assert case.layer is not None
+    passes = case.replayer.trace.passes
+    return passes.visible(case.geometry.windows[case.layer])[passes.unseen :]
+
+
 def masked_scores(case: Case) -> Iterator[Guess]:
     """Yield scores that are stored after the mask: whatever is far below zero beyond the visible keys."""
     assert case.layer is not None
-    visible = visible_keys(case.expected.shape[-1], case.geometry.windows[case.layer])
+    visible = seen_rightly(case)
     hidden = case.subject[:, ~visible]
     if hidden.size and np.all(hidden <= -1e4):
         values = np.where(visible, case.expected, case.subject)
@@ -109,7 +115,8 @@ def _scores(case: Case) -> F64:
     if array is None or not _HALF.intersection(array.layout):
         return scores
     found = case.replayer.replay(key, (PLAIN,))
-    kept = np.tri(scores.shape[-1], dtype=np.bool_)
+    passes = case.replayer.trace.passes
+    kept = passes.visible(None)[passes.unseen :]
     return np.where(kept, scores, found.values[0]) if isinstance(found, Replay) else scores
 
 

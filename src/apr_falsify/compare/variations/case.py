@@ -150,7 +150,8 @@ class Case:
 
     def shaped(self, values: F64) -> F64:
         """Return ``values`` in the form in which the runtime keeps the stage."""
-        values = only_data(values, self.key, self.replayer.trace.stages[self.key].layout, self.geometry)
+        trace = self.replayer.trace
+        values = only_data(values, self.key, trace.stages[self.key].layout, self.geometry, trace.passes)
         return values if values.shape == self.subject.shape else values[-len(self.subject) :]
 
     def evaluated(
@@ -197,6 +198,7 @@ class Case:
             geometry=self.geometry,
             layer=self.layer,
             tokens=self.replayer.trace.tokens,
+            in_passes=self.replayer.trace.passes,
             angle_errors=angle_errors,
         )
         own = rounding(self.name, known, values, site, self.replayer.store)

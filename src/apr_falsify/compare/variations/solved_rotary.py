@@ -25,6 +25,7 @@ from apr_falsify.compare.variations.turning import (
     turned,
     unrotated,
 )
+from apr_falsify.operators.rotation import farthest
 
 _SAME = 1e-3
 """A measured factor as near to another as this is that one."""
@@ -95,7 +96,8 @@ def other_longrope(case: Case) -> Iterator[Guess]:
     rope, own = case.rope, declared(case)
     if rope.kind != "longrope":
         return
-    tokens, context = len(case.replayer.trace.tokens), rope.parameters["original_max_position_embeddings"]
+    tokens = farthest(case.replayer.trace.passes.at)
+    context = rope.parameters["original_max_position_embeddings"]
     long = tokens > context
     says = "the short factors for the long ones" if long else "the long factors for the short ones"
     swapped = replace(rope, divisors=rope.long_divisors, long_divisors=rope.divisors)
