@@ -22,13 +22,11 @@ from apr_falsify.commands.specs import (
     open_oracle,
     subject_named,
 )
-from apr_falsify.compare.bisection import Finding, FindingType
+from apr_falsify.commands.tokenizers import tokenizer_check
+from apr_falsify.compare.bisection import Finding
 from apr_falsify.errors import (
-    MissingDependencyError,
-    ModelError,
     OutputError,
     PassesError,
-    ProcessError,
     TokensError,
     UsageError,
 )
@@ -38,7 +36,7 @@ from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import SEEN_BY_ATTENTION
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.oracle.tokenizer import encode
-from apr_falsify.subjects.interface import DEFAULT_SECONDS, InPasses, Startable, Subject, Target, Tokenizing
+from apr_falsify.subjects.interface import DEFAULT_SECONDS, InPasses, Noted, Subject, Target
 from apr_falsify.subjects.registry import open_subject
 from apr_falsify.traces.capture import MemorySink, Request, Sink, TraceWriter
 from apr_falsify.traces.identity import difference, model_sha256, same_family_file
@@ -116,11 +114,11 @@ def make_plan(
     text = _text(subject, prompt, tokens)
     span = range(judged[0], judged[-1] + 1)
     request = Request(tokens=(), layers=span, stages=_stages(sides), prompt=text, feeder=True)
-    notes = subject.notes if isinstance(subject, Startable) else ()
+    notes = subject.notes if isinstance(subject, Noted) else ()
     with ExitStack() as running:
         subject = running.enter_context(begun(subject, request, kept=kept, oracle=oracle.model))
         ids = _tokens(oracle, subject, tokens, text)
-        findings, not_checked = _tokenizer_check(oracle, subject, text, ids)
+        findings, not_checked = tokenizer_check(oracle, subject, text, ids)
         request = replace(request, tokens=ids, in_passes=_passes(runtime, subject, asked, len(ids)))
         with naming_the_option():
             request.check(oracle.geometry)
@@ -222,52 +220,6 @@ def _encode(oracle: OracleSide, text: str | None) -> tuple[int, ...]:
     if oracle.model is None or text is None:
         raise TokensError("nothing says which tokens to run", remedy="--tokens 1,2,3 or --prompt TEXT")
     return encode(oracle.model, text)
-
-
-def _tokenizer_check(
-    oracle: OracleSide, subject: Subject, text: str | None, ids: tuple[int, ...]
-) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Compare the ids that a subject fixes, or would give, with those of the oracle's tokenizer."""
-    if subject.tokens is None:
-        return _own_tokenizer_check(oracle, subject, text)
-    if oracle.model is None or text is None:
-        return (), ("the tokenizer: no prompt, or no model whose tokenizer could be asked",)
-    try:
-        ours = encode(oracle.model, text)
-    except (MissingDependencyError, ModelError) as error:
-        return (), (f"the tokenizer: {error.what}",)
-    said = f"the subject ran {list(ids)}; the oracle was run on the subject's ids"
-    return _tokenizer_findings(text, ours, ids, said), ()
-
-
-def _own_tokenizer_check(
-    oracle: OracleSide, subject: Subject, text: str | None
-) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Compare the tokenizer of a subject that runs the ids it is given with the oracle's."""
-    if not isinstance(subject, Tokenizing) or text is None:
-        return (), ()
-    if oracle.model is None:
-        return (), ("the tokenizer: no model whose tokenizer could be asked",)
-    try:
-        ours, theirs = encode(oracle.model, text), subject.encode(text)
-    except (MissingDependencyError, ModelError, ProcessError) as error:
-        return (), (f"the tokenizer: {error.what}",)
-    said = f"the subject's own gives {list(theirs)}; both were run on the same ids"
-    return _tokenizer_findings(text, ours, theirs, said), ()
-
-
-def _tokenizer_findings(
-    text: str, ours: tuple[int, ...], theirs: tuple[int, ...], said: str
-) -> tuple[Finding, ...]:
-    if ours == theirs:
-        return ()
-    finding = Finding(
-        type=FindingType.TOKENIZER,
-        explanation=f"the oracle's tokenizer gives {list(ours)} for {text!r}, {said}",
-        advice="compare the subject's pre-tokenizer and merges with tokenizer.json",
-        size=float(abs(len(ours) - len(theirs))),
-    )
-    return (finding,)
 
 
 def capture_sides(plan: Plan, *, dtype: str | None, device: str, run: Path | None) -> tuple[Trace, Trace]:

@@ -5,6 +5,7 @@ To be read in this order:
 - the procedure and its answer: ``localise``, ``bisection``, ``rows``, ``findings``, ``unchecked``; what
   may break down in it: ``attempts``
 - structure before values: ``structure``, ``axes``, ``layout``, ``convention``, ``proof``
+- what a recording takes from the oracle's run, or leaves out beside it: ``borrowed``
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
 - the weights themselves: ``weights``, ``systematic``
 - every stage from its own inputs: ``judge``, ``replay``, ``site``, ``products``, ``operands``, ``experts``

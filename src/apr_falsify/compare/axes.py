@@ -77,11 +77,15 @@ def _numbered(name: str, count: int) -> tuple[str, ...]:
     return tuple(f"{name} {index}" for index in range(count))
 
 
-def axes_of(name: str, geometry: Geometry) -> Axes:
-    """Return the meaning of the canonical axes of stage ``name`` in a model of ``geometry``."""
+def axes_of(name: str, geometry: Geometry, first_token: int = 0) -> Axes:
+    """Return the meaning of the canonical axes of stage ``name`` in a model of ``geometry``.
+
+    ``first_token`` is the token of the first row.
+    """
     words = STAGES[name].axes
     names = [_NAMES.get(word, "channel") for word in words]
     if words[-1] == "tokens":
         names[-1] = "key"
     heads = _HEADS[words[-1]](geometry) if words[-1] in _HEADS else ()
-    return Axes(names=tuple(names), head_dim=geometry.head_dim if heads else None, heads=heads)
+    width = geometry.head_dim if heads else None
+    return Axes(names=tuple(names), head_dim=width, heads=heads, first_token=first_token)

@@ -25,6 +25,7 @@ from apr_falsify.compare.site import WeightsNeeded
 from apr_falsify.compare.variations import (
     attend,
     biases,
+    cached,
     caps,
     common,
     feedforward,
@@ -38,11 +39,12 @@ from apr_falsify.compare.variations import (
     residual,
     rotary,
     solved_rotary,
+    table_rows,
     turning,
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
 from apr_falsify.errors import ModelError
-from apr_falsify.model.stages import Key
+from apr_falsify.model.stages import SCORES, Key
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import Rule
 
@@ -168,7 +170,10 @@ TABLE: tuple[Variation, ...] = (
     ),
     Variation(name="stale-cache", stages=("attn_scores",), guesses=common.stale_inputs),
     Variation(name="stale-cache", stages=("attention",), guesses=attend.stale_values),
-    Variation(name="other-row", stages=("embedding",), guesses=projected.other_rows),
+    Variation(name="stale-cache", stages=SCORES, guesses=cached.other_keys),
+    Variation(name="stale-cache", stages=("attention",), guesses=cached.other_values),
+    Variation(name="position", stages=("embedding",), guesses=table_rows.other_learned_positions),
+    Variation(name="other-row", stages=("embedding",), guesses=table_rows.other_rows),
     # What is wrong in one place alone.
     Variation(name="one-place", guesses=places.one_place_by_a_factor),
     Variation(

@@ -61,3 +61,9 @@ def _of_independent(rows: F64, replayed: F64, axis: int, unit: float) -> float:
     with np.errstate(over="ignore"):
         squares = np.square(rows)
     return _beyond(shares @ squares if axis == 0 else squares @ shares, len(sizes))
+
+
+def norm_of(values: F64, finite: npt.NDArray[np.bool_]) -> float:
+    """Return the L2 norm of the values that are ``finite``."""
+    flat = (values if finite.all() else np.where(finite, values, 0.0)).reshape(-1)
+    return math.sqrt(float(np.dot(flat, flat)))

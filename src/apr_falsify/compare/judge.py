@@ -24,8 +24,8 @@ import numpy.typing as npt
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.edges import on_the_other_side
-from apr_falsify.compare.excess import EXPLAINED_SHARE, excess_of
-from apr_falsify.compare.layout import data_of, factor_of, only_data
+from apr_falsify.compare.excess import EXPLAINED_SHARE, excess_of, norm_of
+from apr_falsify.compare.layout import factor_of, of_data, only_data
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.recorded_formats import saved_unit, saved_words
 from apr_falsify.compare.replay import Missing, Replay, Replayer
@@ -197,7 +197,8 @@ def _first_look(replayer: Replayer, key: Key, attempts: Attempts) -> Judged:
     if not any(fit.explains for fit in fits):
         fits += _other_fits(replayer, key, subject, rules, attempts)
     plain, _ = comparable(replayer.trace, key, subject, found.values[0], found.sigma)
-    introduced = partial(compare_arrays, plain, subject, axes_of(key.stage, replayer.trace.geometry))
+    axes = axes_of(key.stage, replayer.trace.geometry, replayer.trace.passes.unseen)
+    introduced = partial(compare_arrays, plain, subject, axes)
     metrics = attempts.trying("the figures against the plain replay", key).made(introduced, None)
     return Judged(
         key=key,
@@ -280,9 +281,7 @@ def comparable(trace: Trace, key: Key, subject: Stored, values: F64, sigma: F64)
     """Return a replay and its sigma in the form in which the runtime keeps the stage."""
     layout = trace.stages[key].layout
     values = only_data(values, key, layout, trace.geometry, trace.passes)
-    if (held := data_of(key.stage, trace.passes)) is not None and sigma.ndim == len(STAGES[key.stage].axes):
-        rows = sigma.shape[STAGES[key.stage].axes.index("tokens")]
-        sigma = np.where(held[len(held) - rows :], sigma, 1.0)  # any: nothing is compared there
+    sigma = of_data(sigma, key.stage, trace.passes)
     if (factor := factor_of(key, layout, trace.geometry)) < 1:  # the smallest steps were divided by it too
         sigma = np.hypot(sigma, smallest_rounding(store_of(trace)) / factor)
     if values.shape != subject.shape:  # a last-token stage: the last rows alone
@@ -300,7 +299,7 @@ def fit_of(rule: Rule, subject: Stored, expected: F64, sigma: F64, unit: float) 
     with np.errstate(invalid="ignore"):
         ratio = np.asarray(subject - expected)
     ratio[~finite] = 0.0
-    norm, left, allowed = (_norm(values, finite) for values in (expected, ratio, sigma))
+    norm, left, allowed = (norm_of(values, finite) for values in (expected, ratio, sigma))
     allowed *= LIMIT
     ratio /= sigma
     np.abs(ratio, out=ratio)
@@ -312,11 +311,6 @@ def fit_of(rule: Rule, subject: Stored, expected: F64, sigma: F64, unit: float) 
         excess=excess_of(ratio, expected, unit),
         share=float(np.mean(ratio <= LIMIT)),
     )
-
-
-def _norm(values: F64, finite: npt.NDArray[np.bool_]) -> float:
-    flat = (values if finite.all() else np.where(finite, values, 0.0)).reshape(-1)
-    return math.sqrt(float(np.dot(flat, flat)))
 
 
 def _settled(judged: Collection[Judged]) -> dict[tuple[Operation, str], Rule]:

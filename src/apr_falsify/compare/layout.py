@@ -19,6 +19,7 @@ from apr_falsify.errors import TraceError
 from apr_falsify.model.passes import Mask, Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import ROWS, SCORES, SQUARES, STAGES, Key, Layout, recorded_shape
+from apr_falsify.operators.roundoff import TINY
 from apr_falsify.operators.softcap import softcap
 from apr_falsify.traces.trace import StageArray
 
@@ -241,22 +242,30 @@ def only_data(
     passes = _passes(passes)
     if name in SCORES and layer is not None:
         for word in _HELD.keys() & set(layout):
-            held = _HELD[word](passes, geometry.windows[layer])
-            values = np.where(held[len(held) - values.shape[-2] :], values, 0)
-    held_by = data_of(name, passes)
-    if held_by is None or values.ndim < len(STAGES[name].axes):
-        return values
-    rows = values.shape[STAGES[name].axes.index("tokens")]
-    return np.where(held_by[len(held_by) - rows :], values, 0)
+            stored = _HELD[word](passes, geometry.windows[layer])
+            values = np.where(stored[len(stored) - values.shape[-2] :], values, 0)
+    held = _data_of(values, name, passes)
+    return values if held is None else np.where(held, values, 0)
 
 
-def data_of(name: str, passes: Passes) -> Mask | None:
-    """Return where a stage of such passes is data, ``None`` where it is everywhere: [S, S], or [S, 1]."""
-    if passes.plain or "tokens" not in STAGES[name].axes:
+def of_data(sigma: Array, name: str, passes: Passes) -> Array:
+    """Return the sigma of a stage, next to nothing where it is no data: both sides are zero there."""
+    held = _data_of(sigma, name, passes)
+    return sigma if held is None else np.where(held, sigma, TINY)
+
+
+def _data_of(values: Array, name: str, passes: Passes) -> Mask | None:
+    """Return where a stage of such passes is data, ``None`` for everywhere: [rows, S], or [rows, 1]."""
+    axes = STAGES[name].axes
+    if passes.plain or "tokens" not in axes or values.ndim < len(axes):
         return None
     if name in SQUARES:
-        return passes.computed() if name in SCORES else passes.weighted()
-    return passes.rows_held()[:, None] if passes.padding else None
+        held = passes.computed() if name in SCORES else passes.weighted()
+    elif passes.padding:
+        held = passes.rows_held()[:, None]
+    else:
+        return None
+    return held[len(held) - values.shape[axes.index("tokens")] :]
 
 
 def aligned(

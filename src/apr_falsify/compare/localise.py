@@ -26,6 +26,7 @@ from apr_falsify.compare.bisection import (
     Verdict,
     is_one_cause,
 )
+from apr_falsify.compare.borrowed import with_earlier_rows, without_padding
 from apr_falsify.compare.convention import declared_or_solved
 from apr_falsify.compare.findings import (
     arithmetic_findings,
@@ -89,7 +90,10 @@ def bisect(
 
     """
     # 1.
+    if subject.passes.padding and oracle.tokens == subject.tokens[subject.passes.padding :]:
+        subject = without_padding(subject)
     check_tokens(oracle, subject)
+    subject = with_earlier_rows(subject, oracle)
     structural = geometry_findings(oracle.geometry, subject.geometry)
     keys = keys_to_judge(oracle, subject, layers, stages)
     comparable = same_shapes(oracle.geometry, subject.geometry)

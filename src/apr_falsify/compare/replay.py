@@ -242,7 +242,7 @@ class Replayer:
         values = self.captured(key)
         if values is not None:
             if self._rows(key) < rows:
-                raise NotCaptured(key)
+                return self._with_earlier(key, values, rows)
             if self.saved_format(key) is not None and np.isinf(values).any():
                 raise NotCaptured(key)  # finite ones may have been saved so
             return Known(value=values, sigma=self._rounded_later(key, values))
@@ -251,6 +251,17 @@ class Replayer:
         composed.append(key.stage)
         found = self._evaluated(key, self._inputs(key, composed, rows), (self.expected(key),), ())
         return Known(value=found.values[0], sigma=found.sigma)
+
+    def _with_earlier(self, key: Key, values: F64, rows: int) -> Known:
+        """Return a captured stage with rows of earlier passes that another run supplied."""
+        borrowed = self.trace.borrowed.get(key)
+        if borrowed is None or len(borrowed.values) + len(values) != rows:
+            raise NotCaptured(key)
+        later = self._rounded_later(key, values)
+        sigma = np.zeros((rows, values.shape[1]))
+        sigma[: len(borrowed.values)] = borrowed.sigma
+        sigma[len(borrowed.values) :] = 0.0 if later is None else later
+        return Known(value=np.concatenate((borrowed.values, values)), sigma=sigma)
 
     def expected(self, key: Key) -> Rule:
         """Return the arithmetic in which the runtime is expected to compute a stage."""

@@ -83,5 +83,6 @@ class Search:
         assert subject is not None
         assert isinstance(found, Replay)
         expected, sigma = comparable(self.replayer.trace, entry.key, subject, found.values[0], found.sigma)
-        axes = axes_of(entry.key.stage, self.replayer.trace.geometry)
+        trace = self.replayer.trace
+        axes = axes_of(entry.key.stage, trace.geometry, trace.passes.unseen)
         return error_sits(subject, expected, sigma, LIMIT, axes)

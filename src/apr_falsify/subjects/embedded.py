@@ -69,6 +69,7 @@ def capture(
     request.check(model.geometry)
     wanted, passes = set(request.keys(model.geometry)), request.passes
     kept: dict[Key, list[Array]] = {}
+    several = len(passes.sizes) > 1
     cache: dict[Key, Array] = {}
     logits: Array | None = None
     for number in range(1, len(passes.sizes) + 1):
@@ -77,11 +78,11 @@ def capture(
             layer=None,
             tokens=request.tokens[: sum(passes.sizes[:number])],
             dtype=chosen.store.compute,
-            in_passes=passes.first(number) if len(passes.sizes) > 1 else request.in_passes,
+            in_passes=passes.first(number) if several else request.in_passes,
         )
-        for key, values in _one_pass(model, request, place, cache, chosen, step):
+        for key, values in _one_pass(model, request, place, cache if several else None, chosen, step):
             logits = values if key == Key(None, "lm_head") else logits
-            if key in wanted and len(passes.sizes) == 1:
+            if key in wanted and not several:
                 sink.add(key, values)
             elif key in wanted:
                 kept.setdefault(key, []).append(values)
@@ -99,11 +100,11 @@ def _one_pass(
     model: Model,
     request: Request,
     place: ModelSite,
-    cache: dict[Key, Array],
+    cache: dict[Key, Array] | None,
     arithmetic: Arithmetic,
     step: Step,
 ) -> Iterator[tuple[Key, Array]]:
-    """Compute the last pass of ``place``, and yield each stage; keys and values are added to ``cache``."""
+    """Compute the last pass of ``place`` and yield each stage; a ``cache`` gets its keys and values."""
     values: dict[Key, Array] = {}
     for key in forward_order(model, request):
         if values and key.layer is not None and key.layer not in {layer for layer, _ in values}:
@@ -142,11 +143,10 @@ def run_stage(
         argument: supplier_of(source, model.geometry, layer) for argument, source in boundary_of(span).items()
     }
     inputs = {argument: values[source] for argument, source in sources.items()}
-    if cache is not None and len(place.passes.sizes) > 1:
+    if cache is not None:
         _check_known(span)
-    cached = sources.get(CACHED.get(operation_of(span), ""))
+    cached = sources.get(argument := CACHED.get(operation_of(span), ""))
     if cache is not None and cached is not None:
-        argument = CACHED[operation_of(span)]
         before = cache.get(cached, inputs[argument][:0])[: place.passes.unseen]
         cache[cached] = inputs[argument] = np.concatenate((before, inputs[argument]))
     return step(key, inputs, RuntimeSite(model=place, arithmetic=arithmetic))

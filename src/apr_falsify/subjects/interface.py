@@ -87,6 +87,15 @@ class Started(Subject, Protocol):
 
 
 @runtime_checkable
+class Noted(Protocol):
+    """A subject of which something cannot be checked, or was read that nobody said."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What that is."""
+
+
+@runtime_checkable
 class Startable(Protocol):
     """A subject that is a program of its own and fixes its token ids: it runs while the oracle does."""
 

@@ -7,6 +7,7 @@ What axes say (order, heads apart, axes of 1) is undone here; layout words go in
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from apr_falsify.subjects.mapped_passes import (
     plain_rows,
     recorded_rows,
     said_tokens,
+    shown_padding,
     with_context,
 )
 from apr_falsify.subjects.mapping import (
@@ -41,6 +43,7 @@ from apr_falsify.subjects.mapping import (
     read_mapping,
 )
 from apr_falsify.subjects.mapping_names import is_layered, name_of
+from apr_falsify.subjects.mapping_passes import Padding
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import StageArray, Trace
 
@@ -71,9 +74,14 @@ def read_mapped(target: Target, mapping_path: Path) -> Trace:
     """
     dump, said = read_dump(target.path), read_mapping(mapping_path)
     geometry, _ = adopted_geometry(target)
-    rows = recorded_rows(target, said, dump, _tokens(target, said, dump, geometry))
-    tokens = rows.tokens
+    tokens = _tokens(target, said, dump, geometry)
+    rows = recorded_rows(target, said, dump, tokens)
     reader, stages = _read_stages(dump, said, geometry, rows, target.path)
+    if said.padding is None and rows.passes.plain and (pads := shown_padding(tokens, stages)):
+        said = replace(said, padding=Padding(side="left", count=pads))
+        rows = recorded_rows(target, said, dump, tokens)
+        reader, stages = _read_stages(dump, said, geometry, rows, target.path)
+    tokens = rows.tokens
     unused = reader.unused
     if not stages:
         raise TraceError("it names no stage", where=said.path, expected="stages: {STAGE: {from: NAME}}")

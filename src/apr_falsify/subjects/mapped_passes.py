@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from apr_falsify.errors import PassesError, TokensError, TraceError, nearest
 from apr_falsify.model.passes import Passes, check_sum
-from apr_falsify.model.stages import SQUARES, STAGES, Layout
+from apr_falsify.model.stages import SQUARES, STAGES, Key, Layout
 from apr_falsify.subjects.foreign import Dump, ForeignArray
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.mapped_arrays import WHOLE
 from apr_falsify.subjects.mapping import BATCH, MappingFile, StageMap
 from apr_falsify.subjects.mapping_names import name_of
+from apr_falsify.traces.trace import StageArray
 
 Indices = npt.NDArray[np.intp]
 
@@ -294,6 +295,22 @@ def _pads(said: MappingFile, dump: Dump, tokens: tuple[int, ...]) -> npt.NDArray
     found = np.zeros(count, dtype=np.bool_)
     found[:pads] = True
     return found if padding.side == "left" else found[::-1]
+
+
+def shown_padding(tokens: tuple[int, ...], stages: Mapping[Key, StageArray]) -> int:
+    """Return how many tokens at the start are padding as the recording itself shows it, 0 for none.
+
+    They are one and the same token, at least twice, and no head of any layer gives any of them the least
+    weight from the first other token on: no softmax does that to keys which it sees.
+    """
+    run = sum(1 for _ in itertools.takewhile(lambda token: token == tokens[0], tokens))
+    weights = [
+        array.data for key, array in stages.items() if key.stage == "attn_softmax" and not array.layout
+    ]
+    square = (len(tokens), len(tokens))
+    if not 2 <= run < len(tokens) or not weights or any(each.shape[-2:] != square for each in weights):
+        return 0
+    return 0 if any(np.any(each[:, run:, :run]) for each in weights) else run
 
 
 def _run_of_padding(said: MappingFile, side: str, tokens: tuple[int, ...]) -> int:

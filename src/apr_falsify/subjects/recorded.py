@@ -20,9 +20,10 @@ from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopt
 from apr_falsify.subjects.interface import RuntimeSetting, Target
 from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.mapped import read_mapped
-from apr_falsify.subjects.mapping import MAPPING_YAML
+from apr_falsify.subjects.mapping import MAPPING_YAML, read_mapping
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.provenance import Provenance, utc_now
+from apr_falsify.traces.stage_files import scan
 from apr_falsify.traces.trace import (
     TRACE_JSON,
     StageArray,
@@ -30,7 +31,6 @@ from apr_falsify.traces.trace import (
     is_trace,
     read_stage,
     read_trace,
-    scan,
     shaped,
 )
 
@@ -45,12 +45,14 @@ class RecordedSubject:
     Attributes:
         trace: what was recorded.
         prompt: the text it ran, where that is known.
+        notes: what was read of it that nobody said.
         model: always ``None``: a recording holds no weights.
 
     """
 
     trace: Trace
     prompt: str | None = None
+    notes: tuple[str, ...] = ()
     model: Model | None = None
 
     @property
@@ -121,8 +123,8 @@ def open_recorded(target: Target) -> RecordedSubject:
             )
         return RecordedSubject(trace=trace, prompt=trace.provenance.prompt)
     if is_foreign(target):
-        trace = read_mapped(target, _mapping_file(target))
-        return RecordedSubject(trace=trace, prompt=trace.provenance.prompt)
+        trace = read_mapped(target, said := _mapping_file(target))
+        return RecordedSubject(trace=trace, prompt=trace.provenance.prompt, notes=_unsaid(trace, said))
     return RecordedSubject(trace=read_bare(target), prompt=APR_PROMPT)
 
 
@@ -135,6 +137,17 @@ def is_foreign(target: Target) -> bool:
     if "mapping" in target.options or path.is_file() or (path / MAPPING_YAML).exists():
         return True
     return path.is_dir() and not any(path.rglob("*.bin")) and any(path.rglob("*.npy"))
+
+
+def _unsaid(trace: Trace, said: Path) -> tuple[str, ...]:
+    """Return what the recording shows and its mapping does not say: which tokens are padding."""
+    pads = trace.passes.padding
+    if not pads or read_mapping(said).padding is not None:
+        return ()
+    return (
+        f"whether the first {pads} tokens are padding: no token after them sees them, so they are read as "
+        f"such; `padding: {{left: {pads}}}` in the mapping says so",
+    )
 
 
 def _mapping_file(target: Target) -> Path:

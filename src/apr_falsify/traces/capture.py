@@ -26,7 +26,8 @@ from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import SQUARES, STAGES, Key, Layout, Scope
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.traces.provenance import Provenance
-from apr_falsify.traces.trace import INCOMPLETE, TRACE_JSON, StageArray, Trace, relative_path, trace_json
+from apr_falsify.traces.stage_files import INCOMPLETE
+from apr_falsify.traces.trace import TRACE_JSON, StageArray, Trace, relative_path, trace_json
 
 
 @cache

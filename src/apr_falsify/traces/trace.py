@@ -7,9 +7,8 @@ On disk: ``layer-<N>/<stage>.bin`` and ``<stage>.bin`` (APRT files), and ``trace
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,14 @@ from apr_falsify.errors import PassesError, StageError, TraceError
 from apr_falsify.formats.aprt import AprtFile, read_aprt
 from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import ROWS, STAGES, Key, Layout, Scope, stage, stored_shape
+from apr_falsify.model.stages import ROWS, STAGES, Key, Layout, stored_shape
 from apr_falsify.reading import flag, items, mapping, read_json, text, whole
 from apr_falsify.traces.provenance import Provenance as Provenance
 from apr_falsify.traces.provenance import utc_now as utc_now
+from apr_falsify.traces.stage_files import check_place, scan
 
 SCHEMA = "apr-falsify/trace/v1"
 TRACE_JSON = "trace.json"
-INCOMPLETE = "INCOMPLETE"
-"""A file that stands in a directory while it is being written; nothing reads such a directory."""
-
-"""A stage of a run: its layer (``None`` for a whole-model stage) and its name."""
-
-_LAYER_DIRECTORY = re.compile(r"layer-([0-9]{1,10})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +46,20 @@ class StageArray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Borrowed:
+    """Rows of a stage that a recording lacks.
+
+    Attributes:
+        values: those of the tokens before the recorded ones, canonical.
+        sigma: how far they may be from the run's own, root mean square.
+
+    """
+
+    values: npt.NDArray[np.float64]
+    sigma: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """The captured stages of one run.
 
@@ -63,6 +71,7 @@ class Trace:
         path: its directory, ``None`` for a trace in memory.
         tokens_verified: whether the ids were checked against something the run itself wrote.
         in_passes: how the run computed its tokens; ``None``: at once.
+        borrowed: rows of tokens that were not recorded, from another run.
 
     """
 
@@ -73,6 +82,7 @@ class Trace:
     path: Path | None = None
     tokens_verified: bool = True
     in_passes: Passes | None = None
+    borrowed: Mapping[Key, Borrowed] = field(default_factory=dict)
 
     @property
     def passes(self) -> Passes:
@@ -102,7 +112,7 @@ def read_trace(directory: Path) -> Trace:
 
     """
     data = _read_json(directory)
-    _check_place(directory / TRACE_JSON, directory.resolve())
+    check_place(directory / TRACE_JSON, directory.resolve())
     trace, listed = read_listing(data, directory)
     files = scan(directory)
     _same_stages(directory, listed, files)
@@ -139,8 +149,10 @@ def read_listing(data: Mapping[str, Any], where: Path) -> tuple[Trace, dict[Key,
         passes = Passes.from_json(data, len(tokens))
     except KeyError as error:
         raise _garbled(where, f"{TRACE_JSON} has no {error}") from error
-    except (ValueError, PassesError) as error:
-        raise _garbled(where, f"{TRACE_JSON} holds an unusable value: {_first_line(error)}") from error
+    except PassesError as error:
+        raise _garbled(where, f"{TRACE_JSON} holds an unusable value: {error.what}") from error
+    except ValueError as error:
+        raise _garbled(where, f"{TRACE_JSON} holds an unusable value: {error}") from error
     trace = Trace(
         provenance=provenance,
         geometry=geometry,
@@ -177,10 +189,6 @@ def _by_key(entries: list[Listed], geometry: Geometry, tokens: tuple[int, ...]) 
         if layer is not None and not 0 <= layer < geometry.layers:
             raise ValueError(f"{name} of layer {layer} in a model of {geometry.layers} layers")
     return listed
-
-
-def _first_line(error: Exception) -> str:
-    return error.what if isinstance(error, PassesError) else str(error)
 
 
 def _garbled(directory: Path, what: str) -> TraceError:
@@ -307,77 +315,6 @@ def shaped(
             remedy="check that the model and --tokens are those of the trace",
         )
     return values.reshape(shape)
-
-
-def scan(directory: Path) -> dict[Key, Path]:
-    """Return the stage files under ``directory``, by layer and stage, in the table's order.
-
-    Raises:
-        TraceError: an unfinished directory, an unknown or misplaced stage, a stage that is there
-            twice, a link that leaves the directory, or no stage at all.
-
-    """
-    try:
-        return _scan(directory)
-    except OSError as error:
-        raise TraceError(f"cannot be read: {error.strerror}", where=directory) from error
-
-
-def _scan(directory: Path) -> dict[Key, Path]:
-    if not directory.is_dir():
-        raise TraceError("no such directory", where=directory, expected="a directory of APRT stage files")
-    if (directory / INCOMPLETE).exists():
-        raise TraceError(
-            "the capture that wrote it did not finish", where=directory, remedy="remove it and capture again"
-        )
-    found: dict[Key, Path] = {}
-    for layer, path in _stage_files(directory):
-        key = Key(layer, _stage_name(path, layer))
-        if key in found:
-            raise TraceError(f"{path.name} is there twice: also as {found[key]}", where=path)
-        found[key] = path
-    if not found:
-        raise TraceError(
-            "no stage files",
-            where=directory,
-            expected="layer-<N>/<stage>.bin",
-            remedy="capture the run first",
-        )
-    return found
-
-
-def _stage_files(directory: Path) -> Iterator[tuple[int | None, Path]]:
-    root = directory.resolve()
-    layers = sorted(
-        (int(match[1]), path)
-        for path in directory.iterdir()
-        if (match := _LAYER_DIRECTORY.fullmatch(path.name)) and path.is_dir()
-    )
-    folders: list[tuple[int | None, Path]] = [*layers, (None, directory)]
-    for layer, folder in folders:
-        for path in sorted(folder.glob("*.bin")):
-            _check_place(path, root)
-            yield layer, path
-
-
-def _check_place(path: Path, root: Path) -> None:
-    if not path.is_file():
-        raise TraceError("is no regular file", where=path, expected="a file of the trace")
-    if not path.resolve().is_relative_to(root):
-        raise TraceError("a link leads out of the trace", where=path, expected="files within the directory")
-
-
-def _stage_name(path: Path, layer: int | None) -> str:
-    try:
-        row = stage(path.stem)
-    except StageError as error:
-        raise TraceError(error.what, where=path, expected=error.expected, remedy=error.remedy) from error
-    if (layer is None) != (row.scope is Scope.MODEL):
-        place = "beside the layer directories" if row.scope is Scope.MODEL else "in a directory layer-<N>"
-        raise TraceError(f"{row.name} lies in the wrong place", where=path, expected=place)
-    if row.scope is Scope.FIRST_LAYER and layer != 0:
-        raise TraceError(f"{row.name} exists in layer 0 alone", where=path)
-    return row.name
 
 
 def trace_json(trace: Trace) -> dict[str, Any]:

@@ -153,6 +153,33 @@ _LISTED = 8
 
 
 def _masks(case: Case, tokens: int, window: int | None) -> Iterator[tuple[str, Mask]]:
+    rows = slice(case.replayer.trace.passes.unseen, None)
+    yield from ((says, mask[rows]) for says, mask in _masks_of_passes(case, window))
+    yield from ((says, mask[rows]) for says, mask in _masks_of_all(case, tokens, window))
+
+
+def _masks_of_passes(case: Case, window: int | None) -> Iterator[tuple[str, Mask]]:
+    """Yield masks that do not know where a pass begins and ends, or which tokens are padding."""
+    passes = case.replayer.trace.passes
+    right, keys = passes.visible(window), np.arange(passes.tokens)
+    if passes.padding:
+        padding = keys < passes.padding
+        seen = right | (padding & ~padding[:, None])
+        yield "a mask that lets tokens see the padding", seen
+        yield (
+            "a mask that lets tokens see the last token of padding",
+            right | ((keys == passes.padding - 1) & ~padding[:, None]),
+        )
+    if len(passes.sizes) > 1:
+        start = np.repeat(passes.starts, passes.sizes)[:, None]
+        token = keys[:, None]
+        met = passes.met() & ((keys >= passes.padding) | (token < passes.padding))
+        yield "a mask aligned to the first key, not to the pass's own tokens", met & (keys <= token - start)
+        yield "no mask among the tokens of a pass", met
+        yield "only the keys of the pass itself seen", right & (keys >= start)
+
+
+def _masks_of_all(case: Case, tokens: int, window: int | None) -> Iterator[tuple[str, Mask]]:
     first = np.zeros((tokens, tokens), dtype=np.bool_)
     first[0, 0] = True
     back, inside = _back(tokens), _back(tokens) < (window or tokens)
@@ -177,10 +204,11 @@ def _masks(case: Case, tokens: int, window: int | None) -> Iterator[tuple[str, M
 
 def _soft_masks(case: Case, scores: F64) -> Iterator[Guess]:
     """Yield masks that are no masks: hidden scores count as 0, or cut off after the softmax."""
-    tokens = scores.shape[-1]
-    visible, everything = _back(tokens) >= 0, np.ones((tokens, tokens), dtype=np.bool_)
-    zeroed = _weights(np.tril(scores), everything)
-    inputs = {"attn_scores": np.tril(scores)}
+    passes = case.replayer.trace.passes
+    visible, everything = (mask[passes.unseen :] for mask in (passes.visible(None), passes.met()))
+    bare = np.where(visible, scores, 0.0)
+    zeroed = _weights(bare, everything)
+    inputs = {"attn_scores": bare}
     yield case.guess("hidden scores that count as 0, not as -inf,", zeroed, inputs)
     yield case.guess("hidden scores that count as 0, then cut off,", np.where(visible, zeroed, 0.0), inputs)
     cut = np.where(visible, _weights(scores, everything), 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -324,52 +324,6 @@ def _stand_ins(case: Case) -> Iterator[tuple[str, F64]]:
     for name in names.get(case.name, ()):
         if (value := case.captured(name)) is not None:
             yield name, value
-
-
-def other_rows(case: Case) -> Iterator[Guess]:
-    """Yield the embedding with rows beside the right ones."""
-    table, tokens = case.weights.tensor("embed"), case.replayer.trace.tokens
-    for shift in (1, -1):
-        rows = [min(max(token + shift, 0), table.shape[0] - 1) for token in tokens]
-        yield case.guess(f"the rows of token id {'+' if shift > 0 else '-'} 1", _embedded(case, table, rows))
-    if int(np.prod(table.shape)) <= MOST_VALUES:
-        yield _nearest_rows(case, table)
-        if table.shape[0] >= case.geometry.hidden:
-            flat = table.rows(0, table.shape[0]).reshape(table.shape[1], table.shape[0])
-            values = flat[:, list(tokens)].T.astype(np.float64) * case.geometry.embed_scale
-            yield case.guess("the table read as [E, V]", values + _positions(case), name="transposed")
-
-
-def _embedded(case: Case, table: Tensor, rows: Sequence[int]) -> F64:
-    """Return the embedding made of these rows, as the family scales it and adds positions."""
-    values = np.stack([table.rows(row, row + 1)[0] for row in rows]).astype(np.float64)
-    return values * case.geometry.embed_scale + _positions(case)[-len(rows) :]
-
-
-def _positions(case: Case) -> F64:
-    """Return what learned positions add to the tokens' rows, zeros where a family has none: [S, E]."""
-    count = len(case.replayer.trace.tokens)
-    if not case.geometry.positions:
-        return np.zeros((count, case.geometry.hidden))
-    return case.weights.tensor("positions").rows(0, count).astype(np.float64)
-
-
-def _nearest_rows(case: Case, table: Tensor) -> Guess:
-    """Return the rows that are nearest to the subject's."""
-    energy, product = [], []
-    bare = (case.subject - _positions(case)[-len(case.subject) :]) / case.geometry.embed_scale
-    subject = np.nan_to_num(bare)
-    step = max(1, (1 << 20) // table.shape[1])
-    for start in range(0, table.shape[0], step):
-        rows = table.rows(start, start + step).astype(np.float64)
-        energy.append(np.sum(np.square(rows), axis=1))
-        product.append(subject @ rows.T)
-    nearest = np.argmin(np.concatenate(energy) - 2 * np.concatenate(product, axis=1), axis=1)
-    values = _embedded(case, table, [int(row) for row in nearest])
-    tokens = np.asarray(case.replayer.trace.tokens)[-len(nearest) :]
-    wrong = np.flatnonzero(nearest != tokens)
-    at = ", ".join(f"{tokens[t]} (token {t}): row {nearest[t]}" for t in wrong[:4])
-    return case.guess(f"other rows of the table: for id {at}", values)
 
 
 def one_input_channel(case: Case) -> Iterator[Guess]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import Indices, parts
+from apr_falsify.compare.variations.positions import run_on_words
 from apr_falsify.compare.variations.turning import (
     Turn,
     angles,
@@ -236,7 +237,8 @@ def other_positions(case: Case) -> Iterator[Guess]:
     yield turned(case, "positions 0, 0, 1, 2 ...", replace(own, positions=at_zero))
     for shift in _likely_shifts(case, own):
         says = f"positions that start at {shift} instead of 0"
-        yield turned(case, says, replace(own, positions=own.positions + shift))
+        instead = run_on_words(own.positions, own.positions + shift, case.replayer.trace.passes)
+        yield turned(case, says, replace(own, positions=own.positions + shift), instead)
 
 
 def _likely_shifts(case: Case, own: Turn) -> Iterator[int]:
