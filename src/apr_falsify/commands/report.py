@@ -113,6 +113,13 @@ def _print_sides(result: Bisection, console: Console) -> None:
         console.print(f"{side:8}{escape(_told(provenance))}", no_wrap=True, overflow="ellipsis")
     ids = " ".join(str(token) for token in result.tokens)
     console.print(f"{'tokens':8}{len(result.tokens)}: {ids}", no_wrap=True, overflow="ellipsis")
+    passes = result.passes
+    if passes is not None and not passes.plain:
+        padding = f", the first {passes.padding} tokens padding" if passes.padding else ""
+        padding += f", the first {passes.unseen} not recorded" if passes.unseen else ""
+        sizes = " ".join(str(size) for size in passes.sizes)
+        line = f"{'passes':8}{len(passes.sizes)}: {sizes}{padding}"
+        console.print(line, no_wrap=True, overflow="ellipsis")
 
 
 def _places(stages: tuple[str, ...], sources: list[Finding]) -> str:

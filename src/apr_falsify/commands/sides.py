@@ -150,11 +150,12 @@ def _target(path: Path, oracle: OracleSide, log: Path | None, sides: Sides) -> T
 
 
 def _text(subject: Subject, prompt: str | None, tokens: tuple[int, ...] | None) -> str | None:
-    """Return the text to run: the subject's own or the user's; without text and ids the default."""
+    """Return the text to run: the subject's own or the user's; where nothing fixes the ids the default."""
     if prompt is not None and subject.prompt not in (None, prompt):
         raise UsageError(f"the subject ran {subject.prompt!r}", where="--prompt", remedy="leave --prompt out")
     text = subject.prompt if prompt is None else prompt
-    return DEFAULT_PROMPT if text is None and tokens is None else text
+    fixed = tokens is not None or subject.tokens is not None
+    return DEFAULT_PROMPT if text is None and not fixed else text
 
 
 def _passes(runtime: str, subject: Subject, asked: AskedPasses, tokens: int) -> Passes | None:

@@ -12,6 +12,7 @@ from apr_falsify.compare.attempts import Breakdown
 from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import PublishedRule
 from apr_falsify.errors import ExitCode
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.stages import Layout
 from apr_falsify.traces.provenance import Provenance
 
@@ -262,6 +263,7 @@ class Bisection:
         subject: where the subject's trace comes from.
         breakdowns: what broke down within the comparison; ``not_checked`` and the findings tell it in words.
         layers: how many layers the oracle's model has; 0 where that is not known.
+        passes: how the subject computed its tokens; ``None`` where that is not known.
 
     """
 
@@ -275,6 +277,7 @@ class Bisection:
     subject: Provenance
     breakdowns: tuple[Breakdown, ...] = ()
     layers: int = 0
+    passes: Passes | None = None
 
     @property
     def sources(self) -> tuple[Finding, ...]:
@@ -320,6 +323,7 @@ class Bisection:
             "published_rule": {**first, "layers": layers},
             "not_checked": list(self.not_checked),
             "tokens": list(self.tokens),
+            **({} if self.passes is None else self.passes.to_json()),
             "oracle": self.oracle.to_json(),
             "subject": self.subject.to_json(),
         }

@@ -168,6 +168,7 @@ TABLE: tuple[Variation, ...] = (
         stages=(*turning.ROTATED, "attn_scores", "attn_softmax", "attention"),
         guesses=common.heads_before_tokens,
     ),
+    Variation(name="other-row-of-a-batch", stages=(*SCORES, "attention"), guesses=cached.rows_of_a_batch),
     Variation(name="stale-cache", stages=("attn_scores",), guesses=common.stale_inputs),
     Variation(name="stale-cache", stages=("attention",), guesses=attend.stale_values),
     Variation(name="stale-cache", stages=SCORES, guesses=cached.other_keys),

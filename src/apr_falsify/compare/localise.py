@@ -161,6 +161,7 @@ def bisect(
         subject=said.trace.provenance,
         breakdowns=tuple(attempts.noted),
         layers=oracle.geometry.layers,
+        passes=subject.passes,
     )
 
 

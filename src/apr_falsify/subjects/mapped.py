@@ -47,6 +47,8 @@ from apr_falsify.subjects.mapping_passes import Padding
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import StageArray, Trace
 
+_READ_BY_ATTENTION = ("k_post_rope", "qkv_bias", "qkv_matmul")
+
 MASKED_BELOW = -1e4
 """What a mask adds to a score is at least this far below: f16 implementations take -65504 or -1e4."""
 
@@ -95,6 +97,7 @@ def read_mapped(target: Target, mapping_path: Path) -> Trace:
         path=target.path,
         tokens_verified=verify_tokens(target, embedding, tokens, rows.passes),
         in_passes=None if rows.passes.plain else rows.passes,
+        batch=reader.other_rows(stages),
     )
 
 
@@ -188,6 +191,7 @@ class _Reader:
         self.where = where
         self.used = _used_beside_stages(said)
         self.saved_as: dict[str, str] = {}
+        self.batch = 1
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -205,6 +209,18 @@ class _Reader:
             if row.masked:
                 data, layout = self._unmasked(data, row, layer), (*layout, Layout.CAUSAL_ZEROED)
             yield Key(layer, row.stage), StageArray(data=data, layout=layout)
+
+    def other_rows(self, stages: Mapping[Key, StageArray]) -> dict[int, dict[Key, F32]]:
+        """Return the keys and values of the other rows of a batch, where they lie in canonical axes alone."""
+        found: dict[int, dict[Key, F32]] = {}
+        for other in (row for row in range(self.batch) if row != self.rows.row):
+            reader = _Reader(self.dump, self.said, self.geometry, replace(self.rows, row=other), self.where)
+            for row in self.said.stages:
+                if row.stage in _READ_BY_ATTENTION and not row.layout:
+                    found.setdefault(other, {}).update(
+                        {key: array.data for key, array in reader.stages(row) if key in stages}
+                    )
+        return found
 
     def _unmasked(self, data: F32, row: StageMap, layer: int | None) -> F32:
         """Put zeros where the mask was added to the scores, which are no data there."""
@@ -327,6 +343,7 @@ class _Reader:
             raise PassesError(
                 f"a batch of {rows} rows", where=self.said.path, expected="`row: N`: the row to be compared"
             )
+        self.batch = max(self.batch, rows)
         if rows > 1 and self.rows.row >= rows:
             raise PassesError(
                 f"row {self.rows.row} of a batch of {rows}", where=self.said.path, expected=f"0 to {rows - 1}"

@@ -72,6 +72,7 @@ class Trace:
         tokens_verified: whether the ids were checked against something the run itself wrote.
         in_passes: how the run computed its tokens; ``None``: at once.
         borrowed: rows of tokens that were not recorded, from another run.
+        batch: of the other rows of a batch, what attention reads of a row: row -> stage -> canonical values.
 
     """
 
@@ -83,6 +84,7 @@ class Trace:
     tokens_verified: bool = True
     in_passes: Passes | None = None
     borrowed: Mapping[Key, Borrowed] = field(default_factory=dict)
+    batch: Mapping[int, Mapping[Key, npt.NDArray[Any]]] = field(default_factory=dict)
 
     @property
     def passes(self) -> Passes:

@@ -168,6 +168,22 @@ def test_the_row_of_a_batch_is_taken_out(qwen: Model, whole: Trace, tmp_path: Pa
     assert (found.kind, found.findings) == (Kind.CONSISTENT, ())
 
 
+def test_a_row_that_sees_the_keys_of_another_is_named(qwen: Model, whole: Trace, tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0)
+    arrays = {
+        name: np.stack((values, drawn.normal(size=values.shape).astype("f4")))
+        for name, values in end_to_end(whole).items()
+    }
+    heads, size = qwen.geometry.heads, qwen.geometry.head_dim
+    q = arrays["L1.q_post_rope"][0].reshape(S, heads, size).transpose(1, 0, 2)
+    k = arrays["L1.k_post_rope"][1].reshape(S, -1, size).transpose(1, 2, 0)
+    arrays["L1.attn_scores"][0] = q @ k.repeat(heads // len(k), axis=0) / np.sqrt(size)
+    said = mapping_of(whole, row=0)
+    named = {source.stages: source for source in judged(tmp_path, qwen, arrays, said, whole).sources}
+    assert named[("attn_scores",)].layer == 1
+    assert "the keys of row 1 of the batch" in named[("attn_scores",)].explanation
+
+
 def test_padding_that_shows_itself_is_read_as_such_and_told(qwen: Model, tmp_path: Path) -> None:
     from dataclasses import replace
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import parts
+from apr_falsify.model.stages import Key
 from apr_falsify.operators.heads import by_head, flat, for_queries
 from apr_falsify.operators.rotation import farthest, rope_frequencies
 
@@ -42,6 +43,20 @@ class _Read:
     first: int
 
 
+def rows_of_a_batch(case: Case) -> Iterator[Guess]:
+    """Yield scores with the keys of another row of the batch, and the mix with its values."""
+    name = "k_post_rope" if case.name != "attention" else "qkv_bias"
+    stored = [name] if case.name != "attention" else ["qkv_bias", "qkv_matmul"]
+    if name not in case.known:
+        return
+    what = "keys" if case.name != "attention" else "values"
+    for row, stages in case.replayer.trace.batch.items():
+        values = next((stages[key] for part in stored if (key := Key(case.layer, part)) in stages), None)
+        if values is not None and values.shape == case.inputs[name].shape:
+            says = f"the {what} of row {row} of the batch"
+            yield case.evaluated(says, {name: values.astype(np.float64)}, instead="a row reads its own")
+
+
 def other_keys(case: Case) -> Iterator[Guess]:
     """Yield scores in which some cached keys are others: of another position, turned otherwise, or none."""
     read = _read_wrongly(case)
@@ -57,7 +72,7 @@ def other_keys(case: Case) -> Iterator[Guess]:
             values = np.where(entries, case.expected[..., source], case.expected)
             yield Guess(says=_words("key", read, source), values=values, instead=_INSTEAD)
         empty = np.where(entries, 0.0, case.expected)
-        says = f"no cached key at {_positions(read.keys)}, as where it was evicted or never written,"
+        says = f"no cached key at {_positions(read.keys)} (evicted, or never written)"
         yield Guess(says=f"from token {read.first} on {says}", values=empty, instead=_INSTEAD)
     yield from _turned_keys(case, read)
 
