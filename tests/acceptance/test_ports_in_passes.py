@@ -14,7 +14,7 @@ import yaml
 import apr_falsify as af
 from apr_falsify.model.stages import Key
 from apr_falsify.traces.trace import read_trace
-from tests.acceptance.programs import TINY, assert_refused, run
+from tests.acceptance.programs import TINY, assert_refused, program_without, run
 from tests.acceptance.test_porting import QUOTER, ROOT, stable
 from tests.acceptance.test_right_ports import accused
 from tests.support import REAL_VARIABLE, real_folder
@@ -137,3 +137,32 @@ def test_python_runs_and_compares_passes_too() -> None:
         af.capture(f"embedded:{TINY}", tokens=tokens, passes=[4, 1])
     with pytest.raises(af.AprFalsifyError, match="not whole numbers"):
         af.capture(f"embedded:{TINY}", tokens=tokens, passes=[4.5, 1.5])  # type: ignore[list-item]
+
+
+# --- a runtime against itself ------------------------------------------------------------------------------
+
+ITSELF = ("bisect", "--oracle", f"embedded:{TINY}", "--tokens", "5,6,7,8,9,10", "--layers", "0..3")
+
+
+def test_a_runtime_is_the_same_as_itself_to_the_last_bit_and_needs_no_torch() -> None:
+    found = program_without("torch,transformers", *ITSELF, "--format", "json")
+    assert (found.code, found.json["kind"], found.json["identical"]) == (0, "consistent", True)
+    assert "is the same in both runs, to the last bit" in run(*ITSELF).out
+
+
+def test_cached_decode_is_compared_with_the_prefill_of_the_same_runtime(tmp_path: Path) -> None:
+    found = run(*ITSELF, "--decode", "3", "--out", tmp_path / "run", "--format", "json")
+    assert (found.code, found.json["kind"], found.json["passes"]) == (0, "consistent", [3, 1, 1, 1])
+    assert "identical" not in found.json, "sums of other lengths are rounded otherwise"
+    oracle, subject = (read_trace(tmp_path / "run" / side) for side in ("oracle", "subject"))
+    assert (oracle.passes.sizes, subject.passes.sizes) == ((6,), (3, 1, 1, 1))
+    assert oracle.provenance.runtime == subject.provenance.runtime == "embedded"
+    other = run(*ITSELF, "--arithmetic", "q8_0 blocks of 32", "--format", "json")
+    assert "identical" not in other.json
+
+
+def test_a_runtime_that_fixes_its_tokens_is_no_oracle(tmp_path: Path) -> None:
+    assert_refused(
+        run("bisect", "--oracle", f"recorded:{tmp_path}"), "--oracle", "cannot stand for transformers"
+    )
+    assert_refused(run(*ITSELF, "--dtype", "f16"), "--dtype", "the oracle is a runtime")

@@ -64,6 +64,8 @@ def write_bisection(result: Bisection, run: Path) -> Path:
 def print_text(result: Bisection, console: Console) -> None:
     """Print ``result`` for people: the headline, the two sides, the rows, the findings."""
     _print_headline(result, console)
+    if result.identical:
+        console.print("every stage that was compared is the same in both runs, to the last bit")
     console.print()
     _print_sides(result, console)
     console.print()

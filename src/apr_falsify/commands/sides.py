@@ -234,8 +234,8 @@ def capture_sides(plan: Plan, *, dtype: str | None, device: str, run: Path | Non
     """
     oracle = plan.oracle.trace
     if oracle is None:  # first: it is the side that may lack a library or a device
-        ours = oracle_run(plan.oracle, dtype, device)
-        oracle = _captured(run, "oracle", plan.request, ours.model.geometry, ours)
+        ours = _reference(plan.oracle, dtype, device)
+        oracle = _captured(run, "oracle", _of_reference(plan), plan.oracle.geometry, ours)
     return oracle, _captured(run, "subject", plan.request, plan.subject.geometry, plan.subject)
 
 
@@ -270,8 +270,24 @@ def capture_one(plan: Plan, *, oracle: bool, dtype: str | None, device: str, out
     run, name = (None, "subject") if out is None else (out.parent, out.name)
     if not oracle:
         return _captured(run, name, plan.request, plan.subject.geometry, plan.subject)
-    ours = oracle_run(plan.oracle, dtype, device)
-    return _captured(run, name, plan.request, ours.model.geometry, ours)
+    ours = _reference(plan.oracle, dtype, device)
+    return _captured(run, name, plan.request, plan.oracle.geometry, ours)
+
+
+def _reference(oracle: OracleSide, dtype: str | None, device: str) -> _Capturable:
+    return oracle_run(oracle, dtype, device) if oracle.runtime is None else oracle.runtime
+
+
+def _of_reference(plan: Plan) -> Request:
+    """Return what the oracle shall do: what the subject does, but a runtime in its place does so at once.
+
+    So a runtime's cache is compared with the same runtime without it.
+    """
+    passes = plan.request.passes
+    if plan.oracle.runtime is None or plan.request.in_passes is None:
+        return plan.request
+    whole = replace(passes, sizes=(passes.tokens,))
+    return replace(plan.request, in_passes=None if whole.plain else whole)
 
 
 DEFAULT_DTYPES: Mapping[str, str] = {"cpu": "f32", "cuda": "f16"}

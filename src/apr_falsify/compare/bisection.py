@@ -264,6 +264,7 @@ class Bisection:
         breakdowns: what broke down within the comparison; ``not_checked`` and the findings tell it in words.
         layers: how many layers the oracle's model has; 0 where that is not known.
         passes: how the subject computed its tokens; ``None`` where that is not known.
+        identical: whether every stage that was compared is the same in both runs to the last bit.
 
     """
 
@@ -278,6 +279,7 @@ class Bisection:
     breakdowns: tuple[Breakdown, ...] = ()
     layers: int = 0
     passes: Passes | None = None
+    identical: bool = False
 
     @property
     def sources(self) -> tuple[Finding, ...]:
@@ -324,6 +326,7 @@ class Bisection:
             "not_checked": list(self.not_checked),
             "tokens": list(self.tokens),
             **({} if self.passes is None else self.passes.to_json()),
+            **({"identical": True} if self.identical else {}),
             "oracle": self.oracle.to_json(),
             "subject": self.subject.to_json(),
         }

@@ -43,7 +43,7 @@ from apr_falsify.compare.findings import (
 from apr_falsify.compare.held_format import Held, in_its_format
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.published import PublishedRule, published_rule
-from apr_falsify.compare.rows import accused, cleared, rows_of
+from apr_falsify.compare.rows import accused, cleared, identical, rows_of
 from apr_falsify.compare.structure import (
     check_tokens,
     constant_findings,
@@ -162,6 +162,9 @@ def bisect(
         breakdowns=tuple(attempts.noted),
         layers=oracle.geometry.layers,
         passes=subject.passes,
+        identical=attempts.trying("equality to the last bit").made(
+            partial(identical, rows, oracle, subject), False
+        ),
     )
 
 
