@@ -24,7 +24,7 @@ from apr_falsify.compare.proof import helps, is_read, is_right, wrong
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import Key, Layout, stored_shape
+from apr_falsify.model.stages import ROWS, Key, Layout, stored_shape
 from apr_falsify.traces.trace import StageArray, Trace
 
 
@@ -357,7 +357,8 @@ def stored_as(trace: Trace, trial: Sequence[Convention]) -> Trace | None:
 def _toggled(trace: Trace, key: Key, words: set[Layout]) -> StageArray | None:
     array = trace.stages[key]
     layout = tuple(word for word in Layout if (word in array.layout) != (word in words))
-    shape = stored_shape(key.stage, layout, trace.geometry.dims(len(trace.tokens)), array.data.size)
+    dims = {**trace.geometry.dims(len(trace.tokens)), ROWS: trace.passes.rows}
+    shape = stored_shape(key.stage, layout, dims, array.data.size)
     return None if shape is None else StageArray(data=array.data.reshape(shape), layout=layout)
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from apr_falsify import __version__
 from apr_falsify.errors import PassesError, TokensError, TraceError
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import SQUARES, STAGES, Key, Layout, Scope
+from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Key, Layout, Scope
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.foreign import Dump, read_dump
@@ -192,6 +192,7 @@ class _Reader:
         self.used = _used_beside_stages(said)
         self.saved_as: dict[str, str] = {}
         self.batch = 1
+        self.forgotten: set[Key] = set()
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -206,6 +207,8 @@ class _Reader:
             if Layout.LAST_TOKEN not in row.layout:
                 data = self.rows.ordered(data, row.stage)
             layout = row.layout
+            if Key(layer, row.stage) in self.forgotten and row.stage in SCORES:
+                layout = tuple(dict.fromkeys((*layout, Layout.VISIBLE_ONLY)))
             if row.masked:
                 data, layout = self._unmasked(data, row, layer), (*layout, Layout.CAUSAL_ZEROED)
             yield Key(layer, row.stage), StageArray(data=data, layout=layout)
@@ -311,8 +314,9 @@ class _Reader:
             raise TraceError(
                 f"the array {name!r} is {taken} and {user}", where=self.said.path, expected="one stage"
             )
-        sizes = {**axis_sizes(self.geometry, shape[0]), "keys": shape[1]}
         axes = row.axes[index]
+        keys = shape[1] if number is None else self._keys(axes, array.shape, layer, shape)
+        sizes = {**axis_sizes(self.geometry, shape[0]), "keys": keys}
         if self.said.row is not None and len(array.shape) == len(axes) + 1 and BATCH not in axes:
             axes = (BATCH, *axes)
         expected = stored_sizes(row, axes, sizes, array.shape)
@@ -330,12 +334,26 @@ class _Reader:
         values, axes = self._without(values, axes, "layers", layer or 0)
         values, axes = self._without(values, axes, BATCH, row_of)
         if number is not None and "keys" in axes:
-            values = values.take(range(shape[1]), axis=axes.index("keys"))
+            values = values.take(range(keys), axis=axes.index("keys"))
         usual = QKV_PARTS[index] if len(row.names) > 1 else canonical_axes(row.stage)
         if Layout.LAST_TOKEN in row.layout:
             usual = tuple(axis for axis in usual if axis != "tokens")
         last = -1 if Layout.LAST_TOKEN in row.layout else self.rows.last
-        return rearranged(values, axes, usual, sizes, last)
+        values = rearranged(values, axes, usual, sizes, last)
+        if keys == shape[1] or row.stage not in SQUARES:
+            return values
+        self.forgotten.add(Key(layer, row.stage))
+        return np.pad(values, ((0, 0), (0, 0), (shape[1] - keys, 0)))
+
+    def _keys(
+        self, axes: Sequence[str], found: Sequence[int], layer: int | None, shape: tuple[int, int]
+    ) -> int:
+        """Return how many keys an array of a pass holds: all, or the last ones that a window lets be seen."""
+        window = None if layer is None else self.geometry.windows[layer]
+        if window is None or "keys" not in axes or len(found) < len(axes):
+            return shape[1]
+        keys = found[len(found) - len(axes) + list(axes).index("keys")]
+        return keys if min(shape[1], window - 1 + shape[0]) <= keys < shape[1] else shape[1]
 
     def _row(self, rows: int) -> int:
         """Return the row of a batch of ``rows`` that is the run."""

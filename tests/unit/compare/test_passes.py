@@ -247,3 +247,43 @@ def test_positions_that_forget_a_pass_or_count_padding_are_named(
     found = bisect(run(model, passes), run(model, passes, placed(at)), weights=model.weights)
     assert {source.stages[-1] for source in found.sources} == stages
     assert all(words in source.explanation for source in found.sources), found.sources
+
+
+def last_step(trace: Trace) -> Trace:
+    """Return the last pass of a run alone, as where nobody recorded the others."""
+    first = trace.passes.starts[-1]
+    stages = {}
+    for key, array in trace.stages.items():
+        axes, values = STAGES[key.stage].axes, array.data
+        if "tokens" in axes:
+            values = values.take(range(first, S), axes.index("tokens"))
+        stages[key] = replace(array, data=values)
+    return replace(trace, stages=stages, in_passes=replace(trace.passes, unseen=first))
+
+
+@pytest.mark.parametrize(
+    ("at", "words"),
+    [
+        (restarted, "token 11 at position 0, or not rotated at all"),
+        (one_too_far, "token 11 at position 12"),
+    ],
+)
+def test_a_wrong_position_shows_in_a_decode_step_alone(
+    at: Callable[[Passes], list[float]], words: str, checkpoint: OpenCheckpoint
+) -> None:
+    model = checkpoint("llama")
+    oracle = run(model, Passes.whole(S))
+    right = bisect(oracle, last_step(run(model, DECODE)), weights=model.weights)
+    assert (right.kind, right.findings) == (Kind.CONSISTENT, ())
+    found = bisect(oracle, last_step(run(model, DECODE, placed(at))), weights=model.weights)
+    named = [source for source in found.sources if source.stages[-1] in QK]
+    assert len(named) == 6
+    assert all(words in source.explanation for source in named), found.sources
+
+
+def test_positions_that_are_said_to_run_on_through_padding_are_told(checkpoint: OpenCheckpoint) -> None:
+    model = checkpoint("llama")
+    passes = replace(PADDED, positions=tuple(range(S)))
+    found = bisect(run(model, passes), run(model, passes), weights=model.weights)
+    assert found.kind is Kind.CONSISTENT
+    assert any("stands at 4, as is said" in line for line in found.not_checked)

@@ -47,6 +47,28 @@ def test_a_right_port_with_a_cache_is_consistent_in_every_form(
             assert (found.kind, found.findings) == (Kind.CONSISTENT, ()), (passes, each_pass)
 
 
+@pytest.mark.parametrize("passes", [DECODE, CHUNKS], ids=["decode", "chunks"])
+def test_a_cache_that_forgets_what_is_outside_the_window_holds_fewer_keys(
+    passes: Passes, checkpoint: OpenCheckpoint, tmp_path: Path
+) -> None:
+    model = checkpoint("gemma3")
+    port = hf_run(model, passes)
+    arrays, forgotten = by_pass(port), 0
+    for layer, window in enumerate(model.geometry.windows):
+        for number, size in enumerate(passes.sizes):
+            for stage in ("attn_scores", "attn_softmax"):
+                values = arrays[f"p{number}/L{layer}.{stage}"]
+                kept = values.shape[-1] if window is None else min(values.shape[-1], window - 1 + size)
+                forgotten += values.shape[-1] - kept
+                arrays[f"p{number}/L{layer}.{stage}"] = values[..., values.shape[-1] - kept :]
+    assert forgotten
+    said = mapping_of(port, each_pass=True, passes=list(passes.sizes))
+    for stage in said["stages"].values():
+        stage.pop("layout", None)
+    found = judged(tmp_path, model, arrays, said, hf_run(model, Passes.whole(S)))
+    assert (found.kind, found.findings) == (Kind.CONSISTENT, ())
+
+
 @pytest.fixture(scope="module")
 def qwen(checkpoint: OpenCheckpoint) -> Model:
     return checkpoint("qwen2")

@@ -185,6 +185,10 @@ def other_direction(case: Case) -> Iterator[Guess]:
     """Yield no rotation, the inverse one, and cos and sin exchanged."""
     own = declared(case)
     still = replace(own, frequencies=0 * own.frequencies)
+    passes = case.replayer.trace.passes
+    if passes.rows == 1 < passes.tokens:
+        says = f"token {passes.unseen} at position 0, or not rotated at all,"
+        yield turned(case, says, still, f"it stands at position {own.positions[0]:.0f}", "rope-position")
     for factor in dict.fromkeys((own.factor, 1.0)):  # an attention factor may be left out with it
         yield turned(case, "no rotation", replace(still, factor=factor), name="rope-not-applied")
     yield turned(case, "rotation in the other direction", replace(own, frequencies=-own.frequencies))
@@ -229,6 +233,8 @@ _FARTHEST = 8192
 def other_positions(case: Case) -> Iterator[Guess]:
     """Yield the rotation with positions that start elsewhere, stand still, or run backwards."""
     own = declared(case)
+    if case.replayer.trace.passes.unseen:
+        return  # of a step that was recorded alone each position is solved for
     last = len(own.positions) - 1
     yield turned(case, "positions in reverse order", replace(own, positions=own.positions[::-1]))
     says = f"every token at position {last}"

@@ -159,7 +159,8 @@ _AT_ONCE = 64
 def other_positions(case: Case) -> Iterator[Guess]:
     """Yield the rotation with each token at the whole position that its own angles have."""
     own, right = declared(case), positions_of(case)
-    if not 2 <= len(right) <= _MOST_TOKENS or not np.any(own.frequencies):
+    fewest = 1 if case.replayer.trace.passes.unseen else 2
+    if not fewest <= len(right) <= _MOST_TOKENS or not np.any(own.frequencies):
         return
     found = _positions(case, own.frequencies)
     if np.array_equal(found, right):
