@@ -27,7 +27,7 @@ class RustTest:
         cfgs: predicates that must hold for it to be compiled.
         ignores: predicates under any of which it is ignored.
         extends: its cases are listed as ``path::case``.
-        unsure: whether it is there cannot be told, only that it may be.
+        unsure: whether it is there is not known, only that it may be.
         hollow: as of :class:`TestItem`.
 
     """
