@@ -48,7 +48,7 @@ NEEDED_WHOLE = ("qkv_bias", "q_post_rope", "k_post_rope", "attn_scores", "attn_s
 """Stages whose rows, or whose readers' rows, take more than one token."""
 
 
-SHARE = 10
+SHARE = 20
 """One in so many is run, in each recipe others."""
 
 
