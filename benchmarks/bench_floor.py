@@ -21,9 +21,9 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from apr_falsify.commands.examine import Wanted, examine
-from apr_falsify.exam.marks import Mark
+from apr_falsify.exam.examination import Examination
+from apr_falsify.exam.grades import Grade
 from apr_falsify.exam.plan import CORRECT, SINGLE
-from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.trial import TrialOutcome
 from apr_falsify.operators.roundoff import LIMIT
 
@@ -35,20 +35,20 @@ F64 = npt.NDArray[np.float64]
 def main() -> None:
     results = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     jobs = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    sitting = examine(Wanted(results=results, jobs=jobs, parts=(SINGLE, CORRECT)))
-    held = [*sitting.correct, *sitting.single]
+    examination = examine(Wanted(results=results, jobs=jobs, parts=(SINGLE, CORRECT)))
+    held = [*examination.correct, *examination.single]
     groups = {
         "right, narrow models": right_of([outcome for outcome in held if not outcome.case.material.wide]),
         "right, 7B width": right_of([outcome for outcome in held if outcome.case.material.wide]),
-        "faulty": guilty_of(sitting),
+        "faulty": guilty_of(examination),
     }
     for label, values in groups.items():
         print_distances(label, values)
     for title, by in BY.items():
-        print_farthest(title, by, sitting.correct)
+        print_farthest(title, by, examination.correct)
     print(f"limit: {LIMIT:g} sigma")
-    accused = sum(outcome.mark is not Mark.LOCATED for outcome in sitting.correct)
-    print(f"accused: {accused} of {len(sitting.correct)} correct runs")
+    accused = sum(outcome.grade is not Grade.LOCATED for outcome in examination.correct)
+    print(f"accused: {accused} of {len(examination.correct)} correct runs")
     draw(groups)
     print(f"drawn: {FIGURE}")
 
@@ -65,10 +65,10 @@ def right_of(outcomes: list[TrialOutcome]) -> F64:
     return np.array([value for outcome in outcomes for value in outcome.right]) * LIMIT
 
 
-def guilty_of(sitting: Sitting) -> F64:
+def guilty_of(examination: Examination) -> F64:
     """Return how far faulty stages are from their replay, in sigmas."""
     # Of a conversion fault only the tensor is wrong; what was computed with it is right.
-    computed = [outcome for outcome in sitting.single if outcome.case.host != "conversion"]
+    computed = [outcome for outcome in examination.single if outcome.case.host != "conversion"]
     return np.array([value for outcome in computed for value in outcome.guilty]) * LIMIT
 
 

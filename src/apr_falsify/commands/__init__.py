@@ -8,6 +8,6 @@
   ``starter_names``, ``starter_text``
 - behind ``faults``: ``examine``, ``exam_pool``, ``exam_worker``, ``hosts``, ``apr_host``, ``smollm2``,
   ``faults_table``
-- behind ``evidence``, ``promote`` and ``doctor``: ``evidence_text``, ``standings``, ``kept_standings``,
+- behind ``evidence``, ``promote`` and ``doctor``: ``evidence_text``, ``standings``, ``standings_cache``,
   ``lanes``, ``lane_needs``, ``checks``
 """

@@ -20,12 +20,12 @@ from apr_falsify.commands.smollm2 import SMOLLM2_FILE, smollm2_path
 from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.errors import MissingDependencyError, UsageError, nearest
 from apr_falsify.exam.cases import ExamCase, Host
+from apr_falsify.exam.examination import Examination, again, sit
 from apr_falsify.exam.faults import CATALOGUE
 from apr_falsify.exam.kernels import KERNELS, OWN
 from apr_falsify.exam.plan import MODELS, PARTS, SMOLLM2, WIDE_MODEL, ExamPlan
 from apr_falsify.exam.recipes import case_of
 from apr_falsify.exam.results import Results
-from apr_falsify.exam.sitting import Sitting, again, sit
 from apr_falsify.exam.store import Store
 from apr_falsify.folders import CACHE_VARIABLE
 from apr_falsify.formats.weights import Model
@@ -128,7 +128,7 @@ class Wanted:
     cases: tuple[ExamCase, ...] = ()
 
 
-def examine(wanted: Wanted) -> Sitting:
+def examine(wanted: Wanted) -> Examination:
     """Hold the exam.
 
     Raises:
@@ -143,9 +143,9 @@ def examine(wanted: Wanted) -> Sitting:
     with scratch("exam") as directory, _watched() as watch:
         hold = Pool(directory, wanted.jobs, results, watch)
         with hold:
-            sitting = again(wanted.cases, hold) if wanted.cases else _whole(wanted, hold.models, hold)
-    sitting.kernels = results.kernels
-    return sitting
+            examination = again(wanted.cases, hold) if wanted.cases else _whole(wanted, hold.models, hold)
+    examination.kernels = results.kernels
+    return examination
 
 
 def _check_torch() -> None:
@@ -157,13 +157,13 @@ def _check_torch() -> None:
             )
 
 
-def _whole(wanted: Wanted, models: Path, hold: Pool) -> Sitting:
+def _whole(wanted: Wanted, models: Path, hold: Pool) -> Examination:
     names, not_run = (wanted.models, []) if wanted.models is not None else _at_hand()
     store = Store(models, DEFAULT_MODEL, {SMOLLM2: smollm2_path()}, encode=_encode)
     hosts, absent = _hosts(store, models)
-    sitting = sit(_planned(names, wanted), store, hosts, hold)
-    sitting.not_run += [*not_run, *absent]
-    return sitting
+    examination = sit(_planned(names, wanted), store, hosts, hold)
+    examination.not_run += [*not_run, *absent]
+    return examination
 
 
 def _planned(names: tuple[str, ...], wanted: Wanted) -> ExamPlan:

@@ -131,7 +131,7 @@ def survey(paths: Sequence[Path], settings: Settings, *, cached: bool = True) ->
     """
     if settings.root is None or settings.evidence_dir is None:
         return None
-    from apr_falsify.commands.kept_standings import identity_of, keep, kept
+    from apr_falsify.commands.standings_cache import identity_of, store, stored
 
     project, folder = _project(settings.root, settings), settings.evidence_dir
     naming = list(_naming(paths, Evidence(root=project.root, standings={})))
@@ -140,11 +140,11 @@ def survey(paths: Sequence[Path], settings: Settings, *, cached: bool = True) ->
         lying = _not_named(folder, project, ()) if is_whole else ()
         return Evidence(root=project.root, standings={}, not_named=lying)
     identity = identity_of(project.root, folder, naming) if cached else None
-    found = kept(identity) if identity else None
+    found = stored(identity) if identity else None
     if found is None:
         found = _looked_at(naming, project)
         if identity and all(_is_below(one.bundle, project) for one in found.values()):
-            keep(identity, found)
+            store(identity, found)
     bundles = tuple(one.bundle for one in found.values())
     lying = _not_named(folder, project, bundles) if is_whole else ()
     return Evidence(root=project.root, standings=found, not_named=lying)

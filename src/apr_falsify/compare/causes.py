@@ -29,7 +29,6 @@ from apr_falsify.compare.variations import (
     common,
     feedforward,
     head_norms,
-    kept,
     multipliers,
     norms,
     places,
@@ -38,6 +37,7 @@ from apr_falsify.compare.variations import (
     residual,
     rotary,
     solved_rotary,
+    stored,
     turning,
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
@@ -143,7 +143,7 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rotary-order", stages=(*_QKV, *turning.ROTATED), guesses=projected.rotary_order),
     Variation(name="next-step-included", where=projected.is_product, guesses=projected.other_use),
     Variation(name="soft-cap", stages=caps.STAGES, guesses=caps.soft_capped),
-    Variation(name="precision", guesses=kept.fewer_bits),
+    Variation(name="precision", guesses=stored.fewer_bits),
     # What has a free parameter.
     Variation(
         name="multiplier",
@@ -156,7 +156,7 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_frequencies),
     Variation(name="epsilon", where=norms.is_norm, guesses=norms.measured_epsilon),
     Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.measured_epsilon),
-    Variation(name="clipped", guesses=kept.clipped),
+    Variation(name="clipped", guesses=stored.clipped),
     # What stands in another place.
     Variation(name="moved-tokens", guesses=common.moved_tokens),
     Variation(name="moved-heads", stages=_HEADED, guesses=common.moved_heads),

@@ -184,12 +184,14 @@ def _beside_a_fault(
         if len(trial) > 1 or trial[0].finding is not FindingType.RECORDING:
             continue
         solved = _solved(trace, trial, judged, setting, helpful=True)
-        if solved is not None and (best is None or _mended(judged, solved[1]) > _mended(judged, best[2])):
+        if solved is not None and (
+            best is None or _fewer_in_error(judged, solved[1]) > _fewer_in_error(judged, best[2])
+        ):
             best = trial, *solved
     return best
 
 
-def _mended(judged: Mapping[Key, Judged], again: Mapping[Key, Judged]) -> int:
+def _fewer_in_error(judged: Mapping[Key, Judged], again: Mapping[Key, Judged]) -> int:
     return len(wrong(judged, again)) - len(wrong(again, again))
 
 

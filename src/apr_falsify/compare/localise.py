@@ -39,10 +39,10 @@ from apr_falsify.compare.findings import (
     unmeasured_findings,
     wrong_without_weights,
 )
-from apr_falsify.compare.held_format import Held, in_its_format
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.published import PublishedRule, published_rule
 from apr_falsify.compare.rows import accused, cleared, rows_of
+from apr_falsify.compare.stored_format import StoredRun, in_its_format
 from apr_falsify.compare.structure import (
     check_tokens,
     constant_findings,
@@ -101,7 +101,7 @@ def bisect(
     # 3. and 4.
     used = subject_weights or weights
     reference = judge(oracle, weights, keys, attempts=attempts.within("the oracle", decisive=True))
-    said = Held(trace=subject, weights=used)
+    said = StoredRun(trace=subject, weights=used)
     in_format = partial(in_its_format, said, keys, arithmetic)
     held, formats = attempts.trying("the format of what was recorded").made(in_format, (said, ()))
     subject, judged, layouts = declared_or_solved(held.trace, held.weights, keys, arithmetic, attempts)

@@ -212,7 +212,7 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("rope-q-skipped", "q_post_rope", "q is not rotated", r"no rotation",
            formula=f.not_rotated, needs=("rope",)),
     _fault("rope-backwards", _QK, "the rotation goes the other way", r"other direction",
-           formula=f.turned_backwards, needs=("rope",)),
+           formula=f.rotated_backwards, needs=("rope",)),
     _fault("rope-half", _QK, "only the first half of the pairs turns", r"only the first \d+ of \d+ pairs",
            formula=f.partly_rotated, needs=("rope",)),
     _fault("rope-narrow", _QK, "cos and sin are kept in bf16", r"cos and sin .* bf16",

@@ -83,7 +83,7 @@ class HalfSplit:
         """Return [heads * head_dim, ...], which has a row for each of the tensor's, in half-split order."""
         return self._regrouped(rows, interleaved=True)
 
-    def as_held(self, rows: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    def as_stored(self, rows: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
         """Return rows in half-split order as the file holds them: what undoes :meth:`of_whole_heads`."""
         return self._regrouped(rows, interleaved=False)
 

@@ -62,7 +62,7 @@ class Weights:
         where: the file or directory, for messages.
         of_checkpoint: whether the tensors are as HuggingFace checkpoints have them, where a family's own
             differ from the use (transposed, norms less an offset); GGUF stores them as they are used.
-        held_as: the number format that a runtime casts them to when it loads them, ``None`` for their own.
+        cast_to: the number format that a runtime casts them to when it loads them, ``None`` for their own.
         imported_from: the weights that a runtime made these of, where it works on a copy of its own format.
 
     """
@@ -73,7 +73,7 @@ class Weights:
     interleaved: bool
     where: Path
     of_checkpoint: bool = True
-    held_as: Format | None = None
+    cast_to: Format | None = None
     imported_from: Weights | None = None
 
     def find(self, role: str, layer: int | None = None) -> Tensor | None:
@@ -98,12 +98,12 @@ class Weights:
         row = family_of(self.geometry)
         if self.of_checkpoint and role in row.transposed:
             tensor = transposed(tensor)
-        if self.held_as is not None:
-            tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
+        if self.cast_to is not None:
+            tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
         if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
             tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))
-            if row.offset_rounded and self.held_as is not None:
-                tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
+            if row.offset_rounded and self.cast_to is not None:
+                tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
         for group in row.fused:
             if role in group:
                 heights = {each: self._shape(each)[0] for each in group}

@@ -66,7 +66,7 @@ def _unblocked(blocks: F64, length: int) -> F64:
     return blocks.reshape(*blocks.shape[:-2], -1)[..., :length]
 
 
-def kept_of(form: Form, values: Values) -> F64:
+def decoded(form: Form, values: Values) -> F64:
     """Return what the blocks of ``values`` [..., n] stand for."""
     with np.errstate(invalid="ignore", over="ignore"):  # a scale beyond f16 is infinite, as it is there
         blocks = form(values)

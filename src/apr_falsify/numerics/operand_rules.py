@@ -113,7 +113,7 @@ def _v_caches() -> Iterator[Rule]:
     """Yield the rules of a quantised V cache: flash attention widens it to f32."""
     for name, kept in CACHES.items():
         yield Rule(name=f"{name} v cache", left=exact, right=kept, block=32)
-        turned = quantise.turned_back(kept)
+        turned = quantise.rotated_back(kept)
         yield Rule(
             name=f"{name} v cache{ROTATED}",
             left=exact,
@@ -121,7 +121,7 @@ def _v_caches() -> Iterator[Rule]:
             block=quantise.ROTATED_BLOCK,
             rotated=True,
             kept=kept,
-            edges=quantise.turned_edges(kept),
+            edges=quantise.rotated_edges(kept),
         )
 
 

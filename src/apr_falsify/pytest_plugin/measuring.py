@@ -89,7 +89,7 @@ class Measurements:
                 prompt=lane.prompt,
                 tokens=lane.tokens,
                 arithmetic=None,
-                kept=run / "subject",
+                earlier=run / "subject",
             ) as plan,
         ):
             oracle, subject = capture_sides(plan, dtype=lane.dtype, device=lane.device, run=run)

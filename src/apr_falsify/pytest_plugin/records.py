@@ -71,7 +71,7 @@ class Ran:
         seconds: how long its phases took together.
         reran: whether it failed and was run again.
         again: why it was.
-        begun: whether it was begun.
+        started: whether it was begun.
         measured: what it asked to have measured.
         kept: bisections that it handed over, name and file.
         properties: what it recorded.
@@ -84,7 +84,7 @@ class Ran:
     seconds: float = 0.0
     reran: bool = False
     again: str = ""
-    begun: bool = False
+    started: bool = False
     measured: set[SeenRun] = field(default_factory=set)
     kept: dict[str, str] = field(default_factory=dict)
     properties: list[tuple[str, str]] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Ran:
     def add(self, report: pytest.TestReport) -> None:
         """Take in one report."""
         note = note_of(report)
-        self.begun = True
+        self.started = True
         self.seconds += report.duration
         if getattr(report, "outcome", "") == "rerun":
             self.reran, self.phases = True, {}
@@ -209,6 +209,6 @@ class TestVerdict:
     waiting: int
 
     @property
-    def is_begun(self) -> bool:
+    def has_started(self) -> bool:
         """Whether any test of it was begun."""
-        return any(one.begun for one in self.ran.values())
+        return any(one.started for one in self.ran.values())

@@ -34,10 +34,10 @@ class Falsified(AssertionError):
 
     def report(self) -> str:
         """Return what a reader needs: the sentence, the stage table, the findings."""
-        return f"{self.sentence}\n\n{told(self.bisection)}"
+        return f"{self.sentence}\n\n{printed(self.bisection)}"
 
 
-def told(bisection: Bisection) -> str:
+def printed(bisection: Bisection) -> str:
     """Return a bisection as ``apr-falsify bisect`` prints it, without colours."""
     from rich.console import Console
 

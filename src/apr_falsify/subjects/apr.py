@@ -92,7 +92,7 @@ class AprSubject:
 
         """
         start_hashing((self.program.binary, *source_files(self.source)))
-        names, span = _asked(request, self.geometry)
+        names, span = _as_arguments(request, self.geometry)
         with (
             keeping_log(self.log, "apr") as log,
             scratch("apr") as folder,
@@ -308,8 +308,8 @@ class AprRun:
             stages=request.stages,
             absent={
                 **self.absent,
-                **_told(unwritten, f"apr {self.version} accepted it and wrote no file"),
-                **_told(
+                **_reasons(unwritten, f"apr {self.version} accepted it and wrote no file"),
+                **_reasons(
                     unfit, f"what apr {self.version} wrote fits no shape of the heads that its file states"
                 ),
             },
@@ -322,7 +322,7 @@ class AprRun:
         return self.subject.differs(trace, request)
 
 
-def _told(keys: list[Key], why: str) -> dict[str, str]:
+def _reasons(keys: list[Key], why: str) -> dict[str, str]:
     layers: dict[str, list[str]] = {}
     for layer, name in keys:
         layers.setdefault(name, []).append("" if layer is None else str(layer))
@@ -331,7 +331,7 @@ def _told(keys: list[Key], why: str) -> dict[str, str]:
     }
 
 
-def _asked(request: Request, geometry: Geometry) -> tuple[tuple[str, ...], str]:
+def _as_arguments(request: Request, geometry: Geometry) -> tuple[tuple[str, ...], str]:
     """Return stages and layers as ``apr trace`` takes them; one range holds for all stages."""
     keys = request.keys(geometry)
     first = min((layer for layer, _ in keys if layer is not None), default=request.layers.start)

@@ -206,7 +206,7 @@ class Running:
                 f"the log cannot be written: {self._unwritten.strerror}", where=self.log.path
             ) from self._unwritten
         if code != 0:
-            raise self.program.failed(f"`{self.verb}` {told_exit(code, self.program.exits)}", self.log)
+            raise self.program.failed(f"`{self.verb}` {exit_text(code, self.program.exits)}", self.log)
 
     def end(self) -> None:
         """Kill it, and all that it started, where it still runs."""
@@ -303,7 +303,7 @@ def _opened(log: Log, title: str) -> IO[bytes]:
     return file
 
 
-def told_exit(code: int, known: Mapping[int, str]) -> str:
+def exit_text(code: int, known: Mapping[int, str]) -> str:
     """Say how a process ended, by what ``wait`` returned: an exit status, or the signal that killed it."""
     number = -code if code < 0 else code - 128  # a shell passes its child's signal on as 128 + its number
     name = signal.Signals(number).name if number in signal.valid_signals() else ""

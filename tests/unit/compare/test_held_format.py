@@ -121,7 +121,7 @@ def run_in(
         value = fault(key, embedded.as_defined(key, inputs, site))
         return value if key[1] in unrounded else kept.round(value)
 
-    held = replace(model, weights=replace(model.weights, held_as=kept)) if weights else model
+    held = replace(model, weights=replace(model.weights, cast_to=kept)) if weights else model
     return embedded.capture(held, request_for(model, tokens=TOKENS), MemorySink(), step=step)
 
 
@@ -196,7 +196,7 @@ def test_a_run_in_f16_that_folds_the_scale_is_right_down_to_its_smallest_numbers
     base, _ = runs["llama"]
     geometry = replace(base.geometry, attn_scales=(1 / 64,) * 3)  # as of large heads: the steps grow 64-fold
     f16, key = FORMATS["f16"], Key(1, "q_post_rope")
-    model = replace(base, geometry=geometry, weights=replace(base.weights, geometry=geometry, held_as=f16))
+    model = replace(base, geometry=geometry, weights=replace(base.weights, geometry=geometry, cast_to=f16))
 
     def folding(key: Key, inputs: embedded.Inputs, site: embedded.RuntimeSite) -> embedded.Array:
         value = embedded.as_defined(key, inputs, site)

@@ -132,7 +132,7 @@ def multiplied(x: F64, rotor: Complex, head_dim: int) -> F64:
     return np.concatenate((z.real, z.imag, heads[..., 2 * pairs :]), axis=-1).reshape(x.shape)
 
 
-def turned(
+def rotated_guess(
     case: Case, says: str, turn: Turn, instead: str = "", name: str = "", x: F64 | None = None
 ) -> Guess:
     """Return the stage under another rotation, of ``x`` where that is not what is to be rotated."""

@@ -290,7 +290,7 @@ def _of_stage(reader: Reader, node: str, key: Key, runs: int) -> StageArray | No
     if not len(rows):  # no batch asked for logits
         return None
     if name == "attention" and layer is not None:
-        rows = _turned_back(reader, node, layer, rows)
+        rows = _unrotated(reader, node, layer, rows)
     return StageArray(data=rows if axes[0] == "tokens" else rows[-1])
 
 
@@ -370,7 +370,7 @@ def _before_rotation(geometry: Geometry) -> tuple[str, ...]:
     return ("qkv_matmul", "qkv_bias") if geometry.qkv_bias else ("qkv_matmul",)
 
 
-def _turned_back(reader: Reader, node: str, layer: int, rows: Values) -> Values:
+def _unrotated(reader: Reader, node: str, layer: int, rows: Values) -> Values:
     """Undo the rotation in which a quantised V cache is kept, where a recording holds its result in it.
 
     With one key to look at, the first token's attention is its V: turned, where the values are.

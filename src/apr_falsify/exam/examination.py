@@ -34,7 +34,7 @@ Hold = Callable[[Mapping[str, Sequence[ExamCase]]], Mapping[str, list[TrialOutco
 
 
 @dataclass(slots=True, kw_only=True)
-class Sitting:
+class Examination:
     """What came of every case.
 
     Attributes:
@@ -66,18 +66,18 @@ class Sitting:
             (self.single if outcome.level >= COUNTS_FROM else self.below).append(outcome)
 
 
-def sit(plan: ExamPlan, store: Store, hosts: Mapping[str, Host], hold: Hold) -> Sitting:
+def sit(plan: ExamPlan, store: Store, hosts: Mapping[str, Host], hold: Hold) -> Examination:
     """Hold the whole exam, or those parts of it that the plan names."""
     start = time.monotonic()
-    sitting = Sitting(parts=plan.parts)
+    examination = Examination(parts=plan.parts)
     held = hold({part: cases for part, cases in _planned(plan, store, hosts).items() if part in plan.parts})
-    sitting.count_single(held.get(SINGLE, ()))
-    sitting.pairs += [outcome for outcome in held.get(PAIRS, ()) if outcome.level >= COUNTS_FROM]
-    sitting.correct += held.get(CORRECT, ())
+    examination.count_single(held.get(SINGLE, ()))
+    examination.pairs += [outcome for outcome in held.get(PAIRS, ()) if outcome.level >= COUNTS_FROM]
+    examination.correct += held.get(CORRECT, ())
     if SMALL in plan.parts:
-        _take_curve(sitting, hold)
-    sitting.seconds = time.monotonic() - start
-    return sitting
+        _take_curve(examination, hold)
+    examination.seconds = time.monotonic() - start
+    return examination
 
 
 def _planned(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> dict[str, list[ExamCase]]:
@@ -93,7 +93,7 @@ def _planned(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> dict[st
     }
 
 
-def again(cases: Sequence[ExamCase], hold: Hold) -> Sitting:
+def again(cases: Sequence[ExamCase], hold: Hold) -> Examination:
     """Hold ``cases`` alone, each in the part that it belongs to."""
     part = {0: CORRECT, 1: SINGLE, 2: PAIRS}
     listed: dict[str, list[ExamCase]] = {}
@@ -101,17 +101,19 @@ def again(cases: Sequence[ExamCase], hold: Hold) -> Sitting:
         listed.setdefault(part[len(case.seeded)], []).append(case)
     start = time.monotonic()
     held = hold(listed)
-    sitting = Sitting(correct=[*held.get(CORRECT, ())], pairs=[*held.get(PAIRS, ())], parts=tuple(listed))
-    sitting.count_single(held.get(SINGLE, ()))
-    sitting.seconds = time.monotonic() - start
-    return sitting
+    examination = Examination(
+        correct=[*held.get(CORRECT, ())], pairs=[*held.get(PAIRS, ())], parts=tuple(listed)
+    )
+    examination.count_single(held.get(SINGLE, ()))
+    examination.seconds = time.monotonic() - start
+    return examination
 
 
-def _take_curve(sitting: Sitting, hold: Hold) -> None:
+def _take_curve(examination: Examination, hold: Hold) -> None:
     """Make one run of each formula fault smaller, until it changes its stage by 1, 2 and 5 floors."""
     first = {
         outcome.case.seeded[0].fault.name: outcome
-        for outcome in reversed(sitting.single)
+        for outcome in reversed(examination.single)
         if outcome.case.host == "formula" and outcome.case.setting.name == "f32"
     }
     cases = {
@@ -120,7 +122,7 @@ def _take_curve(sitting: Sitting, hold: Hold) -> None:
     }
     held = hold(cases)
     for level in CURVE:
-        sitting.curve[level] += held[f"faults of {level:g} floors"]
+        examination.curve[level] += held[f"faults of {level:g} floors"]
 
 
 def _made_small(outcome: TrialOutcome, level: float) -> ExamCase:

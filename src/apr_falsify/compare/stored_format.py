@@ -38,7 +38,7 @@ _ROWS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class StoredRun:
     """A run as it is taken to hold its values.
 
     Attributes:
@@ -51,30 +51,32 @@ class Held:
     weights: Weights | None
 
 
-def in_its_format(said: Held, keys: Sequence[Key], arithmetic: str | None = None) -> tuple[Held, Hypothesis]:
+def in_its_format(
+    run: StoredRun, keys: Sequence[Key], arithmetic: str | None = None
+) -> tuple[StoredRun, Hypothesis]:
     """Return a run as its values show that it holds them, and a finding for each thing said otherwise.
 
     Args:
-        said: the run as it is declared.
+        run: the run as it is declared.
         keys: the stages to judge.
         arithmetic: what the user states of it.
 
     """
-    kept, saved = _hypotheses(said)
-    if not kept and not saved:
-        return said, ()
-    sample = _sample(said.trace, keys)
-    before = _wrong(said, sample, arithmetic)
-    best = _best(said, kept, before, (before, ()), sample, arithmetic)
+    number_format, saved = _hypotheses(run)
+    if not number_format and not saved:
+        return run, ()
+    sample = _sample(run.trace, keys)
+    before = _wrong(run, sample, arithmetic)
+    best = _best(run, number_format, before, (before, ()), sample, arithmetic)
     # The floors of a run that was saved in 16 bits are wide: not for one stage alone, which may be a fault.
     if len({name for _, name in best[0]}) > 1:
-        other = _best(said, saved, before, best, sample, arithmetic)
+        other = _best(run, saved, before, best, sample, arithmetic)
         best = other if 2 * len(other[0]) < len(best[0]) else best
-    return _under(said, best[1]), best[1]
+    return _under(run, best[1]), best[1]
 
 
 def _best(
-    said: Held,
+    run: StoredRun,
     hypotheses: Collection[Hypothesis],
     before: set[Key],
     best: tuple[set[Key], Hypothesis],
@@ -84,14 +86,14 @@ def _best(
     """Return the first hypothesis by which the fewest stages are wrong, and none but of ``before``."""
     for hypothesis in hypotheses:
         if best[0]:
-            after = _wrong(_under(said, hypothesis), sample, arithmetic)
+            after = _wrong(_under(run, hypothesis), sample, arithmetic)
             if len(after) < len(best[0]) and after <= before:
                 best = after, hypothesis
     return best
 
 
-def _wrong(held: Held, sample: Sequence[Key], arithmetic: str | None) -> set[Key]:
-    judged = judge(held.trace, held.weights, sample, arithmetic)
+def _wrong(run: StoredRun, sample: Sequence[Key], arithmetic: str | None) -> set[Key]:
+    judged = judge(run.trace, run.weights, sample, arithmetic)
     return wrong(judged, judged)
 
 
@@ -105,48 +107,48 @@ def _sample(trace: Trace, keys: Sequence[Key]) -> list[Key]:
 # --- hypotheses -------------------------------------------------------------------------------------
 
 
-def _hypotheses(said: Held) -> tuple[list[Hypothesis], list[Hypothesis]]:
+def _hypotheses(run: StoredRun) -> tuple[list[Hypothesis], list[Hypothesis]]:
     """Return what may be said of a run that keeps 16 bits, and of one that was saved in them.
 
     Of the first: its format, where another is said; then with rounded weights, with products that round
     what they take, and with both.
     """
-    provenance = said.trace.provenance
+    provenance = run.trace.provenance
     if provenance.runtime == "hf":  # its capture casts the weights and keeps every stage as it is
         return [], []
     stated = FORMATS.get(provenance.dtype)
-    seen = seen_format((name, array.data) for (_, name), array in said.trace.stages.items())
+    seen = seen_format((name, array.data) for (_, name), array in run.trace.stages.items())
     if seen is None or seen.format.unit_roundoff <= (UNIT if stated is None else stated.unit_roundoff):
-        return ([] if stated not in SIXTEEN_BITS else _within(said, stated, ())), []
-    kept = (_kept(seen, provenance.dtype),)
-    return [kept, *_within(said, seen.format, kept)], [(_saved(said.trace, seen),)]
+        return ([] if stated not in SIXTEEN_BITS else _within(run, stated, ())), []
+    number_format = (_format_finding(seen, provenance.dtype),)
+    return [number_format, *_within(run, seen.format, number_format)], [(_saved_finding(run.trace, seen),)]
 
 
-def _within(said: Held, kept: Format, first: Hypothesis) -> list[Hypothesis]:
+def _within(run: StoredRun, number_format: Format, first: Hypothesis) -> list[Hypothesis]:
     """Return ``first`` with rounded weights, with rounded operands, and with both, where there are such."""
-    weights = () if _are_rounded(said.weights, kept) else (_rounded_weights(kept),)
-    names = _unrounded_operands(said.trace, kept)
-    operands = (_rounded_operands(kept, names),) if names else ()
+    weights = () if _are_rounded(run.weights, number_format) else (_weights_finding(number_format),)
+    names = _unrounded_operands(run.trace, number_format)
+    operands = (_operands_finding(number_format, names),) if names else ()
     more = dict.fromkeys(((*weights,), (*operands,), (*weights, *operands)))
     return [(*first, *each) for each in more if each]
 
 
-def _are_rounded(weights: Weights | None, kept: Format) -> bool:
+def _are_rounded(weights: Weights | None, number_format: Format) -> bool:
     """Whether rounding changes no weight, as far as the first rows of the first layer tell."""
-    if weights is None or weights.held_as is not None:
+    if weights is None or weights.cast_to is not None:
         return True
     try:
         tensors = [weights.tensor(role, 0) for role in roles_at(weights.geometry, 0)]
-        return all(holds(kept, tensor.rows(0, min(_ROWS, tensor.shape[0]))) for tensor in tensors)
+        return all(holds(number_format, tensor.rows(0, min(_ROWS, tensor.shape[0]))) for tensor in tensors)
     except ModelError:
         return True  # what cannot be read is told where it is needed
 
 
-def _unrounded_operands(trace: Trace, kept: Format) -> tuple[str, ...]:
+def _unrounded_operands(trace: Trace, number_format: Format) -> tuple[str, ...]:
     """Return the stages that a product takes and that hold what the format cannot."""
     found = set()
     for (layer, name), array in trace.stages.items():
-        if name in _operands(trace, layer) and name not in found and not holds(kept, array.data):
+        if name in _operands(trace, layer) and name not in found and not holds(number_format, array.data):
             found.add(name)
     return in_forward_order(found)
 
@@ -165,9 +167,14 @@ def _operands(trace: Trace, layer: int | None) -> set[str]:
 # --- what is told, and how a run is read by it ------------------------------------------------------
 
 
-def _told(how: str, kept: Format, why: str, advice: str = "", stages: tuple[str, ...] = ()) -> Finding:
+def _finding(
+    how: str, number_format: Format, why: str, advice: str = "", stages: tuple[str, ...] = ()
+) -> Finding:
     return Finding(
-        type=FindingType.RECORDING, stages=stages, explanation=f"{how} {kept.name}: {why}", advice=advice
+        type=FindingType.RECORDING,
+        stages=stages,
+        explanation=f"{how} {number_format.name}: {why}",
+        advice=advice,
     )
 
 
@@ -176,60 +183,68 @@ def _values_of(seen: Seen) -> str:
     return f"{seen.holding} of {seen.arrays} arrays hold no other values{others}"
 
 
-def _kept(seen: Seen, stated: str) -> Finding:
+def _format_finding(seen: Seen, stated: str) -> Finding:
     name = seen.format.name
     why = f"{_values_of(seen)}, and by its rounding the stages fit; said is {stated}"
-    return _told(_KEPT, seen.format, why, f"`dtype: {name}` in the mapping says so")
+    return _finding(_FORMAT, seen.format, why, f"`dtype: {name}` in the mapping says so")
 
 
-def _saved(trace: Trace, seen: Seen) -> Finding:
+def _saved_finding(trace: Trace, seen: Seen) -> Finding:
     stages = in_forward_order({name for _, name in trace.stages} - set(seen.others))
     why = f"{_values_of(seen)}; with that rounding of what was saved the stages fit, and not as values kept"
-    return _told(_SAVED, seen.format, why, "save them in full: what is smaller than that is not seen", stages)
+    return _finding(
+        _SAVED, seen.format, why, "save them in full: what is smaller than that is not seen", stages
+    )
 
 
-def _rounded_weights(kept: Format) -> Finding:
-    return _told(_WEIGHTS, kept, "the products fit with the checkpoint's weights rounded to the run's format")
+def _weights_finding(number_format: Format) -> Finding:
+    return _finding(
+        _WEIGHTS, number_format, "the products fit with the checkpoint's weights rounded to the run's format"
+    )
 
 
-def _rounded_operands(kept: Format, stages: tuple[str, ...]) -> Finding:
+def _operands_finding(number_format: Format, stages: tuple[str, ...]) -> Finding:
     why = f"{', '.join(stages)} hold more digits, and what is multiplied with them fits with rounded ones"
-    return _told(_OPERANDS, kept, why, stages=stages)
+    return _finding(_OPERANDS, number_format, why, stages=stages)
 
 
-_KEPT, _SAVED = "the stages are kept in", "the stages were saved in"
+_FORMAT, _SAVED = "the stages are kept in", "the stages were saved in"
 _WEIGHTS, _OPERANDS = "the weights are held in", "products round what they take to"
 
 
-def as_told(said: Held, name: str, stages: tuple[str, ...]) -> Held:
+def as_stated(run: StoredRun, name: str, stages: tuple[str, ...]) -> StoredRun:
     """Return a run as a finding of this module says that it holds its values.
 
     Args:
-        said: the run.
+        run: the run.
         name: what stands before the colon of the explanation; any other name changes nothing.
         stages: the finding's stages.
 
     """
-    how, _, kept = name.rpartition(" ")
-    return _READ[how](said, FORMATS[kept], stages) if how in _READ and kept in FORMATS else said
+    how, _, number_format = name.rpartition(" ")
+    return (
+        _READ[how](run, FORMATS[number_format], stages) if how in _READ and number_format in FORMATS else run
+    )
 
 
-def _under(said: Held, hypothesis: Hypothesis) -> Held:
+def _under(run: StoredRun, hypothesis: Hypothesis) -> StoredRun:
     for finding in hypothesis:
-        said = as_told(said, finding.explanation.partition(":")[0], finding.stages)
-    return said
+        run = as_stated(run, finding.explanation.partition(":")[0], finding.stages)
+    return run
 
 
-def _with(said: Held, **provenance: Any) -> Held:
-    return replace(said, trace=replace(said.trace, provenance=replace(said.trace.provenance, **provenance)))
+def _with(run: StoredRun, **provenance: Any) -> StoredRun:
+    return replace(run, trace=replace(run.trace, provenance=replace(run.trace.provenance, **provenance)))
 
 
-_READ: Mapping[str, Callable[[Held, Format, tuple[str, ...]], Held]] = {
-    _KEPT: lambda said, kept, stages: _with(said, dtype=kept.name, saved_as={}),
-    _SAVED: lambda said, kept, stages: _with(said, saved_as=dict.fromkeys(stages, kept.name)),
-    _OPERANDS: lambda said, kept, stages: _with(said, operands=dict.fromkeys(stages, kept.name)),
-    _WEIGHTS: lambda said, kept, stages: replace(
-        said, weights=None if said.weights is None else replace(said.weights, held_as=kept)
+_READ: Mapping[str, Callable[[StoredRun, Format, tuple[str, ...]], StoredRun]] = {
+    _FORMAT: lambda run, number_format, stages: _with(run, dtype=number_format.name, saved_as={}),
+    _SAVED: lambda run, number_format, stages: _with(run, saved_as=dict.fromkeys(stages, number_format.name)),
+    _OPERANDS: lambda run, number_format, stages: _with(
+        run, operands=dict.fromkeys(stages, number_format.name)
+    ),
+    _WEIGHTS: lambda run, number_format, stages: replace(
+        run, weights=None if run.weights is None else replace(run.weights, cast_to=number_format)
     ),
 }
 """How a run holds its values -> the run read so, given the format and the stages that it is said of."""

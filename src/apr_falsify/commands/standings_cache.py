@@ -72,7 +72,7 @@ def _path(identity: str) -> Path:
     return cache_folder() / "standings" / f"{identity}.json"
 
 
-def kept(identity: str) -> dict[str, Standing] | None:
+def stored(identity: str) -> dict[str, Standing] | None:
     """Return the states that were kept under an identity, ``None`` where there are none."""
     try:
         data = json.loads(_path(identity).read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def _standing(data: Mapping[str, object]) -> Standing:
     return Standing(why=tuple(map(str, why)), **texts)
 
 
-def keep(identity: str, standings: Mapping[str, Standing]) -> None:
+def store(identity: str, standings: Mapping[str, Standing]) -> None:
     """Write states, whole or not at all; on failure nothing is kept."""
     with contextlib.suppress(OSError, RuntimeError):
         path = _path(identity)
