@@ -37,7 +37,7 @@ from apr_falsify.subjects.logs import scratch
 QUICK_FAULTS = 6
 """With ``--quick``: every n-th fault."""
 
-QUICK_CORRECT = 29
+QUICK_CORRECT = 41
 """With ``--quick``: every n-th correct run of narrow models; prime, so that every text has its turn."""
 
 QUICK_KERNELS = (OWN, "sse")
@@ -175,7 +175,7 @@ def _planned(names: tuple[str, ...], wanted: Wanted) -> ExamPlan:
         seeds=1,
         faults=CATALOGUE[::QUICK_FAULTS],
         repetitive=1,
-        pairs=24,
+        pairs=16,
         correct=QUICK_CORRECT,
         kernels=wanted.kernels or QUICK_KERNELS,
         longest=QUICK_LONGEST,

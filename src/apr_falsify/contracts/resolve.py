@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.resolution import (
@@ -170,8 +171,7 @@ def nearest_in(name: str, files: list[FoundPath], trees: list[SourceTree]) -> st
         if near:
             return did_you_mean(near)
     for tree in trees[:1]:
-        names = [one.name for file in tree.files()[:2000] for one in (tree.index(file) or _EMPTY).definitions]
-        near = tree.nearest(last, names)[:2]
+        near = tree.nearest(last, tree.vocabulary.defined)[:2]
         if near:
             return did_you_mean(near)
     return ""
@@ -190,17 +190,27 @@ def _offerable(found: FoundPath, last: str) -> list[str]:
 def _anywhere(name: str, scope: SearchScope, prefix: str) -> Resolution:
     """A name cited without a file: somewhere in the trees."""
     trees = [scope.sources[prefix]] if prefix else list(scope.trees)
+    state = exists_anywhere(name, trees, scope, sure=bool(prefix))
+    if state is ResolutionState.UNRESOLVED:
+        return unresolved(f"{name!r} is in no tree that was given")
+    if state is ResolutionState.MISSING:
+        return missing("symbol-not-found", f"{name!r} exists nowhere", nearest_in(name, [], trees))
+    return Resolution(state=state)
+
+
+def exists_anywhere(
+    name: str, trees: Sequence[SourceTree], scope: SearchScope, *, sure: bool = False
+) -> ResolutionState:
+    """Whether a name is defined somewhere in the trees; ``sure`` says that what they lack is missing."""
     *qualifiers, last = name.split("::")
     if "*" in name:
-        return UNCHECKED
+        return ResolutionState.UNCHECKED
     for tree in trees:
         for file, one in tree.find(last, limit=20_000 if qualifiers else 200):
             if fits(one, qualifiers, file, tree.index(file) or _EMPTY, tree.package_of(file)):
-                return RESOLVED
-    sure = prefix or scope.owns() or any(_knows_file(tree, qualifiers) for tree in trees)
-    if not sure:
-        return unresolved(f"{name!r} is in no tree that was given")
-    return missing("symbol-not-found", f"{name!r} exists nowhere", nearest_in(name, [], trees))
+                return ResolutionState.RESOLVED
+    sure = sure or scope.owns() or any(_knows_file(tree, qualifiers) for tree in trees)
+    return ResolutionState.MISSING if sure else ResolutionState.UNRESOLVED
 
 
 def _knows_file(tree: SourceTree, qualifiers: list[str]) -> bool:

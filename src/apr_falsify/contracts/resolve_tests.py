@@ -165,7 +165,7 @@ def _bare(citation: Citation, scope: SearchScope) -> Resolution:
     )
     if not known and not scope.owns():
         return unresolved(f"{citation.name!r} is in no tree that was given")
-    near = [name for tree in trees for name in tree.nearest(last, _all_tests(tree))][:3]
+    near = [name for tree in trees for name in tree.nearest(last, tree.vocabulary.defined)[:3]][:3]
     return missing("test-not-found", f"test {citation.name!r} exists nowhere", did_you_mean(near))
 
 
@@ -175,14 +175,3 @@ def _why_not_compiled(tree: SourceTree, file: str, one: Definition) -> str:
 
 def _is_off(one: Definition) -> bool:
     return one.is_test and "ignored" in one.marks
-
-
-def _all_tests(tree: SourceTree) -> list[str]:
-    indexes = (tree.index(file) for file in tree.files()[:2000] if "test" in file)
-    return [
-        one.name
-        for index in indexes
-        if index
-        for one in index.definitions
-        if one.is_test or one.name[:4] == "test"
-    ]

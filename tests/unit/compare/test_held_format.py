@@ -24,6 +24,7 @@ from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import StageArray, Trace
 from tests.checkpoints import make_checkpoint
+from tests.sampling import in_turn
 from tests.unit.compare.ports import TOKENS, Runs, accused, columns_of, port
 from tests.unit.oracle.requests import request_for
 
@@ -73,8 +74,7 @@ def told(found: Bisection) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("dtype", SIXTEEN)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "dtype"), in_turn(FAMILIES, SIXTEEN))
 def test_a_right_run_in_16_bits_that_was_saved_as_f32_is_consistent(
     name: str, dtype: str, runs: Runs, rounded_runs: dict[tuple[str, str], Trace]
 ) -> None:
