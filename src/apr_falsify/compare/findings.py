@@ -9,7 +9,6 @@ from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
 from apr_falsify.compare.invariants import invariants
 from apr_falsify.compare.judge import Fit, Judged, replayer_of
-from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
@@ -68,17 +67,20 @@ def source_findings(
         attempts: notes the explanations that break down.
 
     """
-    replayer = replayer_of(trace, weights, arithmetic)
+    sources = [entry for entry in judged.values() if entry.in_error]
+    if not sources:
+        return []
+    from apr_falsify.compare.search import Search  # all causes: a run without a source needs none
+
     accumulated = {Key(row.layer, row.stage): row for row in rows}
     fed = consumers(accumulated, trace.geometry)
-    sources = [entry for entry in judged.values() if entry.in_error]
-    search = Search(replayer, attempts)
-    return [_source(search, entry, accumulated, fed, own_weights) for entry in sources]
+    search = Search(replayer_of(trace, weights, arithmetic), attempts)
+    return [_source(entry, search.explained(entry), accumulated, fed, own_weights) for entry in sources]
 
 
 def _source(
-    search: Search,
     entry: Judged,
+    explained: tuple[list[str], tuple[str, str] | None],
     rows: Mapping[Key, Row],
     fed: Mapping[Key, Sequence[Key]],
     own_weights: bool,
@@ -87,8 +89,8 @@ def _source(
     assert fit is not None
     sentences = [f"{place(entry.key)} is not what its inputs make it: residual {fit.residual:.1e}"]
     sentences[0] += f", floor {fit.floor:.1e}{_worst(fit)}"
-    told, cause = search.explained(entry)
-    sentences += told
+    reasons, cause = explained
+    sentences += reasons
     if entry.composed:
         sentences.append(
             f"{', '.join(entry.composed)} was not captured, so the source cannot be narrowed further"
