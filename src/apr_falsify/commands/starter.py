@@ -39,8 +39,9 @@ from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import APR_STAGES, STAGES, Key, Layout, stored_shape
 from apr_falsify.model.wiring import stages_of
+from apr_falsify.subjects.array_axes import axis_sizes
 from apr_falsify.subjects.foreign import BF16_BITS, Dump
-from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, axis_sizes, mapped_stages
+from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, mapped_stages
 from apr_falsify.subjects.mapping import LAYOUT_OF, MappingFile, StageMap
 from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import StageArray, Trace

@@ -9,6 +9,7 @@ from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
 from apr_falsify.compare.invariants import invariants
 from apr_falsify.compare.judge import Fit, Judged, replayer_of
+from apr_falsify.compare.last_token import HELD_IN
 from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
@@ -354,6 +355,7 @@ def unmeasured_findings(
     """
     fitting = [(key, entry) for key, entry in judged.items() if entry.fit is not None]
     covered = {Key(key.layer, name) for key, entry in fitting for name in entry.composed}
+    covered |= {Key(key.layer, name) for key, _ in fitting for name in HELD_IN.get(key.stage, ())}
     groups: dict[tuple[str, str, int | None], list[str]] = {}
     for row in rows:
         if row.verdict is Verdict.INTRODUCES:

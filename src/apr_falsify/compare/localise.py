@@ -40,8 +40,9 @@ from apr_falsify.compare.findings import (
     wrong_without_weights,
 )
 from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.compare.last_token import told_by_another
 from apr_falsify.compare.published import PublishedRule, published_rule
-from apr_falsify.compare.rows import accused, cleared, rows_of
+from apr_falsify.compare.rows import accused, cleared, inheriting, rows_of
 from apr_falsify.compare.stored_format import StoredRun, in_its_format
 from apr_falsify.compare.structure import (
     check_tokens,
@@ -120,6 +121,9 @@ def bisect(
     foreign = foreign_weights(judged, subject_weights is not None, subject.provenance.dtype)
     guilty = wrong_without_weights(judged) if foreign else judged
     rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
+    again = told_by_another(guilty)
+    rows = inheriting(rows, again)
+    guilty = {key: entry for key, entry in guilty.items() if key not in again}
     own = subject_weights is not None
     sources = source_findings(
         subject, held.weights, guilty, rows, own_weights=own, arithmetic=arithmetic, attempts=attempts

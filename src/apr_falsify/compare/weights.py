@@ -59,6 +59,7 @@ STAGE_OF_ROLE: Mapping[str, str] = {
     "down_bias": "ffn_out",
     "ffn_post_norm": "ffn_out",
     "router": "moe_router_indices",
+    "router_correction": "moe_router_indices",
     "expert_gate": "ffn_out",
     "expert_up": "ffn_out",
     "expert_down": "ffn_out",
