@@ -184,7 +184,7 @@ def bisect(
     run, model = None if out is None else Path(out), None if weights is None else _model(weights)
     if isinstance(subject, Trace):
         if run is not None:
-            raise UsageError("a subject in memory is not kept", where="out", remedy="capture(..., out=...)")
+            raise UsageError("a subject in memory is not saved", where="out", remedy="capture(..., out=...)")
         return _of_trace(_side(oracle), subject, model, sides, dtype=dtype, device=device)
     earlier = None if run is None else run / "subject"
     spec = None if subject is None else str(subject)

@@ -34,7 +34,7 @@ _QUOTED = 2000
 """Characters of what a worker printed that an error quotes."""
 
 Watch = Callable[[str, int, int], None]
-"""Told what is held, how many cases are done, and of how many."""
+"""Called with the part that runs, how many cases are done, and of how many."""
 
 
 class WorkerDied(Exception):
@@ -42,7 +42,7 @@ class WorkerDied(Exception):
 
 
 class Worker:
-    """One process that holds cases under one kernel.
+    """One process that runs cases under one kernel.
 
     Args:
         kernel: the kernel's name.
@@ -128,13 +128,13 @@ class Packet:
 
 
 class Pool:
-    """Holds cases in worker processes.
+    """Runs cases in worker processes.
 
     Args:
         directory: where models and workers write; the caller removes it.
         jobs: how many workers run at a time.
-        results: what was held already, and where outcomes are kept.
-        watch: told of progress.
+        results: what has run already, and where outcomes are stored.
+        watch: called with the progress.
 
     """
 
@@ -157,7 +157,7 @@ class Pool:
         self._end_all()
 
     def __call__(self, parts: Mapping[str, Sequence[ExamCase]]) -> Mapping[str, list[TrialOutcome]]:
-        """Hold the cases of ``parts`` that were not held yet, and return the outcomes of all."""
+        """Run the cases of ``parts`` that have not run yet, and return the outcomes of all."""
         self._plan(parts)
         with ThreadPoolExecutor(self._jobs) as slots:
             try:

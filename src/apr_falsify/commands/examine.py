@@ -104,17 +104,17 @@ def cases_in(path: Path) -> tuple[ExamCase, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What is asked of an exam.
+    """What an exam shall contain.
 
     Attributes:
         models: the models, ``None`` for all that are at hand.
         seeds: how many seeds of each.
-        quick: whether only a small part of it is held.
-        parts: the parts that are held.
-        kernels: the kernels under which correct runs are held.
+        quick: whether only a small part of it is run.
+        parts: the parts that are run.
+        kernels: the kernels under which correct models run.
         jobs: how many worker processes run at a time.
-        results: where outcomes are kept, and taken from, ``None`` for nowhere.
-        cases: recipes of cases to hold instead.
+        results: where outcomes are stored, and taken from, ``None`` for nowhere.
+        cases: recipes of cases to run instead.
 
     """
 
@@ -129,7 +129,7 @@ class Wanted:
 
 
 def examine(wanted: Wanted) -> Examination:
-    """Hold the exam.
+    """Run the exam.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
@@ -193,7 +193,7 @@ def _at_hand() -> tuple[tuple[str, ...], list[str]]:
 
 
 def _free_memory() -> int | None:
-    """Return how many bytes of memory programs may still take, ``None`` where that is not told."""
+    """Return how many bytes of memory programs may still take, ``None`` where that is not known."""
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

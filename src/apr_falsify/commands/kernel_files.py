@@ -26,9 +26,9 @@ _ROWS = re.compile(r"\[[^][{}\"]+\]")
 
 _BLOCK_VALUES = 1 << 22
 _HALF_KNOWN: dict[Layout, str] = {
-    Layout.CAUSAL_ZEROED: "above the diagonal the run kept nothing: zero",
-    Layout.VISIBLE_ONLY: "where no query may look the run kept no data: zero here",
-    Layout.LAST_TOKEN: "the run kept the last token's row alone",
+    Layout.CAUSAL_ZEROED: "the run stored nothing above the diagonal: zero",
+    Layout.VISIBLE_ONLY: "the run stored no data where no query may look: zero here",
+    Layout.LAST_TOKEN: "the run stored the last token's row alone",
 }
 
 

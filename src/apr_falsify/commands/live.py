@@ -1,4 +1,4 @@
-"""A subject that is a program of its own: begun before the oracle runs, so that both run at once."""
+"""A subject that is a program of its own: started before the oracle runs, so that both run at once."""
 
 from __future__ import annotations
 

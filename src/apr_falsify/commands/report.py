@@ -243,7 +243,7 @@ def _print_arithmetics(rows: Sequence[Row], console: Console) -> None:
 
 
 def _print_findings(findings: Iterable[Finding], console: Console) -> None:
-    """Print the findings; a stage that is a source in several layers is told once, for the first."""
+    """Print the findings; a stage that is a source in several layers is reported once, for the first."""
     groups: dict[tuple[str, tuple[str, ...]], list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.type.value, finding.stages), []).append(finding)

@@ -197,7 +197,7 @@ def _tokenizer_check(
     if subject.tokens is None:
         return _own_tokenizer_check(oracle, subject, text)
     if oracle.model is None or text is None:
-        return (), ("the tokenizer: no prompt, or no model whose tokenizer could be asked",)
+        return (), ("the tokenizer: no prompt, or no model whose tokenizer could be read",)
     try:
         ours = encode(oracle.model, text)
     except (MissingDependencyError, ModelError) as error:
@@ -213,7 +213,7 @@ def _own_tokenizer_check(
     if not isinstance(subject, Tokenizing) or text is None:
         return (), ()
     if oracle.model is None:
-        return (), ("the tokenizer: no model whose tokenizer could be asked",)
+        return (), ("the tokenizer: no model whose tokenizer could be read",)
     try:
         ours, theirs = encode(oracle.model, text), subject.encode(text)
     except (MissingDependencyError, ModelError, ProcessError) as error:

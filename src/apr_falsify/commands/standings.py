@@ -1,4 +1,4 @@
-"""In what state the evidence is that contracts name: each bundle verified, and held against today's code."""
+"""In what state the evidence is that contracts name: each bundle verified, and compared with today's code."""
 
 from __future__ import annotations
 
@@ -179,13 +179,13 @@ def _looked_at(naming: Sequence[Path], project: Project) -> dict[str, Standing]:
         try:
             claims = read_claims(path)
         except ContractError:
-            continue  # a contract that cannot be read is told by the rules on reading
+            continue  # a contract that cannot be read is reported by the rules on reading
         found.update({one.falsifier: standing(one, project, code) for one in claims if one.pin is not None})
     return found
 
 
 def _is_below(bundle: str, project: Project) -> bool:
-    """Whether the folder for evidence holds a bundle, so that its content is part of what is kept by."""
+    """Whether the folder for evidence holds a bundle, so that its content is part of the cache's key."""
     return project.evidence is not None and f"{Path(bundle).as_posix()}/".startswith(f"{project.evidence}/")
 
 

@@ -64,7 +64,7 @@ class ProposalContext:
 
     Attributes:
         geometry: the model's geometry, ``None`` where no model was named.
-        tokens: the token ids that were run, ``None`` where nobody said.
+        tokens: the token ids that were run, ``None`` where nobody says.
         tokens_from: the array that holds them, ``None`` where none does.
         oracle: a run of the same tokens to compare with.
         weights: the model's weights.
@@ -105,7 +105,7 @@ class Starter:
         conflicts: arrays whose name and values disagree.
         unused: candidates without a stage.
         missing: stages without a candidate.
-        kept: the number format that the values show, ``None`` for that of the arrays.
+        kept: the number format in which the run computed, by its values; ``None`` for that of the arrays.
 
     """
 

@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 """``--debug`` shows its records, which carry the tracebacks (``commands.main``)."""
 
 _LONGEST = 160
-"""As much of an error's first line is told, in letters."""
+"""How many characters of an error's first line are reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

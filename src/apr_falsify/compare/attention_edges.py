@@ -29,7 +29,7 @@ _MOST = 1024
 """Values on an edge that are tried at most."""
 
 _SWEEPS = 3
-"""How often each is tried: where two lie in one row, the second may change what is said of the first."""
+"""How often each is tried: where two lie in one row, the second may change the verdict on the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

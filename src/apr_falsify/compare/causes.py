@@ -211,7 +211,7 @@ TABLE: tuple[Variation, ...] = (
     # What is wrong in one place alone, for no reason that is known.
     _of_experts("one-expert", experts.one_expert_somehow),
     Variation(name="one-place", guesses=places.one_place),
-    # What fits much, and is told last.
+    # What fits much, and is named last.
     Variation(name="other-weight-vector", where=norms.is_norm, guesses=common.own_factor_per_channel),
     Variation(name="factor-per-token", guesses=common.own_factor_per_token),
     Variation(name="constant-offset", stages=(*biases.BIASED, *_RESIDUALS), guesses=common.constant_offset),
@@ -242,7 +242,7 @@ def explain(
         search: whether to look through the table where none of those fits; else they may fit in other words.
         attempts: notes the causes that break down.
 
-    A run of one token leaves several causes alike: the first is told, and which others fit as well. Values
+    A run of one token leaves several causes alike: the first is named, and which others fit as well. Values
     that are not finite are left out, and counted in the sentence.
 
     """

@@ -25,7 +25,7 @@ def nearness(values: F64, rotated_of: int | None = None) -> F64:
 
     Args:
         values: as the runtime rounds them.
-        rotated_of: of how many values each was summed in f32, where a Hadamard matrix turned them before.
+        rotated_of: of how many values each was summed in f32, where a Hadamard matrix rotated them before.
 
     """
     if rotated_of is None:
@@ -45,14 +45,14 @@ def crossing(
     """Yield the channels of ``values`` [S, n] that change what a block holds when moved by ``distance``.
 
     That is one channel that falls on another step; or those of the least or the largest value of a block,
-    which set its scale or its minimum, where that is kept as f16 and lies between two f16 numbers.
+    which set its scale or its minimum, where that is stored as f16 and lies between two f16 numbers.
 
     Args:
-        kept: what is left of values in such blocks.
+        kept: a function: what is left of values in such blocks.
         values: rows of an operand.
         distance: how far each value is moved, to either side [S, n].
         block: how many values share a scale.
-        block_sums: whether the block's sum is kept too, as f16, and may change alone.
+        block_sums: whether the block's sum is stored too, as f16, and may change alone.
 
     """
     rows = max(1, _AT_A_TIME // max(1, values.shape[-1]))

@@ -23,7 +23,7 @@ FOREIGN_SHARE = 0.9
 """Share of all projections in error from which the weights, not the stages, are suspected."""
 
 FOREIGN_AT_LEAST = 4
-"""Projections that must have been judged before that is said."""
+"""How many projections must have been judged before that is concluded."""
 
 NO_DIVERGENCE = 1e-5
 """Accumulated relative L2 up to which a stage that cannot be replayed is taken to agree.
@@ -200,7 +200,7 @@ def invariant_findings(
 def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool, dtype: str) -> list[Finding]:
     """Return one finding where nearly every projection fails: the weights are not its own.
 
-    Or it went on with other values than those that were saved; ``dtype`` is the format it is said to keep.
+    Or it went on with other values than those that were saved; ``dtype`` is the format that it declares.
     """
     if own_weights:
         return []
@@ -261,7 +261,7 @@ _ROUNDED_LATER = {
     name: f"; if it computes in f32 and is only saved in {name}, let its mapping say dtype: f32"
     for name in ("f16", "bf16")
 }
-"""A format that a run is said to keep its stages in -> what else may be the matter."""
+"""A format in which a run declares to store its stages -> what else may be the matter."""
 
 
 def reference_findings(judged: Mapping[Key, Judged]) -> list[Finding]:

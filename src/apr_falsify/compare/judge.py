@@ -131,7 +131,7 @@ def store_of(trace: Trace) -> float:
 
 
 def as_run(weights: Weights | None, trace: Trace) -> Weights | None:
-    """Return ``weights`` as the run held them: transformers casts them to the format that it runs in."""
+    """Return ``weights`` as the run used them: transformers casts them to the format that it runs in."""
     held = FORMATS.get(trace.provenance.dtype)
     if weights is None or held is None or trace.provenance.runtime != "hf":
         return weights
@@ -139,7 +139,7 @@ def as_run(weights: Weights | None, trace: Trace) -> Weights | None:
 
 
 def replayer_of(trace: Trace, weights: Weights | None, arithmetic: str | None = None) -> Replayer:
-    """Return what replays ``trace``: weights as it held them, in its format, in what is stated of it.
+    """Return what replays ``trace``: with its weights as it used them, in its format, under what it states.
 
     Raises:
         UsageError: an arithmetic that the table does not have.
@@ -290,7 +290,7 @@ def comparable(trace: Trace, key: Key, subject: Stored, values: F64, sigma: F64)
 def fit_of(rule: Rule, subject: Stored, expected: F64, sigma: F64, unit: float) -> Fit:
     """Return how well ``expected``, rounded as ``sigma`` says, explains ``subject``.
 
-    ``unit`` is the unit roundoff of the format in which the stage is kept.
+    ``unit`` is the unit roundoff of the format in which the stage is stored.
     """
     finite = np.isfinite(subject) & np.isfinite(expected)
     same = finite | (np.isnan(subject) & np.isnan(expected)) | (subject == expected)

@@ -1,4 +1,4 @@
-"""The number format in which a run holds its values, where they show another than is said.
+"""The number format in which a run holds its values, where they show another than is declared.
 
 Ports that run in f16 often save f32 files, or round an f32 run when they save it; a run in bf16 rounds the
 weights of an f32 checkpoint; hooks see values that the next product takes rounded. None of this is a fault.
@@ -28,7 +28,7 @@ from apr_falsify.operators.table import operator_of
 from apr_falsify.traces.trace import Trace
 
 Hypothesis = tuple[Finding, ...]
-"""What would be told of a run if it were believed."""
+"""What would be reported of a run if it were believed."""
 
 _LAYERS = 3
 """In how many layers a hypothesis is judged before it is believed."""
@@ -54,7 +54,7 @@ class StoredRun:
 def in_its_format(
     run: StoredRun, keys: Sequence[Key], arithmetic: str | None = None
 ) -> tuple[StoredRun, Hypothesis]:
-    """Return a run as its values show that it holds them, and a finding for each thing said otherwise.
+    """Return a run as its values show it, and a finding for each difference from what it declares.
 
     Args:
         run: the run as it is declared.
@@ -108,9 +108,9 @@ def _sample(trace: Trace, keys: Sequence[Key]) -> list[Key]:
 
 
 def _hypotheses(run: StoredRun) -> tuple[list[Hypothesis], list[Hypothesis]]:
-    """Return what may be said of a run that keeps 16 bits, and of one that was saved in them.
+    """Return the hypotheses on a run that computes in 16 bits, and on one that was saved in them.
 
-    Of the first: its format, where another is said; then with rounded weights, with products that round
+    Of the first: its format, where another is declared; then with rounded weights, with products that round
     what they take, and with both.
     """
     provenance = run.trace.provenance
@@ -141,7 +141,7 @@ def _are_rounded(weights: Weights | None, number_format: Format) -> bool:
         tensors = [weights.tensor(role, 0) for role in roles_at(weights.geometry, 0)]
         return all(holds(number_format, tensor.rows(0, min(_ROWS, tensor.shape[0]))) for tensor in tensors)
     except ModelError:
-        return True  # what cannot be read is told where it is needed
+        return True  # what cannot be read is reported where it is needed
 
 
 def _unrounded_operands(trace: Trace, number_format: Format) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ def _operands(trace: Trace, layer: int | None) -> set[str]:
     }
 
 
-# --- what is told, and how a run is read by it ------------------------------------------------------
+# --- what is reported, and how a run is read by it ------------------------------------------------------
 
 
 def _finding(
@@ -185,13 +185,13 @@ def _values_of(seen: Seen) -> str:
 
 def _format_finding(seen: Seen, stated: str) -> Finding:
     name = seen.format.name
-    why = f"{_values_of(seen)}, and by its rounding the stages fit; said is {stated}"
+    why = f"{_values_of(seen)}, and by its rounding the stages fit; declared is {stated}"
     return _finding(_FORMAT, seen.format, why, f"`dtype: {name}` in the mapping says so")
 
 
 def _saved_finding(trace: Trace, seen: Seen) -> Finding:
     stages = in_forward_order({name for _, name in trace.stages} - set(seen.others))
-    why = f"{_values_of(seen)}; with that rounding of what was saved the stages fit, and not as values kept"
+    why = f"{_values_of(seen)}; the stages fit with that rounding on saving, and not as values of the run"
     return _finding(
         _SAVED, seen.format, why, "save them in full: what is smaller than that is not seen", stages
     )
@@ -208,8 +208,10 @@ def _operands_finding(number_format: Format, stages: tuple[str, ...]) -> Finding
     return _finding(_OPERANDS, number_format, why, stages=stages)
 
 
-_FORMAT, _SAVED = "the stages are kept in", "the stages were saved in"
-_WEIGHTS, _OPERANDS = "the weights are held in", "products round what they take to"
+_FORMAT, _SAVED = "the stages are stored in", "the stages were saved in"
+_WEIGHTS, _OPERANDS = "the weights are rounded to", "products round what they take to"
+_EARLIER = {"the stages are kept in": _FORMAT, "the weights are held in": _WEIGHTS}
+"""Words of bundles that were made before -> today's."""
 
 
 def as_stated(run: StoredRun, name: str, stages: tuple[str, ...]) -> StoredRun:
@@ -221,10 +223,9 @@ def as_stated(run: StoredRun, name: str, stages: tuple[str, ...]) -> StoredRun:
         stages: the finding's stages.
 
     """
-    how, _, number_format = name.rpartition(" ")
-    return (
-        _READ[how](run, FORMATS[number_format], stages) if how in _READ and number_format in FORMATS else run
-    )
+    words, _, number_format = name.rpartition(" ")
+    read = _READ.get(_EARLIER.get(words, words))
+    return run if read is None or number_format not in FORMATS else read(run, FORMATS[number_format], stages)
 
 
 def _under(run: StoredRun, hypothesis: Hypothesis) -> StoredRun:
@@ -247,4 +248,4 @@ _READ: Mapping[str, Callable[[StoredRun, Format, tuple[str, ...]], StoredRun]] =
         run, weights=None if run.weights is None else replace(run.weights, cast_to=number_format)
     ),
 }
-"""How a run holds its values -> the run read so, given the format and the stages that it is said of."""
+"""How a run stores its values -> the run read so, given the format and the stages that it is about."""

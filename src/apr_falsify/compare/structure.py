@@ -224,7 +224,7 @@ def status_of(key: Key, oracle: Trace, subject: Trace) -> Status:
 
 
 def _was_requested(key: Key, trace: Trace) -> bool:
-    """Whether the run was asked for the stage; where that is not known, it was."""
+    """Whether the stage was requested of the run; where that is not known, it was."""
     layer, name = key
     provenance = trace.provenance
     if provenance.stages is not None and name not in provenance.stages:

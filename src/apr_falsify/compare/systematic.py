@@ -26,7 +26,7 @@ _GROUP = 256
 
 _SIGMAS = 6.0
 _SCALES = 1e-3
-"""A factor that is never told: the scales of blocks are rounded too, to 11 bits."""
+"""A factor that is never reported: the scales of blocks are rounded too, to 11 bits."""
 
 _LARGER = 2.0
 """How much larger a quantiser may make a tensor, in units of its squared relative error."""
@@ -40,7 +40,7 @@ _NOISE = 1.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSums:
-    """What is kept of some rows of two tensors.
+    """Sums over some rows of two tensors.
 
     Attributes:
         of_rows: [4, rows], sums over the blocks of each row.
@@ -55,7 +55,7 @@ class GroupSums:
 
 
 def sums_of(ours: F64, theirs: F64, steps: F64) -> GroupSums:
-    """Return what is kept of some rows.
+    """Return the sums over some rows.
 
     Args:
         ours: the right values, [rows, blocks, values].

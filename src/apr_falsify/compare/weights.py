@@ -270,7 +270,7 @@ def difference(oracle: Tensor, subject: Tensor, kind: str | None = None) -> Diff
     Args:
         oracle: what is right.
         subject: the one in question.
-        kind: the number format whose cost is allowed, where it is not the one that ``subject`` is held in.
+        kind: the number format whose cost is allowed, where it is not the one of ``subject``.
 
     """
     kind = kind or subject.type

@@ -52,7 +52,7 @@ class Level(StrEnum):
 
 
 class SeenRun(StrEnum):
-    """What a test asked to have measured: a side of the session's lane, or the embedded default."""
+    """What a test has measured: a side of the session's lane, or the embedded default."""
 
     ORACLE = "oracle"
     SUBJECT = "subject"
@@ -60,7 +60,7 @@ class SeenRun(StrEnum):
 
 
 HOLLOW = "passed, but measured nothing of the lane's subject"
-"""What is said of a live test of the prediction that passed without having the lane measured."""
+"""The words for a live test of the prediction that passed without having the lane measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class TestRecord:
         level: where it measures.
         reason: why it did not pass, in a line; empty where it passed.
         seconds: how long it took.
-        measured: what it asked to have measured; ``None`` where a bundle of an earlier version does not say.
+        measured: what it had measured; ``None`` where a bundle of an earlier version does not say.
 
     """
 
@@ -183,7 +183,7 @@ _NOT_RUN: Mapping[Ended, str] = {
     Ended.UNCOLLECTED: "not collected",
     Ended.UNFINISHED: "did not finish",
 }
-"""How a test ended without deciding -> what is said of it."""
+"""How a test ended without deciding -> the words for it."""
 
 
 def outcome_of(tests: Iterable[TestRecord]) -> Outcome:

@@ -1,4 +1,4 @@
-"""The exam itself: every case is held once, and what came of it is counted."""
+"""The exam itself: every case is run once, and what came of it is counted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CURVE = (1.0, 2.0, 5.0)
 """Floors at which the detection curve is taken, below those from which a fault counts."""
 
 Hold = Callable[[Mapping[str, Sequence[ExamCase]]], Mapping[str, list[TrialOutcome]]]
-"""Holds cases, given by the title of their part, and returns what came of each, in their order."""
+"""Runs cases, given by the title of their part, and returns what came of each, in their order."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,8 +45,8 @@ class Examination:
         curve: floors -> single faults made just so large.
         not_run: what was left out, and why.
         seconds: how long it took.
-        kernels: kernel -> what its process said that it computes with.
-        parts: the parts that were to be held.
+        kernels: kernel -> what its process reports that it computes with.
+        parts: the parts that were to be run.
 
     """
 
@@ -67,7 +67,7 @@ class Examination:
 
 
 def sit(plan: ExamPlan, store: Store, hosts: Mapping[str, Host], hold: Hold) -> Examination:
-    """Hold the whole exam, or those parts of it that the plan names."""
+    """Run the whole exam, or those parts of it that the plan names."""
     start = time.monotonic()
     examination = Examination(parts=plan.parts)
     held = hold({part: cases for part, cases in _planned(plan, store, hosts).items() if part in plan.parts})
@@ -94,7 +94,7 @@ def _planned(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> dict[st
 
 
 def again(cases: Sequence[ExamCase], hold: Hold) -> Examination:
-    """Hold ``cases`` alone, each in the part that it belongs to."""
+    """Run ``cases`` alone, each in the part that it belongs to."""
     part = {0: CORRECT, 1: SINGLE, 2: PAIRS}
     listed: dict[str, list[ExamCase]] = {}
     for case in cases:

@@ -1,4 +1,4 @@
-"""A case and its outcome as plain JSON values: handed between processes, kept, and run again."""
+"""A case and its outcome as plain JSON values: handed between processes, stored, and run again."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Results:
                 self._records[json.dumps(entry["case"], sort_keys=True)] = entry["outcome"]
 
     def get(self, case: ExamCase) -> TrialOutcome | None:
-        """Return what came of ``case``, ``None`` where it was not held yet."""
+        """Return what came of ``case``, ``None`` where it has not run yet."""
         record = self._records.get(key_of(case))
         return None if record is None else outcome_of(case, record)
 
@@ -96,7 +96,7 @@ class Results:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise OutputError(f"the results cannot be kept: {error.strerror}", where=self._path) from error
+            raise OutputError(f"the results cannot be saved: {error.strerror}", where=self._path) from error
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

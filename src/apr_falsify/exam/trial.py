@@ -34,7 +34,7 @@ COUNTS_FROM = 10.0
 """A fault counts from this many floors; below it is the detection curve."""
 
 _BYTES_KEPT = 200 << 20
-"""How much of the oracle's traces is kept; most take a tenth of a megabyte to a few."""
+"""How many bytes of the oracle's traces stay in memory; most take a tenth of a megabyte to a few."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +141,7 @@ class Examiner:
         return self._oracles[key]
 
     def _let_go(self, kept: Material) -> None:
-        """Forget wide models that are not ``kept``, and what was run on them: one is held at a time."""
+        """Forget wide models that are not ``kept``, and what was run on them: one is in memory at a time."""
         self.store.drop_wide(kept)
         for cache in (self._oracles, self._sound):
             for key in [key for key in cache if any(_is_other(part, kept) for part in key)]:
@@ -209,7 +209,7 @@ def _bytes(trace: Trace) -> int:
 
 
 def _in_memory(trace: Trace) -> Trace:
-    """Return ``trace`` without its files: each map of one keeps a file open, and many are kept."""
+    """Return ``trace`` without its files: each map of one keeps a file open, and there are many."""
     stages = {key: replace(array, data=np.array(array.data)) for key, array in trace.stages.items()}
     return replace(trace, stages=stages, path=None)
 

@@ -18,7 +18,7 @@ _Number = TypeVar("_Number", bound=np.generic)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewedTensor:
-    """A tensor seen as a forward pass uses it; its values are worked out as rows are asked for.
+    """A tensor seen as a forward pass uses it; its values are worked out as rows are requested.
 
     Attributes:
         base: the tensor as the file holds it.

@@ -1,6 +1,6 @@
 """Named weights of a model, read on demand: safetensors, GGUF and .apr, one view of all.
 
-A weight is asked for by role (``q``, ``down``, ``final_norm`` ... of ``names.py``) and layer and is always
+A weight is requested by role (``q``, ``down``, ``final_norm`` ... of ``names.py``) and layer and is always
 given as the forward pass uses it: [out, in], rotary pairs half-split, q apart from k and v, a norm's weight
 as it is multiplied with, whatever the file holds. Expert e's weights are in the roles ``expert_up.e`` ...
 """

@@ -95,7 +95,7 @@ def _q8_k(values: Values) -> Blocks:
 
 
 def q8_k(values: Values) -> F64:
-    """ggml's ``q8_K``: blocks of 256, scale from the signed value of largest magnitude, kept in f32."""
+    """ggml's ``q8_K``: blocks of 256, scale from the signed value of largest magnitude, stored in f32."""
     return decoded(_q8_k, values)
 
 
@@ -125,7 +125,7 @@ def _f16(values: F32) -> F64:
 
 
 def q8_0(values: Values) -> F64:
-    """ggml's ``q8_0``: blocks of 32, ``rint(x * (127 / max))`` in f32, scale max / 127 kept as f16."""
+    """ggml's ``q8_0``: blocks of 32, ``rint(x * (127 / max))`` in f32, scale max / 127 stored as f16."""
     return decoded(_q8_0, values)
 
 
@@ -250,12 +250,12 @@ def iq4_nl(values: Values) -> F64:
 
 
 def f16(values: Values) -> F64:
-    """IEEE binary16, to nearest, ties to even; subnormal numbers are kept."""
+    """IEEE binary16, to nearest, ties to even; subnormal numbers stay."""
     return round_f16(values).astype(np.float64)
 
 
 def bf16(values: Values) -> F64:
-    """The upper 16 bits of f32, to nearest, ties to even; subnormal numbers are kept."""
+    """The upper 16 bits of f32, to nearest, ties to even; subnormal numbers stay."""
     return round_bf16(values).astype(np.float64)
 
 
@@ -273,7 +273,7 @@ STEPS: Mapping[Callable[[Values], F64], Callable[[Values], Steps]] = {
 }
 """What is left of values -> where the values lie between its steps.
 
-Of ``iq4_nl`` a flip also refits the scale of its block, by up to a few of f16's units: what is kept after it
+Of ``iq4_nl`` a flip also refits the scale of its block, by up to a few of f16's units: what it then stores
 is near ``(quants + flip) * scale``, and not that to the bit.
 """
 
@@ -283,7 +283,7 @@ ROTATED_BLOCK = 64
 
 
 TURN_ERROR = 2.0**-22
-"""How far turned values may be from those turned here, in root mean squares of what was turned: four f32
+"""How far rotated values may be from those rotated here, in root mean squares of what was rotated: four f32
 roundings cover sums of up to 256 terms."""
 
 
@@ -326,7 +326,7 @@ def rotated_edges(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
 
 
 def rotated_back(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
-    """Return what ``kept`` leaves of values that a Hadamard matrix turned, and turned back afterwards."""
+    """Return what ``kept`` leaves of values that are multiplied by a Hadamard matrix before and after it."""
 
     def back(values: Values) -> F64:
         held = kept(hadamard_rotated(values, ROTATED_BLOCK)).reshape(*values.shape[:-1], -1, ROTATED_BLOCK)

@@ -2,7 +2,7 @@
 
 The file is code, and it is run. What it defines is found by type: every :class:`Family`, and every
 :class:`Operator` that a node of theirs uses beside those of the table. What goes wrong in its functions later
-is told as an error of the file.
+is reported as an error of the file.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _guarded(function: Callable[..., _T], path: Path, what: str) -> Callable[...
             return function(*arguments)
         except AprFalsifyError:
             raise
-        except Exception as error:  # whatever a user's file raises is told with its line
+        except Exception as error:  # whatever a user's file raises is reported with its line
             raise FamilyError(f"raised {_error_line(error)}", where=_placed(what, error, path)) from error
 
     return guarded
@@ -204,7 +204,7 @@ def _guarded_settings(own: Family, path: Path, where: str) -> Callable[[Config],
             found = dict(own.settings(config))
         except (AprFalsifyError, KeyError, ValueError):
             raise
-        except Exception as error:  # whatever a user's file raises is told with its line
+        except Exception as error:  # whatever a user's file raises is reported with its line
             raise FamilyError(f"raised {_error_line(error)}", where=_placed(what, error, path)) from error
         for name in found:
             if name not in _KEYWORDS:

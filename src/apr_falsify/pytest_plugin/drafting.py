@@ -229,7 +229,7 @@ def _environment() -> Mapping[str, str]:
 def leave_bundle(verdict: TestVerdict, facts: Facts, work: Work) -> tuple[Path | None, str]:
     """Write the bundle of a falsifier that was run; return where, and its statement's sha256.
 
-    One that was selected in part, or of which nothing was begun, leaves none, and one that did not finish
+    One that was selected in part, or of which nothing was started, leaves none, and one that did not finish
     leaves none where one is: it would take the place of better evidence.
 
     Raises:

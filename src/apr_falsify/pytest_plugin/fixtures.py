@@ -49,7 +49,7 @@ def lane(pytestconfig: pytest.Config) -> Lane:
 
 @pytest.fixture(autouse=True)
 def _note_fixtures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Note what the test asked for; only when it has ended is that all."""
+    """Note the fixtures that the test requested; only when it has ended are these all."""
     yield
     request.node.stash[FIXTURES_USED] = frozenset(request.fixturenames)
 

@@ -54,7 +54,7 @@ def pytest_runtest_makereport(
 
 
 def _fixtures(item: pytest.Item) -> frozenset[str]:
-    """What it asks for by argument, and, once it has ended, what it asked for while it ran."""
+    """The fixtures that it requests by argument and, once it has ended, those that it requested as it ran."""
     return item.stash.get(FIXTURES_USED, frozenset()).union(getattr(item, "fixturenames", ()))
 
 

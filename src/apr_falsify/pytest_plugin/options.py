@@ -57,7 +57,7 @@ def path_taken_for_a_test(config: pytest.Config) -> pytest.UsageError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionOptions:
-    """What a session is asked for.
+    """What the options and the project ask of a session.
 
     Attributes:
         root: the project's folder.

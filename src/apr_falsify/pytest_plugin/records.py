@@ -63,7 +63,7 @@ class Collected:
 
 @dataclass(slots=True, kw_only=True)
 class Ran:
-    """What the reports of one test said so far.
+    """The reports of one test so far.
 
     Attributes:
         phases: phase -> how it ended.
@@ -71,8 +71,8 @@ class Ran:
         seconds: how long its phases took together.
         reran: whether it failed and was run again.
         again: why it was.
-        started: whether it was begun.
-        measured: what it asked to have measured.
+        started: whether it was started.
+        measured: what it had measured.
         kept: bisections that it handed over, name and file.
         properties: what it recorded.
         text: what pytest prints of its failure.
@@ -191,7 +191,7 @@ class TestVerdict:
         claim: its claim.
         marker: its marker.
         tests: its tests as they ended.
-        ran: what the reports of those that ran said, by node id.
+        ran: the reports of those that ran, by node id.
         outcome: what they say together.
         is_selected: whether all of it was selected, or ``-m`` names it.
         is_whole: whether no test of it was left out.
@@ -210,5 +210,5 @@ class TestVerdict:
 
     @property
     def has_started(self) -> bool:
-        """Whether any test of it was begun."""
+        """Whether any test of it was started."""
         return any(one.started for one in self.ran.values())

@@ -63,7 +63,7 @@ _NOT_COMPARED = "hSs"
 
 
 def _passed_over(top: Path, code: Iterable[Path]) -> Iterator[Path]:
-    """Yield what ``git status`` leaves out: code that it ignores, changes that it was told to overlook."""
+    """Yield what ``git status`` leaves out: ignored code, and changes that it is configured to overlook."""
     listed = (_git_output(top, "ls-files", "-z", "-v", "--recurse-submodules") or b"").split(b"\0")
     tags = {top / os.fsdecode(entry[2:]): chr(entry[0]) for entry in listed if entry}
     yield from (file for file in code if Path(os.path.realpath(file)) not in tags)

@@ -17,7 +17,7 @@ CARRIED: pytest.StashKey[tuple[Carried, ...]] = pytest.StashKey()
 """On a test: the falsifiers that it decides."""
 
 FIXTURES_USED: pytest.StashKey[frozenset[str]] = pytest.StashKey()
-"""On a test: every fixture that it asked for, by argument or while it ran."""
+"""On a test: every fixture that it requested, by argument or while it ran."""
 
 FILES_GIVEN: pytest.StashKey[list[tuple[str, str]]] = pytest.StashKey()
 """On a test: the bisections that it handed over, name and file."""
@@ -28,7 +28,7 @@ class Work:
     """What a session works with.
 
     Attributes:
-        options: what it is asked for.
+        options: what the options and the project ask of it.
         claims: the claims, by marker.
         shared: the folder that its processes share.
         measurements: what was measured.

@@ -38,7 +38,7 @@ class JudgedClaim:
 
 
 def lines_of(judged: Sequence[JudgedClaim], partly: Sequence[str], problems: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of the summary; none where no falsifier was begun. A need of several is told once."""
+    """Yield the lines of the summary; none where no falsifier ran. A need of several is reported once."""
     width = max((len(one.falsifier) for one in judged), default=0)
     lacking: dict[str, list[str]] = {}
     for one in judged:

@@ -71,7 +71,7 @@ def assert_one_source(
         bisection: the bisection of a subject.
         stages: the chain that the prediction speaks of.
         layer: its layer.
-        record: where the cosines of the chain and the number of crossings are kept beside the answer.
+        record: where the cosines of the chain and the number of crossings are stored beside the answer.
 
     Raises:
         Falsified: no stage, or several, or a span that cannot be narrowed to one.

@@ -56,7 +56,7 @@ class AprSubject:
         geometry: the geometry of its model.
         interleaved: whether its weights hold interleaved rotary pairs.
         torn: whether its weights are not of its geometry, so that stages may fit no shape of it.
-        log: where what it prints is kept, ``None`` for a file that is kept only where it failed.
+        log: the file for what it prints, ``None`` for one that stays only where it failed.
         notes: what cannot be checked of it.
         tokens: the token ids that it ran, where it was captured before.
         prompt: the text that it always runs.
@@ -84,10 +84,10 @@ class AprSubject:
 
     @contextmanager
     def begin(self, request: Request) -> Iterator[AprRun]:
-        """Start ``apr trace`` and give the run as soon as it has said which token ids it runs.
+        """Start ``apr trace`` and give the run as soon as it has printed which token ids it runs.
 
         Raises:
-            ProcessError: it failed before it said them, or ended without.
+            ProcessError: it failed before it printed them, or ended without.
             StageError: this version knows none of the stages.
 
         """
@@ -164,11 +164,11 @@ class AprRun:
     """An ``apr trace`` that runs.
 
     Attributes:
-        subject: what is run, with the token ids that it said.
+        subject: what is run, with the token ids that it printed.
         running: the process.
         version: what the binary calls itself.
         stages: the directory that it writes to.
-        absent: stage -> why it was not asked for.
+        absent: stage -> why it was not requested.
 
     """
 
@@ -242,7 +242,7 @@ class AprRun:
             if key == (None, "lm_head"):
                 argmax = {"id": int(np.argmax(values))}
         if len(unwritten) + len(unfit) == len(keys):
-            raise self._failed("exited with 0 and wrote none of the stages asked for")
+            raise self._failed("exited with 0 and wrote none of the stages requested")
         return sink.finish(
             provenance=replace(self._provenance(request, unwritten, unfit), argmax=argmax),
             geometry=self.geometry,

@@ -1,4 +1,4 @@
-"""Foreign programs: run in a process group of their own, with a time limit, what they print kept in a log."""
+"""Foreign programs: run in a process group of their own, with a time limit, what they print in a log."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ class Running:
         assert self._process.stdout is not None
         try:
             return os.read(self._process.stdout.fileno(), 1 << 16)
-        except (OSError, ValueError):  # closed: somebody out of reach kept it open for too long
+        except (OSError, ValueError):  # closed: somebody out of reach had it open for too long
             return b""
 
     def _copy(self, file: IO[bytes]) -> None:

@@ -164,14 +164,14 @@ def test_weights_of_any_width_may_be_kept_in_16_bits(kind: str, digits: int) -> 
     mantissa, exponent = np.frexp(run.w("mlp.down_proj.weight"))
     kept = np.ldexp(np.rint(np.ldexp(mantissa, digits)), exponent - digits)
     made = run["ffn_swigl"] @ kept.T
-    guess = saying(quantised_weights(case_of(run, "ffn_out", made)), f"weights kept as {kind}")
+    guess = saying(quantised_weights(case_of(run, "ffn_out", made)), f"weights stored as {kind}")
     close(guess.values, made)
     assert guess.instead == "the model's weights are f32"
 
 
 def test_blocks_of_32_are_no_type_of_rows_of_another_width(run: Run) -> None:
     tried = {guess.says for guess in quantised_weights(case_of(run, "ffn_out", np.zeros((5, 16))))}
-    assert tried <= {"weights kept as f16", "weights kept as bf16"}
+    assert tried <= {"weights stored as f16", "weights stored as bf16"}
 
 
 def test_weights_that_are_alike_in_their_first_rows_are_tried_in_full() -> None:

@@ -81,7 +81,7 @@ def test_a_right_run_in_16_bits_that_was_saved_as_f32_is_consistent(
     model, oracle = runs[name]
     found = bisect(oracle, as_f32(rounded_runs[name, dtype]), weights=model.weights)
     assert (found.kind, int(found.exit_code), accused(found)) == (Kind.CONSISTENT, 0, set())
-    assert f"the stages are kept in {dtype}" in told(found)
+    assert f"the stages are stored in {dtype}" in told(found)
     assert found.subject.dtype == "f32", "what the recording says of itself is reported as it is"
     (finding,) = [each for each in found.findings if each.explanation.startswith("the stages")]
     assert f"`dtype: {dtype}`" in finding.advice
@@ -94,7 +94,7 @@ def test_so_is_one_of_which_nothing_or_a_finer_format_is_said(
     model, oracle = runs["llama"]
     found = bisect(oracle, as_f32(rounded_runs["llama", "bf16"], dtype=said), weights=model.weights)
     assert (found.kind, accused(found)) == (Kind.CONSISTENT, set())
-    assert "the stages are kept in bf16" in told(found)
+    assert "the stages are stored in bf16" in told(found)
 
 
 Change = Callable[[Key, Array], Array]
@@ -148,7 +148,7 @@ def test_a_fault_of_such_a_run_is_located(key: Key, dtype: str, weights: bool, r
     model, oracle = runs["llama"]
     found = bisect(oracle, as_f32(run_in(dtype, model, at(key, 1.1), weights=weights)), weights=model.weights)
     assert accused(found) == {key}
-    assert f"the stages are kept in {dtype}" in told(found)
+    assert f"the stages are stored in {dtype}" in told(found)
 
 
 def test_a_value_that_the_format_cannot_hold_is_no_end_of_it(runs: Runs, rounded_runs: Any) -> None:
@@ -306,4 +306,4 @@ def test_a_product_that_takes_unrounded_values_is_right_too(runs: Runs) -> None:
     run = run_in("bf16", model, unrounded=("ffn_silu", "ffn_swigl"), products=False)
     found = bisect(oracle, as_f32(run, dtype="bf16"), weights=model.weights)
     assert (found.kind, accused(found)) == (Kind.CONSISTENT, set())
-    assert told(found) == ["the weights are held in bf16"]
+    assert told(found) == ["the weights are rounded to bf16"]

@@ -10,7 +10,7 @@ import pytest
 
 from apr_falsify.compare.judge import judge
 from apr_falsify.compare.proof import wrong
-from apr_falsify.compare.stored_format import StoredRun, in_its_format
+from apr_falsify.compare.stored_format import StoredRun, as_stated, in_its_format
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.stages import STAGES, Key
@@ -68,11 +68,21 @@ def test_weights_that_a_run_rounds_are_seen_however_few_layers_it_has(layers: in
     as_said = judge(run, model.weights, keys)
     assert q_and_k(range(layers)) <= wrong(as_said, as_said)
     held, (finding,) = in_its_format(StoredRun(trace=run, weights=model.weights), keys)
-    assert finding.explanation.startswith("the weights are held in f16: ")
+    assert finding.explanation.startswith("the weights are rounded to f16: ")
     assert held.weights is not None
     assert held.weights.cast_to is F16
     judged = judge(held.trace, held.weights, keys)
     assert wrong(judged, judged) == set()
+
+
+@pytest.mark.parametrize("words", ["the weights are rounded to", "the weights are held in"])
+def test_a_run_is_read_by_the_words_of_a_finding_also_of_an_earlier_bundle(words: str) -> None:
+    declared = StoredRun(trace=run_in_f16(model_of(1)), weights=model_of(1).weights)
+    read = as_stated(declared, f"{words} f16", ())
+    assert read.weights is not None
+    assert (read.weights.cast_to, read.trace) == (F16, declared.trace)
+    assert as_stated(declared, "the weights are painted in f16", ()) is declared
+    assert as_stated(declared, f"{words} f17", ()) is declared
 
 
 def test_a_layer_behind_the_third_that_rounds_otherwise_is_wrong_and_no_reason_to_doubt() -> None:
@@ -80,7 +90,7 @@ def test_a_layer_behind_the_third_that_rounds_otherwise_is_wrong_and_no_reason_t
     run = run_in_f16(model, (3, 4))
     keys = list(run.stages)
     held, (finding,) = in_its_format(StoredRun(trace=run, weights=model.weights), keys)
-    assert finding.explanation.startswith("the weights are held in f16: ")
+    assert finding.explanation.startswith("the weights are rounded to f16: ")
     judged = judge(held.trace, held.weights, keys)
     found = wrong(judged, judged)
     assert found >= q_and_k((3, 4))

@@ -254,7 +254,7 @@ _TYPES: Mapping[str, tuple[int, Callable[[FloatArray], FloatArray]]] = {
 
 
 def quantised_weights(case: Case) -> Iterator[Guess]:
-    """Yield the stage with its weights kept in each coarser type."""
+    """Yield the stage with its weights stored in each coarser type."""
     own = _tensors(case)
     for kind, (block, keep) in _TYPES.items():
         if any(tensor.shape[-1] % block or tensor.type == kind for tensor in own.values()):
@@ -264,7 +264,7 @@ def quantised_weights(case: Case) -> Iterator[Guess]:
             continue
         types = " and ".join(dict.fromkeys(tensor.type for tensor in own.values()))
         instead = f"the model's weights are {types}"
-        yield case.evaluated(f"weights kept as {kind}", weights=reweighed(case, changed), instead=instead)
+        yield case.evaluated(f"weights stored as {kind}", weights=reweighed(case, changed), instead=instead)
 
 
 def _rounded_tensor(tensor: Tensor, kind: str, keep: Callable[[FloatArray], FloatArray]) -> MadeTensor:

@@ -1,4 +1,4 @@
-"""RoPE with a scaling that the model does not have, read off the angles and lengths of the turned pairs."""
+"""RoPE with a scaling that the model does not have, read off the angles and lengths of the rotated pairs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _rounded(value: float) -> list[float]:
 
 
 def _first_pace(case: Case) -> float | None:
-    """Return by how many radians a position the first pair was turned; ``None`` for a single token."""
+    """Return by how many radians a position the first pair was rotated; ``None`` for a single token."""
     phases, weights = angles(case)
     if len(phases) < 2:
         return None

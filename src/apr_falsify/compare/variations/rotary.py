@@ -197,7 +197,7 @@ def other_direction(case: Case) -> Iterator[Guess]:
     yield case.guess("the cosine part alone", multiplied(x, np.asarray(own.rotor.real + 0j), size))
     for kind, rounded in (("bf16", round_bf16), ("f16", round_f16)):
         rotor = rounded(own.rotor.real) + 1j * rounded(own.rotor.imag)
-        says = f"cos and sin of the rotation kept as {kind}"
+        says = f"cos and sin of the rotation stored as {kind}"
         yield case.guess(says, multiplied(x, rotor, size), name="precision")
 
 

@@ -109,7 +109,7 @@ def other_longrope(case: Case) -> Iterator[Guess]:
 
 
 def other_length(case: Case) -> Iterator[Guess]:
-    """Yield the rotation with the attention factor that the turned pairs have.
+    """Yield the rotation with the attention factor that the rotated pairs have.
 
     Where whole heads turn that is the stage times a factor, and is called so unless it is the attention
     factor of a round longrope factor s, sqrt(1 + ln s / ln context), or yarn factor s, 1 + ln s / 10.
@@ -168,7 +168,7 @@ def other_positions(case: Case) -> Iterator[Guess]:
 
 
 def _positions(case: Case, frequencies: F64) -> F64:
-    """Return the p that maximises Re sum_pairs(z * exp(-i p f)) for each token, z what turned it."""
+    """Return the p that maximises Re sum_pairs(z * exp(-i p f)) for each token, z what rotated it."""
     phases, weights = angles(case)
     z = weights * np.exp(1j * phases)
     candidates = np.arange(-_FARTHEST, _FARTHEST)

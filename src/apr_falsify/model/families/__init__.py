@@ -233,7 +233,7 @@ def _check_tap(stage: str, tap: Tap | None, own: Family) -> None:
     if tap is None or tap.module in own.weights or tap.module in tuple(ModulePlace) or tap.module[:1] == ".":
         return
     raise FamilyError(
-        f"the node {stage} is said to be seen at {tap.module!r}, which names no module",
+        f"the node {stage} is to be seen at {tap.module!r}, which names no module",
         expected="a role of weights, a ModulePlace, or a path within the layer that begins with a dot",
         remedy=nearest(tap.module, own.weights),
     )
