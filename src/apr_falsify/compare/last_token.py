@@ -17,7 +17,7 @@ _NAMED_BY: Mapping[str, tuple[str, ...]] = {
     "router_weights": ("moe_router", "moe_router_indices"),
     "moe_ffn_out": ("ffn_out",),
 }
-"""Stage -> those of the same layer that hold the same values, or some: an error of both is reported at these."""
+"""Stage -> those of the same layer that hold the same values, or some: an error of both is named there."""
 
 
 def named_elsewhere(judged: Mapping[Key, Judged]) -> set[Key]:
