@@ -325,9 +325,8 @@ def _adopt(proposal: Proposal, word: Layout, proved: bool) -> None:
     row = proposal.row
     axes = _swapped(row.axes[0], word) if word in _SWAPPED else None
     if not proved:
-        proposal.doubts.append(
-            (_layout_line(row, word), f"stored {word.value} it fits its replay: {_UNPROVED}")
-        )
+        doubt = f"stored {word.value} it fits its replay: {_UNPROVED}"
+        proposal.doubts.append((_layout_line(row, word), doubt))
     elif word in _SWAPPED and axes is None:
         reshaped = "its shape does not say so: a reshape in place of a transpose, in the port or its writer"
         proposal.doubts.append((_layout_line(row, word), f"{why}; but {reshaped}"))
