@@ -39,8 +39,9 @@ from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import APR_STAGES, STAGES, Key, Layout, stored_shape
 from apr_falsify.model.wiring import stages_of
+from apr_falsify.subjects.array_axes import axis_sizes
 from apr_falsify.subjects.foreign import BF16_BITS, Dump
-from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, axis_sizes, mapped_stages
+from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, mapped_stages
 from apr_falsify.subjects.mapping import LAYOUT_OF, MappingFile, StageMap
 from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import StageArray, Trace
@@ -324,9 +325,8 @@ def _adopt(proposal: Proposal, word: Layout, proved: bool) -> None:
     row = proposal.row
     axes = _swapped(row.axes[0], word) if word in _SWAPPED else None
     if not proved:
-        proposal.doubts.append(
-            (_layout_line(row, word), f"stored {word.value} it fits its replay: {_UNPROVED}")
-        )
+        doubt = f"stored {word.value} it fits its replay: {_UNPROVED}"
+        proposal.doubts.append((_layout_line(row, word), doubt))
     elif word in _SWAPPED and axes is None:
         reshaped = "its shape does not say so: a reshape in place of a transpose, in the port or its writer"
         proposal.doubts.append((_layout_line(row, word), f"{why}; but {reshaped}"))

@@ -3,7 +3,7 @@
 To be read in this order:
 
 - the procedure and its answer: ``localise``, ``bisection``, ``rows``, ``findings``, ``unchecked``; what
-  may break down in it: ``attempts``
+  may break down in it: ``attempts``; what of a mixture stands twice: ``last_token``
 - structure before values: ``structure``, ``axes``, ``layout``, ``convention``, ``proof``
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
 - the weights themselves: ``weights``, ``systematic``

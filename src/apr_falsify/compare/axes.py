@@ -48,6 +48,7 @@ _NAMES: Mapping[str, str] = {
     "tokens": "token",
     "heads": "head",
     "vocab": "vocabulary entry",
+    "experts": "expert",
     "chosen_experts": "chosen expert",
 }
 """Axis word of ``stages.py`` -> one position of it; every other word is of channels."""

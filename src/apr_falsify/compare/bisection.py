@@ -119,6 +119,9 @@ _OF_THE_WHOLE_MODEL = (
     "activation",
     "constant",
     "epsilon",
+    "expert-choice",
+    "expert-count",
+    "expert-groups",
     "head-norm",
     "multiplier",
     "norm-form",
@@ -128,6 +131,10 @@ _OF_THE_WHOLE_MODEL = (
     "rope-partial",
     "rope-position",
     "rope-scaling",
+    "routed-scale",
+    "router-correction",
+    "router-scoring",
+    "top-k-normalisation",
 )
 """Causes that lie in what several stages read: one RoPE table turns q and k, one epsilon is in every norm."""
 

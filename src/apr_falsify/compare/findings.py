@@ -9,6 +9,7 @@ from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
 from apr_falsify.compare.invariants import invariants
 from apr_falsify.compare.judge import Fit, Judged, replayer_of
+from apr_falsify.compare.last_token import HELD_IN
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
@@ -356,6 +357,7 @@ def unmeasured_findings(
     """
     fitting = [(key, entry) for key, entry in judged.items() if entry.fit is not None]
     covered = {Key(key.layer, name) for key, entry in fitting for name in entry.composed}
+    covered |= {Key(key.layer, name) for key, _ in fitting for name in HELD_IN.get(key.stage, ())}
     groups: dict[tuple[str, str, int | None], list[str]] = {}
     for row in rows:
         if row.verdict is Verdict.INTRODUCES:
@@ -391,8 +393,6 @@ def _reason(
     if row.status is not Status.NOT_REPLAYABLE:
         return None
     if row.accumulated is not None and entry is not None and entry.missing is not None:
-        return (
-            f"it differs from the oracle and cannot be replayed without {entry.missing.what}",
-            entry.missing.remedy,
-        )
+        why = f"it differs from the oracle and cannot be replayed without {entry.missing.what}"
+        return why, entry.missing.remedy
     return "the sides have different geometry", "run both sides on the same model"

@@ -45,8 +45,9 @@ from apr_falsify.compare.findings import (
     wrong_without_weights,
 )
 from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.compare.last_token import named_elsewhere
 from apr_falsify.compare.published import PublishedRule, published_rule
-from apr_falsify.compare.rows import accused, cleared, rows_of
+from apr_falsify.compare.rows import accused, cleared, inheriting, rows_of
 from apr_falsify.compare.stored_format import StoredRun, in_its_format
 from apr_falsify.compare.structure import (
     check_tokens,
@@ -245,6 +246,9 @@ def _comparison(sides: _Sides, replay: _Replay, attempts: Attempts) -> _Comparis
     foreign = foreign_weights(judged, sides.own_weights is not None, trace.provenance.dtype)
     guilty = wrong_without_weights(judged) if foreign else judged
     rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
+    again = named_elsewhere(guilty)
+    rows = inheriting(rows, again)
+    guilty = {key: entry for key, entry in guilty.items() if key not in again}
     return _Comparison(rows=rows, guilty=guilty, unequal=unequal, broken=broken, foreign=foreign)
 
 

@@ -71,6 +71,13 @@ def cleared(rows: Sequence[Row], judged: Mapping[Key, Judged]) -> tuple[Row, ...
     )
 
 
+def inheriting(rows: Sequence[Row], keys: Collection[Key]) -> tuple[Row, ...]:
+    """Return the rows, those of ``keys`` as having the error of another stage."""
+    return tuple(
+        replace(row, verdict=Verdict.INHERITS) if (row.layer, row.stage) in keys else row for row in rows
+    )
+
+
 def _row(
     key: Key,
     oracle: Trace,

@@ -39,7 +39,12 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
     "attn_softcap": ("attn_scores",),
     "final_softcap": ("lm_head",),
     "embed_scale": ("embedding",),
-    "norm_topk_prob": ("moe_router", "ffn_out"),
+    **dict.fromkeys(("norm_topk_prob", "router_scoring", "routed_scale"), ("router_weights", "ffn_out")),
+    **dict.fromkeys(
+        ("router_corrected", "expert_groups", "expert_groups_chosen", "group_best"),
+        ("router_weights", "ffn_out"),
+    ),
+    **dict.fromkeys(("shared_intermediate", "shared_gated"), ("ffn_out",)),
     "windows": ("attn_softmax",),
     "qkv_bias": ("qkv_bias",),
     "output_bias": ("attn_out",),

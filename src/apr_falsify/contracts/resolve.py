@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
+from apr_falsify.contracts.hollow import PROOFS, without_comments
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.resolution import (
     RESOLVED,
@@ -19,6 +20,7 @@ from apr_falsify.contracts.resolution import (
     unresolved,
 )
 from apr_falsify.contracts.resolve_pytest import why_file_not_run
+from apr_falsify.contracts.resolve_target import resolve_script, resolve_target
 from apr_falsify.contracts.resolve_tests import resolve_test
 from apr_falsify.contracts.roots import FoundPath, SearchScope
 from apr_falsify.symbols.index import SymbolIndex
@@ -39,6 +41,9 @@ def resolve(citation: Citation, scope: SearchScope) -> Resolution:
         return _file(citation, scope)
     if citation.kind == "symbol":
         return _symbol(citation, scope)
+    if citation.kind == "target":
+        assert citation.target is not None
+        return resolve_target(citation.target, scope, resolve)
     return resolve_test(citation, scope)
 
 
@@ -49,7 +54,10 @@ def _file(citation: Citation, scope: SearchScope) -> Resolution:
     broken = broken_files(found)
     if broken:
         return Resolution(state=ResolutionState.RESOLVED, broken=broken)
-    return why_file_not_run(found[0]) if citation.role == "test" and len(found) == 1 else RESOLVED
+    if citation.role != "test" or len(found) != 1:
+        return RESOLVED
+    whole = why_file_not_run(found[0])
+    return resolve_script(found[0], scope, resolve) if whole is RESOLVED else whole
 
 
 def _symbol(citation: Citation, scope: SearchScope) -> Resolution:
@@ -137,11 +145,13 @@ def _may_be_foreign(name: str, tree: SourceTree, relative: str) -> bool:
 
 def _in_text(name: str, tree: SourceTree, relative: str) -> ResolutionState:
     """In a language that is not indexed a name exists if its last part stands in the text as a word."""
-    text = tree.read_bytes(relative)
+    source = tree.read_bytes(relative)
     last = name.rpartition("::")[2].replace("*", "")
-    if text is None or not last:
+    if source is None or not last:
         return ResolutionState.UNCHECKED
-    found = re.search(rb"(?<!\w)" + re.escape(last.encode()) + (rb"" if "*" in name else rb"(?!\w)"), text)
+    text = source.decode("utf-8", "replace")
+    code = without_comments(relative, text) if relative.endswith(PROOFS) else text
+    found = re.search(r"(?<!\w)" + re.escape(last) + ("" if "*" in name else r"(?!\w)"), code)
     return ResolutionState.RESOLVED if found else ResolutionState.MISSING
 
 

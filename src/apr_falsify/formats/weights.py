@@ -98,7 +98,7 @@ class Weights:
         row = family_of(self.geometry)
         if self.of_checkpoint and role in row.transposed:
             tensor = transposed(tensor)
-        if self.cast_to is not None:
+        if self.cast_to is not None and role not in row.kept_in_f32:
             tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
         if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
             tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))

@@ -44,9 +44,8 @@ ROLES: Mapping[str, Role] = {
     "q_bias": Role(("q",), "qkv_bias"),
     "k_bias": Role(("kv",), "qkv_bias", ("v_bias",)),
     "v_bias": Role(("kv",), "qkv_bias", ("k_bias",)),
-    "q_norm": Role(
-        ("head_dim",), "q_post_rope", ("k_norm",)
-    ),  # over all heads, where a family norms q and k so: ("q",)
+    # Of one head; ("q",) and ("kv",) where a family norms all heads as one.
+    "q_norm": Role(("head_dim",), "q_post_rope", ("k_norm",)),
     "k_norm": Role(("head_dim",), "k_post_rope", ("q_norm",)),
     "o": Role(("hidden", "q"), "attn_out"),
     "o_bias": Role(("hidden",), "attn_out"),
@@ -61,6 +60,7 @@ ROLES: Mapping[str, Role] = {
     "down_bias": Role(("hidden",), "ffn_out"),
     "ffn_post_norm": Role(("hidden",), "ffn_out"),
     "router": Role(("experts", "hidden"), "moe_router_indices"),
+    "router_correction": Role(("experts",), "moe_router_indices"),
     "expert_gate": Role(("expert_ffn", "hidden"), "ffn_out"),
     "expert_up": Role(("expert_ffn", "hidden"), "ffn_out"),
     "expert_down": Role(("hidden", "expert_ffn"), "ffn_out"),
@@ -164,6 +164,17 @@ HF_MIXTURE: Mapping[str, str] = {
     "expert_up": _HF_LAYER + "mlp.experts.{e}.up_proj.weight",
     "expert_down": _HF_LAYER + "mlp.experts.{e}.down_proj.weight",
 }
+HF_SHARED_EXPERTS: Mapping[str, str] = {
+    "shared_gate": _HF_LAYER + "mlp.shared_experts.gate_proj.weight",
+    "shared_up": _HF_LAYER + "mlp.shared_experts.up_proj.weight",
+    "shared_down": _HF_LAYER + "mlp.shared_experts.down_proj.weight",
+}
+HF_CORRECTED_MIXTURE: Mapping[str, str] = {
+    **HF_MIXTURE,
+    **HF_SHARED_EXPERTS,
+    "router_correction": _HF_LAYER + "mlp.gate.e_score_correction_bias",
+}
+"""Those of DeepSeek-V3 and of all that took its router over."""
 
 _GPT2_LAYER = "transformer.h.{n}."
 _GPT2_MODULES: Mapping[str, str] = {

@@ -52,6 +52,21 @@ def chooses(expression: Expression, decide: Decide) -> bool | None:
     return decide(word)
 
 
+def alternatives(expression: Expression) -> list[Expression]:
+    """Return the parts of which any is enough."""
+    word, inner = expression
+    return [one for part in inner for one in alternatives(part)] if word == "or" and inner else [expression]
+
+
+def shown(expression: Expression) -> str:
+    """An expression as it is written."""
+    word, inner = expression
+    if not inner:
+        return word
+    parts = [f"({shown(one)})" if one[0] == "or" and one[1] else shown(one) for one in inner]
+    return f"not {parts[0]}" if word == "not" else f" {word} ".join(parts)
+
+
 def names_in(expression: Expression) -> list[str]:
     """Return the names that stand under no ``not``."""
     word, inner = expression

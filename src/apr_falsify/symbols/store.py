@@ -22,6 +22,7 @@ _OURS = {
     ("apr_falsify.contracts.cache", "Record"),
     ("apr_falsify.contracts.facts", "ContractFacts"),
     ("apr_falsify.contracts.facts", "FalsifierFacts"),
+    ("apr_falsify.contracts.model", "BoundEquation"),
     ("apr_falsify.contracts.model", "CitedId"),
     ("apr_falsify.contracts.marked", "MarkerCitation"),
     ("apr_falsify.contracts.problem", "Place"),

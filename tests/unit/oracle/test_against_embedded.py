@@ -19,6 +19,17 @@ from tests.unit.oracle.conftest import OpenCheckpoint
 TOLERANCE = 1e-6
 """transformers does norms, rotary angles and softmax in f32 whatever the model's number format."""
 
+_ALL = ("router_logits", "moe_router", "router_weights")
+UPCAST_ROUTING = {
+    "mixtral": ("moe_router", "router_weights"),
+    "granitemoe": ("router_logits",),
+    "glm4_moe": _ALL,
+    "dots1": _ALL,
+    "minimax_m2": ("moe_router", "router_weights"),
+    "ernie4_5_moe": ("router_logits",),
+}
+"""What a family's router computes in f32 and leaves so."""
+
 
 def both(model: Model, tokens: int) -> tuple[Trace, Trace]:
     """Return the oracle's trace and the embedded runtime's of the same random tokens, in f64."""
@@ -54,7 +65,7 @@ def test_every_stage_agrees_with_the_embedded_runtime(
     dims = model.geometry.dims(tokens)
     for (_, stage), array in oracle.stages.items():
         upcast = (name, stage) == ("gpt2-by-layer-upcast", "attn_scores")  # as the config asks for
-        upcast |= stage == "moe_router_indices" or (model.geometry.family, stage) == ("mixtral", "moe_router")
+        upcast |= stage == "moe_router_indices" or stage in UPCAST_ROUTING.get(model.geometry.family, ())
         assert array.data.dtype == (np.float32 if upcast else np.float64)
         assert array.data.shape == canonical_shape(stage, dims)
     too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= TOLERANCE}
