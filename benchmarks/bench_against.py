@@ -78,6 +78,7 @@ def main() -> None:
             for case, command in cases.items():
                 for name in sorted(trees, reverse=turn % 2 == 1):  # neither tree is always the first
                     found[case, name].append(_run(trees[name], command(name)))
+                    print(f"{case}, {name}: {dict(found[case, name][-1])}", file=sys.stderr, flush=True)
         if options.tokens:
             case = f"judge 30 layers of SmolLM2, {options.tokens} tokens"
             for name, tree in trees.items():

@@ -10,7 +10,6 @@ from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Ver
 from apr_falsify.compare.invariants import invariants
 from apr_falsify.compare.judge import Fit, Judged, replayer_of
 from apr_falsify.compare.last_token import HELD_IN
-from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
@@ -69,17 +68,20 @@ def source_findings(
         attempts: notes the explanations that break down.
 
     """
-    replayer = replayer_of(trace, weights, arithmetic)
+    sources = [entry for entry in judged.values() if entry.in_error]
+    if not sources:
+        return []
+    from apr_falsify.compare.search import Search  # all causes: a run without a source needs none
+
     accumulated = {Key(row.layer, row.stage): row for row in rows}
     fed = consumers(accumulated, trace.geometry)
-    sources = [entry for entry in judged.values() if entry.in_error]
-    search = Search(replayer, attempts)
-    return [_source(search, entry, accumulated, fed, own_weights) for entry in sources]
+    search = Search(replayer_of(trace, weights, arithmetic), attempts)
+    return [_source(entry, search.explained(entry), accumulated, fed, own_weights) for entry in sources]
 
 
 def _source(
-    search: Search,
     entry: Judged,
+    explained: tuple[list[str], tuple[str, str] | None],
     rows: Mapping[Key, Row],
     fed: Mapping[Key, Sequence[Key]],
     own_weights: bool,
@@ -88,8 +90,8 @@ def _source(
     assert fit is not None
     sentences = [f"{place(entry.key)} is not what its inputs make it: residual {fit.residual:.1e}"]
     sentences[0] += f", floor {fit.floor:.1e}{_worst(fit)}"
-    told, cause = search.explained(entry)
-    sentences += told
+    reasons, cause = explained
+    sentences += reasons
     if entry.composed:
         sentences.append(
             f"{', '.join(entry.composed)} was not captured, so the source cannot be narrowed further"
@@ -391,8 +393,6 @@ def _reason(
     if row.status is not Status.NOT_REPLAYABLE:
         return None
     if row.accumulated is not None and entry is not None and entry.missing is not None:
-        return (
-            f"it differs from the oracle and cannot be replayed without {entry.missing.what}",
-            entry.missing.remedy,
-        )
+        why = f"it differs from the oracle and cannot be replayed without {entry.missing.what}"
+        return why, entry.missing.remedy
     return "the sides have different geometry", "run both sides on the same model"

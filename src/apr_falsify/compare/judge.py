@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
-from apr_falsify.compare.edges import on_the_other_side
 from apr_falsify.compare.excess import EXPLAINED_SHARE, excess_of
 from apr_falsify.compare.layout import factor_of, only_data
 from apr_falsify.compare.metrics import Metrics, compare_arrays
@@ -261,10 +260,11 @@ def _with_edges(replayer: Replayer, key: Key, fit: Fit, subject: Stored, expecte
     def shaped(values: F64) -> F64:
         return comparable(replayer.trace, key, subject, values, sigma)[0]
 
+    from apr_falsify.compare.edges import on_the_other_side  # needed for a stage beyond its floor
+
     moved, count = on_the_other_side(replayer, key, fit.rule, subject, expected, sigma, shaped)
-    if not count:
-        return fit
-    return replace(fit_of(fit.rule, subject, moved, sigma, replayer.unit_of(key)), edges=count)
+    unit = replayer.unit_of(key)
+    return replace(fit_of(fit.rule, subject, moved, sigma, unit), edges=count) if count else fit
 
 
 def _saved_beyond(replayer: Replayer, key: Key, subject: Stored, expected: F64, sigma: F64) -> F64:

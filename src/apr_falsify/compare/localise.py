@@ -56,7 +56,6 @@ from apr_falsify.compare.structure import (
     keys_to_judge,
     same_shapes,
 )
-from apr_falsify.compare.weights import weights_findings
 from apr_falsify.errors import TraceError
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.stages import Key
@@ -299,6 +298,8 @@ def _differing_tensors(sides: _Sides, attempts: Attempts) -> list[Finding]:
     ours, theirs = sides.weights, sides.own_weights
     if ours is None or theirs is None or ours.where == theirs.where:
         return []
+    from apr_falsify.compare.weights import weights_findings  # two files of weights are the rarer case
+
     layers = sorted({layer for layer, _ in sides.keys if layer is not None})
     return weights_findings(ours, theirs, layers, attempts)
 

@@ -6,7 +6,8 @@ To be read in this order:
   ``cargo_command``, ``pytest_command``, ``schema``, ``settings``, ``facts``
 - what a contract cites: ``evidence_keys``, ``citations``, ``cited_tests``, ``prose``, ``located``, ``cited``,
   ``bindings``, ``markers``, ``roots``, ``resolution``, ``resolve``, ``resolve_tests``, ``resolve_cargo``,
-  ``filterset``, ``cargo_maybe``, ``resolve_pytest``, ``recipes``, ``resolve_target``, ``proofs``, ``hollow``, ``marked``
+  ``filterset``, ``cargo_maybe``, ``resolve_pytest``, ``recipes``, ``resolve_target``, ``proofs``,
+  ``hollow``, ``marked``
 - judging: ``validate``, ``rules``, ``statuses``, ``standing``, ``problem``, ``history``, ``baseline``,
   ``outcome``
 - at scale: ``engine``, ``ahead``, ``cache``

@@ -12,6 +12,7 @@ from apr_falsify.compare.variations.common import parts
 from apr_falsify.compare.variations.feedforward import ACTIVATIONS
 from apr_falsify.compare.variations.norms import layer_input
 from apr_falsify.formats.tensors import FloatArray, Tensor
+from apr_falsify.model.names import ROLES
 from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.arithmetic import round_bf16, round_f16
 from apr_falsify.numerics.operand_rules import Operation
@@ -121,29 +122,12 @@ def other_use(case: Case) -> Iterator[Guess]:
         yield case.guess("probabilities for logits", probabilities, name="softmax-included")
 
 
-_SIBLINGS: Mapping[str, tuple[str, ...]] = {
-    "gate": ("up",),
-    "up": ("gate",),
-    "k": ("v",),
-    "v": ("k",),
-    "k_bias": ("v_bias",),
-    "v_bias": ("k_bias",),
-    "q_norm": ("k_norm",),
-    "k_norm": ("q_norm",),
-    "attn_norm": ("ffn_norm", "final_norm"),
-    "ffn_norm": ("attn_norm", "final_norm"),
-    "final_norm": ("attn_norm", "ffn_norm"),
-    "lm_head": ("embed",),
-}
-"""Role -> the roles of weights of the same shape that may stand in its place."""
-
-
 def sibling_weights(case: Case) -> Iterator[Guess]:
     """Yield the stage with another role's weights: gate and up swapped, k and v, one norm for another."""
     own, swapped = _tensors(case), {}
     last = case.geometry.layers - 1
     for role in own:
-        for other in _SIBLINGS.get(role, ()):
+        for other in ROLES[role].alike:
             tensor = case.weights.find(other, last if case.layer is None else case.layer)
             if tensor is not None and tensor.shape == own[role].shape:
                 swapped[role] = tensor
