@@ -9,6 +9,7 @@ from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
 from apr_falsify.compare.invariants import invariants
 from apr_falsify.compare.judge import Fit, Judged, replayer_of
+from apr_falsify.compare.last_token import HELD_IN
 from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
@@ -22,7 +23,7 @@ FOREIGN_SHARE = 0.9
 """Share of all projections in error from which the weights, not the stages, are suspected."""
 
 FOREIGN_AT_LEAST = 4
-"""Projections that must have been judged before that is said."""
+"""How many projections must have been judged before that is concluded."""
 
 NO_DIVERGENCE = 1e-5
 """Accumulated relative L2 up to which a stage that cannot be replayed is taken to agree.
@@ -199,7 +200,7 @@ def invariant_findings(
 def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool, dtype: str) -> list[Finding]:
     """Return one finding where nearly every projection fails: the weights are not its own.
 
-    Or it went on with other values than those that were saved; ``dtype`` is the format it is said to keep.
+    Or it went on with other values than those that were saved; ``dtype`` is the format that it declares.
     """
     if own_weights:
         return []
@@ -260,7 +261,7 @@ _ROUNDED_LATER = {
     name: f"; if it computes in f32 and is only saved in {name}, let its mapping say dtype: f32"
     for name in ("f16", "bf16")
 }
-"""A format that a run is said to keep its stages in -> what else may be the matter."""
+"""A format in which a run declares to store its stages -> what else may be the matter."""
 
 
 def reference_findings(judged: Mapping[Key, Judged]) -> list[Finding]:
@@ -354,6 +355,7 @@ def unmeasured_findings(
     """
     fitting = [(key, entry) for key, entry in judged.items() if entry.fit is not None]
     covered = {Key(key.layer, name) for key, entry in fitting for name in entry.composed}
+    covered |= {Key(key.layer, name) for key, _ in fitting for name in HELD_IN.get(key.stage, ())}
     groups: dict[tuple[str, str, int | None], list[str]] = {}
     for row in rows:
         if row.verdict is Verdict.INTRODUCES:

@@ -59,6 +59,7 @@ STAGE_OF_ROLE: Mapping[str, str] = {
     "down_bias": "ffn_out",
     "ffn_post_norm": "ffn_out",
     "router": "moe_router_indices",
+    "router_correction": "moe_router_indices",
     "expert_gate": "ffn_out",
     "expert_up": "ffn_out",
     "expert_down": "ffn_out",
@@ -269,7 +270,7 @@ def difference(oracle: Tensor, subject: Tensor, kind: str | None = None) -> Diff
     Args:
         oracle: what is right.
         subject: the one in question.
-        kind: the number format whose cost is allowed, where it is not the one that ``subject`` is held in.
+        kind: the number format whose cost is allowed, where it is not the one of ``subject``.
 
     """
     kind = kind or subject.type
@@ -294,8 +295,13 @@ def difference(oracle: Tensor, subject: Tensor, kind: str | None = None) -> Diff
         if kind in STEPS and not blocks:
             parts.append(_sums(ours, theirs, kind))
     rel_l2 = math.sqrt(squares / energy) if energy else (0.0 if squares == 0 else math.inf)
-    told = "" if blocks else systematic(parts)
+    told = "" if blocks else systematic(parts, again=_quantised_again(oracle.type, kind))
     return Difference(blocks=blocks, total=total, rows=rows, rel_l2=rel_l2, systematic=told)
+
+
+def _quantised_again(first: str, second: str) -> bool:
+    """Whether a block format's values were put on the grid of another, which is not much coarser."""
+    return first in STEPS and first != second and STEPS[first] <= 4 * STEPS.get(second, 0)
 
 
 def _sums(ours: F64, theirs: F64, kind: str) -> GroupSums:

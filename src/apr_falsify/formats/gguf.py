@@ -1,7 +1,7 @@
-"""The header of a GGUF file: metadata and where each tensor lies, without reading what is not asked for.
+"""The header of a GGUF file: metadata and where each tensor lies, without reading what is not requested.
 
 ``gguf.GGUFReader`` builds an object for every token of the vocabulary (2.2 s for a 135M model);
-this reader steps over arrays and reads one only when it is asked for. The layout is that of the GGUF
+this reader steps over arrays and reads one only when it is requested. The layout is that of the GGUF
 specification, versions 2 and 3, little-endian. Types and block sizes come from the ``gguf`` package.
 """
 

@@ -1,6 +1,6 @@
 """Named weights of a model, read on demand: safetensors, GGUF and .apr, one view of all.
 
-A weight is asked for by role (``q``, ``down``, ``final_norm`` ... of ``names.py``) and layer and is always
+A weight is requested by role (``q``, ``down``, ``final_norm`` ... of ``names.py``) and layer and is always
 given as the forward pass uses it: [out, in], rotary pairs half-split, q apart from k and v, a norm's weight
 as it is multiplied with, whatever the file holds. Expert e's weights are in the roles ``expert_up.e`` ...
 """
@@ -62,7 +62,7 @@ class Weights:
         where: the file or directory, for messages.
         of_checkpoint: whether the tensors are as HuggingFace checkpoints have them, where a family's own
             differ from the use (transposed, norms less an offset); GGUF stores them as they are used.
-        held_as: the number format that a runtime casts them to when it loads them, ``None`` for their own.
+        cast_to: the number format that a runtime casts them to when it loads them, ``None`` for their own.
         imported_from: the weights that a runtime made these of, where it works on a copy of its own format.
 
     """
@@ -73,7 +73,7 @@ class Weights:
     interleaved: bool
     where: Path
     of_checkpoint: bool = True
-    held_as: Format | None = None
+    cast_to: Format | None = None
     imported_from: Weights | None = None
 
     def find(self, role: str, layer: int | None = None) -> Tensor | None:
@@ -98,12 +98,12 @@ class Weights:
         row = family_of(self.geometry)
         if self.of_checkpoint and role in row.transposed:
             tensor = transposed(tensor)
-        if self.held_as is not None:
-            tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
+        if self.cast_to is not None and role not in row.kept_in_f32:
+            tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
         if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
             tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))
-            if row.offset_rounded and self.held_as is not None:
-                tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
+            if row.offset_rounded and self.cast_to is not None:
+                tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
         for group in row.fused:
             # A file of another form than the checkpoint's may hold them apart.
             if role in group and len({self.names[each] for each in group}) == 1:

@@ -320,35 +320,53 @@ def mixture(geometry: Geometry, *, norm: str) -> Nodes:
     experts: tuple[str, ...] = EXPERT_ROLES
     if geometry.shared_intermediate:
         experts += (*SHARED_ROLES, *(("shared_router",) if geometry.shared_gated else ()))
-    last = {"ffn_norm": "ffn_norm"}
+    logits = {"router_logits": "router_logits"}
+    corrected = ("router_correction",) if geometry.router_corrected else ()
     return (
         norm_node("ffn_norm", "post_attn_residual", norm=norm),
         Node(
+            stage="router_logits",
+            operator="linear",
+            inputs={"ffn_norm": "ffn_norm"},
+            roles=("router",),
+            tap=Tap(module="router", pick=Pick.ROUTER_LOGITS),
+        ),
+        Node(
+            stage="router_weights",
+            operator="routing",
+            inputs=logits,
+            roles=corrected,
+            tap=Tap(module="router", pick=Pick.ROUTING),
+        ),
+        Node(
             stage="moe_router_indices",
             operator="chosen_experts",
-            inputs=last,
-            roles=("router",),
+            inputs=logits,
+            roles=corrected,
             tap=Tap(module="router", pick=Pick.LAST_INDICES),
         ),
         Node(
             stage="moe_router",
             operator="expert_weights",
-            inputs={**last, "moe_router_indices": "moe_router_indices"},
-            roles=("router",),
+            inputs={**logits, "moe_router_indices": "moe_router_indices"},
             tap=Tap(module="router", pick=Pick.LAST_WEIGHTS),
         ),
         Node(
             stage="moe_ffn_out",
             operator="last_mixture",
-            inputs={**last, "moe_router": "moe_router", "moe_router_indices": "moe_router_indices"},
+            inputs={
+                "ffn_norm": "ffn_norm",
+                "moe_router": "moe_router",
+                "moe_router_indices": "moe_router_indices",
+            },
             roles=experts,
             tap=Tap(module=ModulePlace.MIXTURE, pick=Pick.LAST_ROW),
         ),
         Node(
             stage="ffn_out",
             operator="mixture",
-            inputs={"ffn_swigl": "ffn_norm"},
-            roles=("router", *experts),
+            inputs={"ffn_norm": "ffn_norm", "router_weights": "router_weights"},
+            roles=experts,
             tap=Tap(module=ModulePlace.MIXTURE),
         ),
         residual_node(

@@ -45,6 +45,7 @@ class Family:
         fused_by_head: whether q, k and v lie in one tensor head by head: those of head 0, of head 1, ...
         modules: role -> module within a layer, where transformers' differs from the checkpoint's name.
         transposed: roles whose tensor a HuggingFace checkpoint stores [in, out].
+        kept_in_f32: roles that transformers leaves in f32 whatever the format in which it runs.
         softmax_upcast: whether transformers computes the softmax in f32 whatever the model's format.
         role_axes: the shapes of roles that ``names.ROLE_AXES`` does not list, in its words.
 
@@ -75,5 +76,6 @@ class Family:
     fused_by_head: bool = False
     modules: Mapping[str, str] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
+    kept_in_f32: tuple[str, ...] = ()
     softmax_upcast: bool = True
     role_axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

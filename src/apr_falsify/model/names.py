@@ -34,6 +34,7 @@ ROLE_AXES: Mapping[str, tuple[str, ...]] = {
     "down_bias": ("hidden",),
     "ffn_post_norm": ("hidden",),
     "router": ("experts", "hidden"),
+    "router_correction": ("experts",),
     "expert_gate": ("expert_ffn", "hidden"),
     "expert_up": ("expert_ffn", "hidden"),
     "expert_down": ("hidden", "expert_ffn"),
@@ -167,6 +168,17 @@ HF_MIXTURE: Mapping[str, str] = {
     "expert_up": _HF_LAYER + "mlp.experts.{e}.up_proj.weight",
     "expert_down": _HF_LAYER + "mlp.experts.{e}.down_proj.weight",
 }
+HF_SHARED_EXPERTS: Mapping[str, str] = {
+    "shared_gate": _HF_LAYER + "mlp.shared_experts.gate_proj.weight",
+    "shared_up": _HF_LAYER + "mlp.shared_experts.up_proj.weight",
+    "shared_down": _HF_LAYER + "mlp.shared_experts.down_proj.weight",
+}
+HF_CORRECTED_MIXTURE: Mapping[str, str] = {
+    **HF_MIXTURE,
+    **HF_SHARED_EXPERTS,
+    "router_correction": _HF_LAYER + "mlp.gate.e_score_correction_bias",
+}
+"""Those of DeepSeek-V3 and of all that took its router over."""
 
 _GPT2_LAYER = "transformer.h.{n}."
 _GPT2_MODULES: Mapping[str, str] = {

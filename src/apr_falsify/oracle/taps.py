@@ -26,9 +26,25 @@ _TAKES: Mapping[Pick, Take] = {
     Pick.OUTPUT: lambda args, output: output[0],
     Pick.HEADS: lambda args, output: output[0].transpose(0, 1),
     Pick.LAST_ROW: lambda args, output: output[0, -1],
-    Pick.LAST_WEIGHTS: lambda args, output: output[1][-1],
-    Pick.LAST_INDICES: lambda args, output: output[2][-1],
+    Pick.ROUTER_LOGITS: lambda args, output: output[0],
+    Pick.ROUTING: lambda args, output: _routing(output),
+    Pick.LAST_WEIGHTS: lambda args, output: _best_first(output)[0],
+    Pick.LAST_INDICES: lambda args, output: _best_first(output)[1],
 }
+
+
+def _routing(output: Any) -> Any:
+    """Return the weights of a router's output (logits, weights, experts), one column an expert."""
+    logits, weights, experts = output
+    return weights.new_zeros(logits.shape).scatter(1, experts, weights)
+
+
+def _best_first(output: Any) -> tuple[Any, Any]:
+    """Return the last token's weights and experts, the largest weight first; not all routers sort."""
+    weights, experts = output[1][-1], output[2][-1]
+    order = weights.argsort(descending=True, stable=True)
+    return weights[order], experts[order]
+
 
 JOINED = ("qkv_matmul", "qkv_bias")
 """Stages that stand in several modules."""

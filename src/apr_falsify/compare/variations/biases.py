@@ -98,21 +98,21 @@ def other_bias(case: Case) -> Iterator[Guess]:
             yield case.guess(f"the biases of {'|'.join(order)} added to q|k|v", bare + swapped)
     fused = np.concatenate([biases[role] for role in "kqv"])
     yield case.guess("the biases k|q|v end to end added to q|k|v", bare + fused)
-    for says, turned in _turned(biases, case.geometry.head_dim):
+    for says, reordered in _reordered(biases, case.geometry.head_dim):
         values = bare.copy()
-        for role, bias in turned.items():
+        for role, bias in reordered.items():
             values[..., columns[role]] += bias
         yield case.guess(says, values)
 
 
-def _turned(biases: Mapping[str, F64], head_dim: int) -> Iterator[tuple[str, dict[str, F64]]]:
+def _reordered(biases: Mapping[str, F64], head_dim: int) -> Iterator[tuple[str, dict[str, F64]]]:
     def order(bias: F64, to_interleaved: bool) -> F64:
         shape = (-1, 2, head_dim // 2) if to_interleaved else (-1, head_dim // 2, 2)
         return bias.reshape(shape).swapaxes(1, 2).reshape(-1)
 
     for to_interleaved, says in ((True, "interleaved"), (False, "half-split")):
-        turned = {role: order(biases[role], to_interleaved) for role in "qk"}
-        yield f"the biases of q and k in {says} rotary order", {**turned, "v": biases["v"]}
+        reordered = {role: order(biases[role], to_interleaved) for role in "qk"}
+        yield f"the biases of q and k in {says} rotary order", {**reordered, "v": biases["v"]}
 
 
 def composed_bias(case: Case) -> Iterator[Guess]:

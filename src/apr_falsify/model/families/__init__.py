@@ -11,10 +11,13 @@ from apr_falsify.model.blocks import WHOLE
 from apr_falsify.model.families.arcee import ARCEE
 from apr_falsify.model.families.cohere import COHERE, COHERE2
 from apr_falsify.model.families.cwm import CWM
+from apr_falsify.model.families.dots1 import DOTS1
+from apr_falsify.model.families.ernie_moe import ERNIE4_5_MOE
 from apr_falsify.model.families.exaone import EXAONE4
 from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
 from apr_falsify.model.families.gemma1 import GEMMA
 from apr_falsify.model.families.glm import GLM, GLM4
+from apr_falsify.model.families.glm_moe import GLM4_MOE
 from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.granite import GRANITE
@@ -22,6 +25,7 @@ from apr_falsify.model.families.granitemoe import GRANITE_MOE
 from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
 from apr_falsify.model.families.internlm import INTERNLM3, IQUESTCODER
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
+from apr_falsify.model.families.minimax import MINIMAX_M2
 from apr_falsify.model.families.ministral import MINISTRAL
 from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
 from apr_falsify.model.families.nemotron import JAIS2, NEMOTRON
@@ -80,6 +84,10 @@ FAMILIES: tuple[Family, ...] = (
     VAULTGEMMA,
     GRANITE_MOE,
     QWEN2_MOE,
+    GLM4_MOE,
+    DOTS1,
+    MINIMAX_M2,
+    ERNIE4_5_MOE,
 )
 """The families that can be captured, run and replayed."""
 
@@ -238,7 +246,7 @@ def _check_tap(stage: str, tap: Tap | None, own: Family) -> None:
     if tap is None or tap.module in own.weights or tap.module in tuple(ModulePlace) or tap.module[:1] == ".":
         return
     raise FamilyError(
-        f"the node {stage} is said to be seen at {tap.module!r}, which names no module",
+        f"the node {stage} is to be seen at {tap.module!r}, which names no module",
         expected="a role of weights, a ModulePlace, or a path within the layer that begins with a dot",
         remedy=nearest(tap.module, own.weights),
     )

@@ -29,7 +29,7 @@ Values = npt.NDArray[Any]
 Arrays = Mapping[str, Values]
 
 UNROTATED = "kqv_unrotated"
-"""The node in which a quantised V cache was turned back, [tokens * blocks, block]; nameless in llama.cpp."""
+"""The node in which a quantised V cache was rotated back, [tokens * blocks, block]; nameless in llama.cpp."""
 
 NODES: Mapping[str, tuple[str, ...]] = {
     "embedding": ("embd", "inp_embd"),
@@ -117,7 +117,7 @@ def check_family(geometry: Geometry, where: Path) -> None:
 def stages_of_capture(
     arrays: Arrays, geometry: Geometry, tokens: int, interleaved: bool, where: Path
 ) -> Iterator[tuple[Key, StageArray]]:
-    """Yield the stages that a raw capture holds, each read when it is asked for.
+    """Yield the stages that a raw capture holds, each read when it is requested.
 
     Args:
         arrays: node -> values.
@@ -287,10 +287,10 @@ def _of_stage(reader: Reader, node: str, key: Key, runs: int) -> StageArray | No
         return _square([reader.square(step) for step in steps], LAYOUT[name], runs)
     width = reader.geometry.dims(1)[axes[-1]]
     rows, _ = reader.rows(steps, width)
-    if not len(rows):  # no batch asked for logits
+    if not len(rows):  # no batch requested logits
         return None
     if name == "attention" and layer is not None:
-        rows = _turned_back(reader, node, layer, rows)
+        rows = _unrotated(reader, node, layer, rows)
     return StageArray(data=rows if axes[0] == "tokens" else rows[-1])
 
 
@@ -370,10 +370,10 @@ def _before_rotation(geometry: Geometry) -> tuple[str, ...]:
     return ("qkv_matmul", "qkv_bias") if geometry.qkv_bias else ("qkv_matmul",)
 
 
-def _turned_back(reader: Reader, node: str, layer: int, rows: Values) -> Values:
-    """Undo the rotation in which a quantised V cache is kept, where a recording holds its result in it.
+def _unrotated(reader: Reader, node: str, layer: int, rows: Values) -> Values:
+    """Undo the rotation in which a quantised V cache is stored, where a recording holds its result in it.
 
-    With one key to look at, the first token's attention is its V: turned, where the values are.
+    With one key to look at, the first token's attention is its V: rotated, where the values are.
     """
     arrays, geometry = reader.arrays, reader.geometry
     dims = geometry.head_dim

@@ -1,4 +1,4 @@
-"""A raw capture of llama.cpp's graph: a file made elsewhere, or kept by the setting ``raw-capture``."""
+"""A raw capture of llama.cpp's graph: a file made elsewhere, or written by the setting ``raw-capture``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TOKENS = "token_ids"
 
 
 class Capture(Mapping[str, npt.NDArray[Any]]):
-    """The arrays of a raw capture, each read from its file when it is asked for.
+    """The arrays of a raw capture, each read from its file when it is requested.
 
     llama.cpp's nodes are f32: one in f16 was rounded when it was saved.
 
