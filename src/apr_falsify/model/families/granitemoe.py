@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from apr_falsify.model.families.granite import GRANITE
+from apr_falsify.model import gguf_settings
+from apr_falsify.model.families.granite import GRANITE, of_gguf
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER, MLP_BIASES, without
+from apr_falsify.model.names import HF_DECODER, MLP_BIASES, gguf_names, without
 from apr_falsify.model.settings import experts
 
 _MIXTURE = "model.layers.{n}.block_sparse_moe."
+
+_NAMES = {
+    **without(HF_DECODER, "gate", "up", "down", *MLP_BIASES),
+    "router": _MIXTURE + "router.layer.weight",
+    "expert_gate": _MIXTURE + "input_linear.weight",
+    "expert_up": _MIXTURE + "input_linear.weight",
+    "expert_down": _MIXTURE + "output_linear.weight",
+}
 
 GRANITE_MOE = Family(
     name="granitemoe",
     title="Granite 3 MoE",
     model_types=("granitemoe",),
-    weights={
-        **without(HF_DECODER, "gate", "up", "down", *MLP_BIASES),
-        "router": _MIXTURE + "router.layer.weight",
-        "expert_gate": _MIXTURE + "input_linear.weight",
-        "expert_up": _MIXTURE + "input_linear.weight",
-        "expert_down": _MIXTURE + "output_linear.weight",
+    gguf_architectures=("granitemoe",),
+    weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES),
+    gguf_settings=lambda gguf: {
+        **of_gguf(gguf),
+        **gguf_settings.experts(gguf, normed=True, width="feed_forward_length"),
     },
+    gguf_interleaved=True,
     modules={"router": "block_sparse_moe.router"},
     fused=(("expert_gate", "expert_up"),),
     # Its softmax over the chosen experts alone is that over all, made to sum to 1.
