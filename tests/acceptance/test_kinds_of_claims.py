@@ -133,3 +133,48 @@ def test_what_a_claim_names_is_there(root: Path, case: str) -> None:
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_what_a_binding_says_is_so(root: Path, binding: str) -> None:
     assert reported(root)[binding] == BINDINGS[binding]
+
+
+@pytest.mark.parametrize(
+    ("cited", "hint"),
+    [
+        ("trace-ffn-sub-block-v1", "if it is of another repository"),
+        ("agent-lop-v1", "did you mean 'agent-loop-v1'?"),
+    ],
+)
+def test_a_contract_is_offered_only_where_it_is_a_near_spelling(
+    tmp_path: Path, cited: str, hint: str
+) -> None:
+    contracts = tmp_path / "contracts"
+    contracts.mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    for name, more in (("agent-loop-v1", ""), ("other-v1", f", depends_on: [{cited}]")):
+        head = f"metadata: {{id: {name}, version: 1.0.0, status: ACTIVE, description: d{more}}}\n"
+        (contracts / f"{name}.yaml").write_text(
+            f"{head}equations: {{e: {{formula: y = x}}}}\n", encoding="utf-8"
+        )
+    (found,) = [one.problem for one in validate((contracts,), cached=False).shown]
+    assert (found.code, found.hint.startswith(hint)) == ("sibling-missing", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("ScaledRope::apply", "did you mean 'ScaledRoPE'?"),  # the type is nowhere: its method tells nothing
+        ("ScaledRoPE::appli", "did you mean 'apply'"),
+    ],
+)
+def test_of_a_type_that_is_nowhere_the_type_is_offered(tmp_path: Path, name: str, hint: str) -> None:
+    files = {
+        "Cargo.toml": '[package]\nname = "demo"\nversion = "0.1.0"\n',
+        "src/lib.rs": "pub struct ScaledRoPE;\nimpl ScaledRoPE { pub fn apply() {} }\nfn apply_all() {}\n",
+        "contracts/binding.yaml": (
+            "version: 1.0.0\ntarget_crate: demo\nbindings:\n"
+            f"  - {{equation: e, module_path: demo, function: '{name}', status: implemented}}\n"
+        ),
+    }
+    for file, text in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    (found,) = [one.problem for one in validate((tmp_path / "contracts",), cached=False).shown]
+    assert (found.code, found.hint[: len(hint)]) == (SYMBOL, hint)
