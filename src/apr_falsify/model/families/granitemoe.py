@@ -59,6 +59,8 @@ GRANITE_MOE_SHARED = replace(
     title="Granite 3 MoE with a shared expert",
     model_types=("granitemoeshared",),
     gguf_architectures=(),
+    gguf_weights={},
+    gguf_interleaved=False,
     weights={
         **GRANITE_MOE.weights,
         "shared_gate": _SHARED + "input_linear.weight",
