@@ -77,6 +77,9 @@ FAMILIES = (
     "dots1",
     "minimax_m2",
     "ernie4_5_moe",
+    "solar_open",
+    "exaone_moe",
+    "granitemoeshared",
 )
 """One plain recipe of each family."""
 

@@ -39,6 +39,9 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
     "attn_softcap": ("attn_scores",),
     "final_softcap": ("lm_head",),
     "embed_scale": ("embedding",),
+    "residual_scale": ("post_attn_residual", "post_ffn_residual"),
+    "logit_scale": ("lm_head",),
+    "rotated": ("q_post_rope", "k_post_rope"),
     **dict.fromkeys(("norm_topk_prob", "router_scoring", "routed_scale"), ("router_weights", "ffn_out")),
     **dict.fromkeys(
         ("router_corrected", "expert_groups", "expert_groups_chosen", "group_best"),
@@ -129,9 +132,11 @@ def constant_findings(oracle: Geometry, subject: Geometry, keys: Iterable[Key], 
 
 
 def _stated(geometry: Geometry, name: str) -> Any:
-    """Return a size or constant; the scale of scores of every layer, also where it is the usual one."""
+    """Return a size or constant; what may differ by layer of every layer, also where it is as usual."""
     if name == "attn_scales":
         return tuple(geometry.attn_scale_at(layer) for layer in range(geometry.layers))
+    if name == "rotated":
+        return geometry.rotated or (True,) * geometry.layers
     return getattr(geometry, name)
 
 

@@ -183,6 +183,12 @@ class GgufFile:
         cursor.at = self._arrays[key]
         return cursor.array()
 
+    def architecture_metadata(self) -> dict[str, Any]:
+        """Return the metadata, with the arrays whose keys begin with the architecture."""
+        prefix = f"{self.metadata.get('general.architecture')}."
+        arrays = {key: self.array(key) for key in self._arrays if key.startswith(prefix)}
+        return {**self.metadata, **arrays}
+
     def _read_tensors(self, cursor: _Cursor, count: int) -> list[GgufTensorInfo]:
         rows = []
         for _ in range(count):

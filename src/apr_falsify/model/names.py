@@ -109,31 +109,63 @@ HF_QK_NORM: Mapping[str, str] = {
     "q_norm": _HF_LAYER + "self_attn.q_norm.weight",
     "k_norm": _HF_LAYER + "self_attn.k_norm.weight",
 }
-GGUF_DECODER: Mapping[str, str] = {
+GGUF_NAMES: Mapping[str, str] = {
     "embed": "token_embd.weight",
-    "attn_norm": "blk.{n}.attn_norm.weight",
-    "q": "blk.{n}.attn_q.weight",
-    "k": "blk.{n}.attn_k.weight",
-    "v": "blk.{n}.attn_v.weight",
-    "q_bias": "blk.{n}.attn_q.bias",
-    "k_bias": "blk.{n}.attn_k.bias",
-    "v_bias": "blk.{n}.attn_v.bias",
-    "o": "blk.{n}.attn_output.weight",
-    "o_bias": "blk.{n}.attn_output.bias",
-    "ffn_norm": "blk.{n}.ffn_norm.weight",
-    "gate": "blk.{n}.ffn_gate.weight",
-    "gate_bias": "blk.{n}.ffn_gate.bias",
-    "up": "blk.{n}.ffn_up.weight",
-    "up_bias": "blk.{n}.ffn_up.bias",
-    "down": "blk.{n}.ffn_down.weight",
-    "down_bias": "blk.{n}.ffn_down.bias",
+    "positions": "position_embd.weight",
+    **{
+        f"{role}{suffix}": f"blk.{{n}}.{module}.{kind}"
+        for role, module in {
+            "attn_norm": "attn_norm",
+            "q": "attn_q",
+            "k": "attn_k",
+            "v": "attn_v",
+            "q_norm": "attn_q_norm",
+            "k_norm": "attn_k_norm",
+            "o": "attn_output",
+            "attn_post_norm": "post_attention_norm",
+            "ffn_norm": "ffn_norm",
+            "gate": "ffn_gate",
+            "up": "ffn_up",
+            "down": "ffn_down",
+            "ffn_post_norm": "post_ffw_norm",
+            "router": "ffn_gate_inp",
+            "expert_gate": "ffn_gate_exps",
+            "expert_up": "ffn_up_exps",
+            "expert_down": "ffn_down_exps",
+            "shared_gate": "ffn_gate_shexp",
+            "shared_up": "ffn_up_shexp",
+            "shared_down": "ffn_down_shexp",
+            "shared_router": "ffn_gate_inp_shexp",
+        }.items()
+        for suffix, kind in (("", "weight"), ("_bias", "bias"))
+    },
     "final_norm": "output_norm.weight",
+    "final_norm_bias": "output_norm.bias",
     "lm_head": "output.weight",
+    "lm_head_bias": "output.bias",
 }
-GGUF_QK_NORM: Mapping[str, str] = {
-    "q_norm": "blk.{n}.attn_q_norm.weight",
-    "k_norm": "blk.{n}.attn_k_norm.weight",
-}
+"""Role -> what llama.cpp calls its tensor in nearly every architecture; all experts lie in one tensor."""
+
+
+def gguf_names(weights: Mapping[str, str], changed: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return what llama.cpp calls the tensors of the roles of ``weights``.
+
+    Args:
+        weights: role -> name in a HuggingFace checkpoint.
+        changed: role -> module within a layer, where an architecture calls it otherwise.
+
+    """
+    own = {
+        f"{role}{suffix}": f"blk.{{n}}.{module}.{kind}"
+        for role, module in (changed or {}).items()
+        for suffix, kind in (("", "weight"), ("_bias", "bias"))
+    }
+    return {role: own.get(role, GGUF_NAMES[role]) for role in weights}
+
+
+GGUF_FUSED_QKV: Mapping[str, str] = dict.fromkeys("qkv", "attn_qkv")
+GGUF_FUSED_GATE_UP: Mapping[str, str] = dict.fromkeys(("gate", "up"), "ffn_up")
+"""What llama.cpp calls what lies in one tensor."""
 
 
 def without(names: Mapping[str, str], *roles: str) -> dict[str, str]:

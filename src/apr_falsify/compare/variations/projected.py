@@ -26,6 +26,7 @@ WEIGHTED: Mapping[str, tuple[str, ...]] = {
     "k_post_rope": ("k_norm",),
     "attn_out": ("o",),
     "ffn_norm": ("ffn_norm",),
+    "router_logits": ("router",),
     "ffn_gate": ("gate",),
     "ffn_up": ("up",),
     "ffn_out": ("down",),
