@@ -6,7 +6,7 @@ machine slows both. Printed are medians and the ratio of the working tree to the
 processor's seconds in the whole process (imports included; on a busy machine the steadier of the two), and
 of memory.
 
-    python benchmarks/bench_against.py COMMIT [--rounds 5] [--tokens 512] [--folder DIR]
+    python benchmarks/bench_against.py COMMIT [--rounds 5] [--only WORDS] [--tokens 512] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         trees = {options.commit: _unpacked(options.commit, Path(folder) / "then"), "here": REPOSITORY}
-        cases = _cases(trees, Path(folder))
+        cases = {case: run for case, run in _cases(trees, Path(folder)).items() if options.only in case}
         found: dict[tuple[str, str], list[Mapping[str, float]]] = defaultdict(list)
         for turn in range(options.rounds):
             for case, command in cases.items():
