@@ -65,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("commit", help="what to compare the working tree with")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="the cases whose name has this in it; default: all")
     parser.add_argument(
         "--tokens", type=int, default=512, help="of SmolLM2, one round of all layers; 0: none"
     )
