@@ -116,20 +116,27 @@ class Finding:
 
 
 _OF_THE_WHOLE_MODEL = (
+    "act-order",
     "activation",
+    "code-sign",
     "constant",
     "epsilon",
+    "group-order",
     "head-norm",
     "multiplier",
+    "nibble-order",
     "norm-form",
+    "reciprocal-scale",
     "rope-base",
     "rope-direction",
     "rope-pairing",
     "rope-partial",
     "rope-position",
     "rope-scaling",
+    "zero-point",
 )
-"""Causes that lie in what several stages read: one RoPE table turns q and k, one epsilon is in every norm."""
+"""Causes that lie in what several stages read: one RoPE table turns q and k, one epsilon is in every norm,
+one reader decodes all quantised weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

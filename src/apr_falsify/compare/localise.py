@@ -40,9 +40,10 @@ from apr_falsify.compare.findings import (
     wrong_without_weights,
 )
 from apr_falsify.compare.held_format import Held, in_its_format
-from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.compare.judge import Judged, judge, replayer_of
 from apr_falsify.compare.published import PublishedRule, published_rule
 from apr_falsify.compare.rows import accused, cleared, rows_of
+from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import (
     check_tokens,
     constant_findings,
@@ -117,7 +118,8 @@ def bisect(
     rows = accused(rows, {*unequal, *(Key(finding.layer, finding.stages[0]) for finding in broken)})
     if not structural:
         _check_anything_compared(rows)
-    foreign = foreign_weights(judged, subject_weights is not None, subject.provenance.dtype)
+    search = Search(replayer_of(subject, held.weights, arithmetic), attempts)
+    foreign = foreign_weights(judged, subject_weights is not None, subject.provenance.dtype, search)
     guilty = wrong_without_weights(judged) if foreign else judged
     rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
     own = subject_weights is not None
