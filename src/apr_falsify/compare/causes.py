@@ -34,6 +34,7 @@ from apr_falsify.compare.variations import (
     norms,
     places,
     projected,
+    quantised,
     rescaled,
     residual,
     rotary,
@@ -96,6 +97,10 @@ _TURNING = (
     "rotary-order",
 )
 """Variations of a rotation, where a model has one."""
+
+MISREAD_WEIGHTS = Variation(
+    name="misread-weights", stages=_REWEIGHED, guesses=quantised.misread_weights, multiplies=True
+)
 
 
 def _of_router(name: str, stages: Sequence[str], guesses: Callable[[Case], Iterator[Guess]]) -> Variation:
@@ -207,7 +212,8 @@ TABLE: tuple[Variation, ...] = (
         name="transposed", where=projected.is_product, guesses=projected.transposed_weights, multiplies=True
     ),
     Variation(name="other-input", where=projected.is_product, guesses=projected.other_input, multiplies=True),
-    Variation(name="weight-type", stages=_REWEIGHED, guesses=projected.quantised_weights, multiplies=True),
+    MISREAD_WEIGHTS,
+    Variation(name="weight-type", stages=_REWEIGHED, guesses=quantised.quantised_weights, multiplies=True),
     # What is wrong in one place alone, for no reason that is known.
     _of_experts("one-expert", experts.one_expert_somehow),
     Variation(name="one-place", guesses=places.one_place),
@@ -254,6 +260,17 @@ def explain(
         if found is None and (search or not case.exceeds.any()):
             found = _explained(case, attempts)
     return None if found is None else _with_nonfinite(found, case)
+
+
+def is_misread(
+    replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: float, attempts: Attempts = LOUD
+) -> bool:
+    """Whether a captured stage is what its inputs make it with its quantised weights understood otherwise."""
+    with np.errstate(all="ignore"):
+        case = open_case(replayer, key, rule, subject, limit)
+        return case is not None and any(
+            cause.fits for cause in _tried(case, (MISREAD_WEIGHTS,), attempts, _judged)
+        )
 
 
 def _again(case: Case, likely: Sequence[Cause], attempts: Attempts, *, in_same_words: bool) -> Cause | None:

@@ -6,9 +6,11 @@ explained a stage in one layer is tried first in the next, which takes a few eva
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.axes import axes_of
-from apr_falsify.compare.causes import Cause, explain
+from apr_falsify.compare.causes import MISREAD_WEIGHTS, TABLE, Cause, explain, is_misread
 from apr_falsify.compare.judge import Judged, comparable
 from apr_falsify.compare.replay import Replay, Replayer
 from apr_falsify.compare.variations.places import error_sits
@@ -32,6 +34,7 @@ class Search:
         self._attempts = attempts
         self.left = SEARCHED_AT_MOST
         self._found: dict[str, list[Cause]] = {}
+        self._of_readers: list[Cause] = []  # one reader decodes the weights of all stages
 
     def explained(self, entry: Judged) -> tuple[list[str], tuple[str, str] | None]:
         """Return the sentence on the cause of ``entry``, and its identifier and words where one fits."""
@@ -45,6 +48,7 @@ class Search:
         subject = self.replayer.captured(entry.key)
         assert subject is not None
         known = self._found.setdefault(entry.key.stage, [])
+        likely = [*known, *(cause for cause in self._of_readers if cause not in known)]
         search = self.left > 0
         cause = explain(
             self.replayer,
@@ -52,7 +56,7 @@ class Search:
             entry.fit.rule,
             subject,
             LIMIT,
-            likely=known,
+            likely=likely,
             search=search,
             attempts=self._attempts,
         )
@@ -64,11 +68,26 @@ class Search:
             return ["no cause of another layer fits, and no other was looked for", *self._where(entry)], None
         return ["no named cause fits", *self._where(entry)], None
 
+    def all_misread(self, entries: Sequence[Judged]) -> bool:
+        """Whether the first source of each of several stages is one of misread quantised weights."""
+        first = {entry.key.stage: entry for entry in reversed(entries)}
+        return bool(first) and all(self._is_misread(entry) for entry in first.values())
+
+    def _is_misread(self, entry: Judged) -> bool:
+        subject = self.replayer.captured(entry.key)
+        assert entry.fit is not None
+        assert subject is not None
+        with self._attempts.trying("the search for misread weights", entry.key):
+            return is_misread(self.replayer, entry.key, entry.fit.rule, subject, LIMIT, self._attempts)
+        return False
+
     def _keep(self, cause: Cause, known: list[Cause]) -> None:
         if cause.row is not None and not any(
             (cause.row, cause.says) == (other.row, other.says) for other in known
         ):
             known.append(cause)
+            if TABLE[cause.row] is MISREAD_WEIGHTS:
+                self._of_readers.append(cause)
             self.left -= 1  # it was not among those that are tried again
 
     def _where(self, entry: Judged) -> list[str]:
