@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apr_falsify.compare.bisection import Finding, FindingType
-from apr_falsify.compare.judge import judge
+from apr_falsify.compare.judge import judge, replayer_of
 from apr_falsify.compare.proof import wrong
 from apr_falsify.compare.seen_format import SIXTEEN_BITS, Seen, holds, seen_format
 from apr_falsify.errors import ModelError
@@ -60,10 +60,12 @@ def in_its_format(said: Held, keys: Sequence[Key], arithmetic: str | None = None
         arithmetic: what the user states of it.
 
     """
+    sample = _sample(said.trace, keys)
     kept, saved = _hypotheses(said)
     if not kept and not saved:
+        kept = _of_weights_alone(said, sample, arithmetic)
+    if not kept and not saved:
         return said, ()
-    sample = _sample(said.trace, keys)
     before = _wrong(said, sample, arithmetic)
     best = _best(said, kept, before, (before, ()), sample, arithmetic)
     # The floors of a run that was saved in 16 bits are wide: not for one stage alone, which may be a fault.
@@ -131,6 +133,23 @@ def _within(said: Held, kept: Format, first: Hypothesis) -> list[Hypothesis]:
     return [(*first, *each) for each in more if each]
 
 
+_PRODUCTS = 4
+"""As many products must be wrong before weights are suspected that no 16-bit stage speaks of."""
+
+
+def _of_weights_alone(said: Held, sample: Sequence[Key], arithmetic: str | None) -> list[Hypothesis]:
+    """Return the weights, or the matrices among them, rounded to 16 bits where all products are wrong."""
+    formats = [kept for kept in SIXTEEN_BITS if not _are_rounded(said.weights, kept)]
+    stated = FORMATS.get(said.trace.provenance.dtype)
+    if not formats or stated in SIXTEEN_BITS or said.trace.provenance.runtime == "hf":
+        return []
+    replayer = replayer_of(said.trace, said.weights, arithmetic)
+    products = [key for key in sample if replayer.operation(key) is Operation.PROJECTION][:_PRODUCTS]
+    if len(products) < _PRODUCTS or any(_wrong(said, [key], arithmetic) == set() for key in products):
+        return []
+    return [(finding(kept),) for kept in formats for finding in (_rounded_weights, _rounded_matrices)]
+
+
 def _are_rounded(weights: Weights | None, kept: Format) -> bool:
     """Whether rounding changes no weight, as far as the first rows of the first layer tell."""
     if weights is None or weights.held_as is not None:
@@ -189,7 +208,14 @@ def _saved(trace: Trace, seen: Seen) -> Finding:
 
 
 def _rounded_weights(kept: Format) -> Finding:
-    return _told(_WEIGHTS, kept, "the products fit with the checkpoint's weights rounded to the run's format")
+    return _told(_WEIGHTS, kept, "the products fit with the checkpoint's weights rounded to that format")
+
+
+def _rounded_matrices(kept: Format) -> Finding:
+    why = (
+        "the products fit with the checkpoint's matrices rounded to that format, norms and biases as they are"
+    )
+    return _told(_MATRICES, kept, why)
 
 
 def _rounded_operands(kept: Format, stages: tuple[str, ...]) -> Finding:
@@ -199,6 +225,7 @@ def _rounded_operands(kept: Format, stages: tuple[str, ...]) -> Finding:
 
 _KEPT, _SAVED = "the stages are kept in", "the stages were saved in"
 _WEIGHTS, _OPERANDS = "the weights are held in", "products round what they take to"
+_MATRICES = "the matrices are held in"
 
 
 def as_told(said: Held, name: str, stages: tuple[str, ...]) -> Held:
@@ -224,12 +251,15 @@ def _with(said: Held, **provenance: Any) -> Held:
     return replace(said, trace=replace(said.trace, provenance=replace(said.trace.provenance, **provenance)))
 
 
+def _with_weights(said: Held, **how: Any) -> Held:
+    return replace(said, weights=None if said.weights is None else replace(said.weights, **how))
+
+
 _READ: Mapping[str, Callable[[Held, Format, tuple[str, ...]], Held]] = {
     _KEPT: lambda said, kept, stages: _with(said, dtype=kept.name, saved_as={}),
     _SAVED: lambda said, kept, stages: _with(said, saved_as=dict.fromkeys(stages, kept.name)),
     _OPERANDS: lambda said, kept, stages: _with(said, operands=dict.fromkeys(stages, kept.name)),
-    _WEIGHTS: lambda said, kept, stages: replace(
-        said, weights=None if said.weights is None else replace(said.weights, held_as=kept)
-    ),
+    _WEIGHTS: lambda said, kept, stages: _with_weights(said, held_as=kept),
+    _MATRICES: lambda said, kept, stages: _with_weights(said, held_as=kept, matrices_alone=True),
 }
 """How a run holds its values -> the run read so, given the format and the stages that it is said of."""

@@ -41,6 +41,7 @@ from apr_falsify.compare.findings import (
 )
 from apr_falsify.compare.held_format import Held, in_its_format
 from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.compare.low_rank import merged_weights
 from apr_falsify.compare.published import PublishedRule, published_rule
 from apr_falsify.compare.rows import accused, cleared, rows_of
 from apr_falsify.compare.structure import (
@@ -117,10 +118,12 @@ def bisect(
     rows = accused(rows, {*unequal, *(Key(finding.layer, finding.stages[0]) for finding in broken)})
     if not structural:
         _check_anything_compared(rows)
-    foreign = foreign_weights(judged, subject_weights is not None, subject.provenance.dtype)
+    own = subject_weights is not None
+    merged = partial(merged_weights, subject, held.weights, judged, arithmetic)
+    foreign = [] if own else attempts.trying("a merged LoRA").made(merged, [])
+    foreign = foreign or foreign_weights(judged, own, subject.provenance.dtype)
     guilty = wrong_without_weights(judged) if foreign else judged
     rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
-    own = subject_weights is not None
     sources = source_findings(
         subject, held.weights, guilty, rows, own_weights=own, arithmetic=arithmetic, attempts=attempts
     )

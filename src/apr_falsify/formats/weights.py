@@ -63,6 +63,7 @@ class Weights:
         of_checkpoint: whether the tensors are as HuggingFace checkpoints have them, where a family's own
             differ from the use (transposed, norms less an offset); GGUF stores them as they are used.
         held_as: the number format that a runtime casts them to when it loads them, ``None`` for their own.
+        matrices_alone: whether it casts matrices only, and keeps norms and biases.
         imported_from: the weights that a runtime made these of, where it works on a copy of its own format.
 
     """
@@ -74,6 +75,7 @@ class Weights:
     where: Path
     of_checkpoint: bool = True
     held_as: Format | None = None
+    matrices_alone: bool = False
     imported_from: Weights | None = None
 
     def find(self, role: str, layer: int | None = None) -> Tensor | None:
@@ -98,7 +100,7 @@ class Weights:
         row = family_of(self.geometry)
         if self.of_checkpoint and role in row.transposed:
             tensor = transposed(tensor)
-        if self.held_as is not None:
+        if self.held_as is not None and (len(tensor.shape) > 1 or not self.matrices_alone):
             tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
         if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
             tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))
