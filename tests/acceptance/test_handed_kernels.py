@@ -69,7 +69,7 @@ HANDED: Mapping[str, Handed] = {
     "bf16 weights": Handed(
         model=QWEN2,
         recording="runtimes/transformers-bf16ofF32-qwen2/t.npz",
-        says=("the weights are held in bf16",),
+        says=("the weights are rounded to bf16",),
     ),
 }
 

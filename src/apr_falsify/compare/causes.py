@@ -27,10 +27,10 @@ from apr_falsify.compare.variations import (
     biases,
     caps,
     common,
+    experts,
     feedforward,
     fused,
     head_norms,
-    kept,
     multipliers,
     norms,
     places,
@@ -38,7 +38,9 @@ from apr_falsify.compare.variations import (
     rescaled,
     residual,
     rotary,
+    routing,
     solved_rotary,
+    stored,
     turning,
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
@@ -96,6 +98,19 @@ _TURNING = (
 )
 """Variations of a rotation, where a model has one."""
 
+
+def _of_router(name: str, stages: Sequence[str], guesses: Callable[[Case], Iterator[Guess]]) -> Variation:
+    return Variation(name=name, stages=stages, where=routing.is_routed, guesses=guesses, mixed=True)
+
+
+def _of_experts(
+    name: str,
+    guesses: Callable[[Case], Iterator[Guess]],
+    where: Callable[[Case], bool] = experts.is_mixture,
+) -> Variation:
+    return Variation(name=name, stages=experts.STAGES, where=where, guesses=guesses, mixed=True)
+
+
 TABLE: tuple[Variation, ...] = (
     # What changes one thing and has no free parameter, or one that is rounded.
     Variation(name="bias", stages=tuple(biases.BIASED), guesses=biases.measured_bias),
@@ -105,6 +120,9 @@ TABLE: tuple[Variation, ...] = (
         where=multipliers.is_declared,
         guesses=multipliers.named_multiplier,
     ),
+    _of_router("router-weights", routing.WEIGHED, routing.other_weights),
+    _of_router("expert-choice", routing.CHOSEN, routing.other_choice),
+    _of_experts("shared-expert", experts.other_shared, where=experts.has_shared),
     Variation(name="factor", guesses=common.named_factor),
     Variation(name="rope-applied", stages=turning.ROTATED, guesses=rotary.applied),
     Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base),
@@ -145,7 +163,7 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rotary-order", stages=(*_QKV, *turning.ROTATED), guesses=projected.rotary_order),
     Variation(name="next-step-included", where=projected.is_product, guesses=projected.other_use),
     Variation(name="soft-cap", stages=caps.STAGES, guesses=caps.soft_capped),
-    Variation(name="precision", guesses=kept.fewer_bits),
+    Variation(name="precision", guesses=stored.fewer_bits),
     # What has a free parameter.
     Variation(
         name="multiplier",
@@ -153,12 +171,13 @@ TABLE: tuple[Variation, ...] = (
         where=multipliers.is_declared,
         guesses=multipliers.measured_multiplier,
     ),
+    _of_experts("shared-expert", experts.measured_part, where=experts.has_shared),
     Variation(name="factor", guesses=common.any_factor),
     Variation(name="factor", stages=_QKV, guesses=common.part_factor),
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_frequencies),
     Variation(name="epsilon", where=norms.is_norm, guesses=norms.measured_epsilon),
     Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.measured_epsilon),
-    Variation(name="clipped", guesses=kept.clipped),
+    Variation(name="clipped", guesses=stored.clipped),
     # What stands in another place.
     Variation(name="moved-tokens", guesses=common.moved_tokens),
     Variation(name="moved-heads", stages=_HEADED, guesses=common.moved_heads),
@@ -178,7 +197,9 @@ TABLE: tuple[Variation, ...] = (
         where=projected.is_product_of_all_tokens,
         guesses=projected.one_input_channel,
     ),
+    _of_experts("one-expert", experts.one_expert),
     # What multiplies with weights again.
+    _of_experts("swapped-gate-up", experts.swapped_gate_up),
     Variation(name="norm-form", where=norms.is_norm_of_product, guesses=norms.of_product, multiplies=True),
     Variation(name="other-weights", stages=_REWEIGHED, guesses=projected.sibling_weights, multiplies=True),
     Variation(
@@ -190,8 +211,9 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="other-input", where=projected.is_product, guesses=projected.other_input, multiplies=True),
     Variation(name="weight-type", stages=_REWEIGHED, guesses=projected.quantised_weights, multiplies=True),
     # What is wrong in one place alone, for no reason that is known.
+    _of_experts("one-expert", experts.one_expert_somehow),
     Variation(name="one-place", guesses=places.one_place),
-    # What fits much, and is told last.
+    # What fits much, and is named last.
     Variation(name="other-weight-vector", where=norms.is_norm, guesses=common.own_factor_per_channel),
     Variation(name="factor-per-token", guesses=common.own_factor_per_token),
     Variation(name="constant-offset", stages=(*biases.BIASED, *_RESIDUALS), guesses=common.constant_offset),
@@ -222,7 +244,7 @@ def explain(
         search: whether to look through the table where none of those fits; else they may fit in other words.
         attempts: notes the causes that break down.
 
-    A run of one token leaves several causes alike: the first is told, and which others fit as well. Values
+    A run of one token leaves several causes alike: the first is named, and which others fit as well. Values
     that are not finite are left out, and counted in the sentence.
 
     """
@@ -304,7 +326,7 @@ def _tried(
 def _applies(case: Case, variation: Variation) -> bool:
     """Whether a variation's formula holds in this family: within a mixture, or where nothing is rotated."""
     if is_mixed(case.key, case.geometry):
-        return variation.of_all_stages
+        return variation.mixed or variation.of_all_stages
     return case.rope.kind != "none" or variation.name not in _TURNING
 
 

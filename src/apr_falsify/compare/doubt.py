@@ -22,7 +22,7 @@ An 8-bit K cache with biases in the tens leaves 0.16 in attention; a scale that 
 
 
 def doubt(
-    replayer: Replayer, key: Key, expected: Rule, composed: tuple[str, ...], residual: float
+    replayer: Replayer, key: Key, expected: Rule, rule: Rule, composed: tuple[str, ...], residual: float
 ) -> Missing | None:
     """Return what is missing for a stage to be in error, ``None`` where nothing is.
 
@@ -30,6 +30,7 @@ def doubt(
         replayer: replays the trace.
         key: a stage that is not what its replay says.
         expected: the arithmetic that its runtime is expected to use.
+        rule: the one that it is judged by.
         composed: the stages that were computed because they were not captured.
         residual: relative L2 of what is left of the stage.
 
@@ -39,7 +40,11 @@ def doubt(
         return Missing(what=what, remedy="save them in full")
     plain = expected in (PLAIN, ROUNDED_STEPS) or replayer.is_stated(key)
     within = FUSED.get(key.stage, ()) if plain else ()
-    computed_here = [name for name in composed if STAGES[name].product and name not in within]
+    exact = key.stage not in FUSED or rule in (
+        PLAIN,
+        ROUNDED_STEPS,
+    )  # else an input that was computed here may lie on an edge
+    computed_here = [name for name in composed if (STAGES[name].product or not exact) and name not in within]
     if not computed_here or residual >= BLUR:
         return None
     what = ", ".join(computed_here)

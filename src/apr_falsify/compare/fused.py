@@ -68,7 +68,7 @@ def step(node: Node, ins: Ins, rule: Rule, site: ReplaySite, operands: Operands,
     part = rule.of(operation)
     plain: Mapping[str, F64] = {name: each.value for name, each in ins.items()}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        values = operator_of(node).values(node, operands.held(operation, dict(plain), part), site)
+        values = operator_of(node).values(node, operands.rounded(operation, dict(plain), part), site)
         y = np.asarray(values, dtype=np.float64)
         if operation is Operation.SCORES and part.block_sums:
             y = y + operands.block_sums(plain, part)[0]

@@ -84,7 +84,7 @@ def grains_on_the_other_side(
     shifts = [((whole,), stage.shaped(evaluated([edge]) - base)) for edge in edges]
     chosen = chosen_shifts(stage, shifts)
     moved = stage.expected + stage.shaped(evaluated([edges[at] for at in chosen]) - base)
-    return stage.settled(np.asarray(moved), len(chosen))
+    return stage.nearer(np.asarray(moved), len(chosen))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

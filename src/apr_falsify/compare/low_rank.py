@@ -1,9 +1,9 @@
 """Weights that are the checkpoint's with something of low rank added: a merged LoRA (Hu et al. 2021).
 
 What a product of such weights W + s B A is off by, x A^T B^T s, has the rank of the adapter over any number
-of tokens. That shows where the run has more than twice as many tokens as the rank, and it is told from what a
-port does wrong in a few places: it is in the same products of every layer, with one rank, it reaches nearly
-all tokens and channels, and it is not what a few input channels give.
+of tokens. That shows where the run has more tokens than the rank, and it is told from what a port does wrong
+in a few places: it is in the same products of every layer, with one rank, it reaches nearly all tokens and
+channels, and it is not what a few input channels give.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ F64 = npt.NDArray[np.float64]
 
 _LEAST_RANK = 2
 """Of rank 1 is what a bias, one channel or one token does wrong."""
+
+_LEFT = 2
+"""As many directions must be left over, in which no token shows a difference."""
 
 _LAYERS = 2
 """In as many layers it must be the same."""
@@ -143,7 +146,8 @@ def _rank_of(off: F64, sigma: F64, inputs: F64) -> int:
     columns = np.sqrt(np.mean(np.square(sigma / rows), axis=0, keepdims=True))
     left, sizes, right = np.linalg.svd(off / rows / columns, full_matrices=False)
     rank = int(np.count_nonzero(sizes > math.sqrt(off.shape[0]) + math.sqrt(off.shape[1])))
-    if not _LEAST_RANK <= rank < min(off.shape) / 2:
+    independent = int(np.linalg.matrix_rank(inputs / rows))
+    if not _LEAST_RANK <= rank <= min(*off.shape, independent) - _LEFT:
         return 0
     kept = (left[:, :rank] * sizes[:rank]) @ right[:rank] * rows * columns
     if np.any(np.abs(off - kept) > LIMIT * sigma):

@@ -28,8 +28,8 @@ from apr_falsify.model.wiring import node_of, supplier_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
 from apr_falsify.numerics.operand_rules import AND, PLAIN, Operation, Rule, expected_rule
 from apr_falsify.operators.linear import weights_of
-from apr_falsify.operators.mixture import MixtureOperator, replay_mixture
 from apr_falsify.operators.operator import Array
+from apr_falsify.operators.replayed import MixtureOperator, replay_mixture
 from apr_falsify.operators.roundoff import UNIT, Known, lost
 from apr_falsify.operators.roundoff import stored as rounded
 from apr_falsify.operators.table import boundary_of, compute, operation_of, operator_of, span_from
@@ -284,6 +284,7 @@ class Replayer:
         operator = operator_of(span[-1])
         apart: Sequence[F64] = ()
         if isinstance(operator, MixtureOperator):
+            site.captured = self.captured(key)
             values, sigma = replay_mixture(operator, inputs, site, rules, self.store)
         elif operation is Operation.PROJECTION:
             found, sigma = projected_through(span, inputs, site, self.store)
@@ -333,7 +334,7 @@ class Replayer:
         self, name: str, operation: Operation, inputs: dict[str, F64], rule: Rule, site: ReplaySite
     ) -> Array:
         operands = self.operands(site.layer)
-        values = compute(name, operands.held(operation, inputs, rule), site)
+        values = compute(name, operands.rounded(operation, inputs, rule), site)
         if operation is Operation.SCORES and rule.block_sums and name != "attn_softmax":
             values = values + operands.block_sums(inputs, rule)[0]
         return values

@@ -48,6 +48,8 @@ class ReplaySite:
         noise: per projection of the node: the variance of its sums, in squared unit roundoffs.
         angle_errors: the rounding of the angles of a rotation that is not the model's, in unit roundoffs.
         types: per projection: the number format of its weights.
+        captured: the stage itself as the run has it, for what rounding leaves open; ``None`` where it has
+            none.
 
     """
 
@@ -61,6 +63,7 @@ class ReplaySite:
     noise: list[F64] = field(default_factory=list)
     types: list[str] = field(default_factory=list)
     angle_errors: F64 | None = None
+    captured: F64 | None = None
 
     def begin(self, inputs: Ins) -> None:
         """Begin a node that is computed from ``inputs``."""

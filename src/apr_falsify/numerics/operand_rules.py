@@ -26,7 +26,7 @@ Operand = Callable[[Values], F64]
 
 
 class Operation(StrEnum):
-    """The kinds of stage that differ in how their operands are kept."""
+    """The kinds of stage that differ in how their operands are stored."""
 
     PROJECTION = "projection"
     SCORES = "scores"
@@ -53,8 +53,8 @@ class Rule:
         rotated: whether a Hadamard matrix turns them first: of scores both operands, by the largest power of
             two in head_dim, of a mix the values in blocks, and its result back.
         block_sums: whether a weight's minimum is multiplied with a separately rounded block sum.
-        kept: where values are turned within ``right`` and back: what is left of them in between.
-        edges: how far ``right`` may be off where values are turned within it, ``None`` where they are not.
+        kept: where values are rotated within ``right`` and back: what is left of them in between.
+        edges: how far ``right`` may be off where values are rotated within it, ``None`` where they are not.
         parts: weight type -> rule, where one stage multiplies with weights of several types; of attention as
             one: operation -> rule.
         by_head: whether ``right`` takes heads apart: [tokens, kv_heads, head_dim].
@@ -115,7 +115,7 @@ ROTATED = ", Hadamard-rotated"
 
 
 def _k_caches() -> Iterator[Rule]:
-    """Yield the rules of a quantised K cache: q is kept in 8-bit blocks (ggml's ``vec_dot_type``)."""
+    """Yield the rules of a quantised K cache: q is stored in 8-bit blocks (ggml's ``vec_dot_type``)."""
     for name, kept in CACHES.items():
         for rotated in (False, True):
             yield Rule(
@@ -132,7 +132,7 @@ def _v_caches() -> Iterator[Rule]:
     """Yield the rules of a quantised V cache: flash attention widens it to f32."""
     for name, kept in CACHES.items():
         yield Rule(name=f"{name} v cache", left=exact, right=kept, block=32)
-        turned = quantise.turned_back(kept)
+        turned = quantise.rotated_back(kept)
         yield Rule(
             name=f"{name} v cache{ROTATED}",
             left=exact,
@@ -140,7 +140,7 @@ def _v_caches() -> Iterator[Rule]:
             block=quantise.ROTATED_BLOCK,
             rotated=True,
             kept=kept,
-            edges=quantise.turned_edges(kept),
+            edges=quantise.rotated_edges(kept),
         )
 
 
@@ -278,7 +278,7 @@ def _rows_named(name: str) -> list[tuple[Operation, Rule]]:
 def stated_rules(text: str) -> dict[Operation, Rule]:
     """Read a stated arithmetic, e.g. ``f32; q8_0 blocks of 32``: what is stated for each operation.
 
-    A number format alone (``f16``) states the format that stages are kept in and no rule. ``int8 cache, a
+    A number format alone (``f16``) states the format that stages are stored in and no rule. ``int8 cache, a
     scale per head`` states what ``int8 k cache, a scale per head; int8 v cache, a scale per head`` does.
 
     Raises:

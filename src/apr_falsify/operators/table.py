@@ -24,10 +24,11 @@ from apr_falsify.operators.embed import EMBED
 from apr_falsify.operators.feedforward import ACTIVATION, ADD, GATE
 from apr_falsify.operators.head import HEAD, LOGITS
 from apr_falsify.operators.linear import BIAS, LINEAR
-from apr_falsify.operators.mixture import CHOSEN_EXPERTS, EXPERT_WEIGHTS, LAST_MIXTURE, MIXTURE
+from apr_falsify.operators.mixture import LAST_MIXTURE, MIXTURE
 from apr_falsify.operators.norms import LAYER_NORM, RMS_NORM
 from apr_falsify.operators.operator import Array, Inputs, Operator
 from apr_falsify.operators.rotary import ROTARY
+from apr_falsify.operators.router import CHOSEN_EXPERTS, EXPERT_WEIGHTS, ROUTING
 from apr_falsify.operators.site import Site
 from apr_falsify.operators.softcap import SOFTCAP
 
@@ -46,6 +47,7 @@ OPERATORS: Mapping[str, Operator] = {
         ADD,
         ACTIVATION,
         GATE,
+        ROUTING,
         MIXTURE,
         CHOSEN_EXPERTS,
         EXPERT_WEIGHTS,

@@ -16,6 +16,10 @@ from apr_falsify.compare.localise import bisect
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import Key
 from apr_falsify.numerics.arithmetic import FORMATS
+from apr_falsify.numerics.operand_rules import RULES, Operation
+from apr_falsify.subjects.embedded import capture
+from apr_falsify.subjects.kernel import Arithmetic
+from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.compare.ports import accused, port
@@ -64,15 +68,30 @@ def told(found: Bisection, kind: FindingType) -> list[str]:
 def test_weights_rounded_to_16_bits_are_told_of_a_run_in_f32(
     model: Model, reference: Trace, dtype: str, alone: bool
 ) -> None:
-    weights = replace(model.weights, held_as=FORMATS[dtype], matrices_alone=alone)
+    weights = replace(model.weights, cast_to=FORMATS[dtype], matrices_alone=alone)
     found = bisect(reference, run(replace(model, weights=weights)), weights=model.weights)
     assert found.kind is Kind.CONSISTENT
     (words,) = told(found, FindingType.RECORDING)
-    assert words.startswith(f"the {'matrices' if alone else 'weights'} are held in {dtype}:")
+    assert words.startswith(f"the {'matrices' if alone else 'weights'} are rounded to {dtype}:")
+
+
+def test_products_that_round_weights_and_inputs_are_told_as_both(model: Model, reference: Trace) -> None:
+    weights = replace(model.weights, cast_to=FORMATS["bf16"])
+    (rule,) = [rule for rule in RULES[Operation.PROJECTION] if rule.name == "bf16"]
+    arithmetic = Arithmetic(rules={Operation.PROJECTION: rule})
+    request = request_of(model, TOKENS)
+    trace = capture(replace(model, weights=weights), request, MemorySink(), arithmetic=arithmetic)
+    found = bisect(reference, port(trace, dtype="f32"), weights=model.weights)
+    assert found.kind is Kind.CONSISTENT
+    assert [words.partition(":")[0] for words in told(found, FindingType.RECORDING)] == [
+        "the weights are rounded to bf16"
+    ]
+    products = {name for one in found.findings if one.type is FindingType.ARITHMETIC for name in one.stages}
+    assert {"qkv_matmul", "attn_out", "ffn_out"} <= products
 
 
 def test_a_fault_beside_rounded_weights_is_located(model: Model, reference: Trace) -> None:
-    weights = replace(model.weights, held_as=FORMATS["bf16"])
+    weights = replace(model.weights, cast_to=FORMATS["bf16"])
     faulty = run(replace(model, weights=weights), {Key(1, "attn_out"): lambda x: x * np.float32(1.01)})
     found = bisect(reference, faulty, weights=model.weights)
     assert accused(found) == {Key(1, "attn_out")}
@@ -99,7 +118,7 @@ def merged(*names: str, rank: int, size: float = 0.05) -> Callable[[str, Matrix]
 
 
 @pytest.mark.parametrize(
-    ("names", "rank"), [(("q", "v"), 2), (("q", "k", "v", "o", "gate", "up", "down"), 4)]
+    ("names", "rank"), [(("q", "v"), 2), (("q", "k", "v", "o", "gate", "up", "down"), 12)]
 )
 def test_a_merged_lora_is_told_with_its_rank_and_projections(
     model: Model, reference: Trace, names: tuple[str, ...], rank: int, tmp_path: Path
