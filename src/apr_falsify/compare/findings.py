@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
+from apr_falsify.compare.fit import Fit
 from apr_falsify.compare.invariants import invariants
-from apr_falsify.compare.judge import Fit, Judged, replayer_of
+from apr_falsify.compare.judge import Judged, replayer_of
 from apr_falsify.compare.last_token import HELD_IN
 from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers

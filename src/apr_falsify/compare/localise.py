@@ -46,6 +46,7 @@ from apr_falsify.compare.findings import (
 )
 from apr_falsify.compare.judge import Judged, judge, replayer_of
 from apr_falsify.compare.last_token import named_elsewhere
+from apr_falsify.compare.low_rank import merged_weights
 from apr_falsify.compare.published import PublishedRule, published_rule
 from apr_falsify.compare.rows import accused, cleared, inheriting, rows_of
 from apr_falsify.compare.search import Search
@@ -244,8 +245,11 @@ def _comparison(sides: _Sides, replay: _Replay, attempts: Attempts) -> _Comparis
     broken = invariant_findings(trace, judged, attempts)
     unequal = differing_on_equal_inputs(rows, judged, sides.oracle.geometry)
     rows = accused(rows, {*unequal, *(Key(finding.layer, finding.stages[0]) for finding in broken)})
+    own = sides.own_weights is not None
+    merged = partial(merged_weights, trace, replay.run.weights, judged, sides.arithmetic)
+    foreign = [] if own else attempts.trying("a merged LoRA").made(merged, [])
     search = Search(replayer_of(trace, replay.run.weights, sides.arithmetic), attempts)
-    foreign = foreign_weights(judged, sides.own_weights is not None, trace.provenance.dtype, search)
+    foreign = foreign or foreign_weights(judged, own, trace.provenance.dtype, search)
     guilty = wrong_without_weights(judged) if foreign else judged
     rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
     again = named_elsewhere(guilty)

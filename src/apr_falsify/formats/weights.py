@@ -65,6 +65,7 @@ class Weights:
         of_checkpoint: whether the tensors are as HuggingFace checkpoints have them, where a family's own
             differ from the use (transposed, norms less an offset); GGUF stores them as they are used.
         cast_to: the number format that a runtime casts them to when it loads them, ``None`` for their own.
+        matrices_alone: whether it casts matrices only, and keeps norms and biases.
         imported_from: the weights that a runtime made these of, where it works on a copy of its own format.
 
     """
@@ -76,6 +77,7 @@ class Weights:
     where: Path
     of_checkpoint: bool = True
     cast_to: Format | None = None
+    matrices_alone: bool = False
     imported_from: Weights | None = None
 
     def find(self, role: str, layer: int | None = None) -> Tensor | None:
@@ -100,7 +102,8 @@ class Weights:
         row = family_of(self.geometry)
         if self.of_checkpoint and role in row.transposed and not isinstance(tensor, GridTensor):
             tensor = transposed(tensor)
-        if self.cast_to is not None and role not in row.kept_in_f32:
+        kept = role in row.kept_in_f32 or (self.matrices_alone and len(tensor.shape) == 1)
+        if self.cast_to is not None and not kept:
             tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
         if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
             tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))
