@@ -152,7 +152,7 @@ _MOST_ALTERNATIVES = 256
 
 @functools.lru_cache(1024)
 def _of_glob(pattern: str) -> re.Pattern[str] | None:
-    """A glob as globset reads it: ``*``, ``?``, ``[a-z]``, ``[!a]``, ``{a,b}``; ``None`` where it is too much."""
+    """A glob as globset reads it: ``*``, ``?``, ``[a-z]``, ``[!a]``, ``{a,b}``; ``None``."""
     plain = _GLOB_ESCAPE.sub(r"[\1]", pattern).replace("[^", "[!")
     count = 1
     for inner in re.findall(r"\{([^{}]*)\}", plain):
