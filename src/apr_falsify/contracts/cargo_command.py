@@ -180,7 +180,6 @@ _PROSE = frozenset(
 
 def _take(reading: _Reading, words: list[str], is_nextest: bool) -> None:
     behind = False
-    plain = 0
     pending = iter(words)
     for word in pending:
         if word == "--" and not behind:
