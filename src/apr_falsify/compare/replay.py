@@ -266,6 +266,7 @@ class Replayer:
         operator = operator_of(span[-1])
         if isinstance(operator, MixtureOperator):
             site.captured = self.captured(key)
+            site.last_weights = self.captured(Key(key.layer, "moe_router"))
             values, sigma = replay_mixture(operator, inputs, site, rules, self.store)
         elif operation is Operation.PROJECTION:
             found, sigma = projected_through(span, inputs, site, self.store)
