@@ -64,7 +64,7 @@ def _row(family: Family) -> str:
         family.title,
         " ".join(f"`{name}`" for name in family.model_types),
         ", ".join(family.gguf_architectures) or "-",
-        "yes" if family.gguf_weights else "-",
+        "yes" if family.in_apr else "-",
         _norms(geometry),
         _queries(geometry),
         _feed_forward(geometry),

@@ -75,7 +75,7 @@ class AprHost:
 
     @contextmanager
     def imported(self, source: Path, geometry: Geometry) -> Iterator[AprSubject]:
-        """Give the checkpoint at ``source`` as a subject; what is imported is removed, not kept."""
+        """Give the checkpoint at ``source`` as a subject; what is imported is removed afterwards."""
         place = self.directory / "spoiled.apr"
         try:
             with keeping_log(None, "apr-import") as log:

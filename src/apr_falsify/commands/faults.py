@@ -77,9 +77,9 @@ def faults(
         cases=() if recipes is None else cases_in(recipes),
     )
     figure = None if plot is None else drawing()  # before the exam: it may be refused
-    sitting = examine(wanted)
+    examination = examine(wanted)
     if figure is not None and plot is not None:
-        draw(figure, sitting, plot)
-    tell(json.dumps(to_json(sitting), indent=1) if output == "json" else table(sitting))
-    met = goals(sitting).values()
+        draw(figure, examination, plot)
+    tell(json.dumps(to_json(examination), indent=1) if output == "json" else table(examination))
+    met = goals(examination).values()
     return 0 if met and all(met) else 1

@@ -8,7 +8,7 @@ To be read in this order:
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
 - the weights themselves: ``weights``, ``systematic``
 - every stage from its own inputs: ``judge``, ``replay``, ``site``, ``products``, ``operands``, ``experts``
-- in which number format a run holds its values: ``held_format``, ``seen_format``,
+- in which number format a run holds its values: ``stored_format``, ``seen_format``,
   ``recorded_formats``, and read once more: ``read_again``
 - how large rounding may be: ``floor``, ``roundoff``, ``repeated``, ``excess``
 - values on the edge between two steps: ``crossing``, ``edges``, ``attention_edges``

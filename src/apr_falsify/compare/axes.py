@@ -40,7 +40,7 @@ class Axes:
         return ", ".join([*parts, f"{self.names[-1]} {last}"])
 
     def of_last_token(self) -> Axes:
-        """Return the axes of what is left when only the last token is kept."""
+        """Return the axes of what is left when only the last token is stored."""
         return replace(self, names=self.names[1:], context="last token")
 
 

@@ -30,7 +30,6 @@ from apr_falsify.compare.variations import (
     experts,
     feedforward,
     head_norms,
-    kept,
     multipliers,
     norms,
     places,
@@ -40,6 +39,7 @@ from apr_falsify.compare.variations import (
     rotary,
     routing,
     solved_rotary,
+    stored,
     turning,
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
@@ -161,7 +161,7 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rotary-order", stages=(*_QKV, *turning.ROTATED), guesses=projected.rotary_order),
     Variation(name="next-step-included", where=projected.is_product, guesses=projected.other_use),
     Variation(name="soft-cap", stages=caps.STAGES, guesses=caps.soft_capped),
-    Variation(name="precision", guesses=kept.fewer_bits),
+    Variation(name="precision", guesses=stored.fewer_bits),
     # What has a free parameter.
     Variation(
         name="multiplier",
@@ -175,7 +175,7 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_frequencies),
     Variation(name="epsilon", where=norms.is_norm, guesses=norms.measured_epsilon),
     Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.measured_epsilon),
-    Variation(name="clipped", guesses=kept.clipped),
+    Variation(name="clipped", guesses=stored.clipped),
     # What stands in another place.
     Variation(name="moved-tokens", guesses=common.moved_tokens),
     Variation(name="moved-heads", stages=_HEADED, guesses=common.moved_heads),
@@ -211,7 +211,7 @@ TABLE: tuple[Variation, ...] = (
     # What is wrong in one place alone, for no reason that is known.
     _of_experts("one-expert", experts.one_expert_somehow),
     Variation(name="one-place", guesses=places.one_place),
-    # What fits much, and is told last.
+    # What fits much, and is named last.
     Variation(name="other-weight-vector", where=norms.is_norm, guesses=common.own_factor_per_channel),
     Variation(name="factor-per-token", guesses=common.own_factor_per_token),
     Variation(name="constant-offset", stages=(*biases.BIASED, *_RESIDUALS), guesses=common.constant_offset),
@@ -242,7 +242,7 @@ def explain(
         search: whether to look through the table where none of those fits; else they may fit in other words.
         attempts: notes the causes that break down.
 
-    A run of one token leaves several causes alike: the first is told, and which others fit as well. Values
+    A run of one token leaves several causes alike: the first is named, and which others fit as well. Values
     that are not finite are left out, and counted in the sentence.
 
     """

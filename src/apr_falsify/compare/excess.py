@@ -31,7 +31,7 @@ def excess_of(ratio: F64, replayed: F64 | None = None, unit: float = UNIT) -> fl
         ratio: |residual| / sigma per element, canonical shape.
         replayed: what the stage should have been, same shape: rows (or channels) that are nearly equal there
             count as one. Where it is not given, each counts.
-        unit: unit roundoff of the format in which the stage is kept.
+        unit: unit roundoff of the format in which the stage is stored.
 
     """
     worst = float(np.max(ratio)) / LIMIT

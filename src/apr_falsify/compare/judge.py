@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
-from apr_falsify.compare.edges import on_the_other_side
 from apr_falsify.compare.excess import EXPLAINED_SHARE, excess_of
 from apr_falsify.compare.layout import factor_of, only_data
 from apr_falsify.compare.metrics import Metrics, compare_arrays
@@ -130,23 +129,23 @@ def store_of(trace: Trace) -> float:
     return saved_unit(trace) if known is None else max(known.unit_roundoff, UNIT)
 
 
-def as_held(weights: Weights | None, trace: Trace) -> Weights | None:
-    """Return ``weights`` as the run held them: transformers casts them to the format that it runs in."""
+def as_run(weights: Weights | None, trace: Trace) -> Weights | None:
+    """Return ``weights`` as the run used them: transformers casts them to the format that it runs in."""
     held = FORMATS.get(trace.provenance.dtype)
     if weights is None or held is None or trace.provenance.runtime != "hf":
         return weights
-    return replace(weights, held_as=held)
+    return replace(weights, cast_to=held)
 
 
 def replayer_of(trace: Trace, weights: Weights | None, arithmetic: str | None = None) -> Replayer:
-    """Return what replays ``trace``: weights as it held them, in its format, in what is stated of it.
+    """Return what replays ``trace``: with its weights as it used them, in its format, under what it states.
 
     Raises:
         UsageError: an arithmetic that the table does not have.
 
     """
     stated = stated_rules(arithmetic or trace.provenance.arithmetic)
-    return Replayer(trace, as_held(weights, trace), store_of(trace), stated)
+    return Replayer(trace, as_run(weights, trace), store_of(trace), stated)
 
 
 def judge(
@@ -178,7 +177,7 @@ def judge(
 
     captured = [key for key in keys if key in trace.stages]
     judged = {key: each(key, partial(_first_look, replayer, key, attempts)) for key in captured}
-    settled = _settled(judged.values())
+    settled = _rule_of_each_kind(judged.values())
     decided = {
         key: each(key, partial(_decided, replayer, judged[key], settled, attempts)) for key in captured
     }
@@ -261,10 +260,11 @@ def _with_edges(replayer: Replayer, key: Key, fit: Fit, subject: Stored, expecte
     def shaped(values: F64) -> F64:
         return comparable(replayer.trace, key, subject, values, sigma)[0]
 
+    from apr_falsify.compare.edges import on_the_other_side  # needed for a stage beyond its floor
+
     moved, count = on_the_other_side(replayer, key, fit.rule, subject, expected, sigma, shaped)
-    if not count:
-        return fit
-    return replace(fit_of(fit.rule, subject, moved, sigma, replayer.unit_of(key)), edges=count)
+    unit = replayer.unit_of(key)
+    return replace(fit_of(fit.rule, subject, moved, sigma, unit), edges=count) if count else fit
 
 
 def _saved_beyond(replayer: Replayer, key: Key, subject: Stored, expected: F64, sigma: F64) -> F64:
@@ -290,7 +290,7 @@ def comparable(trace: Trace, key: Key, subject: Stored, values: F64, sigma: F64)
 def fit_of(rule: Rule, subject: Stored, expected: F64, sigma: F64, unit: float) -> Fit:
     """Return how well ``expected``, rounded as ``sigma`` says, explains ``subject``.
 
-    ``unit`` is the unit roundoff of the format in which the stage is kept.
+    ``unit`` is the unit roundoff of the format in which the stage is stored.
     """
     finite = np.isfinite(subject) & np.isfinite(expected)
     same = finite | (np.isnan(subject) & np.isnan(expected)) | (subject == expected)
@@ -316,7 +316,7 @@ def _norm(values: F64, finite: npt.NDArray[np.bool_]) -> float:
     return math.sqrt(float(np.dot(flat, flat)))
 
 
-def _settled(judged: Collection[Judged]) -> dict[tuple[Operation, str], Rule]:
+def _rule_of_each_kind(judged: Collection[Judged]) -> dict[tuple[Operation, str], Rule]:
     """Return, per kind, the arithmetic that explains it; a kind that none explains has no entry.
 
     The expected arithmetic needs to explain one stage only, since faults may spoil all the others. Of

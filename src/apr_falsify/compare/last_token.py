@@ -13,16 +13,16 @@ HELD_IN: Mapping[str, tuple[str, ...]] = {
 }
 """Stage of all tokens -> what it is of the last one, or is made from: where it was judged, that was."""
 
-_TOLD_BY: Mapping[str, tuple[str, ...]] = {
+_NAMED_BY: Mapping[str, tuple[str, ...]] = {
     "router_weights": ("moe_router", "moe_router_indices"),
     "moe_ffn_out": ("ffn_out",),
 }
-"""Stage -> those of the same layer that hold the same values, or some: an error of both is told of these."""
+"""Stage -> those of the same layer that hold the same values, or some: an error of both is named there."""
 
 
-def told_by_another(judged: Mapping[Key, Judged]) -> set[Key]:
-    """Return the stages in error whose values stand under another name too, which is in error and told."""
+def named_elsewhere(judged: Mapping[Key, Judged]) -> set[Key]:
+    """Return the stages in error whose values stand under another name, which is in error too."""
     wrong = {key for key, entry in judged.items() if entry.in_error}
     return {
-        key for key in wrong if any(Key(key.layer, name) in wrong for name in _TOLD_BY.get(key.stage, ()))
+        key for key in wrong if any(Key(key.layer, name) in wrong for name in _NAMED_BY.get(key.stage, ()))
     }

@@ -311,7 +311,7 @@ class Replayer:
         self, name: str, operation: Operation, inputs: dict[str, F64], rule: Rule, site: ReplaySite
     ) -> Array:
         operands = self.operands(site.layer)
-        values = compute(name, operands.held(operation, inputs, rule), site)
+        values = compute(name, operands.rounded(operation, inputs, rule), site)
         if operation is Operation.SCORES and rule.block_sums:
             values = values + operands.block_sums(inputs, rule)[0]
         return values

@@ -1,4 +1,4 @@
-"""The rows of a bisection: what is measured of each stage, and what is said of it."""
+"""The rows of a bisection: what is measured of each stage, and the verdict on it."""
 
 from __future__ import annotations
 

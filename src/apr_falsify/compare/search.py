@@ -34,7 +34,7 @@ class Search:
         self._found: dict[str, list[Cause]] = {}
 
     def explained(self, entry: Judged) -> tuple[list[str], tuple[str, str] | None]:
-        """Return what is said of the cause of ``entry``, and its identifier and words where one fits."""
+        """Return the sentence on the cause of ``entry``, and its identifier and words where one fits."""
         with self._attempts.trying("the search for a cause", entry.key):
             return self._explained(entry)
         self.left -= 1

@@ -14,7 +14,7 @@ from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import Trace
 
 UNUSED_SHOWN = 12
-"""How many names of a foreign recording's unused arrays are told; the provenance holds all."""
+"""How many names of a foreign recording's unused arrays are reported; the provenance holds all."""
 
 
 def not_checked(rows: Sequence[Row], oracle: Trace, subject: Trace, weights: Weights | None) -> list[str]:

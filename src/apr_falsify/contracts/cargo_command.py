@@ -195,3 +195,8 @@ def _flags(settings: tuple[str, ...]) -> tuple[str, ...]:
 def is_placeholder(text: str) -> bool:
     """``<name>``, ``$TEST`` or ``...``: stands for something that is not said."""
     return bool(_PLACEHOLDER.search(text))
+
+
+def is_left_open(expression: str) -> bool:
+    """Whether an expression of nextest holds a word that stands for another; ``$`` is a sign of patterns."""
+    return bool(re.search(r"<\w[\w -]*>|\$\w|\$\{|…|\.\.\.", expression))

@@ -47,7 +47,7 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainTensor:
-    """A tensor of plain numbers, memory-mapped. bf16 is held as its u16 bit patterns."""
+    """A tensor of plain numbers, memory-mapped. bf16 is read as its u16 bit patterns."""
 
     name: str
     type: str
@@ -189,7 +189,7 @@ _SMALLEST_NORMAL_F16 = float(np.finfo(np.float16).smallest_normal)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnreadableTensor:
-    """A tensor in a number format that is not read here; it is refused only when it is asked for."""
+    """A tensor in a number format that is not read here; it is refused only when it is requested."""
 
     name: str
     type: str

@@ -70,7 +70,7 @@ class Node:
         inputs: argument -> the stage of the same layer that supplies it (``layer_input``: what enters the
             layer). An argument's name is that of the stage which it is in most models.
         roles: the weights that it uses, by role.
-        constants: what else the operator must be told, beside the geometry.
+        constants: what else the operator needs to know, beside the geometry.
         tap: where transformers shows it, ``None`` where nowhere.
 
     """

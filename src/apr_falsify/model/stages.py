@@ -2,7 +2,7 @@
 
 The names are those that ``apr`` 0.72 accepts for ``--save-tensor``, spelling included
 (``ffn_swigl``). A canonical shape is the one in which two traces are compared; how a runtime
-stores a stage instead is said by layout words (:class:`Layout`).
+stores a stage instead is described by layout words (:class:`Layout`).
 """
 
 from __future__ import annotations

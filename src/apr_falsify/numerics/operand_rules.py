@@ -26,7 +26,7 @@ Operand = Callable[[Values], F64]
 
 
 class Operation(StrEnum):
-    """The kinds of stage that differ in how their operands are kept."""
+    """The kinds of stage that differ in how their operands are stored."""
 
     PROJECTION = "projection"
     SCORES = "scores"
@@ -51,8 +51,8 @@ class Rule:
         rotated: whether a Hadamard matrix turns them first: of scores both operands, by the largest power of
             two in head_dim, of a mix the values in blocks, and its result back.
         block_sums: whether a weight's minimum is multiplied with a separately rounded block sum.
-        kept: where values are turned within ``right`` and back: what is left of them in between.
-        edges: how far ``right`` may be off where values are turned within it, ``None`` where they are not.
+        kept: where values are rotated within ``right`` and back: what is left of them in between.
+        edges: how far ``right`` may be off where values are rotated within it, ``None`` where they are not.
         parts: weight type -> rule, where one stage multiplies with weights of several types.
 
     """
@@ -96,7 +96,7 @@ ROTATED = ", Hadamard-rotated"
 
 
 def _k_caches() -> Iterator[Rule]:
-    """Yield the rules of a quantised K cache: q is kept in 8-bit blocks (ggml's ``vec_dot_type``)."""
+    """Yield the rules of a quantised K cache: q is stored in 8-bit blocks (ggml's ``vec_dot_type``)."""
     for name, kept in CACHES.items():
         for rotated in (False, True):
             yield Rule(
@@ -113,7 +113,7 @@ def _v_caches() -> Iterator[Rule]:
     """Yield the rules of a quantised V cache: flash attention widens it to f32."""
     for name, kept in CACHES.items():
         yield Rule(name=f"{name} v cache", left=exact, right=kept, block=32)
-        turned = quantise.turned_back(kept)
+        turned = quantise.rotated_back(kept)
         yield Rule(
             name=f"{name} v cache{ROTATED}",
             left=exact,
@@ -121,7 +121,7 @@ def _v_caches() -> Iterator[Rule]:
             block=quantise.ROTATED_BLOCK,
             rotated=True,
             kept=kept,
-            edges=quantise.turned_edges(kept),
+            edges=quantise.rotated_edges(kept),
         )
 
 
@@ -189,7 +189,7 @@ SEPARATOR = "; "
 def stated_rules(text: str) -> dict[Operation, Rule]:
     """Read a stated arithmetic, e.g. ``f32; q8_0 blocks of 32``: what is stated for each operation.
 
-    A number format alone (``f16``) states the format that stages are kept in and no rule.
+    A number format alone (``f16``) states the format that stages are stored in and no rule.
 
     Raises:
         UsageError: a part that is neither a format nor a rule of the table.

@@ -70,7 +70,7 @@ def probed(
 def _no_module(path: str, layer: int, modules: Iterable[str], geometry: Geometry) -> FamilyError:
     seen = [stage for stage, place, _ in taps_of(geometry, layer) if place == path] or ["qkv_matmul"]
     return FamilyError(
-        f"the node {seen[0]} is said to be seen at {path}, which is no module of transformers' layer",
+        f"the node {seen[0]} is to be seen at {path}, which is no module of transformers' layer",
         where=place_of(geometry),
         expected="one of " + ", ".join(filter(None, modules)),
         remedy=nearest(path, modules),

@@ -1,7 +1,7 @@
 """A foreign recording read as its MAPPING.yaml says: arrays of any name and order become a trace.
 
 What axes say (order, heads apart, axes of 1) is undone here; layout words go into the trace, where
-``compare/layout.py`` undoes them as for every other runtime. Values are kept as f32.
+``compare/layout.py`` undoes them as for every other runtime. Values are stored as f32.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_mapped(target: Target, mapping_path: Path) -> Trace:
 
     Raises:
         TraceError: the file, or the mapping, cannot be trusted or do not belong together.
-        TokensError: the token ids are missing, said twice and differently, or not those of the recording.
+        TokensError: the token ids are missing, given twice and differently, or not those of the recording.
 
     """
     dump, said = read_dump(target.path), read_mapping(mapping_path)
@@ -297,7 +297,7 @@ class _Reader:
         return rearranged(values, axes, usual, sizes)
 
     def _note_format(self, row: StageMap, kind: str) -> None:
-        """Keep in which format a stage was saved, unless the run is said to have kept it so."""
+        """Record in which format a stage was saved, unless the run declares that it computed in it."""
         own, coarsest = (FORMATS.get(name) for name in (self.said.dtype, self.saved_as.get(row.stage, "f32")))
         found = FORMATS.get(kind)
         if found is None or coarsest is None or found.unit_roundoff <= coarsest.unit_roundoff:
@@ -307,7 +307,7 @@ class _Reader:
 
 
 def _remedy(found: Sequence[int], expected: Sequence[int]) -> str:
-    """Say what to do about another shape than is expected; a batch is told from other mistakes."""
+    """Say what to do about another shape than is expected; a batch is distinguished from other mistakes."""
     rest = tuple(expected[1:] if expected[:1] == (1,) else expected)
     if tuple(found[1:]) == rest and len(rest) and found[0] > 1:
         return f"it looks like a batch of {found[0]}: save one row of it"
@@ -318,14 +318,14 @@ def as_f32(array: ForeignArray, row: StageMap, said: MappingFile) -> F32:
     """Return an array's values, flat, exactly or, from f64, rounded to f32.
 
     Raises:
-        TraceError: another number format than is said, none that holds a stage, or beyond the range of f32.
+        TraceError: another number format than declared, none that fits a stage, or beyond the range of f32.
 
     """
     kind = _kind(array, row, said)
     values = array.load().reshape(-1)
     if kind == "bf16":
         wide = values.view("<u2").astype(np.uint32)
-        wide <<= np.uint32(16)  # in place: a large array is not held three times
+        wide <<= np.uint32(16)  # in place: a large array is not three times in memory
         return wide.view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # a NaN that signals is a NaN all the same
         found: F32 = values.astype(np.float32)

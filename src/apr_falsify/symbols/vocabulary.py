@@ -44,6 +44,7 @@ class Vocabulary:
             self._defined.update(defined.split(b"\n"))
             for word in (*other.split(b"\n"), *defined.split(b"\n")):
                 self._places.setdefault(word, []).append(number)
+        self._names: list[str] | None = None
         self._frequency: Counter[str] | None = None
         self._prepared: dict[int, tuple[list[str], _Candidates]] = {}
 
@@ -52,11 +53,17 @@ class Vocabulary:
         return [self._files[at] for at in sorted(self._places.get(name.encode(), ()))]
 
     @property
+    def defined(self) -> list[str]:
+        """Every name that stands behind a word that defines, in one list that is made once."""
+        if self._names is None:
+            self._names = sorted(word.decode("utf-8", "replace") for word in self._defined if word)
+        return self._names
+
+    @property
     def frequency(self) -> Counter[str]:
         """How many names that are defined hold a word: ``parse_stage_list`` holds three."""
         if self._frequency is None:
-            names = [word.decode("utf-8", "replace") for word in self._defined]
-            self._frequency = Counter(token for name in names for token in tokens(name))
+            self._frequency = Counter(token for name in self.defined for token in tokens(name))
         return self._frequency
 
     def nearest(self, name: str, candidates: list[str], *, limit: int = 4) -> list[str]:

@@ -12,6 +12,7 @@ from apr_falsify.compare.variations.common import parts
 from apr_falsify.compare.variations.feedforward import ACTIVATIONS
 from apr_falsify.compare.variations.norms import layer_input
 from apr_falsify.formats.tensors import FloatArray, Tensor
+from apr_falsify.model.names import ROLES
 from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.arithmetic import round_bf16, round_f16
 from apr_falsify.numerics.operand_rules import Operation
@@ -86,7 +87,7 @@ def rotary_order(case: Case) -> Iterator[Guess]:
     width = case.rope.width(size)
     everything = np.arange(case.expected.shape[1])
     orders = {"interleaved for half-split": (2, width // 2), "half-split for interleaved": (width // 2, 2)}
-    for (who, columns), (says, shape) in itertools.product(_turned_columns(case).items(), orders.items()):
+    for (who, columns), (says, shape) in itertools.product(_rotary_columns(case).items(), orders.items()):
         heads = everything[columns].reshape(-1, size).copy()
         heads[:, :width] = heads[:, :width].reshape(-1, *shape).swapaxes(1, 2).reshape(-1, width)
         order = everything.copy()
@@ -94,7 +95,7 @@ def rotary_order(case: Case) -> Iterator[Guess]:
         yield _gathered(case, f"channels of each {who}head in rotary order {says}", order)
 
 
-def _turned_columns(case: Case) -> dict[str, slice]:
+def _rotary_columns(case: Case) -> dict[str, slice]:
     if not case.name.startswith("qkv"):
         return {"": slice(None)}
     own = parts(case)
@@ -122,29 +123,12 @@ def other_use(case: Case) -> Iterator[Guess]:
         yield case.guess("probabilities for logits", probabilities, name="softmax-included")
 
 
-_SIBLINGS: Mapping[str, tuple[str, ...]] = {
-    "gate": ("up",),
-    "up": ("gate",),
-    "k": ("v",),
-    "v": ("k",),
-    "k_bias": ("v_bias",),
-    "v_bias": ("k_bias",),
-    "q_norm": ("k_norm",),
-    "k_norm": ("q_norm",),
-    "attn_norm": ("ffn_norm", "final_norm"),
-    "ffn_norm": ("attn_norm", "final_norm"),
-    "final_norm": ("attn_norm", "ffn_norm"),
-    "lm_head": ("embed",),
-}
-"""Role -> the roles of weights of the same shape that may stand in its place."""
-
-
 def sibling_weights(case: Case) -> Iterator[Guess]:
     """Yield the stage with another role's weights: gate and up swapped, k and v, one norm for another."""
     own, swapped = _tensors(case), {}
     last = case.geometry.layers - 1
     for role in own:
-        for other in _SIBLINGS.get(role, ()):
+        for other in ROLES[role].alike:
             tensor = case.weights.find(other, last if case.layer is None else case.layer)
             if tensor is not None and tensor.shape == own[role].shape:
                 swapped[role] = tensor
@@ -232,14 +216,14 @@ def _made(tensor: Tensor, values: FloatArray) -> MadeTensor:
 
 
 def _through_gguf(kind: str) -> Callable[[FloatArray], FloatArray]:
-    def kept(values: FloatArray) -> FloatArray:
+    def requantised(values: FloatArray) -> FloatArray:
         import gguf
 
         quantised = gguf.quants.quantize(values.astype(np.float32), gguf.GGMLQuantizationType[kind])
         result: FloatArray = gguf.quants.dequantize(quantised, gguf.GGMLQuantizationType[kind])
         return result
 
-    return kept
+    return requantised
 
 
 _TYPES: Mapping[str, tuple[int, Callable[[FloatArray], FloatArray]]] = {
@@ -255,20 +239,20 @@ _TYPES: Mapping[str, tuple[int, Callable[[FloatArray], FloatArray]]] = {
 
 
 def quantised_weights(case: Case) -> Iterator[Guess]:
-    """Yield the stage with its weights kept in each coarser type."""
+    """Yield the stage with its weights stored in each coarser type."""
     own = _tensors(case)
     for kind, (block, keep) in _TYPES.items():
         if any(tensor.shape[-1] % block or tensor.type == kind for tensor in own.values()):
             continue
-        changed = {role: _kept(tensor, kind, keep) for role, tensor in own.items()}
+        changed = {role: _rounded_tensor(tensor, kind, keep) for role, tensor in own.items()}
         if not _likely(case, changed):
             continue
         types = " and ".join(dict.fromkeys(tensor.type for tensor in own.values()))
         instead = f"the model's weights are {types}"
-        yield case.evaluated(f"weights kept as {kind}", weights=reweighed(case, changed), instead=instead)
+        yield case.evaluated(f"weights stored as {kind}", weights=reweighed(case, changed), instead=instead)
 
 
-def _kept(tensor: Tensor, kind: str, keep: Callable[[FloatArray], FloatArray]) -> MadeTensor:
+def _rounded_tensor(tensor: Tensor, kind: str, keep: Callable[[FloatArray], FloatArray]) -> MadeTensor:
     return MadeTensor(
         name=tensor.name,
         type=kind,

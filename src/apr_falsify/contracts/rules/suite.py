@@ -107,6 +107,21 @@ def siblings(
                 yield from _older(facts, sibling, other)
 
 
+def unbound_equation(suite: Sequence[ContractFacts], known: Sequence[ContractFacts]) -> Iterator[Problem]:
+    """An equation that a registry binds is one of its contract's."""
+    by_name = {alias: facts for facts in (*known, *suite) for alias in facts.aliases if facts.is_contract}
+    for facts in suite:
+        for one in facts.bound:
+            other = by_name.get(one.contract)
+            if other is None or not other.equations or one.equation in other.equations:
+                continue
+            message = f"{one.contract} has no equation {one.equation!r}"
+            hint = nearest(one.equation, other.equations) or f"see {other.path}"
+            yield problem_at(
+                facts.path, "reference-missing", one.place, message, subject=one.equation, hint=hint
+            )
+
+
 def _absent(
     facts: ContractFacts,
     sibling: Sibling,

@@ -126,7 +126,8 @@ def _claims(own: Family) -> Iterator[tuple[str, str]]:
     """Give what no other family may have: (what it is, its value)."""
     yield "name", own.name
     yield from (("model_type", value) for value in own.model_types)
-    yield from (("GGUF architecture", value) for value in own.gguf_architectures)
+    by_key = f" with {own.gguf_key}" if own.gguf_key else ""
+    yield from (("GGUF architecture", f"{value}{by_key}") for value in own.gguf_architectures)
 
 
 def family(name: str) -> Family:
@@ -161,14 +162,26 @@ def family_of_model_type(model_type: str, where: object = None) -> Family:
     return _lookup(model_type, known, "model_type", where)
 
 
-def family_of_gguf(architecture: str, where: object = None) -> Family:
+def family_of_gguf(
+    architecture: str, values: Mapping[str, object] | None = None, where: object = None
+) -> Family:
     """Return the family whose GGUF says ``architecture``.
+
+    Args:
+        architecture: the value of ``general.architecture``.
+        values: its keys without the prefix: where two families share an architecture, a key tells them apart.
+        where: the file, for messages.
 
     Raises:
         UnknownFamilyError: there is none; the known ones are listed.
 
     """
+    named = [each for each in known_families() if architecture in each.gguf_architectures]
+    with_key = [each for each in named if each.gguf_key and (values or {}).get(each.gguf_key)]
+    plain = [each for each in named if not each.gguf_key]
     known = {value: each for each in known_families() for value in each.gguf_architectures}
+    if named:
+        known[architecture] = (with_key or plain or named)[0]
     return _lookup(architecture, known, "general.architecture", where)
 
 
@@ -236,7 +249,7 @@ def _check_tap(stage: str, tap: Tap | None, own: Family) -> None:
     if tap is None or tap.module in own.weights or tap.module in tuple(ModulePlace) or tap.module[:1] == ".":
         return
     raise FamilyError(
-        f"the node {stage} is said to be seen at {tap.module!r}, which names no module",
+        f"the node {stage} is to be seen at {tap.module!r}, which names no module",
         expected="a role of weights, a ModulePlace, or a path within the layer that begins with a dot",
         remedy=nearest(tap.module, own.weights),
     )
