@@ -285,6 +285,7 @@ class Replayer:
         apart: Sequence[F64] = ()
         if isinstance(operator, MixtureOperator):
             site.captured = self.captured(key)
+            site.last_weights = self.captured(Key(key.layer, "moe_router"))
             values, sigma = replay_mixture(operator, inputs, site, rules, self.store)
         elif operation is Operation.PROJECTION:
             found, sigma = projected_through(span, inputs, site, self.store)

@@ -50,6 +50,7 @@ class ReplaySite:
         types: per projection: the number format of its weights.
         captured: the stage itself as the run has it, for what rounding leaves open; ``None`` where it has
             none.
+        last_weights: a mixture's weights of the last token's experts as the run has them.
 
     """
 
@@ -64,6 +65,7 @@ class ReplaySite:
     types: list[str] = field(default_factory=list)
     angle_errors: F64 | None = None
     captured: F64 | None = None
+    last_weights: F64 | None = None
 
     def begin(self, inputs: Ins) -> None:
         """Begin a node that is computed from ``inputs``."""
