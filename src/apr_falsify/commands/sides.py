@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, Unpack
 
-from apr_falsify.commands.live import begun
+from apr_falsify.commands.live import started_subject
 from apr_falsify.commands.options import Sides, naming_the_option
 from apr_falsify.commands.passes import AskedPasses
 from apr_falsify.commands.progress import counted
@@ -85,7 +85,7 @@ def make_plan(
     oracle_spec: str | OracleSide | None,
     subject_spec: str | None,
     *,
-    kept: Path | None = None,
+    earlier: Path | None = None,
     logs: Path | None = None,
     **sides: Unpack[Sides],
 ) -> Plan:
@@ -94,7 +94,7 @@ def make_plan(
     Args:
         oracle_spec: what stands behind ``--oracle``, or what that would open.
         subject_spec: what stands behind ``--subject``.
-        kept: where the subject's trace lies or will lie; what lies there is not run again.
+        earlier: where the subject's trace lies or will lie; what lies there is not run again.
         logs: the folder that keeps what the program prints.
         sides: how they are run.
 
@@ -116,7 +116,9 @@ def make_plan(
     request = Request(tokens=(), layers=span, stages=_stages(sides), prompt=text, feeder=True)
     notes = subject.notes if isinstance(subject, Noted) else ()
     with ExitStack() as running:
-        subject = running.enter_context(begun(subject, request, kept=kept, oracle=oracle.model))
+        subject = running.enter_context(
+            started_subject(subject, request, earlier=earlier, oracle=oracle.model)
+        )
         ids = _tokens(oracle, subject, tokens, text)
         findings, not_checked = tokenizer_check(oracle, subject, text, ids)
         request = replace(request, tokens=ids, in_passes=_passes(runtime, subject, asked, len(ids)))

@@ -49,7 +49,7 @@ class Axes:
         return replace(self, first_token=first) if first else self
 
     def of_last_token(self) -> Axes:
-        """Return the axes of what is left when only the last token is kept."""
+        """Return the axes of what is left when only the last token is stored."""
         return replace(self, names=self.names[1:], context="last token")
 
 
@@ -57,6 +57,7 @@ _NAMES: Mapping[str, str] = {
     "tokens": "token",
     "heads": "head",
     "vocab": "vocabulary entry",
+    "experts": "expert",
     "chosen_experts": "chosen expert",
 }
 """Axis word of ``stages.py`` -> one position of it; every other word is of channels."""

@@ -1,6 +1,6 @@
 """By how much a residual is beyond what rounding explains: per element, and over groups of elements.
 
-A statistic over many tokens or channels is sharper than one value, but only where their roundings are
+Over many tokens or channels smaller errors show than in one value, but only where their roundings are
 independent. Tokens whose inputs are equal (a repeated token, a run of blanks) make the same sums and are
 rounded alike, so that n of them prove no more than one; so are channels whose weights are equal.
 """
@@ -31,7 +31,7 @@ def excess_of(ratio: F64, replayed: F64 | None = None, unit: float = UNIT) -> fl
         ratio: |residual| / sigma per element, canonical shape.
         replayed: what the stage should have been, same shape: rows (or channels) that are nearly equal there
             count as one. Where it is not given, each counts.
-        unit: unit roundoff of the format in which the stage is kept.
+        unit: unit roundoff of the format in which the stage is stored.
 
     """
     worst = float(np.max(ratio)) / LIMIT
@@ -61,9 +61,3 @@ def _of_independent(rows: F64, replayed: F64, axis: int, unit: float) -> float:
     with np.errstate(over="ignore"):
         squares = np.square(rows)
     return _beyond(shares @ squares if axis == 0 else squares @ shares, len(sizes))
-
-
-def norm_of(values: F64, finite: npt.NDArray[np.bool_]) -> float:
-    """Return the L2 norm of the values that are ``finite``."""
-    flat = (values if finite.all() else np.where(finite, values, 0.0)).reshape(-1)
-    return math.sqrt(float(np.dot(flat, flat)))

@@ -29,8 +29,11 @@ OPERANDS: Mapping[Operation, tuple[str, str]] = {
 """Product of two activations -> its arguments, as runtimes hold them: left, right."""
 
 
-CACHED: Mapping[Operation, str] = {operation: right for operation, (_, right) in OPERANDS.items()}
-"""Product of two activations -> the argument that a cache keeps, of which earlier passes are read too."""
+CACHED: Mapping[Operation, tuple[str, ...]] = {
+    **{operation: (right,) for operation, (_, right) in OPERANDS.items()},
+    Operation.ATTENTION: ("k_post_rope", "qkv_bias"),
+}
+"""Product of two activations -> the arguments that a cache keeps, of which earlier passes are read too."""
 
 
 def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None) -> Array:

@@ -1,4 +1,4 @@
-"""The embedded runtime: a NumPy decoder built on ``ops``, in any arithmetic of the table, faulted or not."""
+"""The embedded runtime: a NumPy decoder of ``operators``, in any arithmetic of the table, faulted or not."""
 
 from __future__ import annotations
 
@@ -145,10 +145,10 @@ def run_stage(
     inputs = {argument: values[source] for argument, source in sources.items()}
     if cache is not None:
         _check_known(span)
-    cached = sources.get(argument := CACHED.get(operation_of(span), ""))
-    if cache is not None and cached is not None:
-        before = cache.get(cached, inputs[argument][:0])[: place.passes.unseen]
-        cache[cached] = inputs[argument] = np.concatenate((before, inputs[argument]))
+    for argument in CACHED.get(operation_of(span), ()):
+        if cache is not None and (cached := sources.get(argument)) is not None:
+            before = cache.get(cached, inputs[argument][:0])[: place.passes.unseen]
+            cache[cached] = inputs[argument] = np.concatenate((before, inputs[argument]))
     return step(key, inputs, RuntimeSite(model=place, arithmetic=arithmetic))
 
 

@@ -1,7 +1,7 @@
 """A foreign recording read as its MAPPING.yaml says: arrays of any name and order become a trace.
 
 What axes say (order, heads apart, axes of 1) is undone here; layout words go into the trace, where
-``compare/layout.py`` undoes them as for every other runtime. Values are kept as f32.
+``compare/layout.py`` undoes them as for every other runtime. Values are stored as f32.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Key, Layout, Scope
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
+from apr_falsify.subjects.all_tokens import EVERY_TOKEN, with_every_token
+from apr_falsify.subjects.array_axes import axis_sizes, rearranged, stored_sizes
 from apr_falsify.subjects.foreign import Dump, read_dump
 from apr_falsify.subjects.interface import Target
-from apr_falsify.subjects.mapped_arrays import F32, as_f32, kind_of, rearranged, remedy_of, stored_sizes
+from apr_falsify.subjects.mapped_arrays import F32, as_f32, kind_of, remedy_of
 from apr_falsify.subjects.mapped_passes import (
     RecordedRows,
     named_array,
@@ -53,25 +55,12 @@ MASKED_BELOW = -1e4
 """What a mask adds to a score is at least this far below: f16 implementations take -65504 or -1e4."""
 
 
-def axis_sizes(geometry: Geometry, tokens: int) -> dict[str, int]:
-    """Return the size of each axis word of a mapping file in a run of ``tokens`` tokens."""
-    return {
-        **geometry.dims(tokens),
-        "keys": tokens,
-        "kv_heads": geometry.kv_heads,
-        "groups": geometry.heads // geometry.kv_heads,
-        "qkv_heads": geometry.heads + 2 * geometry.kv_heads,
-        "layers": geometry.layers,
-        "1": 1,
-    }
-
-
 def read_mapped(target: Target, mapping_path: Path) -> Trace:
     """Read the arrays at ``target`` as the mapping file says.
 
     Raises:
         TraceError: the file, or the mapping, cannot be trusted or do not belong together.
-        TokensError: the token ids are missing, said twice and differently, or not those of the recording.
+        TokensError: the token ids are missing, given twice and differently, or not those of the recording.
 
     """
     dump, said = read_dump(target.path), read_mapping(mapping_path)
@@ -125,7 +114,10 @@ def _read_stages(
     dump: Dump, said: MappingFile, geometry: Geometry, rows: RecordedRows, where: Path
 ) -> tuple[_Reader, dict[Key, StageArray]]:
     reader = _Reader(dump, said, geometry, rows, where)
-    return reader, {key: array for row in said.stages for key, array in reader.stages(row)}
+    stages = {key: array for row in said.stages for key, array in reader.stages(row)}
+    order = rows.order[rows.unseen :] - rows.unseen
+    every = {key: values[order] for key, values in reader.every_token.items()}
+    return reader, with_every_token(stages, every, geometry)
 
 
 def _provenance(
@@ -193,6 +185,7 @@ class _Reader:
         self.saved_as: dict[str, str] = {}
         self.batch = 1
         self.forgotten: set[Key] = set()
+        self.every_token: dict[Key, F32] = {}
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -339,6 +332,10 @@ class _Reader:
         if Layout.LAST_TOKEN in row.layout:
             usual = tuple(axis for axis in usual if axis != "tokens")
         last = -1 if Layout.LAST_TOKEN in row.layout else self.rows.last
+        if row.stage in EVERY_TOKEN and "tokens" in axes:
+            every = rearranged(values, axes, ("tokens", *usual), sizes)
+            before = self.every_token.get(key := Key(layer, row.stage), every[:0])
+            self.every_token[key] = np.concatenate((before, every))
         values = rearranged(values, axes, usual, sizes, last)
         if keys == shape[1] or row.stage not in SQUARES:
             return values
@@ -377,7 +374,7 @@ class _Reader:
         return np.asarray(values.take(index, axis=axes.index(axis))), left
 
     def _note_format(self, row: StageMap, kind: str) -> None:
-        """Keep in which format a stage was saved, unless the run is said to have kept it so."""
+        """Record in which format a stage was saved, unless the run declares that it computed in it."""
         own, coarsest = (FORMATS.get(name) for name in (self.said.dtype, self.saved_as.get(row.stage, "f32")))
         found = FORMATS.get(kind)
         if found is None or coarsest is None or found.unit_roundoff <= coarsest.unit_roundoff:

@@ -1,22 +1,23 @@
-"""One array of a foreign recording brought to canonical axes: its shape, its number format, its order."""
+"""The values of one array of a foreign recording: their number format, and what another shape means."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import TraceError
-from apr_falsify.model.stages import Layout
 from apr_falsify.subjects.foreign import BF16_BITS, ForeignArray
-from apr_falsify.subjects.mapping import BATCH, MappingFile, StageMap, factors
+from apr_falsify.subjects.mapping import MappingFile, StageMap
 
 F32 = npt.NDArray[np.float32]
 
 FLOATS = ("f16", "bf16", "f32", "f64")
 WHOLE = ("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64")
+MOST_TOKENS = 1 << 20
+"""The longest context that any model has: more ids are none."""
+
 _OF_WHOLE_NUMBERS = ("moe_router_indices",)
 
 
@@ -26,48 +27,6 @@ def remedy_of(found: Sequence[int], expected: Sequence[int]) -> str:
     if tuple(found[1:]) == rest and len(rest) and found[0] > 1:
         return f"it looks like a batch of {found[0]}: let `row: N` say which row, or save one row of it"
     return "correct the axes, or name the model and the tokens that were run"
-
-
-def stored_sizes(
-    row: StageMap, axes: Sequence[str], sizes: Mapping[str, int], found: Sequence[int]
-) -> tuple[int, ...]:
-    """Return the shape that ``axes`` say; padded keys are as many as were ``found``, at least one a token."""
-    expected = []
-    for index, axis in enumerate(axes):
-        size = sizes.get(axis, 1)
-        if axis == "tokens" and Layout.LAST_TOKEN in row.layout:
-            size = 1
-        more = Layout.PADDED_KEYS in row.layout or row.by_pass  # beyond the keys of a pass is no data
-        if axis == "keys" and more and len(found) == len(axes):
-            size = max(size, found[index])
-        if axis == BATCH and len(found) == len(axes):
-            size = found[index]
-        expected.append(size)
-    return tuple(expected)
-
-
-def rearranged(
-    values: F32, axes: Sequence[str], usual: Sequence[str], sizes: Mapping[str, int], last: int = -1
-) -> F32:
-    """Bring ``values`` from ``axes`` to the axes ``usual``.
-
-    Of tokens that ``usual`` does not have, the row ``last`` is taken.
-    """
-    wanted, own = factors(usual), factors(axes)
-    split = [
-        size if factor == axis else sizes[factor]
-        for size, axis in zip(values.shape, axes, strict=True)
-        for factor in factors((axis,))
-    ]
-    values = values.reshape(split)
-    if "tokens" in own and "tokens" not in wanted:
-        at = own.index("tokens")
-        values = np.asarray(values.take(last, axis=at))
-        own = (*own[:at], *own[at + 1 :])
-    moved = values.transpose([own.index(factor) for factor in wanted])
-    widths = dict(zip(wanted, moved.shape, strict=True))
-    shape = [math.prod(widths[factor] for factor in factors((axis,))) for axis in usual]
-    return np.ascontiguousarray(moved.reshape(shape))
 
 
 def as_f32(array: ForeignArray, row: StageMap, said: MappingFile) -> F32:

@@ -18,15 +18,12 @@ from apr_falsify.model.passes import Passes, check_sum
 from apr_falsify.model.stages import SQUARES, STAGES, Key, Layout
 from apr_falsify.subjects.foreign import Dump, ForeignArray
 from apr_falsify.subjects.interface import Target
-from apr_falsify.subjects.mapped_arrays import WHOLE
+from apr_falsify.subjects.mapped_arrays import MOST_TOKENS, WHOLE
 from apr_falsify.subjects.mapping import BATCH, MappingFile, StageMap
 from apr_falsify.subjects.mapping_names import name_of
 from apr_falsify.traces.trace import StageArray
 
 Indices = npt.NDArray[np.intp]
-
-MOST_TOKENS = 1 << 20
-"""The longest context that any model has: more ids are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@
         axes: [heads, keys, tokens]
         layout: [unscaled]
 
-Everything that is not written here is refused or told, never guessed. ``docs/porting.md`` says the format.
+Everything that is not written here is refused or reported, never guessed. The format: ``docs/porting.md``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from apr_falsify.reading import items, mapping, read_yaml, text, whole
 from apr_falsify.subjects import mapping_passes
 from apr_falsify.subjects.mapping_names import has_field, is_layered, without_fields
 from apr_falsify.subjects.mapping_passes import Padding
+from apr_falsify.subjects.own_weights import OwnWeights, own_weights
 
 SCHEMA = "apr-falsify/mapping/v1"
 MAPPING_YAML = "MAPPING.yaml"
@@ -133,6 +134,7 @@ class MappingFile:
         padding: which tokens are padding.
         pad_token: the id of padding.
         row: the row of a batch that is the run.
+        weights: the weights that it multiplied with, ``None`` where it names none.
         stages: where the stages lie.
 
     """
@@ -151,6 +153,7 @@ class MappingFile:
     padding: Padding | None = None
     pad_token: int | None = None
     row: int | None = None
+    weights: OwnWeights | None = None
     stages: tuple[StageMap, ...]
 
 
@@ -383,6 +386,7 @@ _FIELDS: Mapping[str, Callable[[object, str], Any]] = {
     "tokens": _tokens,
     "layer": _layer,
     **mapping_passes.KEYS,
+    "weights": own_weights,
     "stages": _stages,
 }
 """Key of the file -> what reads it."""

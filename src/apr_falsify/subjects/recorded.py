@@ -21,6 +21,7 @@ from apr_falsify.subjects.interface import RuntimeSetting, Target
 from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.mapped import read_mapped
 from apr_falsify.subjects.mapping import MAPPING_YAML, read_mapping
+from apr_falsify.subjects.own_weights import open_own
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.stage_files import scan
@@ -45,8 +46,8 @@ class RecordedSubject:
     Attributes:
         trace: what was recorded.
         prompt: the text it ran, where that is known.
-        notes: what was read of it that nobody said.
-        model: always ``None``: a recording holds no weights.
+        model: its own weights, where its mapping file names them.
+        notes: what cannot be checked of it.
 
     """
 
@@ -54,6 +55,7 @@ class RecordedSubject:
     prompt: str | None = None
     notes: tuple[str, ...] = ()
     model: Model | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -123,8 +125,15 @@ def open_recorded(target: Target) -> RecordedSubject:
             )
         return RecordedSubject(trace=trace, prompt=trace.provenance.prompt)
     if is_foreign(target):
-        trace = read_mapped(target, said := _mapping_file(target))
-        return RecordedSubject(trace=trace, prompt=trace.provenance.prompt, notes=_unsaid(trace, said))
+        mapping_file = _mapping_file(target)
+        trace = read_mapped(target, mapping_file)
+        own, notes = read_mapping(mapping_file).weights, _unsaid(trace, mapping_file)
+        if own is None:
+            return RecordedSubject(trace=trace, prompt=trace.provenance.prompt, notes=notes)
+        model, more = open_own(own, mapping_file, trace.geometry, target.model)
+        return RecordedSubject(
+            trace=trace, prompt=trace.provenance.prompt, model=model, notes=(*notes, *more)
+        )
     return RecordedSubject(trace=read_bare(target), prompt=APR_PROMPT)
 
 

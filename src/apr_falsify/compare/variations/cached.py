@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.variations.case import F64, Case, Guess
+from apr_falsify.compare.variations.attend import is_apart
+from apr_falsify.compare.variations.case import F64, Case, Guess, Variation
 from apr_falsify.compare.variations.common import parts
-from apr_falsify.model.stages import Key
+from apr_falsify.model.stages import SCORES, Key
 from apr_falsify.operators.heads import by_head, flat, for_queries
 from apr_falsify.operators.rotation import farthest, rope_frequencies
 
@@ -237,3 +238,11 @@ def _words(what: str, read: _Read, source: npt.NDArray[np.intp]) -> str:
 def _positions(keys: npt.NDArray[np.intp]) -> str:
     listed = ", ".join(map(str, keys[:_LISTED]))
     return f"position{'s' if len(keys) > 1 else ''} {listed}{' ...' if len(keys) > _LISTED else ''}"
+
+
+OF_A_BATCH = (Variation(name="other-row-of-a-batch", stages=(*SCORES, "attention"), guesses=rows_of_a_batch),)
+OF_SOME_KEYS = (
+    Variation(name="stale-cache", stages=SCORES, guesses=other_keys),
+    Variation(name="stale-cache", stages=("attention",), where=is_apart, guesses=other_values),
+)
+"""Rows of the table of causes."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from apr_falsify.compare.variations.case import F64, Case, Guess
+from apr_falsify.compare.variations.case import F64, Case, Guess, Variation
 from apr_falsify.compare.variations.positions import position_words, run_on_words
 from apr_falsify.compare.variations.projected import MOST_VALUES
 from apr_falsify.formats.tensors import Tensor
@@ -83,3 +83,10 @@ def _nearest_rows(case: Case, table: Tensor) -> Guess:
     wrong = np.flatnonzero(nearest != tokens)
     at = ", ".join(f"{tokens[t]} (token {t}): row {nearest[t]}" for t in wrong[:4])
     return case.guess(f"other rows of the table: for id {at}", values)
+
+
+OF_THE_EMBEDDING = (
+    Variation(name="position", stages=("embedding",), guesses=other_learned_positions),
+    Variation(name="other-row", stages=("embedding",), guesses=other_rows),
+)
+"""Rows of the table of causes."""
