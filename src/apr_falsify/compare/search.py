@@ -14,7 +14,9 @@ from apr_falsify.compare.causes import MISREAD_WEIGHTS, TABLE, Cause, explain, i
 from apr_falsify.compare.judge import Judged, comparable
 from apr_falsify.compare.replay import Replay, Replayer
 from apr_falsify.compare.variations.places import error_sits
-from apr_falsify.operators.roundoff import LIMIT
+from apr_falsify.model.stages import Key
+from apr_falsify.numerics.operand_rules import PLAIN, ROUNDED_STEPS, Operation, Rule
+from apr_falsify.operators.roundoff import LIMIT, UNIT
 
 SEARCHED_AT_MOST = 24
 """Sources for which the whole table of causes is gone through: that may take several passes over weights."""
@@ -37,7 +39,7 @@ class Search:
         self._of_readers: list[Cause] = []  # one reader decodes the weights of all stages
 
     def explained(self, entry: Judged) -> tuple[list[str], tuple[str, str] | None]:
-        """Return what is said of the cause of ``entry``, and its identifier and words where one fits."""
+        """Return the sentence on the cause of ``entry``, and its identifier and words where one fits."""
         with self._attempts.trying("the search for a cause", entry.key):
             return self._explained(entry)
         self.left -= 1
@@ -50,16 +52,20 @@ class Search:
         known = self._found.setdefault(entry.key.stage, [])
         likely = [*known, *(cause for cause in self._of_readers if cause not in known)]
         search = self.left > 0
-        cause = explain(
-            self.replayer,
-            entry.key,
-            entry.fit.rule,
-            subject,
-            LIMIT,
-            likely=likely,
-            search=search,
-            attempts=self._attempts,
-        )
+        cause: Cause | None = None
+        for rule in self._rules(entry.fit.rule, entry.key):
+            cause = explain(
+                self.replayer,
+                entry.key,
+                rule,
+                subject,
+                LIMIT,
+                likely=likely,
+                search=search,
+                attempts=self._attempts,
+            )
+            if cause is not None and cause.fits:
+                break
         if cause is not None and cause.fits:
             self._keep(cause, known)
             return [cause.sentence], ((cause.name, cause.says) if cause.says else None)
@@ -80,6 +86,11 @@ class Search:
         with self._attempts.trying("the search for misread weights", entry.key):
             return is_misread(self.replayer, entry.key, entry.fit.rule, subject, LIMIT, self._attempts)
         return False
+
+    def _rules(self, judged_by: Rule, key: Key) -> tuple[Rule, ...]:
+        """Return the arithmetics under which a cause may fit: of 16 bits, with every step rounded too."""
+        of_16_bits = self.replayer.operation(key) is Operation.ATTENTION and self.replayer.store > UNIT
+        return (judged_by, ROUNDED_STEPS) if judged_by is PLAIN and of_16_bits else (judged_by,)
 
     def _keep(self, cause: Cause, known: list[Cause]) -> None:
         if cause.row is not None and not any(

@@ -35,6 +35,7 @@ from apr_falsify.compare.rescaled_channels import FED_BY, factors, is_undone
 from apr_falsify.compare.systematic import GroupSums, sums_of, systematic
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.names import ROLES
 from apr_falsify.model.shape import EXPERT_ROLES
 from apr_falsify.model.stages import Key
 
@@ -44,47 +45,6 @@ Rows = npt.NDArray[np.floating]
 BLOCK = 32
 _ROWS = 1 << 20
 
-STAGE_OF_ROLE: Mapping[str, str] = {
-    "embed": "embedding",
-    "positions": "embedding",
-    "attn_norm": "attn_norm",
-    "attn_norm_bias": "attn_norm",
-    "q": "qkv_matmul",
-    "k": "qkv_matmul",
-    "v": "qkv_matmul",
-    "q_bias": "qkv_bias",
-    "k_bias": "qkv_bias",
-    "v_bias": "qkv_bias",
-    "q_norm": "q_post_rope",
-    "k_norm": "k_post_rope",
-    "o": "attn_out",
-    "o_bias": "attn_out",
-    "attn_post_norm": "attn_out",
-    "ffn_norm": "ffn_norm",
-    "ffn_norm_bias": "ffn_norm",
-    "gate": "ffn_gate",
-    "gate_bias": "ffn_gate",
-    "up": "ffn_up",
-    "up_bias": "ffn_up",
-    "down": "ffn_out",
-    "down_bias": "ffn_out",
-    "ffn_post_norm": "ffn_out",
-    "router": "moe_router_indices",
-    "expert_gate": "ffn_out",
-    "expert_up": "ffn_out",
-    "expert_down": "ffn_out",
-    "shared_gate": "ffn_out",
-    "shared_up": "ffn_out",
-    "shared_down": "ffn_out",
-    "shared_router": "ffn_out",
-    "final_norm": "final_norm",
-    "final_norm_bias": "final_norm",
-    "lm_head": "lm_head",
-    "lm_head_bias": "lm_head",
-}
-"""Role -> the (first) stage that uses the tensor."""
-
-WHOLE_MODEL_ROLES = ("embed", "positions", "final_norm", "final_norm_bias", "lm_head", "lm_head_bias")
 
 ONE_GRID: Mapping[str, int] = {"apr_q8": 127, "apr_q4": 7}
 """Format -> steps of its grid from 0 to the largest value of the whole tensor: ``apr_q8`` has one scale, and
@@ -126,11 +86,11 @@ def weights_findings(
     places: list[tuple[str, int | None]] = [
         (each, layer)
         for layer in layers
-        for role in STAGE_OF_ROLE
-        if role not in WHOLE_MODEL_ROLES
+        for role, row in ROLES.items()
+        if row.is_of_a_layer
         for each in _tensors_in(role, oracle)
     ]
-    places += [(role, None) for role in WHOLE_MODEL_ROLES]
+    places += [(role, None) for role, row in ROLES.items() if not row.is_of_a_layer]
     return [
         finding
         for role, layer in places
@@ -147,7 +107,7 @@ def _findings(oracle: Weights, subject: Weights, role: str, layer: int | None) -
 
 def _key(role: str, layer: int | None) -> Key:
     """Return the (first) stage that uses a tensor."""
-    stage = STAGE_OF_ROLE[role.partition(".")[0]]
+    stage = ROLES[role.partition(".")[0]].stage
     return Key(0 if stage == "embedding" else layer, stage)
 
 
@@ -284,7 +244,7 @@ def difference(oracle: Tensor, subject: Tensor, kind: str | None = None) -> Diff
     Args:
         oracle: what is right.
         subject: the one in question.
-        kind: the number format whose cost is allowed, where it is not the one that ``subject`` is held in.
+        kind: the number format whose cost is allowed, where it is not the one of ``subject``.
 
     """
     kind = kind or subject.type
@@ -309,8 +269,13 @@ def difference(oracle: Tensor, subject: Tensor, kind: str | None = None) -> Diff
         if kind in STEPS and not blocks:
             parts.append(_sums(ours, theirs, kind))
     rel_l2 = math.sqrt(squares / energy) if energy else (0.0 if squares == 0 else math.inf)
-    told = "" if blocks else systematic(parts)
+    told = "" if blocks else systematic(parts, again=_quantised_again(oracle.type, kind))
     return Difference(blocks=blocks, total=total, rows=rows, rel_l2=rel_l2, systematic=told)
+
+
+def _quantised_again(first: str, second: str) -> bool:
+    """Whether a block format's values were put on the grid of another, which is not much coarser."""
+    return first in STEPS and first != second and STEPS[first] <= 4 * STEPS.get(second, 0)
 
 
 def _sums(ours: F64, theirs: F64, kind: str) -> GroupSums:

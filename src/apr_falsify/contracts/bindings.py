@@ -6,12 +6,13 @@ signature, status}; status is ``implemented``, ``partial`` or ``not_implemented`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from apr_falsify.contracts.model import Citation, entries, place_of, text_of
+from apr_falsify.contracts.model import BoundEquation, Citation, Sibling, entries, place_of, text_of
 from apr_falsify.contracts.names import PathName, parse_symbols
-from apr_falsify.contracts.problem import Problem, problem_at
+from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.resolution import UNCHECKED, Resolution, ResolutionState, unresolved
 from apr_falsify.contracts.resolve import resolve
 from apr_falsify.contracts.roots import SearchScope
@@ -45,6 +46,7 @@ def binding_citations(data: Mapping) -> Iterator[Citation]:
                 name=name,
                 place=place_of(function, f"{key}.function"),
                 expected_absent=word_of(text_of(item, "status")) not in _CLAIMS,
+                role=text_of(item, "status"),
             )
 
 
@@ -54,6 +56,27 @@ def _function(item: Mapping) -> Text | None:
     if isinstance(function, Text) and function.strip():
         return function
     return path if isinstance(path, Text) and "::" in path else None
+
+
+def bound_contracts(data: Mapping) -> Iterator[Sibling]:
+    """The contracts whose equations are bound, each where it is named first."""
+    named: dict[str, Place] = {}
+    for key, item in entries(data.get("bindings"), "bindings"):
+        contract = item.get("contract") if isinstance(item, Mapping) else None
+        if isinstance(contract, Text) and re.fullmatch(r"[\w-]+\.ya?ml", contract):
+            named.setdefault(str(contract), place_of(contract, f"{key}.contract"))
+    for name, place in named.items():
+        yield Sibling(name=name.rpartition(".")[0], place=place)
+
+
+def bound_equations(data: Mapping) -> Iterator[BoundEquation]:
+    """The equations that are bound, with the contract that each is said to be of."""
+    for key, item in entries(data.get("bindings"), "bindings"):
+        equation = item.get("equation") if isinstance(item, Mapping) else None
+        if isinstance(equation, Text) and isinstance(item, Mapping) and text_of(item, "contract"):
+            contract = re.sub(r"\.ya?ml$", "", text_of(item, "contract"))
+            place = place_of(equation, f"{key}.equation")
+            yield BoundEquation(contract=contract, equation=str(equation), place=place)
 
 
 def binding_problems(path: str, data: Mapping) -> Iterator[Problem]:
@@ -78,6 +101,10 @@ def resolve_binding(citation: Citation, scope: SearchScope) -> Resolution:
         )
     found = [resolve(_in_tree(citation, tree), scope) for tree in trees]
     best = next((one for one in found if one.state is ResolutionState.RESOLVED), found[0])
+    if best.state is ResolutionState.RESOLVED and citation.expected_absent:
+        message = f"the binding says {citation.role}, and {citation.name} is there"
+        hint = "say implemented, or what of it is missing"
+        return Resolution(state=best.state, code="under-claimed", message=message, hint=hint)
     if best.state is not ResolutionState.MISSING:
         return best
     if citation.expected_absent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from apr_falsify.contracts.cited_tests import cited_tests, shown_path
 from apr_falsify.contracts.evidence_keys import CODE, first_of, is_inside_evidence, keys_read_as
 from apr_falsify.contracts.model import (
     STATUS_KEYS,
@@ -66,7 +67,7 @@ def _of_falsifier(falsifier: Falsifier, contract_status: str) -> Iterator[Citati
     claims = claims_shown(falsifier.status or contract_status) or rung_of(falsifier.status) == PARTIAL
     paths: list[PathName] = []
     for key, block in falsifier.evidence:
-        yield from _evidence(block, key, absent, paths)
+        yield from evidence_block(block, key, absent, paths)
     yield from group(falsifier.data, falsifier.place.key, absent, paths)
     for name in first_of(TEST_KEYS, falsifier.data):
         for key, value in entries(falsifier.data[name], f"{falsifier.place.key}.{name}"):
@@ -100,7 +101,8 @@ def _own_evidence(falsifier: Falsifier, absent: bool, paths: list[PathName]) -> 
             yield from listed_texts([(key, item)], absent, paths)
 
 
-def _evidence(block: Value, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
+def evidence_block(block: Value, key: str, absent: bool, paths: list[PathName]) -> Iterator[Citation]:
+    """What a block of evidence names: files and names side by side, or sentences."""
     if isinstance(block, Mapping):
         yield from group(block, key, absent, paths)
     elif isinstance(block, Sequence):
@@ -244,7 +246,7 @@ def listed_texts(texts: list[tuple[str, Text]], absent: bool, paths: list[PathNa
         if not found and whole and not whole.escapes:
             found = [whole]
         for path in found:
-            yield from files_in(_like(text, _shown(path)), place, absent, paths)
+            yield from files_in(_like(text, shown_path(path)), place, absent, paths)
         if not found:
             named.append((where, text))
     for where, text in named:
@@ -267,11 +269,6 @@ def runs_something(text: str) -> bool:
     return bool(tests.cargo or tests.nodes)
 
 
-def _shown(path: PathName) -> str:
-    source = f"{path.source}:" if path.source else ""
-    return f"{source}{path.path}" + (f"::{path.symbol}" if path.symbol else "")
-
-
 def _like(text: Text, other: str) -> Text:
     made = Text(other)
     made.line, made.column, made.is_block = text.line, text.column, False
@@ -290,44 +287,30 @@ def named_tests(
     """Cite the tests a text names; ``bare`` says that a single word may be one, ``surely`` that it is."""
     names = parse_test(without_alternatives(text))
 
-    def cite(kind: str, shown: str, **more: object) -> Citation:
-        return Citation(
-            kind=kind,
-            text=shown,
-            place=_line_of(shown, text, place),
-            expected_absent=absent,
-            role="test",
-            **more,  # type: ignore[arg-type]  # the fields that one kind of citation has
-        )
+    def line(part: str) -> Place:
+        return _line_of(part, text, place)
 
-    for node in names.nodes:
-        shown = "::".join((_shown(node.path), *node.parts))
-        yield cite("pytest", shown, name="::".join(node.parts), paths=(node.path,))
+    yield from cited_tests(names, text, line, absent)
     for marker in selected_markers(text) if "-m" in text else ():
         if is_marker(marker):
-            yield cite("marker", f"pytest -m {marker}", name=marker)
-    for command in names.cargo:
-        yield cite("cargo", str(text).strip().splitlines()[0], name=" ".join(command.filters), cargo=command)
-    for run in names.runs:
-        chosen = f"-k {run.keyword}" if run.keyword else f"-m {run.marker}"
-        yield cite("run", f"pytest {chosen}", name=run.keyword or run.marker, run=run)
-    for target in names.targets:
-        yield cite("target", f"{target.tool} {target.name}", name=target.name, target=target)
-    for file in names.files:
-        if file.symbol == "unittest":
-            yield cite("unittest", file.path, name=file.path)
-        elif file.symbol:
-            yield cite("symbol", _shown(file), name=file.symbol, paths=(file,))
-        else:
-            yield cite("file", _shown(file), paths=(file,))
+            shown = f"pytest -m {marker}"
+            yield _test("marker", shown, line(shown), absent, name=marker)
     labels = not surely and all(map(is_label, names.bare))  # beside a test's path the others are tests too
     for name in names.bare if bare else ():
         if labels:
-            yield label(name, text, _line_of(name, text, place), absent)
+            yield label(name, text, line(name), absent)
         else:
-            yield cite("test", name, name=name, paths=paths)
+            yield _test("test", name, line(name), absent, name=name, paths=paths)
     if names == TestNames():
         yield from names_in_prose(text, place, absent)
+
+
+def _test(
+    kind: str, shown: str, place: Place, absent: bool, *, name: str, paths: tuple[PathName, ...] = ()
+) -> Citation:
+    return Citation(
+        kind=kind, text=shown, name=name, place=place, paths=paths, expected_absent=absent, role="test"
+    )
 
 
 def _line_of(part: str, text: Text, place: Place) -> Place:

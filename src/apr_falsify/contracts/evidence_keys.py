@@ -63,7 +63,7 @@ KEYS: dict[str, str] = {key: reading for reading, keys in _WORDS.items() for key
 _LOOKS = re.compile(
     r"evidence|(?:^|_)(?:tests?|proofs?|harness(?:es)?|witness(?:es)?|attestations?)(?:$|_)"
     r"|(?:^|_)(?:verified|proved|proven|tested|checked|covered|enforced|discharged|falsified|bound|implemented|"
-    r"validated|demonstrated|confirmed|shown)_(?:by|in|at|to|with|through|via)$|^implementation"
+    r"validated|demonstrated|confirmed|shown|witnessed|attested|evidenced|certified|exercised|asserted|guarded)_(?:by|in|at|to|with|through|via)$|^implementation"
 )
 
 

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from apr_falsify.contracts.bindings import binding_citations, binding_problems, is_registry
+from apr_falsify.contracts.bindings import (
+    binding_citations,
+    binding_problems,
+    bound_contracts,
+    bound_equations,
+    is_registry,
+)
 from apr_falsify.contracts.cited import all_cited
 from apr_falsify.contracts.evidence_keys import LIVE, keys_read_as
 from apr_falsify.contracts.model import (
     FALSIFIER_BLOCKS,
+    BoundEquation,
     Citation,
     CitedId,
     Contract,
     Sibling,
+    entries,
     read_contract,
     text_of,
 )
 from apr_falsify.contracts.problem import Place, Problem
-from apr_falsify.contracts.source import Mapping, parse
+from apr_falsify.contracts.source import Mapping, Value, parse
 from apr_falsify.contracts.statuses import rung_of
 from apr_falsify.symbols.states import quickly_pickled
 
@@ -61,6 +69,8 @@ class ContractFacts:
     cited_ids: tuple[CitedId, ...] = ()
     cited_obligations: tuple[CitedId, ...] = ()
     bindings: int = 0  # of a registry of bindings, which is no contract
+    equations: tuple[str, ...] = ()
+    bound: tuple[BoundEquation, ...] = ()
 
 
 def gather(path: str, raw: bytes) -> ContractFacts:
@@ -81,6 +91,8 @@ def gather(path: str, raw: bytes) -> ContractFacts:
             path=path,
             bindings=len(source.data["bindings"] or ()),
             citations=tuple(binding_citations(source.data)),
+            siblings=tuple(bound_contracts(source.data)),
+            bound=tuple(bound_equations(source.data)),
             problems=(*source.problems, *binding_problems(path, source.data)),
         )
     contract = read_contract(path, source.data)
@@ -102,9 +114,18 @@ def gather(path: str, raw: bytes) -> ContractFacts:
         citations=cited,
         problems=(*source.problems, *violations, *found),
         ids=registered_ids(contract),
+        equations=_equations(contract.data.get("equations")),
         cited_ids=tuple(cited_ids(contract)),
         cited_obligations=tuple(cited_obligations(contract)),
     )
+
+
+def _equations(block: Value) -> tuple[str, ...]:
+    """Names of a contract's equations: keys of a mapping, names or ids in a list."""
+    if isinstance(block, Mapping):
+        return tuple(map(str, block))
+    items = [item for _, item in entries(block, "") if isinstance(item, Mapping)]
+    return tuple(name for item in items for key in ("id", "name") if (name := text_of(item, key)))
 
 
 def _claims_to_be_one(data: Mapping) -> bool:

@@ -5,9 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from apr_falsify.contracts.citations import files_in, group, listed_texts, named_tests, runs_something
-from apr_falsify.contracts.evidence_keys import KEYS, LOCATION, PLACE
-from apr_falsify.contracts.model import STATUS_KEYS, Citation, Contract, entries, place_of, text_of
+from apr_falsify.contracts.citations import (
+    evidence_block,
+    files_in,
+    group,
+    listed_texts,
+    named_tests,
+    runs_something,
+)
+from apr_falsify.contracts.evidence_keys import BLOCK, KEYS, LIVE, LOCATION, PLACE
+from apr_falsify.contracts.model import (
+    FALSIFIER_BLOCKS,
+    STATUS_KEYS,
+    Citation,
+    Contract,
+    entries,
+    place_of,
+    text_of,
+)
 from apr_falsify.contracts.names import parse_path
 from apr_falsify.contracts.prose import is_label, label, names_in_prose
 from apr_falsify.contracts.source import Mapping, Sequence, Text, Value
@@ -53,6 +68,9 @@ def _walk(value: Value, key: str, absent: bool, labels: Collection[str]) -> Iter
         reading = KEYS.get(name)
         if reading in (LOCATION, PLACE):
             yield from _cited(item, where, name, absent, labels)
+        elif reading in (BLOCK, LIVE) and key and key.split("[")[0].split(".")[0] not in FALSIFIER_BLOCKS:
+            pinned = isinstance(item, Mapping) and "bundle" in item
+            yield from () if pinned or absent else evidence_block(item, where, absent, [])
         if isinstance(item, Mapping | Sequence):
             yield from _walk(item, where, absent, labels)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from apr_falsify.contracts.cargo_command import CargoTest, read_cargo
@@ -141,19 +142,24 @@ _PYTEST_NODE = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PytestNode:
-    """One pytest node id: a file and the classes and function below it, parameters dropped."""
+    """One pytest node id: a file, the classes and function below it, and the id of the parameters."""
 
     path: PathName
     parts: tuple[str, ...]
+    case: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildTarget:
-    """What a build tool is asked to run: ``make falsify``, ``just check``, ``nox -s tests``."""
+    """What a build tool is asked to run: ``make falsify``, ``just check``, ``nox -s tests``, ``tox -e lint``.
+
+    ``arguments`` are those behind ``--``, which tox hands on.
+    """
 
     tool: str
     name: str
     within: str = ""
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,18 +182,17 @@ def parse_test(text: str) -> TestNames:
     runs: list[PytestRun] = []
     targets: list[BuildTarget] = []
     files: list[PathName] = []
-    for match in _PYTEST_NODE.finditer(text):
-        path = parse_path(match["path"])
-        if path:
-            parts = re.sub(r"\[[^\]]*\]", "", match["parts"]).split("::")[1:]
-            nodes.append(PytestNode(path=replace(path, within=_folder_of(text)), parts=tuple(parts)))
     for command in commands(text):
         one = read_cargo(command) if command.tool == "cargo" else None
         run = read_pytest(command)
+        nodes.extend(node for word in (run.arguments if run else ()) for node in _nodes(word, command.within))
         cargo.extend([one] if one else ())
         runs.extend([run] if run else ())
         targets.extend(_build_targets(command))
         files.extend(replace(path, within=command.within) for path in _files_run(command, run))
+    known = {(node.path.path, node.parts) for node in nodes}
+    others = _nodes(text, _folder_of(text))  # in prose, or behind a tool that is not known
+    nodes.extend(node for node in others if (node.path.path, node.parts) not in known)
     whole = parse_path(text) if "\n" not in text.strip() else None
     if whole and not nodes and whole.path.endswith((".rs",) if whole.symbol else (".py", ".rs", ".sh")):
         files.append(whole)
@@ -195,11 +200,26 @@ def parse_test(text: str) -> TestNames:
     return TestNames(
         nodes=tuple(nodes),
         cargo=tuple(cargo),
-        runs=tuple(run for run in runs if run.keyword or (run.marker and nodes)),
+        runs=tuple(run for run in runs if run.keyword or _chooses_by_mark(run)),
         targets=tuple(targets),
         files=tuple(dict.fromkeys(files)),
         bare=bare,
     )
+
+
+def _chooses_by_mark(run: PytestRun) -> bool:
+    """Whether ``-m`` asks for more than the one mark, which is looked for by itself."""
+    return bool(run.marker) and (bool(run.arguments) or " " in (run.marker or "").strip())
+
+
+def _nodes(text: str, within: str) -> Iterator[PytestNode]:
+    for match in _PYTEST_NODE.finditer(text):
+        path = parse_path(match["path"])
+        if path:
+            parts = re.sub(r"\[[^\]]*\]", "", match["parts"]).split("::")[1:]
+            case = re.search(r"\[([^\[\]]+)\]$", match["parts"])
+            known = case[1] if case and text[match.end() : match.end() + 1] not in ("[", "]") else ""
+            yield PytestNode(path=replace(path, within=within), parts=tuple(parts), case=known)
 
 
 _CHANGE = re.compile(r"(?:^|\s|\()cd\s+(\S+)\s*(?:&&|;)\s*")
@@ -250,28 +270,57 @@ _BUILD_VALUED = frozenset(
 
 
 def _build_targets(command: Command) -> list[BuildTarget]:
-    """What ``make``, ``just`` and ``nox -s`` are asked to run, where they read their own file."""
+    """What make, just, ``nox -s`` and ``tox -e`` are asked to run, where they read their own file."""
     tool = "make" if command.tool == "gmake" else command.tool
     words = list(command.words[1:])
-    if tool not in ("make", "just", "nox") or set(words) & {"-f", "--file", "--makefile", "--justfile"}:
+    if tool not in ("make", "just", "nox", "tox") or set(words) & _OTHER_FILES:
         return []
-    within, names = command.within, []
-    pending = iter(words)
-    for word in pending:
-        if word in ("-C", "--directory"):
-            within = next(pending, "")
-        elif word in _BUILD_VALUED:
-            next(pending, "")
-        elif tool == "nox" and word in ("-s", "--session", "-e"):
-            names.append(next(pending, ""))
-        elif tool != "nox" and not word.startswith("-") and "=" not in word:
-            names.append(word)
-            if tool == "just":
-                break  # the rest are the recipe's own arguments
+    behind = tuple(words[words.index("--") + 1 :]) if "--" in words else ()
+    words = words[: words.index("--")] if "--" in words else words
+    if tool in ("nox", "tox"):
+        named = (
+            _sessions(words)
+            if tool == "nox"
+            else [one for word in _sessions(words) for one in word.split(",")]
+        )
+        given = behind if tool == "tox" else ()
+        sure = [one for one in named if re.match(r"^[A-Za-z][\w.-]*$", one)]
+        return [BuildTarget(tool=tool, name=one, within=command.within, arguments=given) for one in sure]
+    within, names = _recipes_asked_for(tool, words, command.within)
     named = [one for one in names if re.match(r"^[A-Za-z]\w*[-_][\w-]*$", one)]  # `make sure that` is prose
     if len(command.words) == 2 and names[:1] and names[0] in _USUAL_TARGETS:
         named = names
     return [BuildTarget(tool=tool, name=one, within=within) for one in named]
 
 
+def _recipes_asked_for(tool: str, words: list[str], within: str) -> tuple[str, list[str]]:
+    names: list[str] = []
+    pending = iter(words)
+    for word in pending:
+        if word in ("-C", "--directory"):
+            within = next(pending, "").removeprefix("./").rstrip("/").strip(".")
+        elif word in _BUILD_VALUED:
+            next(pending, "")
+        elif not word.startswith("-") and "=" not in word:
+            names.append(word)
+            if tool == "just":
+                break  # the rest are the recipe's own arguments
+    return within, names
+
+
+def _sessions(words: list[str]) -> list[str]:
+    """What stands behind ``-s`` or ``-e``, up to the next option."""
+    found: list[str] = []
+    taking = False
+    for word in words:
+        option, equals, value = word.partition("=")
+        if word.startswith("-"):
+            taking = option in ("-s", "--session", "--sessions", "-e", "--env")
+            found += [value] if taking and equals else []
+        elif taking:
+            found.append(word)
+    return found
+
+
+_OTHER_FILES = frozenset(("-f", "--file", "--makefile", "--justfile", "--noxfile", "-c", "--conf"))
 _USUAL_TARGETS = ("test", "tests", "check", "lint", "ci", "verify", "bench", "falsify", "contracts", "all")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.problem import Place
@@ -21,9 +20,8 @@ from apr_falsify.contracts.resolution import (
     did_you_mean,
     missing,
 )
-from apr_falsify.contracts.resolve import resolve
+from apr_falsify.contracts.resolve import exists_anywhere, nearest_in
 from apr_falsify.contracts.roots import SearchScope
-from apr_falsify.symbols.tree import SourceTree
 
 NAMED, LABEL, CODE, SKETCH = "named", "label", "code", "sketch"
 """Roles of a loose citation: a name in a sentence, a label, a function of inline code, one nobody claims."""
@@ -37,7 +35,6 @@ _TICKED = re.compile(rf"`(?P<name>{_NAME})(?:\(\))?`")
 _TOKEN = re.compile(rf"(?<![\w/.:`-]){_TEST_NAME}(?![\w/.:-]*/)(?!\.\w)(?!-)")
 _LONG = re.compile(r"_.*_")
 _ALMOST = 0.88
-_MOST_FILES = 2000
 
 
 _OR_ELSE = re.compile(r"\s*\(?\bor\s+(?:an?\s+)?(?:equivalent|similar|comparable)\b[^\n]*", re.IGNORECASE)
@@ -101,33 +98,24 @@ def inline_code(text: str, place: Place, absent: bool, *, claims: bool) -> Itera
 
 def resolve_loose(citation: Citation, scope: SearchScope) -> Resolution:
     """Resolve a word that may be a name; only one that is surely meant, or misspelt, can be missing."""
-    known = resolve(replace(citation, kind="symbol", paths=()), scope)
-    if known.state is ResolutionState.RESOLVED:
-        return RESOLVED
-    if known.state is not ResolutionState.MISSING or citation.role == SKETCH:
-        return UNCHECKED
-    name = citation.name
+    name, trees = citation.name, list(scope.trees)
+    state = exists_anywhere(name, trees, scope)
+    if state is not ResolutionState.MISSING or citation.role == SKETCH:
+        return RESOLVED if state is ResolutionState.RESOLVED else UNCHECKED
     message = f"the text names {name!r}, which exists nowhere"
     if citation.role == CODE:
-        hint = known.hint or "copy it into the tests, or lower the status"
+        hint = nearest_in(name, [], trees) or "copy it into the tests, or lower the status"
         return missing("test-not-found", f"the code defines {name}, which exists nowhere in the tree", hint)
     if citation.role == NAMED:
-        return missing("name-in-prose", message, known.hint)
+        return missing("name-in-prose", message, nearest_in(name, [], trees))
     almost = _almost(name, scope)
     if almost:
-        return missing(
-            "name-in-prose", f"the text names {name!r}, which exists nowhere", did_you_mean(almost)
-        )
+        return missing("name-in-prose", message, did_you_mean(almost))
     return UNCHECKED
 
 
 def _almost(name: str, scope: SearchScope) -> list[str]:
     """Return names that differ from ``name`` in a letter or two."""
     last = name.rpartition("::")[2]
-    near = [one for tree in scope.trees for one in tree.nearest(last, _names(tree))[:2]]
+    near = [one for tree in scope.trees for one in tree.nearest(last, tree.vocabulary.defined)[:2]]
     return difflib.get_close_matches(last, near, n=2, cutoff=_ALMOST)
-
-
-def _names(tree: SourceTree) -> list[str]:
-    indexes = (tree.index(file) for file in tree.files()[:_MOST_FILES])
-    return [one.name for index in indexes if index for one in index.definitions]

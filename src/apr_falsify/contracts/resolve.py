@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 
+from apr_falsify.contracts.hollow import PROOFS, without_comments
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.resolution import (
     RESOLVED,
@@ -18,6 +20,7 @@ from apr_falsify.contracts.resolution import (
     unresolved,
 )
 from apr_falsify.contracts.resolve_pytest import why_file_not_run
+from apr_falsify.contracts.resolve_target import resolve_script, resolve_target
 from apr_falsify.contracts.resolve_tests import resolve_test
 from apr_falsify.contracts.roots import FoundPath, SearchScope
 from apr_falsify.symbols.index import SymbolIndex
@@ -38,6 +41,9 @@ def resolve(citation: Citation, scope: SearchScope) -> Resolution:
         return _file(citation, scope)
     if citation.kind == "symbol":
         return _symbol(citation, scope)
+    if citation.kind == "target":
+        assert citation.target is not None
+        return resolve_target(citation.target, scope, resolve)
     return resolve_test(citation, scope)
 
 
@@ -48,7 +54,10 @@ def _file(citation: Citation, scope: SearchScope) -> Resolution:
     broken = broken_files(found)
     if broken:
         return Resolution(state=ResolutionState.RESOLVED, broken=broken)
-    return why_file_not_run(found[0]) if citation.role == "test" and len(found) == 1 else RESOLVED
+    if citation.role != "test" or len(found) != 1:
+        return RESOLVED
+    whole = why_file_not_run(found[0])
+    return resolve_script(found[0], scope, resolve) if whole is RESOLVED else whole
 
 
 def _symbol(citation: Citation, scope: SearchScope) -> Resolution:
@@ -136,11 +145,13 @@ def _may_be_foreign(name: str, tree: SourceTree, relative: str) -> bool:
 
 def _in_text(name: str, tree: SourceTree, relative: str) -> ResolutionState:
     """In a language that is not indexed a name exists if its last part stands in the text as a word."""
-    text = tree.read_bytes(relative)
+    source = tree.read_bytes(relative)
     last = name.rpartition("::")[2].replace("*", "")
-    if text is None or not last:
+    if source is None or not last:
         return ResolutionState.UNCHECKED
-    found = re.search(rb"(?<!\w)" + re.escape(last.encode()) + (rb"" if "*" in name else rb"(?!\w)"), text)
+    text = source.decode("utf-8", "replace")
+    code = without_comments(relative, text) if relative.endswith(PROOFS) else text
+    found = re.search(r"(?<!\w)" + re.escape(last) + ("" if "*" in name else r"(?!\w)"), code)
     return ResolutionState.RESOLVED if found else ResolutionState.MISSING
 
 
@@ -169,9 +180,11 @@ def nearest_in(name: str, files: list[FoundPath], trees: list[SourceTree]) -> st
         near = found.tree.nearest(last, known) if known else []
         if near:
             return did_you_mean(near)
+    owner = name.rpartition("::")[0].rpartition("::")[2]
+    if owner[:1].isupper() and not any(tree.find(owner, limit=1) for tree in trees):
+        last = owner  # the type itself is nowhere: its method tells nothing
     for tree in trees[:1]:
-        names = [one.name for file in tree.files()[:2000] for one in (tree.index(file) or _EMPTY).definitions]
-        near = tree.nearest(last, names)[:2]
+        near = tree.nearest(last, tree.vocabulary.defined)[:2]
         if near:
             return did_you_mean(near)
     return ""
@@ -190,17 +203,27 @@ def _offerable(found: FoundPath, last: str) -> list[str]:
 def _anywhere(name: str, scope: SearchScope, prefix: str) -> Resolution:
     """A name cited without a file: somewhere in the trees."""
     trees = [scope.sources[prefix]] if prefix else list(scope.trees)
+    state = exists_anywhere(name, trees, scope, sure=bool(prefix))
+    if state is ResolutionState.UNRESOLVED:
+        return unresolved(f"{name!r} is in no tree that was given")
+    if state is ResolutionState.MISSING:
+        return missing("symbol-not-found", f"{name!r} exists nowhere", nearest_in(name, [], trees))
+    return Resolution(state=state)
+
+
+def exists_anywhere(
+    name: str, trees: Sequence[SourceTree], scope: SearchScope, *, sure: bool = False
+) -> ResolutionState:
+    """Whether a name is defined somewhere in the trees; ``sure`` says that what they lack is missing."""
     *qualifiers, last = name.split("::")
     if "*" in name:
-        return UNCHECKED
+        return ResolutionState.UNCHECKED
     for tree in trees:
         for file, one in tree.find(last, limit=20_000 if qualifiers else 200):
             if fits(one, qualifiers, file, tree.index(file) or _EMPTY, tree.package_of(file)):
-                return RESOLVED
-    sure = prefix or scope.owns() or any(_knows_file(tree, qualifiers) for tree in trees)
-    if not sure:
-        return unresolved(f"{name!r} is in no tree that was given")
-    return missing("symbol-not-found", f"{name!r} exists nowhere", nearest_in(name, [], trees))
+                return ResolutionState.RESOLVED
+    sure = sure or scope.owns() or any(_knows_file(tree, qualifiers) for tree in trees)
+    return ResolutionState.MISSING if sure else ResolutionState.UNRESOLVED
 
 
 def _knows_file(tree: SourceTree, qualifiers: list[str]) -> bool:

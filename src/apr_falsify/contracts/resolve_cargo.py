@@ -9,8 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from apr_falsify.contracts.cargo_command import CargoTest, is_placeholder
-from apr_falsify.contracts.filterset import Expression, Named, chooses, parse_filterset, tests_named
+from apr_falsify.contracts.cargo_command import CargoTest, is_left_open, is_placeholder
+from apr_falsify.contracts.cargo_maybe import may_be_case, may_be_documented, may_make
+from apr_falsify.contracts.filterset import (
+    Expression,
+    Named,
+    alternatives,
+    any_of,
+    both,
+    chooses,
+    parse_filterset,
+    tests_named,
+)
 from apr_falsify.contracts.resolution import (
     RESOLVED,
     UNCHECKED,
@@ -25,7 +35,7 @@ from apr_falsify.contracts.roots import SearchScope
 from apr_falsify.symbols.cargo import CargoTarget, Package
 from apr_falsify.symbols.rust_build import Build, asked_of
 from apr_falsify.symbols.rust_cfg import holds
-from apr_falsify.symbols.rust_crate import Maker, RustTest
+from apr_falsify.symbols.rust_crate import RustTest
 from apr_falsify.symbols.rust_project import RustProject, rust_project
 
 
@@ -52,10 +62,8 @@ class _Seen:
 
 def resolve_cargo(command: CargoTest, scope: SearchScope) -> Resolution:
     """The package is there, the targets it names are there, and each filter meets a test that runs."""
-    if any(
-        is_placeholder(one)
-        for one in (*command.packages, *command.filters, *command.filtersets, command.folder)
-    ):
+    plain = (*command.packages, *command.filters, command.folder)
+    if any(map(is_placeholder, plain)) or any(map(is_left_open, command.filtersets)):
         return UNCHECKED
     chosen = list(_packages(command, scope))
     if not chosen:
@@ -64,14 +72,23 @@ def resolve_cargo(command: CargoTest, scope: SearchScope) -> Resolution:
         resolution = _target_there(kind, name, command, chosen) if name else RESOLVED
         if resolution is not RESOLVED:
             return resolution
-    asked: list[str | Expression] = [*command.filters]
-    for text in command.filtersets:
-        expression = parse_filterset(text)
-        asked.extend([expression] if expression else [])
+    expressions = [parse_filterset(text) for text in command.filtersets]
+    if None in expressions:
+        return not_checkable(f"{command.filtersets[expressions.index(None)]!r} is no expression of nextest")
+    asked = _asked_for(command, [one for one in expressions if one])
     if not asked and any(kind == "test" and name for kind, name in command.targets):
         asked.append("")  # any test of the binaries that are named
     results = [_filter(one, command, chosen) for one in asked]
     return next((one for one in results if one is not RESOLVED), _stopped(chosen) if asked else RESOLVED)
+
+
+def _asked_for(command: CargoTest, expressions: list[Expression]) -> list[str | Expression]:
+    """Return what is to choose a test, each for itself: filters, and expressions that name other tests."""
+    if not expressions:
+        return [*command.filters]
+    if command.filters:  # a test must meet both
+        return [both(any_of(expressions), one) for one in command.filters]
+    return [one for each in expressions for one in alternatives(each)]
 
 
 def _stopped(chosen: list[_Chosen]) -> Resolution:
@@ -83,7 +100,7 @@ def _stopped(chosen: list[_Chosen]) -> Resolution:
         state=ResolutionState.RESOLVED,
         code="crate-not-readable",
         message=f"cargo stops at {unread[0].where}: {unread[0].why}",
-        hint="mend it: until then the command runs no test",
+        hint="fix it: until then the command runs no test",
     )
 
 
@@ -133,7 +150,8 @@ def _no_package(command: CargoTest, scope: SearchScope) -> Resolution:
         return missing(
             "test-not-found", f"no crate {command.packages[0]!r} in this workspace", did_you_mean(near)
         )
-    return unresolved(f"crate {command.package or 'under test'!r} is in no tree that was given")
+    crate = f"crate {command.package!r}" if command.package else "the crate that it tests"
+    return unresolved(f"{crate} is in no tree that was given")
 
 
 def _target_there(kind: str, name: str, command: CargoTest, chosen: list[_Chosen]) -> Resolution:
@@ -199,13 +217,10 @@ def _look(
             if seen.running and not seen.running[-1].hollow:
                 return  # one is enough
     if selected and not why:
-        seen.maybe |= _may_be_documented(wanted, command, tests.crate.documented, target)
+        seen.maybe |= may_be_case(wanted, command, one.build, tests)
+        seen.maybe |= may_be_documented(wanted, command, tests.crate.documented, target)
         for maker in tests.crate.makers:
-            if (
-                maker.words is None
-                and _may_make(maker, wanted, command)
-                and not one.build.why_off(maker.cfgs)
-            ):
+            if maker.words is None and may_make(maker, wanted, command) and not one.build.why_off(maker.cfgs):
                 seen.may.append(maker.why)
 
 
@@ -274,22 +289,6 @@ def _why_target_off(target: CargoTarget, one: _Chosen, command: CargoTest) -> st
             if one.build.decide("feature", feature) is False:
                 return f"its target needs the feature {feature!r}, which the command does not enable"
     return ""
-
-
-def _may_make(maker: Maker, wanted: str | Expression, command: CargoTest) -> bool:
-    if not isinstance(wanted, str):
-        return True
-    return not command.is_exact or not maker.module or wanted.startswith(f"{maker.module}::")
-
-
-def _may_be_documented(
-    wanted: str | Expression, command: CargoTest, documented: set[str], target: CargoTarget
-) -> bool:
-    """Whether the code of a documentation comment may be what is meant; it is named for its item."""
-    if target.kind != "lib" or command.targets or command.is_nextest or not isinstance(wanted, str):
-        return False
-    last = wanted.rpartition("::")[2]
-    return bool(last) and any(last in name for name in documented)
 
 
 def _asserting(wanted: str | Expression, seen: _Seen) -> Resolution:

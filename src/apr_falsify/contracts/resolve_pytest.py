@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,9 +21,17 @@ from apr_falsify.contracts.resolution import (
 from apr_falsify.contracts.roots import FoundPath, SearchScope
 from apr_falsify.contracts.shell import Command
 from apr_falsify.symbols.collect import SETTINGS_FILES, PytestSettings, is_file_collected, read_settings
-from apr_falsify.symbols.pytest_expression import Expression, chooses, names_in, parse_expression
+from apr_falsify.symbols.pytest_expression import (
+    Expression,
+    alternatives,
+    chooses,
+    names_in,
+    parse_expression,
+    shown,
+)
 from apr_falsify.symbols.pytest_items import PythonItem, collected_names
 from apr_falsify.symbols.tree import SourceTree
+from apr_falsify.symbols.vocabulary import close_matches
 
 _HOOKS = (
     b"pytest_generate_tests",
@@ -73,6 +82,22 @@ def why_not_run(found: FoundPath, parts: list[str], settings: PytestSettings) ->
     return RESOLVED
 
 
+def why_case_not_there(found: FoundPath, parts: list[str], case: str) -> Resolution:
+    """Say that a test has no such case, where its own decorators state all that it has."""
+    read = found.tree.items(found.relative)
+    tests = [one for one in read.items if list(one.parts) == parts]
+    sure = [one for one in tests if one.cases and one.is_whole]
+    if not sure or len(sure) < len(tests) or any(case in (one.cases or ()) for one in sure):
+        return RESOLVED
+    if b"params=" in (found.tree.read_bytes(found.relative) or b"") or b"autouse" in (
+        found.tree.read_bytes(os.path.join(os.path.dirname(found.relative), "conftest.py")) or b""
+    ):
+        return RESOLVED
+    shown = f"{found.shown}::{'::'.join(parts)}[{case}]"
+    near = close_matches(case, sure[0].cases or (), 2, 0.6)
+    return missing("test-not-found", f"{shown} does not exist: the test has no such case", did_you_mean(near))
+
+
 def why_file_not_run(found: FoundPath) -> Resolution:
     """Say why no test of a file of tests ever runs; ``RESOLVED`` where one may."""
     if found.is_directory or not found.relative.endswith(".py"):
@@ -110,10 +135,19 @@ class _Place:
 
 
 def resolve_run(run: PytestRun, scope: SearchScope) -> Resolution:
-    """Whether ``-k`` (and ``-m``) of a command choose any test among the files that it names."""
+    """Whether ``-k`` (and ``-m``) of a command choose any test among the files that it names.
+
+    Each part of ``-k "test_a or test_b"`` names a test: one that chooses none is missing.
+    """
     keyword = parse_expression(run.keyword)
     if keyword is None and run.keyword:
         return UNCHECKED
+    parts: list[Expression | None] = [*alternatives(keyword)] if keyword else [None]
+    found = [_resolve_run(run, one, scope) for one in parts]
+    return next((one for one in found if one.state is ResolutionState.MISSING), found[0])
+
+
+def _resolve_run(run: PytestRun, keyword: Expression | None, scope: SearchScope) -> Resolution:
     places = _places(run, scope)
     if places is None:
         return UNCHECKED  # a path that is not there is said for itself
@@ -127,7 +161,7 @@ def resolve_run(run: PytestRun, scope: SearchScope) -> Resolution:
         read = place.tree.items(place.file)
         unsure |= read.is_open
         for item in read.items:
-            if item.parts[: len(place.parts)] != place.parts:
+            if item.parts[: len(place.parts)] != place.parts or _is_deselected(run, place.file, item):
                 continue
             by_name = True if keyword is None else _chosen(keyword, item, place.file)
             by_mark = True if marker is None else _marked(marker, item)
@@ -140,7 +174,18 @@ def resolve_run(run: PytestRun, scope: SearchScope) -> Resolution:
                 return RESOLVED
             else:
                 skipped.append(f"{place.file}:{item.line}")
-    return _nothing(run, scope, skipped, names, unsure)
+    return _nothing(run, keyword, scope, skipped, names, unsure)
+
+
+def _is_deselected(run: PytestRun, file: str, item: PythonItem) -> bool:
+    """Whether ``--ignore`` or ``--deselect`` leaves a test out."""
+    for one in run.ignored:
+        path, _, rest = one.removeprefix("./").rstrip("/").partition("::")
+        whole = f"{run.folder}/{path}" if run.folder else path
+        parts = tuple(rest.split("::")) if rest else ()
+        if (file == whole or file.startswith(f"{whole}/")) and item.parts[: len(parts)] == parts:
+            return True
+    return False
 
 
 def _marker_of(run: PytestRun, places: list[_Place]) -> str:
@@ -153,25 +198,34 @@ def _marker_of(run: PytestRun, places: list[_Place]) -> str:
 
 
 def _nothing(
-    run: PytestRun, scope: SearchScope, skipped: list[str], names: list[str], unsure: bool
+    run: PytestRun,
+    keyword: Expression | None,
+    scope: SearchScope,
+    skipped: list[str],
+    names: list[str],
+    unsure: bool,
 ) -> Resolution:
-    shown = f"-k {run.keyword!r}" if run.keyword else f"-m {run.marker!r}"
+    asked = f"-k {shown(keyword)!r}" if keyword else f"-m {run.marker!r}"
     if skipped:
-        return missing("test-ignored", f"every test that {shown} chooses is skipped always ({skipped[0]})")
+        return missing("test-ignored", f"every test that {asked} chooses is skipped always ({skipped[0]})")
     if unsure or _has_hooks(scope):
-        return not_checkable(f"{shown} chooses none of the tests that stand there, and others may be made")
+        return not_checkable(f"{asked} chooses none of the tests that stand there, and others may be made")
     where = " ".join(run.arguments) or "the tests"
-    parsed = parse_expression(run.keyword)
-    wanted = names_in(parsed)[:1] if parsed else []
+    wanted = names_in(keyword)[:1] if keyword else []
     near = [one for word in wanted for one in scope.trees[0].nearest(word, names)[:3]]
-    return missing("test-not-found", f"{shown} chooses no test of {where}", did_you_mean(near))
+    return missing("test-not-found", f"{asked} chooses no test of {where}", did_you_mean(near))
 
 
 def _chosen(expression: Expression, item: PythonItem, file: str) -> bool | None:
-    names = [one.lower() for one in collected_names(item, file)]
+    found = [_case_chosen(expression, item, names) for names in collected_names(item, file)]
+    return True if True in found else None if None in found else False
+
+
+def _case_chosen(expression: Expression, item: PythonItem, names: tuple[str, ...]) -> bool | None:
+    lower = [one.lower() for one in names]
 
     def decide(word: str) -> bool | None:
-        if any(word.lower() in name for name in names):
+        if any(word.lower() in name for name in lower):
             return True
         return None if item.cases is None else False
 

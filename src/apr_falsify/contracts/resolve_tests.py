@@ -19,8 +19,7 @@ from apr_falsify.contracts.resolution import (
     unresolved,
 )
 from apr_falsify.contracts.resolve_cargo import resolve_cargo
-from apr_falsify.contracts.resolve_pytest import resolve_run, settings_of, why_not_run
-from apr_falsify.contracts.resolve_target import resolve_target
+from apr_falsify.contracts.resolve_pytest import resolve_run, settings_of, why_case_not_there, why_not_run
 from apr_falsify.contracts.roots import FoundPath, SearchScope
 from apr_falsify.symbols.collect import (
     PytestSettings,
@@ -46,9 +45,6 @@ def resolve_test(citation: Citation, scope: SearchScope) -> Resolution:
     if citation.kind == "run":
         assert citation.run is not None
         return resolve_run(citation.run, scope)
-    if citation.kind == "target":
-        assert citation.target is not None
-        return resolve_target(citation.target, scope)
     return _bare(citation, scope)
 
 
@@ -57,7 +53,11 @@ def _pytest(citation: Citation, scope: SearchScope) -> Resolution:
     resolution = file_resolution(path, scope, "test")
     if resolution is not RESOLVED:
         return resolution
-    return _node(scope.find(path)[0], citation.name.split("::"), scope)
+    found = scope.find(path)[0]
+    name, _, case = citation.name.partition("[")
+    parts = name.split("::")
+    whole = _node(found, parts, scope)
+    return why_case_not_there(found, parts, case.removesuffix("]")) if case and whole is RESOLVED else whole
 
 
 def _node(found: FoundPath, parts: list[str], scope: SearchScope) -> Resolution:
@@ -165,7 +165,7 @@ def _bare(citation: Citation, scope: SearchScope) -> Resolution:
     )
     if not known and not scope.owns():
         return unresolved(f"{citation.name!r} is in no tree that was given")
-    near = [name for tree in trees for name in tree.nearest(last, _all_tests(tree))][:3]
+    near = [name for tree in trees for name in tree.nearest(last, tree.vocabulary.defined)[:3]][:3]
     return missing("test-not-found", f"test {citation.name!r} exists nowhere", did_you_mean(near))
 
 
@@ -175,14 +175,3 @@ def _why_not_compiled(tree: SourceTree, file: str, one: Definition) -> str:
 
 def _is_off(one: Definition) -> bool:
     return one.is_test and "ignored" in one.marks
-
-
-def _all_tests(tree: SourceTree) -> list[str]:
-    indexes = (tree.index(file) for file in tree.files()[:2000] if "test" in file)
-    return [
-        one.name
-        for index in indexes
-        if index
-        for one in index.definitions
-        if one.is_test or one.name[:4] == "test"
-    ]

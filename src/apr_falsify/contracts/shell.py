@@ -45,12 +45,21 @@ def commands(text: str) -> Iterator[Command]:
                 within = _joined(within, rest[1]) if len(rest) > 1 else ""
                 continue
             others |= bool(rest)
-            if rest and rest[0].rpartition("/")[2] in _SHELLS and "-c" in rest[:-1]:
-                inner = rest[rest.index("-c") + 1]
+            inline = _inline_of(rest)
+            if inline:
+                inner = rest[inline]
                 yield from (_within(one, within, settings) for one in commands(inner))
             elif rest:
                 yield Command(words=tuple(rest), settings=tuple(settings), within=within)
         within = before if others else within  # lines with a `cd` of their own are listed, not one script
+
+
+def _inline_of(words: list[str]) -> int:
+    """Where the script of ``sh -c``, ``bash -lc`` stands; 0 where there is none."""
+    if not words or words[0].rpartition("/")[2] not in _SHELLS:
+        return 0
+    given = (at for at, word in enumerate(words[1:-1], 1) if re.match(r"^-[a-z]*c$", word))
+    return next(given, -1) + 1
 
 
 def _joined(within: str, folder: str) -> str:

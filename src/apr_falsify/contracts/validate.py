@@ -18,6 +18,7 @@ from apr_falsify.contracts.files import read_bytes
 from apr_falsify.contracts.hollow import hollow_problems
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.problem import Problem
+from apr_falsify.contracts.proofs import resolve_theorem
 from apr_falsify.contracts.prose import resolve_loose
 from apr_falsify.contracts.report import Counts
 from apr_falsify.contracts.resolution import Resolution, ResolutionState
@@ -44,6 +45,7 @@ def _at(problem: Problem, shown: str) -> Problem:
 _RESOLVERS: Mapping[str, Callable[[Citation, SearchScope], Resolution]] = {
     "binding": resolve_binding,
     "loose": resolve_loose,
+    "theorem": resolve_theorem,
 }
 """Kind of citation -> how it is resolved, where that is not by name alone."""
 
@@ -61,7 +63,7 @@ def resolve_names(facts: ContractFacts, scope: SearchScope) -> tuple[tuple[Probl
         resolution = _RESOLVERS.get(citation.kind, resolve)(citation, scope)
         states[resolution.state] += 1
         problems.extend(name_problems(facts.path, citation, resolution))
-        if resolution.state is ResolutionState.RESOLVED:
+        if resolution.state is ResolutionState.RESOLVED or citation.kind == "theorem":
             problems.extend(hollow_problems(facts.path, citation, scope))
         outcomes.append((citation, resolution.state))
     problems.extend(under_claimed(facts, outcomes))
@@ -92,3 +94,4 @@ def across(
     yield from suite_rules.duplicate_contract_id(suite)
     yield from suite_rules.unregistered_id(suite, known)
     yield from suite_rules.siblings(suite, known, lambda path: owns.get(path, False), given)
+    yield from suite_rules.unbound_equation(suite, known)

@@ -47,7 +47,7 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainTensor:
-    """A tensor of plain numbers, memory-mapped. bf16 is held as its u16 bit patterns."""
+    """A tensor of plain numbers, memory-mapped. bf16 is read as its u16 bit patterns."""
 
     name: str
     type: str
@@ -196,7 +196,7 @@ STORED_BITS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnreadableTensor:
-    """A tensor in a number format that is no weight by itself; it is refused only when it is asked for.
+    """A tensor in a number format that is no weight by itself; it is refused only when it is requested.
 
     Attributes:
         name: its name in the file.

@@ -11,7 +11,7 @@
         axes: [heads, keys, tokens]
         layout: [unscaled]
 
-Everything that is not written here is refused or told, never guessed. ``docs/porting.md`` says the format.
+Everything that is not written here is refused or reported, never guessed. The format: ``docs/porting.md``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 Decide = Callable[[str], bool | None]
-"""A name -> whether it holds of a test; ``None`` where that cannot be told."""
+"""A name -> whether it holds of a test; ``None`` where that is not known."""
 
 Expression = tuple[str, tuple["Expression", ...]]
 """``and``, ``or``, ``not`` and what they join; or a name and nothing."""
@@ -50,6 +50,21 @@ def chooses(expression: Expression, decide: Decide) -> bool | None:
     if word == "or" and inner:
         return True if True in found else None if None in found else False
     return decide(word)
+
+
+def alternatives(expression: Expression) -> list[Expression]:
+    """Return the parts of which any is enough."""
+    word, inner = expression
+    return [one for part in inner for one in alternatives(part)] if word == "or" and inner else [expression]
+
+
+def shown(expression: Expression) -> str:
+    """An expression as it is written."""
+    word, inner = expression
+    if not inner:
+        return word
+    parts = [f"({shown(one)})" if one[0] == "or" and one[1] else shown(one) for one in inner]
+    return f"not {parts[0]}" if word == "not" else f" {word} ".join(parts)
 
 
 def names_in(expression: Expression) -> list[str]:

@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from apr_falsify.symbols.pytest_skips import Function, body_marks, dotted, marks_of, module_skip, own_skip
+from apr_falsify.symbols.pytest_ids import parameter_ids, takes_other_fixtures
+from apr_falsify.symbols.pytest_skips import Function, body_marks, marks_of, module_skip, own_skip
 from apr_falsify.symbols.states import quickly_pickled
 
 
@@ -24,8 +25,8 @@ class PythonItem:
         line: where it stands.
         skip: why it is skipped in every run; empty where it is not.
         marks: names of the marks that it carries, by itself, its classes and its module.
-        cases: texts that the ids of its parameters hold, which are part of its name; ``None`` where a run
-            alone shows them.
+        cases: the ids of its parameters, which are part of its name; ``None`` where a run alone shows them.
+        is_whole: whether they are all of what stands between the brackets, no fixture adding to them.
         hides: lines of earlier definitions of the same name, which this one takes the place of.
 
     """
@@ -35,6 +36,7 @@ class PythonItem:
     skip: str = ""
     marks: frozenset[str] = frozenset()
     cases: tuple[str, ...] | None = ()
+    is_whole: bool = True
     hides: tuple[int, ...] = ()
 
 
@@ -154,14 +156,23 @@ class _Reading:
         marks: frozenset[str],
         hides: tuple[int, ...],
     ) -> None:
-        skip, marks = skip or own_skip(node), marks | set(marks_of(node))
+        around, own = "parametrize" in marks, set(marks_of(node))
+        skip, marks = skip or own_skip(node), marks | own
         parts = (*parents, node.name)
         if isinstance(node, ast.ClassDef):
             self.block(node.body, parts, skip, marks | set(body_marks(node.body)))
             return
-        cases = _cases(node) if "parametrize" in marks else ()
+        cases = None if around else parameter_ids(node) if "parametrize" in own else ()
         self.items.append(
-            PythonItem(parts=parts, line=node.lineno, skip=skip, marks=marks, cases=cases, hides=hides)
+            PythonItem(
+                parts=parts,
+                line=node.lineno,
+                skip=skip,
+                marks=marks,
+                cases=cases,
+                is_whole=not takes_other_fixtures(node),
+                hides=hides,
+            )
         )
 
     def hide(self, node: Function | ast.ClassDef, parents: tuple[str, ...], line: int) -> None:
@@ -172,27 +183,8 @@ class _Reading:
                 self.hidden.append(((*parts, one.name), line))
 
 
-def _cases(node: Function) -> tuple[str, ...] | None:
-    """Texts of the parameters of a test, where its own decorators state them as plain values."""
-    found: list[str] = []
-    own = [one for one in node.decorator_list if dotted(one).endswith("parametrize")]
-    for call in own:
-        values = call.args[1] if isinstance(call, ast.Call) and len(call.args) > 1 else None
-        named = [one for one in getattr(call, "keywords", ()) if one.arg in ("ids", "argvalues")]
-        if named or not isinstance(values, ast.List | ast.Tuple):
-            return None
-        for one in ast.walk(values):
-            if isinstance(one, ast.Constant):
-                found.append(str(one.value))
-            elif not isinstance(one, ast.List | ast.Tuple | ast.Load):
-                return None
-    return tuple(found) if own else None
-
-
-def collected_names(item: PythonItem, relative: str) -> Iterator[str]:
-    """The names that ``-k`` looks into."""
-    yield from relative.split("/")
-    yield relative
-    yield from item.parts
-    yield from item.marks
-    yield from item.cases or ()
+def collected_names(item: PythonItem, relative: str) -> Iterator[tuple[str, ...]]:
+    """The names that ``-k`` looks into, for each case of a test."""
+    own = (*relative.split("/"), relative, *item.parts, *item.marks)
+    for case in item.cases or ("",):
+        yield (*own, f"{item.parts[-1]}[{case}]") if case else own

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from apr_falsify.symbols.rust_cases import Cases
+
 Decide = Callable[[str, str], bool | None]
 """Name of an option and its value (empty where it has none) -> whether it is set."""
 
@@ -92,7 +94,7 @@ class Attributes:
         ignores: predicates under any of which it is ignored; ``true`` for a plain ``#[ignore]``.
         tests: predicates under any of which it is a test.
         paths: predicates and the file that ``#[path]`` names under each.
-        extends: it is a test of several cases, each with a name below its own.
+        cases: names of its cases, below its own; none where it is one test, ``None``: not known.
         unknown: an attribute stands on it that may do anything.
         panics: it should panic.
 
@@ -102,7 +104,7 @@ class Attributes:
     ignores: tuple[str, ...] = ()
     tests: tuple[str, ...] = ()
     paths: tuple[tuple[str, str], ...] = ()
-    extends: bool = False
+    cases: tuple[str, ...] | None = ()
     unknown: bool = False
     panics: bool = False
 
@@ -116,23 +118,6 @@ _PLAIN = frozenset(
     used global_allocator proc_macro proc_macro_derive proc_macro_attribute rustversion type_length_limit
     coverage optimize diagnostic timeout allow_internal_unstable stable unstable file_serial
     """.split()  # noqa: SIM905 - a table of words reads best as words
-)
-_CASES = frozenset(
-    [
-        "rstest",
-        "rstest_parametrize",
-        "case",
-        "test_case",
-        "test_matrix",
-        "apply",
-        "template",
-        "values",
-        "parameterized",
-        "dir_cases",
-        "files",
-        "test_each",
-        "quickcheck_cases",
-    ]
 )
 _FOREIGN_RUNNERS = ("wasm_bindgen_test",)
 _NAME = re.compile(
@@ -150,7 +135,7 @@ def read_attributes(texts: list[str] | tuple[str, ...]) -> Attributes:
         ignores=tuple(reading.ignores),
         tests=tuple(reading.tests),
         paths=tuple(reading.paths),
-        extends=reading.extends,
+        cases=reading.cases.names(),
         unknown=reading.unknown,
         panics=reading.panics,
     )
@@ -162,7 +147,8 @@ class _Reading:
         self.ignores: list[str] = []
         self.tests: list[str] = []
         self.paths: list[tuple[str, str]] = []
-        self.extends = self.unknown = self.panics = False
+        self.cases = Cases()
+        self.unknown = self.panics = False
 
     def take(self, text: str, when: str) -> None:
         match = _NAME.match(text)
@@ -180,16 +166,15 @@ class _Reading:
         elif name == "should_panic":
             self.panics = True
         else:
-            self._other(name, scope, when)
+            self._other(name, scope, rest, when)
 
     def _conditional(self, rest: str, when: str) -> None:
         condition, *given = split_top(_inside(rest))
         for one in given:
             self.take(one, condition.strip() if when == "true" else f"all({when}, {condition.strip()})")
 
-    def _other(self, name: str, scope: str, when: str) -> None:
-        if name in _CASES:
-            self.extends = True
+    def _other(self, name: str, scope: str, rest: str, when: str) -> None:
+        if self.cases.take(name, scope, rest, when):
             self.tests.append(when)
         elif name == "bench" or name in _FOREIGN_RUNNERS:
             return

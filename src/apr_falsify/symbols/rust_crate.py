@@ -21,23 +21,25 @@ class RustTest:
     """One test as the runner lists it.
 
     Attributes:
-        path: ``module::tests::name``, without the crate's name.
+        path: ``module::tests::name``, without the crate's name; of a case, ``module::tests::name::case``.
+        name: of its function.
         file: where it stands, relative to the tree.
         line: in that file.
         cfgs: predicates that must hold for it to be compiled.
         ignores: predicates under any of which it is ignored.
-        extends: its cases are listed as ``path::case``.
-        unsure: whether it is there cannot be told, only that it may be.
+        is_open: it is listed as ``path::case``, once for each of its cases, whose names are not known.
+        unsure: whether it is there is not known, only that it may be.
         hollow: as of :class:`TestItem`.
 
     """
 
     path: str
+    name: str
     file: str
     line: int
     cfgs: tuple[str, ...]
     ignores: tuple[str, ...]
-    extends: bool
+    is_open: bool
     unsure: bool
     hollow: str
 
@@ -122,7 +124,7 @@ def read_crate(tree: SourceTree, target: CargoTarget, rules: Mapping[str, list[M
 
 def _take(crate: Crate, here: _Here, outline: Outline, rules: Mapping[str, list[MacroRules]]) -> None:
     cfgs = (*here.cfgs, *outline.cfgs)
-    crate.tests.extend(_test(here, one, cfgs) for one in outline.tests)
+    crate.tests.extend(test for one in outline.tests for test in _listed(here, one, cfgs))
     own = here.parts[-1] if here.parts else ""
     crate.documented |= {name or own for name in outline.documented}
     for call in outline.calls:
@@ -135,14 +137,21 @@ def _take(crate: Crate, here: _Here, outline: Outline, rules: Mapping[str, list[
             crate.tests.append(_test(here, made, cfgs))
 
 
-def _test(here: _Here, one: TestItem, cfgs: tuple[str, ...]) -> RustTest:
+def _listed(here: _Here, one: TestItem, cfgs: tuple[str, ...]) -> Iterator[RustTest]:
+    """A test, or each of its cases."""
+    for case in one.cases or ("",):
+        yield _test(here, one, cfgs, case)
+
+
+def _test(here: _Here, one: TestItem, cfgs: tuple[str, ...], case: str = "") -> RustTest:
     return RustTest(
-        path="::".join((*here.parts, *one.parts)),
+        path="::".join((*here.parts, *one.parts, *((case,) if case else ()))),
+        name=one.parts[-1],
         file=here.file,
         line=one.line,
         cfgs=(*cfgs, *one.cfgs),
         ignores=one.ignores,
-        extends=one.extends,
+        is_open=one.cases is None,
         unsure=one.unsure or here.unsure,
         hollow=one.hollow,
     )

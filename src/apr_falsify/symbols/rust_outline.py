@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from apr_falsify.symbols.rust_cases import has_more_cases
 from apr_falsify.symbols.rust_cfg import Attributes, read_attributes
 from apr_falsify.symbols.rust_text import blanked, braces_of, closing
 from apr_falsify.symbols.states import quickly_pickled
@@ -28,6 +29,7 @@ _QUOTED = re.compile(r'"([^"]*)"')
 _MOST_WORDS = 4000
 # nothing, a truth, or a text that is equal to itself
 _HOLLOW = re.compile(
+    r"(?:\s*let\s+(?:mut\s+)?_?\w+\s*(?::\s*\w+\s*)?=\s*[\w.]*\s*;)*"
     r"(?:\s*(?:assert!\s*\(\s*true\s*(?:,[^;]*)?\)|assert_eq!\s*\(\s*(?P<one>\w+)\s*,\s*(?P=one)\s*(?:,[^;]*)?\));?)+\s*"
 )
 
@@ -42,7 +44,7 @@ class TestItem:
         line: where it stands.
         cfgs: predicates that must hold for it to be compiled; those of modules around it too.
         ignores: predicates under any of which it is ignored.
-        extends: its cases have names below its own.
+        cases: names of its cases, below its own; none where it is one test, ``None``: not known.
         unsure: a macro or an unknown attribute decides what becomes of it.
         hollow: ``true`` where its body holds nothing but assertions that are true whatever the code does,
             ``empty`` where it holds nothing at all.
@@ -53,7 +55,7 @@ class TestItem:
     line: int
     cfgs: tuple[str, ...] = ()
     ignores: tuple[str, ...] = ()
-    extends: bool = False
+    cases: tuple[str, ...] | None = ()
     unsure: bool = False
     hollow: str = ""
 
@@ -201,7 +203,7 @@ class _Scanner:
         return frozenset(found)
 
     def line(self, at: int) -> int:
-        """Items are met in order, so lines are counted on from the last one asked for."""
+        """Items are met in order, so lines are counted on from the last one requested."""
         start, line = self._counted if self._counted[0] <= at else (0, 1)
         self._counted = (at, line + self.text.count("\n", start, at))
         return self._counted[1]
@@ -282,14 +284,25 @@ class _Scanner:
         said = read_attributes(attributes)
         close = self.closes[body.start()] if body and body.group() == "{" else body.end() if body else end
         if said.tests or said.unknown:
-            self.tests.append(self.test(match, place, said, (body.end(), close) if body else (end, end)))
+            signature = self.code[match.end() : body.start()] if body else ""
+            more = said.cases is None or has_more_cases(signature)
+            cases = None if more else said.cases
+            block = (body.end(), close) if body else (end, end)
+            self.tests.append(self.test(match, place, said, cases, block))
         return close + 1
 
     def within_brackets(self, start: int, end: int) -> bool:
         """``fn f(a: [u8; 3])``."""
         return self.code.count("[", start, end) > self.code.count("]", start, end)
 
-    def test(self, match: re.Match[str], place: _Place, said: Attributes, body: tuple[int, int]) -> TestItem:
+    def test(
+        self,
+        match: re.Match[str],
+        place: _Place,
+        said: Attributes,
+        cases: tuple[str, ...] | None,
+        body: tuple[int, int],
+    ) -> TestItem:
         maybe = () if not said.tests or "true" in said.tests else (f"any({', '.join(said.tests)})",)
         hollow = "" if said.panics or place.unsure else self.hollow(*body)
         return TestItem(
@@ -297,7 +310,7 @@ class _Scanner:
             line=self.line(match.start()),
             cfgs=(*place.cfgs, *said.cfgs, *maybe),
             ignores=said.ignores,
-            extends=said.extends,
+            cases=cases,
             unsure=place.unsure or said.unknown or not said.tests,
             hollow=hollow,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from apr_falsify.symbols.tree import SourceTree
 
 
 class Tests:
-    """The tests of one target, to be asked for by a part of their paths."""
+    """The tests of one target, which are found by a part of their paths."""
 
     def __init__(self, crate: Crate) -> None:
         self.crate = crate
@@ -22,11 +23,12 @@ class Tests:
         self._starts: list[int] = []
         at, lines = 0, []
         for test in crate.tests:
-            self.by_name.setdefault(test.path.rpartition("::")[2], []).append(test)
+            self.by_name.setdefault(test.name, []).append(test)
             self._starts.append(at)
             lines.append(test.path)
             at += len(test.path) + 1
         self._text = "\n".join(lines)
+        self._open = [test for test in crate.tests if test.is_open]
 
     def holding(self, part: str) -> Iterator[RustTest]:
         """Tests whose path holds ``part``; all where it is empty."""
@@ -40,6 +42,13 @@ class Tests:
             following = self._starts[number + 1] if number + 1 < len(self._starts) else len(self._text)
             at = self._text.find(part, following)
 
+    def leading_to(self, name: str, *, whole: bool) -> Iterator[RustTest]:
+        """Tests of unknown cases, one of which ``name`` may be: it begins as a path of theirs ends."""
+        for test in self._open:
+            heads = [name[: match.start()] for match in re.finditer("::", name)]
+            if any(test.path == head if whole else head and test.path.endswith(head) for head in heads):
+                yield test
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orphan:
@@ -51,7 +60,7 @@ class Orphan:
 
 
 class RustProject:
-    """The packages of a tree and their tests; each is read when it is asked for."""
+    """The packages of a tree and their tests; each is read when it is requested."""
 
     def __init__(self, tree: SourceTree) -> None:
         self.tree = tree
@@ -135,7 +144,7 @@ class RustProject:
         """Names of all tests of a package that surely are there, one list each time."""
         if package.folder not in self._names:
             tests = (one for target in package.targets for one in self.tests(package, target).crate.tests)
-            names = dict.fromkeys(one.path.rpartition("::")[2] for one in tests if not one.unsure)
+            names = dict.fromkeys(one.name for one in tests if not one.unsure)
             self._names[package.folder] = list(names)
         return self._names[package.folder]
 

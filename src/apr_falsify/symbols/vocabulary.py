@@ -15,6 +15,8 @@ _DEFINES = re.compile(
     rb"\b(?:fn|def|class|struct|enum|trait|const|static|type|macro_rules!)\s+(?:ref\s+|mut\s+)?([A-Za-z_]\w*)"
 )
 _MOST_BYTES = 4 * 2**20
+_OF_EVERY_TEST = frozenset(("test", "tests", "falsify", "prop"))
+"""Words that tell nothing of what a test is about."""
 
 
 def read_words(source: bytes) -> tuple[bytes, bytes]:
@@ -44,6 +46,7 @@ class Vocabulary:
             self._defined.update(defined.split(b"\n"))
             for word in (*other.split(b"\n"), *defined.split(b"\n")):
                 self._places.setdefault(word, []).append(number)
+        self._names: list[str] | None = None
         self._frequency: Counter[str] | None = None
         self._prepared: dict[int, tuple[list[str], _Candidates]] = {}
 
@@ -52,11 +55,17 @@ class Vocabulary:
         return [self._files[at] for at in sorted(self._places.get(name.encode(), ()))]
 
     @property
+    def defined(self) -> list[str]:
+        """Every name that stands behind a word that defines, in one list that is made once."""
+        if self._names is None:
+            self._names = sorted(word.decode("utf-8", "replace") for word in self._defined if word)
+        return self._names
+
+    @property
     def frequency(self) -> Counter[str]:
         """How many names that are defined hold a word: ``parse_stage_list`` holds three."""
         if self._frequency is None:
-            names = [word.decode("utf-8", "replace") for word in self._defined]
-            self._frequency = Counter(token for name in names for token in tokens(name))
+            self._frequency = Counter(token for name in self.defined for token in tokens(name))
         return self._frequency
 
     def nearest(self, name: str, candidates: list[str], *, limit: int = 4) -> list[str]:
@@ -88,7 +97,8 @@ class _Candidates:
 
         alike = process.extract(name, self._names, scorer=fuzz.ratio, score_cutoff=60.0, limit=8 * limit)
         spelt = [one for one, score, _ in alike[:1] if score >= 80]
-        weight = {token: 1 / math.log(2 + frequency[token]) for token in tokens(name) if len(token) > 1}
+        telling = (token for token in tokens(name) if len(token) > 1 and token not in _OF_EVERY_TEST)
+        weight = {token: 1 / math.log(2 + frequency[token]) for token in telling}
         points: dict[str, float] = {one: 0.0 for one, _, _ in alike}
         for token in sorted(weight, key=lambda one: (-weight[one], one)):
             for one in self._holding.get(token, ()):

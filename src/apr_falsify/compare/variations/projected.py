@@ -12,6 +12,7 @@ from apr_falsify.compare.variations.common import parts
 from apr_falsify.compare.variations.feedforward import ACTIVATIONS
 from apr_falsify.compare.variations.norms import layer_input
 from apr_falsify.formats.tensors import FloatArray, Tensor
+from apr_falsify.model.names import ROLES
 from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.operand_rules import Operation
 
@@ -24,6 +25,7 @@ WEIGHTED: Mapping[str, tuple[str, ...]] = {
     "k_post_rope": ("k_norm",),
     "attn_out": ("o",),
     "ffn_norm": ("ffn_norm",),
+    "router_logits": ("router",),
     "ffn_gate": ("gate",),
     "ffn_up": ("up",),
     "ffn_out": ("down",),
@@ -85,7 +87,7 @@ def rotary_order(case: Case) -> Iterator[Guess]:
     width = case.rope.width(size)
     everything = np.arange(case.expected.shape[1])
     orders = {"interleaved for half-split": (2, width // 2), "half-split for interleaved": (width // 2, 2)}
-    for (who, columns), (says, shape) in itertools.product(_turned_columns(case).items(), orders.items()):
+    for (who, columns), (says, shape) in itertools.product(_rotary_columns(case).items(), orders.items()):
         heads = everything[columns].reshape(-1, size).copy()
         heads[:, :width] = heads[:, :width].reshape(-1, *shape).swapaxes(1, 2).reshape(-1, width)
         order = everything.copy()
@@ -93,7 +95,7 @@ def rotary_order(case: Case) -> Iterator[Guess]:
         yield _gathered(case, f"channels of each {who}head in rotary order {says}", order)
 
 
-def _turned_columns(case: Case) -> dict[str, slice]:
+def _rotary_columns(case: Case) -> dict[str, slice]:
     if not case.name.startswith("qkv"):
         return {"": slice(None)}
     own = parts(case)
@@ -121,29 +123,12 @@ def other_use(case: Case) -> Iterator[Guess]:
         yield case.guess("probabilities for logits", probabilities, name="softmax-included")
 
 
-_SIBLINGS: Mapping[str, tuple[str, ...]] = {
-    "gate": ("up",),
-    "up": ("gate",),
-    "k": ("v",),
-    "v": ("k",),
-    "k_bias": ("v_bias",),
-    "v_bias": ("k_bias",),
-    "q_norm": ("k_norm",),
-    "k_norm": ("q_norm",),
-    "attn_norm": ("ffn_norm", "final_norm"),
-    "ffn_norm": ("attn_norm", "final_norm"),
-    "final_norm": ("attn_norm", "ffn_norm"),
-    "lm_head": ("embed",),
-}
-"""Role -> the roles of weights of the same shape that may stand in its place."""
-
-
 def sibling_weights(case: Case) -> Iterator[Guess]:
     """Yield the stage with another role's weights: gate and up swapped, k and v, one norm for another."""
     own, swapped = tensors_of(case), {}
     last = case.geometry.layers - 1
     for role in own:
-        for other in _SIBLINGS.get(role, ()):
+        for other in ROLES[role].alike:
             tensor = case.weights.find(other, last if case.layer is None else case.layer)
             if tensor is not None and tensor.shape == own[role].shape:
                 swapped[role] = tensor
