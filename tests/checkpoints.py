@@ -77,6 +77,7 @@ FAMILIES = (
     "dots1",
     "minimax_m2",
     "ernie4_5_moe",
+    "gpt_oss",
 )
 """One plain recipe of each family."""
 

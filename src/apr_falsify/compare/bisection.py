@@ -121,6 +121,7 @@ _OF_THE_WHOLE_MODEL = (
     "epsilon",
     "expert-choice",
     "expert-count",
+    "expert-form",
     "expert-groups",
     "head-norm",
     "multiplier",

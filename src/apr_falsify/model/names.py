@@ -35,6 +35,11 @@ ROLE_AXES: Mapping[str, tuple[str, ...]] = {
     "ffn_post_norm": ("hidden",),
     "router": ("experts", "hidden"),
     "router_correction": ("experts",),
+    "router_bias": ("experts",),
+    "sinks": ("heads",),
+    "expert_gate_bias": ("expert_ffn",),
+    "expert_up_bias": ("expert_ffn",),
+    "expert_down_bias": ("hidden",),
     "expert_gate": ("expert_ffn", "hidden"),
     "expert_up": ("expert_ffn", "hidden"),
     "expert_down": ("hidden", "expert_ffn"),
@@ -111,6 +116,7 @@ GGUF_NAMES: Mapping[str, str] = {
         }.items()
         for suffix, kind in (("", "weight"), ("_bias", "bias"))
     },
+    "sinks": "blk.{n}.attn_sinks.weight",
     "final_norm": "output_norm.weight",
     "final_norm_bias": "output_norm.bias",
     "lm_head": "output.weight",
