@@ -28,8 +28,8 @@ runtime, replayed and explained, and its tests compare every stage with transfor
 the architectures that are read from such files; *.apr* the families whose constants such a file states. What
 a layer is made of is that of the config with transformers' own defaults.
 
-A family of your own is one file: [adding-a-family.md](adding-a-family.md). Bugs that were reported of ports of these
-models, and what is said of each, are in [reported-bugs.md](reported-bugs.md).
+A family of your own is one file: [adding-a-family.md](adding-a-family.md). Bugs that were reported of ports
+of these models, and what is said of each, are in [reported-bugs.md](reported-bugs.md).
 
 | family | `model_type` | GGUF | .apr | norms | q and k | feed-forward | file |
 |---|---|---|---|---|---|---|---|
@@ -129,9 +129,15 @@ def _queries(geometry: Geometry) -> str:
 def _feed_forward(geometry: Geometry) -> str:
     layer = graph_of(geometry).layers[0]
     mixture = any(geometry.is_mixture(n) for n in range(geometry.layers))
-    kind = "mixture of experts" if mixture else "gated" if "ffn_gate" in layer else "plain"
+    kind = _mixture(geometry) if mixture else "gated" if "ffn_gate" in layer else "plain"
     parallel = "" if "post_attn_residual" in layer else ", beside attention"
     return f"{kind}, {geometry.activation}{parallel}"
+
+
+def _mixture(geometry: Geometry) -> str:
+    router = f"{geometry.router_scoring} router{', corrected' if geometry.router_corrected else ''}"
+    shared = ", a shared one" if geometry.shared_intermediate else ""
+    return f"mixture of experts{shared} ({router})"
 
 
 if __name__ == "__main__":

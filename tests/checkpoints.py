@@ -78,6 +78,9 @@ FAMILIES = (
     "minimax_m2",
     "ernie4_5_moe",
     "gpt_oss",
+    "solar_open",
+    "exaone_moe",
+    "granitemoeshared",
 )
 """One plain recipe of each family."""
 

@@ -19,6 +19,15 @@ _DEEPSEEK: Mapping[str, Any] = {
     "first_k_dense_replace": 1,
     "pad_token_id": None,
 }
+_SOLAR = {key: value for key, value in _DEEPSEEK.items() if key != "first_k_dense_replace"}
+_EXAONE: Mapping[str, Any] = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "n_group": 4,
+    "topk_group": 2,
+    "pad_token_id": None,
+}
 
 RECIPES: Mapping[str, Recipe] = {
     "glm4_moe": Recipe(family="glm4_moe", config={**_DEEPSEEK, "use_qk_norm": True}),
@@ -117,6 +126,60 @@ RECIPES: Mapping[str, Recipe] = {
             "sliding_window": 4,
             "layer_types": ["sliding_attention"] * 3,
             "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
+    "solar_open": Recipe(family="solar_open", config=_SOLAR),
+    "solar_open-biased-tied": Recipe(
+        family="solar_open",
+        config={
+            **_SOLAR,
+            "n_group": 1,
+            "topk_group": 1,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "exaone_moe": Recipe(
+        family="exaone_moe",
+        config={
+            **_EXAONE,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "exaone_moe-listed-one-group-tied": Recipe(
+        family="exaone_moe",
+        config={
+            **_EXAONE,
+            "sliding_window": 4,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "n_group": 1,
+            "topk_group": 1,
+            "num_shared_experts": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granitemoeshared": Recipe(
+        family="granitemoeshared",
+        config={
+            **OF_HIDDEN,
+            "num_local_experts": 6,
+            "shared_intermediate_size": 56,
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.0625,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 6.0,
+        },
+    ),
+    "granitemoeshared-unshared-tied": Recipe(
+        family="granitemoeshared",
+        config={
+            **OF_HIDDEN,
+            "num_local_experts": 5,
+            "attention_multiplier": 0.0625,
+            "shared_intermediate_size": 0,
+            "tie_word_embeddings": True,
         },
     ),
 }

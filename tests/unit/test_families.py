@@ -127,6 +127,9 @@ def test_the_refusal_of_an_unknown_family_names_the_file() -> None:
         ("smollm3", "no_rope_layers", [1]),
         ("gpt_neox", "hidden_act", "quick_gelu"),
         ("mixtral", "num_experts_per_tok", 9),
+        ("ernie4_5_moe", "use_bias", True),
+        ("glm4_moe", "n_group", 3),
+        ("exaone_moe", "mlp_layer_types", ["dense", "moe"]),
     ],
 )
 def test_what_a_family_has_no_formula_for_is_refused_by_its_key(

@@ -18,6 +18,7 @@ from transformers.models.minimax_m2.modeling_minimax_m2 import MiniMaxM2TopKRout
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
+from apr_falsify.errors import GeometryError
 from apr_falsify.model.shape import Geometry
 from apr_falsify.operators.routing import by_expert, chosen_of, chosen_weights, scores_of
 from tests.unit.helpers import small_geometry
@@ -131,3 +132,19 @@ def test_groups_and_the_correction_decide_which_experts_are_chosen() -> None:
 def test_an_expert_that_is_named_twice_counts_twice() -> None:
     found = by_expert(np.array([[2, 2], [0, 1]]), np.array([[0.25, 0.5], [1.0, 2.0]]), 3)
     assert found.tolist() == [[0.0, 0.0, 0.75], [1.0, 2.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"expert_groups": 5}, "1 of 5 groups of 12 experts"),
+        ({"expert_groups": 2, "expert_groups_chosen": 3}, "3 of 2 groups"),
+        ({"expert_groups": 6}, "3 experts of 1 groups of 2"),
+        ({"expert_groups": 4, "expert_groups_chosen": 2, "group_best": 4}, "ranked by the best 4"),
+        ({"router_scoring": "tanh"}, "'tanh' has no formula"),
+        ({"routed_scale": 0.0}, "not above 0"),
+    ],
+)
+def test_a_router_that_cannot_be_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(GeometryError, match=words):
+        geometry(**changes)

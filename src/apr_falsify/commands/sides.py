@@ -36,6 +36,7 @@ from apr_falsify.model.stages import SEEN_BY_ATTENTION
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.oracle.tokenizer import encode
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Startable, Subject, Target, Tokenizing
+from apr_falsify.subjects.recorded import RecordedSubject
 from apr_falsify.subjects.registry import open_subject
 from apr_falsify.traces.capture import MemorySink, Request, Sink, TraceWriter
 from apr_falsify.traces.identity import difference, model_sha256, same_family_file
@@ -112,7 +113,7 @@ def make_plan(
     text = _text(subject, prompt, tokens)
     span = range(judged[0], judged[-1] + 1)
     request = Request(tokens=(), layers=span, stages=_stages(sides), prompt=text, feeder=True)
-    notes = subject.notes if isinstance(subject, Startable) else ()
+    notes = subject.notes if isinstance(subject, Startable | RecordedSubject) else ()
     with ExitStack() as running:
         subject = running.enter_context(
             started_subject(subject, request, earlier=earlier, oracle=oracle.model)

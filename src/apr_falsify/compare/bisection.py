@@ -116,16 +116,21 @@ class Finding:
 
 
 _OF_THE_WHOLE_MODEL = (
+    "act-order",
     "activation",
+    "code-sign",
     "constant",
     "epsilon",
     "expert-choice",
     "expert-count",
     "expert-form",
     "expert-groups",
+    "group-order",
     "head-norm",
     "multiplier",
+    "nibble-order",
     "norm-form",
+    "reciprocal-scale",
     "rope-base",
     "rope-direction",
     "rope-pairing",
@@ -136,8 +141,10 @@ _OF_THE_WHOLE_MODEL = (
     "router-correction",
     "router-scoring",
     "top-k-normalisation",
+    "zero-point",
 )
-"""Causes that lie in what several stages read: one RoPE table turns q and k, one epsilon is in every norm."""
+"""Causes that lie in what several stages read: one RoPE table turns q and k, one epsilon is in every norm,
+one reader decodes all quantised weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

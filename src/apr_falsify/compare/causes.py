@@ -29,11 +29,13 @@ from apr_falsify.compare.variations import (
     common,
     experts,
     feedforward,
+    fused,
     head_norms,
     multipliers,
     norms,
     places,
     projected,
+    quantised,
     rescaled,
     residual,
     rotary,
@@ -98,6 +100,10 @@ _TURNING = (
 )
 """Variations of a rotation, where a model has one."""
 
+MISREAD_WEIGHTS = Variation(
+    name="misread-weights", stages=_REWEIGHED, guesses=quantised.misread_weights, multiplies=True
+)
+
 
 def _of_router(name: str, stages: Sequence[str], guesses: Callable[[Case], Iterator[Guess]]) -> Variation:
     return Variation(name=name, stages=stages, where=routing.is_routed, guesses=guesses, mixed=True)
@@ -143,15 +149,16 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="qkv-order", stages=turning.ROTATED, guesses=rotary.other_part),
     Variation(name="missing-bias", stages=(*turning.ROTATED, "attention"), guesses=biases.composed_bias),
     Variation(name="other-bias", stages=("qkv_bias",), guesses=biases.other_bias),
-    Variation(name="head-mapping", stages=_MIXED, guesses=attend.other_mapping),
+    Variation(name="fused-attention", stages=("attention",), where=fused.is_fused, guesses=fused.inside),
+    Variation(name="head-mapping", stages=_MIXED, where=attend.is_apart, guesses=attend.other_mapping),
     Variation(name="rope-not-applied", stages=("attn_scores",), guesses=attend.unrotated_scores),
     Variation(name="layout", stages=("attn_scores",), guesses=attend.masked_scores),
-    Variation(name="mask", stages=("attn_softmax",), guesses=attend.other_mask),
-    Variation(name="sinks", where=sinks.has_sinks, guesses=sinks.other_sinks),
-    Variation(name="padding", stages=("attn_softmax",), guesses=attend.padding),
-    Variation(name="softmax-axis", stages=("attn_softmax",), guesses=attend.other_axis),
-    Variation(name="temperature", stages=("attn_softmax",), guesses=attend.temperature),
-    Variation(name="mixing", stages=("attention",), guesses=attend.other_mixing),
+    Variation(name="mask", stages=("attn_softmax",), guesses=attend.of_scores(attend.other_mask)),
+    Variation(name="sinks", where=sinks.has_sinks, guesses=attend.of_scores(sinks.other_sinks)),
+    Variation(name="padding", stages=("attn_softmax",), guesses=attend.of_scores(attend.padding)),
+    Variation(name="softmax-axis", stages=("attn_softmax",), guesses=attend.of_scores(attend.other_axis)),
+    Variation(name="temperature", stages=("attn_softmax",), guesses=attend.of_scores(attend.temperature)),
+    Variation(name="mixing", stages=("attention",), where=attend.is_apart, guesses=attend.other_mixing),
     Variation(name="swapped-gate-up", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.swapped_gate_up),
     Variation(name="activation", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.other_activation),
     Variation(name="gate-product", stages=("ffn_swigl",), guesses=feedforward.other_product),
@@ -189,7 +196,7 @@ TABLE: tuple[Variation, ...] = (
         guesses=common.heads_before_tokens,
     ),
     Variation(name="stale-cache", stages=("attn_scores",), guesses=common.stale_inputs),
-    Variation(name="stale-cache", stages=("attention",), guesses=attend.stale_values),
+    Variation(name="stale-cache", stages=("attention",), where=attend.is_apart, guesses=attend.stale_values),
     Variation(name="other-row", stages=("embedding",), guesses=projected.other_rows),
     # What is wrong in one place alone.
     Variation(name="one-place", guesses=places.one_place_by_a_factor),
@@ -210,7 +217,8 @@ TABLE: tuple[Variation, ...] = (
         name="transposed", where=projected.is_product, guesses=projected.transposed_weights, multiplies=True
     ),
     Variation(name="other-input", where=projected.is_product, guesses=projected.other_input, multiplies=True),
-    Variation(name="weight-type", stages=_REWEIGHED, guesses=projected.quantised_weights, multiplies=True),
+    MISREAD_WEIGHTS,
+    Variation(name="weight-type", stages=_REWEIGHED, guesses=quantised.quantised_weights, multiplies=True),
     # What is wrong in one place alone, for no reason that is known.
     _of_experts("one-expert", experts.one_expert_somehow),
     Variation(name="one-place", guesses=places.one_place),
@@ -257,6 +265,17 @@ def explain(
         if found is None and (search or not case.exceeds.any()):
             found = _explained(case, attempts)
     return None if found is None else _with_nonfinite(found, case)
+
+
+def is_misread(
+    replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: float, attempts: Attempts = LOUD
+) -> bool:
+    """Whether a captured stage is what its inputs make it with its quantised weights understood otherwise."""
+    with np.errstate(all="ignore"):
+        case = open_case(replayer, key, rule, subject, limit)
+        return case is not None and any(
+            cause.fits for cause in _tried(case, (MISREAD_WEIGHTS,), attempts, _judged)
+        )
 
 
 def _again(case: Case, likely: Sequence[Cause], attempts: Attempts, *, in_same_words: bool) -> Cause | None:

@@ -178,7 +178,7 @@ def _whole(
 def _beside_a_fault(
     trace: Trace, trials: Iterable[Trial], judged: Mapping[Key, Judged], setting: _Setting
 ) -> Solved | None:
-    """Return the convention that helps most where no one makes all right; only such as change no verdict."""
+    """Return the convention that helps most where none makes all right, of those that change no verdict."""
     best: Solved | None = None
     for trial in trials:
         if len(trial) > 1 or trial[0].finding is not FindingType.RECORDING:
@@ -211,7 +211,7 @@ _POSSIBLE: Mapping[Layout, Callable[[Geometry], bool]] = {
     Layout.HEAD_SCALED: lambda geometry: bool(geometry.attn_scales),
     Layout.CAP_SCALED: lambda geometry: geometry.attn_softcap is not None,
 }
-"""Word -> whether it says in a model what no other word does."""
+"""Layout word -> whether it means something in a model that no other word means."""
 
 _REORDERED = (Layout.INTERLEAVED, Layout.HEAD_MAJOR, Layout.TRANSPOSED)
 

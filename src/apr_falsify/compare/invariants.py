@@ -276,24 +276,26 @@ def _first_value(trace: Trace, layer: int) -> _Found:
     """Measure the first token's output against its V, which a cache may have rounded (``rules``)."""
     geometry = trace.geometry
     mixed = _values(trace, layer, "attention")[0].reshape(geometry.heads, -1)
-    fused = _before_rope(trace, layer)[0]
-    own = fused[-geometry.kv_heads * geometry.head_dim :]
+    own = _before_rope(trace, layer)[:, -geometry.kv_heads * geometry.head_dim :]
     found = [_mixed_as(trace, rule, mixed, own) for rule in RULES[Operation.MIX]]
     best = min(found, key=lambda entry: entry.ratio)
     return best if best.ratio <= 1 else found[0]
 
 
 def _mixed_as(trace: Trace, rule: Rule, mixed: F64, own: F64) -> _Found:
+    """Measure the first token's output against what ``rule`` leaves of ``own``, all tokens' V [S, K * D]."""
     geometry = trace.geometry
+    own = own if rule.by_head else own[:1]  # a scale may be shared by all tokens
     if geometry.head_dim % rule.block:
         return _Found(ratio=math.inf, size=math.inf, sentence="")
-    values = rule.right(own).reshape(geometry.kv_heads, -1)
+    held = rule.held_right(own, geometry.kv_heads, geometry.head_dim)
+    values = held[0].reshape(geometry.kv_heads, -1)
     expected = np.repeat(values, geometry.heads // geometry.kv_heads, axis=0)
     allowed = LIMIT * np.abs(expected) * (UNIT * FEW + max(_coarsest_unit(trace), UNIT)) + TINY
     if rule.rotated:
         allowed += LIMIT * turning_noise(expected)
     if rule.edges is not None:
-        off = rule.edges(own).reshape(geometry.kv_heads, -1)
+        off = rule.edges(own)[0].reshape(geometry.kv_heads, -1)
         allowed += LIMIT * np.repeat(off, geometry.heads // geometry.kv_heads, axis=0)
     ratio, at = _worst(mixed - expected, allowed)
     finite = np.isfinite(mixed)

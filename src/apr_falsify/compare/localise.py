@@ -44,10 +44,12 @@ from apr_falsify.compare.findings import (
     unmeasured_findings,
     wrong_without_weights,
 )
-from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.compare.judge import Judged, judge, replayer_of
 from apr_falsify.compare.last_token import named_elsewhere
+from apr_falsify.compare.low_rank import merged_weights
 from apr_falsify.compare.published import PublishedRule, published_rule
 from apr_falsify.compare.rows import accused, cleared, inheriting, rows_of
+from apr_falsify.compare.search import Search
 from apr_falsify.compare.stored_format import StoredRun, in_its_format
 from apr_falsify.compare.structure import (
     check_tokens,
@@ -56,7 +58,6 @@ from apr_falsify.compare.structure import (
     keys_to_judge,
     same_shapes,
 )
-from apr_falsify.compare.weights import weights_findings
 from apr_falsify.errors import TraceError
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.stages import Key
@@ -244,7 +245,11 @@ def _comparison(sides: _Sides, replay: _Replay, attempts: Attempts) -> _Comparis
     broken = invariant_findings(trace, judged, attempts)
     unequal = differing_on_equal_inputs(rows, judged, sides.oracle.geometry)
     rows = accused(rows, {*unequal, *(Key(finding.layer, finding.stages[0]) for finding in broken)})
-    foreign = foreign_weights(judged, sides.own_weights is not None, trace.provenance.dtype)
+    own = sides.own_weights is not None
+    merged = partial(merged_weights, trace, replay.run.weights, judged, sides.arithmetic)
+    foreign = [] if own else attempts.trying("a merged LoRA").made(merged, [])
+    search = Search(replayer_of(trace, replay.run.weights, sides.arithmetic), attempts)
+    foreign = foreign or foreign_weights(judged, own, trace.provenance.dtype, search)
     guilty = wrong_without_weights(judged) if foreign else judged
     rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
     again = named_elsewhere(guilty)
@@ -299,6 +304,8 @@ def _differing_tensors(sides: _Sides, attempts: Attempts) -> list[Finding]:
     ours, theirs = sides.weights, sides.own_weights
     if ours is None or theirs is None or ours.where == theirs.where:
         return []
+    from apr_falsify.compare.weights import weights_findings  # two files of weights are the rarer case
+
     layers = sorted({layer for layer, _ in sides.keys if layer is not None})
     return weights_findings(ours, theirs, layers, attempts)
 

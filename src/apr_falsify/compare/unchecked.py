@@ -1,4 +1,4 @@
-"""What a bisection did not look at, or broke down over, in words: nobody shall take it for checked."""
+"""What a bisection did not look at, or broke down over, so that nobody takes it for checked."""
 
 from __future__ import annotations
 

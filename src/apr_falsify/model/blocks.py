@@ -7,6 +7,7 @@ switch (biases, soft-caps, windows, mixtures) is read from the geometry.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from apr_falsify.model.graph import ModulePlace, Node, Nodes, Pick, Tap
@@ -379,3 +380,10 @@ def mixture(geometry: Geometry, *, norm: str) -> Nodes:
             "post_ffn_residual", "post_attn_residual", "ffn_out", tap=Tap(module=ModulePlace.LAYER)
         ),
     )
+
+
+def beside(node: Node, module: str) -> Node:
+    """Return ``node`` where its shared expert stands in a module of its own, beside the mixture."""
+    if node.tap is None or node.tap.module != ModulePlace.MIXTURE:
+        return node
+    return replace(node, tap=replace(node.tap, added=module))

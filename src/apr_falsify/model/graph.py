@@ -51,11 +51,13 @@ class Tap:
         module: the role whose weight the module holds, a :class:`ModulePlace`, or a path within the layer
             that begins with a dot.
         pick: which part of its call the stage is.
+        added: the path of another module whose output the layer adds to that; empty for none.
 
     """
 
     module: str
     pick: Pick = Pick.OUTPUT
+    added: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

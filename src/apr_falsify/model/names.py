@@ -1,5 +1,6 @@
-"""How model families name their weights: role -> tensor name, ``{n}`` the layer, ``{e}`` the expert.
+"""What weights there are, by role, and how model families name them.
 
+A name is that of a tensor, with ``{n}`` for the layer and ``{e}`` for the expert.
 Names are those of the published checkpoints of each family (transformers 5) and of the GGUF
 specification. Roles that share one name lie in one tensor, as ``families/`` say.
 """
@@ -7,52 +8,79 @@ specification. Roles that share one name lie in one tensor, as ``families/`` say
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
-ROLE_AXES: Mapping[str, tuple[str, ...]] = {
-    "embed": ("vocab", "hidden"),
-    "positions": ("positions", "hidden"),
-    "attn_norm": ("hidden",),
-    "attn_norm_bias": ("hidden",),
-    "q": ("q", "hidden"),
-    "k": ("kv", "hidden"),
-    "v": ("kv", "hidden"),
-    "q_bias": ("q",),
-    "k_bias": ("kv",),
-    "v_bias": ("kv",),
-    "q_norm": ("head_dim",),  # over all heads, where a family norms q and k so: ("q",)
-    "k_norm": ("head_dim",),
-    "o": ("hidden", "q"),
-    "o_bias": ("hidden",),
-    "attn_post_norm": ("hidden",),
-    "ffn_norm": ("hidden",),
-    "ffn_norm_bias": ("hidden",),
-    "gate": ("ffn", "hidden"),
-    "gate_bias": ("ffn",),
-    "up": ("ffn", "hidden"),
-    "up_bias": ("ffn",),
-    "down": ("hidden", "ffn"),
-    "down_bias": ("hidden",),
-    "ffn_post_norm": ("hidden",),
-    "router": ("experts", "hidden"),
-    "router_correction": ("experts",),
-    "router_bias": ("experts",),
-    "sinks": ("heads",),
-    "expert_gate_bias": ("expert_ffn",),
-    "expert_up_bias": ("expert_ffn",),
-    "expert_down_bias": ("hidden",),
-    "expert_gate": ("expert_ffn", "hidden"),
-    "expert_up": ("expert_ffn", "hidden"),
-    "expert_down": ("hidden", "expert_ffn"),
-    "shared_gate": ("shared_ffn", "hidden"),
-    "shared_up": ("shared_ffn", "hidden"),
-    "shared_down": ("hidden", "shared_ffn"),
-    "shared_router": ("one", "hidden"),
-    "final_norm": ("hidden",),
-    "final_norm_bias": ("hidden",),
-    "lm_head": ("vocab", "hidden"),
-    "lm_head_bias": ("vocab",),
+from apr_falsify.model.stages import STAGES, Scope
+
+
+class WeightRole(NamedTuple):
+    """What a tensor of weights is for.
+
+    Attributes:
+        axes: its shape, in the axis words of ``stages.py``.
+        stage: the (first) stage that uses it.
+        alike: the roles of the same shape whose tensors may stand in its place by mistake.
+
+    """
+
+    axes: tuple[str, ...]
+    stage: str
+    alike: tuple[str, ...] = ()
+
+    @property
+    def is_of_a_layer(self) -> bool:
+        """Whether each layer has its own; else there is one in the model."""
+        return STAGES[self.stage].scope is Scope.LAYER
+
+
+ROLES: Mapping[str, WeightRole] = {
+    "embed": WeightRole(("vocab", "hidden"), "embedding"),
+    "positions": WeightRole(("positions", "hidden"), "embedding"),
+    "attn_norm": WeightRole(("hidden",), "attn_norm", ("ffn_norm", "final_norm")),
+    "attn_norm_bias": WeightRole(("hidden",), "attn_norm"),
+    "q": WeightRole(("q", "hidden"), "qkv_matmul"),
+    "k": WeightRole(("kv", "hidden"), "qkv_matmul", ("v",)),
+    "v": WeightRole(("kv", "hidden"), "qkv_matmul", ("k",)),
+    "q_bias": WeightRole(("q",), "qkv_bias"),
+    "k_bias": WeightRole(("kv",), "qkv_bias", ("v_bias",)),
+    "v_bias": WeightRole(("kv",), "qkv_bias", ("k_bias",)),
+    # Of one head; ("q",) and ("kv",) where a family norms all heads as one.
+    "q_norm": WeightRole(("head_dim",), "q_post_rope", ("k_norm",)),
+    "k_norm": WeightRole(("head_dim",), "k_post_rope", ("q_norm",)),
+    "sinks": WeightRole(("heads",), "attn_softmax"),
+    "o": WeightRole(("hidden", "q"), "attn_out"),
+    "o_bias": WeightRole(("hidden",), "attn_out"),
+    "attn_post_norm": WeightRole(("hidden",), "attn_out"),
+    "ffn_norm": WeightRole(("hidden",), "ffn_norm", ("attn_norm", "final_norm")),
+    "ffn_norm_bias": WeightRole(("hidden",), "ffn_norm"),
+    "gate": WeightRole(("ffn", "hidden"), "ffn_gate", ("up",)),
+    "gate_bias": WeightRole(("ffn",), "ffn_gate"),
+    "up": WeightRole(("ffn", "hidden"), "ffn_up", ("gate",)),
+    "up_bias": WeightRole(("ffn",), "ffn_up"),
+    "down": WeightRole(("hidden", "ffn"), "ffn_out"),
+    "down_bias": WeightRole(("hidden",), "ffn_out"),
+    "ffn_post_norm": WeightRole(("hidden",), "ffn_out"),
+    "router": WeightRole(("experts", "hidden"), "moe_router_indices"),
+    "router_correction": WeightRole(("experts",), "moe_router_indices"),
+    "router_bias": WeightRole(("experts",), "moe_router_indices"),
+    "expert_gate_bias": WeightRole(("expert_ffn",), "ffn_out"),
+    "expert_up_bias": WeightRole(("expert_ffn",), "ffn_out"),
+    "expert_down_bias": WeightRole(("hidden",), "ffn_out"),
+    "expert_gate": WeightRole(("expert_ffn", "hidden"), "ffn_out"),
+    "expert_up": WeightRole(("expert_ffn", "hidden"), "ffn_out"),
+    "expert_down": WeightRole(("hidden", "expert_ffn"), "ffn_out"),
+    "shared_gate": WeightRole(("shared_ffn", "hidden"), "ffn_out"),
+    "shared_up": WeightRole(("shared_ffn", "hidden"), "ffn_out"),
+    "shared_down": WeightRole(("hidden", "shared_ffn"), "ffn_out"),
+    "shared_router": WeightRole(("one", "hidden"), "ffn_out"),
+    "final_norm": WeightRole(("hidden",), "final_norm", ("attn_norm", "ffn_norm")),
+    "final_norm_bias": WeightRole(("hidden",), "final_norm"),
+    "lm_head": WeightRole(("vocab", "hidden"), "lm_head", ("embed",)),
+    "lm_head_bias": WeightRole(("vocab",), "lm_head"),
 }
-"""The shape of each role's tensor, in the axis words of ``stages.py``."""
+"""Every role of weights, in forward order."""
+
+ROLE_AXES: Mapping[str, tuple[str, ...]] = {name: role.axes for name, role in ROLES.items()}
 
 _HF_LAYER = "model.layers.{n}."
 HF_DECODER: Mapping[str, str] = {

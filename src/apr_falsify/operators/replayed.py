@@ -35,6 +35,10 @@ class ExpertSite(NoisySite, Protocol):
     def captured(self) -> F64 | None:
         """The stage itself as it was captured; ``None`` where it was not, or is computed for another one."""
 
+    @property
+    def last_weights(self) -> F64 | None:
+        """The last token's weights of its experts as they were captured, in the order of its experts."""
+
     def project(self, x: Array, role: str, biased: bool = False) -> Array:
         """Return ``x`` through the projection in ``role``, once per rule."""
 

@@ -59,7 +59,8 @@ def taps_of(geometry: Geometry, layer: int) -> Iterator[tuple[str, str, Take]]:
     """Give the taps of one layer: stage, module path within the layer (``""`` is itself), and what to take.
 
     They come in the order of computation; an input stands before its module's output. A tensor that one
-    module hands to the next is taken where a hook is needed anyway: each hook costs time.
+    module hands to the next is taken where a hook is needed anyway: each hook costs time. A stage that two
+    modules' outputs are added to comes once with each.
     """
     for stage, node in graph_of(geometry).at(layer).items():
         tap = node.tap
@@ -70,6 +71,8 @@ def taps_of(geometry: Geometry, layer: int) -> Iterator[tuple[str, str, Take]]:
         if columns is not None:
             take = _cut(take, columns)
         yield stage, _path(geometry, tap), _shaped(take, stage)
+        if tap.added:
+            yield stage, tap.added.removeprefix("."), _shaped(take, stage)
 
 
 def final_norm_of(geometry: Geometry) -> str:

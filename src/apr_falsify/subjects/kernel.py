@@ -144,7 +144,7 @@ def _operands(site: RuntimeSite, name: str, inputs: dict[str, Array]) -> dict[st
     return {
         **inputs,
         left: rule.left(a).astype(dtype, copy=False),
-        right: rule.right(b).astype(dtype, copy=False),
+        right: rule.held_right(b, site.geometry.kv_heads, site.geometry.head_dim).astype(dtype, copy=False),
     }
 
 

@@ -24,7 +24,8 @@ UPCAST_ROUTING = {
     "mixtral": ("moe_router", "router_weights"),
     "granitemoe": ("router_logits",),
     "glm4_moe": _ALL,
-    "dots1": _ALL,
+    **dict.fromkeys(("dots1", "solar_open", "exaone_moe"), _ALL),
+    "granitemoeshared": ("router_logits",),
     "minimax_m2": ("moe_router", "router_weights"),
     "ernie4_5_moe": ("router_logits",),
 }

@@ -23,7 +23,7 @@ from apr_falsify.model.shape import EXPERT_BIASES, EXPERT_ROLES, Geometry
 from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.numerics.operand_rules import Operation, Rule
 from apr_falsify.operators.roundoff import TINY, UNIT, Known, lost, stored
-from apr_falsify.operators.table import operation_of, span_of
+from apr_falsify.operators.table import operation_of, span_from
 
 F64 = npt.NDArray[np.float64]
 
@@ -90,7 +90,7 @@ class Case:
     @property
     def span(self) -> tuple[Node, ...]:
         """The nodes that the stage is computed through, from what is known; it is the last of them."""
-        return span_of(self.name, self.geometry, self.layer, self.known)
+        return span_from(self.name, self.geometry, self.layer, self.known)
 
     @property
     def operation(self) -> Operation:
@@ -204,13 +204,19 @@ class Case:
         return Guess(says=says, values=values, sigma=sigma, **words)
 
     def _known(self, inputs: Mapping[str, F64] | None) -> dict[str, Known]:
-        """Return other inputs, rounded as the captured ones were when they were saved."""
+        """Return other inputs, rounded as the captured ones were when they were saved.
+
+        One that was computed here, and not captured, keeps the rounding that it carries.
+        """
         unit = saved_unit(self.replayer.trace)
-        rounded = unit > UNIT
-        return {
-            role: Known(value=value, sigma=np.sqrt(stored(value, unit) + lost(unit)) if rounded else None)
-            for role, value in (inputs or {}).items()
-        }
+        found: dict[str, Known] = {}
+        for role, value in (inputs or {}).items():
+            before = self.known.get(role)
+            sigma = np.sqrt(stored(value, unit) + lost(unit)) if unit > UNIT else None
+            if before is not None and before.sigma is not None and before.value.shape == value.shape:
+                sigma = before.sigma
+            found[role] = Known(value=value, sigma=sigma)
+        return found
 
     def ratio(self, guess: Guess, more_roundings: float = _MORE_ROUNDINGS) -> F64:
         """Return |subject - guess| in sigma, 0 where either is not finite."""

@@ -11,9 +11,9 @@ from apr_falsify.model.blocks import WHOLE
 from apr_falsify.model.families.arcee import ARCEE
 from apr_falsify.model.families.cohere import COHERE, COHERE2
 from apr_falsify.model.families.cwm import CWM
-from apr_falsify.model.families.dots1 import DOTS1
+from apr_falsify.model.families.dots1 import DOTS1, SOLAR_OPEN
 from apr_falsify.model.families.ernie_moe import ERNIE4_5_MOE
-from apr_falsify.model.families.exaone import EXAONE4
+from apr_falsify.model.families.exaone import EXAONE4, EXAONE_MOE
 from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
 from apr_falsify.model.families.gemma1 import GEMMA
 from apr_falsify.model.families.glm import GLM, GLM4
@@ -22,7 +22,7 @@ from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.gpt_oss import GPT_OSS
 from apr_falsify.model.families.granite import GRANITE
-from apr_falsify.model.families.granitemoe import GRANITE_MOE
+from apr_falsify.model.families.granitemoe import GRANITE_MOE, GRANITE_MOE_SHARED
 from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
 from apr_falsify.model.families.internlm import INTERNLM3, IQUESTCODER
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
@@ -89,6 +89,9 @@ FAMILIES: tuple[Family, ...] = (
     DOTS1,
     MINIMAX_M2,
     ERNIE4_5_MOE,
+    SOLAR_OPEN,
+    EXAONE_MOE,
+    GRANITE_MOE_SHARED,
     GPT_OSS,
 )
 """The families that can be captured, run and replayed."""
