@@ -139,6 +139,7 @@ GGUF_NAMES: Mapping[str, str] = {
         }.items()
         for suffix, kind in (("", "weight"), ("_bias", "bias"))
     },
+    "router_correction": "blk.{n}.exp_probs_b.bias",
     "final_norm": "output_norm.weight",
     "final_norm_bias": "output_norm.bias",
     "lm_head": "output.weight",
