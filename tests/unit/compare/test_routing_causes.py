@@ -39,6 +39,7 @@ FAULTS: Mapping[str, tuple[str, dict[str, Any], str, str]] = {
     "one expert too many": ("qwen2_moe", {"experts_per_token": 3}, "expert-count", "3 experts"),
     "a softmax": ("glm4_moe", {"router_scoring": "softmax"}, "router-scoring", "a softmax of"),
     "the scale left out": ("glm4_moe", {"routed_scale": 1.0}, "routed-scale", "scale 2.5 of the routed"),
+    "another scale": ("glm4_moe", {"routed_scale": 1.8}, "routed-scale", "a scale of 1.8 on the routed"),
     "no correction": ("minimax_m2", {"router_corrected": False}, "router-correction", "chosen without"),
     "no groups": (
         "dots1",
