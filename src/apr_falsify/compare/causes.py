@@ -86,8 +86,13 @@ MISREAD_WEIGHTS = Variation(
 )
 
 
-def _of_router(name: str, stages: Sequence[str], guesses: Callable[[Case], Iterator[Guess]]) -> Variation:
-    return Variation(name=name, stages=stages, where=routing.is_routed, guesses=guesses, mixed=True)
+def _of_router(
+    name: str,
+    stages: Sequence[str],
+    guesses: Callable[[Case], Iterator[Guess]],
+    where: Callable[[Case], bool] = routing.is_routed,
+) -> Variation:
+    return Variation(name=name, stages=stages, where=where, guesses=guesses, mixed=True)
 
 
 def _of_experts(
@@ -111,6 +116,7 @@ TABLE: tuple[Variation, ...] = (
     _of_router("expert-choice", routing.CHOSEN, routing.other_choice),
     _of_experts("shared-expert", experts.other_shared, where=experts.has_shared),
     _of_experts("expert-form", experts.other_form, where=experts.has_own_form),
+    _of_router("routed-scale", routing.WEIGHED, experts.measured_scale, where=experts.has_scale),
     Variation(name="factor", guesses=common.named_factor),
     Variation(name="rope-applied", stages=turning.ROTATED, guesses=rotary.applied),
     Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base),
