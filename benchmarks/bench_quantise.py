@@ -97,7 +97,7 @@ def _turned(library: Library, size: int) -> tuple[int, int]:
     for values in KINDS:
         rows = rows_of(values, ROWS).reshape(-1, size)
         with np.errstate(over="ignore"):
-            count += int(np.count_nonzero(quantise.turned(rows, size) != library.turned(rows)))
+            count += int(np.count_nonzero(quantise.hadamard_rotated(rows, size) != library.turned(rows)))
     return ROWS * SIZE * len(KINDS), count
 
 

@@ -42,6 +42,9 @@ _SMALL: dict[str, Any] = {
     "intermediate_size": 64,
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
     "num_hidden_layers": 8,
     "vocab_size": 64,
 }
@@ -61,7 +64,7 @@ def _row(family: Family) -> str:
         family.title,
         " ".join(f"`{name}`" for name in family.model_types),
         ", ".join(family.gguf_architectures) or "-",
-        "yes" if family.gguf_weights else "-",
+        "yes" if family.in_apr else "-",
         _norms(geometry),
         _queries(geometry),
         _feed_forward(geometry),
@@ -123,9 +126,15 @@ def _queries(geometry: Geometry) -> str:
 def _feed_forward(geometry: Geometry) -> str:
     layer = graph_of(geometry).layers[0]
     mixture = any(geometry.is_mixture(n) for n in range(geometry.layers))
-    kind = "mixture of experts" if mixture else "gated" if "ffn_gate" in layer else "plain"
+    kind = _mixture(geometry) if mixture else "gated" if "ffn_gate" in layer else "plain"
     parallel = "" if "post_attn_residual" in layer else ", beside attention"
     return f"{kind}, {geometry.activation}{parallel}"
+
+
+def _mixture(geometry: Geometry) -> str:
+    router = f"{geometry.router_scoring} router{', corrected' if geometry.router_corrected else ''}"
+    shared = ", a shared one" if geometry.shared_intermediate else ""
+    return f"mixture of experts{shared} ({router})"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests import further_recipes, recipes
+from tests import further_recipes, mixture_recipes, recipes
 from tests.recipe import Recipe
 
 _SIZES: Mapping[str, Any] = {
@@ -27,7 +27,11 @@ _SIZES: Mapping[str, Any] = {
     "eos_token_id": None,
 }
 
-RECIPES: Mapping[str, Recipe] = {**recipes.RECIPES, **further_recipes.RECIPES}
+RECIPES: Mapping[str, Recipe] = {
+    **recipes.RECIPES,
+    **further_recipes.RECIPES,
+    **mixture_recipes.RECIPES,
+}
 """Every family, and every knob of its config that changes a formula."""
 
 FAMILIES = (
@@ -69,6 +73,13 @@ FAMILIES = (
     "vaultgemma",
     "granitemoe",
     "qwen2_moe",
+    "glm4_moe",
+    "dots1",
+    "minimax_m2",
+    "ernie4_5_moe",
+    "solar_open",
+    "exaone_moe",
+    "granitemoeshared",
 )
 """One plain recipe of each family."""
 
@@ -86,6 +97,9 @@ def make_checkpoint(
     with torch.no_grad():
         for key, weight in model.named_parameters():
             weight.copy_(_random(key, weight.shape, generator, recipe.large_biases))
+        for key, buffer in model.named_buffers():
+            if key.endswith("e_score_correction_bias"):
+                buffer.copy_(_random(key, buffer.shape, generator, recipe.large_biases))
     model.to(dtype).save_pretrained(directory)
     return directory
 

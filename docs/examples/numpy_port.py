@@ -3,7 +3,7 @@
 The imagined subject of docs/porting.md: it knows nothing of apr-falsify, and has names and orders of axes
 of its own.
 
-    python docs/examples/numpy_port.py MODEL_DIR DUMP.npz [--mended]
+    python docs/examples/numpy_port.py MODEL_DIR DUMP.npz [--fixed]
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def turn(x, base):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def share(x, groups, mended):
+def share(x, groups, fixed):
     """Give query heads their kv head. The bug: tile gives head 1 the second one, repeat the first."""
-    return np.repeat(x, groups, 0) if mended else np.tile(x, (groups, 1, 1))
+    return np.repeat(x, groups, 0) if fixed else np.tile(x, (groups, 1, 1))
 
 
-def block(x, w, c, keep, mended):
+def block(x, w, c, keep, fixed):
     """One decoder layer."""
     count, kv = c["num_attention_heads"], c["num_key_value_heads"]
     h = keep("ln1", norm(x, w("input_layernorm.weight"), c["rms_norm_eps"]))
@@ -50,7 +50,7 @@ def block(x, w, c, keep, mended):
     q, k, v = (keep(n, y + w(f"self_attn.{n}_proj.bias")) for n, y in zip("qkv", (q, k, v), strict=True))
     q = keep("q_rot", turn(heads(q, count), c["rope_theta"]))
     k = keep("k_rot", turn(heads(k, kv), c["rope_theta"]))
-    k, v = np.repeat(k, count // kv, 0), share(heads(v, kv), count // kv, mended)
+    k, v = np.repeat(k, count // kv, 0), share(heads(v, kv), count // kv, fixed)
     att = q @ k.transpose(0, 2, 1) / np.float32(q.shape[-1] ** 0.5)
     keep("att", att.transpose(0, 2, 1))
     att = np.where(np.tri(len(x), dtype=bool), att, np.float32(-np.inf))
@@ -66,7 +66,7 @@ def block(x, w, c, keep, mended):
 
 
 def main(model, dump, *options):
-    """Run IDS and write what was kept."""
+    """Run IDS and write what was saved."""
     c = json.loads((Path(model) / "config.json").read_text())
     weights = {name: x.astype("f4") for name, x in load_file(Path(model) / "model.safetensors").items()}
     kept = {"ids": np.array(IDS), "seconds": np.float32(0.0)}
@@ -83,7 +83,7 @@ def main(model, dump, *options):
     for n in range(c["num_hidden_layers"]):
         names = f"model.layers.{n}."
         of_layer = {name.removeprefix(names): value for name, value in weights.items()}
-        x = block(x, of_layer.__getitem__, c, keeper(f"h{n}/"), "--mended" in options)
+        x = block(x, of_layer.__getitem__, c, keeper(f"h{n}/"), "--fixed" in options)
     x = keep("ln_f", norm(x, weights["model.norm.weight"], c["rms_norm_eps"]))
     keep("logits", x @ weights["lm_head.weight"].T)
     np.savez(dump, **kept)

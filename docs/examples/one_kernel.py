@@ -15,7 +15,7 @@ kernel = Path(sys.argv[1])
 probs = np.load(kernel / "inputs" / "attn_softmax.npy")
 v = heads(np.load(kernel / "inputs" / "qkv_bias.npy")[:, -64:], 2)
 expected = np.load(kernel / "expected.npy")
-for mended in (False, True):
-    mixed = (probs @ share(v, 4, mended)).transpose(1, 0, 2).reshape(expected.shape)
+for fixed in (False, True):
+    mixed = (probs @ share(v, 4, fixed)).transpose(1, 0, 2).reshape(expected.shape)
     far = np.linalg.norm(mixed - expected) / np.linalg.norm(expected)
-    print("repeat:" if mended else "tile:  ", "right" if far < 1e-6 else f"wrong, relative error {far:.2f}")
+    print("repeat:" if fixed else "tile:  ", "right" if far < 1e-6 else f"wrong, relative error {far:.2f}")

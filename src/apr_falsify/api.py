@@ -127,7 +127,7 @@ def capture(
     if subject is None and oracle is not None:
         raise UsageError("the model is named twice", where="oracle", remedy="leave it out")
     model = oracle if subject is not None else side
-    plan = make_plan(None if model is None else _spec(model), subject, kept=place, **sides)
+    plan = make_plan(None if model is None else _spec(model), subject, earlier=place, **sides)
     with plan:
         return capture_one(plan, oracle=subject is None, dtype=dtype, device=device, out=place)
 
@@ -184,11 +184,11 @@ def bisect(
     run, model = None if out is None else Path(out), None if weights is None else _model(weights)
     if isinstance(subject, Trace):
         if run is not None:
-            raise UsageError("a subject in memory is not kept", where="out", remedy="capture(..., out=...)")
+            raise UsageError("a subject in memory is not saved", where="out", remedy="capture(..., out=...)")
         return _of_trace(_side(oracle), subject, model, sides, dtype=dtype, device=device)
-    kept = None if run is None else run / "subject"
+    earlier = None if run is None else run / "subject"
     spec = None if subject is None else str(subject)
-    with whole_or_nothing(run), make_plan(_spec(oracle), spec, kept=kept, logs=run, **sides) as plan:
+    with whole_or_nothing(run), make_plan(_spec(oracle), spec, earlier=earlier, logs=run, **sides) as plan:
         traces = capture_sides(plan, dtype=dtype, device=device, run=run)
         own, reference = plan.subject.model, plan.oracle.model or model
         return localise.bisect(

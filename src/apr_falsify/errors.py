@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
 
 
 class AprFalsifyError(Exception):
-    """Unusable input or an unusable environment, told so that a reader can act on it.
+    """Unusable input or an unusable environment, described so that a reader can act on it.
 
     Args:
         what: what is wrong, in one sentence.
@@ -103,7 +103,7 @@ class DeviceError(AprFalsifyError):
 
 
 class ContractError(AprFalsifyError):
-    """A contract that cannot be read, or lacks what is asked of it."""
+    """A contract that cannot be read, or lacks what is requested of it."""
 
 
 class EvidenceError(AprFalsifyError):

@@ -1,4 +1,4 @@
-"""Where things are kept between runs, and where for one; what killed runs left is swept up."""
+"""Where things are stored between runs, and where for one; what killed runs left is swept up."""
 
 from __future__ import annotations
 

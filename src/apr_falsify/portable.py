@@ -7,7 +7,7 @@ A model is named by the first of these that it has:
 3. a path relative to the project: the git checkout around the current directory, else that directory;
 4. the name of its folder or file with the first digits of its digest: ``NAME@sha256:DIGITS``.
 
-Whether two models are the same is said by their digests (``model_sha256``), never by their names.
+Whether two models are the same is decided by their digests (``model_sha256``), never by their names.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from apr_falsify.subjects.process import told_exit
+from apr_falsify.subjects.process import exit_text
 from tests.acceptance.programs import RECORDINGS, TINY, Outcome, assert_refused, listing, run
 from tests.subjects.fake_apr import MODEL, calls, fake_apr
 from tests.support import DATA
@@ -265,7 +265,7 @@ def test_a_trace_that_was_captured_alone_is_used_by_a_bisection(tmp_path: Path) 
 
 
 def test_an_exit_is_told_as_wait_returned_it() -> None:
-    assert told_exit(-9, {}) == "was killed by SIGKILL"
-    assert told_exit(143, {}) == "exited with 143 (128 + SIGTERM)"
-    assert told_exit(7, {}) == "exited with 7"
-    assert told_exit(101, {101: "it panicked"}) == "exited with 101 (it panicked)"
+    assert exit_text(-9, {}) == "was killed by SIGKILL"
+    assert exit_text(143, {}) == "exited with 143 (128 + SIGTERM)"
+    assert exit_text(7, {}) == "exited with 7"
+    assert exit_text(101, {101: "it panicked"}) == "exited with 101 (it panicked)"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.commands.validate_contracts import validate
+from apr_falsify.contracts.outcome import ValidationOutcome
 from tests.support import MACHINE_PATH
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,8 +29,12 @@ def test_all_contracts_are_there() -> None:
     assert {path.stem for path in CONTRACTS} >= NAMED
 
 
-def test_no_error_in_our_own_contracts() -> None:
-    outcome = validate((REPOSITORY / "contracts",), cached=False)
+@pytest.fixture(scope="module")
+def outcome() -> ValidationOutcome:
+    return validate((REPOSITORY / "contracts",), cached=False)
+
+
+def test_no_error_in_our_own_contracts(outcome: ValidationOutcome) -> None:
     assert [one.problem for one in outcome.shown if one.severity == "error"] == []
     assert outcome.exit_code == 0
 
@@ -40,8 +45,7 @@ def test_not_even_a_warning_once_the_sources_of_aprender_are_given(aprender: Pat
     assert outcome.counts.unresolved == 0
 
 
-def test_no_bundle_that_is_fresh_names_a_path_of_a_machine() -> None:
-    outcome = validate((REPOSITORY / "contracts",), cached=False)
+def test_no_bundle_that_is_fresh_names_a_path_of_a_machine(outcome: ValidationOutcome) -> None:
     stale = {one.problem.subject for one in outcome.shown if one.problem.code == "evidence-stale"}
     bundles = sorted((REPOSITORY / "evidence").iterdir())
     assert len(bundles) > 20

@@ -179,7 +179,7 @@ def test_a_mapping_that_says_it_leaves_nothing_to_tell_but_of_weights(
     recording = written(tmp_path, run_of(checkpoint, dtype), change, **SAID[name])
     found = bisected(checkpoint, recording, tmp_path)
     assert (found.json["kind"], found.code) == ("consistent", 0)
-    assert [words for words in told(found) if not words.startswith("the weights are held in")] == []
+    assert [words for words in told(found) if not words.startswith("the weights are rounded to")] == []
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -61,7 +61,7 @@ def measured_project(root: Path) -> Path:
     return root
 
 
-def test_a_session_killed_at_a_hundred_moments_leaves_whole_bundles_and_the_next_nothing_else(
+def test_a_session_killed_at_random_moments_leaves_whole_bundles_and_the_next_nothing_else(
     tmp_path: Path,
 ) -> None:
     project = measured_project(tmp_path / "project")
@@ -100,7 +100,7 @@ def assert_nothing_else(left: Mapping[str, Any]) -> None:
     assert (left["evidence"], left["temporary"]) == ([], [])
 
 
-def test_a_bisection_killed_at_a_hundred_moments_goes_on_with_whole_sides_alone(tmp_path: Path) -> None:
+def test_a_bisection_killed_at_random_moments_goes_on_with_whole_sides_alone(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     found = seen_of("runs", folder)

@@ -16,7 +16,7 @@ from tests.fuzz.chunk import Case, bench, read_some
 from tests.fuzz.readers.documents import REPOSITORY
 from tests.fuzz.readers.table import READERS
 
-SAMPLE = 4000
+SAMPLE = 2000
 """Inputs over all readers: what fits into some ten seconds of a test run."""
 
 SEED = 1

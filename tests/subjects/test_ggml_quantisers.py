@@ -69,4 +69,4 @@ def test_reordered_weights_meet_the_same_activations(kind: str, values: str, lib
 def test_values_are_turned_as_llama_cpp_turns_them(size: int, values: str, library: Library) -> None:
     rows = rows_of(values, ROWS).reshape(-1, size)
     with np.errstate(over="ignore"):
-        np.testing.assert_array_equal(quantise.turned(rows, size), library.turned(rows))
+        np.testing.assert_array_equal(quantise.hadamard_rotated(rows, size), library.turned(rows))

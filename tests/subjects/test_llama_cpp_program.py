@@ -202,6 +202,6 @@ def test_an_unknown_setting_is_refused_with_the_known_ones() -> None:
 def test_every_setting_and_every_node_is_on_its_page() -> None:
     page = (Path(__file__).parents[2] / "docs" / "subjects" / "llama-cpp.md").read_text(encoding="utf-8")
     assert [name for name in SETTINGS if f"`{name}`" not in page] == []
-    newest = {names[0].replace("{n}", "N") for stage, names in NODES.items() if stage != "ffn_silu"}
+    newest = {node.names[0].replace("{n}", "N") for stage, node in NODES.items() if stage != "ffn_silu"}
     newest -= {"kqv_unrotated-N"}
     assert [node for node in newest if f"`{node}`" not in page] == []

@@ -199,8 +199,8 @@ def test_the_hadamard_matrix_of_four_by_hand() -> None:
 
 
 def test_a_row_is_turned_by_itself_in_an_array_of_any_rank() -> None:
-    turned = quantise.turned_back(quantise.q8_0)
-    off = quantise.turned_edges(quantise.q8_0)
+    turned = quantise.rotated_back(quantise.q8_0)
+    off = quantise.rotated_edges(quantise.q8_0)
     values = rows(2, 3, 128, seed=8)
     for i, j in np.ndindex(2, 3):
         np.testing.assert_allclose(turned(values)[i, j], turned(values[i, j]), atol=1e-12)
@@ -212,7 +212,7 @@ def test_an_edge_is_spread_over_the_block_of_64_that_is_turned_back() -> None:
     held = np.full(64, 0.25)
     held[0], held[5] = 127.0, 3.5  # after turning: steps of 1, and one value between two of them
     values = (held @ quantise.hadamard(64)).astype(np.float32)
-    found = quantise.turned_edges(quantise.q8_0)(np.concatenate([values, np.ones(64, np.float32)]))
+    found = quantise.rotated_edges(quantise.q8_0)(np.concatenate([values, np.ones(64, np.float32)]))
     np.testing.assert_allclose(found[:64], 1 / 8, rtol=0.01)
     assert found[64:].max() < 1e-3
 

@@ -226,7 +226,7 @@ REFUSED_GRAPHS = {
     ),
     "a-tap-of-nothing": (
         with_layer('changed("attn_norm", tap=Tap(module="norm1"))'),
-        "the node attn_norm is said to be seen at 'norm1', which names no module",
+        "the node attn_norm is to be seen at 'norm1', which names no module",
     ),
     "no-nodes": (with_layer("lambda geometry, n: None"), "TypeError"),
     "other-than-nodes": (with_layer("lambda geometry, n: [1]"), "gives 1 where a Node is wanted"),

@@ -54,7 +54,7 @@ def test_gguf_rope_scaling() -> None:
     }
     parameters = {"factor": 4.0, "original_max_position_embeddings": 32.0, "beta_fast": 16.0}
     assert geometry_of_gguf(yarn, TENSORS).rope.parameters == parameters
-    divided = geometry_of_gguf(GGUF, TENSORS, (1.0, 8.0)).rope
+    divided = geometry_of_gguf(GGUF, TENSORS, {"rope_freqs": (1.0, 8.0)}).rope
     assert (divided.kind, divided.divisors) == ("divided", (1.0, 8.0))
 
 
@@ -94,7 +94,7 @@ def test_a_missing_gguf_key_is_refused_or_has_its_default(key: str) -> None:
 @pytest.mark.parametrize("divisors", [(1.0,), (1.0, 0.0), (1.0, math.nan), (1.0, -2.0)])
 def test_rope_divisors_that_divide_nothing_are_refused(divisors: tuple[float, ...]) -> None:
     with pytest.raises(GeometryError, match="divisor"):
-        geometry_of_gguf(GGUF, TENSORS, divisors)
+        geometry_of_gguf(GGUF, TENSORS, {"rope_freqs": divisors})
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (10**9, 16)])

@@ -177,7 +177,7 @@ def test_what_is_beyond_f16_is_near_no_edge() -> None:
 
 def test_turning_there_and_back_changes_nothing_but_rounding() -> None:
     values = keys(1)
-    turned = quantise.turned_back(lambda held: held.astype(np.float64))(values)
+    turned = quantise.rotated_back(lambda held: held.astype(np.float64))(values)
     np.testing.assert_allclose(turned, values, atol=2e-5)
 
 
@@ -186,19 +186,19 @@ def test_turning_multiplies_by_the_hadamard_matrix(size: int) -> None:
     values = keys(2)
     parts = values.reshape(50, -1, size)
     scale = np.sqrt(np.sum(np.square(parts), axis=-1, keepdims=True))
-    found = quantise.turned(values, size).reshape(parts.shape)
+    found = quantise.hadamard_rotated(values, size).reshape(parts.shape)
     assert np.all(np.abs(found - parts @ quantise.hadamard(size)) <= 8 * 2.0**-24 * scale)
 
 
 def test_heads_of_192_are_turned_in_three_parts() -> None:
-    assert [quantise.turned_together(size) for size in (64, 128, 192, 96)] == [64, 128, 64, 32]
+    assert [quantise.rotation_size(size) for size in (64, 128, 192, 96)] == [64, 128, 64, 32]
 
 
 def test_an_outlier_is_spread_over_the_block_that_it_is_turned_in() -> None:
     values = np.zeros((1, 128), np.float32)
     values[0, 3] = 10.0
     held: list[Values] = []
-    quantise.turned_back(lambda part: (held.append(part), part.astype(np.float64))[1])(values)
+    quantise.rotated_back(lambda part: (held.append(part), part.astype(np.float64))[1])(values)
     np.testing.assert_allclose(np.abs(held[0][0, :64]), 10 / 8, rtol=1e-6)
     assert not held[0][0, 64:].any()
 

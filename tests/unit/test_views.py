@@ -20,7 +20,7 @@ def test_neighbouring_pairs_become_halves_of_what_is_rotated_and_the_rest_stays(
     expected = ROWS.reshape(HEADS, SIZE, 4)[:, order].reshape(-1, 4)
 
     assert np.array_equal(view.of_whole_heads(ROWS), expected)
-    assert np.array_equal(view.as_held(expected), ROWS)
+    assert np.array_equal(view.as_stored(expected), ROWS)
 
 
 @pytest.mark.parametrize("part", [0, 1, 2])

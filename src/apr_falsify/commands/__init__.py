@@ -3,11 +3,11 @@
 - wiring, and what verbs share: ``main``, ``options``, ``output``, ``progress``
 - verbs: ``bisect``, ``capture``, ``compare``, ``faults``, ``evidence``, ``promote``, ``status``, ``doctor``,
   and the program ``validate_contracts``
-- the two sides of a comparison: ``specs``, ``sides``, ``live``; what is told of it: ``report``, ``page``
+- the two sides of a comparison: ``specs``, ``sides``, ``live``; what is reported of it: ``report``, ``page``
 - behind ``capture``: ``export_kernel``, ``kernel_files``; ``print_mapping``, ``starter``, ``starter_match``,
   ``starter_names``, ``starter_text``
 - behind ``faults``: ``examine``, ``exam_pool``, ``exam_worker``, ``hosts``, ``apr_host``, ``smollm2``,
   ``faults_table``
-- behind ``evidence``, ``promote`` and ``doctor``: ``evidence_text``, ``standings``, ``kept_standings``,
+- behind ``evidence``, ``promote`` and ``doctor``: ``evidence_text``, ``standings``, ``standings_cache``,
   ``lanes``, ``lane_needs``, ``checks``
 """

@@ -50,9 +50,9 @@ def bisect(
     from apr_falsify.commands.report import emit
     from apr_falsify.commands.sides import capture_sides, make_plan, whole_or_nothing
 
-    kept = None if out is None else out / "subject"
-    with whole_or_nothing(out), make_plan(oracle, subject, kept=kept, logs=out, **sides) as plan:
-        _refuse_idle(plan)
+    earlier = None if out is None else out / "subject"
+    with whole_or_nothing(out), make_plan(oracle, subject, earlier=earlier, logs=out, **sides) as plan:
+        _refuse_unused(plan)
         traces = capture_sides(plan, dtype=dtype, device=device, run=out)
         result, replayed_with = _compared(plan, traces, sides["arithmetic"], own=weights == "subject")
         page = None
@@ -64,14 +64,14 @@ def bisect(
     return int(result.exit_code)
 
 
-def _refuse_idle(plan: Plan) -> None:
+def _refuse_unused(plan: Plan) -> None:
     """Refuse options that change nothing for these two sides."""
     if plan.oracle.trace is not None:
-        options.refuse_idle(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
+        options.refuse_unused(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
     if plan.runtime != "apr":
-        options.refuse_idle(("apr_binary",), options.NOT_APR)
+        options.refuse_unused(("apr_binary",), options.NOT_APR)
     if plan.subject.model is None:
-        options.refuse_idle(("weights",), "the subject comes without weights; the oracle's replay it")
+        options.refuse_unused(("weights",), "the subject comes without weights; the oracle's replay it")
 
 
 def _compared(

@@ -71,14 +71,14 @@ def capture(
     if export_replay is not None:
         from apr_falsify.commands.export_kernel import Run, export_kernel
 
-        idle = ("layers", "stages", "with_attn_substages")
-        options.refuse_idle(idle, "--export-replay captures what it needs")
+        unused = ("layers", "stages", "with_attn_substages")
+        options.refuse_unused(unused, "--export-replay captures what it needs")
         run = Run(subject=subject, oracle=model, sides=sides, dtype=dtype, device=device)
         tell(export_kernel(export_replay, run, out))
         return
     from apr_falsify.commands.sides import capture_one, make_plan
 
-    with make_plan(model, subject, kept=out, **sides) as plan:
+    with make_plan(model, subject, earlier=out, **sides) as plan:
         trace = capture_one(plan, oracle=side == "oracle", dtype=dtype, device=device, out=out)
     tell(f"{len(trace.stages)} stages of {len(trace.tokens)} tokens in {out}")
 
@@ -95,8 +95,10 @@ def _print_mapping(
             where="--print-mapping",
             remedy="apr-falsify capture recorded:DUMP --print-mapping",
         )
-    idle = ("out", "export_replay", "layers", "stages", "with_attn_substages", "prompt", "arithmetic")
-    options.refuse_idle((*idle, "subject_option", "apr_binary", "timeout"), "--print-mapping runs no subject")
+    unused = ("out", "export_replay", "layers", "stages", "with_attn_substages", "prompt", "arithmetic")
+    options.refuse_unused(
+        (*unused, "subject_option", "apr_binary", "timeout"), "--print-mapping runs no subject"
+    )
     tell(mapping_starter(Path(path), model, tokens=tokens, dtype=dtype, device=device))
 
 
@@ -115,8 +117,8 @@ def _check_oracle(model: str | None) -> None:
         raise UsageError("the oracle needs a model", remedy="apr-falsify capture oracle MODEL --out TRACE")
     if is_trace(Path(model)):
         raise UsageError("it is a trace already", where=model, remedy=f"apr-falsify compare {model} TRACE")
-    options.refuse_idle(("arithmetic",), "it is the embedded runtime's; the oracle has --dtype")
-    options.refuse_idle(
+    options.refuse_unused(("arithmetic",), "it is the embedded runtime's; the oracle has --dtype")
+    options.refuse_unused(
         ("subject_option", "apr_binary", "timeout"), "it is a subject's; the oracle is captured here"
     )
 
@@ -125,13 +127,13 @@ def _check_subject(side: str, model: str | None, *, exported: bool) -> None:
     from apr_falsify.commands.specs import is_recording, split_subject
 
     runtime, path = split_subject(side)
-    options.refuse_idle(("dtype", "device"), "it is the oracle's; the embedded runtime has --arithmetic")
+    options.refuse_unused(("dtype", "device"), "it is the oracle's; the embedded runtime has --arithmetic")
     if runtime != "apr":
-        options.refuse_idle(("apr_binary",), options.NOT_APR)
+        options.refuse_unused(("apr_binary",), options.NOT_APR)
     else:
-        options.refuse_idle(("arithmetic",), "apr computes as it does; bisect takes what you state of it")
+        options.refuse_unused(("arithmetic",), "apr computes as it does; bisect takes what you state of it")
     if is_recording(runtime, path):
-        options.refuse_idle(("layers", "stages", "arithmetic"), "a recording is taken as it is")
+        options.refuse_unused(("layers", "stages", "arithmetic"), "a recording is taken as it is")
         if model is None:
             raise UsageError(
                 "nothing says which model was recorded",

@@ -16,13 +16,13 @@ class CheckState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What one check said.
+    """The result of one check.
 
     Attributes:
         part: what was looked for.
         state: whether it is there; ``absent`` is something that only some commands need.
         detail: version, path, or what it is needed for.
-        remedy: the command that mends it.
+        remedy: the command that fixes it.
 
     """
 

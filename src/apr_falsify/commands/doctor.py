@@ -1,4 +1,4 @@
-"""``apr-falsify doctor``: say what is there, what is missing, and the command that mends it."""
+"""``apr-falsify doctor``: say what is there, what is missing, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from apr_falsify.model.family import Family
 @options.output_format
 @options.debug
 def doctor(lane: str | None, output: str) -> int:
-    """Say what is there, what is missing, and the command that mends it."""
+    """Say what is there, what is missing, and how to get it."""
     checks = [check() for check in CHECKS]
     if lane is not None:
         from apr_falsify.commands.lane_needs import checks_of, lane_named

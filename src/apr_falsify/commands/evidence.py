@@ -52,8 +52,8 @@ def verify(
     Exit codes: 0 verified, or unpinned (nothing says which bundle was
     reviewed), 1 a bundle does not verify, 2 no bundle or wrong usage.
     """
-    asked = _asked(bundles, expect, keys, contract, weights)
-    checked = [_checked(bundle, asked) for bundle in bundles]
+    against = _verification(bundles, expect, keys, contract, weights)
+    checked = [_checked(bundle, against) for bundle in bundles]
     if output == "json":
         tell(json.dumps(_summary(checked), indent=2))
     else:
@@ -65,7 +65,7 @@ def verify(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Verification:
     """What bundles are verified against."""
 
     pin: str | None
@@ -83,13 +83,13 @@ class _Checked:
     standing: tuple[str, ...] = ()
 
 
-def _asked(
+def _verification(
     bundles: Sequence[Path],
     expect: str | None,
     keys: Sequence[str],
     contract: Path | None,
     weights: Path | None,
-) -> _Asked:
+) -> _Verification:
     if expect is not None and len(bundles) > 1:
         raise UsageError("one digest cannot be that of several bundles", where="--expect")
     if expect is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", expect):
@@ -99,7 +99,7 @@ def _asked(
         from apr_falsify.formats.weights import open_model
 
         model = open_model(weights)
-    return _Asked(pin=expect, keys=dict(map(_key, keys)), contract=contract, weights=model)
+    return _Verification(pin=expect, keys=dict(map(_key, keys)), contract=contract, weights=model)
 
 
 def _key(given: str) -> tuple[str, str]:
@@ -115,22 +115,22 @@ def _key(given: str) -> tuple[str, str]:
     return name, value
 
 
-def _checked(bundle: Path, asked: _Asked) -> _Checked:
+def _checked(bundle: Path, against: _Verification) -> _Checked:
     from apr_falsify.evidence.verify import verify
 
-    found = verify(bundle, pin=asked.pin, keys=asked.keys, weights=asked.weights)
-    if asked.contract is None or found.facts is None:
+    found = verify(bundle, pin=against.pin, keys=against.keys, weights=against.weights)
+    if against.contract is None or found.facts is None:
         return _Checked(found=found)
     from apr_falsify.contracts.claim import read_claim
 
-    claim = read_claim(asked.contract, found.facts.falsifier)
-    pin = asked.pin or (claim.pin.statement_sha256 if claim.pin else "") or None
-    found = verify(bundle, pin=pin, keys={**claim.keys, **asked.keys}, weights=asked.weights)
+    claim = read_claim(against.contract, found.facts.falsifier)
+    pin = against.pin or (claim.pin.statement_sha256 if claim.pin else "") or None
+    found = verify(bundle, pin=pin, keys={**claim.keys, **against.keys}, weights=against.weights)
     return _against(found, claim)
 
 
 def _against(found: Verification, claim: Claim) -> _Checked:
-    """Hold a bundle against the claim and the code as they are now; of another claim it does not hold."""
+    """Check a bundle against the claim and the code as they are now; one of another claim fails."""
     from dataclasses import replace
 
     from apr_falsify.commands.standings import project_at
@@ -245,7 +245,7 @@ def diff(first: Path, second: Path, output: str) -> int:
 @click.option("--key-id", metavar="ID", help="What contracts list it by.  [default: the file's name]")
 @options.debug
 def sign(bundle: Path, key: Path, key_id: str | None) -> int:
-    """Sign the statement of a bundle that holds; the key's other half goes into the contract.
+    """Sign the statement of a bundle that verifies; the public key goes into the contract.
 
     A key is made with: openssl genpkey -algorithm ed25519 -out lane.pem
     """

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from apr_falsify.compare.attempts import told
+from apr_falsify.compare.attempts import error_line
 from apr_falsify.errors import ProcessError
 from apr_falsify.exam.cases import ExamCase
 from apr_falsify.exam.kernels import KERNELS
@@ -34,7 +34,7 @@ _QUOTED = 2000
 """Characters of what a worker printed that an error quotes."""
 
 Watch = Callable[[str, int, int], None]
-"""Told what is held, how many cases are done, and of how many."""
+"""Called with the part that runs, how many cases are done, and of how many."""
 
 
 class WorkerDied(Exception):
@@ -42,7 +42,7 @@ class WorkerDied(Exception):
 
 
 class Worker:
-    """One process that holds cases under one kernel.
+    """One process that runs cases under one kernel.
 
     Args:
         kernel: the kernel's name.
@@ -54,13 +54,13 @@ class Worker:
     def __init__(self, kernel: str, models: Path, own: Path) -> None:
         self.kernel = kernel
         own.mkdir()
-        self._said = own / "said.txt"
-        with self._said.open("wb") as said:
+        self._output = own / "said.txt"
+        with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _PROGRAM, str(models), str(own)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=output,
                 env=KERNELS[kernel].environment(os.environ),
                 text=True,
                 encoding="utf-8",
@@ -88,8 +88,8 @@ class Worker:
         line = _open(self._process.stdout).readline()
         if not line:
             code = self._process.wait()
-            said = self._said.read_text(encoding="utf-8", errors="replace").strip()[-_QUOTED:]
-            raise WorkerDied(f"the worker process ended with {code}: {said or 'it said nothing'}")
+            output = self._output.read_text(encoding="utf-8", errors="replace").strip()[-_QUOTED:]
+            raise WorkerDied(f"the worker process ended with {code}: {output or 'it printed nothing'}")
         found: dict[str, Any] = json.loads(line)
         return found
 
@@ -128,13 +128,13 @@ class Packet:
 
 
 class Pool:
-    """Holds cases in worker processes.
+    """Runs cases in worker processes.
 
     Args:
         directory: where models and workers write; the caller removes it.
         jobs: how many workers run at a time.
-        results: what was held already, and where outcomes are kept.
-        watch: told of progress.
+        results: what has run already, and where outcomes are stored.
+        watch: called with the progress.
 
     """
 
@@ -146,7 +146,7 @@ class Pool:
         self._waiting: list[Packet] = []
         self._wide_runs = self._ended = False
         self.workers: set[Worker] = set()
-        self._idle: list[Worker] = []
+        self._spare: list[Worker] = []
         self._started = 0
         self._counts: dict[str, list[int]] = {}
 
@@ -157,7 +157,7 @@ class Pool:
         self._end_all()
 
     def __call__(self, parts: Mapping[str, Sequence[ExamCase]]) -> Mapping[str, list[TrialOutcome]]:
-        """Hold the cases of ``parts`` that were not held yet, and return the outcomes of all."""
+        """Run the cases of ``parts`` that have not run yet, and return the outcomes of all."""
         self._plan(parts)
         with ThreadPoolExecutor(self._jobs) as slots:
             try:
@@ -187,14 +187,14 @@ class Pool:
         return found
 
     def _run_slot(self) -> None:
-        worker = self._idle.pop() if self._idle else None
+        worker = self._spare.pop() if self._spare else None
         while (packet := self._next(worker)) is not None:
             if worker is not None and worker.kernel != packet.kernel:
                 self._end(worker)
                 worker = None
             worker = self._run_packet(packet, worker)
         if worker is not None:
-            self._idle.append(worker)
+            self._spare.append(worker)
 
     def _next(self, worker: Worker | None) -> Packet | None:
         """Take the next packet: a wide one first, then one of the same kernel, then of the one with most."""
@@ -227,7 +227,7 @@ class Pool:
                     if self._ended:
                         break
                     self._end(worker)
-                    worker, outcome = None, broken_down(case, "the run", told(error))
+                    worker, outcome = None, broken_down(case, "the run", error_line(error))
                 self._done(part, outcome)
         finally:
             self._finish(packet)

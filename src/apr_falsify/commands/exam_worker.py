@@ -28,7 +28,7 @@ from apr_falsify.exam.trial import Examiner
 
 
 def examiner_in(models: Path, own: Path) -> Examiner:
-    """Return what holds trials in this process.
+    """Return what runs trials in this process.
 
     Args:
         models: where models are, for all processes.
@@ -50,7 +50,7 @@ def examiner_in(models: Path, own: Path) -> Examiner:
 
 
 def facts() -> dict[str, str]:
-    """Return which kernels this process really computes with, as far as its libraries can be asked."""
+    """Return which kernels this process really computes with, as far as its libraries say."""
     from apr_falsify.oracle.libraries import kernel_facts
 
     return {**numpy_facts(), **kernel_facts(operands())}

@@ -20,12 +20,12 @@ from apr_falsify.commands.smollm2 import SMOLLM2_FILE, smollm2_path
 from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.errors import MissingDependencyError, UsageError, nearest
 from apr_falsify.exam.cases import ExamCase, Host
+from apr_falsify.exam.examination import Examination, again, sit
 from apr_falsify.exam.faults import CATALOGUE
 from apr_falsify.exam.kernels import KERNELS, OWN
 from apr_falsify.exam.plan import MODELS, PARTS, SMOLLM2, WIDE_MODEL, ExamPlan
 from apr_falsify.exam.recipes import case_of
 from apr_falsify.exam.results import Results
-from apr_falsify.exam.sitting import Sitting, again, sit
 from apr_falsify.exam.store import Store
 from apr_falsify.folders import CACHE_VARIABLE
 from apr_falsify.formats.weights import Model
@@ -37,7 +37,7 @@ from apr_falsify.subjects.logs import scratch
 QUICK_FAULTS = 6
 """With ``--quick``: every n-th fault."""
 
-QUICK_CORRECT = 29
+QUICK_CORRECT = 41
 """With ``--quick``: every n-th correct run of narrow models; prime, so that every text has its turn."""
 
 QUICK_KERNELS = (OWN, "sse")
@@ -104,17 +104,17 @@ def cases_in(path: Path) -> tuple[ExamCase, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What is asked of an exam.
+    """What an exam shall contain.
 
     Attributes:
         models: the models, ``None`` for all that are at hand.
         seeds: how many seeds of each.
-        quick: whether only a small part of it is held.
-        parts: the parts that are held.
-        kernels: the kernels under which correct runs are held.
+        quick: whether only a small part of it is run.
+        parts: the parts that are run.
+        kernels: the kernels under which correct models run.
         jobs: how many worker processes run at a time.
-        results: where outcomes are kept, and taken from, ``None`` for nowhere.
-        cases: recipes of cases to hold instead.
+        results: where outcomes are stored, and taken from, ``None`` for nowhere.
+        cases: recipes of cases to run instead.
 
     """
 
@@ -128,8 +128,8 @@ class Wanted:
     cases: tuple[ExamCase, ...] = ()
 
 
-def examine(wanted: Wanted) -> Sitting:
-    """Hold the exam.
+def examine(wanted: Wanted) -> Examination:
+    """Run the exam.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
@@ -143,9 +143,9 @@ def examine(wanted: Wanted) -> Sitting:
     with scratch("exam") as directory, _watched() as watch:
         hold = Pool(directory, wanted.jobs, results, watch)
         with hold:
-            sitting = again(wanted.cases, hold) if wanted.cases else _whole(wanted, hold.models, hold)
-    sitting.kernels = results.kernels
-    return sitting
+            examination = again(wanted.cases, hold) if wanted.cases else _whole(wanted, hold.models, hold)
+    examination.kernels = results.kernels
+    return examination
 
 
 def _check_torch() -> None:
@@ -157,13 +157,13 @@ def _check_torch() -> None:
             )
 
 
-def _whole(wanted: Wanted, models: Path, hold: Pool) -> Sitting:
+def _whole(wanted: Wanted, models: Path, hold: Pool) -> Examination:
     names, not_run = (wanted.models, []) if wanted.models is not None else _at_hand()
     store = Store(models, DEFAULT_MODEL, {SMOLLM2: smollm2_path()}, encode=_encode)
     hosts, absent = _hosts(store, models)
-    sitting = sit(_planned(names, wanted), store, hosts, hold)
-    sitting.not_run += [*not_run, *absent]
-    return sitting
+    examination = sit(_planned(names, wanted), store, hosts, hold)
+    examination.not_run += [*not_run, *absent]
+    return examination
 
 
 def _planned(names: tuple[str, ...], wanted: Wanted) -> ExamPlan:
@@ -175,7 +175,7 @@ def _planned(names: tuple[str, ...], wanted: Wanted) -> ExamPlan:
         seeds=1,
         faults=CATALOGUE[::QUICK_FAULTS],
         repetitive=1,
-        pairs=24,
+        pairs=16,
         correct=QUICK_CORRECT,
         kernels=wanted.kernels or QUICK_KERNELS,
         longest=QUICK_LONGEST,
@@ -193,7 +193,7 @@ def _at_hand() -> tuple[tuple[str, ...], list[str]]:
 
 
 def _free_memory() -> int | None:
-    """Return how many bytes of memory programs may still take, ``None`` where that is not told."""
+    """Return how many bytes of memory programs may still take, ``None`` where that is not known."""
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

@@ -67,7 +67,7 @@ def export_kernel(place: str, run: Run, out: Path) -> str:
         except AprFalsifyError as error:
             raise error.at(run.subject or run.oracle) from None
         write_kernel(case, trace, out)
-    return _told(case, out)
+    return _summary(case, out)
 
 
 def _layers(key: Key, geometry: Geometry) -> range:
@@ -89,7 +89,7 @@ def _captured(plan: Plan, run: Run) -> tuple[Trace, Weights | None]:
     return oracle.capture(plan.request, MemorySink()), oracle.model.weights
 
 
-def _told(case: KernelCase, out: Path) -> str:
+def _summary(case: KernelCase, out: Path) -> str:
     layer, name = case.key
     place = name if layer is None else f"{name} of layer {layer}"
     files = len(case.inputs) + len(case.weights) + len(case.rows) + 1 + (case.captured is not None)

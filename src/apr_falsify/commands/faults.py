@@ -53,7 +53,7 @@ def faults(
     """Examine the suite itself: seed faults, see which are located, missed or imagined.
 
     Exits with 0 where its goals are met: every single fault of ten floors or more is located, 80 % of them
-    explained, 95 % of random pairs located, and no correct run accused. Correct runs are held on random and
+    explained, 95 % of random pairs located, and no correct run accused. Correct runs take place on random and
     repetitive texts, under several kernels of the libraries, and at the width of a 7B model.
     """
     import json
@@ -77,9 +77,9 @@ def faults(
         cases=() if recipes is None else cases_in(recipes),
     )
     figure = None if plot is None else drawing()  # before the exam: it may be refused
-    sitting = examine(wanted)
+    examination = examine(wanted)
     if figure is not None and plot is not None:
-        draw(figure, sitting, plot)
-    tell(json.dumps(to_json(sitting), indent=1) if output == "json" else table(sitting))
-    met = goals(sitting).values()
+        draw(figure, examination, plot)
+    tell(json.dumps(to_json(examination), indent=1) if output == "json" else table(examination))
+    met = goals(examination).values()
     return 0 if met and all(met) else 1

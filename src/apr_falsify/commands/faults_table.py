@@ -9,16 +9,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from apr_falsify.exam.sitting import Sitting
+from apr_falsify.exam.examination import Examination
 from apr_falsify.exam.tally import to_json
 
 _WIDTH = 118
 _SHOWN_FAILURES = 10
 
 
-def table(sitting: Sitting) -> str:
+def table(examination: Examination) -> str:
     """Return the result as text."""
-    result = to_json(sitting)
+    result = to_json(examination)
     buffer = io.StringIO()
     console = Console(file=buffer, width=_WIDTH, color_system=None)
     console.print(_rows(result))

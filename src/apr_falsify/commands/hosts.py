@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.exam.cases import ExamCase, ExamRun, Seeded
-from apr_falsify.exam.checkpoints import as_held
+from apr_falsify.exam.checkpoints import as_converted
 from apr_falsify.exam.faults import Fault
 from apr_falsify.exam.material import Material, Setting
 from apr_falsify.exam.seeding.scene import Scene
@@ -53,7 +53,7 @@ def with_tensors(weights: Weights, tensors: Mapping[tuple[str, int | None], F32]
 def _of_gguf(weights: Weights, tensors: Mapping[tuple[str, int | None], F32]) -> dict[str, F32]:
     return {
         weights.names[role].format(n=layer): (
-            as_held(role, values, weights.geometry) if weights.interleaved else values
+            as_converted(role, values, weights.geometry) if weights.interleaved else values
         )
         for (role, layer), values in tensors.items()
     }
@@ -227,7 +227,7 @@ class TorchModels:
         return self._loaded[key]
 
     def drop_wide(self, kept: tuple[Material, str] | None = None) -> None:
-        """Let go of every wide model but ``kept``."""
+        """Release every wide model but ``kept``."""
         for key in [each for each in self._loaded if each[0].wide and each != kept]:
             del self._loaded[key]
 

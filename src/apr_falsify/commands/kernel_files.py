@@ -26,9 +26,9 @@ _ROWS = re.compile(r"\[[^][{}\"]+\]")
 
 _BLOCK_VALUES = 1 << 22
 _HALF_KNOWN: dict[Layout, str] = {
-    Layout.CAUSAL_ZEROED: "above the diagonal the run kept nothing: zero",
-    Layout.VISIBLE_ONLY: "where no query may look the run kept no data: zero here",
-    Layout.LAST_TOKEN: "the run kept the last token's row alone",
+    Layout.CAUSAL_ZEROED: "the run stored nothing above the diagonal: zero",
+    Layout.VISIBLE_ONLY: "the run stored no data where no query may look: zero here",
+    Layout.LAST_TOKEN: "the run stored the last token's row alone",
 }
 
 
@@ -43,7 +43,7 @@ def write_kernel(case: KernelCase, trace: Trace, directory: Path) -> None:
         with whole.writing():
             files = list(_write_arrays(case, whole.partial))
             text = _ROWS.sub(
-                lambda row: " ".join(row[0].split()), json.dumps(_said(case, trace, files), indent=1)
+                lambda row: " ".join(row[0].split()), json.dumps(_description(case, trace, files), indent=1)
             )
             (whole.partial / KERNEL_JSON).write_text(text + "\n", encoding="utf-8")
         whole.finish()
@@ -63,8 +63,8 @@ def _write_arrays(case: KernelCase, folder: Path) -> Iterator[dict[str, Any]]:
     for role, tensor in case.weights.items():
         path = f"weights/{role}.npy"
         kind = _save_tensor(folder / path, tensor)
-        said = f"{tensor.name}, decoded from {tensor.type}" if tensor.type != kind else tensor.name
-        yield {"file": path, "name": role, "what": said, "shape": list(tensor.shape), "dtype": kind}
+        described = f"{tensor.name}, decoded from {tensor.type}" if tensor.type != kind else tensor.name
+        yield {"file": path, "name": role, "what": described, "shape": list(tensor.shape), "dtype": kind}
     what = "what the formula gives in f64: what the stage should have been"
     yield _entry(_save(folder, "expected.npy", case.expected), "expected", what, case.expected)
     if case.captured is not None:
@@ -106,7 +106,7 @@ def _place(key: Key) -> str:
     return key.stage if key.layer is None else f"{key.stage} of layer {key.layer}"
 
 
-def _said(case: KernelCase, trace: Trace, files: list[dict[str, Any]]) -> dict[str, Any]:
+def _description(case: KernelCase, trace: Trace, files: list[dict[str, Any]]) -> dict[str, Any]:
     layer, name = case.key
     difference = case.difference
     return {

@@ -16,7 +16,7 @@ from apr_falsify.contracts.settings import nearest_table
 from apr_falsify.errors import AprFalsifyError, UsageError
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import STAGES, canonical_shape
-from apr_falsify.oracle.hub import kept
+from apr_falsify.oracle.hub import local_copy
 from apr_falsify.traces.capture import Request
 
 _TOKENS = 16
@@ -46,7 +46,7 @@ def lane_named(name: str, start: Path) -> Lane:
 
 
 def checks_of(lane: Lane) -> Iterator[Check]:
-    """Yield what the lane needs and this machine has not; else that it is all here; memory and disk."""
+    """Yield what the lane needs and this machine lacks, or that nothing is missing; then memory and disk."""
     missing = missing_for(lane)
     yield from (_missing(lane, one) for one in missing)
     if not missing:
@@ -78,7 +78,7 @@ def _oracle(lane: Lane) -> Model | None:
     if lane.oracle is None:
         return open_model(_subject_path(lane) or DEFAULT_MODEL)
     path = Path(lane.oracle)
-    found = path if path.exists() else kept(lane.oracle)
+    found = path if path.exists() else local_copy(lane.oracle)
     return None if found is None or (found / "trace.json").exists() else open_model(found)
 
 

@@ -226,14 +226,14 @@ def _oracle(lane: Lane) -> Iterator[MissingNeed]:
                 remedy=f"--oracle-model=MODEL, or oracle = ... in [tool.apr-falsify.lanes.{name}]",
             )
     elif not Path(lane.oracle).exists():
-        from apr_falsify.oracle.hub import kept
+        from apr_falsify.oracle.hub import local_copy
         from apr_falsify.portable import is_hub_id
 
         if not is_hub_id(lane.oracle):
             yield MissingNeed(
                 what=f"the oracle's model {lane.oracle} does not exist", remedy="--oracle-model=MODEL"
             )
-        elif kept(lane.oracle) is None:
+        elif local_copy(lane.oracle) is None:
             yield MissingNeed(
                 what=f"the oracle's model {lane.oracle} is not on this machine",
                 remedy=f"hf download {lane.oracle}, or --oracle-model=DIR",

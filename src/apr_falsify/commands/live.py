@@ -1,4 +1,4 @@
-"""A subject that is a program of its own: begun before the oracle runs, so that both run at once."""
+"""A subject that is a program of its own: started before the oracle runs, so that both run at once."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 @contextmanager
-def begun(
-    subject: Subject, request: Request, *, kept: Path | None, oracle: Model | None
+def started_subject(
+    subject: Subject, request: Request, *, earlier: Path | None, oracle: Model | None
 ) -> Iterator[Subject]:
     """Give ``subject`` with its token ids known; one that is a program runs meanwhile.
 
     Args:
         subject: what was opened.
         request: what it shall capture; its tokens do not matter.
-        kept: where its trace would lie from an earlier run; what lies there is not run again.
+        earlier: where its trace would lie from an earlier run; what lies there is not run again.
         oracle: the model that will be run beside it, where there is one; the two run one after the other
             where memory does not hold both, or nothing says how much there is.
 
     Raises:
-        TraceError: what lies at ``kept`` cannot be trusted.
+        TraceError: what lies at ``earlier`` cannot be trusted.
         ProcessError: the program failed.
 
     """
     if not isinstance(subject, Startable):
         yield subject
-    elif kept is not None and is_trace(kept):
-        yield subject.captured(read_trace(kept).tokens)
+    elif earlier is not None and is_trace(earlier):
+        yield subject.captured(read_trace(earlier).tokens)
     else:
         with subject.begin(request) as run:
             if oracle is not None and subject.memory + oracle_memory(oracle, request) > free_memory():

@@ -24,9 +24,9 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "evidence": ("apr_falsify.commands.evidence", "Re-check, show, compare and sign evidence bundles."),
     "promote": ("apr_falsify.commands.promote", "Raise a falsifier by a rung, on a bundle that verifies."),
     "status": ("apr_falsify.commands.status", "Tally the contracts' falsifiers; the roadmap; ship %."),
-    "doctor": ("apr_falsify.commands.doctor", "Say what is there, what is missing, and what mends it."),
+    "doctor": ("apr_falsify.commands.doctor", "Say what is there, what is missing, and how to get it."),
 }
-"""Verb -> the module that holds it and a line of help; the module is imported when it is asked for."""
+"""Verb -> its module and a line of help; the module is imported when the verb is called."""
 
 
 class LazyGroup(click.Group):

@@ -34,7 +34,7 @@ def naming_the_option() -> Iterator[None]:
         raise error.at(_OPTION_OF[type(error)]) from error.__cause__
 
 
-def refuse_idle(names: tuple[str, ...], because: str) -> None:
+def refuse_unused(names: tuple[str, ...], because: str) -> None:
     """Refuse options that the user gave and that would change nothing.
 
     Raises:

@@ -71,7 +71,7 @@ def write_page(
 def command_line(context: click.Context | None) -> str:
     """Return the command that is being run, as one types it in this folder.
 
-    Where its output went is told as ``RUN``, and a path outside of the folder by its name behind ``.../``.
+    Where its output went is written as ``RUN``, and a path outside of the folder as its name behind ``.../``.
     """
     if context is None:
         return ""

@@ -110,7 +110,7 @@ def _is_in(source: Finding, name: str) -> bool:
 
 def _print_sides(result: Bisection, console: Console) -> None:
     for side, provenance in (("oracle", result.oracle), ("subject", result.subject)):
-        console.print(f"{side:8}{escape(_told(provenance))}", no_wrap=True, overflow="ellipsis")
+        console.print(f"{side:8}{escape(_run_line(provenance))}", no_wrap=True, overflow="ellipsis")
     ids = " ".join(str(token) for token in result.tokens)
     console.print(f"{'tokens':8}{len(result.tokens)}: {ids}", no_wrap=True, overflow="ellipsis")
 
@@ -121,7 +121,7 @@ def _places(stages: tuple[str, ...], sources: list[Finding]) -> str:
     return f"{where}, {', '.join(stages)}"
 
 
-def _told(provenance: Provenance) -> str:
+def _run_line(provenance: Provenance) -> str:
     words = [provenance.runtime, provenance.version, provenance.dtype, f"on {provenance.device}"]
     known = [word for word in words if "unknown" not in word]
     return f"{' '.join(known)}: {_short(provenance.model)}" if provenance.model else " ".join(known)
@@ -243,7 +243,7 @@ def _print_arithmetics(rows: Sequence[Row], console: Console) -> None:
 
 
 def _print_findings(findings: Iterable[Finding], console: Console) -> None:
-    """Print the findings; a stage that is a source in several layers is told once, for the first."""
+    """Print the findings; a stage that is a source in several layers is reported once, for the first."""
     groups: dict[tuple[str, tuple[str, ...]], list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.type.value, finding.stages), []).append(finding)

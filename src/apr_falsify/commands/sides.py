@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, Unpack
 
-from apr_falsify.commands.live import begun
+from apr_falsify.commands.live import started_subject
 from apr_falsify.commands.options import Sides, naming_the_option
 from apr_falsify.commands.progress import counted
 from apr_falsify.commands.specs import (
@@ -36,6 +36,7 @@ from apr_falsify.model.stages import SEEN_BY_ATTENTION
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.oracle.tokenizer import encode
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Startable, Subject, Target, Tokenizing
+from apr_falsify.subjects.recorded import RecordedSubject
 from apr_falsify.subjects.registry import open_subject
 from apr_falsify.traces.capture import MemorySink, Request, Sink, TraceWriter
 from apr_falsify.traces.identity import difference, model_sha256, same_family_file
@@ -84,7 +85,7 @@ def make_plan(
     oracle_spec: str | OracleSide | None,
     subject_spec: str | None,
     *,
-    kept: Path | None = None,
+    earlier: Path | None = None,
     logs: Path | None = None,
     **sides: Unpack[Sides],
 ) -> Plan:
@@ -93,7 +94,7 @@ def make_plan(
     Args:
         oracle_spec: what stands behind ``--oracle``, or what that would open.
         subject_spec: what stands behind ``--subject``.
-        kept: where the subject's trace lies or will lie; what lies there is not run again.
+        earlier: where the subject's trace lies or will lie; what lies there is not run again.
         logs: the folder that keeps what the program prints.
         sides: how they are run.
 
@@ -112,9 +113,11 @@ def make_plan(
     text = _text(subject, prompt, tokens)
     span = range(judged[0], judged[-1] + 1)
     request = Request(tokens=(), layers=span, stages=_stages(sides), prompt=text, feeder=True)
-    notes = subject.notes if isinstance(subject, Startable) else ()
+    notes = subject.notes if isinstance(subject, Startable | RecordedSubject) else ()
     with ExitStack() as running:
-        subject = running.enter_context(begun(subject, request, kept=kept, oracle=oracle.model))
+        subject = running.enter_context(
+            started_subject(subject, request, earlier=earlier, oracle=oracle.model)
+        )
         ids = _tokens(oracle, subject, tokens, text)
         findings, not_checked = _tokenizer_check(oracle, subject, text, ids)
         request = replace(request, tokens=ids)
@@ -195,7 +198,7 @@ def _tokenizer_check(
     if subject.tokens is None:
         return _own_tokenizer_check(oracle, subject, text)
     if oracle.model is None or text is None:
-        return (), ("the tokenizer: no prompt, or no model whose tokenizer could be asked",)
+        return (), ("the tokenizer: no prompt, or no model whose tokenizer could be read",)
     try:
         ours = encode(oracle.model, text)
     except (MissingDependencyError, ModelError) as error:
@@ -211,7 +214,7 @@ def _own_tokenizer_check(
     if not isinstance(subject, Tokenizing) or text is None:
         return (), ()
     if oracle.model is None:
-        return (), ("the tokenizer: no model whose tokenizer could be asked",)
+        return (), ("the tokenizer: no model whose tokenizer could be read",)
     try:
         ours, theirs = encode(oracle.model, text), subject.encode(text)
     except (MissingDependencyError, ModelError, ProcessError) as error:

@@ -1,4 +1,4 @@
-"""Where the exam looks for SmolLM2, the one trained model that it is held on."""
+"""Where the exam looks for SmolLM2, the one trained model that it runs on."""
 
 from __future__ import annotations
 

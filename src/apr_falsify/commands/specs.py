@@ -41,7 +41,7 @@ class OracleSide:
 
 
 def open_oracle(spec: str | OracleSide) -> OracleSide:
-    """Return the oracle that ``spec`` names: a trace directory, a model on disk, or a hub id; or that it is.
+    """Return the oracle that ``spec`` names: a trace directory, a model on disk, or a hub id.
 
     Raises:
         ModelError: nothing usable there.

@@ -1,4 +1,4 @@
-"""In what state the evidence is that contracts name: each bundle verified, and held against today's code."""
+"""In what state the evidence is that contracts name: each bundle verified, and compared with today's code."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def survey(paths: Sequence[Path], settings: Settings, *, cached: bool = True) ->
     """
     if settings.root is None or settings.evidence_dir is None:
         return None
-    from apr_falsify.commands.kept_standings import identity_of, keep, kept
+    from apr_falsify.commands.standings_cache import identity_of, store, stored
 
     project, folder = _project(settings.root, settings), settings.evidence_dir
     naming = list(_naming(paths, Evidence(root=project.root, standings={})))
@@ -140,11 +140,11 @@ def survey(paths: Sequence[Path], settings: Settings, *, cached: bool = True) ->
         lying = _not_named(folder, project, ()) if is_whole else ()
         return Evidence(root=project.root, standings={}, not_named=lying)
     identity = identity_of(project.root, folder, naming) if cached else None
-    found = kept(identity) if identity else None
+    found = stored(identity) if identity else None
     if found is None:
         found = _looked_at(naming, project)
         if identity and all(_is_below(one.bundle, project) for one in found.values()):
-            keep(identity, found)
+            store(identity, found)
     bundles = tuple(one.bundle for one in found.values())
     lying = _not_named(folder, project, bundles) if is_whole else ()
     return Evidence(root=project.root, standings=found, not_named=lying)
@@ -179,18 +179,18 @@ def _looked_at(naming: Sequence[Path], project: Project) -> dict[str, Standing]:
         try:
             claims = read_claims(path)
         except ContractError:
-            continue  # a contract that cannot be read is told by the rules on reading
+            continue  # a contract that cannot be read is reported by the rules on reading
         found.update({one.falsifier: standing(one, project, code) for one in claims if one.pin is not None})
     return found
 
 
 def _is_below(bundle: str, project: Project) -> bool:
-    """Whether the folder for evidence holds a bundle, so that its content is part of what is kept by."""
+    """Whether the folder for evidence holds a bundle, so that its content is part of the cache's key."""
     return project.evidence is not None and f"{Path(bundle).as_posix()}/".startswith(f"{project.evidence}/")
 
 
 def _not_named(folder: Path, project: Project, bundles: Sequence[str]) -> tuple[str, ...]:
-    """Bundles of the folder that are none of ``bundles``; a folder or zip that is no bundle is nobody's."""
+    """Bundles of the folder that are none of ``bundles``; a folder or zip that is no bundle is left out."""
     from apr_falsify.contracts.files import shown_path
 
     if not folder.is_dir():

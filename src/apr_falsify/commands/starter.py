@@ -31,16 +31,17 @@ from apr_falsify.commands.starter_match import (
 )
 from apr_falsify.commands.starter_names import ALIKE
 from apr_falsify.compare.convention import declared_or_solved
-from apr_falsify.compare.held_format import Held, in_its_format
 from apr_falsify.compare.judge import Judged
 from apr_falsify.compare.layout import canonical
+from apr_falsify.compare.stored_format import StoredRun, in_its_format
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import APR_STAGES, STAGES, Key, Layout, stored_shape
 from apr_falsify.model.wiring import stages_of
+from apr_falsify.subjects.array_axes import axis_sizes
 from apr_falsify.subjects.foreign import BF16_BITS, Dump
-from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, axis_sizes, mapped_stages
+from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, mapped_stages
 from apr_falsify.subjects.mapping import LAYOUT_OF, MappingFile, StageMap
 from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import StageArray, Trace
@@ -63,7 +64,7 @@ class ProposalContext:
 
     Attributes:
         geometry: the model's geometry, ``None`` where no model was named.
-        tokens: the token ids that were run, ``None`` where nobody said.
+        tokens: the token ids that were run, ``None`` where nobody says.
         tokens_from: the array that holds them, ``None`` where none does.
         oracle: a run of the same tokens to compare with.
         weights: the model's weights.
@@ -104,7 +105,7 @@ class Starter:
         conflicts: arrays whose name and values disagree.
         unused: candidates without a stage.
         missing: stages without a candidate.
-        kept: the number format that the values show, ``None`` for that of the arrays.
+        kept: the number format in which the run computed, by its values; ``None`` for that of the arrays.
 
     """
 
@@ -263,7 +264,7 @@ def _solve(proposals: Sequence[Proposal], dump: Dump, known: ProposalContext, wh
         tokens=known.tokens,
         stages=stages,
     )
-    held, _ = in_its_format(Held(trace=trace, weights=known.weights), list(stages))
+    held, _ = in_its_format(StoredRun(trace=trace, weights=known.weights), list(stages))
     trace = held.trace
     solved, judged, _ = declared_or_solved(trace, held.weights, list(stages))
     oracle = _canonical(known)
@@ -324,10 +325,11 @@ def _adopt(proposal: Proposal, word: Layout, proved: bool) -> None:
     row = proposal.row
     axes = _swapped(row.axes[0], word) if word in _SWAPPED else None
     if not proved:
-        proposal.doubts.append((_said(row, word), f"stored {word.value} it fits its replay: {_UNPROVED}"))
+        doubt = f"stored {word.value} it fits its replay: {_UNPROVED}"
+        proposal.doubts.append((_layout_line(row, word), doubt))
     elif word in _SWAPPED and axes is None:
         reshaped = "its shape does not say so: a reshape in place of a transpose, in the port or its writer"
-        proposal.doubts.append((_said(row, word), f"{why}; but {reshaped}"))
+        proposal.doubts.append((_layout_line(row, word), f"{why}; but {reshaped}"))
     else:
         added = replace(row, layout=(*row.layout, word))
         proposal.row = added if axes is None else replace(row, axes=(axes,))
@@ -360,10 +362,10 @@ def _doubt(
             continue
         array = _with(trace, key, word)
         if array is not None and _agrees(trace, key, array, oracle):
-            proposal.doubts.append((_said(proposal.row, word), _why_off(word, trace, key, judged)))
+            proposal.doubts.append((_layout_line(proposal.row, word), _why_off(word, trace, key, judged)))
 
 
-def _said(row: StageMap, word: Layout) -> str:
+def _layout_line(row: StageMap, word: Layout) -> str:
     axes = _swapped(row.axes[0], word) if word in _SWAPPED else None
     return f"layout: [{word.value}]" if axes is None else f"axes: [{', '.join(axes)}]"
 

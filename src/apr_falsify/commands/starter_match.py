@@ -19,8 +19,9 @@ from apr_falsify.commands.starter_names import ALIKE, UNMISTAKABLE, likeness
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Key, Scope
 from apr_falsify.operators.heads import parts
+from apr_falsify.subjects.array_axes import rearranged
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray
-from apr_falsify.subjects.mapped import FLOATS, WHOLE, rearranged
+from apr_falsify.subjects.mapped import FLOATS, WHOLE
 from apr_falsify.subjects.mapping import QKV_PARTS, canonical_axes, factors
 
 F64 = npt.NDArray[np.float64]

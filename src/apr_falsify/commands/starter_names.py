@@ -36,6 +36,8 @@ HINTS: Mapping[str, tuple[str, ...]] = {
     "ffn_proj": ("ffn_proj", "mlp_down_proj"),
     "ffn_out": ("ffn_out", "down_proj", "down", "w2", "mlp", "mlp_out"),
     "post_ffn_residual": ("post_ffn_residual", "l_out", "out", "resid_post", "hidden_states", "h"),
+    "router_logits": ("router_logits", "gate_logits", "routing_logits", "moe_logits"),
+    "router_weights": ("router_weights", "routing_map", "combine_weights"),
     "moe_router": ("moe_router", "topk_weights", "routing_weights", "expert_weights"),
     "moe_ffn_out": ("moe_ffn_out", "moe_out", "experts_out"),
     "moe_router_indices": ("moe_router_indices", "topk_ids", "selected_experts", "expert_ids"),

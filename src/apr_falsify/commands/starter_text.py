@@ -36,7 +36,7 @@ def _head(starter: Starter, dump: Dump, known: ProposalContext, recording: str) 
     if starter.kept is not None:
         yield f"dtype: {starter.kept}  # the values show it, and the stages fit so, whatever the arrays hold"
     elif "f16" in kinds and "f32" not in kinds:
-        yield "dtype: f16  # that of the arrays; f32 where the port kept more and rounded them to save them"
+        yield "dtype: f16  # that of the arrays; f32 where the port computed in more and rounded to save them"
     else:
         yield "dtype: f32  # the format in which the port keeps its stages: f32, f16, bf16 or f64"
     yield from _tokens(known)

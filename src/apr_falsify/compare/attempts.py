@@ -1,7 +1,7 @@
 """What may break down within a comparison, and must not cost its verdict.
 
 A *hypothesis* explains: a cause, a convention, another arithmetic, an invariant, a figure of the page. It
-runs in :meth:`Attempts.trying`; if it breaks down it is noted, and a source is a source without it.
+runs in :meth:`Attempts.trying`; if it breaks down it is noted, and a source stays a source.
 
 What is *needed* decides: the replay of one stage, the comparison of one tensor. It runs in
 :meth:`Attempts.needing`; if it breaks down that stage is unmeasured, which is never ``consistent``, and the
@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 """``--debug`` shows its records, which carry the tracebacks (``commands.main``)."""
 
 _LONGEST = 160
-"""As much of an error's first line is told, in letters."""
+"""How many characters of an error's first line are reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ class Attempt:
         noted = Breakdown(
             what=self._attempts.where + self._what,
             key=self._key,
-            error=told(error),
+            error=error_line(error),
             needed=self._needed and self._attempts.decisive,
             memory=isinstance(error, MemoryError),
         )
@@ -118,8 +118,8 @@ LOUD = Attempts(loud=True)
 """Notes nothing: every error goes on."""
 
 
-def told(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """Return type and first line; of an error of the system without the path, which names the machine."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    first = next(iter(said.splitlines()), "")[:_LONGEST]
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    first = next(iter(message.splitlines()), "")[:_LONGEST]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

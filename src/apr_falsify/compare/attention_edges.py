@@ -29,12 +29,12 @@ _MOST = 1024
 """Values on an edge that are tried at most."""
 
 _SWEEPS = 3
-"""How often each is tried: where two lie in one row, the second may change what is said of the first."""
+"""How often each is tried: where two lie in one row, the second may change the verdict on the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeStage:
-    """A captured stage beside its replay, in one shape, which is the stage's last step.
+    """A captured stage and its replay, both in the shape of the stage's last step.
 
     Attributes:
         subject: as captured.
@@ -54,7 +54,7 @@ class EdgeStage:
         with np.errstate(invalid="ignore"):
             return np.asarray(np.abs(self.subject - values) > LIMIT * self.sigma)
 
-    def settled(self, moved: F64, count: int) -> Answer:
+    def nearer(self, moved: F64, count: int) -> Answer:
         """Return ``moved`` where it explains nearly all that the replay does not, else the replay."""
         before, after = self.beyond(self.expected), self.beyond(moved)
         kept = np.count_nonzero(before & after) + np.count_nonzero(~before & after)
@@ -90,9 +90,9 @@ def scores_on_the_other_side(
     stage: EdgeStage, operands: Operands, inputs: Mapping[str, F64], rule: Rule
 ) -> Answer:
     """Return the replayed scores [H, S, S] with those values across their edge that the subject has there."""
-    q, k = operands.turned(inputs, rule)
+    q, k = operands.rotated(inputs, rule)
     beyond = stage.beyond(stage.expected)
-    size = quantise.turned_together(operands.geometry.head_dim) if rule.rotated else None
+    size = quantise.rotation_size(operands.geometry.head_dim) if rule.rotated else None
     edges = [
         *_edges(rule, q, nearness(q, size), np.flatnonzero(beyond.any(axis=(0, 2))), second=False),
         *_edges(rule, k, nearness(k, size), np.flatnonzero(beyond.any(axis=(0, 1))), second=True),
@@ -107,10 +107,10 @@ def scores_on_the_other_side(
         made = operands.scores(q, row, rule) if edge.second else operands.scores(row, k, rule)
         at: Index = np.s_[:, :, edge.row : edge.row + 1] if edge.second else np.s_[:, edge.row : edge.row + 1]
         shifts.append((at, (made - base[at]) * seen[at]))
-    chosen = _chosen(stage, shifts)
+    chosen = chosen_shifts(stage, shifts)
     q, k = _across(q, edges, chosen, second=False), _across(k, edges, chosen, second=True)
     moved = np.asarray(stage.expected + stage.shaped(operands.scores(q, k, rule) - base))
-    return stage.settled(moved, len(chosen))
+    return stage.nearer(moved, len(chosen))
 
 
 def mix_on_the_other_side(
@@ -119,7 +119,7 @@ def mix_on_the_other_side(
     """Return the replayed mix [S, H * D] with those values of v across their edge that the subject has so."""
     geometry, size = operands.geometry, quantise.ROTATED_BLOCK if rule.rotated else None
     own = inputs["qkv_bias"][:, -geometry.kv_heads * geometry.head_dim :]
-    held = own if size is None else quantise.turned(own, size)
+    held = own if size is None else quantise.hadamard_rotated(own, size)
     keys = np.arange(len(held)) if stage.beyond(stage.expected).any() else np.arange(0)
     edges = list(_edges(rule, held, nearness(held, size), keys, second=True))
     if not edges or len(edges) > _MOST:
@@ -129,16 +129,16 @@ def mix_on_the_other_side(
     for edge in edges:
         change = kept(edge.moved(held)[None]) - kept(held[edge.row : edge.row + 1])
         shifts.append((np.s_[:, :], _mixed(weights[:, :, edge.row], operands, change, size)))
-    chosen = _chosen(stage, shifts)
+    chosen = chosen_shifts(stage, shifts)
     moved = stage.expected + sum((shifts[at][1] for at in chosen), np.zeros_like(stage.expected))
-    return stage.settled(moved, len(chosen))
+    return stage.nearer(moved, len(chosen))
 
 
-def _mixed(weights: F64, operands: Operands, change: F64, turned_of: int | None) -> F64:
+def _mixed(weights: F64, operands: Operands, change: F64, rotated_of: int | None) -> F64:
     """Return what a change of one row of v [1, K * D] makes of the mix, given that key's weights [H, S]."""
     geometry = operands.geometry
-    if turned_of is not None:
-        change = (change.reshape(-1, turned_of) @ quantise.hadamard(turned_of)).reshape(change.shape)
+    if rotated_of is not None:
+        change = (change.reshape(-1, rotated_of) @ quantise.hadamard(rotated_of)).reshape(change.shape)
     heads = np.repeat(change.reshape(geometry.kv_heads, -1), geometry.heads // geometry.kv_heads, axis=0)
     return np.asarray((weights.T[:, :, None] * heads[None]).reshape(weights.shape[1], -1))
 
@@ -153,7 +153,7 @@ def _edges(
         yield _Edge(second=second, row=row, channels=channels, shift=side * near[row])
 
 
-def _chosen(stage: EdgeStage, shifts: Sequence[tuple[Index, F64]]) -> list[int]:
+def chosen_shifts(stage: EdgeStage, shifts: Sequence[tuple[Index, F64]]) -> list[int]:
     """Return which shifts are in what the replay leaves: each whole or not at all."""
     with np.errstate(invalid="ignore"):
         left = np.nan_to_num((stage.subject - stage.expected) / stage.sigma, posinf=0.0, neginf=0.0)

@@ -40,7 +40,7 @@ class Axes:
         return ", ".join([*parts, f"{self.names[-1]} {last}"])
 
     def of_last_token(self) -> Axes:
-        """Return the axes of what is left when only the last token is kept."""
+        """Return the axes of what is left when only the last token is stored."""
         return replace(self, names=self.names[1:], context="last token")
 
 
@@ -48,6 +48,7 @@ _NAMES: Mapping[str, str] = {
     "tokens": "token",
     "heads": "head",
     "vocab": "vocabulary entry",
+    "experts": "expert",
     "chosen_experts": "chosen expert",
 }
 """Axis word of ``stages.py`` -> one position of it; every other word is of channels."""

@@ -42,7 +42,7 @@ class FindingType(StrEnum):
     UNMEASURED = "unmeasured"
     NOT_THE_SUBJECTS_WEIGHTS = "not-the-subjects-weights"
     RECORDING = "recording"
-    """What a run holds otherwise than is said of it, as its own later stages prove: no fault."""
+    """A run stores its values in another way than it declares, as its own later stages prove: no fault."""
 
 
 class Status(StrEnum):
@@ -57,7 +57,7 @@ class Status(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What is said of a stage."""
+    """The verdict on a stage."""
 
     WITHIN_FLOOR = "within-floor"
     INTRODUCES = "introduces"
@@ -116,20 +116,34 @@ class Finding:
 
 
 _OF_THE_WHOLE_MODEL = (
+    "act-order",
     "activation",
+    "code-sign",
     "constant",
     "epsilon",
+    "expert-choice",
+    "expert-count",
+    "expert-groups",
+    "group-order",
     "head-norm",
     "multiplier",
+    "nibble-order",
     "norm-form",
+    "reciprocal-scale",
     "rope-base",
     "rope-direction",
     "rope-pairing",
     "rope-partial",
     "rope-position",
     "rope-scaling",
+    "routed-scale",
+    "router-correction",
+    "router-scoring",
+    "top-k-normalisation",
+    "zero-point",
 )
-"""Causes that lie in what several stages read: one RoPE table turns q and k, one epsilon is in every norm."""
+"""Causes that lie in what several stages read: one RoPE table turns q and k, one epsilon is in every norm,
+one reader decodes all quantised weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +209,7 @@ class Row:
         layer: its layer, ``None`` for a whole-model stage.
         stage: its name.
         status: what could be done with it.
-        verdict: what is said of it.
+        verdict: what its replay and the oracle say of it.
         accumulated: subject against oracle, where both have it.
         introduced: subject against its plain replay, where it could be replayed.
         arithmetic: what explains the stage: weight type and rule; ``None`` where nothing does.

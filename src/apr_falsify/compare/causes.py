@@ -27,17 +27,21 @@ from apr_falsify.compare.variations import (
     biases,
     caps,
     common,
+    experts,
     feedforward,
+    fused,
     head_norms,
-    kept,
     multipliers,
     norms,
     places,
     projected,
+    quantised,
     rescaled,
     residual,
     rotary,
+    routing,
     solved_rotary,
+    stored,
     turning,
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
@@ -95,6 +99,23 @@ _TURNING = (
 )
 """Variations of a rotation, where a model has one."""
 
+MISREAD_WEIGHTS = Variation(
+    name="misread-weights", stages=_REWEIGHED, guesses=quantised.misread_weights, multiplies=True
+)
+
+
+def _of_router(name: str, stages: Sequence[str], guesses: Callable[[Case], Iterator[Guess]]) -> Variation:
+    return Variation(name=name, stages=stages, where=routing.is_routed, guesses=guesses, mixed=True)
+
+
+def _of_experts(
+    name: str,
+    guesses: Callable[[Case], Iterator[Guess]],
+    where: Callable[[Case], bool] = experts.is_mixture,
+) -> Variation:
+    return Variation(name=name, stages=experts.STAGES, where=where, guesses=guesses, mixed=True)
+
+
 TABLE: tuple[Variation, ...] = (
     # What changes one thing and has no free parameter, or one that is rounded.
     Variation(name="bias", stages=tuple(biases.BIASED), guesses=biases.measured_bias),
@@ -104,6 +125,9 @@ TABLE: tuple[Variation, ...] = (
         where=multipliers.is_declared,
         guesses=multipliers.named_multiplier,
     ),
+    _of_router("router-weights", routing.WEIGHED, routing.other_weights),
+    _of_router("expert-choice", routing.CHOSEN, routing.other_choice),
+    _of_experts("shared-expert", experts.other_shared, where=experts.has_shared),
     Variation(name="factor", guesses=common.named_factor),
     Variation(name="rope-applied", stages=turning.ROTATED, guesses=rotary.applied),
     Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base),
@@ -123,14 +147,15 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="qkv-order", stages=turning.ROTATED, guesses=rotary.other_part),
     Variation(name="missing-bias", stages=(*turning.ROTATED, "attention"), guesses=biases.composed_bias),
     Variation(name="other-bias", stages=("qkv_bias",), guesses=biases.other_bias),
-    Variation(name="head-mapping", stages=_MIXED, guesses=attend.other_mapping),
+    Variation(name="fused-attention", stages=("attention",), where=fused.is_fused, guesses=fused.inside),
+    Variation(name="head-mapping", stages=_MIXED, where=attend.is_apart, guesses=attend.other_mapping),
     Variation(name="rope-not-applied", stages=("attn_scores",), guesses=attend.unrotated_scores),
     Variation(name="layout", stages=("attn_scores",), guesses=attend.masked_scores),
-    Variation(name="mask", stages=("attn_softmax",), guesses=attend.other_mask),
-    Variation(name="padding", stages=("attn_softmax",), guesses=attend.padding),
-    Variation(name="softmax-axis", stages=("attn_softmax",), guesses=attend.other_axis),
-    Variation(name="temperature", stages=("attn_softmax",), guesses=attend.temperature),
-    Variation(name="mixing", stages=("attention",), guesses=attend.other_mixing),
+    Variation(name="mask", stages=("attn_softmax",), guesses=attend.of_scores(attend.other_mask)),
+    Variation(name="padding", stages=("attn_softmax",), guesses=attend.of_scores(attend.padding)),
+    Variation(name="softmax-axis", stages=("attn_softmax",), guesses=attend.of_scores(attend.other_axis)),
+    Variation(name="temperature", stages=("attn_softmax",), guesses=attend.of_scores(attend.temperature)),
+    Variation(name="mixing", stages=("attention",), where=attend.is_apart, guesses=attend.other_mixing),
     Variation(name="swapped-gate-up", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.swapped_gate_up),
     Variation(name="activation", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.other_activation),
     Variation(name="gate-product", stages=("ffn_swigl",), guesses=feedforward.other_product),
@@ -143,7 +168,7 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rotary-order", stages=(*_QKV, *turning.ROTATED), guesses=projected.rotary_order),
     Variation(name="next-step-included", where=projected.is_product, guesses=projected.other_use),
     Variation(name="soft-cap", stages=caps.STAGES, guesses=caps.soft_capped),
-    Variation(name="precision", guesses=kept.fewer_bits),
+    Variation(name="precision", guesses=stored.fewer_bits),
     # What has a free parameter.
     Variation(
         name="multiplier",
@@ -151,12 +176,13 @@ TABLE: tuple[Variation, ...] = (
         where=multipliers.is_declared,
         guesses=multipliers.measured_multiplier,
     ),
+    _of_experts("shared-expert", experts.measured_part, where=experts.has_shared),
     Variation(name="factor", guesses=common.any_factor),
     Variation(name="factor", stages=_QKV, guesses=common.part_factor),
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_frequencies),
     Variation(name="epsilon", where=norms.is_norm, guesses=norms.measured_epsilon),
     Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.measured_epsilon),
-    Variation(name="clipped", guesses=kept.clipped),
+    Variation(name="clipped", guesses=stored.clipped),
     # What stands in another place.
     Variation(name="moved-tokens", guesses=common.moved_tokens),
     Variation(name="moved-heads", stages=_HEADED, guesses=common.moved_heads),
@@ -167,7 +193,7 @@ TABLE: tuple[Variation, ...] = (
         guesses=common.heads_before_tokens,
     ),
     Variation(name="stale-cache", stages=("attn_scores",), guesses=common.stale_inputs),
-    Variation(name="stale-cache", stages=("attention",), guesses=attend.stale_values),
+    Variation(name="stale-cache", stages=("attention",), where=attend.is_apart, guesses=attend.stale_values),
     Variation(name="other-row", stages=("embedding",), guesses=projected.other_rows),
     # What is wrong in one place alone.
     Variation(name="one-place", guesses=places.one_place_by_a_factor),
@@ -176,7 +202,9 @@ TABLE: tuple[Variation, ...] = (
         where=projected.is_product_of_all_tokens,
         guesses=projected.one_input_channel,
     ),
+    _of_experts("one-expert", experts.one_expert),
     # What multiplies with weights again.
+    _of_experts("swapped-gate-up", experts.swapped_gate_up),
     Variation(name="norm-form", where=norms.is_norm_of_product, guesses=norms.of_product, multiplies=True),
     Variation(name="other-weights", stages=_REWEIGHED, guesses=projected.sibling_weights, multiplies=True),
     Variation(
@@ -186,10 +214,12 @@ TABLE: tuple[Variation, ...] = (
         name="transposed", where=projected.is_product, guesses=projected.transposed_weights, multiplies=True
     ),
     Variation(name="other-input", where=projected.is_product, guesses=projected.other_input, multiplies=True),
-    Variation(name="weight-type", stages=_REWEIGHED, guesses=projected.quantised_weights, multiplies=True),
+    MISREAD_WEIGHTS,
+    Variation(name="weight-type", stages=_REWEIGHED, guesses=quantised.quantised_weights, multiplies=True),
     # What is wrong in one place alone, for no reason that is known.
+    _of_experts("one-expert", experts.one_expert_somehow),
     Variation(name="one-place", guesses=places.one_place),
-    # What fits much, and is told last.
+    # What fits much, and is named last.
     Variation(name="other-weight-vector", where=norms.is_norm, guesses=common.own_factor_per_channel),
     Variation(name="factor-per-token", guesses=common.own_factor_per_token),
     Variation(name="constant-offset", stages=(*biases.BIASED, *_RESIDUALS), guesses=common.constant_offset),
@@ -220,7 +250,7 @@ def explain(
         search: whether to look through the table where none of those fits; else they may fit in other words.
         attempts: notes the causes that break down.
 
-    A run of one token leaves several causes alike: the first is told, and which others fit as well. Values
+    A run of one token leaves several causes alike: the first is named, and which others fit as well. Values
     that are not finite are left out, and counted in the sentence.
 
     """
@@ -232,6 +262,17 @@ def explain(
         if found is None and (search or not case.exceeds.any()):
             found = _explained(case, attempts)
     return None if found is None else _with_nonfinite(found, case)
+
+
+def is_misread(
+    replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: float, attempts: Attempts = LOUD
+) -> bool:
+    """Whether a captured stage is what its inputs make it with its quantised weights understood otherwise."""
+    with np.errstate(all="ignore"):
+        case = open_case(replayer, key, rule, subject, limit)
+        return case is not None and any(
+            cause.fits for cause in _tried(case, (MISREAD_WEIGHTS,), attempts, _judged)
+        )
 
 
 def _again(case: Case, likely: Sequence[Cause], attempts: Attempts, *, in_same_words: bool) -> Cause | None:
@@ -302,7 +343,7 @@ def _tried(
 def _applies(case: Case, variation: Variation) -> bool:
     """Whether a variation's formula holds in this family: within a mixture, or where nothing is rotated."""
     if is_mixed(case.key, case.geometry):
-        return variation.of_all_stages
+        return variation.mixed or variation.of_all_stages
     return case.rope.kind != "none" or variation.name not in _TURNING
 
 

@@ -6,7 +6,7 @@ storage convention from a runtime fault: scores that are stored unscaled leave t
 that were computed unscaled do not.
 
 Conventions that are as usual as the model's own way (the scale of the scores folded into q; no data above
-the diagonal) are told and change no verdict. They may stand beside a fault (``compare.proof``).
+the diagonal) are reported and change no verdict. They may stand beside a fault (``compare.proof``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Convention:
         name: what reports call it.
         word: the layout word that it adds, or takes away where it was declared.
         stages: the stages that it concerns, together.
-        finding: what it is told as: a mismatch that the runtime should declare, or one that is no matter.
+        finding: what it is reported as: a mismatch that the runtime should declare, or one that is no matter.
 
     """
 
@@ -135,7 +135,7 @@ def declared_or_solved(
     arithmetic: str | None = None,
     attempts: Attempts = LOUD,
 ) -> tuple[Trace, dict[Key, Judged], list[Finding]]:
-    """Judge ``trace`` as declared; where stages fail, look for a convention that mends them.
+    """Judge ``trace`` as declared; where stages fail, look for a convention that fixes them.
 
     Returns:
         The trace in the layout it was judged in, its judged stages, and a finding for each convention
@@ -178,18 +178,20 @@ def _whole(
 def _beside_a_fault(
     trace: Trace, trials: Iterable[Trial], judged: Mapping[Key, Judged], setting: _Setting
 ) -> Solved | None:
-    """Return the convention that helps most where no one makes all right; only such as change no verdict."""
+    """Return the convention that helps most where none makes all right, of those that change no verdict."""
     best: Solved | None = None
     for trial in trials:
         if len(trial) > 1 or trial[0].finding is not FindingType.RECORDING:
             continue
         solved = _solved(trace, trial, judged, setting, helpful=True)
-        if solved is not None and (best is None or _mended(judged, solved[1]) > _mended(judged, best[2])):
+        if solved is not None and (
+            best is None or _fewer_in_error(judged, solved[1]) > _fewer_in_error(judged, best[2])
+        ):
             best = trial, *solved
     return best
 
 
-def _mended(judged: Mapping[Key, Judged], again: Mapping[Key, Judged]) -> int:
+def _fewer_in_error(judged: Mapping[Key, Judged], again: Mapping[Key, Judged]) -> int:
     return len(wrong(judged, again)) - len(wrong(again, again))
 
 
@@ -209,7 +211,7 @@ _POSSIBLE: Mapping[Layout, Callable[[Geometry], bool]] = {
     Layout.HEAD_SCALED: lambda geometry: bool(geometry.attn_scales),
     Layout.CAP_SCALED: lambda geometry: geometry.attn_softcap is not None,
 }
-"""Word -> whether it says in a model what no other word does."""
+"""Layout word -> whether it means something in a model that no other word means."""
 
 _REORDERED = (Layout.INTERLEAVED, Layout.HEAD_MAJOR, Layout.TRANSPOSED)
 
@@ -220,7 +222,7 @@ _SAME_NORM = 0.05
 def _plausible(
     convention: Convention, trial: Sequence[Convention], trace: Trace, judged: Mapping[Key, Judged]
 ) -> bool:
-    """Whether a stage of the convention fails its replay, and in a way that the convention could mend.
+    """Whether a stage of the convention fails its replay, and in a way that the convention could fix.
 
     The norm tells nothing of a stage that another convention of the trial rescales, or puts zeros into.
     """

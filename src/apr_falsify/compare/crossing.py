@@ -20,17 +20,17 @@ _STEP = 2.0**-18
 """A value that moves by less than this share of its block's largest has not changed its step."""
 
 
-def nearness(values: F64, turned_of: int | None = None) -> F64:
+def nearness(values: F64, rotated_of: int | None = None) -> F64:
     """Return how near to an edge each of ``values`` [S, n] may fall to either side.
 
     Args:
         values: as the runtime rounds them.
-        turned_of: of how many values each was summed in f32, where a Hadamard matrix turned them before.
+        rotated_of: of how many values each was summed in f32, where a Hadamard matrix rotated them before.
 
     """
-    if turned_of is None:
+    if rotated_of is None:
         return np.abs(values) * NUDGE
-    parts = values.reshape(len(values), -1, turned_of)
+    parts = values.reshape(len(values), -1, rotated_of)
     size = np.sqrt(np.mean(np.square(parts), axis=-1, keepdims=True)) * quantise.TURN_ERROR
     return np.asarray((size + np.spacing(np.abs(parts).astype(np.float32))).reshape(values.shape))
 
@@ -45,14 +45,14 @@ def crossing(
     """Yield the channels of ``values`` [S, n] that change what a block holds when moved by ``distance``.
 
     That is one channel that falls on another step; or those of the least or the largest value of a block,
-    which set its scale or its minimum, where that is kept as f16 and lies between two f16 numbers.
+    which set its scale or its minimum, where that is stored as f16 and lies between two f16 numbers.
 
     Args:
-        kept: what is left of values in such blocks.
+        kept: a function: what is left of values in such blocks.
         values: rows of an operand.
         distance: how far each value is moved, to either side [S, n].
         block: how many values share a scale.
-        block_sums: whether the block's sum is kept too, as f16, and may change alone.
+        block_sums: whether the block's sum is stored too, as f16, and may change alone.
 
     """
     rows = max(1, _AT_A_TIME // max(1, values.shape[-1]))
@@ -73,7 +73,7 @@ def _crossing(kept: Operand, values: F64, distance: F64, block: int, block_sums:
     blocks = quantise.blocks_of(values, block)
     ends = [blocks == end(blocks, axis=-1, keepdims=True) for end in (np.min, np.max)]
     near &= ~_flat(ends[0] | ends[1], values)
-    held = _Held(kept=kept, values=values, block=block, block_sums=block_sums)
+    held = _Blocks(kept=kept, values=values, block=block, block_sums=block_sums)
     found: list[Crossing] = []
     for side in (1, -1):
         for row, channel in np.argwhere(near & (side * outward > 0)).tolist():
@@ -92,7 +92,7 @@ def _flat(blocks: Chosen, values: F64) -> Chosen:
     return blocks.reshape(len(values), -1)[:, : values.shape[-1]]
 
 
-class _Held:
+class _Blocks:
     """What blocks of ``values`` [S, n] hold."""
 
     def __init__(self, *, kept: Operand, values: F64, block: int, block_sums: bool) -> None:

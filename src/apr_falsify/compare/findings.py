@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
+from apr_falsify.compare.fit import Fit
 from apr_falsify.compare.invariants import invariants
-from apr_falsify.compare.judge import Fit, Judged, replayer_of
+from apr_falsify.compare.judge import Judged, replayer_of
+from apr_falsify.compare.last_token import HELD_IN
 from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
@@ -22,7 +24,7 @@ FOREIGN_SHARE = 0.9
 """Share of all projections in error from which the weights, not the stages, are suspected."""
 
 FOREIGN_AT_LEAST = 4
-"""Projections that must have been judged before that is said."""
+"""How many projections must have been judged before that is concluded."""
 
 NO_DIVERGENCE = 1e-5
 """Accumulated relative L2 up to which a stage that cannot be replayed is taken to agree.
@@ -68,17 +70,20 @@ def source_findings(
         attempts: notes the explanations that break down.
 
     """
-    replayer = replayer_of(trace, weights, arithmetic)
+    sources = [entry for entry in judged.values() if entry.in_error]
+    if not sources:
+        return []
+    from apr_falsify.compare.search import Search  # all causes: a run without a source needs none
+
     accumulated = {Key(row.layer, row.stage): row for row in rows}
     fed = consumers(accumulated, trace.geometry)
-    sources = [entry for entry in judged.values() if entry.in_error]
-    search = Search(replayer, attempts)
-    return [_source(search, entry, accumulated, fed, own_weights) for entry in sources]
+    search = Search(replayer_of(trace, weights, arithmetic), attempts)
+    return [_source(entry, search.explained(entry), accumulated, fed, own_weights) for entry in sources]
 
 
 def _source(
-    search: Search,
     entry: Judged,
+    explained: tuple[list[str], tuple[str, str] | None],
     rows: Mapping[Key, Row],
     fed: Mapping[Key, Sequence[Key]],
     own_weights: bool,
@@ -87,8 +92,8 @@ def _source(
     assert fit is not None
     sentences = [f"{place(entry.key)} is not what its inputs make it: residual {fit.residual:.1e}"]
     sentences[0] += f", floor {fit.floor:.1e}{_worst(fit)}"
-    told, cause = search.explained(entry)
-    sentences += told
+    reasons, cause = explained
+    sentences += reasons
     if entry.composed:
         sentences.append(
             f"{', '.join(entry.composed)} was not captured, so the source cannot be narrowed further"
@@ -196,10 +201,13 @@ def invariant_findings(
     ]
 
 
-def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool, dtype: str) -> list[Finding]:
+def foreign_weights(
+    judged: Mapping[Key, Judged], own_weights: bool, dtype: str, search: Search | None = None
+) -> list[Finding]:
     """Return one finding where nearly every projection fails: the weights are not its own.
 
-    Or it went on with other values than those that were saved; ``dtype`` is the format it is said to keep.
+    Or it went on with other values than those that were saved; ``dtype`` is the format that it declares.
+    Quantised weights that the subject misread are its own: ``search`` tries that.
     """
     if own_weights:
         return []
@@ -210,7 +218,7 @@ def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool, dtype: str)
     stages = {entry.key.stage for entry in failing}
     if len(projections) < FOREIGN_AT_LEAST or len(failing) < FOREIGN_SHARE * len(projections):
         return []
-    if len(stages) < FOREIGN_AT_LEAST:
+    if len(stages) < FOREIGN_AT_LEAST or (search is not None and search.all_misread(failing)):
         return []
     sizes = sorted(entry.fit.residual for entry in failing if entry.fit is not None)
     return [
@@ -260,7 +268,7 @@ _ROUNDED_LATER = {
     name: f"; if it computes in f32 and is only saved in {name}, let its mapping say dtype: f32"
     for name in ("f16", "bf16")
 }
-"""A format that a run is said to keep its stages in -> what else may be the matter."""
+"""A format in which a run declares to store its stages -> what else may be the matter."""
 
 
 def reference_findings(judged: Mapping[Key, Judged]) -> list[Finding]:
@@ -354,6 +362,7 @@ def unmeasured_findings(
     """
     fitting = [(key, entry) for key, entry in judged.items() if entry.fit is not None]
     covered = {Key(key.layer, name) for key, entry in fitting for name in entry.composed}
+    covered |= {Key(key.layer, name) for key, _ in fitting for name in HELD_IN.get(key.stage, ())}
     groups: dict[tuple[str, str, int | None], list[str]] = {}
     for row in rows:
         if row.verdict is Verdict.INTRODUCES:
@@ -389,8 +398,6 @@ def _reason(
     if row.status is not Status.NOT_REPLAYABLE:
         return None
     if row.accumulated is not None and entry is not None and entry.missing is not None:
-        return (
-            f"it differs from the oracle and cannot be replayed without {entry.missing.what}",
-            entry.missing.remedy,
-        )
+        why = f"it differs from the oracle and cannot be replayed without {entry.missing.what}"
+        return why, entry.missing.remedy
     return "the sides have different geometry", "run both sides on the same model"

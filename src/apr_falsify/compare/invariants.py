@@ -172,7 +172,7 @@ def _before_rope(trace: Trace, layer: int) -> F64:
     return _values(trace, layer, "qkv_bias" if trace.geometry.qkv_bias else "qkv_matmul")
 
 
-def _kept(trace: Trace) -> float:
+def _coarsest_unit(trace: Trace) -> float:
     """Return the unit roundoff of the coarsest format that a value went through."""
     return max(store_of(trace), saved_unit(trace))
 
@@ -191,8 +191,8 @@ def _rows(trace: Trace, layer: int) -> _Found:
     """Measure the sums: each weight is rounded once to its store, exp and sum as ``floor`` counts them."""
     weights = _values(trace, layer, "attn_softmax")
     total = np.sum(weights, axis=-1)
-    stored = np.sqrt(np.sum(np.square(weights), axis=-1)) * _kept(trace) / math.sqrt(3)
-    stored = stored + math.sqrt(weights.shape[-1]) * smallest_rounding(_kept(trace))
+    stored = np.sqrt(np.sum(np.square(weights), axis=-1)) * _coarsest_unit(trace) / math.sqrt(3)
+    stored = stored + math.sqrt(weights.shape[-1]) * smallest_rounding(_coarsest_unit(trace))
     computed = np.abs(total) * UNIT * (math.sqrt(weights.shape[-1]) / 3 + FEW)
     ratio, at = _worst(total - 1, LIMIT * np.hypot(stored, computed) + TINY)
     size = abs(float(total[at]) - 1)
@@ -225,7 +225,7 @@ def _mask(trace: Trace, layer: int) -> _Found:
     return _Found(ratio=ratio, size=size, sentence=sentence)
 
 
-def _turned(role: str) -> Callable[[Trace, int], _Found]:
+def _pair_lengths(role: str) -> Callable[[Trace, int], _Found]:
     """Measure the lengths of rotary pairs: cos, sin, two products and a sum are rounded, and the store."""
 
     def measure(trace: Trace, layer: int) -> _Found:
@@ -235,7 +235,7 @@ def _turned(role: str) -> Callable[[Trace, int], _Found]:
         before = _before_rope(trace, layer)[:, start : start + after.shape[1]]
         width = geometry.rope_at(layer).width(geometry.head_dim)
         before, after = (_rotated_part(x, geometry.head_dim, width) for x in (before, after))
-        ratio, size, at = _lengths(before, after, width, _kept(trace))
+        ratio, size, at = _lengths(before, after, width, _coarsest_unit(trace))
         if ratio <= 1:
             sentence = f"RoPE leaves the length of {role}'s pairs within {size:.1e}"
             return _Found(ratio=ratio, size=size, sentence=sentence)
@@ -243,7 +243,7 @@ def _turned(role: str) -> Callable[[Trace, int], _Found]:
             f"RoPE changes the length of {role}'s pairs, by {size:.2g} of it at token {at[0]}, head {at[1]}"
         )
         pairs = [_interleaved(x, width) for x in (before, after)]
-        held, *_ = _lengths(pairs[0], pairs[1], width, _kept(trace))
+        held, *_ = _lengths(pairs[0], pairs[1], width, _coarsest_unit(trace))
         if held <= 1:
             sentence += "; the pairs (0, 1), (2, 3) ... keep theirs: those are rotated"
         return _Found(ratio=ratio, size=size, sentence=sentence)
@@ -276,24 +276,26 @@ def _first_value(trace: Trace, layer: int) -> _Found:
     """Measure the first token's output against its V, which a cache may have rounded (``rules``)."""
     geometry = trace.geometry
     mixed = _values(trace, layer, "attention")[0].reshape(geometry.heads, -1)
-    fused = _before_rope(trace, layer)[0]
-    own = fused[-geometry.kv_heads * geometry.head_dim :]
+    own = _before_rope(trace, layer)[:, -geometry.kv_heads * geometry.head_dim :]
     found = [_mixed_as(trace, rule, mixed, own) for rule in RULES[Operation.MIX]]
     best = min(found, key=lambda entry: entry.ratio)
     return best if best.ratio <= 1 else found[0]
 
 
 def _mixed_as(trace: Trace, rule: Rule, mixed: F64, own: F64) -> _Found:
+    """Measure the first token's output against what ``rule`` leaves of ``own``, all tokens' V [S, K * D]."""
     geometry = trace.geometry
+    own = own if rule.by_head else own[:1]  # a scale may be shared by all tokens
     if geometry.head_dim % rule.block:
         return _Found(ratio=math.inf, size=math.inf, sentence="")
-    values = rule.right(own).reshape(geometry.kv_heads, -1)
+    held = rule.held_right(own, geometry.kv_heads, geometry.head_dim)
+    values = held[0].reshape(geometry.kv_heads, -1)
     expected = np.repeat(values, geometry.heads // geometry.kv_heads, axis=0)
-    allowed = LIMIT * np.abs(expected) * (UNIT * FEW + max(_kept(trace), UNIT)) + TINY
+    allowed = LIMIT * np.abs(expected) * (UNIT * FEW + max(_coarsest_unit(trace), UNIT)) + TINY
     if rule.rotated:
         allowed += LIMIT * turning_noise(expected)
     if rule.edges is not None:
-        off = rule.edges(own).reshape(geometry.kv_heads, -1)
+        off = rule.edges(own)[0].reshape(geometry.kv_heads, -1)
         allowed += LIMIT * np.repeat(off, geometry.heads // geometry.kv_heads, axis=0)
     ratio, at = _worst(mixed - expected, allowed)
     finite = np.isfinite(mixed)
@@ -331,7 +333,7 @@ def _table() -> Iterator[_Invariant]:
     yield _Invariant(name="mask", stage="attn_softmax", applies=_always, measure=_mask)
     for role in "qk":
         yield _Invariant(
-            name="rope-length", stage=f"{role}_post_rope", applies=_plain_rope, measure=_turned(role)
+            name="rope-length", stage=f"{role}_post_rope", applies=_plain_rope, measure=_pair_lengths(role)
         )
     yield _Invariant(name="first-value", stage="attention", applies=_always, measure=_first_value)
 

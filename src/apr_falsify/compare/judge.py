@@ -23,16 +23,16 @@ import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
-from apr_falsify.compare.edges import on_the_other_side
-from apr_falsify.compare.excess import EXPLAINED_SHARE, excess_of
+from apr_falsify.compare.doubt import doubt
+from apr_falsify.compare.fit import Fit, fit_of
 from apr_falsify.compare.layout import factor_of, only_data
 from apr_falsify.compare.metrics import Metrics, compare_arrays
-from apr_falsify.compare.recorded_formats import saved_unit, saved_words
+from apr_falsify.compare.recorded_formats import saved_unit
 from apr_falsify.compare.replay import Missing, Replay, Replayer
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.stages import STAGES, Key
+from apr_falsify.model.stages import Key
 from apr_falsify.numerics.arithmetic import FORMATS
-from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule, stated_rules
+from apr_falsify.numerics.operand_rules import PLAIN, ROUNDED_STEPS, RULES, Operation, Rule, stated_rules
 from apr_falsify.operators.roundoff import LIMIT, UNIT, smallest_rounding
 from apr_falsify.traces.trace import Trace
 
@@ -43,43 +43,8 @@ Stored = npt.NDArray[Any]
 SIMULATED = 4.0
 """Where no arithmetic explains a kind: how many times the expected one's own error is allowed."""
 
-BLUR = 0.5
-"""Relative L2 that a product in an unknown arithmetic may leave in a stage.
-
-An 8-bit K cache with biases in the tens leaves 0.16 in attention; a scale that is missing leaves more.
-"""
-
-
 BROKEN_DOWN = Missing(what="a replay that does not break down", remedy="report this defect of apr-falsify")
 """Why a stage has no verdict although nothing is missing; ``compare.attempts`` has noted the error."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """How well one arithmetic explains a stage.
-
-    Attributes:
-        rule: the arithmetic.
-        residual: relative L2 of what is left.
-        floor: relative L2 of the largest residual that is no accusation.
-        excess: the largest ratio of what is left to what is allowed, over elements, channels and
-            tokens; above 1 is an accusation.
-        share: the share of elements within the limit.
-        edges: how many input values on the edge between two steps fell to the other side than here.
-
-    """
-
-    rule: Rule
-    residual: float
-    floor: float
-    excess: float
-    share: float
-    edges: int = 0
-
-    @property
-    def explains(self) -> bool:
-        """Whether the arithmetic is the runtime's own, whatever else may be wrong with the stage."""
-        return self.share >= EXPLAINED_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,23 +95,23 @@ def store_of(trace: Trace) -> float:
     return saved_unit(trace) if known is None else max(known.unit_roundoff, UNIT)
 
 
-def as_held(weights: Weights | None, trace: Trace) -> Weights | None:
-    """Return ``weights`` as the run held them: transformers casts them to the format that it runs in."""
+def as_run(weights: Weights | None, trace: Trace) -> Weights | None:
+    """Return ``weights`` as the run used them: transformers casts them to the format that it runs in."""
     held = FORMATS.get(trace.provenance.dtype)
     if weights is None or held is None or trace.provenance.runtime != "hf":
         return weights
-    return replace(weights, held_as=held)
+    return replace(weights, cast_to=held)
 
 
 def replayer_of(trace: Trace, weights: Weights | None, arithmetic: str | None = None) -> Replayer:
-    """Return what replays ``trace``: weights as it held them, in its format, in what is stated of it.
+    """Return what replays ``trace``: with its weights as it used them, in its format, under what it states.
 
     Raises:
         UsageError: an arithmetic that the table does not have.
 
     """
     stated = stated_rules(arithmetic or trace.provenance.arithmetic)
-    return Replayer(trace, as_held(weights, trace), store_of(trace), stated)
+    return Replayer(trace, as_run(weights, trace), store_of(trace), stated)
 
 
 def judge(
@@ -178,16 +143,25 @@ def judge(
 
     captured = [key for key in keys if key in trace.stages]
     judged = {key: each(key, partial(_first_look, replayer, key, attempts)) for key in captured}
-    settled = _settled(judged.values())
+    settled = _rule_of_each_kind(judged.values())
     decided = {
         key: each(key, partial(_decided, replayer, judged[key], settled, attempts)) for key in captured
     }
     return {key: _without_doubtful_accusation(replayer, entry) for key, entry in decided.items()}
 
 
+def _without_doubtful_accusation(replayer: Replayer, entry: Judged) -> Judged:
+    if not entry.in_error or entry.fit is None:
+        return entry
+    missing = doubt(replayer, entry.key, entry.expected, entry.fit.rule, entry.composed, entry.fit.residual)
+    return entry if missing is None else replace(entry, fit=None, missing=missing)
+
+
 def _first_look(replayer: Replayer, key: Key, attempts: Attempts) -> Judged:
     expected = replayer.expected(key)
     rules = (PLAIN,) if expected is PLAIN else (PLAIN, expected)
+    if replayer.operation(key) is Operation.ATTENTION and replayer.store > UNIT:
+        rules = (*rules, ROUNDED_STEPS)
     found = replayer.replay(key, rules)
     if isinstance(found, Missing):
         return Judged(key=key, operation=replayer.operation(key), missing=found, expected=expected)
@@ -196,6 +170,9 @@ def _first_look(replayer: Replayer, key: Key, attempts: Attempts) -> Judged:
     fits = fits_of(replayer, key, subject, found, rules, attempts)
     if not any(fit.explains for fit in fits):
         fits += _other_fits(replayer, key, subject, rules, attempts)
+    by_rule = {fit.rule: fit.excess for fit in fits}
+    if expected is PLAIN and by_rule[PLAIN] > 1 >= by_rule.get(ROUNDED_STEPS, math.inf):
+        expected = ROUNDED_STEPS  # as usual in 16 bits as a kernel that keeps its steps in f32
     plain, _ = comparable(replayer.trace, key, subject, found.values[0], found.sigma)
     introduced = partial(compare_arrays, plain, subject, axes_of(key.stage, replayer.trace.geometry))
     metrics = attempts.trying("the figures against the plain replay", key).made(introduced, None)
@@ -219,7 +196,9 @@ def _other_fits(
     others = tuple(
         rule
         for rule in RULES[operation]
-        if rule not in tried and (operation is Operation.PROJECTION or dims % rule.block == 0)
+        if rule not in tried
+        and (operation is Operation.PROJECTION or dims % rule.block == 0)
+        and not rule.rounds_steps
     )
     if not others:
         return ()
@@ -229,10 +208,23 @@ def _other_fits(
         assert isinstance(found, Replay)
         return fits_of(replayer, key, subject, found, rules, attempts)
 
+    if operation is Operation.ATTENTION:  # whose parts make many rules, and no weights are decoded
+        return _until_explained(key, others, fits, attempts)
     # All at once, since they share the decoding of weights; else one by one, without those that break down.
     found = Attempts().trying("all other arithmetics", key).made(partial(fits, *others), ())
     for rule in () if found else others:
         found += attempts.trying(f"the arithmetic {rule.name}", key).made(partial(fits, rule), ())
+    return found
+
+
+def _until_explained(
+    key: Key, others: Sequence[Rule], fits: Callable[[Rule], tuple[Fit, ...]], attempts: Attempts
+) -> tuple[Fit, ...]:
+    found: tuple[Fit, ...] = ()
+    for rule in others:
+        found += attempts.trying(f"the arithmetic {rule.name}", key).made(partial(fits, rule), ())
+        if found and found[-1].explains:
+            break
     return found
 
 
@@ -241,8 +233,8 @@ def fits_of(
 ) -> tuple[Fit, ...]:
     """Return how well each of ``rules`` explains ``subject``, a captured stage."""
     fits = []
-    for rule, values in zip(rules, found.values, strict=True):
-        expected, sigma = comparable(replayer.trace, key, subject, values, found.sigma)
+    for index, (rule, values) in enumerate(zip(rules, found.values, strict=True)):
+        expected, sigma = comparable(replayer.trace, key, subject, values, found.sigma_under(index))
         if found.skipped is not None:
             # A loop over the visible keys alone never meets what a matrix product turns into NaN.
             expected = np.where(np.isfinite(subject) & ~np.isfinite(expected), found.skipped, expected)
@@ -261,10 +253,11 @@ def _with_edges(replayer: Replayer, key: Key, fit: Fit, subject: Stored, expecte
     def shaped(values: F64) -> F64:
         return comparable(replayer.trace, key, subject, values, sigma)[0]
 
+    from apr_falsify.compare.edges import on_the_other_side  # needed for a stage beyond its floor
+
     moved, count = on_the_other_side(replayer, key, fit.rule, subject, expected, sigma, shaped)
-    if not count:
-        return fit
-    return replace(fit_of(fit.rule, subject, moved, sigma, replayer.unit_of(key)), edges=count)
+    unit = replayer.unit_of(key)
+    return replace(fit_of(fit.rule, subject, moved, sigma, unit), edges=count) if count else fit
 
 
 def _saved_beyond(replayer: Replayer, key: Key, subject: Stored, expected: F64, sigma: F64) -> F64:
@@ -287,36 +280,7 @@ def comparable(trace: Trace, key: Key, subject: Stored, values: F64, sigma: F64)
     return values, sigma
 
 
-def fit_of(rule: Rule, subject: Stored, expected: F64, sigma: F64, unit: float) -> Fit:
-    """Return how well ``expected``, rounded as ``sigma`` says, explains ``subject``.
-
-    ``unit`` is the unit roundoff of the format in which the stage is kept.
-    """
-    finite = np.isfinite(subject) & np.isfinite(expected)
-    same = finite | (np.isnan(subject) & np.isnan(expected)) | (subject == expected)
-    with np.errstate(invalid="ignore"):
-        ratio = np.asarray(subject - expected)
-    ratio[~finite] = 0.0
-    norm, left, allowed = (_norm(values, finite) for values in (expected, ratio, sigma))
-    allowed *= LIMIT
-    ratio /= sigma
-    np.abs(ratio, out=ratio)
-    ratio[~same] = np.inf
-    return Fit(
-        rule=rule,
-        residual=left / norm if norm else (0.0 if left == 0 else math.inf),
-        floor=allowed / norm if norm else 0.0,
-        excess=excess_of(ratio, expected, unit),
-        share=float(np.mean(ratio <= LIMIT)),
-    )
-
-
-def _norm(values: F64, finite: npt.NDArray[np.bool_]) -> float:
-    flat = (values if finite.all() else np.where(finite, values, 0.0)).reshape(-1)
-    return math.sqrt(float(np.dot(flat, flat)))
-
-
-def _settled(judged: Collection[Judged]) -> dict[tuple[Operation, str], Rule]:
+def _rule_of_each_kind(judged: Collection[Judged]) -> dict[tuple[Operation, str], Rule]:
     """Return, per kind, the arithmetic that explains it; a kind that none explains has no entry.
 
     The expected arithmetic needs to explain one stage only, since faults may spoil all the others. Of
@@ -362,22 +326,6 @@ def _decided(
     own = fits[rule.name]
     best = min(fits.values(), key=lambda fit: fit.excess)
     return replace(entry, fits=tuple(fits.values()), fit=best if own.excess > 1 >= best.excess else own)
-
-
-def _without_doubtful_accusation(replayer: Replayer, entry: Judged) -> Judged:
-    """Drop an accusation that an input could explain which was not captured, or was saved in 16 bits.
-
-    A product that had to be computed here was rounded by the runtime in a way that no file shows, and a value
-    on the edge between two 8-bit steps then falls to either side. Such a stage counts as not replayable.
-    """
-    if entry.in_error and replayer.inputs_saved(entry.key) and entry.expected is not PLAIN:
-        what = f"its inputs as the runtime had them: they were saved as {saved_words(replayer.trace)}"
-        return replace(entry, fit=None, missing=Missing(what=what, remedy="save them in full"))
-    computed_here = [name for name in entry.composed if STAGES[name].product]
-    if not (entry.in_error and computed_here and entry.fit is not None and entry.fit.residual < BLUR):
-        return entry
-    what = ", ".join(computed_here)
-    return replace(entry, fit=None, missing=Missing(what=what, remedy=f"capture {what} too"))
 
 
 def _simulated(replayer: Replayer, entry: Judged) -> Judged:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.axes import axes_of
-from apr_falsify.compare.judge import as_held, comparable
+from apr_falsify.compare.judge import as_run, comparable
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.errors import LayerRangeError, ModelError, StageError
@@ -120,7 +120,7 @@ def kernel_case(trace: Trace, weights: Weights | None, key: Key) -> KernelCase:
     name, geometry = key.stage, trace.geometry
     suppliers = sources_of(key, geometry)
     inputs = {role: _captured(trace, key, source) for role, source in suppliers.items()}
-    site = _Recording(key=key, weights=as_held(weights, trace), geometry=geometry, tokens=trace.tokens)
+    site = _Recording(key=key, weights=as_run(weights, trace), geometry=geometry, tokens=trace.tokens)
     exact = {role: values.astype(np.float64) for role, values in inputs.items()}
     expected = np.asarray(compute(name, exact, site), dtype=np.float64)
     array = trace.stages.get(key)

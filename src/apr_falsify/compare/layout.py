@@ -203,7 +203,7 @@ _UNDO: Mapping[Layout, Callable[[Array, Key, Geometry, int], Array]] = {
 
 
 def factor_of(key: Key, layout: Collection[Layout], geometry: Geometry) -> float:
-    """Return what a stage laid out so was multiplied with before it was kept, in some columns at least."""
+    """Return what a stage laid out so was multiplied with before it was stored, in some columns at least."""
     return math.prod(FACTORS[word](geometry, key.layer) for word in layout if word in FACTORS)
 
 

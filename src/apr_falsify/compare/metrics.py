@@ -39,7 +39,7 @@ LEFT_OUT: tuple[int, ...] = (1, 2, 8)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Figures along one axis, one per position; NaN where a position held nothing to compare.
+    """Figures along one axis, one per position; NaN where a position has nothing to compare.
 
     Attributes:
         rel_l2: |d| / |o| of each position.

@@ -36,22 +36,23 @@ class Operands:
     layer: int | None
     interleaved: bool
 
-    def held(self, operation: Operation, inputs: dict[str, F64], rule: Rule) -> dict[str, F64]:
+    def rounded(self, operation: Operation, inputs: dict[str, F64], rule: Rule) -> dict[str, F64]:
         """Apply ``rule`` to the operands, in the order in which the runtime holds them."""
         if rule is PLAIN or operation not in OPERANDS:
             return inputs
         left, right = OPERANDS[operation]
-        a, b = self.turned(inputs, rule) if operation is Operation.SCORES else (inputs[left], inputs[right])
-        return {**inputs, left: rule.left(a), right: rule.right(b)}
+        a, b = self.rotated(inputs, rule) if operation is Operation.SCORES else (inputs[left], inputs[right])
+        kept = rule.held_right(b, self.geometry.kv_heads, self.geometry.head_dim)
+        return {**inputs, left: rule.left(a), right: kept}
 
-    def turned(self, inputs: Mapping[str, F64], rule: Rule) -> tuple[F64, F64]:
+    def rotated(self, inputs: Mapping[str, F64], rule: Rule) -> tuple[F64, F64]:
         """Return q and k in the order and in the rotation in which the runtime holds them."""
         a, b = inputs["q_post_rope"], inputs["k_post_rope"]
         if self.interleaved:
             a, b = self._side_by_side(a), self._side_by_side(b)  # q.k does not depend on a common order
         if rule.rotated:
-            size = quantise.turned_together(self.geometry.head_dim)
-            a, b = quantise.turned(a, size), quantise.turned(b, size)
+            size = quantise.rotation_size(self.geometry.head_dim)
+            a, b = quantise.hadamard_rotated(a, size), quantise.hadamard_rotated(b, size)
         return a, b
 
     def _side_by_side(self, x: F64) -> F64:
@@ -60,10 +61,10 @@ class Operands:
 
     def block_sums(self, inputs: Mapping[str, F64], rule: Rule) -> tuple[F64, F64]:
         """Return what block sums add to the scores, see :func:`block_sum_scores`."""
-        return block_sum_scores(*self.turned(inputs, rule), rule, self.geometry, self.layer)
+        return block_sum_scores(*self.rotated(inputs, rule), rule, self.geometry, self.layer)
 
     def scores(self, q: F64, k: F64, rule: Rule) -> F64:
-        """Return the scores [H, n, m] of rows of q [n, H * D] and k [m, K * D], both from ``turned``."""
+        """Return the scores [H, n, m] of rows of q [n, H * D] and k [m, K * D], both from ``rotated``."""
         geometry = self.geometry
         left, right = (x.reshape(len(x), -1, geometry.head_dim) for x in (rule.left(q), rule.right(k)))
         right = np.repeat(right, geometry.heads // geometry.kv_heads, axis=1)

@@ -1,4 +1,4 @@
-"""What proves that a stage is held in another way than is said, where a fault stands beside it.
+"""What proves that a stage is stored in another way than is declared, where a fault stands beside it.
 
 Without a fault the proof is plain: every stage that is concerned, and all that is computed from it, is right
 then. With one, fewer stages are wrong and no other one is; and of a factor, what is computed from it has the
@@ -40,7 +40,7 @@ def helps(
 
     Args:
         word: the word.
-        stages: the stages that it is said of.
+        stages: the stages that it is about.
         trace: the run as it is declared.
         judged: its stages.
         again: those that the word concerns, and what is computed from them, judged with the word.

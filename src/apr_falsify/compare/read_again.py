@@ -7,12 +7,12 @@ from typing import Protocol
 
 from apr_falsify.compare.bisection import FindingType
 from apr_falsify.compare.convention import CONVENTIONS, stored_as
-from apr_falsify.compare.held_format import Held, as_told
+from apr_falsify.compare.stored_format import StoredRun, as_stated
 from apr_falsify.formats.weights import Weights
 from apr_falsify.traces.trace import Trace
 
 
-class Told(Protocol):
+class FindingLike(Protocol):
     """A finding, of a bisection in memory or of one that was read from a file."""
 
     @property
@@ -28,15 +28,15 @@ class Told(Protocol):
         """The stages concerned."""
 
 
-def read_again(trace: Trace, weights: Weights | None, findings: Iterable[Told]) -> Held:
+def read_again(trace: Trace, weights: Weights | None, findings: Iterable[FindingLike]) -> StoredRun:
     """Return a run in the layout and the formats that ``findings`` name; others of them are passed over."""
     names = {one.name: one for one in CONVENTIONS}
-    held = Held(trace=trace, weights=weights)
+    run = StoredRun(trace=trace, weights=weights)
     for finding in findings:
         name = finding.explanation.partition(":")[0]
         if finding.type in (FindingType.LAYOUT, FindingType.RECORDING) and name in names:
-            changed = stored_as(held.trace, [names[name]])
-            held = held if changed is None else Held(trace=changed, weights=held.weights)
+            changed = stored_as(run.trace, [names[name]])
+            run = run if changed is None else StoredRun(trace=changed, weights=run.weights)
         elif finding.type is FindingType.RECORDING:
-            held = as_told(held, name, finding.stages)
-    return held
+            run = as_stated(run, name, finding.stages)
+    return run

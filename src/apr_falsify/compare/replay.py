@@ -7,7 +7,7 @@ and the rounding that the runtime must have done there is carried along (``compa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.floor import projected_through, rounding
+from apr_falsify.compare.fused import attended
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.operands import Operands
 from apr_falsify.compare.recorded_formats import as_operands
@@ -27,11 +28,11 @@ from apr_falsify.model.wiring import node_of, supplier_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
 from apr_falsify.numerics.operand_rules import AND, PLAIN, Operation, Rule, expected_rule
 from apr_falsify.operators.linear import weights_of
-from apr_falsify.operators.mixture import MixtureOperator, replay_mixture
 from apr_falsify.operators.operator import Array
+from apr_falsify.operators.replayed import MixtureOperator, replay_mixture
 from apr_falsify.operators.roundoff import UNIT, Known, lost
 from apr_falsify.operators.roundoff import stored as rounded
-from apr_falsify.operators.table import boundary_of, compute, operation_of, operator_of, span_of
+from apr_falsify.operators.table import boundary_of, compute, operation_of, operator_of, span_from
 from apr_falsify.traces.trace import Trace
 
 F64 = npt.NDArray[np.float64]
@@ -58,6 +59,7 @@ class Replay:
     Attributes:
         values: [rules, *canonical shape], f64: one per rule.
         sigma: [*canonical shape]: the root mean square of the rounding that f32 sums bring.
+        sigmas: the same under each rule, where these differ in what they round.
         composed: the stages that were computed because they were not captured.
         weight_type: the number format of the projection's weights, ``""`` where there is none.
         skipped: of ``attention`` with values that are not finite: the plain result of a runtime that
@@ -70,6 +72,11 @@ class Replay:
     composed: tuple[str, ...]
     weight_type: str
     skipped: F64 | None = None
+    sigmas: tuple[F64, ...] = ()
+
+    def sigma_under(self, index: int) -> F64:
+        """Return the rounding under the rule with this index."""
+        return self.sigmas[index] if self.sigmas else self.sigma
 
 
 def is_mixed(key: Key, geometry: Geometry) -> bool:
@@ -134,6 +141,7 @@ class Replayer:
         composed: list[str] = []
         try:
             inputs = self._inputs(key, composed, self._rows(key))
+            composed += self._steps_within(key)
             found = self._evaluated(key, inputs, rules, tuple(composed))
         except WeightsNeeded:
             return Missing(what="the weights", remedy="--oracle MODEL (bisect), --weights MODEL (compare)")
@@ -156,8 +164,12 @@ class Replayer:
     def span(self, key: Key) -> tuple[Node, ...]:
         """Return the nodes that a stage is computed through: inner ones not captured, and its own."""
         layer, name = key
-        apart = [inner for at, inner in self.trace.stages if at == layer and STAGES[inner].inner]
-        return span_of(name, self.trace.geometry, layer, apart)
+        captured = [stage for at, stage in self.trace.stages if at == layer]
+        return span_from(name, self.trace.geometry, layer, captured)
+
+    def _steps_within(self, key: Key) -> list[str]:
+        """Return the stages of the closed list that a stage is computed through."""
+        return [node.stage for node in self.span(key)[:-1] if not STAGES[node.stage].inner]
 
     def sources(self, key: Key) -> dict[str, Key]:
         """Return what a stage is computed from: argument -> the stage that supplies it."""
@@ -230,7 +242,7 @@ class Replayer:
             return Known(value=values, sigma=self._rounded_later(key, values))
         if key.stage in ("post_ffn_residual", "post_attn_residual"):
             raise NotCaptured(key)  # a residual stream can be composed only by replaying whole layers
-        composed.append(key.stage)
+        composed += [*self._steps_within(key), key.stage]
         found = self._evaluated(key, self._inputs(key, composed, rows), (self.expected(key),), ())
         return Known(value=found.values[0], sigma=found.sigma)
 
@@ -239,6 +251,12 @@ class Replayer:
         operation = self.operation(key)
         kind = self.weight_type(key) if operation is Operation.PROJECTION else ""
         return expected_rule(self.trace.provenance.runtime, operation, kind, self.stated)
+
+    def is_stated(self, key: Key) -> bool:
+        """Whether the arithmetic of a stage's products is stated."""
+        operation = self.operation(key)
+        parts = (Operation.SCORES, Operation.MIX) if operation is Operation.ATTENTION else (operation,)
+        return all(part in (self.stated or {}) for part in parts)
 
     def _rounded_later(self, key: Key, values: F64) -> F64 | None:
         """Return the rounding that a captured stage meets before it is used, ``None`` where it meets none."""
@@ -261,22 +279,30 @@ class Replayer:
         self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...], composed: tuple[str, ...]
     ) -> Replay:
         site = self._site(key, inputs, rules)
-        span = span_of(key.stage, self.trace.geometry, key.layer, inputs)
+        span = span_from(key.stage, self.trace.geometry, key.layer, inputs)
         operation = operation_of(span)
         operator = operator_of(span[-1])
+        apart: Sequence[F64] = ()
         if isinstance(operator, MixtureOperator):
+            site.captured = self.captured(key)
+            site.last_weights = self.captured(Key(key.layer, "moe_router"))
             values, sigma = replay_mixture(operator, inputs, site, rules, self.store)
         elif operation is Operation.PROJECTION:
             found, sigma = projected_through(span, inputs, site, self.store)
             values = np.asarray(found, dtype=np.float64)
+        elif operation is Operation.ATTENTION:
+            values, apart = attended(span, inputs, site, self.operands(key.layer), self.store)
+            sigma = apart[0]
         else:
             values, sigma = self._under_each(key, operation, inputs, site)
         saved = self.saved_sigma(key, values[0], sigma)
         assert saved is not None
+        each = [self.saved_sigma(key, values[0], one) for one in apart]
         plain = {role: known.value for role, known in inputs.items()}
         return Replay(
             values=values,
             sigma=saved,
+            sigmas=tuple(one for one in each if one is not None),
             composed=composed,
             weight_type=_common(site.types),
             skipped=_skipping(plain, site) if operation is Operation.MIX else None,
@@ -309,8 +335,8 @@ class Replayer:
         self, name: str, operation: Operation, inputs: dict[str, F64], rule: Rule, site: ReplaySite
     ) -> Array:
         operands = self.operands(site.layer)
-        values = compute(name, operands.held(operation, inputs, rule), site)
-        if operation is Operation.SCORES and rule.block_sums:
+        values = compute(name, operands.rounded(operation, inputs, rule), site)
+        if operation is Operation.SCORES and rule.block_sums and name != "attn_softmax":
             values = values + operands.block_sums(inputs, rule)[0]
         return values
 

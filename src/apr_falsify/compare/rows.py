@@ -1,4 +1,4 @@
-"""The rows of a bisection: what is measured of each stage, and what is said of it."""
+"""The rows of a bisection: what is measured of each stage, and the verdict on it."""
 
 from __future__ import annotations
 
@@ -68,6 +68,13 @@ def cleared(rows: Sequence[Row], judged: Mapping[Key, Judged]) -> tuple[Row, ...
         if row.verdict is Verdict.INTRODUCES and (row.layer, row.stage) in in_error
         else row
         for row in rows
+    )
+
+
+def inheriting(rows: Sequence[Row], keys: Collection[Key]) -> tuple[Row, ...]:
+    """Return the rows, those of ``keys`` as having the error of another stage."""
+    return tuple(
+        replace(row, verdict=Verdict.INHERITS) if (row.layer, row.stage) in keys else row for row in rows
     )
 
 

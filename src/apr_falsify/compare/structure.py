@@ -39,7 +39,15 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
     "attn_softcap": ("attn_scores",),
     "final_softcap": ("lm_head",),
     "embed_scale": ("embedding",),
-    "norm_topk_prob": ("moe_router", "ffn_out"),
+    "residual_scale": ("post_attn_residual", "post_ffn_residual"),
+    "logit_scale": ("lm_head",),
+    "rotated": ("q_post_rope", "k_post_rope"),
+    **dict.fromkeys(("norm_topk_prob", "router_scoring", "routed_scale"), ("router_weights", "ffn_out")),
+    **dict.fromkeys(
+        ("router_corrected", "expert_groups", "expert_groups_chosen", "group_best"),
+        ("router_weights", "ffn_out"),
+    ),
+    **dict.fromkeys(("shared_intermediate", "shared_gated"), ("ffn_out",)),
     "windows": ("attn_softmax",),
     "qkv_bias": ("qkv_bias",),
     "output_bias": ("attn_out",),
@@ -81,7 +89,7 @@ def geometry_findings(oracle: Geometry, subject: Geometry) -> list[Finding]:
             type=FindingType.GEOMETRY,
             stages=_USED_BY.get(field.name, ()),
             explanation=(
-                f"{field.name} is {_told(ours)} in the oracle's model, {_told(theirs)} in the subject's"
+                f"{field.name} is {_text(ours)} in the oracle's model, {_text(theirs)} in the subject's"
             ),
             advice="check that both sides run the same model, and how the subject's file was converted",
         )
@@ -110,13 +118,13 @@ def constant_findings(oracle: Geometry, subject: Geometry, keys: Iterable[Key], 
             layer=layer,
             stages=tuple(used),
             explanation=(
-                f"{name} is {_told(_stated(oracle, name))} in the oracle's model, "
-                f"{_told(_stated(subject, name))} in the model that the subject runs"
+                f"{name} is {_text(_stated(oracle, name))} in the oracle's model, "
+                f"{_text(_stated(subject, name))} in the model that the subject runs"
             ),
             advice="check the config.json that the subject's file was converted from",
             cause=(
                 "constant",
-                f"{name} {_told(_stated(subject, name))} instead of {_told(_stated(oracle, name))}",
+                f"{name} {_text(_stated(subject, name))} instead of {_text(_stated(oracle, name))}",
             ),
         )
         for (name, layer), used in found.items()
@@ -124,9 +132,11 @@ def constant_findings(oracle: Geometry, subject: Geometry, keys: Iterable[Key], 
 
 
 def _stated(geometry: Geometry, name: str) -> Any:
-    """Return a size or constant; the scale of scores of every layer, also where it is the usual one."""
+    """Return a size or constant; what may differ by layer of every layer, also where it is as usual."""
     if name == "attn_scales":
         return tuple(geometry.attn_scale_at(layer) for layer in range(geometry.layers))
+    if name == "rotated":
+        return geometry.rotated or (True,) * geometry.layers
     return getattr(geometry, name)
 
 
@@ -173,7 +183,7 @@ def _close(ours: float, theirs: float) -> bool:
     return abs(ours - theirs) <= _SAME * max(abs(ours), abs(theirs))
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, Rope):
         return f"{value.kind} with base {value.theta:.7g}"
     if isinstance(value, tuple) and len(set(value)) == 1:
@@ -211,22 +221,22 @@ def status_of(key: Key, oracle: Trace, subject: Trace) -> Status:
         return Status.NOT_APPLICABLE
     if ours or theirs:
         lacking = subject if ours else oracle
-        if not _asked(key, lacking):
+        if not _was_requested(key, lacking):
             return Status.NOT_REQUESTED
         return Status.MISSING_IN_SUBJECT if ours else Status.MISSING_IN_ORACLE
-    both = _asked(key, subject) and _asked(key, oracle)
+    both = _was_requested(key, subject) and _was_requested(key, oracle)
     return Status.MISSING_IN_SUBJECT if both else Status.NOT_REQUESTED
 
 
-def _asked(key: Key, trace: Trace) -> bool:
-    """Whether the run was asked for the stage; where that is not known, it was."""
+def _was_requested(key: Key, trace: Trace) -> bool:
+    """Whether the stage was requested of the run; where that is not known, it was."""
     layer, name = key
-    asked = trace.provenance
-    if asked.stages is not None and name not in asked.stages:
+    provenance = trace.provenance
+    if provenance.stages is not None and name not in provenance.stages:
         return False
-    if asked.layers is None:
+    if provenance.layers is None:
         return True
-    first, last = asked.layers
+    first, last = provenance.layers
     return last - first == trace.geometry.layers if layer is None else first <= layer < last
 
 

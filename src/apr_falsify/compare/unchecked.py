@@ -1,4 +1,4 @@
-"""What a bisection did not look at, or broke down over, in words: nobody shall take it for checked."""
+"""What a bisection did not look at, or broke down over, so that nobody takes it for checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import Trace
 
 UNUSED_SHOWN = 12
-"""How many names of a foreign recording's unused arrays are told; the provenance holds all."""
+"""How many names of a foreign recording's unused arrays are reported; the provenance holds all."""
 
 
 def not_checked(rows: Sequence[Row], oracle: Trace, subject: Trace, weights: Weights | None) -> list[str]:

@@ -180,7 +180,7 @@ def write_bundle(
     Args:
         draft: what it is made of.
         directory: where it shall be.
-        limit: its size in bytes; where the stage files would exceed it, only their digests are kept.
+        limit: its size in bytes; where the stage files would exceed it, only their digests are stored.
         key: what to sign it with.
         report: whether to make ``report.html`` too, where jinja2 is installed.
 
@@ -233,7 +233,7 @@ def _files(draft: Draft, *, values: bool, key: SigningKey | None, report: bool) 
         for name, bisection in draft.controls.items():
             files[f"controls/{name}/{BISECTION}"] = json_bytes(bisection)
     except (ValueError, TypeError) as error:
-        raise EvidenceError(f"cannot be told in JSON: {error}", where=facts.falsifier) from error
+        raise EvidenceError(f"cannot be written as JSON: {error}", where=facts.falsifier) from error
     if foreign := [name for name in files if not is_name(name)]:
         raise EvidenceError(
             f"{foreign[0]!r} is no name for a file of a bundle",

@@ -1,4 +1,4 @@
-"""What differs between two bundles: the claim, the code, what was run, what it said, each figure."""
+"""What differs between two bundles: the claim, the code, what was run, its outcome, each figure."""
 
 from __future__ import annotations
 

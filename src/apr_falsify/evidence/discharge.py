@@ -1,7 +1,7 @@
 """Whether a lane is the one that a contract's ``discharge`` block names, word by word.
 
-``unknown`` satisfies nothing, and a word that no bundle answers is unmet: who asks for it knows better than
-to let it pass. A version is a range in the form of PEP 440.
+``unknown`` satisfies nothing, and a word that bundles do not record counts as unmet. A version is a range in
+the form of PEP 440.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SIDES = ("oracle", "subject")
 
 
 def unmet(discharge: Mapping[str, Any], lane: LaneFacts) -> Iterator[str]:
-    """Yield a line for each word of ``discharge`` that ``lane`` does not satisfy: what is, what is asked."""
+    """Yield a line for each word of ``discharge`` that ``lane`` does not satisfy, with both values."""
     for word, wanted in _words(discharge, ""):
         got = _answer(word, lane)
         if not _satisfies(word, got, wanted):
@@ -100,7 +100,7 @@ def _known_as(word: str) -> str:
 
 
 def _holds(got: str, wanted: str) -> bool:
-    """Whether the layers that ran are at least those that are asked for; ``A..B`` ends before B."""
+    """Whether the layers that ran are at least those that are requested; ``A..B`` ends before B."""
     ran, asked = (re.fullmatch(r"([0-9]{1,9})\.\.([0-9]{1,9})", one) for one in (got, wanted))
     if ran is None or asked is None:
         return False

@@ -21,7 +21,7 @@ from apr_falsify.evidence.verify import Verification
 _MOST_NAMED = 5
 
 STALENESS = frozenset(("claim-changed", "code-changed"))
-"""Reasons that a new run of the same falsifier would mend."""
+"""Reasons that a new run of the same falsifier would remove."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +196,7 @@ def _control_failed(case: _Case) -> Iterator[str]:
 
 
 def _no_control(case: _Case) -> Iterator[str]:
-    """Refuse what rests on a bisection that has given one answer only: the other might be beyond it.
+    """Refuse evidence of a bisection that has given one answer only: it may be unable to give the other.
 
     Bisections of both kinds in the bundle show that it can give either; so does a test marked as a control.
     What measures without one needs no control beside it: a test of a format fails where the format is wrong.
@@ -313,7 +313,7 @@ def _no_live_test(case: _Case) -> Iterator[str]:
     if hollow:
         yield f"{hollow[0]} {HOLLOW}: let it ask for bisection or subject_trace"
     elif unsaid:
-        yield f"it was made before bundles told whether {unsaid[0]} measured the lane: run it again"
+        yield f"it was made before bundles recorded whether {unsaid[0]} measured the lane: run it again"
     else:
         yield "no live test of the prediction passed: none measured the subject of a lane"
 

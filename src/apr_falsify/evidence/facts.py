@@ -78,7 +78,7 @@ class LaneFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """The state of the project's sources when the falsifier ran. Told, not bound: a squash changes it.
+    """The state of the project's sources when the falsifier ran. Recorded, not bound: a squash changes it.
 
     Attributes:
         project: name of the project, from pyproject.toml.

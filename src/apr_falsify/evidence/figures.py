@@ -192,7 +192,7 @@ def _count(
 
 
 def _replay_count(count: Count, file: str, name: str, holds: bool, message: str) -> None:
-    """Count a figure of a replay; unlike a sum over stored values it may change with the version."""
+    """Count a figure of a replay, which may change with the version, unlike a sum over stored values."""
     hint = f"{message}; it was altered, or this version replays otherwise: run the falsifier again"
     _count(count, file, name, holds, hint, REPLAY_DIFFERS)
 

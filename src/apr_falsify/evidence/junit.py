@@ -128,12 +128,12 @@ def disagreements(tests: Iterable[TestRecord], cases: Iterable[Case]) -> list[st
     """Say where the tests of a bundle and its JUnit XML disagree; empty where they do not."""
     told = sorted(cases)
     expected = sorted(_case(one) for one in tests if one.ended not in _NEVER_RAN)
-    idle = {_case(one)[:2] for one in tests if one.ended in _NEVER_RAN}
-    extra = [case for case in told if case not in expected and case[:2] not in idle]
+    not_run = {_case(one)[:2] for one in tests if one.ended in _NEVER_RAN}
+    extra = [case for case in told if case not in expected and case[:2] not in not_run]
     lacking = [case for case in expected if case not in told]
     words = [f"has {name} as {ended}, bundle.json has not" for _, name, ended in extra]
     words += [f"has not {name} as {ended}, bundle.json has" for _, name, ended in lacking]
-    if not words and len([case for case in told if case[:2] not in idle]) != len(expected):
+    if not words and len([case for case in told if case[:2] not in not_run]) != len(expected):
         words.append("names a test twice")
     return words
 

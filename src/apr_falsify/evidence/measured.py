@@ -25,7 +25,7 @@ def check_measured(facts: Facts, files: Mapping[str, bytes], weights: Model | No
     """Check traces and bisections of a bundle whose files are all those of its statement."""
     sides = _sides(facts, files, found)  # 9
     found.attested.append("device and lane: what the capturing machine reported")
-    held = _held(weights, sides, found)
+    held = _replay_weights(weights, sides, found)
     for name in sorted(files):  # 10
         if name.rpartition("/")[2] != BISECTION:
             continue
@@ -93,7 +93,7 @@ def _check_run(facts: Facts, trace: Trace, found: Findings) -> None:
         found.check(f"lane: {name}", ran in (None, said), "lane-differs", BUNDLE, message)
 
 
-def _held(
+def _replay_weights(
     model: Model | None, sides: tuple[SideTrace, SideTrace] | None, found: Findings
 ) -> tuple[Weights | None, Weights | None]:
     """Return the weights to replay either side with: the given model's, where that side ran it."""

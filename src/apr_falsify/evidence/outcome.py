@@ -52,7 +52,7 @@ class Level(StrEnum):
 
 
 class SeenRun(StrEnum):
-    """What a test asked to have measured: a side of the session's lane, or the embedded default."""
+    """What a test has measured: a side of the session's lane, or the embedded default."""
 
     ORACLE = "oracle"
     SUBJECT = "subject"
@@ -60,7 +60,7 @@ class SeenRun(StrEnum):
 
 
 HOLLOW = "passed, but measured nothing of the lane's subject"
-"""What is said of a live test of the prediction that passed without having the lane measured."""
+"""The words for a live test of the prediction that passed without having the lane measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class TestRecord:
         level: where it measures.
         reason: why it did not pass, in a line; empty where it passed.
         seconds: how long it took.
-        measured: what it asked to have measured; ``None`` where a bundle of an earlier version does not say.
+        measured: what it had measured; ``None`` where a bundle of an earlier version does not say.
 
     """
 
@@ -183,7 +183,7 @@ _NOT_RUN: Mapping[Ended, str] = {
     Ended.UNCOLLECTED: "not collected",
     Ended.UNFINISHED: "did not finish",
 }
-"""How a test ended without deciding -> what is said of it."""
+"""How a test ended without deciding -> the words for it."""
 
 
 def outcome_of(tests: Iterable[TestRecord]) -> Outcome:
@@ -199,16 +199,16 @@ def outcome_of(tests: Iterable[TestRecord]) -> Outcome:
     records = tuple(tests)
     broken = [one for one in records if one.ended is Ended.ERROR or _failed(one, Role.CONTROL)]
     failed = [one for one in records if _failed(one, Role.PREDICTION)]
-    idle = [one for one in records if one.ended in _NOT_RUN]
+    unjudged = [one for one in records if one.ended in _NOT_RUN]
     if not records:
         return Outcome(result=Result.NOT_RUN, reason="no test carries its marker")
     if broken:
         word = "control failed" if broken[0].ended is Ended.FAILED else "error"
-        return Outcome(result=Result.ERROR, reason=_told(broken, word))
+        return Outcome(result=Result.ERROR, reason=_first_of(broken, word))
     if failed:
-        return Outcome(result=Result.FALSIFIED, reason=_told(failed, "failed"))
-    if idle:
-        return Outcome(result=Result.NOT_RUN, reason=_told(idle, _NOT_RUN[idle[0].ended]))
+        return Outcome(result=Result.FALSIFIED, reason=_first_of(failed, "failed"))
+    if unjudged:
+        return Outcome(result=Result.NOT_RUN, reason=_first_of(unjudged, _NOT_RUN[unjudged[0].ended]))
     return _of_passed(records)
 
 
@@ -217,11 +217,11 @@ def _of_passed(records: tuple[TestRecord, ...]) -> Outcome:
     controls = sum(one.role is Role.CONTROL for one in records)
     predictions = len(records) - controls - len(hollow)
     if not predictions:
-        said = _told(hollow, HOLLOW) if hollow else "only controls ran: nothing measured the prediction"
-        return Outcome(result=Result.NOT_RUN, reason=said)
-    told = [_counted(predictions, "prediction"), *([_counted(controls, "control")] if controls else [])]
-    apart = f"; {_told(hollow, HOLLOW)}" if hollow else ""
-    return Outcome(result=Result.SURVIVED, reason=f"{' and '.join(told)} passed{apart}")
+        why = _first_of(hollow, HOLLOW) if hollow else "only controls ran: nothing measured the prediction"
+        return Outcome(result=Result.NOT_RUN, reason=why)
+    passed = [_counted(predictions, "prediction"), *([_counted(controls, "control")] if controls else [])]
+    apart = f"; {_first_of(hollow, HOLLOW)}" if hollow else ""
+    return Outcome(result=Result.SURVIVED, reason=f"{' and '.join(passed)} passed{apart}")
 
 
 def _counted(count: int, noun: str) -> str:
@@ -232,7 +232,7 @@ def _failed(one: TestRecord, role: Role) -> bool:
     return one.ended is Ended.FAILED and one.role is role
 
 
-def _told(records: list[TestRecord], word: str) -> str:
+def _first_of(records: list[TestRecord], word: str) -> str:
     first = records[0]
     more = f" (and {len(records) - 1} more)" if len(records) > 1 else ""
     return f"{first.name}: {word}{more}" + (f": {first.reason}" if first.reason else "")

@@ -36,7 +36,7 @@ class CheckedReport:
     Attributes:
         recomputed: figures that were computed again from the bundle's own files.
         attested: figures that rest on the word of the machine that made it.
-        rung: the status that it earns, empty where that was not asked.
+        rung: the status that it earns, empty where it was not to be found out.
         needs: what it would take for the next one.
 
     """

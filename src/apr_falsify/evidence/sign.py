@@ -137,7 +137,7 @@ def envelope_bytes(statement: bytes, key: SigningKey, envelope: bytes | None = N
     Args:
         statement: the bytes of ``statement.json``.
         key: the key.
-        envelope: the envelope that is there already; its other signatures are kept.
+        envelope: the envelope that is there already; its other signatures stay.
 
     Raises:
         EvidenceError: ``envelope`` is none of this statement.

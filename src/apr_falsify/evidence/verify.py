@@ -14,7 +14,7 @@ The plan; every step of the code carries its number:
 10. The figures of the bisection: recomputed, or attested.
 
 All problems are collected. Where a file is not the one that the statement names, nothing that rests on its
-content is looked at any more; what was left out is told.
+content is looked at any more; what was left out is reported.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def _facts(
         found.problem("newer-version", BUNDLE, message)
         return None
     except (ValueError, KeyError, TypeError) as error:
-        if BUNDLE in intact:  # else it was changed, which is told already
+        if BUNDLE in intact:  # else it was changed, which is reported already
             found.problem("bad-bundle", BUNDLE, f"is not usable: {error}")
         return None
     latest = (now or datetime.datetime.now(datetime.UTC)) + CLOCK_SKEW

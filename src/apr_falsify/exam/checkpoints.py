@@ -124,7 +124,7 @@ def write_gguf(
         writer.add_tensor("rope_freqs.weight", _divisors(geometry).astype(np.float32))
     for (role, layer), values in weights.items():
         name = family_of(geometry).gguf_weights[role].format(n=layer)
-        held = as_held(role, values, geometry)
+        held = as_converted(role, values, geometry)
         if held.ndim == 1 or role in ONCE:
             writer.add_tensor(name, held)
         else:
@@ -175,7 +175,7 @@ def _divisors(geometry: Geometry) -> npt.NDArray[np.float64]:
     return plain / scaled
 
 
-def as_held(role: str, values: F32, geometry: Geometry) -> F32:
+def as_converted(role: str, values: F32, geometry: Geometry) -> F32:
     """Return a tensor as a conversion to GGUF stores it: q and k in interleaved pairs where it does so."""
     if not (family_of(geometry).gguf_interleaved and role in ("q", "k", "q_bias", "k_bias")):
         return np.ascontiguousarray(values)

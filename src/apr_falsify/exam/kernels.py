@@ -25,12 +25,12 @@ _NUMPY = "NPY_DISABLE_CPU_FEATURES"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """What a worker process is told to compute with.
+    """The kernels that a worker process shall compute with.
 
     Attributes:
         name: what tables call it.
         threads: how many threads a library may use.
-        variables: variables of libraries -> what each is told.
+        variables: variables of libraries -> the value of each.
         numpy_without: beginnings of the names of processor features that NumPy shall not use.
 
     """
@@ -121,7 +121,7 @@ def _digest() -> str:
 
 
 def _openblas_core() -> str:
-    """Return what OpenBLAS calls the kernels that it chose, ``unknown`` where it cannot be asked."""
+    """Return what OpenBLAS calls the kernels that it chose, ``unknown`` where it does not say."""
     with suppress(OSError):
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
         for path in sorted({line.split()[-1] for line in lines if "openblas" in line}):

@@ -1,4 +1,4 @@
-"""What the exam is held on: models, number formats and arithmetics, tokens. Tables alone."""
+"""What the exam runs on: models, number formats and arithmetics, tokens. Tables alone."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ class Material:
 
     @property
     def wide(self) -> bool:
-        """Whether it has a real model's width: gigabytes, of which one is held at a time."""
+        """Whether it has a real model's width: gigabytes, of which one is in memory at a time."""
         blueprint = BLUEPRINTS.get(self.name)
         return blueprint is not None and blueprint.wide
 

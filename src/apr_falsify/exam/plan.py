@@ -28,7 +28,7 @@ MODELS: tuple[str, ...] = (
     SMOLLM2,
     WIDE_MODEL,
 )
-"""The models that can be asked for."""
+"""The models that can be requested."""
 
 SETTINGS_OF: Mapping[str, tuple[str, ...]] = {
     "formula": ("f32", "f16", "q4_0 x q8_0 of 32"),
@@ -70,10 +70,10 @@ class ExamPlan:
         faults: the faults.
         repetitive: on how many repetitive texts each fault is seeded once more.
         pairs: how many pairs.
-        correct: how many of the narrow models' correct runs are held: every n-th.
-        kernels: the kernels under which correct runs are held.
+        correct: how many of the narrow models' correct runs take place: every n-th.
+        kernels: the kernels under which correct models run.
         longest: how many tokens a correct run has at most.
-        parts: the parts of the exam that are held.
+        parts: the parts of the exam that are run.
 
     """
 
@@ -250,7 +250,7 @@ def pairs(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> Iterator[E
         )
         if hosts[host].runs(material, setting) and _apart(seeded, geometry):
             given += 1
-            tokens = tokens_of(turn % 3, 6 + turn % 4, geometry.vocab)  # few, whose oracles are kept
+            tokens = tokens_of(turn % 3, 6 + turn % 4, geometry.vocab)  # few, whose oracles stay in memory
             yield ExamCase(host=host, material=material, setting=setting, tokens=tokens, seeded=seeded)
 
 

@@ -1,4 +1,4 @@
-"""A case and its outcome as plain JSON values: handed between processes, kept, and run again."""
+"""A case and its outcome as plain JSON values: handed between processes, stored, and run again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.exam.cases import ExamCase, Seeded
 from apr_falsify.exam.faults import CATALOGUE
+from apr_falsify.exam.grades import Grade
 from apr_falsify.exam.kernels import KERNELS
-from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.texts import TEXTS
 from apr_falsify.exam.trial import TrialOutcome
@@ -93,7 +93,7 @@ def _known(table: Mapping[str, Any], recipe: Mapping[str, Any], key: str, where:
 def outcome_to_json(outcome: TrialOutcome) -> dict[str, Any]:
     """Return what came of a case, without the case."""
     return {
-        "mark": outcome.mark.value,
+        "mark": outcome.grade.value,
         "published": outcome.published.value,
         "explained": outcome.explained,
         "level": outcome.level,
@@ -105,19 +105,19 @@ def outcome_to_json(outcome: TrialOutcome) -> dict[str, Any]:
     }
 
 
-def outcome_of(case: ExamCase, told: Mapping[str, Any]) -> TrialOutcome:
+def outcome_of(case: ExamCase, record: Mapping[str, Any]) -> TrialOutcome:
     """Return what :func:`outcome_to_json` gave, with its case."""
     return TrialOutcome(
         case=case,
-        mark=Mark(told["mark"]),
-        published=Mark(told["published"]),
-        explained=told["explained"],
-        level=told["level"],
-        required=_keys(told["required"]),
-        found=_keys(told["found"]),
-        said=tuple(told["said"]),
-        right=tuple(told["right"]),
-        guilty=tuple(told["guilty"]),
+        grade=Grade(record["mark"]),
+        published=Grade(record["published"]),
+        explained=record["explained"],
+        level=record["level"],
+        required=_keys(record["required"]),
+        found=_keys(record["found"]),
+        said=tuple(record["said"]),
+        right=tuple(record["right"]),
+        guilty=tuple(record["guilty"]),
     )
 
 

@@ -19,7 +19,7 @@ SCHEMA = "apr-falsify/faults-results/v1"
 
 @cache
 def suite_sha256() -> str:
-    """Return a digest of this package's code: outcomes of other code are no outcomes of this."""
+    """Return a digest of this package's code: outcomes of other code do not count."""
     package, found = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         found.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")
@@ -40,7 +40,7 @@ class Results:
 
     def __init__(self, path: Path | None) -> None:
         self._path, self._lock = path, threading.Lock()
-        self._told: dict[str, dict[str, Any]] = {}
+        self._records: dict[str, dict[str, Any]] = {}
         self.kernels: dict[str, dict[str, str]] = {}
         if path is not None and path.exists():
             self._read(path)
@@ -66,19 +66,19 @@ class Results:
             if "kernel" in entry:
                 self.kernels[entry["kernel"]] = entry["facts"]
             else:
-                self._told[json.dumps(entry["case"], sort_keys=True)] = entry["outcome"]
+                self._records[json.dumps(entry["case"], sort_keys=True)] = entry["outcome"]
 
     def get(self, case: ExamCase) -> TrialOutcome | None:
-        """Return what came of ``case``, ``None`` where it was not held yet."""
-        told = self._told.get(key_of(case))
-        return None if told is None else outcome_of(case, told)
+        """Return what came of ``case``, ``None`` where it has not run yet."""
+        record = self._records.get(key_of(case))
+        return None if record is None else outcome_of(case, record)
 
     def put(self, outcome: TrialOutcome) -> None:
         """Keep an outcome."""
-        told = outcome_to_json(outcome)
+        record = outcome_to_json(outcome)
         with self._lock:
-            self._told[key_of(outcome.case)] = told
-            self._append({"case": recipe_of(outcome.case), "outcome": told})
+            self._records[key_of(outcome.case)] = record
+            self._append({"case": recipe_of(outcome.case), "outcome": record})
 
     def put_kernel(self, name: str, facts: dict[str, str]) -> None:
         """Keep what a worker process says of its kernels."""
@@ -96,7 +96,7 @@ class Results:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise OutputError(f"the results cannot be kept: {error.strerror}", where=self._path) from error
+            raise OutputError(f"the results cannot be saved: {error.strerror}", where=self._path) from error
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The models of an exam: made where one is first asked for, shared by all of its processes."""
+"""The models of an exam: made where one is first requested, shared by all of its processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Encode = Callable[[Model, str], tuple[int, ...]]
 
 
 class Store:
-    """Makes models where they are first asked for.
+    """Makes models where they are first requested.
 
     Args:
         directory: where they are written, once for all processes of an exam.
@@ -120,7 +120,7 @@ class Store:
         return write_hf(path, config, {**weights_of(sound), **weights}, self._tokenizer)
 
     def drop_wide(self, kept: Material | None = None) -> None:
-        """Let go of every wide model but ``kept``."""
+        """Release every wide model but ``kept``."""
         for material in [each for each in self._models if each.wide and each != kept]:
             del self._models[material]
 

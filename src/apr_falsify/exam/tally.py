@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from apr_falsify.exam.examination import Examination
 from apr_falsify.exam.faults import CATALOGUE, Fault
+from apr_falsify.exam.grades import Grade
 from apr_falsify.exam.kernels import OWN
-from apr_falsify.exam.marks import Mark
 from apr_falsify.exam.material import BLUEPRINTS
 from apr_falsify.exam.plan import CORRECT, PAIRS, SINGLE, SMOLLM2
 from apr_falsify.exam.recipes import key_of, recipe_of
-from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.trial import TrialOutcome
 
 SCHEMA = "apr-falsify/faults/v1"
@@ -21,7 +21,7 @@ SCHEMA = "apr-falsify/faults/v1"
 EXPLAINED_SHARE = 0.8
 PAIRS_SHARE = 0.95
 
-_Marked = Callable[[TrialOutcome], Mark]
+_Grading = Callable[[TrialOutcome], Grade]
 
 
 def bound_of(count: int, accused: int = 0) -> float:
@@ -54,43 +54,46 @@ def _at_most(accused: int, count: int, rate: float) -> float:
     )
 
 
-def _ours(outcome: TrialOutcome) -> Mark:
-    return outcome.mark
+def _ours(outcome: TrialOutcome) -> Grade:
+    return outcome.grade
 
 
-def _published(outcome: TrialOutcome) -> Mark:
+def _published(outcome: TrialOutcome) -> Grade:
     return outcome.published
 
 
-def tallies(sitting: Sitting, marked: _Marked = _ours) -> dict[str, Any]:
+def tallies(examination: Examination, grading: _Grading = _ours) -> dict[str, Any]:
     """Return how single faults, pairs and correct runs were marked."""
-    counted = {mark.value: _count(sitting.single, marked, mark) for mark in Mark}
-    explained = sum(outcome.explained for outcome in sitting.single) if marked is _ours else 0
+    counted = {grade.value: _count(examination.single, grading, grade) for grade in Grade}
+    explained = sum(outcome.explained for outcome in examination.single) if grading is _ours else 0
     return {
         "single": {
-            "faults": len({outcome.case.seeded[0].fault.name for outcome in sitting.single}),
-            "total": len(sitting.single),
+            "faults": len({outcome.case.seeded[0].fault.name for outcome in examination.single}),
+            "total": len(examination.single),
             **counted,
             "explained": explained,
         },
-        "pairs": {"total": len(sitting.pairs), "located": _count(sitting.pairs, marked, Mark.LOCATED)},
+        "pairs": {
+            "total": len(examination.pairs),
+            "located": _count(examination.pairs, grading, Grade.LOCATED),
+        },
         "correct_runs": {
-            "total": len(sitting.correct),
-            "distinct": distinct(sitting),
-            "accused": len(sitting.correct) - _count(sitting.correct, marked, Mark.LOCATED),
+            "total": len(examination.correct),
+            "distinct": distinct(examination),
+            "accused": len(examination.correct) - _count(examination.correct, grading, Grade.LOCATED),
         },
     }
 
 
-def distinct(sitting: Sitting) -> int:
+def distinct(examination: Examination) -> int:
     """Return how many correct runs are no repetition of another one, number for number.
 
     Two kernels whose libraries make the same digits of fixed operands are one: on a processor that lacks
     the wider one, say.
     """
     seen = set()
-    for outcome in sitting.correct:
-        facts = sitting.kernels.get(outcome.case.kernel, {})
+    for outcome in examination.correct:
+        facts = examination.kernels.get(outcome.case.kernel, {})
         digits = tuple(facts[key] for key in _DIGITS if key in facts) or outcome.case.kernel
         seen.add(key_of(replace(outcome.case, kernel=OWN, text="")) + str(digits))
     return len(seen)
@@ -100,13 +103,13 @@ _DIGITS = ("numpy_digest", "torch_digest", "torch_threads")
 """What tells the kernels of one process from those of another."""
 
 
-def _count(outcomes: Sequence[TrialOutcome], marked: _Marked, mark: Mark) -> int:
-    return sum(marked(outcome) is mark for outcome in outcomes)
+def _count(outcomes: Sequence[TrialOutcome], grading: _Grading, grade: Grade) -> int:
+    return sum(grading(outcome) is grade for outcome in outcomes)
 
 
-def goals(sitting: Sitting) -> dict[str, bool]:
-    """Return the goals of the parts held, and which are met; nothing held is no goal met."""
-    found = tallies(sitting)
+def goals(examination: Examination) -> dict[str, bool]:
+    """Return the goals of the parts that were run, and which are met; where nothing ran none is."""
+    found = tallies(examination)
     single, both, correct = found["single"], found["pairs"], found["correct_runs"]
     every = {
         SINGLE: {
@@ -117,42 +120,42 @@ def goals(sitting: Sitting) -> dict[str, bool]:
         CORRECT: {"no correct run accused": correct["total"] > 0 == correct["accused"]},
     }
     return {
-        goal: met for part, goals in every.items() if part in sitting.parts for goal, met in goals.items()
+        goal: met for part, goals in every.items() if part in examination.parts for goal, met in goals.items()
     }
 
 
-def to_json(sitting: Sitting) -> dict[str, Any]:
+def to_json(examination: Examination) -> dict[str, Any]:
     """Return the exam's result as plain JSON values."""
-    counted = tallies(sitting)
+    counted = tallies(examination)
     return {
         "schema": SCHEMA,
         **counted,
-        "published_rule": tallies(sitting, _published),
-        "goals": goals(sitting),
-        "false_alarms_below": bound_of(distinct(sitting), counted["correct_runs"]["accused"]),
-        "below_ten_floors": len(sitting.below),
+        "published_rule": tallies(examination, _published),
+        "goals": goals(examination),
+        "false_alarms_below": bound_of(distinct(examination), counted["correct_runs"]["accused"]),
+        "below_ten_floors": len(examination.below),
         "curve": {
-            f"{level:g}": {"total": len(held), "located": _count(held, _ours, Mark.LOCATED)}
-            for level, held in sitting.curve.items()
+            f"{level:g}": {"total": len(held), "located": _count(held, _ours, Grade.LOCATED)}
+            for level, held in examination.curve.items()
         },
-        "by_host": _split(sitting.single, lambda outcome: outcome.case.host),
-        "by_model": _split(sitting.single, lambda outcome: outcome.case.material.name),
-        "by_setting": _split(sitting.single, lambda outcome: outcome.case.setting.name),
-        "by_text": _split(sitting.single, lambda outcome: outcome.case.text),
-        "by_width": _split(sitting.single, lambda outcome: width_of(outcome.case.material.name)),
-        **{f"correct_by_{what}": _split(sitting.correct, by) for what, by in _CORRECT_BY.items()},
-        "kernels": sitting.kernels,
+        "by_host": _split(examination.single, lambda outcome: outcome.case.host),
+        "by_model": _split(examination.single, lambda outcome: outcome.case.material.name),
+        "by_setting": _split(examination.single, lambda outcome: outcome.case.setting.name),
+        "by_text": _split(examination.single, lambda outcome: outcome.case.text),
+        "by_width": _split(examination.single, lambda outcome: width_of(outcome.case.material.name)),
+        **{f"correct_by_{what}": _split(examination.correct, by) for what, by in _CORRECT_BY.items()},
+        "kernels": examination.kernels,
         "nearest_to_the_floor": _finite(
-            max((value for outcome in sitting.correct for value in outcome.right), default=0.0)
+            max((value for outcome in examination.correct for value in outcome.right), default=0.0)
         ),
-        "rows": [row_of(fault, sitting) for fault in CATALOGUE],
+        "rows": [row_of(fault, examination) for fault in CATALOGUE],
         "failures": [
             _failure(outcome)
-            for outcome in (*sitting.single, *sitting.pairs, *sitting.correct)
-            if outcome.mark is not Mark.LOCATED
+            for outcome in (*examination.single, *examination.pairs, *examination.correct)
+            if outcome.grade is not Grade.LOCATED
         ],
-        "not_run": sitting.not_run,
-        "seconds": round(sitting.seconds, 1),
+        "not_run": examination.not_run,
+        "seconds": round(examination.seconds, 1),
     }
 
 
@@ -184,24 +187,24 @@ def _split(outcomes: Sequence[TrialOutcome], by: Callable[[TrialOutcome], str]) 
     for outcome in outcomes:
         groups.setdefault(by(outcome), []).append(outcome)
     return {
-        name: {"total": len(group), "located": _count(group, _ours, Mark.LOCATED)}
+        name: {"total": len(group), "located": _count(group, _ours, Grade.LOCATED)}
         for name, group in groups.items()
     }
 
 
-def row_of(fault: Fault, sitting: Sitting) -> dict[str, Any]:
+def row_of(fault: Fault, examination: Examination) -> dict[str, Any]:
     """Return what came of one fault."""
-    held = [outcome for outcome in sitting.single if outcome.case.seeded[0].fault is fault]
-    small = [outcome for outcome in sitting.below if outcome.case.seeded[0].fault is fault]
+    held = [outcome for outcome in examination.single if outcome.case.seeded[0].fault is fault]
+    small = [outcome for outcome in examination.below if outcome.case.seeded[0].fault is fault]
     return {
         "fault": fault.name,
         "title": fault.title,
         "stages": list(fault.stages),
         "total": len(held),
-        **{mark.value: _count(held, _ours, mark) for mark in Mark},
+        **{grade.value: _count(held, _ours, grade) for grade in Grade},
         "explained": sum(outcome.explained for outcome in held),
         "below_ten_floors": len(small),
-        "published": {mark.value: _count(held, _published, mark) for mark in Mark},
+        "published": {grade.value: _count(held, _published, grade) for grade in Grade},
         "hosts": sorted({outcome.case.host for outcome in held}),
         "smallest": min((outcome.level for outcome in held), default=None),
     }
@@ -218,7 +221,7 @@ def _failure(outcome: TrialOutcome) -> Mapping[str, Any]:
         "recipe": recipe_of(outcome.case),
         "tokens": list(outcome.case.tokens),
         "seeds": [seeded.seed for seeded in outcome.case.seeded],
-        "mark": outcome.mark.value,
+        "mark": outcome.grade.value,
         "floors": _finite(outcome.level),
         "required": [list(key) for key in outcome.required],
         "found": [list(key) for key in outcome.found],

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.compare.attempts import told
+from apr_falsify.compare.attempts import error_line
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Missing, Replayer
 from apr_falsify.compare.structure import consumers, descendants
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.exam.cases import ExamCase, ExamRun, Host
-from apr_falsify.exam.marks import Answer, Mark, explained, mark_of, published_mark
+from apr_falsify.exam.grades import Answer, Grade, explained, grade_of, published_grade
 from apr_falsify.exam.material import Material
 from apr_falsify.exam.store import Store
 from apr_falsify.model.stages import APR_STAGES, Key
@@ -34,7 +34,7 @@ COUNTS_FROM = 10.0
 """A fault counts from this many floors; below it is the detection curve."""
 
 _BYTES_KEPT = 200 << 20
-"""How much of the oracle's traces is kept; most take a tenth of a megabyte to a few."""
+"""How many bytes of the oracle's traces stay in memory; most take a tenth of a megabyte to a few."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class TrialOutcome:
 
     Attributes:
         case: the case.
-        mark: of the whole answer; of a correct run, ``located`` where nothing was accused.
+        grade: of the whole answer; of a correct run, ``located`` where nothing was accused.
         published: of the published rule's answer.
         explained: whether a right source's explanation says what was wrong.
         level: how many floors the fault changes its stage by; the least of several faults.
@@ -56,8 +56,8 @@ class TrialOutcome:
     """
 
     case: ExamCase
-    mark: Mark
-    published: Mark
+    grade: Grade
+    published: Grade
     explained: bool
     level: float
     required: tuple[Key, ...]
@@ -72,7 +72,7 @@ CaptureOracle = Callable[[Material, Request, Path], Trace]
 
 
 class Examiner:
-    """Holds trials, in one process, with everything cached that several of them need.
+    """Runs trials in one process, with everything cached that several of them need.
 
     Args:
         store: where the models are.
@@ -99,14 +99,14 @@ class Examiner:
         try:
             directory, ran = self._captured(host, case, request)
         except AprFalsifyError as error:  # a foreign program that fails has failed this trial, not the exam
-            return broken_down(case, "the run", told(error))
+            return broken_down(case, "the run", error_line(error))
         try:
             oracle = self._oracle_trace(case.material, request)
             weights = self.store.model(case.material).weights
             try:
                 result = bisect(oracle, ran.trace, weights=weights, subject_weights=ran.own_weights)
             except Exception as error:  # a comparison that breaks down has failed this trial, not the exam
-                return broken_down(case, "the comparison", told(error))
+                return broken_down(case, "the comparison", error_line(error))
             if result.breakdowns:  # what is caught within it costs no verdict, but passes no exam
                 first = result.breakdowns[0]
                 return broken_down(case, first.what, first.error)
@@ -141,7 +141,7 @@ class Examiner:
         return self._oracles[key]
 
     def _let_go(self, kept: Material) -> None:
-        """Forget wide models that are not ``kept``, and what was run on them: one is held at a time."""
+        """Forget wide models that are not ``kept``, and what was run on them: one is in memory at a time."""
         self.store.drop_wide(kept)
         for cache in (self._oracles, self._sound):
             for key in [key for key in cache if any(_is_other(part, kept) for part in key)]:
@@ -157,8 +157,8 @@ class Examiner:
         excess = {(row.layer, row.stage): row.excess for row in result.rows if row.excess is not None}
         return TrialOutcome(
             case=case,
-            mark=mark_of(required, truth, set(answer.found)),
-            published=published_mark(result, wrong),
+            grade=grade_of(required, truth, set(answer.found)),
+            published=published_grade(result, wrong),
             explained=explained(case, answer, truth),
             level=min((max(each.values(), default=0.0) for each in levels), default=0.0),
             required=tuple(required),
@@ -209,7 +209,7 @@ def _bytes(trace: Trace) -> int:
 
 
 def _in_memory(trace: Trace) -> Trace:
-    """Return ``trace`` without its files: each map of one keeps a file open, and many are kept."""
+    """Return ``trace`` without its files: each map of one keeps a file open, and there are many."""
     stages = {key: replace(array, data=np.array(array.data)) for key, array in trace.stages.items()}
     return replace(trace, stages=stages, path=None)
 
@@ -218,8 +218,8 @@ def broken_down(case: ExamCase, what: str, error: str) -> TrialOutcome:
     """Return the outcome of a case of which ``what`` (its run, its comparison) failed with ``error``."""
     return TrialOutcome(
         case=case,
-        mark=Mark.WRONG,
-        published=Mark.WRONG,
+        grade=Grade.WRONG,
+        published=Grade.WRONG,
         explained=False,
         level=math.inf,
         required=(),

@@ -1,4 +1,4 @@
-"""Checkpoints of a real model's width, drawn as blocks: nothing is quantised, one tensor is held at a time.
+"""Checkpoints of a real model's width, drawn as blocks: nothing is quantised, one tensor at a time in memory.
 
 A block format's bytes are drawn at random, with scales that give the weights the spread of trained ones. So
 a file of half a gigabyte takes seconds, where quantising it takes minutes.

@@ -1,4 +1,4 @@
-"""The header of an .apr file: metadata and where each tensor lies, without reading what is not asked for.
+"""The header of an .apr file: metadata and where each tensor lies, without reading what is not requested.
 
 The container is APR version 2.0 as ``apr`` 0.72.3 writes it: 64 bytes of header, JSON metadata, the table of
 tensors, their data; everything little-endian. It is defined in the public repository paiml/aprender, crate

@@ -85,10 +85,10 @@ def geometry_of_apr(
 
 def _family(architecture: str) -> Family:
     row = family_of_model_type(architecture)
-    if not row.gguf_weights:
+    if not row.in_apr:
         raise UnknownFamilyError(
             f"the constants of a {row.title} model are not in an .apr file",
-            expected="one of " + ", ".join(each.name for each in FAMILIES if each.gguf_weights),
+            expected="one of " + ", ".join(each.name for each in FAMILIES if each.in_apr),
             remedy="replay with the oracle's weights: --weights oracle",
         )
     return row

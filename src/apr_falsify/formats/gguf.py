@@ -1,7 +1,7 @@
-"""The header of a GGUF file: metadata and where each tensor lies, without reading what is not asked for.
+"""The header of a GGUF file: metadata and where each tensor lies, without reading what is not requested.
 
 ``gguf.GGUFReader`` builds an object for every token of the vocabulary (2.2 s for a 135M model);
-this reader steps over arrays and reads one only when it is asked for. The layout is that of the GGUF
+this reader steps over arrays and reads one only when it is requested. The layout is that of the GGUF
 specification, versions 2 and 3, little-endian. Types and block sizes come from the ``gguf`` package.
 """
 
@@ -182,6 +182,12 @@ class GgufFile:
         cursor = _Cursor(self.data, self.path)
         cursor.at = self._arrays[key]
         return cursor.array()
+
+    def architecture_metadata(self) -> dict[str, Any]:
+        """Return the metadata, with the arrays whose keys begin with the architecture."""
+        prefix = f"{self.metadata.get('general.architecture')}."
+        arrays = {key: self.array(key) for key in self._arrays if key.startswith(prefix)}
+        return {**self.metadata, **arrays}
 
     def _read_tensors(self, cursor: _Cursor, count: int) -> list[GgufTensorInfo]:
         rows = []

@@ -18,7 +18,7 @@ _Number = TypeVar("_Number", bound=np.generic)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewedTensor:
-    """A tensor seen as a forward pass uses it; its values are worked out as rows are asked for.
+    """A tensor seen as a forward pass uses it; its values are worked out as rows are requested.
 
     Attributes:
         base: the tensor as the file holds it.
@@ -83,7 +83,7 @@ class HalfSplit:
         """Return [heads * head_dim, ...], which has a row for each of the tensor's, in half-split order."""
         return self._regrouped(rows, interleaved=True)
 
-    def as_held(self, rows: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    def as_stored(self, rows: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
         """Return rows in half-split order as the file holds them: what undoes :meth:`of_whole_heads`."""
         return self._regrouped(rows, interleaved=False)
 

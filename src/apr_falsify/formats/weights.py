@@ -1,6 +1,6 @@
 """Named weights of a model, read on demand: safetensors, GGUF and .apr, one view of all.
 
-A weight is asked for by role (``q``, ``down``, ``final_norm`` ... of ``names.py``) and layer and is always
+A weight is requested by role (``q``, ``down``, ``final_norm`` ... of ``names.py``) and layer and is always
 given as the forward pass uses it: [out, in], rotary pairs half-split, q apart from k and v, a norm's weight
 as it is multiplied with, whatever the file holds. Expert e's weights are in the roles ``expert_up.e`` ...
 """
@@ -18,6 +18,8 @@ from apr_falsify.formats.apr import MAGIC as APR_MAGIC
 from apr_falsify.formats.apr import AprFile, AprTensorInfo
 from apr_falsify.formats.apr_geometry import apr_names, geometry_of_apr
 from apr_falsify.formats.gguf import GgufFile, GgufTensorInfo
+from apr_falsify.formats.quantised.grid import GridTensor
+from apr_falsify.formats.quantised.table import dequantised
 from apr_falsify.formats.safetensors import read_safetensors, safetensors_files
 from apr_falsify.formats.tensors import (
     PLAIN_TYPES,
@@ -40,7 +42,7 @@ from apr_falsify.formats.views import (
 )
 from apr_falsify.model.families import family_of, place_of, shape_of_role
 from apr_falsify.model.families.of_users import file_of
-from apr_falsify.model.geometry import geometry_of_gguf, geometry_of_hf_dir
+from apr_falsify.model.geometry import ROPE_TENSORS, geometry_of_gguf, geometry_of_hf_dir, read_config
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.arithmetic import Format
 
@@ -62,7 +64,8 @@ class Weights:
         where: the file or directory, for messages.
         of_checkpoint: whether the tensors are as HuggingFace checkpoints have them, where a family's own
             differ from the use (transposed, norms less an offset); GGUF stores them as they are used.
-        held_as: the number format that a runtime casts them to when it loads them, ``None`` for their own.
+        cast_to: the number format that a runtime casts them to when it loads them, ``None`` for their own.
+        matrices_alone: whether it casts matrices only, and keeps norms and biases.
         imported_from: the weights that a runtime made these of, where it works on a copy of its own format.
 
     """
@@ -73,7 +76,8 @@ class Weights:
     interleaved: bool
     where: Path
     of_checkpoint: bool = True
-    held_as: Format | None = None
+    cast_to: Format | None = None
+    matrices_alone: bool = False
     imported_from: Weights | None = None
 
     def find(self, role: str, layer: int | None = None) -> Tensor | None:
@@ -96,23 +100,26 @@ class Weights:
 
     def _as_used(self, tensor: Tensor, role: str) -> Tensor:
         row = family_of(self.geometry)
-        if self.of_checkpoint and role in row.transposed:
+        if self.of_checkpoint and role in row.transposed and not isinstance(tensor, GridTensor):
             tensor = transposed(tensor)
-        if self.held_as is not None:
-            tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
+        kept = role in row.kept_in_f32 or (self.matrices_alone and len(tensor.shape) == 1)
+        if self.cast_to is not None and not kept:
+            tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
         if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
             tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))
-            if row.offset_rounded and self.held_as is not None:
-                tensor = ViewedTensor(base=tensor, view=Rounded(to=self.held_as))
+            if row.offset_rounded and self.cast_to is not None:
+                tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
         for group in row.fused:
-            if role in group:
+            # A file of another form than the checkpoint's may hold them apart.
+            if role in group and len({self.names[each] for each in group}) == 1:
                 heights = {each: self._shape(each)[0] for each in group}
                 if tensor.shape[:1] != (sum(heights.values()),):
                     return tensor  # whole, so that its shape is refused by name
                 at = group.index(role)
                 start = sum(heights[each] for each in group[:at])
                 rows = SomeRows(start=start, count=heights[role])
-                own = RowsByHead(head_dim=self.geometry.head_dim, part=at) if row.fused_by_head else rows
+                by_head = row.fused_by_head and self.of_checkpoint
+                own = RowsByHead(head_dim=self.geometry.head_dim, part=at) if by_head else rows
                 tensor = ViewedTensor(base=tensor, view=own)
         if self.interleaved and role in ("q", "k", "q_bias", "k_bias"):
             return ViewedTensor(base=tensor, view=half_split(self.geometry))
@@ -210,12 +217,14 @@ def _starts_as_apr(path: Path) -> bool:
 def _open_hf_dir(directory: Path) -> Model:
     geometry = geometry_of_hf_dir(directory)
     files = safetensors_files(directory)
-    tensors: dict[str, Tensor] = {}
+    held: dict[str, Tensor] = {}
+    places: dict[str, Path] = {}
     for file in files:
         for tensor in read_safetensors(file):
-            if tensor.name in tensors:
+            if tensor.name in held:
                 raise ModelError(f"tensor {tensor.name} is there twice", where=file)
-            tensors[tensor.name] = tensor
+            held[tensor.name], places[tensor.name] = tensor, file
+    tensors = dequantised(read_config(directory), held, places, directory)
     weights = Weights(
         geometry=geometry,
         names=_names_in(tensors, family_of(geometry).weights),
@@ -256,7 +265,7 @@ def _open_apr(path: Path) -> Model:
     held = [info for info in file.tensors.values() if info.nbytes or info.name != "lm_head.weight"]
     tensors = {info.name: _apr_tensor(file, info) for info in held}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    geometry = geometry_of_apr(file.metadata, shapes, _rope_divisors(tensors), path)
+    geometry = geometry_of_apr(file.metadata, shapes, _vector(tensors, "rope_freqs"), path)
     names = apr_names(family_of(geometry), tensors)
     of_gguf = (
         names["q"] == family_of(geometry).gguf_weights["q"] or file.metadata.get("original_format") == "gguf"
@@ -288,7 +297,8 @@ def _open_gguf(path: Path) -> Model:
     file = GgufFile(path)
     tensors: dict[str, Tensor] = {info.name: _gguf_tensor(file, info) for info in file.tensors.values()}
     shapes = {name: info.shape for name, info in file.tensors.items()}
-    geometry = geometry_of_gguf(file.metadata, shapes, _rope_divisors(tensors), path)
+    divisors = {name: values for name in ROPE_TENSORS if (values := _vector(tensors, name))}
+    geometry = geometry_of_gguf(file.architecture_metadata(), shapes, divisors, path)
     row = family_of(geometry)
     weights = Weights(
         geometry=geometry,
@@ -308,10 +318,11 @@ def _gguf_tensor(file: GgufFile, info: GgufTensorInfo) -> Tensor:
     return QuantisedTensor(info=info, data=raw.reshape(*info.shape[:-1], info.row_bytes))
 
 
-def _rope_divisors(tensors: Mapping[str, Tensor]) -> tuple[float, ...]:
-    tensor = tensors.get("rope_freqs.weight")
+def _vector(tensors: Mapping[str, Tensor], name: str) -> tuple[float, ...]:
+    """Return the content of a tensor of one axis, empty where there is none."""
+    tensor = tensors.get(f"{name}.weight")
     if tensor is None:
         return ()
     if len(tensor.shape) != 1:
-        raise GeometryError(f"rope_freqs.weight has the shape {list(tensor.shape)}", expected="one axis")
+        raise GeometryError(f"{name}.weight has the shape {list(tensor.shape)}", expected="one axis")
     return tuple(float(value) for value in tensor.rows(0, tensor.shape[0]))

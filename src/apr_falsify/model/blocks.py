@@ -7,6 +7,7 @@ switch (biases, soft-caps, windows, mixtures) is read from the geometry.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from apr_falsify.model.graph import ModulePlace, Node, Nodes, Pick, Tap
@@ -320,38 +321,63 @@ def mixture(geometry: Geometry, *, norm: str) -> Nodes:
     experts: tuple[str, ...] = EXPERT_ROLES
     if geometry.shared_intermediate:
         experts += (*SHARED_ROLES, *(("shared_router",) if geometry.shared_gated else ()))
-    last = {"ffn_norm": "ffn_norm"}
+    logits = {"router_logits": "router_logits"}
+    corrected = ("router_correction",) if geometry.router_corrected else ()
     return (
         norm_node("ffn_norm", "post_attn_residual", norm=norm),
         Node(
+            stage="router_logits",
+            operator="linear",
+            inputs={"ffn_norm": "ffn_norm"},
+            roles=("router",),
+            tap=Tap(module="router", pick=Pick.ROUTER_LOGITS),
+        ),
+        Node(
+            stage="router_weights",
+            operator="routing",
+            inputs=logits,
+            roles=corrected,
+            tap=Tap(module="router", pick=Pick.ROUTING),
+        ),
+        Node(
             stage="moe_router_indices",
             operator="chosen_experts",
-            inputs=last,
-            roles=("router",),
+            inputs=logits,
+            roles=corrected,
             tap=Tap(module="router", pick=Pick.LAST_INDICES),
         ),
         Node(
             stage="moe_router",
             operator="expert_weights",
-            inputs={**last, "moe_router_indices": "moe_router_indices"},
-            roles=("router",),
+            inputs={**logits, "moe_router_indices": "moe_router_indices"},
             tap=Tap(module="router", pick=Pick.LAST_WEIGHTS),
         ),
         Node(
             stage="moe_ffn_out",
             operator="last_mixture",
-            inputs={**last, "moe_router": "moe_router", "moe_router_indices": "moe_router_indices"},
+            inputs={
+                "ffn_norm": "ffn_norm",
+                "moe_router": "moe_router",
+                "moe_router_indices": "moe_router_indices",
+            },
             roles=experts,
             tap=Tap(module=ModulePlace.MIXTURE, pick=Pick.LAST_ROW),
         ),
         Node(
             stage="ffn_out",
             operator="mixture",
-            inputs={"ffn_swigl": "ffn_norm"},
-            roles=("router", *experts),
+            inputs={"ffn_norm": "ffn_norm", "router_weights": "router_weights"},
+            roles=experts,
             tap=Tap(module=ModulePlace.MIXTURE),
         ),
         residual_node(
             "post_ffn_residual", "post_attn_residual", "ffn_out", tap=Tap(module=ModulePlace.LAYER)
         ),
     )
+
+
+def beside(node: Node, module: str) -> Node:
+    """Return ``node`` where its shared expert stands in a module of its own, beside the mixture."""
+    if node.tap is None or node.tap.module != ModulePlace.MIXTURE:
+        return node
+    return replace(node, tap=replace(node.tap, added=module))

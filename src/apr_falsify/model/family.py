@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from apr_falsify.model import gguf_settings
 from apr_falsify.model.blocks import decoder_ends, decoder_layer
+from apr_falsify.model.gguf_settings import GgufSettings
 from apr_falsify.model.graph import Ends, Layer
 from apr_falsify.model.settings import Settings, nothing
 
@@ -21,7 +23,10 @@ class Family:
         model_types: values of ``model_type`` in config.json.
         gguf_architectures: values of ``general.architecture`` in GGUF.
         weights: role -> tensor name in a HuggingFace checkpoint.
+        gguf_key: a key without which a GGUF file of its architecture is of another family.
         gguf_weights: role -> tensor name in GGUF.
+        gguf_settings: what GGUF metadata says beyond the usual sizes, as keywords of ``Geometry``.
+        in_apr: whether an .apr file states all that its forward pass takes.
         layer: gives the nodes of one layer.
         ends: gives the nodes of the whole model.
         settings: what its config says beyond the usual sizes, as keywords of ``Geometry``.
@@ -32,13 +37,15 @@ class Family:
         local_rope: whether layers with a window have a rotary embedding of their own.
         partial_rotary: whether ``partial_rotary_factor`` counts: a head may be rotated in part.
         interleaved: whether a HuggingFace checkpoint's rotary pairs lie side by side: (0, 1), (2, 3) ...
-        gguf_interleaved: whether conversion to GGUF permutes q and k into interleaved rotary pairs.
+        gguf_interleaved: whether q and k lie in a GGUF file as interleaved rotary pairs: conversion permutes
+            them so, or leaves them as they are.
         norm_offset: what is added to a norm's weight as a HuggingFace checkpoint stores it.
         offset_rounded: whether transformers rounds that sum to the format in which it runs.
         fused: groups of roles that lie one below the other in one tensor.
         fused_by_head: whether q, k and v lie in one tensor head by head: those of head 0, of head 1, ...
         modules: role -> module within a layer, where transformers' differs from the checkpoint's name.
         transposed: roles whose tensor a HuggingFace checkpoint stores [in, out].
+        kept_in_f32: roles that transformers leaves in f32 whatever the format in which it runs.
         softmax_upcast: whether transformers computes the softmax in f32 whatever the model's format.
         role_axes: the shapes of roles that ``names.ROLE_AXES`` does not list, in its words.
 
@@ -49,7 +56,10 @@ class Family:
     model_types: tuple[str, ...]
     weights: Mapping[str, str]
     gguf_architectures: tuple[str, ...] = ()
+    gguf_key: str = ""
     gguf_weights: Mapping[str, str] = field(default_factory=dict)
+    gguf_settings: GgufSettings = gguf_settings.nothing
+    in_apr: bool = False
     layer: Layer = decoder_layer
     ends: Ends = decoder_ends
     settings: Settings = nothing
@@ -66,5 +76,6 @@ class Family:
     fused_by_head: bool = False
     modules: Mapping[str, str] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
+    kept_in_f32: tuple[str, ...] = ()
     softmax_upcast: bool = True
     role_axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

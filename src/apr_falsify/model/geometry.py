@@ -9,10 +9,11 @@ from typing import Any
 from apr_falsify.errors import AprFalsifyError, GeometryError, ModelError
 from apr_falsify.model.families import family_of_gguf, family_of_model_type
 from apr_falsify.model.family import Family
-from apr_falsify.model.rope import Rope, local_ropes_of_config, rope_of_config, rope_of_gguf
+from apr_falsify.model.gguf_settings import Gguf
+from apr_falsify.model.rope import Rope, local_ropes_of_config, rope_of_config
 from apr_falsify.model.settings import Config
 from apr_falsify.model.shape import Geometry
-from apr_falsify.reading import read_json, text, whole
+from apr_falsify.reading import read_json, text
 
 
 def geometry_of_hf_dir(directory: Path) -> Geometry:
@@ -123,28 +124,33 @@ def _ropes(family: Family, config: Config) -> tuple[Rope, Rope | None]:
 def geometry_of_gguf(
     metadata: Mapping[str, Any],
     tensors: Mapping[str, tuple[int, ...]],
-    rope_divisors: tuple[float, ...] = (),
+    divisors: Mapping[str, tuple[float, ...]] | None = None,
     where: object = None,
 ) -> Geometry:
     """Return the geometry that a GGUF file's metadata describes (keys of the GGUF specification).
 
     Args:
-        metadata: key -> value, arrays may be left out.
+        metadata: key -> value, with the arrays of its architecture.
         tensors: name -> shape, rows first.
-        rope_divisors: the content of the tensor ``rope_freqs.weight``, where there is one.
+        divisors: the content of the tensors ``rope_freqs``, ``rope_factors_short`` and ``rope_factors_long``,
+            by these names, where there are such.
         where: the file, for messages.
 
     Raises:
         UnknownFamilyError: an architecture that is not in the table.
-        GeometryError: a size is missing, contradictory or absurd.
+        GeometryError: a size is missing, contradictory or absurd; a key or a tensor has no formula here.
 
     """
     try:
         architecture = text(metadata.get("general.architecture"), "general.architecture")
-        family = family_of_gguf(architecture, where)
         prefix = f"{architecture}."
         values = {key[len(prefix) :]: value for key, value in metadata.items() if key.startswith(prefix)}
-        return _geometry_of_gguf(family, values, tensors, rope_divisors)
+        family = family_of_gguf(architecture, values, where)
+        gguf = Gguf(values, tensors, divisors or {})
+        geometry = _geometry_of_gguf(family, gguf)
+        gguf.refuse_what_was_not_read()
+        _check_names(family, geometry, tensors)
+        return geometry
     except KeyError as error:
         raise GeometryError(f"the GGUF file has no {error}", where=where) from error
     except ValueError as error:
@@ -153,37 +159,56 @@ def geometry_of_gguf(
         raise error.at(where) from None
 
 
-def _geometry_of_gguf(
-    family: Family,
-    values: Mapping[str, Any],
-    tensors: Mapping[str, tuple[int, ...]],
-    rope_divisors: tuple[float, ...],
-) -> Geometry:
-    heads = whole(values["attention.head_count"], "attention.head_count")
-    hidden = whole(values["embedding_length"], "embedding_length")
-    head_dim = whole(values.get("attention.key_length", hidden // max(heads, 1)), "attention.key_length")
-    _whole_heads(values, head_dim)
-    has = {role: family.gguf_weights[role].format(n=0) in tensors for role in ("q_bias", "o_bias", "up_bias")}
-    return Geometry(
-        family=family.name,
-        layers=values["block_count"],
-        hidden=hidden,
-        heads=heads,
-        kv_heads=values.get("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        intermediate=values["feed_forward_length"],
-        vocab=(tensors[family.gguf_weights["embed"]] or (0,))[0],
-        norm_eps=values["attention.layer_norm_rms_epsilon"],
-        rope=rope_of_gguf(values.get, rope_divisors),
-        qkv_bias=has["q_bias"],
-        output_bias=has["o_bias"],
-        mlp_bias=has["up_bias"],
-        tied=family.gguf_weights["lm_head"] not in tensors,
-    )
+def _geometry_of_gguf(family: Family, gguf: Gguf) -> Geometry:
+    heads, head_dim = gguf.whole("attention.head_count"), gguf.head_dim
+    if gguf.get("attention.value_length", head_dim) != head_dim:
+        raise GeometryError(
+            f"attention.value_length is {gguf['attention.value_length']}",
+            expected=f"{head_dim}, as the keys' width",
+        )
+    names = family.gguf_weights
+    sizes: dict[str, Any] = {
+        "family": family.name,
+        "layers": gguf["block_count"],
+        "hidden": gguf["embedding_length"],
+        "heads": heads,
+        "kv_heads": gguf.get("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "intermediate": gguf["feed_forward_length"],
+        "vocab": (gguf.tensors[names["embed"]] or (0,))[0],
+        "activation": _usual_names(family, {}).get("hidden_act", "silu"),
+        "tied": names.get("lm_head") not in gguf.tensors,
+    }
+    for word, role in _BIASED.items():
+        sizes[word] = names[role].format(n=0) in gguf.tensors if role in names else False
+    sizes.update(family.gguf_settings(gguf))
+    if "norm_eps" not in sizes:
+        sizes["norm_eps"] = gguf["attention.layer_norm_rms_epsilon"]
+    if "rope" not in sizes:
+        sizes["rope"] = gguf.rope(partial=family.partial_rotary)
+    return Geometry(**sizes)
 
 
-def _whole_heads(values: Mapping[str, Any], head_dim: int) -> None:
-    """Refuse heads of which only a part is rotated, and values of another width than keys."""
-    for key in ("rope.dimension_count", "attention.value_length"):
-        if values.get(key, head_dim) != head_dim:
-            raise GeometryError(f"{key} is {values[key]}", expected=f"{head_dim}, as the keys' width")
+_BIASED: Mapping[str, str] = {
+    "qkv_bias": "q_bias",
+    "output_bias": "o_bias",
+    "mlp_bias": "up_bias",
+    "head_bias": "lm_head_bias",
+}
+"""Switch of the geometry -> the role that has a tensor where it is on."""
+
+ROPE_TENSORS: tuple[str, ...] = ("rope_freqs", "rope_factors_short", "rope_factors_long")
+"""Tensors of a GGUF file that are part of its rotary embedding."""
+
+
+def _check_names(family: Family, geometry: Geometry, tensors: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a tensor that the family has no use for: what it would do is not known."""
+    known = {f"{name}.weight" for name in ROPE_TENSORS}
+    for name in family.gguf_weights.values():
+        known |= {name.format(n=layer) for layer in range(geometry.layers)} if "{n}" in name else {name}
+    for name in tensors:
+        if name not in known:
+            raise GeometryError(
+                f"the tensor {name} has no use in a {family.title} model as it is known here",
+                expected="the tensors that llama.cpp's conversion of such a model writes",
+            )

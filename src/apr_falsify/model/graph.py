@@ -33,10 +33,14 @@ class Pick(StrEnum):
     """The output of a module that works on [heads, S, D]."""
     LAST_ROW = "last-row"
     """The last token's row of the output."""
+    ROUTER_LOGITS = "router-logits"
+    """A router's first output."""
+    ROUTING = "routing"
+    """A router's second output, weights, where its third says: one column an expert."""
     LAST_WEIGHTS = "last-weights"
-    """The last token's row of a router's second output."""
+    """The last token's row of a router's second output, the largest first."""
     LAST_INDICES = "last-indices"
-    """The last token's row of a router's third output."""
+    """The last token's row of a router's third output, in the same order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +51,13 @@ class Tap:
         module: the role whose weight the module holds, a :class:`ModulePlace`, or a path within the layer
             that begins with a dot.
         pick: which part of its call the stage is.
+        added: the path of another module whose output the layer adds to that; empty for none.
 
     """
 
     module: str
     pick: Pick = Pick.OUTPUT
+    added: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +70,7 @@ class Node:
         inputs: argument -> the stage of the same layer that supplies it (``layer_input``: what enters the
             layer). An argument's name is that of the stage which it is in most models.
         roles: the weights that it uses, by role.
-        constants: what else the operator must be told, beside the geometry.
+        constants: what else the operator needs to know, beside the geometry.
         tap: where transformers shows it, ``None`` where nowhere.
 
     """

@@ -1,5 +1,6 @@
-"""How model families name their weights: role -> tensor name, ``{n}`` the layer, ``{e}`` the expert.
+"""What weights there are, by role, and how model families name them.
 
+A name is that of a tensor, with ``{n}`` for the layer and ``{e}`` for the expert.
 Names are those of the published checkpoints of each family (transformers 5) and of the GGUF
 specification. Roles that share one name lie in one tensor, as ``families/`` say.
 """
@@ -7,46 +8,74 @@ specification. Roles that share one name lie in one tensor, as ``families/`` say
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
-ROLE_AXES: Mapping[str, tuple[str, ...]] = {
-    "embed": ("vocab", "hidden"),
-    "positions": ("positions", "hidden"),
-    "attn_norm": ("hidden",),
-    "attn_norm_bias": ("hidden",),
-    "q": ("q", "hidden"),
-    "k": ("kv", "hidden"),
-    "v": ("kv", "hidden"),
-    "q_bias": ("q",),
-    "k_bias": ("kv",),
-    "v_bias": ("kv",),
-    "q_norm": ("head_dim",),  # over all heads, where a family norms q and k so: ("q",)
-    "k_norm": ("head_dim",),
-    "o": ("hidden", "q"),
-    "o_bias": ("hidden",),
-    "attn_post_norm": ("hidden",),
-    "ffn_norm": ("hidden",),
-    "ffn_norm_bias": ("hidden",),
-    "gate": ("ffn", "hidden"),
-    "gate_bias": ("ffn",),
-    "up": ("ffn", "hidden"),
-    "up_bias": ("ffn",),
-    "down": ("hidden", "ffn"),
-    "down_bias": ("hidden",),
-    "ffn_post_norm": ("hidden",),
-    "router": ("experts", "hidden"),
-    "expert_gate": ("expert_ffn", "hidden"),
-    "expert_up": ("expert_ffn", "hidden"),
-    "expert_down": ("hidden", "expert_ffn"),
-    "shared_gate": ("shared_ffn", "hidden"),
-    "shared_up": ("shared_ffn", "hidden"),
-    "shared_down": ("hidden", "shared_ffn"),
-    "shared_router": ("one", "hidden"),
-    "final_norm": ("hidden",),
-    "final_norm_bias": ("hidden",),
-    "lm_head": ("vocab", "hidden"),
-    "lm_head_bias": ("vocab",),
+from apr_falsify.model.stages import STAGES, Scope
+
+
+class WeightRole(NamedTuple):
+    """What a tensor of weights is for.
+
+    Attributes:
+        axes: its shape, in the axis words of ``stages.py``.
+        stage: the (first) stage that uses it.
+        alike: the roles of the same shape whose tensors may stand in its place by mistake.
+
+    """
+
+    axes: tuple[str, ...]
+    stage: str
+    alike: tuple[str, ...] = ()
+
+    @property
+    def is_of_a_layer(self) -> bool:
+        """Whether each layer has its own; else there is one in the model."""
+        return STAGES[self.stage].scope is Scope.LAYER
+
+
+ROLES: Mapping[str, WeightRole] = {
+    "embed": WeightRole(("vocab", "hidden"), "embedding"),
+    "positions": WeightRole(("positions", "hidden"), "embedding"),
+    "attn_norm": WeightRole(("hidden",), "attn_norm", ("ffn_norm", "final_norm")),
+    "attn_norm_bias": WeightRole(("hidden",), "attn_norm"),
+    "q": WeightRole(("q", "hidden"), "qkv_matmul"),
+    "k": WeightRole(("kv", "hidden"), "qkv_matmul", ("v",)),
+    "v": WeightRole(("kv", "hidden"), "qkv_matmul", ("k",)),
+    "q_bias": WeightRole(("q",), "qkv_bias"),
+    "k_bias": WeightRole(("kv",), "qkv_bias", ("v_bias",)),
+    "v_bias": WeightRole(("kv",), "qkv_bias", ("k_bias",)),
+    # Of one head; ("q",) and ("kv",) where a family norms all heads as one.
+    "q_norm": WeightRole(("head_dim",), "q_post_rope", ("k_norm",)),
+    "k_norm": WeightRole(("head_dim",), "k_post_rope", ("q_norm",)),
+    "o": WeightRole(("hidden", "q"), "attn_out"),
+    "o_bias": WeightRole(("hidden",), "attn_out"),
+    "attn_post_norm": WeightRole(("hidden",), "attn_out"),
+    "ffn_norm": WeightRole(("hidden",), "ffn_norm", ("attn_norm", "final_norm")),
+    "ffn_norm_bias": WeightRole(("hidden",), "ffn_norm"),
+    "gate": WeightRole(("ffn", "hidden"), "ffn_gate", ("up",)),
+    "gate_bias": WeightRole(("ffn",), "ffn_gate"),
+    "up": WeightRole(("ffn", "hidden"), "ffn_up", ("gate",)),
+    "up_bias": WeightRole(("ffn",), "ffn_up"),
+    "down": WeightRole(("hidden", "ffn"), "ffn_out"),
+    "down_bias": WeightRole(("hidden",), "ffn_out"),
+    "ffn_post_norm": WeightRole(("hidden",), "ffn_out"),
+    "router": WeightRole(("experts", "hidden"), "moe_router_indices"),
+    "router_correction": WeightRole(("experts",), "moe_router_indices"),
+    "expert_gate": WeightRole(("expert_ffn", "hidden"), "ffn_out"),
+    "expert_up": WeightRole(("expert_ffn", "hidden"), "ffn_out"),
+    "expert_down": WeightRole(("hidden", "expert_ffn"), "ffn_out"),
+    "shared_gate": WeightRole(("shared_ffn", "hidden"), "ffn_out"),
+    "shared_up": WeightRole(("shared_ffn", "hidden"), "ffn_out"),
+    "shared_down": WeightRole(("hidden", "shared_ffn"), "ffn_out"),
+    "shared_router": WeightRole(("one", "hidden"), "ffn_out"),
+    "final_norm": WeightRole(("hidden",), "final_norm", ("attn_norm", "ffn_norm")),
+    "final_norm_bias": WeightRole(("hidden",), "final_norm"),
+    "lm_head": WeightRole(("vocab", "hidden"), "lm_head", ("embed",)),
+    "lm_head_bias": WeightRole(("vocab",), "lm_head"),
 }
-"""The shape of each role's tensor, in the axis words of ``stages.py``."""
+"""Every role of weights, in forward order."""
+
+ROLE_AXES: Mapping[str, tuple[str, ...]] = {name: role.axes for name, role in ROLES.items()}
 
 _HF_LAYER = "model.layers.{n}."
 HF_DECODER: Mapping[str, str] = {
@@ -80,31 +109,63 @@ HF_QK_NORM: Mapping[str, str] = {
     "q_norm": _HF_LAYER + "self_attn.q_norm.weight",
     "k_norm": _HF_LAYER + "self_attn.k_norm.weight",
 }
-GGUF_DECODER: Mapping[str, str] = {
+GGUF_NAMES: Mapping[str, str] = {
     "embed": "token_embd.weight",
-    "attn_norm": "blk.{n}.attn_norm.weight",
-    "q": "blk.{n}.attn_q.weight",
-    "k": "blk.{n}.attn_k.weight",
-    "v": "blk.{n}.attn_v.weight",
-    "q_bias": "blk.{n}.attn_q.bias",
-    "k_bias": "blk.{n}.attn_k.bias",
-    "v_bias": "blk.{n}.attn_v.bias",
-    "o": "blk.{n}.attn_output.weight",
-    "o_bias": "blk.{n}.attn_output.bias",
-    "ffn_norm": "blk.{n}.ffn_norm.weight",
-    "gate": "blk.{n}.ffn_gate.weight",
-    "gate_bias": "blk.{n}.ffn_gate.bias",
-    "up": "blk.{n}.ffn_up.weight",
-    "up_bias": "blk.{n}.ffn_up.bias",
-    "down": "blk.{n}.ffn_down.weight",
-    "down_bias": "blk.{n}.ffn_down.bias",
+    "positions": "position_embd.weight",
+    **{
+        f"{role}{suffix}": f"blk.{{n}}.{module}.{kind}"
+        for role, module in {
+            "attn_norm": "attn_norm",
+            "q": "attn_q",
+            "k": "attn_k",
+            "v": "attn_v",
+            "q_norm": "attn_q_norm",
+            "k_norm": "attn_k_norm",
+            "o": "attn_output",
+            "attn_post_norm": "post_attention_norm",
+            "ffn_norm": "ffn_norm",
+            "gate": "ffn_gate",
+            "up": "ffn_up",
+            "down": "ffn_down",
+            "ffn_post_norm": "post_ffw_norm",
+            "router": "ffn_gate_inp",
+            "expert_gate": "ffn_gate_exps",
+            "expert_up": "ffn_up_exps",
+            "expert_down": "ffn_down_exps",
+            "shared_gate": "ffn_gate_shexp",
+            "shared_up": "ffn_up_shexp",
+            "shared_down": "ffn_down_shexp",
+            "shared_router": "ffn_gate_inp_shexp",
+        }.items()
+        for suffix, kind in (("", "weight"), ("_bias", "bias"))
+    },
     "final_norm": "output_norm.weight",
+    "final_norm_bias": "output_norm.bias",
     "lm_head": "output.weight",
+    "lm_head_bias": "output.bias",
 }
-GGUF_QK_NORM: Mapping[str, str] = {
-    "q_norm": "blk.{n}.attn_q_norm.weight",
-    "k_norm": "blk.{n}.attn_k_norm.weight",
-}
+"""Role -> what llama.cpp calls its tensor in nearly every architecture; all experts lie in one tensor."""
+
+
+def gguf_names(weights: Mapping[str, str], changed: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return what llama.cpp calls the tensors of the roles of ``weights``.
+
+    Args:
+        weights: role -> name in a HuggingFace checkpoint.
+        changed: role -> module within a layer, where an architecture calls it otherwise.
+
+    """
+    own = {
+        f"{role}{suffix}": f"blk.{{n}}.{module}.{kind}"
+        for role, module in (changed or {}).items()
+        for suffix, kind in (("", "weight"), ("_bias", "bias"))
+    }
+    return {role: own.get(role, GGUF_NAMES[role]) for role in weights}
+
+
+GGUF_FUSED_QKV: Mapping[str, str] = dict.fromkeys("qkv", "attn_qkv")
+GGUF_FUSED_GATE_UP: Mapping[str, str] = dict.fromkeys(("gate", "up"), "ffn_up")
+"""What llama.cpp calls what lies in one tensor."""
 
 
 def without(names: Mapping[str, str], *roles: str) -> dict[str, str]:
@@ -135,6 +196,17 @@ HF_MIXTURE: Mapping[str, str] = {
     "expert_up": _HF_LAYER + "mlp.experts.{e}.up_proj.weight",
     "expert_down": _HF_LAYER + "mlp.experts.{e}.down_proj.weight",
 }
+HF_SHARED_EXPERTS: Mapping[str, str] = {
+    "shared_gate": _HF_LAYER + "mlp.shared_experts.gate_proj.weight",
+    "shared_up": _HF_LAYER + "mlp.shared_experts.up_proj.weight",
+    "shared_down": _HF_LAYER + "mlp.shared_experts.down_proj.weight",
+}
+HF_CORRECTED_MIXTURE: Mapping[str, str] = {
+    **HF_MIXTURE,
+    **HF_SHARED_EXPERTS,
+    "router_correction": _HF_LAYER + "mlp.gate.e_score_correction_bias",
+}
+"""Those of DeepSeek-V3 and of all that took its router over."""
 
 _GPT2_LAYER = "transformer.h.{n}."
 _GPT2_MODULES: Mapping[str, str] = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from apr_falsify.errors import GeometryError
-from apr_falsify.reading import items, mapping, number, text
+from apr_falsify.reading import items, mapping, number, text, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,25 +209,78 @@ _GGUF_YARN: Mapping[str, str] = {
 }
 
 
-def rope_of_gguf(optional: Callable[[str, Any], Any], divisors: tuple[float, ...]) -> Rope:
+def rope_of_gguf(
+    optional: Callable[[str, Any], Any],
+    tensors: Mapping[str, tuple[float, ...]],
+    head_dim: int,
+    *,
+    partial: bool = False,
+) -> Rope:
     """Return the rotary embedding that GGUF metadata describes.
 
     Args:
         optional: gives the value of an architecture's key, or the default that it is handed.
-        divisors: the content of ``rope_freqs.weight``, where the file has it.
+        tensors: the content of the tensors ``rope_freqs``, ``rope_factors_short`` and ``rope_factors_long``,
+            by these names, where the file has them.
+        head_dim: the width of a head.
+        partial: whether a part of each head may be left as it is.
 
     Raises:
+        GeometryError: only a part of each head is rotated, where ``partial`` is false.
         ValueError: a value of the wrong type.
 
     """
     theta = number(optional("rope.freq_base", _DEFAULT_THETA), "rope.freq_base")
-    if divisors:
-        return Rope(theta=theta, kind="divided", divisors=divisors)
+    share = _share_of_gguf(optional, head_dim, partial)
     kind = text(optional("rope.scaling.type", "none"), "rope.scaling.type")
+    if tensors.get("rope_factors_short") or kind == "longrope":
+        return _longrope_of_gguf(optional, tensors, theta, share)
+    if divisors := tensors.get("rope_freqs"):
+        return Rope(theta=theta, kind="divided", parameters=share, divisors=divisors)
     if kind == "none":
-        return Rope(theta=theta)
-    parameters = {"factor": number(optional("rope.scaling.factor", 1.0), "rope.scaling.factor")}
+        return Rope(theta=theta, parameters=share)
+    parameters = {"factor": number(optional("rope.scaling.factor", 1.0), "rope.scaling.factor"), **share}
     for key, name in _GGUF_YARN.items():
         if (value := optional(key, None)) is not None:
             parameters[name] = number(value, key)
     return Rope(theta=theta, kind=kind, parameters=parameters)
+
+
+def _share_of_gguf(optional: Callable[[str, Any], Any], head_dim: int, partial: bool) -> dict[str, float]:
+    width = whole(optional("rope.dimension_count", head_dim), "rope.dimension_count")
+    if width == head_dim:
+        return {}
+    if not partial:
+        raise GeometryError(f"rope.dimension_count is {width}", expected=f"{head_dim}, as the keys' width")
+    share = width / max(head_dim, 1)
+    return {"partial_rotary_factor": share if int(head_dim * share) == width else math.nextafter(share, 2)}
+
+
+def _longrope_of_gguf(
+    optional: Callable[[str, Any], Any],
+    tensors: Mapping[str, tuple[float, ...]],
+    theta: float,
+    parameters: dict[str, float],
+) -> Rope:
+    context = optional("rope.scaling.original_context_length", None)
+    if context is None or not {"rope_factors_short", "rope_factors_long"} <= tensors.keys():
+        raise GeometryError(
+            "longrope without its original context, or without both tensors of its divisors",
+            expected="rope.scaling.original_context_length, and rope_factors_short and _long",
+        )
+    context = number(context, "rope.scaling.original_context_length")
+    longest = number(optional("context_length", context), "context_length")
+    parameters = {
+        **parameters,
+        "original_max_position_embeddings": context,
+        "factor": longest / max(context, 1),
+    }
+    if (factor := optional("rope.scaling.attn_factor", None)) is not None:
+        parameters["attention_factor"] = number(factor, "rope.scaling.attn_factor")
+    return Rope(
+        theta=theta,
+        kind="longrope",
+        parameters=parameters,
+        divisors=tensors["rope_factors_short"],
+        long_divisors=tensors["rope_factors_long"],
+    )

@@ -184,3 +184,26 @@ def experts(config: Config) -> Mapping[str, Any]:
         "norm_topk_prob": config.get("norm_topk_prob", False),
         "mixtures": tuple(n not in dense and count > 0 and (n + 1) % step == 0 for n in range(layers)),
     }
+
+
+def corrected_experts(config: Config) -> Mapping[str, Any]:
+    """Read the mixture of DeepSeek-V3: a sigmoid router with groups and a correction, and shared experts.
+
+    The first ``first_k_dense_replace`` layers have none; the shared experts lie in one, as wide as all of
+    them.
+    """
+    groups, width = config.get("n_group") or 1, config.whole("moe_intermediate_size")
+    return {
+        "experts": config.whole("n_routed_experts"),
+        "experts_per_token": config["num_experts_per_tok"],
+        "moe_intermediate": width,
+        "shared_intermediate": whole(config.get("n_shared_experts") or 0, "n_shared_experts") * width,
+        "norm_topk_prob": config.flag("norm_topk_prob"),
+        "router_scoring": "sigmoid",
+        "router_corrected": True,
+        "expert_groups": groups,
+        "expert_groups_chosen": config.get("topk_group") or 1,
+        "group_best": 1 if groups == 1 else 2,
+        "routed_scale": config.number("routed_scaling_factor", 1.0),
+        "mixtures": tuple(n >= config.whole("first_k_dense_replace", 0) for n in range(config.layers)),
+    }

@@ -27,6 +27,9 @@ _OPTIONAL_LIMITS: Mapping[str, int] = {
     "experts_per_token": 4096,
     "moe_intermediate": 1 << 20,
     "shared_intermediate": 1 << 20,
+    "expert_groups": 4096,
+    "expert_groups_chosen": 4096,
+    "group_best": 4096,
 }
 """The same for sizes that are 0 in models without the thing."""
 
@@ -53,6 +56,7 @@ class Geometry:
         activation: the feed-forward block's activation.
         windows: per layer, how many keys back a token sees (itself included), ``None`` for all.
         qkv_bias: whether q, k, v have a bias.
+        qk_normed: whether q and k pass a norm, where a config switches that.
         output_bias: whether the output projection has one.
         mlp_bias: whether gate, up and down have one.
         head_bias: whether the output head has one.
@@ -72,6 +76,15 @@ class Geometry:
         shared_intermediate: the width of the expert that every token is given to besides, 0 for none.
         shared_gated: whether what that expert makes of a token is multiplied with a sigmoid of its own.
         norm_topk_prob: whether the weights of the chosen experts are made to sum to 1.
+        router_scoring: what makes scores of a router's logits: a softmax over all experts, or a sigmoid of
+            each.
+        router_corrected: whether experts are chosen by their scores plus a learned correction each, which
+            their weights are without.
+        expert_groups: how many groups of neighbours the experts form, of which a token is first given to
+            some.
+        expert_groups_chosen: how many groups those are; only their experts can be chosen.
+        group_best: of how many of a group's best experts the scores are added to rank it.
+        routed_scale: what the weights of the chosen experts are multiplied with in the end.
         mixtures: per layer, whether its feed-forward block is a mixture of experts; empty for none.
 
     """
@@ -89,6 +102,7 @@ class Geometry:
     activation: str = "silu"
     windows: tuple[int | None, ...] = ()
     qkv_bias: bool = False
+    qk_normed: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
@@ -109,6 +123,12 @@ class Geometry:
     shared_intermediate: int = 0
     shared_gated: bool = False
     norm_topk_prob: bool = False
+    router_scoring: str = "softmax"
+    router_corrected: bool = False
+    expert_groups: int = 1
+    expert_groups_chosen: int = 1
+    group_best: int = 1
+    routed_scale: float = 1.0
     mixtures: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
@@ -141,8 +161,9 @@ class Geometry:
             dims["experts"] = self.experts
             dims["chosen_experts"] = self.experts_per_token
             dims["expert_ffn"] = self.moe_intermediate
+            dims["one"] = 1
         if self.shared_intermediate:
-            dims |= {"shared_ffn": self.shared_intermediate, "one": 1}
+            dims["shared_ffn"] = self.shared_intermediate
         return dims
 
     def rope_at(self, layer: int | None) -> Rope:
@@ -208,6 +229,9 @@ EXPERT_ROLES = ("expert_gate", "expert_up", "expert_down")
 SHARED_ROLES = ("shared_gate", "shared_up", "shared_down")
 """The roles of the projections of an expert that every token is given to."""
 
+SCORINGS: tuple[str, ...] = ("softmax", "sigmoid")
+"""What makes scores of a router's logits."""
+
 ACTIVATIONS: tuple[str, ...] = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
 """The feed-forward activations that have a formula, by the name that config.json uses."""
 
@@ -253,6 +277,7 @@ def _check_optional(geometry: Geometry) -> None:
         number(geometry.embed_scale, "embed_scale"),
         number(geometry.residual_scale, "residual_scale"),
         number(geometry.logit_scale, "logit_scale"),
+        number(geometry.routed_scale, "routed_scale"),
     ]
     if any(value <= 0 for value in factors):
         raise GeometryError("a scale or a soft-cap is not above 0")
@@ -265,6 +290,12 @@ def _check_optional(geometry: Geometry) -> None:
 def _check_mixtures(geometry: Geometry) -> None:
     flag(geometry.norm_topk_prob, "norm_topk_prob")
     flag(geometry.shared_gated, "shared_gated")
+    flag(geometry.router_corrected, "router_corrected")
+    if geometry.router_scoring not in SCORINGS:
+        raise GeometryError(
+            f"the router's scoring {geometry.router_scoring!r} has no formula here",
+            expected=" or ".join(SCORINGS),
+        )
     kinds = [flag(mixture, "a layer's kind") for mixture in geometry.mixtures]
     if True not in kinds:
         return
@@ -272,11 +303,24 @@ def _check_mixtures(geometry: Geometry) -> None:
         raise GeometryError(
             f"{geometry.experts_per_token} of {geometry.experts} experts, {geometry.moe_intermediate} wide"
         )
+    _check_groups(geometry)
+
+
+def _check_groups(geometry: Geometry) -> None:
+    groups, chosen = geometry.expert_groups, geometry.expert_groups_chosen
+    if not 1 <= chosen <= groups or geometry.experts % groups:
+        raise GeometryError(f"{chosen} of {groups} groups of {geometry.experts} experts")
+    size = geometry.experts // groups
+    if not 1 <= geometry.group_best <= size or geometry.experts_per_token > chosen * size:
+        raise GeometryError(
+            f"{geometry.experts_per_token} experts of {chosen} groups of {size}, "
+            f"ranked by the best {geometry.group_best} of each"
+        )
 
 
 def _check_constants(geometry: Geometry) -> None:
     text(geometry.family, "the family")
-    for name in ("qkv_bias", "output_bias", "mlp_bias", "head_bias", "parallel", "tied"):
+    for name in ("qkv_bias", "qk_normed", "output_bias", "mlp_bias", "head_bias", "parallel", "tied"):
         flag(getattr(geometry, name), name)
     for rotated in geometry.rotated:
         flag(rotated, "whether a layer is rotated")

@@ -2,7 +2,7 @@
 
 The names are those that ``apr`` 0.72 accepts for ``--save-tensor``, spelling included
 (``ffn_swigl``). A canonical shape is the one in which two traces are compared; how a runtime
-stores a stage instead is said by layout words (:class:`Layout`).
+stores a stage instead is described by layout words (:class:`Layout`).
 """
 
 from __future__ import annotations
@@ -154,6 +154,20 @@ STAGES: Mapping[str, Stage] = _table(
         what="hidden state after attention is added",
     ),
     Stage(name="ffn_norm", axes=("tokens", "hidden"), what="norm before the feed-forward block"),
+    Stage(
+        name="router_logits",
+        axes=("tokens", "experts"),
+        what="what the router of a mixture makes of each token, before it scores and chooses",
+        inner=True,
+        product=True,
+    ),
+    Stage(
+        name="router_weights",
+        axes=("tokens", "experts"),
+        what="each token's weights of the experts that it is given to, 0 for all others",
+        inner=True,
+        product=True,
+    ),
     Stage(name="ffn_gate", axes=("tokens", "ffn"), what="gate projection", product=True),
     Stage(name="ffn_up", axes=("tokens", "ffn"), what="up projection", product=True),
     Stage(name="ffn_silu", axes=("tokens", "ffn"), what="activation of the gate"),
@@ -307,7 +321,7 @@ def canonical_shape(name: str, dims: Mapping[str, int]) -> tuple[int, ...]:
         name: a stage of the table.
         dims: the size of each axis word: ``tokens`` (S), ``hidden`` (E), ``heads`` (H),
             ``q`` (H*D), ``kv`` (K*D), ``qkv`` ((H+2K)*D), ``ffn`` (F), ``vocab`` (V),
-            ``chosen_experts`` (k); see :meth:`Geometry.dims`.
+            ``experts`` (X), ``chosen_experts`` (k); see :meth:`Geometry.dims`.
 
     Raises:
         StageError: the model has no such axis, and so no such stage.

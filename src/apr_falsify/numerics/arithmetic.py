@@ -16,11 +16,11 @@ Array = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A number format in which a stage's values are kept.
+    """A number format in which a stage's values are stored.
 
     Attributes:
         name: its name.
-        compute: the NumPy type in which its values are held and computed with.
+        compute: the NumPy type in which its values lie and are computed with.
         unit_roundoff: half the distance from 1 to the next larger number.
         round: rounds values, to nearest and ties to even, to what the format can hold.
 

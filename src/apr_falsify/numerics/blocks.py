@@ -19,9 +19,9 @@ class Steps:
     """Where values [..., n] lie between the integers that a format rounds them to.
 
     Attributes:
-        quants: the integers, f64 [..., n]; ``quants * scale`` is what is kept (and the block's minimum more,
+        quants: the integers, f64 [..., n]; ``quants * scale`` are the values (and the block's minimum more,
             in a format that has one).
-        scale: what one step is worth in what is kept, f64 [..., n].
+        scale: the size of one step, f64 [..., n].
         fraction: the distance of each value to the nearest edge between two integers, f64 [..., n], in steps;
             a value that is exactly an integer has 0.5.
         flip: what ``quants`` would change by, were the value beyond that edge, f64 [..., n].
@@ -66,7 +66,7 @@ def _unblocked(blocks: F64, length: int) -> F64:
     return blocks.reshape(*blocks.shape[:-2], -1)[..., :length]
 
 
-def kept_of(form: Form, values: Values) -> F64:
+def decoded(form: Form, values: Values) -> F64:
     """Return what the blocks of ``values`` [..., n] stand for."""
     with np.errstate(invalid="ignore", over="ignore"):  # a scale beyond f16 is infinite, as it is there
         blocks = form(values)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.numerics.arithmetic import round_bf16, round_f16
-from apr_falsify.numerics.blocks import Blocks, Steps, kept_of, rounding_steps, steps_of
+from apr_falsify.numerics.blocks import Blocks, Steps, decoded, rounding_steps, steps_of
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -83,7 +83,7 @@ def q8_256(values: Values) -> F64:
     for 5,068, ties to even for 13,854, adding a half and cutting off for 96. The program's public source has
     one loop for it and none with SIMD, so that processors differ in the order of sums only.
     """
-    return kept_of(_q8_256, values)
+    return decoded(_q8_256, values)
 
 
 def _q8_k(values: Values) -> Blocks:
@@ -95,8 +95,8 @@ def _q8_k(values: Values) -> Blocks:
 
 
 def q8_k(values: Values) -> F64:
-    """ggml's ``q8_K``: blocks of 256, scale from the signed value of largest magnitude, kept in f32."""
-    return kept_of(_q8_k, values)
+    """ggml's ``q8_K``: blocks of 256, scale from the signed value of largest magnitude, stored in f32."""
+    return decoded(_q8_k, values)
 
 
 def _signed_largest(blocks: F32) -> F32:
@@ -125,8 +125,8 @@ def _f16(values: F32) -> F64:
 
 
 def q8_0(values: Values) -> F64:
-    """ggml's ``q8_0``: blocks of 32, ``rint(x * (127 / max))`` in f32, scale max / 127 kept as f16."""
-    return kept_of(_q8_0, values)
+    """ggml's ``q8_0``: blocks of 32, ``rint(x * (127 / max))`` in f32, scale max / 127 stored as f16."""
+    return decoded(_q8_0, values)
 
 
 def q8_1_block_sums(values: Values) -> F64:
@@ -165,12 +165,12 @@ def q4_0(values: Values) -> F64:
     The integers are at most 15, then 8 less. The first of equally large values gives the sign of d, which is
     stored in f16.
     """
-    return kept_of(_q4_0, values)
+    return decoded(_q4_0, values)
 
 
 def q5_0(values: Values) -> F64:
     """ggml's ``q5_0``: blocks of 32, as ``q4_0`` with d = (signed largest) / -16, integers 0..31 minus 16."""
-    return kept_of(_q5_0, values)
+    return decoded(_q5_0, values)
 
 
 def _from_minimum(values: Values, largest: int) -> Blocks:
@@ -198,12 +198,12 @@ def q4_1(values: Values) -> F64:
 
     Both d and the minimum are stored in f16, after the integers were taken with their f32 values.
     """
-    return kept_of(_q4_1, values)
+    return decoded(_q4_1, values)
 
 
 def q5_1(values: Values) -> F64:
     """ggml's ``q5_1``: as ``q4_1`` with d = (max - min) / 31."""
-    return kept_of(_q5_1, values)
+    return decoded(_q5_1, values)
 
 
 def minima(values: Values) -> F64:
@@ -246,16 +246,16 @@ def iq4_nl(values: Values) -> F64:
     is 0 where max|x| is below 1e-15. This is what a KV cache is written with; files are quantised with a
     search over several scales.
     """
-    return kept_of(_iq4_nl, values)
+    return decoded(_iq4_nl, values)
 
 
 def f16(values: Values) -> F64:
-    """IEEE binary16, to nearest, ties to even; subnormal numbers are kept."""
+    """IEEE binary16, to nearest, ties to even; subnormal numbers stay."""
     return round_f16(values).astype(np.float64)
 
 
 def bf16(values: Values) -> F64:
-    """The upper 16 bits of f32, to nearest, ties to even; subnormal numbers are kept."""
+    """The upper 16 bits of f32, to nearest, ties to even; subnormal numbers stay."""
     return round_bf16(values).astype(np.float64)
 
 
@@ -273,7 +273,7 @@ STEPS: Mapping[Callable[[Values], F64], Callable[[Values], Steps]] = {
 }
 """What is left of values -> where the values lie between its steps.
 
-Of ``iq4_nl`` a flip also refits the scale of its block, by up to a few of f16's units: what is kept after it
+Of ``iq4_nl`` a flip also refits the scale of its block, by up to a few of f16's units: what it then stores
 is near ``(quants + flip) * scale``, and not that to the bit.
 """
 
@@ -283,7 +283,7 @@ ROTATED_BLOCK = 64
 
 
 TURN_ERROR = 2.0**-22
-"""How far turned values may be from those turned here, in root mean squares of what was turned: four f32
+"""How far rotated values may be from those rotated here, in root mean squares of what was rotated: four f32
 roundings cover sums of up to 256 terms."""
 
 
@@ -313,11 +313,11 @@ def _between(parts: Values) -> npt.NDArray[np.bool_]:
     return np.asarray((blocks != least) & (blocks != largest)).reshape(parts.shape)
 
 
-def turned_edges(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
-    """Return how far :func:`turned_back` of ``kept`` may be off: an edge is spread over its block."""
+def rotated_edges(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
+    """Return how far :func:`rotated_back` of ``kept`` may be off: an edge is spread over its block."""
 
     def off(values: Values) -> F64:
-        found = edges(kept, turned(values, ROTATED_BLOCK), ROTATED_BLOCK)
+        found = edges(kept, hadamard_rotated(values, ROTATED_BLOCK), ROTATED_BLOCK)
         blocks = found.reshape(*values.shape[:-1], -1, ROTATED_BLOCK)
         spread = np.sqrt(np.mean(np.square(blocks), axis=-1, keepdims=True))
         return np.broadcast_to(spread, blocks.shape).reshape(values.shape)
@@ -325,23 +325,23 @@ def turned_edges(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
     return off
 
 
-def turned_back(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
-    """Return what ``kept`` leaves of values that a Hadamard matrix turned, and turned back afterwards."""
+def rotated_back(kept: Callable[[Values], F64]) -> Callable[[Values], F64]:
+    """Return what ``kept`` leaves of values that are multiplied by a Hadamard matrix before and after it."""
 
     def back(values: Values) -> F64:
-        held = kept(turned(values, ROTATED_BLOCK)).reshape(*values.shape[:-1], -1, ROTATED_BLOCK)
+        held = kept(hadamard_rotated(values, ROTATED_BLOCK)).reshape(*values.shape[:-1], -1, ROTATED_BLOCK)
         result: F64 = held @ hadamard(ROTATED_BLOCK)
         return result.reshape(values.shape)
 
     return back
 
 
-def turned_together(head_dim: int) -> int:
+def rotation_size(head_dim: int) -> int:
     """Return how many channels of q and k llama.cpp turns at once: the largest power of two in head_dim."""
     return head_dim & -head_dim
 
 
-def turned(values: Values, size: int) -> F64:
+def hadamard_rotated(values: Values, size: int) -> F64:
     """Turn each ``size`` values (a power of two) by the normalised Hadamard matrix, as llama.cpp's CPU does.
 
     In f32: every value times 1 / sqrt(size), then sums and differences of pairs that are 1, 2, 4 ... apart.

@@ -2,7 +2,7 @@
 
 The file is code, and it is run. What it defines is found by type: every :class:`Family`, and every
 :class:`Operator` that a node of theirs uses beside those of the table. What goes wrong in its functions later
-is told as an error of the file.
+is reported as an error of the file.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _run(path: Path, content: bytes, digest: str) -> ModuleType:
     except AprFalsifyError as error:
         raise FamilyError(str(error), where=_line_of(error, path)) from error
     except (Exception, SystemExit) as error:
-        raise FamilyError(f"running it raised {_told(error)}", where=_line_of(error, path)) from error
+        raise FamilyError(f"running it raised {_error_line(error)}", where=_line_of(error, path)) from error
     return module
 
 
@@ -105,7 +105,7 @@ def _line_of(error: BaseException, path: Path) -> str:
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def _told(error: BaseException) -> str:
+def _error_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
@@ -167,8 +167,8 @@ def _guarded(function: Callable[..., _T], path: Path, what: str) -> Callable[...
             return function(*arguments)
         except AprFalsifyError:
             raise
-        except Exception as error:  # whatever a user's file raises is told with its line
-            raise FamilyError(f"raised {_told(error)}", where=_placed(what, error, path)) from error
+        except Exception as error:  # whatever a user's file raises is reported with its line
+            raise FamilyError(f"raised {_error_line(error)}", where=_placed(what, error, path)) from error
 
     return guarded
 
@@ -204,8 +204,8 @@ def _guarded_settings(own: Family, path: Path, where: str) -> Callable[[Config],
             found = dict(own.settings(config))
         except (AprFalsifyError, KeyError, ValueError):
             raise
-        except Exception as error:  # whatever a user's file raises is told with its line
-            raise FamilyError(f"raised {_told(error)}", where=_placed(what, error, path)) from error
+        except Exception as error:  # whatever a user's file raises is reported with its line
+            raise FamilyError(f"raised {_error_line(error)}", where=_placed(what, error, path)) from error
         for name in found:
             if name not in _KEYWORDS:
                 raise FamilyError(

@@ -72,7 +72,7 @@ def _gelu_error(x: F64, y: F64, store: float) -> F64:
 
 
 def _relu_error(x: F64, y: F64, store: float) -> F64:
-    """Count nothing, or the rounding of a square: that of what is kept is counted apart."""
+    """Count nothing, or the rounding of a square: that of what is stored is counted apart."""
     return np.asarray(y * UNIT)
 
 

@@ -63,7 +63,7 @@ def _biased(node: Node, inputs: Inputs, site: Site) -> Array:
 def _bias_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     known = only(ins)
     added = stored(y, max(store, UNIT), 2) + stored(known.value, store)
-    if known.sigma is None:  # the product was kept before the bias was added
+    if known.sigma is None:  # the product was stored before the bias was added
         return np.asarray(added)
     return np.asarray(added + known.variance + started_at(y - known.value, site.geometry.hidden) * UNIT**2)
 

@@ -1,25 +1,22 @@
-"""A mixture of experts: its router, its experts' weighted sum, and the rounding of everything within them.
+"""The experts of a mixture: the weighted sum of what each token's experts make of it, and the shared expert's
+part.
 
-What happens inside a mixture is no stage: the rounding of router, gate, up, activation, down and the weighted
-sum is carried through to its end, each as its own operator counts it.
-
-Which experts a token is given to is a choice. Where the logits of two experts are nearer to each other than
-rounding may have moved them, either is right, and the stage says nothing there.
+What happens inside an expert is no stage: the rounding of gate, up, activation, down and the weighted sum is
+    carried
+through to its end, each as its own operator counts it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from apr_falsify.model.graph import Node
 from apr_falsify.model.shape import EXPERT_ROLES, SHARED_ROLES, Geometry
-from apr_falsify.numerics.operand_rules import Operation, Rule
+from apr_falsify.numerics.operand_rules import Operation
+from apr_falsify.operators.choices import f64, sigma_of
 from apr_falsify.operators.feedforward import (
     FUNCTIONS,
     activated,
@@ -27,101 +24,32 @@ from apr_falsify.operators.feedforward import (
     activation_text,
     multiplied,
 )
-from apr_falsify.operators.linear import projected
-from apr_falsify.operators.norms import norm_variance
-from apr_falsify.operators.operator import Inputs, Lines, Operator
-from apr_falsify.operators.roundoff import F64, FEW, TINY, UNIT, Ins, Known, NoisySite, lost, squared, stored
-from apr_falsify.operators.routing import (
-    Indices,
-    as_experts,
-    chosen_weights,
-    mixture,
-    routing,
-    sigmoid,
-    softmax,
+from apr_falsify.operators.operator import Inputs, Lines
+from apr_falsify.operators.replayed import (
+    LAST,
+    ExpertSite,
+    MixtureOperator,
+    Routed,
+    as_the_run_chose,
+    not_apart,
+    routed,
+    rows,
+    spread,
+    through,
 )
+from apr_falsify.operators.roundoff import FEW, UNIT, Array, Known, lost, squared, stored
+from apr_falsify.operators.routing import as_experts, by_expert, mixture, sigmoid
 from apr_falsify.operators.site import Site
 
-Array = npt.NDArray[np.floating[Any]]
 
-_NEAR = 8.0
-"""Two logits whose distance is less than this many sigmas may have changed places."""
-
-
-class ExpertSite(NoisySite, Protocol):
-    """What the replay of a mixture asks of its place."""
-
-    rules: tuple[Rule, ...]
-    input_sigma: F64 | None
-
-    def project(self, x: Array, role: str, biased: bool = False) -> Array:
-        """Return ``x`` through the projection in ``role``, once per rule."""
-
-
-def _f64(values: Array) -> F64:
-    return values.astype(np.float64, copy=False)
-
-
-def _sigma(known: Known) -> F64:
-    return np.zeros_like(known.value) if known.sigma is None else known.sigma
-
-
-def _through(x: Known, role: str, site: ExpertSite, store: float) -> Known:
-    site.input_sigma = x.sigma
-    values = _f64(site.project(x.value, role)[0])
-    return Known(value=values, sigma=np.sqrt(projected(site.noise.pop(), values, store) + lost(store)))
-
-
-def _routed(logits: Known, chosen: Indices, site: ExpertSite, store: float) -> Known:
-    """Return the weights of the experts ``chosen``; the softmax is counted as that of attention is."""
-    probabilities = softmax(logits.value)
-    weights = _f64(chosen_weights(probabilities, chosen, site.geometry))
-    sigma = _sigma(logits)
-    moved = np.sum(np.square(probabilities * sigma), axis=-1, keepdims=True)
-    relative = np.square(np.take_along_axis(sigma, chosen, axis=-1)) + 2 * moved
-    chosen_logits = np.take_along_axis(logits.value, chosen, axis=-1)
-    raised = np.square(weights * UNIT * (np.max(logits.value, axis=-1, keepdims=True) - chosen_logits))
-    own = norm_variance(weights, logits.value.shape[-1], max(store, UNIT)) + raised + lost(store)
-    return Known(value=weights, sigma=np.sqrt(np.square(weights) * relative + own))
-
-
-def _undecided(logits: Known, chosen: int) -> npt.NDArray[np.bool_]:
-    """Return which of the ranks 0 to ``chosen`` of each token may have changed places with the next one.
-
-    Their logits may have, or their probabilities: exp of the distance to the largest logit is rounded.
-    """
-    values, sigma = _ranked(logits, chosen)
-    distance = values[..., :-1] - values[..., 1:]
-    below = values[..., :1] - values[..., 1:]
-    return np.asarray(
-        distance
-        <= _NEAR * np.sqrt(np.square(sigma[..., :-1]) + np.square(sigma[..., 1:]))
-        + _NEAR * UNIT * (below + FEW)
-    )
-
-
-def _ranked(logits: Known, chosen: int) -> tuple[F64, F64]:
-    """Return the logits of the ranks 0 to ``chosen`` and their sigma."""
-    order = np.argsort(-logits.value, axis=-1, kind="stable")[..., : chosen + 1]
-    values, sigma = (np.take_along_axis(a, order, axis=-1) for a in (logits.value, _sigma(logits)))
-    return values, sigma
-
-
-def _lost(logits: Known, chosen: int) -> npt.NDArray[np.bool_]:
-    """Return which ranks have a probability that f32 may have lost: one expert of none is like another."""
-    values, _ = _ranked(logits, chosen)
-    total = np.sum(np.exp(logits.value - values[..., :1]), axis=-1, keepdims=True)
-    return np.asarray(np.exp(values[..., :-1] - values[..., :1]) / total < 2 * TINY)
-
-
-def _mixed(x: Known, chosen: Indices, weights: Known, site: ExpertSite, store: float) -> Known:
+def _mixed(x: Known, weights: Known, site: ExpertSite, store: float) -> Known:
+    """Return what the experts make of each token, by its weights of them [S, X]."""
     total = np.zeros_like(x.value)
     variance = np.zeros_like(x.value)
-    for expert in np.unique(chosen):
-        tokens, slots = np.nonzero(chosen == expert)
-        own = Known(value=x.value[tokens], sigma=None if x.sigma is None else x.sigma[tokens])
-        made = _expert(own, [f"{role}.{expert}" for role in EXPERT_ROLES], site, store)
-        share, doubt = (a[tokens, slots, None] for a in (weights.value, _sigma(weights)))
+    for expert in np.flatnonzero(np.any(weights.value != 0, axis=0)):
+        tokens = np.flatnonzero(weights.value[:, expert])
+        made = _expert(rows(x, tokens), [f"{role}.{expert}" for role in EXPERT_ROLES], site, store)
+        share, doubt = (each[tokens, expert, None] for each in (weights.value, sigma_of(weights)))
         weighted = share * made.value
         total[tokens] += weighted
         variance[tokens] += multiplied(made, Known(value=share, sigma=doubt), weighted, store)
@@ -133,72 +61,55 @@ def _mixed(x: Known, chosen: Indices, weights: Known, site: ExpertSite, store: f
 def _with_shared(found: Known, x: Known, site: ExpertSite, store: float) -> Known:
     """Return ``found`` with what the shared expert makes of every token."""
     made = _expert(x, SHARED_ROLES, site, store)
-    variance, unit = squared(_sigma(made)), max(store, UNIT)
+    variance, unit = squared(sigma_of(made)), max(store, UNIT)
     if site.geometry.shared_gated:
-        logits = _through(x, "shared_router", site, store)
-        share = _f64(sigmoid(logits.value))
+        logits = through(x, "shared_router", site, store)
+        share = f64(sigmoid(logits.value))
         slope = share * (1 - share)
         own = squared(share * UNIT * (np.abs(logits.value) + FEW)) + stored(share, unit) + lost(store)
-        doubt = np.sqrt(squared(slope * _sigma(logits)) + own)
+        doubt = np.sqrt(squared(slope * sigma_of(logits)) + own)
         weighted = share * made.value
         variance = multiplied(made, Known(value=share, sigma=doubt), weighted, store)
         made = Known(value=weighted, sigma=None)
     total = found.value + made.value
-    return Known(value=total, sigma=np.sqrt(squared(_sigma(found)) + variance + stored(total, unit)))
+    return Known(value=total, sigma=np.sqrt(squared(sigma_of(found)) + variance + stored(total, unit)))
 
 
 def _expert(x: Known, roles: Sequence[str], site: ExpertSite, store: float) -> Known:
     """Return what one expert makes of some tokens, its gate, up and down in ``roles``."""
-    gate, up = (_through(x, role, site, store) for role in roles[:2])
+    gate, up = (through(x, role, site, store) for role in roles[:2])
     activation = site.geometry.activation
-    value = _f64(FUNCTIONS[activation](gate.value))
+    value = f64(FUNCTIONS[activation](gate.value))
     active = Known(value=value, sigma=np.sqrt(activated(gate, value, activation, store)))
     product = active.value * up.value
     sigma = np.sqrt(multiplied(active, up, product, store))
-    return _through(Known(value=product, sigma=sigma), roles[2], site, store)
-
-
-def _last(known: Known) -> Known:
-    return Known(value=known.value[-1:], sigma=None if known.sigma is None else known.sigma[-1:])
+    return through(Known(value=product, sigma=sigma), roles[2], site, store)
 
 
 def _replayed_mixture(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
-    x, geometry = inputs["ffn_swigl"], site.geometry
-    logits = _through(x, "router", site, store)
-    chosen, _ = routing(logits.value, geometry)
-    found = _mixed(x, chosen, _routed(logits, chosen, site, store), site, store)
-    undecided = _undecided(logits, geometry.experts_per_token)  # where all are chosen, none stands beyond
-    either = np.any(undecided[:, geometry.experts_per_token - 1 :], axis=-1, keepdims=True)
-    size = np.sqrt(np.mean(np.square(found.value), axis=-1, keepdims=True))
-    sigma = np.where(either, np.abs(found.value) + size, _sigma(found))
-    return Known(value=found.value, sigma=sigma)
+    x, given = inputs["ffn_norm"], routed(inputs, site, store)
+    found = _mixed(x, given.weights, site, store)
+    return as_the_run_chose(found, _other_mixes(x, given, site, store), site.captured)
 
 
-def _replayed_indices(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
-    logits = _through(_last(inputs["ffn_norm"]), "router", site, store)
-    chosen, _ = routing(logits.value, site.geometry)
-    rank = site.geometry.experts_per_token
-    after = (_undecided(logits, rank) | _lost(logits, rank))[0]
-    either = np.zeros(len(chosen[0]), dtype=bool)
-    either[: len(after)] |= after[: len(either)]
-    either[1:] |= after[: len(either) - 1]
-    sigma = np.where(either, float(site.geometry.experts), UNIT)
-    return Known(value=chosen[0].astype(np.float64), sigma=sigma)
-
-
-def _replayed_router(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
-    logits = _through(_last(inputs["ffn_norm"]), "router", site, store)
-    chosen = as_experts(inputs["moe_router_indices"].value, site.geometry)
-    found = _routed(logits, chosen[None], site, store)
-    return Known(value=found.value[0], sigma=_sigma(found)[0])
+def _other_mixes(x: Known, given: Routed, site: ExpertSite, store: float) -> Mapping[int, Known | None]:
+    """Return what a token becomes by each choice that is open, where the run shows which it made."""
+    if site.captured is None:
+        return dict.fromkeys(given.others)
+    return {
+        token: None
+        if weights is None
+        else _mixed(rows(x, np.full(len(weights.value), token)), weights, site, store)
+        for token, weights in given.others.items()
+    }
 
 
 def _replayed_last(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
-    chosen = as_experts(inputs["moe_router_indices"].value, site.geometry)
+    chosen = as_experts(inputs["moe_router_indices"].value, site.geometry)[None]
     router = inputs["moe_router"]
-    weights = Known(value=router.value[None], sigma=_sigma(router)[None])
-    found = _mixed(_last(inputs["ffn_norm"]), chosen[None], weights, site, store)
-    return Known(value=found.value[0], sigma=_sigma(found)[0])
+    weights = Known(value=router.value[None], sigma=sigma_of(router)[None])
+    found = _mixed(rows(inputs["ffn_norm"], LAST), spread(weights, chosen, site), site, store)
+    return Known(value=found.value[0], sigma=sigma_of(found)[0])
 
 
 def _one_expert(site: Site, x: Array, expert: int) -> Array:
@@ -210,9 +121,9 @@ def _through_expert(site: Site, x: Array, roles: Sequence[str]) -> Array:
     return site.project(FUNCTIONS[site.geometry.activation](gate) * up, roles[2])
 
 
-def _all_experts(site: Site, x: Array, chosen: Indices, weights: Array) -> Array:
-    """Return the weighted sum of the chosen experts, and the shared one where there is one."""
-    found = mixture(x, chosen, weights, partial(_one_expert, site))
+def _all_experts(site: Site, x: Array, weights: Array) -> Array:
+    """Return the weighted sum of the experts, and the shared one where there is one."""
+    found = mixture(x, weights, partial(_one_expert, site))
     if not site.geometry.shared_intermediate:
         return found
     shared = _through_expert(site, x, SHARED_ROLES)
@@ -222,53 +133,24 @@ def _all_experts(site: Site, x: Array, chosen: Indices, weights: Array) -> Array
 
 
 def _mixture_values(node: Node, inputs: Inputs, site: Site) -> Array:
-    x = inputs["ffn_swigl"]
-    chosen, weights = routing(site.project(x, "router"), site.geometry)
-    return _all_experts(site, x, chosen, weights)
-
-
-def _indices_values(node: Node, inputs: Inputs, site: Site) -> Array:
-    last = inputs["ffn_norm"][-1:]
-    chosen, _ = routing(site.project(last, "router"), site.geometry)
-    return np.asarray(chosen[0], dtype=last.dtype)
-
-
-def _router_values(node: Node, inputs: Inputs, site: Site) -> Array:
-    probabilities = softmax(site.project(inputs["ffn_norm"][-1:], "router"))
-    chosen = as_experts(inputs["moe_router_indices"], site.geometry)
-    return np.asarray(chosen_weights(probabilities, chosen[None], site.geometry)[0])
+    return _all_experts(site, inputs["ffn_norm"], inputs["router_weights"])
 
 
 def _last_values(node: Node, inputs: Inputs, site: Site) -> Array:
-    chosen, weights = as_experts(inputs["moe_router_indices"], site.geometry), inputs["moe_router"]
-    last = _all_experts(site, inputs["ffn_norm"][-1:], chosen[None], weights[None])
+    chosen = as_experts(inputs["moe_router_indices"], site.geometry)[None]
+    weights = by_expert(chosen, inputs["moe_router"][None], site.geometry.experts)
+    last = _all_experts(site, inputs["ffn_norm"][LAST], weights)
     return np.asarray(last[0])
 
 
-def _routing_text(x: str) -> Lines:
-    return (
-        f"logits = {x} @ router_weight.T",
-        "odds = np.exp(logits - np.max(logits, axis=-1, keepdims=True))",
-        "odds = odds / np.sum(odds, axis=-1, keepdims=True)",
-    )
-
-
-def _chosen_text(stage: str, geometry: Geometry) -> Lines:
-    taken = f"{stage} = np.take_along_axis(odds, chosen, axis=-1)"
-    if not geometry.norm_topk_prob:
-        return (taken,)
-    return taken, f"{stage} = {stage} / np.sum({stage}, axis=-1, keepdims=True)"
-
-
-def _mixed_text(stage: str, x: str, geometry: Geometry) -> Lines:
+def _mixed_text(stage: str, x: str, weights: str, geometry: Geometry) -> Lines:
     return (
         *activation_imports(geometry),
         f"{stage} = np.zeros_like({x})",
-        "for token, experts in enumerate(chosen):",
-        "    for slot, e in enumerate(experts):",
-        f"        gate = {x}[token] @ expert_gate_weight[e].T",
-        f"        hidden = {activation_text('gate', geometry)} * ({x}[token] @ expert_up_weight[e].T)",
-        f"        {stage}[token] += shares[token, slot] * (hidden @ expert_down_weight[e].T)",
+        f"for token, e in zip(*np.nonzero({weights})):",
+        f"    gate = {x}[token] @ expert_gate_weight[e].T",
+        f"    hidden = {activation_text('gate', geometry)} * ({x}[token] @ expert_up_weight[e].T)",
+        f"    {stage}[token] += {weights}[token, e] * (hidden @ expert_down_weight[e].T)",
         *_shared_text(stage, x, geometry),
     )
 
@@ -286,94 +168,33 @@ def _shared_text(stage: str, x: str, geometry: Geometry) -> Lines:
     )
 
 
-_CHOICE = "chosen = np.argsort(-odds, axis=-1, kind='stable')[:, :experts_per_token]"
-
-
 def _mixture_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
-    x = "ffn_swigl"
-    return (
-        *_routing_text(x),
-        _CHOICE,
-        *_chosen_text("shares", geometry),
-        *_mixed_text(node.stage, x, geometry),
-    )
-
-
-def _indices_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
-    return (*_routing_text("ffn_norm[-1:]"), _CHOICE, "moe_router_indices = chosen[0]")
-
-
-def _router_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
-    return (
-        *_routing_text("ffn_norm[-1:]"),
-        "chosen = moe_router_indices[None].astype(int)",
-        *_chosen_text("shares", geometry),
-        "moe_router = shares[0]",
-    )
+    return _mixed_text(node.stage, "ffn_norm", "router_weights", geometry)
 
 
 def _last_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
     return (
         "last = ffn_norm[-1:]",
-        "chosen, shares = moe_router_indices[None].astype(int), moe_router[None]",
-        *_mixed_text("mixed", "last", geometry),
-        "moe_ffn_out = mixed[0]",
+        f"weights = np.zeros((1, {geometry.experts}))",
+        "np.add.at(weights[0], moe_router_indices.astype(int), moe_router)",
+        *_mixed_text("mixed", "last", "weights", geometry),
+        f"{node.stage} = mixed[0]",
     )
 
 
-Replayed = Callable[[Mapping[str, Known], ExpertSite, float], Known]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MixtureOperator(Operator):
-    """An operator within a mixture.
-
-    Attributes:
-        replayed: computes it in f64 under the place's one rule, with its rounding.
-
-    """
-
-    replayed: Replayed
-
-
-def replay_mixture(
-    operator: MixtureOperator,
-    inputs: Mapping[str, Known],
-    site: ExpertSite,
-    rules: Sequence[Rule],
-    store: float,
-) -> tuple[F64, F64]:
-    """Return a stage of a mixture under each of ``rules``, [rules, ...], and its sigma."""
-    found = []
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is data
-        for rule in rules:
-            site.rules = (rule,)
-            found.append(operator.replayed(inputs, site, store))
-    return np.stack([known.value for known in found]), np.sqrt(np.square(_sigma(found[0])) + lost(store))
-
-
-def _operator(
-    name: str,
-    values: Callable[[Node, Inputs, Site], Array],
-    text: Callable[[Node, Geometry, int | None], Lines],
-    replayed: Replayed,
-) -> MixtureOperator:
-    return MixtureOperator(
-        name=name,
-        values=values,
-        variance=_not_apart,
-        text=text,
-        operation=Operation.PROJECTION,
-        replayed=replayed,
-    )
-
-
-def _not_apart(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    """Refuse: ``replay_mixture`` counts it, and a guess at a product takes the sigma of the replay."""
-    raise NotImplementedError("the rounding within a mixture is counted where it is replayed")
-
-
-MIXTURE = _operator("mixture", _mixture_values, _mixture_text, _replayed_mixture)
-CHOSEN_EXPERTS = _operator("chosen_experts", _indices_values, _indices_text, _replayed_indices)
-EXPERT_WEIGHTS = _operator("expert_weights", _router_values, _router_text, _replayed_router)
-LAST_MIXTURE = _operator("last_mixture", _last_values, _last_text, _replayed_last)
+MIXTURE = MixtureOperator(
+    name="mixture",
+    values=_mixture_values,
+    variance=not_apart,
+    text=_mixture_text,
+    operation=Operation.PROJECTION,
+    replayed=_replayed_mixture,
+)
+LAST_MIXTURE = MixtureOperator(
+    name="last_mixture",
+    values=_last_values,
+    variance=not_apart,
+    text=_last_text,
+    operation=Operation.PROJECTION,
+    replayed=_replayed_last,
+)

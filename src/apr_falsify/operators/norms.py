@@ -78,7 +78,7 @@ def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F6
 
 
 def _normed(node: Node, known: Known, y: F64, site: NoisySite, store: float) -> F64:
-    """Count the norm of ``known``, whose normalised values may be kept before the weight multiplies them."""
+    """Count the norm of ``known``, whose normalised values may be rounded before the weight is applied."""
     weight, eps = site.vector(node["role"]), site.geometry.norm_eps
     found = _COUNTED[node.operator](known, y, weight, eps, store) + lost(store, weight)
     # An f32 sum of squares that overflows is infinite, and what is divided by its root is 0.

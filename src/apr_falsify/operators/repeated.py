@@ -27,7 +27,7 @@ at most 0.03 and at 1e-3 of none.
 """
 
 _ROUNDED_ALIKE = 8.0
-"""In units of the roundoff of the format in which a stage is kept: rows that are nearer round to the same."""
+"""In units of the roundoff of a stage's format: rows that are nearer round to the same."""
 
 _TOO_SHORT = 4
 """Fewer values than this do not tell whether two rows are alike."""

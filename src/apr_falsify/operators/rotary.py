@@ -1,4 +1,4 @@
-"""Rotary position embedding of q or k (Su et al. 2021); nothing is turned where positions are learned."""
+"""Rotary position embedding of q or k (Su et al. 2021); nothing is rotated where positions are learned."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _rope_linear(plain: _Frequencies, rope: Rope, head_dim: int) -> tuple[_Frequ
 
 
 def _rope_llama3(plain: _Frequencies, rope: Rope, head_dim: int) -> tuple[_Frequencies, float]:
-    """Slow pairs are divided by the factor, fast ones kept, those between blended by their wavelength."""
+    """Slow pairs are divided by the factor, fast ones stay, those between are blended by their wavelength."""
     p = rope.parameters
     context, low, high = p["original_max_position_embeddings"], p["low_freq_factor"], p["high_freq_factor"]
     turns = context * plain / (2 * math.pi)
@@ -74,7 +74,7 @@ def _rope_llama3(plain: _Frequencies, rope: Rope, head_dim: int) -> tuple[_Frequ
 
 
 def _rope_yarn(plain: _Frequencies, rope: Rope, head_dim: int) -> tuple[_Frequencies, float]:
-    """Pairs that turn often within the trained context are kept, slow ones interpolated, a ramp between."""
+    """Pairs that turn often within the trained context stay, slow ones are interpolated, a ramp between."""
     p = rope.parameters
     context = p["original_max_position_embeddings"]
 

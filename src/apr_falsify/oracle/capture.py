@@ -50,14 +50,14 @@ def capture(model: Model, request: Request, sink: Sink, *, dtype: str = "f32", d
 
     Stages arrive as each is computed, in canonical shapes (``stages.py``), f32 (f64 for ``f64``; f16 and
     bf16 widen exactly). Only the layers up to the last requested one are loaded and run, and the output
-    head only where ``lm_head`` is kept. Tokens and logits are those of :func:`forward`, bit for bit.
+    head only where ``lm_head`` is stored. Tokens and logits are those of :func:`forward`, bit for bit.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
         DeviceError: the device is not there.
         TokensError: no token, or one outside the vocabulary.
         LayerRangeError: layers the model does not have.
-        StageError: no stage would be kept.
+        StageError: no stage would be stored.
         ModelError: a weight is missing.
 
     """

@@ -214,7 +214,7 @@ def _not_transposed(undo: ExitStack, module: Any, layer: int, seed: int) -> None
     _input(_ATTENTION + ".o_proj", change)(undo, module, layer, seed)
 
 
-def _turned_by(positions: float) -> Callable[[_Tables, Any], _Tables]:
+def _rotated_by(positions: float) -> Callable[[_Tables, Any], _Tables]:
     """Turn by ``positions`` more, by the angle sum of cos and sin one position apart."""
 
     def change(tables: _Tables, attention: Any) -> _Tables:
@@ -245,7 +245,7 @@ PATCHES: Mapping[str, Patch] = {
     "attn-norm-one-channel": _output(_LAYER + ".input_layernorm", _factor_on_channel(1.01)),
     "ffn-norm-skipped": _skipped(_LAYER + ".post_attention_layernorm"),
     "final-norm-skipped": _skipped("model.norm"),
-    "rope-from-one": _argument("position_embeddings", _turned_by(1)),
+    "rope-from-one": _argument("position_embeddings", _rotated_by(1)),
     "rope-skipped": _argument(
         "position_embeddings", lambda tables, _: (torch.ones_like(tables[0]), torch.zeros_like(tables[1]))
     ),

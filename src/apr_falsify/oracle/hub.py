@@ -43,7 +43,7 @@ def resolve(name: str) -> Path:
     return _fetch(name)
 
 
-def kept(name: str) -> Path | None:
+def local_copy(name: str) -> Path | None:
     """Return the local copy of the hub id ``name``, ``None`` where there is none; nothing is fetched."""
     try:
         from huggingface_hub import snapshot_download

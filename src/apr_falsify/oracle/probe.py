@@ -70,7 +70,7 @@ def probed(
 def _no_module(path: str, layer: int, modules: Iterable[str], geometry: Geometry) -> FamilyError:
     seen = [stage for stage, place, _ in taps_of(geometry, layer) if place == path] or ["qkv_matmul"]
     return FamilyError(
-        f"the node {seen[0]} is said to be seen at {path}, which is no module of transformers' layer",
+        f"the node {seen[0]} is to be seen at {path}, which is no module of transformers' layer",
         where=place_of(geometry),
         expected="one of " + ", ".join(filter(None, modules)),
         remedy=nearest(path, modules),
@@ -86,11 +86,14 @@ def _layer_hooks(
 ) -> Iterator[tuple[str, _Hook]]:
     """Give the hooks of one layer, by the path of their module; a module's inputs go before its outputs."""
     taps: dict[str, list[tuple[Key, Take]]] = {}
+    parts: dict[Key, int] = {}
     for stage, path, pick in taps_of(geometry, layer):
         if stage in names:
             taps.setdefault(path, []).append((Key(layer, stage), pick))
+            parts[Key(layer, stage)] = parts.get(Key(layer, stage), 0) + 1
+    added = partial(_add_up, emit, {key: count for key, count in parts.items() if count > 1}, {})
     for path, here in taps.items():
-        yield path, partial(_see, emit, tuple(here))
+        yield path, partial(_see, added if any(parts[key] > 1 for key, _ in here) else emit, tuple(here))
     if not {"qkv_matmul", "qkv_bias"}.isdisjoint(names):
         paths = qkv_modules(geometry)
         projections = _Projections(layer, names, emit, len(paths), geometry)
@@ -101,6 +104,24 @@ def _layer_hooks(
 def _see(emit: Emit, stages: tuple[tuple[Key, Take], ...], module: Any, args: Any, output: Any) -> None:
     for key, pick in stages:
         emit(key, pick(args, output))
+
+
+def _add_up(
+    emit: Emit,
+    parts: Mapping[Key, int],
+    seen: dict[Key, list[torch.Tensor]],
+    key: Key,
+    values: torch.Tensor,
+) -> None:
+    """Hand a stage on; one that is the sum of several modules' outputs once all of them are there."""
+    if key not in parts:
+        emit(key, values)
+        return
+    here = seen.setdefault(key, [])
+    here.append(values)
+    if len(here) == parts[key]:
+        emit(key, sum(here[1:], here[0]))
+        here.clear()
 
 
 class _Projections:

@@ -26,9 +26,25 @@ _TAKES: Mapping[Pick, Take] = {
     Pick.OUTPUT: lambda args, output: output[0],
     Pick.HEADS: lambda args, output: output[0].transpose(0, 1),
     Pick.LAST_ROW: lambda args, output: output[0, -1],
-    Pick.LAST_WEIGHTS: lambda args, output: output[1][-1],
-    Pick.LAST_INDICES: lambda args, output: output[2][-1],
+    Pick.ROUTER_LOGITS: lambda args, output: output[0],
+    Pick.ROUTING: lambda args, output: _routing(output),
+    Pick.LAST_WEIGHTS: lambda args, output: _best_first(output)[0],
+    Pick.LAST_INDICES: lambda args, output: _best_first(output)[1],
 }
+
+
+def _routing(output: Any) -> Any:
+    """Return the weights of a router's output (logits, weights, experts), one column an expert."""
+    logits, weights, experts = output
+    return weights.new_zeros(logits.shape).scatter(1, experts, weights)
+
+
+def _best_first(output: Any) -> tuple[Any, Any]:
+    """Return the last token's weights and experts, the largest weight first; not all routers sort."""
+    weights, experts = output[1][-1], output[2][-1]
+    order = weights.argsort(descending=True, stable=True)
+    return weights[order], experts[order]
+
 
 JOINED = ("qkv_matmul", "qkv_bias")
 """Stages that stand in several modules."""
@@ -38,7 +54,8 @@ def taps_of(geometry: Geometry, layer: int) -> Iterator[tuple[str, str, Take]]:
     """Give the taps of one layer: stage, module path within the layer (``""`` is itself), and what to take.
 
     They come in the order of computation; an input stands before its module's output. A tensor that one
-    module hands to the next is taken where a hook is needed anyway: each hook costs time.
+    module hands to the next is taken where a hook is needed anyway: each hook costs time. A stage that two
+    modules' outputs are added to comes once with each.
     """
     for stage, node in graph_of(geometry).at(layer).items():
         tap = node.tap
@@ -49,6 +66,8 @@ def taps_of(geometry: Geometry, layer: int) -> Iterator[tuple[str, str, Take]]:
         if columns is not None:
             take = _cut(take, columns)
         yield stage, _path(geometry, tap), _shaped(take, stage)
+        if tap.added:
+            yield stage, tap.added.removeprefix("."), _shaped(take, stage)
 
 
 def final_norm_of(geometry: Geometry) -> str:

@@ -77,7 +77,7 @@ def facts_of(verdict: TestVerdict, work: Work) -> Facts:
     """
     from apr_falsify.traces.provenance import utc_now
 
-    claim, root = verdict.claim, work.asked.root
+    claim, root = verdict.claim, work.options.root
     bound = _bound(claim, root)
     return Facts(
         falsifier=claim.falsifier,
@@ -119,7 +119,7 @@ def forget() -> None:
 def _measured(verdict: TestVerdict, work: Work) -> Lane | None:
     """Return the lane that the falsifier's tests measured; of two the session's own."""
     measured = {word for ran in verdict.ran.values() for word in ran.measured}
-    lanes = [work.asked.lane] if measured & {SeenRun.ORACLE, SeenRun.SUBJECT} else []
+    lanes = [work.options.lane] if measured & {SeenRun.ORACLE, SeenRun.SUBJECT} else []
     lanes += [Lane()] if SeenRun.EMBEDDED in measured else []
     there = (one for one in lanes if (work.measurements.run_of(one) / "bisection.json").exists())
     return next(there, None)
@@ -208,11 +208,11 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _sources(work: Work, bound: Bound) -> Sources:
-    asked = work.asked
-    outputs = tuple(one.resolve() for one in (asked.evidence_dir, asked.bundles) if one is not None)
-    root = asked.root.resolve()
+    options = work.options
+    outputs = tuple(one.resolve() for one in (options.evidence_dir, options.bundles) if one is not None)
+    root = options.root.resolve()
     code = code_of((name.partition("::")[0] for name in bound.functions), root)
-    return sources_of(root, asked.project, outputs, code)
+    return sources_of(root, options.project, outputs, code)
 
 
 @cache
@@ -229,15 +229,15 @@ def _environment() -> Mapping[str, str]:
 def leave_bundle(verdict: TestVerdict, facts: Facts, work: Work) -> tuple[Path | None, str]:
     """Write the bundle of a falsifier that was run; return where, and its statement's sha256.
 
-    One that was selected in part, or of which nothing was begun, leaves none, and one that did not finish
+    One that was selected in part, or of which nothing was started, leaves none, and one that did not finish
     leaves none where one is: it would take the place of better evidence.
 
     Raises:
         AprFalsifyError: it cannot be made or written, or the code that ran is not what it would bind.
 
     """
-    folder = work.asked.evidence_dir
-    if folder is None or not verdict.is_whole or not verdict.is_begun:
+    folder = work.options.evidence_dir
+    if folder is None or not verdict.is_whole or not verdict.has_started:
         return None, ""
     from apr_falsify.evidence.bundle import write_bundle
 
@@ -245,7 +245,7 @@ def leave_bundle(verdict: TestVerdict, facts: Facts, work: Work) -> tuple[Path |
     if path.exists() and any(one.ended is Ended.UNFINISHED for one in verdict.tests):
         return None, ""
     files = (name.partition("::")[0] for name in facts.bound.functions)
-    refuse_other_code(files, _project(work.asked.root), work.begun_ns, work.shared.imported())
+    refuse_other_code(files, _project(work.options.root), work.started_ns, work.shared.imported())
     return path, write_bundle(draft_of(verdict, facts, work), path)
 
 

@@ -22,13 +22,13 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         from apr_falsify.pytest_plugin.options import add_options
 
         add_options(parser)
-    elif _asked(config.invocation_params.args) and configured_root(config.invocation_params.dir):
+    elif _has_own_option(config.invocation_params.args) and configured_root(config.invocation_params.dir):
         from apr_falsify.pytest_plugin.options import path_taken_for_a_test
 
         raise path_taken_for_a_test(config)
 
 
-def _asked(arguments: tuple[object, ...]) -> bool:
+def _has_own_option(arguments: tuple[object, ...]) -> bool:
     """Whether an option of ours is followed by a blank and a value that could be a path."""
     return any(one in OPTIONS for one in arguments)
 

@@ -39,13 +39,13 @@ def finish(work: Work, ledger: Ledger, config: pytest.Config) -> Done:
     from apr_falsify.pytest_plugin.drafting import forget
 
     forget()
-    verdicts = [one for one in _verdicts(work, ledger, config) if one.is_selected or one.is_begun]
+    verdicts = [one for one in _verdicts(work, ledger, config) if one.is_selected or one.has_started]
     selected = [one for one in verdicts if one.is_selected]
     problems: list[str] = []
     judged = [one for each in selected if (one := _judged(each, work, problems)) is not None]
     partly = [one.claim.falsifier for one in verdicts if not one.is_selected]
     return Done(
-        exit_code=int(bool(problems and work.asked.evidence_dir) or _may_not_pass(selected)),
+        exit_code=int(bool(problems and work.options.evidence_dir) or _may_not_pass(selected)),
         lines=list(lines_of(judged, partly, problems)),
     )
 
@@ -60,10 +60,10 @@ def _may_not_pass(selected: list[TestVerdict]) -> bool:
 def _verdicts(work: Work, ledger: Ledger, config: pytest.Config) -> Iterator[TestVerdict]:
     expression = str(config.getoption("markexpr", "") or "")
     known = set(ledger.falsifiers)
-    tree = LaneSources(work.asked.root, config.rootpath)
+    tree = LaneSources(work.options.root, config.rootpath)
     for marker, claim in work.claims.items():
         if claim.falsifier in known:
-            yield _verdict(claim, marker, ledger, tree, expression, live=work.asked.lane.is_live)
+            yield _verdict(claim, marker, ledger, tree, expression, live=work.options.lane.is_live)
 
 
 def _verdict(
@@ -76,9 +76,9 @@ def _verdict(
     # instrument which measures it works.
     measured_live = live and any(one.level is Level.LIVE for one in collected)
     tests = [ledger.record(one, as_control=measured_live and one.level is Level.ALGORITHM) for one in counted]
-    begun = any(one.name in ledger.ran for one in counted)
+    has_run = any(one.name in ledger.ran for one in counted)
     named = names_marker(expression, marker)
-    if begun or named:
+    if has_run or named:
         tests += sources.uncollected(marker, collected)
     left_out = any(one.ended in _LEFT_OUT for one in tests)
     chosen = any(one.selected for one in counted)

@@ -15,7 +15,7 @@ from apr_falsify.contracts.claim import Claim, plain
 from apr_falsify.contracts.source import parse
 from apr_falsify.evidence.outcome import SeenRun
 from apr_falsify.pytest_plugin.project import SESSION
-from apr_falsify.pytest_plugin.state import ASKED, KEPT, Work
+from apr_falsify.pytest_plugin.state import FILES_GIVEN, FIXTURES_USED, Work
 
 if TYPE_CHECKING:
     from apr_falsify.compare.bisection import Bisection
@@ -44,14 +44,14 @@ def lane(pytestconfig: pytest.Config) -> Lane:
 
     The embedded default where neither --gpu nor --lane nor a model is given.
     """
-    return _work(pytestconfig).asked.lane
+    return _work(pytestconfig).options.lane
 
 
 @pytest.fixture(autouse=True)
-def _asked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Note what the test asked for; only when it has ended is that all."""
+def _note_fixtures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Note the fixtures that the test requested; only when it has ended are these all."""
     yield
-    request.node.stash[ASKED] = frozenset(request.fixturenames)
+    request.node.stash[FIXTURES_USED] = frozenset(request.fixturenames)
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +119,7 @@ def keep_bisection(request: pytest.FixtureRequest) -> Callable[[str, Bisection],
 
     What is no letter, digit, dot or dash in the name becomes a dash.
     """
-    kept = request.node.stash.setdefault(KEPT, [])
+    kept = request.node.stash.setdefault(FILES_GIVEN, [])
     folder = _work(request.config).shared.path / "kept"
 
     def keep(name: str, bisection: Bisection) -> None:

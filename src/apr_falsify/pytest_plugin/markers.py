@@ -12,7 +12,7 @@ from apr_falsify.contracts.discover import discover
 from apr_falsify.contracts.markers import PREFIX, marker_of
 from apr_falsify.errors import ContractError, nearest
 from apr_falsify.evidence.outcome import Level, Role
-from apr_falsify.pytest_plugin.options import Asked
+from apr_falsify.pytest_plugin.options import SessionOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Carried:
     level: Level
 
 
-def claims_by_marker(asked: Asked) -> dict[str, Claim]:
+def claims_by_marker(options: SessionOptions) -> dict[str, Claim]:
     """Return the claims of every configured contract, by their marker.
 
     Raises:
@@ -40,7 +40,7 @@ def claims_by_marker(asked: Asked) -> dict[str, Claim]:
 
     """
     found: dict[str, Claim] = {}
-    for path in discover(asked.contracts) if asked.contracts else ():
+    for path in discover(options.contracts) if options.contracts else ():
         for claim in read_claims(path):
             other = found.setdefault(marker_of(claim.falsifier), claim)
             if other is not claim:

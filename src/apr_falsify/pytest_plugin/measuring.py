@@ -62,7 +62,7 @@ class Measurements:
         if lane.name not in self._found:
             try:
                 self._found[lane.name] = self._measured(lane)
-            except Exception as error:  # kept as it is, to be raised for each test that asks
+            except Exception as error:  # stored as it is, to be raised for each test that requests it
                 self._found[lane.name] = error
         found = self._found[lane.name]
         if isinstance(found, Exception):
@@ -89,7 +89,7 @@ class Measurements:
                 prompt=lane.prompt,
                 tokens=lane.tokens,
                 arithmetic=None,
-                kept=run / "subject",
+                earlier=run / "subject",
             ) as plan,
         ):
             oracle, subject = capture_sides(plan, dtype=lane.dtype, device=lane.device, run=run)

@@ -10,7 +10,7 @@ import pytest
 from apr_falsify.errors import AprFalsifyError
 from apr_falsify.evidence.outcome import Ended
 from apr_falsify.pytest_plugin.fixtures import MEASURES
-from apr_falsify.pytest_plugin.state import ASKED, CARRIED, KEPT
+from apr_falsify.pytest_plugin.state import CARRIED, FILES_GIVEN, FIXTURES_USED
 
 NOTE = "apr_falsify_note"
 """The attribute of a report that holds the note; plain values, so that it passes between processes."""
@@ -47,26 +47,26 @@ def pytest_runtest_makereport(
         "ended": ended.value,
         "reason": "" if ended is Ended.PASSED else _reason(report, error),
         "measured": [measured.value for name, measured in MEASURES.items() if name in _fixtures(item)],
-        "kept": [list(pair) for pair in item.stash.get(KEPT, [])],
+        "kept": [list(pair) for pair in item.stash.get(FILES_GIVEN, [])],
     }
     setattr(report, NOTE, note)
     return report
 
 
 def _fixtures(item: pytest.Item) -> frozenset[str]:
-    """What it asks for by argument, and, once it has ended, what it asked for while it ran."""
-    return item.stash.get(ASKED, frozenset()).union(getattr(item, "fixturenames", ()))
+    """The fixtures that it requests by argument and, once it has ended, those that it requested as it ran."""
+    return item.stash.get(FIXTURES_USED, frozenset()).union(getattr(item, "fixturenames", ()))
 
 
 def _render(report: pytest.TestReport, error: BaseException | None) -> None:
     if not report.failed or error is None:
         return
-    said = _said(error)
+    said = _message(error)
     if said is not None:
         report.longrepr = said
 
 
-def _said(error: BaseException) -> str | None:
+def _message(error: BaseException) -> str | None:
     if isinstance(error, AprFalsifyError):
         return str(error)
     if isinstance(error, AssertionError):  # before this is known, the heavy modules stay out

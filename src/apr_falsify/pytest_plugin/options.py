@@ -56,8 +56,8 @@ def path_taken_for_a_test(config: pytest.Config) -> pytest.UsageError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What a session is asked for.
+class SessionOptions:
+    """What the options and the project ask of a session.
 
     Attributes:
         root: the project's folder.
@@ -79,7 +79,7 @@ class Asked:
     bundles: Path | None
 
 
-def read_asked(config: pytest.Config, root: Path) -> Asked:
+def read_session_options(config: pytest.Config, root: Path) -> SessionOptions:
     """Return what the options and the project's table say together.
 
     Raises:
@@ -104,7 +104,7 @@ def read_asked(config: pytest.Config, root: Path) -> Asked:
     here = config.invocation_params.dir
     evidence = _option(config, "evidence-dir")
     kept = said.get("evidence-dir")
-    return Asked(
+    return SessionOptions(
         root=root,
         project=str(table(content, "project").get("name", root.name)),
         contracts=_contracts(_option(config, "contracts"), said.get("contracts", []), root, here),

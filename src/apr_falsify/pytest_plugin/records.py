@@ -63,7 +63,7 @@ class Collected:
 
 @dataclass(slots=True, kw_only=True)
 class Ran:
-    """What the reports of one test said so far.
+    """The reports of one test so far.
 
     Attributes:
         phases: phase -> how it ended.
@@ -71,8 +71,8 @@ class Ran:
         seconds: how long its phases took together.
         reran: whether it failed and was run again.
         again: why it was.
-        begun: whether it was begun.
-        measured: what it asked to have measured.
+        started: whether it was started.
+        measured: what it had measured.
         kept: bisections that it handed over, name and file.
         properties: what it recorded.
         text: what pytest prints of its failure.
@@ -84,7 +84,7 @@ class Ran:
     seconds: float = 0.0
     reran: bool = False
     again: str = ""
-    begun: bool = False
+    started: bool = False
     measured: set[SeenRun] = field(default_factory=set)
     kept: dict[str, str] = field(default_factory=dict)
     properties: list[tuple[str, str]] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Ran:
     def add(self, report: pytest.TestReport) -> None:
         """Take in one report."""
         note = note_of(report)
-        self.begun = True
+        self.started = True
         self.seconds += report.duration
         if getattr(report, "outcome", "") == "rerun":
             self.reran, self.phases = True, {}
@@ -191,7 +191,7 @@ class TestVerdict:
         claim: its claim.
         marker: its marker.
         tests: its tests as they ended.
-        ran: what the reports of those that ran said, by node id.
+        ran: the reports of those that ran, by node id.
         outcome: what they say together.
         is_selected: whether all of it was selected, or ``-m`` names it.
         is_whole: whether no test of it was left out.
@@ -209,6 +209,6 @@ class TestVerdict:
     waiting: int
 
     @property
-    def is_begun(self) -> bool:
-        """Whether any test of it was begun."""
-        return any(one.begun for one in self.ran.values())
+    def has_started(self) -> bool:
+        """Whether any test of it was started."""
+        return any(one.started for one in self.ran.values())

@@ -26,7 +26,7 @@ from apr_falsify.evidence.outcome import Level
 from apr_falsify.folders import sweep, write_whole, writer
 from apr_falsify.pytest_plugin import fixtures, markers, observe
 from apr_falsify.pytest_plugin.measuring import Measurements
-from apr_falsify.pytest_plugin.options import Asked, read_asked
+from apr_falsify.pytest_plugin.options import SessionOptions, read_session_options
 from apr_falsify.pytest_plugin.project import SESSION, configured_root
 from apr_falsify.pytest_plugin.records import Collected, Ledger
 from apr_falsify.pytest_plugin.scope import is_whole_suite, untested
@@ -49,17 +49,19 @@ def register(config: pytest.Config) -> None:
     is_worker = hasattr(config, "workerinput")
     _check_assertions()
     try:
-        asked = read_asked(config, root)
-        claims = markers.claims_by_marker(asked)
+        options = read_session_options(config, root)
+        claims = markers.claims_by_marker(options)
         markers.register(config, claims)
         if not is_worker and not _only_tells(config):
-            _check_lane(asked)
-            _check_writable(asked.evidence_dir)
+            _check_lane(options)
+            _check_writable(options.evidence_dir)
     except AprFalsifyError as error:
         raise pytest.UsageError(str(error)) from error
     shared = Shared(config)
     measurements = Measurements(shared)
-    work = Work(asked=asked, claims=claims, shared=shared, measurements=measurements, begun_ns=time.time_ns())
+    work = Work(
+        options=options, claims=claims, shared=shared, measurements=measurements, started_ns=time.time_ns()
+    )
     config.pluginmanager.register(Session(work, config), SESSION)
     config.pluginmanager.register(fixtures, "apr_falsify_fixtures")
     config.pluginmanager.register(observe, "apr_falsify_observe")
@@ -81,13 +83,13 @@ def _only_tells(config: pytest.Config) -> bool:
     )
 
 
-def _check_lane(asked: Asked) -> None:
-    if not asked.lane.is_live:
+def _check_lane(options: SessionOptions) -> None:
+    if not options.lane.is_live:
         return
-    missing = missing_for(asked.lane)
+    missing = missing_for(options.lane)
     if missing:
-        option = "--gpu" if asked.gpu else "--lane" if asked.lane.name != "unnamed" else "--subject"
-        lines = [f"{option}: the lane {asked.lane.name} cannot be run on this machine"]
+        option = "--gpu" if options.gpu else "--lane" if options.lane.name != "unnamed" else "--subject"
+        lines = [f"{option}: the lane {options.lane.name} cannot be run on this machine"]
         for one in missing:
             lines += [f"  {one.what}", f"    get it: {one.remedy}"]
         raise pytest.UsageError("\n".join(lines))
@@ -164,7 +166,7 @@ class Session:
             if item.stash[CARRIED]:
                 item.add_marker(_RETURNS_NOTHING)
                 self._items.append(item)
-        if not self.work.asked.lane.is_live:
+        if not self.work.options.lane.is_live:
             self._waiting = {item for item in self._items if _is_live(item)}
             left_out = [item for item in items if item in self._waiting]
             if left_out:
@@ -252,7 +254,7 @@ class Session:
         if self._config.getoption("collectonly", False):
             return
         if self._worker is not None:
-            if self.work.asked.evidence_dir is not None:
+            if self.work.options.evidence_dir is not None:
                 self.work.shared.tell_imported(self._worker)
             return
         from apr_falsify.pytest_plugin.finish import finish

@@ -19,7 +19,7 @@ WORKER_INPUT = "apr_falsify_shared"
 
 
 class Shared:
-    """The session's folder: made when it is first asked for, removed by the process that made it.
+    """The session's folder: made when it is first requested, removed by the process that made it.
 
     One that a killed session left is removed by the next.
 

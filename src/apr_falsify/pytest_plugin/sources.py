@@ -39,11 +39,11 @@ def sources_of(
         EvidenceError: git knows a commit, and cannot say what differs from it.
 
     """
-    commit = _said(root, "rev-parse", "HEAD")
+    commit = _git_output(root, "rev-parse", "HEAD")
     if commit is None:
         return Sources(project=project)
-    top = Path(os.fsdecode(_said(root, "rev-parse", "--show-toplevel") or b"").strip() or root)
-    status = _said(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
+    top = Path(os.fsdecode(_git_output(root, "rev-parse", "--show-toplevel") or b"").strip() or root)
+    status = _git_output(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames")
     if status is None:
         raise EvidenceError(
             "git cannot say which sources are uncommitted", where=root, remedy=f"git -C {root} status"
@@ -58,23 +58,23 @@ def sources_of(
     )
 
 
-_TOLD_NOT_TO_LOOK = "hSs"
+_NOT_COMPARED = "hSs"
 """What ``git ls-files -v`` says of a file that is assumed to be unchanged, or whose work tree is skipped."""
 
 
 def _passed_over(top: Path, code: Iterable[Path]) -> Iterator[Path]:
-    """Yield what ``git status`` leaves out: code that it ignores, changes that it was told to overlook."""
-    listed = (_said(top, "ls-files", "-z", "-v", "--recurse-submodules") or b"").split(b"\0")
+    """Yield what ``git status`` leaves out: ignored code, and changes that it is configured to overlook."""
+    listed = (_git_output(top, "ls-files", "-z", "-v", "--recurse-submodules") or b"").split(b"\0")
     tags = {top / os.fsdecode(entry[2:]): chr(entry[0]) for entry in listed if entry}
     yield from (file for file in code if Path(os.path.realpath(file)) not in tags)
     for file, tag in tags.items():
-        if tag in _TOLD_NOT_TO_LOOK and file.exists() and _differs_from_commit(top, file):
+        if tag in _NOT_COMPARED and file.exists() and _differs_from_commit(top, file):
             yield file
 
 
 def _differs_from_commit(top: Path, file: Path) -> bool:
     name = file.relative_to(top).as_posix()
-    return _said(top, "rev-parse", f"HEAD:{name}") != _said(top, "hash-object", "--", name)
+    return _git_output(top, "rev-parse", f"HEAD:{name}") != _git_output(top, "hash-object", "--", name)
 
 
 def code_of(bound: Iterable[str], root: Path) -> frozenset[Path]:
@@ -90,7 +90,7 @@ def code_of(bound: Iterable[str], root: Path) -> frozenset[Path]:
     return frozenset(files | {one for folder in folders if (one := folder / "conftest.py").exists()})
 
 
-def _said(root: Path, *arguments: str) -> bytes | None:
+def _git_output(root: Path, *arguments: str) -> bytes | None:
     try:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -116,14 +116,14 @@ def imported() -> dict[str, str]:
 
 
 def refuse_other_code(
-    bound: Iterable[str], project: Project, begun_ns: int, loaded: Mapping[str, frozenset[str]]
+    bound: Iterable[str], project: Project, started_ns: int, loaded: Mapping[str, frozenset[str]]
 ) -> None:
     """Refuse evidence of code that is not what is bound.
 
     Args:
         bound: files of the bound code, relative to the project.
         project: the project.
-        begun_ns: when the session began, in nanoseconds since the epoch.
+        started_ns: when the session began, in nanoseconds since the epoch.
         loaded: name of a module -> the files that the processes of the session imported under it.
 
     Raises:
@@ -133,7 +133,7 @@ def refuse_other_code(
     root = project.modules.tree.root
     for path in sorted(set(bound)):
         file = root / path
-        if file.stat().st_mtime_ns > begun_ns:
+        if file.stat().st_mtime_ns > started_ns:
             raise EvidenceError(
                 "was written while the tests ran, so that nobody knows which code they ran",
                 where=file,

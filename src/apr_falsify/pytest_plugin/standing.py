@@ -53,7 +53,7 @@ def _earned(verdict: TestVerdict, facts: Facts, work: Work) -> Earned:
         problems=(),
         kinds=kinds_of(verdict, work),
     )
-    return earned(unpinned, verdict.claim, bound_now=facts.bound, project=work.asked.project)
+    return earned(unpinned, verdict.claim, bound_now=facts.bound, project=work.options.project)
 
 
 def _needs(verdict: TestVerdict, answer: Earned) -> Iterator[str]:

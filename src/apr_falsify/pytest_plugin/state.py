@@ -10,16 +10,16 @@ import pytest
 from apr_falsify.contracts.claim import Claim
 from apr_falsify.pytest_plugin.markers import Carried
 from apr_falsify.pytest_plugin.measuring import Measurements
-from apr_falsify.pytest_plugin.options import Asked
+from apr_falsify.pytest_plugin.options import SessionOptions
 from apr_falsify.pytest_plugin.shared import Shared
 
 CARRIED: pytest.StashKey[tuple[Carried, ...]] = pytest.StashKey()
 """On a test: the falsifiers that it decides."""
 
-ASKED: pytest.StashKey[frozenset[str]] = pytest.StashKey()
-"""On a test: every fixture that it asked for, by argument or while it ran."""
+FIXTURES_USED: pytest.StashKey[frozenset[str]] = pytest.StashKey()
+"""On a test: every fixture that it requested, by argument or while it ran."""
 
-KEPT: pytest.StashKey[list[tuple[str, str]]] = pytest.StashKey()
+FILES_GIVEN: pytest.StashKey[list[tuple[str, str]]] = pytest.StashKey()
 """On a test: the bisections that it handed over, name and file."""
 
 
@@ -28,16 +28,16 @@ class Work:
     """What a session works with.
 
     Attributes:
-        asked: what it is asked for.
+        options: what the options and the project ask of it.
         claims: the claims, by marker.
         shared: the folder that its processes share.
         measurements: what was measured.
-        begun_ns: when the session began, in nanoseconds since the epoch.
+        started_ns: when the session began, in nanoseconds since the epoch.
 
     """
 
-    asked: Asked
+    options: SessionOptions
     claims: Mapping[str, Claim]
     shared: Shared
     measurements: Measurements
-    begun_ns: int
+    started_ns: int

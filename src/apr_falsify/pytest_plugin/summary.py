@@ -38,7 +38,7 @@ class JudgedClaim:
 
 
 def lines_of(judged: Sequence[JudgedClaim], partly: Sequence[str], problems: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of the summary; none where no falsifier was begun. A need of several is told once."""
+    """Yield the lines of the summary; none where no falsifier ran. A need of several is reported once."""
     width = max((len(one.falsifier) for one in judged), default=0)
     lacking: dict[str, list[str]] = {}
     for one in judged:
@@ -55,7 +55,7 @@ def lines_of(judged: Sequence[JudgedClaim], partly: Sequence[str], problems: Seq
             yield f"    statement sha256 {one.statement_sha256}"
     for need, names in lacking.items():
         if len(names) > 1:
-            yield from wrapped(f"{need} ({_told(names)})", "needs ", INDENT)
+            yield from wrapped(f"{need} ({_listed(names)})", "needs ", INDENT)
     if partly:
         yield from wrapped(", ".join(partly), "selected in part, so not judged: ", INDENT)
     yield from problems
@@ -67,5 +67,5 @@ def _shown(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def _told(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"

@@ -34,10 +34,10 @@ class Falsified(AssertionError):
 
     def report(self) -> str:
         """Return what a reader needs: the sentence, the stage table, the findings."""
-        return f"{self.sentence}\n\n{told(self.bisection)}"
+        return f"{self.sentence}\n\n{printed(self.bisection)}"
 
 
-def told(bisection: Bisection) -> str:
+def printed(bisection: Bisection) -> str:
     """Return a bisection as ``apr-falsify bisect`` prints it, without colours."""
     from rich.console import Console
 
@@ -71,7 +71,7 @@ def assert_one_source(
         bisection: the bisection of a subject.
         stages: the chain that the prediction speaks of.
         layer: its layer.
-        record: where the cosines of the chain and the number of crossings are kept beside the answer.
+        record: where the cosines of the chain and the number of crossings are stored beside the answer.
 
     Raises:
         Falsified: no stage, or several, or a span that cannot be narrowed to one.

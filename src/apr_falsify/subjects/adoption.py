@@ -105,7 +105,7 @@ def _without_positions(target: Target, rows: npt.NDArray[Any]) -> npt.NDArray[An
 
 
 def _unit(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    with np.errstate(invalid="ignore", divide="ignore"):  # a signalling NaN is told of when it is cast
+    with np.errstate(invalid="ignore", divide="ignore"):  # casting a signalling NaN warns
         values = rows.astype(np.float64)
         unit: npt.NDArray[np.float64] = values / np.linalg.norm(values, axis=-1, keepdims=True)
     return unit

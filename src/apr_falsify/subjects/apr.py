@@ -56,7 +56,7 @@ class AprSubject:
         geometry: the geometry of its model.
         interleaved: whether its weights hold interleaved rotary pairs.
         torn: whether its weights are not of its geometry, so that stages may fit no shape of it.
-        log: where what it prints is kept, ``None`` for a file that is kept only where it failed.
+        log: the file for what it prints, ``None`` for one that stays only where it failed.
         notes: what cannot be checked of it.
         tokens: the token ids that it ran, where it was captured before.
         prompt: the text that it always runs.
@@ -84,15 +84,15 @@ class AprSubject:
 
     @contextmanager
     def begin(self, request: Request) -> Iterator[AprRun]:
-        """Start ``apr trace`` and give the run as soon as it has said which token ids it runs.
+        """Start ``apr trace`` and give the run as soon as it has printed which token ids it runs.
 
         Raises:
-            ProcessError: it failed before it said them, or ended without.
+            ProcessError: it failed before it printed them, or ended without.
             StageError: this version knows none of the stages.
 
         """
         start_hashing((self.program.binary, *source_files(self.source)))
-        names, span = _asked(request, self.geometry)
+        names, span = _as_arguments(request, self.geometry)
         with (
             keeping_log(self.log, "apr") as log,
             scratch("apr") as folder,
@@ -164,11 +164,11 @@ class AprRun:
     """An ``apr trace`` that runs.
 
     Attributes:
-        subject: what is run, with the token ids that it said.
+        subject: what is run, with the token ids that it printed.
         running: the process.
         version: what the binary calls itself.
         stages: the directory that it writes to.
-        absent: stage -> why it was not asked for.
+        absent: stage -> why it was not requested.
 
     """
 
@@ -242,7 +242,7 @@ class AprRun:
             if key == (None, "lm_head"):
                 argmax = {"id": int(np.argmax(values))}
         if len(unwritten) + len(unfit) == len(keys):
-            raise self._failed("exited with 0 and wrote none of the stages asked for")
+            raise self._failed("exited with 0 and wrote none of the stages requested")
         return sink.finish(
             provenance=replace(self._provenance(request, unwritten, unfit), argmax=argmax),
             geometry=self.geometry,
@@ -308,8 +308,8 @@ class AprRun:
             stages=request.stages,
             absent={
                 **self.absent,
-                **_told(unwritten, f"apr {self.version} accepted it and wrote no file"),
-                **_told(
+                **_reasons(unwritten, f"apr {self.version} accepted it and wrote no file"),
+                **_reasons(
                     unfit, f"what apr {self.version} wrote fits no shape of the heads that its file states"
                 ),
             },
@@ -322,7 +322,7 @@ class AprRun:
         return self.subject.differs(trace, request)
 
 
-def _told(keys: list[Key], why: str) -> dict[str, str]:
+def _reasons(keys: list[Key], why: str) -> dict[str, str]:
     layers: dict[str, list[str]] = {}
     for layer, name in keys:
         layers.setdefault(name, []).append("" if layer is None else str(layer))
@@ -331,7 +331,7 @@ def _told(keys: list[Key], why: str) -> dict[str, str]:
     }
 
 
-def _asked(request: Request, geometry: Geometry) -> tuple[tuple[str, ...], str]:
+def _as_arguments(request: Request, geometry: Geometry) -> tuple[tuple[str, ...], str]:
     """Return stages and layers as ``apr trace`` takes them; one range holds for all stages."""
     keys = request.keys(geometry)
     first = min((layer for layer, _ in keys if layer is not None), default=request.layers.start)

@@ -1,4 +1,4 @@
-"""``apr import``: other formats into apr's own, kept by content."""
+"""``apr import``: other formats into apr's own, stored by content."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from apr_falsify.subjects.process import Program
 from apr_falsify.traces.identity import model_sha256
 
 FOLDER = "apr-import"
-"""Where imports are kept, in the cache folder."""
+"""Where imports are stored, in the cache folder."""
 
 MOST_KEPT = 8
-"""How many imports are kept, those used last."""
+"""How many imports are stored, those used last."""
 
 _ABANDONED = 24 * 3600.0
 """Age in seconds at which an unfinished import is taken for one that was killed."""
@@ -58,7 +58,7 @@ def imported(program: Program, source: Path) -> Path:
     """Return ``source`` as an .apr file: itself, one that was imported before, or one imported now.
 
     An import is known by the sha256 of the source's files and that of the binary. It is written beside its
-    place and moved there last; what the binary said lies next to it.
+    place and moved there last; what the binary printed lies next to it.
 
     Raises:
         ModelError: nothing usable there.
@@ -108,7 +108,7 @@ def _in_cache(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"the imported model cannot be kept: {error.strerror}",
+            f"the imported model cannot be saved: {error.strerror}",
             where=place.parent,
             remedy=f"free space, or name another folder in {CACHE_VARIABLE}",
         ) from error

@@ -1,4 +1,4 @@
-"""The embedded runtime: a NumPy decoder built on ``ops``, in any arithmetic of the table, faulted or not."""
+"""The embedded runtime: a NumPy decoder of ``operators``, in any arithmetic of the table, faulted or not."""
 
 from __future__ import annotations
 

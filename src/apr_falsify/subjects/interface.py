@@ -31,7 +31,7 @@ class Target:
         options: settings that the user hands to the runtime; they say how it runs, not what is expected.
         program: the runtime's program, where the user named one.
         seconds: how long one run of it may take.
-        log: where what it prints is kept, ``None`` for a file that is kept only where it failed.
+        log: the file for what it prints, ``None`` for one that stays only where it failed.
 
     """
 

@@ -139,12 +139,12 @@ def _operands(site: RuntimeSite, name: str, inputs: dict[str, Array]) -> dict[st
     a, b = inputs[left], inputs[right]
     dtype = a.dtype
     if rule.rotated and operation is Operation.SCORES:
-        size = quantise.turned_together(site.geometry.head_dim)
-        a, b = (quantise.turned(x, size).astype(dtype) for x in (a, b))
+        size = quantise.rotation_size(site.geometry.head_dim)
+        a, b = (quantise.hadamard_rotated(x, size).astype(dtype) for x in (a, b))
     return {
         **inputs,
         left: rule.left(a).astype(dtype, copy=False),
-        right: rule.right(b).astype(dtype, copy=False),
+        right: rule.held_right(b, site.geometry.kv_heads, site.geometry.head_dim).astype(dtype, copy=False),
     }
 
 

@@ -56,7 +56,7 @@ def _printable(line: str) -> str:
 
 @contextmanager
 def keeping_log(place: Path | None, name: str) -> Iterator[Log]:
-    """Give a fresh log: at ``place``, else a temporary file that is kept only where a program failed.
+    """Give a fresh log: at ``place``, else a temporary file that stays only where a program failed.
 
     What a killed process left of a temporary one is removed by the next. A log at ``place`` is handed on with
     what lies beside it, so paths of this machine are shortened in it at the end; it is removed where the run

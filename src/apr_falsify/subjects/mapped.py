@@ -1,7 +1,7 @@
 """A foreign recording read as its MAPPING.yaml says: arrays of any name and order become a trace.
 
 What axes say (order, heads apart, axes of 1) is undone here; layout words go into the trace, where
-``compare/layout.py`` undoes them as for every other runtime. Values are kept as f32.
+``compare/layout.py`` undoes them as for every other runtime. Values are stored as f32.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Key, Layout, Scope
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
+from apr_falsify.subjects.all_tokens import EVERY_TOKEN, with_every_token
+from apr_falsify.subjects.array_axes import axis_sizes, rearranged, stored_sizes
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray, read_dump
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.mapping import (
@@ -49,25 +51,12 @@ MASKED_BELOW = -1e4
 """What a mask adds to a score is at least this far below: f16 implementations take -65504 or -1e4."""
 
 
-def axis_sizes(geometry: Geometry, tokens: int) -> dict[str, int]:
-    """Return the size of each axis word of a mapping file in a run of ``tokens`` tokens."""
-    return {
-        **geometry.dims(tokens),
-        "keys": tokens,
-        "kv_heads": geometry.kv_heads,
-        "groups": geometry.heads // geometry.kv_heads,
-        "qkv_heads": geometry.heads + 2 * geometry.kv_heads,
-        "layers": geometry.layers,
-        "1": 1,
-    }
-
-
 def read_mapped(target: Target, mapping_path: Path) -> Trace:
     """Read the arrays at ``target`` as the mapping file says.
 
     Raises:
         TraceError: the file, or the mapping, cannot be trusted or do not belong together.
-        TokensError: the token ids are missing, said twice and differently, or not those of the recording.
+        TokensError: the token ids are missing, given twice and differently, or not those of the recording.
 
     """
     dump, said = read_dump(target.path), read_mapping(mapping_path)
@@ -113,7 +102,8 @@ def _read_stages(
     dump: Dump, said: MappingFile, geometry: Geometry, tokens: int, where: Path
 ) -> tuple[_Reader, dict[Key, StageArray]]:
     reader = _Reader(dump, said, geometry, where)
-    return reader, {key: array for row in said.stages for key, array in reader.stages(row, tokens)}
+    stages = {key: array for row in said.stages for key, array in reader.stages(row, tokens)}
+    return reader, with_every_token(stages, reader.rows, geometry)
 
 
 def _provenance(
@@ -201,6 +191,7 @@ class _Reader:
         self.where = where
         self.used: dict[str, str] = {said.tokens: "tokens"} if isinstance(said.tokens, str) else {}
         self.saved_as: dict[str, str] = {}
+        self.rows: dict[Key, F32] = {}
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -301,10 +292,12 @@ class _Reader:
         usual = QKV_PARTS[index] if len(row.names) > 1 else canonical_axes(row.stage)
         if Layout.LAST_TOKEN in row.layout:
             usual = tuple(axis for axis in usual if axis != "tokens")
+        if row.stage in EVERY_TOKEN and "tokens" in axes:
+            self.rows[Key(layer, row.stage)] = rearranged(values, axes, ("tokens", *usual), sizes)
         return rearranged(values, axes, usual, sizes)
 
     def _note_format(self, row: StageMap, kind: str) -> None:
-        """Keep in which format a stage was saved, unless the run is said to have kept it so."""
+        """Record in which format a stage was saved, unless the run declares that it computed in it."""
         own, coarsest = (FORMATS.get(name) for name in (self.said.dtype, self.saved_as.get(row.stage, "f32")))
         found = FORMATS.get(kind)
         if found is None or coarsest is None or found.unit_roundoff <= coarsest.unit_roundoff:
@@ -314,62 +307,25 @@ class _Reader:
 
 
 def _remedy(found: Sequence[int], expected: Sequence[int]) -> str:
-    """Say what to do about another shape than is expected; a batch is told from other mistakes."""
+    """Say what to do about another shape than is expected; a batch is distinguished from other mistakes."""
     rest = tuple(expected[1:] if expected[:1] == (1,) else expected)
     if tuple(found[1:]) == rest and len(rest) and found[0] > 1:
         return f"it looks like a batch of {found[0]}: save one row of it"
     return "correct the axes, or name the model and the tokens that were run"
 
 
-def stored_sizes(
-    row: StageMap, axes: Sequence[str], sizes: Mapping[str, int], found: Sequence[int]
-) -> tuple[int, ...]:
-    """Return the shape that ``axes`` say; padded keys are as many as were ``found``, at least one a token."""
-    expected = []
-    for index, axis in enumerate(axes):
-        size = sizes[axis]
-        if axis == "tokens" and Layout.LAST_TOKEN in row.layout:
-            size = 1
-        if axis == "keys" and Layout.PADDED_KEYS in row.layout and len(found) == len(axes):
-            size = max(size, found[index])
-        expected.append(size)
-    return tuple(expected)
-
-
-def rearranged(values: F32, axes: Sequence[str], usual: Sequence[str], sizes: Mapping[str, int]) -> F32:
-    """Bring ``values`` from ``axes`` to the axes ``usual``.
-
-    Of tokens that ``usual`` does not have, the last one's row is taken.
-    """
-    wanted, own = factors(usual), factors(axes)
-    split = [
-        size if factor == axis else sizes[factor]
-        for size, axis in zip(values.shape, axes, strict=True)
-        for factor in factors((axis,))
-    ]
-    values = values.reshape(split)
-    if "tokens" in own and "tokens" not in wanted:
-        at = own.index("tokens")
-        values = np.asarray(values.take(-1, axis=at))
-        own = (*own[:at], *own[at + 1 :])
-    moved = values.transpose([own.index(factor) for factor in wanted])
-    widths = dict(zip(wanted, moved.shape, strict=True))
-    shape = [math.prod(widths[factor] for factor in factors((axis,))) for axis in usual]
-    return np.ascontiguousarray(moved.reshape(shape))
-
-
 def as_f32(array: ForeignArray, row: StageMap, said: MappingFile) -> F32:
     """Return an array's values, flat, exactly or, from f64, rounded to f32.
 
     Raises:
-        TraceError: another number format than is said, none that holds a stage, or beyond the range of f32.
+        TraceError: another number format than declared, none that fits a stage, or beyond the range of f32.
 
     """
     kind = _kind(array, row, said)
     values = array.load().reshape(-1)
     if kind == "bf16":
         wide = values.view("<u2").astype(np.uint32)
-        wide <<= np.uint32(16)  # in place: a large array is not held three times
+        wide <<= np.uint32(16)  # in place: a large array is not three times in memory
         return wide.view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # a NaN that signals is a NaN all the same
         found: F32 = values.astype(np.float32)

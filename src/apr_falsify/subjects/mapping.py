@@ -11,7 +11,7 @@
         axes: [heads, keys, tokens]
         layout: [unscaled]
 
-Everything that is not written here is refused or told, never guessed. ``docs/porting.md`` says the format.
+Everything that is not written here is refused or reported, never guessed. The format: ``docs/porting.md``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from apr_falsify.model.stages import PER_HEAD, SCORES, SQUARES, STAGES, Layout, 
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import stated_rules
 from apr_falsify.reading import items, mapping, read_yaml, text, whole
+from apr_falsify.subjects.own_weights import OwnWeights, own_weights
 
 SCHEMA = "apr-falsify/mapping/v1"
 MAPPING_YAML = "MAPPING.yaml"
@@ -119,6 +120,7 @@ class MappingFile:
         prompt: the text that was run.
         tokens: the token ids that were run, or the name of the array that holds them.
         layer: the layer of names without ``{layer}``.
+        weights: the weights that it multiplied with, ``None`` where it names none.
         stages: where the stages lie.
 
     """
@@ -132,6 +134,7 @@ class MappingFile:
     prompt: str | None = None
     tokens: tuple[int, ...] | str | None = None
     layer: int | None = None
+    weights: OwnWeights | None = None
     stages: tuple[StageMap, ...]
 
 
@@ -375,6 +378,7 @@ _FIELDS: Mapping[str, Callable[[object, str], Any]] = {
     "prompt": text,
     "tokens": _tokens,
     "layer": _layer,
+    "weights": own_weights,
     "stages": _stages,
 }
 """Key of the file -> what reads it."""

@@ -1,4 +1,4 @@
-"""Foreign programs: run in a process group of their own, with a time limit, what they print kept in a log."""
+"""Foreign programs: run in a process group of their own, with a time limit, what they print in a log."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class Running:
                 f"the log cannot be written: {self._unwritten.strerror}", where=self.log.path
             ) from self._unwritten
         if code != 0:
-            raise self.program.failed(f"`{self.verb}` {told_exit(code, self.program.exits)}", self.log)
+            raise self.program.failed(f"`{self.verb}` {exit_text(code, self.program.exits)}", self.log)
 
     def end(self) -> None:
         """Kill it, and all that it started, where it still runs."""
@@ -238,7 +238,7 @@ class Running:
         assert self._process.stdout is not None
         try:
             return os.read(self._process.stdout.fileno(), 1 << 16)
-        except (OSError, ValueError):  # closed: somebody out of reach kept it open for too long
+        except (OSError, ValueError):  # closed: somebody out of reach had it open for too long
             return b""
 
     def _copy(self, file: IO[bytes]) -> None:
@@ -303,7 +303,7 @@ def _opened(log: Log, title: str) -> IO[bytes]:
     return file
 
 
-def told_exit(code: int, known: Mapping[int, str]) -> str:
+def exit_text(code: int, known: Mapping[int, str]) -> str:
     """Say how a process ended, by what ``wait`` returned: an exit status, or the signal that killed it."""
     number = -code if code < 0 else code - 128  # a shell passes its child's signal on as 128 + its number
     name = signal.Signals(number).name if number in signal.valid_signals() else ""

@@ -19,7 +19,8 @@ from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopt
 from apr_falsify.subjects.interface import RuntimeSetting, Target
 from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.mapped import read_mapped
-from apr_falsify.subjects.mapping import MAPPING_YAML
+from apr_falsify.subjects.mapping import MAPPING_YAML, read_mapping
+from apr_falsify.subjects.own_weights import open_own
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import (
@@ -44,13 +45,15 @@ class RecordedSubject:
     Attributes:
         trace: what was recorded.
         prompt: the text it ran, where that is known.
-        model: always ``None``: a recording holds no weights.
+        model: its own weights, where its mapping file names them.
+        notes: what cannot be checked of it.
 
     """
 
     trace: Trace
     prompt: str | None = None
     model: Model | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -112,8 +115,13 @@ def open_recorded(target: Target) -> RecordedSubject:
             )
         return RecordedSubject(trace=trace, prompt=trace.provenance.prompt)
     if is_foreign(target):
-        trace = read_mapped(target, _mapping_file(target))
-        return RecordedSubject(trace=trace, prompt=trace.provenance.prompt)
+        mapping_file = _mapping_file(target)
+        trace = read_mapped(target, mapping_file)
+        own = read_mapping(mapping_file).weights
+        if own is None:
+            return RecordedSubject(trace=trace, prompt=trace.provenance.prompt)
+        model, notes = open_own(own, mapping_file, trace.geometry, target.model)
+        return RecordedSubject(trace=trace, prompt=trace.provenance.prompt, model=model, notes=notes)
     return RecordedSubject(trace=read_bare(target), prompt=APR_PROMPT)
 
 

@@ -1,18 +1,14 @@
-"""The runtimes that can be a subject: one line each."""
+"""The runtimes that can be a subject: one line each. What opens a runtime is imported when it is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from apr_falsify.errors import UsageError, nearest
-from apr_falsify.subjects.apr import open_apr
-from apr_falsify.subjects.embedded import open_embedded
 from apr_falsify.subjects.interface import Runtime, RuntimeSetting, Subject, Target, read_options
-from apr_falsify.subjects.llama_cpp import RECORDING, open_llama_cpp
-from apr_falsify.subjects.llama_cpp.settings import SETTINGS as LLAMA_CPP_SETTINGS
-from apr_falsify.subjects.recorded import SETTINGS as RECORDED_SETTINGS
-from apr_falsify.subjects.recorded import open_recorded
+
+Settings = Mapping[str, RuntimeSetting]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +21,7 @@ class RuntimeEntry:
         what: one line for people.
         holds_model: whether the oracle can run what lies at PATH.
         recording: how a PATH ends that is a recording all the same.
-        settings: what ``--subject-option`` may set.
+        settings: gives what ``--subject-option`` may set.
 
     """
 
@@ -34,35 +30,71 @@ class RuntimeEntry:
     what: str
     holds_model: bool = False
     recording: str | None = None
-    settings: Mapping[str, RuntimeSetting] = field(default_factory=dict)
+    settings: Callable[[], Settings] = dict
+
+
+def _open_apr(target: Target) -> Subject:
+    from apr_falsify.subjects.apr import open_apr
+
+    return open_apr(target)
+
+
+def _open_embedded(target: Target) -> Subject:
+    from apr_falsify.subjects.embedded import open_embedded
+
+    return open_embedded(target)
+
+
+def _open_llama_cpp(target: Target) -> Subject:
+    from apr_falsify.subjects.llama_cpp import open_llama_cpp
+
+    return open_llama_cpp(target)
+
+
+def _llama_cpp_settings() -> Settings:
+    from apr_falsify.subjects.llama_cpp.settings import SETTINGS
+
+    return SETTINGS
+
+
+def _open_recorded(target: Target) -> Subject:
+    from apr_falsify.subjects.recorded import open_recorded
+
+    return open_recorded(target)
+
+
+def _recorded_settings() -> Settings:
+    from apr_falsify.subjects.recorded import SETTINGS
+
+    return SETTINGS
 
 
 RUNTIMES: Mapping[str, RuntimeEntry] = {
     "apr": RuntimeEntry(
-        open=open_apr,
+        open=_open_apr,
         path="MODEL.apr, HF_DIR or MODEL.gguf",
         what="the real apr binary",
         holds_model=True,
     ),
     "embedded": RuntimeEntry(
-        open=open_embedded,
+        open=_open_embedded,
         path="HF_DIR or MODEL.gguf",
         what="the NumPy decoder of this package",
         holds_model=True,
     ),
     "llama-cpp": RuntimeEntry(
-        open=open_llama_cpp,
+        open=_open_llama_cpp,
         path="MODEL.gguf or CAPTURE.npz",
         what="llama.cpp through llama-cpp-python, or a raw capture of its graph",
         holds_model=True,
-        recording=RECORDING,
-        settings=LLAMA_CPP_SETTINGS,
+        recording=".npz",
+        settings=_llama_cpp_settings,
     ),
     "recorded": RuntimeEntry(
-        open=open_recorded,
+        open=_open_recorded,
         path="DIRECTORY|FILE",
         what="a trace from elsewhere: with trace.json, as apr leaves it, or any arrays with a MAPPING.yaml",
-        settings=RECORDED_SETTINGS,
+        settings=_recorded_settings,
     ),
 }
 """Name -> runtime, for ``RUNTIME:PATH``."""
@@ -83,5 +115,5 @@ def open_subject(runtime: str, target: Target) -> Subject:
             expected=", ".join(f"{name}:{row.path}" for name, row in RUNTIMES.items()),
             remedy=nearest(runtime, RUNTIMES),
         ) from None
-    read_options(target.options, entry.settings, runtime)
+    read_options(target.options, entry.settings(), runtime)
     return entry.open(target)

@@ -9,9 +9,9 @@ they leave none here. Also left out:
 * how an f-string is cut into constants, which differs between versions: neighbours are merged, empty ones
   dropped;
 * a string that stands alone as a statement: a docstring is prose about the code, as a comment is. Where a
-  module reads ``__doc__``, its strings are data and are kept.
+  module reads ``__doc__``, its strings are data and stay.
 
-Everything else is kept: any other changed token changes the text. Node and field names are those of
+Everything else stays: any other changed token changes the text. Node and field names are those of
 ``ast``, unchanged from 3.11 to 3.14 (What's New 3.12, 3.13 and 3.14: names were added, none renamed; the
 classes removed in 3.14 had not been made by the parser since 3.8).
 """
@@ -33,7 +33,7 @@ def digest_of(nodes: Iterable[ast.AST], imports: Iterable[str] = (), *, strings:
     Args:
         nodes: the statements.
         imports: what the names that come from other packages stand for, one ``name=origin`` each.
-        strings: whether strings that stand alone are kept.
+        strings: whether strings that stand alone stay in the text.
 
     Raises:
         RecursionError: it is nested beyond what Python itself can walk.

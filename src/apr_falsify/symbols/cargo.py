@@ -200,7 +200,7 @@ def _take(tree: SourceTree, folder: str, manifest: dict[str, Any], workspace: Wo
         _take_workspace(tree, folder, manifest["workspace"], workspace)
     package = manifest.get("package")
     name = package.get("name") if isinstance(package, dict) else None
-    for other, features in _features_asked(manifest):
+    for other, features in _requested_features(manifest):
         if other != name:
             workspace.asked.setdefault(other, set()).update(features)
     if isinstance(name, str):
@@ -211,7 +211,7 @@ def _take(tree: SourceTree, folder: str, manifest: dict[str, Any], workspace: Wo
                 targets=tuple(_targets(tree, folder, name, manifest)),
                 features=_feature_table(manifest),
                 forced=tuple(
-                    one for other, asked in _features_asked(manifest) if other == name for one in asked
+                    one for other, asked in _requested_features(manifest) if other == name for one in asked
                 ),
                 why_no_others=_why_no_others(manifest),
             )
@@ -274,7 +274,7 @@ def _dependencies(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
         yield str(name), said if isinstance(said, dict) else {}
 
 
-def _features_asked(manifest: dict[str, Any]) -> list[tuple[str, list[str]]]:
+def _requested_features(manifest: dict[str, Any]) -> list[tuple[str, list[str]]]:
     return [
         (str(said.get("package", name)), _texts(said.get("features")))
         for name, said in _dependencies(manifest)

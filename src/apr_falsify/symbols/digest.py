@@ -10,7 +10,7 @@ a decorator of the project gets hold of, and all of a module that is imported an
 packages define is not followed, but which of them a name comes from is part of the digest.
 
 Names are followed without regard to local variables that hide them: too much may be bound, not too little.
-What cannot be followed by reading is told, under the unit that does it: modules imported by a name
+What cannot be followed by reading is reported, under the unit that does it: modules imported by a name
 that only a run shows, other programs, ``eval``, ``exec``, ``globals()``. Data files are not bound.
 """
 
@@ -64,7 +64,7 @@ class _Followed:
 
 
 class Project:
-    """The code of one project; what was read once is kept.
+    """The code of one project; what was read once is stored.
 
     Args:
         root: the project: the folder of its pyproject.toml.

@@ -25,7 +25,7 @@ class _Offer:
     Attributes:
         unit: the file that defines it, and its name there.
         known_as: its name in the module, which an import may have changed.
-        names: the names that it is asked for by as a fixture.
+        names: the names by which tests request it.
         automatic: whether it is a fixture that is used unasked.
 
     """

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 Decide = Callable[[str], bool | None]
-"""A name -> whether it holds of a test; ``None`` where that cannot be told."""
+"""A name -> whether it holds of a test; ``None`` where that is not known."""
 
 Expression = tuple[str, tuple["Expression", ...]]
 """``and``, ``or``, ``not`` and what they join; or a name and nothing."""

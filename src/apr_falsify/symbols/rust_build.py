@@ -47,7 +47,7 @@ class Build:
     settable: frozenset[str] | None
 
     def decide(self, name: str, value: str) -> bool | None:
-        """Whether an option is set; ``None`` where that cannot be told."""
+        """Whether an option is set; ``None`` where that is not known."""
         if name == "test":
             return True
         if name == "feature":
@@ -88,7 +88,7 @@ class Build:
         )
 
     def is_ignored(self, test: RustTest) -> bool | None:
-        """Whether a test is ignored; ``None`` where that cannot be told."""
+        """Whether a test is ignored; ``None`` where that is not known."""
         found = [True if one == "true" else holds(one, self.decide) for one in test.ignores]
         return True if True in found else None if None in found else False
 

@@ -28,7 +28,7 @@ class RustTest:
         cfgs: predicates that must hold for it to be compiled.
         ignores: predicates under any of which it is ignored.
         is_open: it is listed as ``path::case``, once for each of its cases, whose names are not known.
-        unsure: whether it is there cannot be told, only that it may be.
+        unsure: whether it is there is not known, only that it may be.
         hollow: as of :class:`TestItem`.
 
     """

@@ -203,7 +203,7 @@ class _Scanner:
         return frozenset(found)
 
     def line(self, at: int) -> int:
-        """Items are met in order, so lines are counted on from the last one asked for."""
+        """Items are met in order, so lines are counted on from the last one requested."""
         start, line = self._counted if self._counted[0] <= at else (0, 1)
         self._counted = (at, line + self.text.count("\n", start, at))
         return self._counted[1]

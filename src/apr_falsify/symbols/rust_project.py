@@ -15,7 +15,7 @@ from apr_falsify.symbols.tree import SourceTree
 
 
 class Tests:
-    """The tests of one target, to be asked for by a part of their paths."""
+    """The tests of one target, which are found by a part of their paths."""
 
     def __init__(self, crate: Crate) -> None:
         self.crate = crate
@@ -60,7 +60,7 @@ class Orphan:
 
 
 class RustProject:
-    """The packages of a tree and their tests; each is read when it is asked for."""
+    """The packages of a tree and their tests; each is read when it is requested."""
 
     def __init__(self, tree: SourceTree) -> None:
         self.tree = tree

@@ -22,7 +22,7 @@ class Stamps:
     """Digests of files, read again only where the file system says that one may have changed.
 
     Args:
-        known: path -> the stamp a file had, and the digest of what it held.
+        known: path -> the stamp a file had, and the digest of its content.
 
     """
 

@@ -1,7 +1,7 @@
-"""What was read of source files, by their content: kept between runs, and read on all cores where it is much.
+"""What was read of source files, by their content: stored between runs; many files are read on all cores.
 
 Three things may be known of a content: its index, its outline for a crate, the words that stand in it. Each
-is frozen on its own, so that only what is asked for is thawed.
+is frozen on its own, so that only what is requested is thawed.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class SourceStore:
     """What was read of contents.
 
     Args:
-        fetch: reads what was kept of earlier runs; called once, where something is asked for.
+        fetch: reads what was stored of earlier runs; called once, where something is requested.
         stamps: digests of files.
 
     """
@@ -91,7 +91,7 @@ class SourceStore:
 
     @property
     def known(self) -> dict[bytes, bytes]:
-        """What was kept, and what was read since."""
+        """What was stored, and what was read since."""
         if self._known is None:
             self._known = self._fetch()
         return self._known
@@ -102,7 +102,7 @@ class SourceStore:
         self.new.update(found)
 
     def get(self, kind: str, source: bytes, read: Callable[[bytes], Any]) -> Any:
-        """Return what ``read`` makes of a content, from what is kept where it was read before."""
+        """Return what ``read`` makes of a content, from what is stored where it was read before."""
         key = self.key(kind, source)
         held = self.known.get(key)
         if held is not None:
@@ -113,7 +113,7 @@ class SourceStore:
 
     @staticmethod
     def key(kind: str, source: bytes) -> bytes:
-        """Under which a content's reading is kept."""
+        """Under which a content's reading is stored."""
         return digest(kind.encode() + b"\0" + source)
 
     def prepare(

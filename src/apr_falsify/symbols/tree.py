@@ -119,7 +119,7 @@ class SourceTree:
         return self._outlines[relative]
 
     def read_outlines(self, files: list[str]) -> None:
-        """Read many outlines at once, before they are asked for."""
+        """Read many outlines at once, before they are requested."""
         from apr_falsify.symbols.rust_outline import outline_rust
         from apr_falsify.symbols.store import thaw
 
@@ -155,7 +155,7 @@ class SourceTree:
             return
         yield relative, first
         if not first.includes and not first.modules:
-            return  # nearly every file, asked for every name cited
+            return  # nearly every file, for every name cited
         pending = [*self._children(relative, first)[::-1], *self._included(relative, first)[::-1]]
         seen = {relative}
         while pending:

@@ -1,4 +1,4 @@
-"""What a capture is asked for, and where its stages go: into memory, or into a directory, whole or not."""
+"""What a capture shall contain, and where its stages go: into memory, or into a directory, whole or not."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Request:
     def keys(self, geometry: Geometry) -> tuple[Key, ...]:
         """Return every stage to keep that a model of ``geometry`` has, in forward order.
 
-        Whole-model stages are kept only where all layers run. With ``feeder`` the residual stream that
+        Whole-model stages are stored only where all layers run. With ``feeder`` the residual stream that
         enters the first layer comes first.
         """
         keys: list[Key] = []
@@ -85,7 +85,7 @@ class Request:
         Raises:
             TokensError: no token, or one outside the vocabulary.
             LayerRangeError: layers the model does not have.
-            StageError: no stage would be kept.
+            StageError: no stage would be stored.
 
         """
         if not self.tokens:
@@ -251,7 +251,7 @@ class TraceWriter:
             path.parent.mkdir(exist_ok=True)
             with path.open("wb") as file:
                 digest = write_aprt(file, data, key.layer)
-        # Only the shape is kept: the values are on disk now, and memory stays free for the run.
+        # Only the shape is stored: the values are on disk now, and memory stays free for the run.
         placeholder = np.broadcast_to(np.float32(0), data.shape)
         self._stages[key] = StageArray(data=placeholder, layout=layout, sha256=digest)
 

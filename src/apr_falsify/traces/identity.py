@@ -94,7 +94,7 @@ def difference(
 
     Args:
         trace: a capture made before.
-        request: tokens, layers and stages asked for now.
+        request: tokens, layers and stages requested now.
         geometry: the model's geometry.
         wanted: the fields of its provenance that must be equal, by name.
 

@@ -33,10 +33,10 @@ class Provenance:
         arithmetic: how sums are done, in the words of ``arithmetic.py``.
         settings: what the user handed to the runtime beyond its defaults, by name.
         libraries: versions of the libraries that computed it.
-        layers: the layers asked for, ``None`` where that is not known.
-        stages: the stages asked for, ``None`` where that is not known.
+        layers: the layers requested, ``None`` where that is not known.
+        stages: the stages requested, ``None`` where that is not known.
         unused: names of what a foreign recording holds and no stage was read from.
-        absent: stage -> why the runtime gave none although it was asked.
+        absent: stage -> why the runtime gave none although it was requested.
         exit_status: how its process ended, where it was one.
         created: UTC time, ISO 8601.
         commit: git commit of the program that captured it.

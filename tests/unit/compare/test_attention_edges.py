@@ -150,9 +150,9 @@ def test_values_on_an_edge_are_taken_where_they_explain_nine_of_ten(
     moved[:left] = 0.0
     moved[20 : 20 + spoilt] = 10.0
     stage = EdgeStage(subject=subject, expected=expected, sigma=sigma, shaped=lambda x: x)
-    values, count = stage.settled(moved, 3)
+    values, count = stage.nearer(moved, 3)
     assert (values is moved, values is expected, count) == (taken, not taken, 3 if taken else 0)
-    assert stage.settled(moved, 0)[0] is expected
+    assert stage.nearer(moved, 0)[0] is expected
 
 
 def test_q_and_k_that_were_turned_in_another_order_of_sums_are_right(base: Trace) -> None:
@@ -199,7 +199,7 @@ def mix_stages(seed: int) -> tuple[F64, F64]:
 def test_cached_values_that_were_turned_in_another_order_of_sums_are_right(base: Trace) -> None:
     weights, fused = mix_stages(30)
     many = normals(40, 20_000, K * D)
-    other = by_quotient(turned(many)) != quantise.q8_0(quantise.turned(many, D))
+    other = by_quotient(turned(many)) != quantise.q8_0(quantise.hadamard_rotated(many, D))
     rows = many[other.any(axis=1)][:8]  # on an edge, where the two orders of sums fall to either side
     assert len(rows)
     fused[3 : 3 + len(rows), -K * D :] = rows

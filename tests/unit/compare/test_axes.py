@@ -30,6 +30,7 @@ NAMES = {
     "ffn_gate": ("token", "channel"),
     "lm_head": ("vocabulary entry",),
     "moe_router": ("chosen expert",),
+    "router_logits": ("token", "expert"),
     "moe_ffn_out": ("channel",),
     "embedding": ("token", "channel"),
 }

@@ -118,4 +118,4 @@ def test_the_head_of_a_model_that_shares_it_with_the_embedding_may_be_kept_in_an
     run = small_run(tie_word_embeddings=True)
     table = torch.from_numpy(run.w("model.embed_tokens.weight")).bfloat16().double().numpy()
     logits = run["final_norm"][-1] @ table.T
-    check(run, wrong("lm_head", "weight-type", "weights kept as bf16 fits", lambda r: logits))
+    check(run, wrong("lm_head", "weight-type", "weights stored as bf16 fits", lambda r: logits))

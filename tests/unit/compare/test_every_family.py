@@ -7,7 +7,6 @@ A sample drawn by fixed rules runs here; ``APR_FALSIFY_EVERY=1`` runs all of it,
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +32,11 @@ from apr_falsify.model.wiring import stages_of
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import StageArray, Trace
 from tests.checkpoints import RECIPES, make_checkpoint
+from tests.sampling import EVERY, one_in
 from tests.unit.compare.spoiled import SPOILS, request_of, spoiled_run
 
 T = TypeVar("T")
 
-EVERY = bool(os.environ.get("APR_FALSIFY_EVERY"))
 LAYERS = 3
 HOSTS: Mapping[str, Host] = {
     "formula": FormulaHost(),
@@ -49,12 +48,12 @@ NEEDED_WHOLE = ("qkv_bias", "q_post_rope", "k_post_rope", "attn_scores", "attn_s
 """Stages whose rows, or whose readers' rows, take more than one token."""
 
 
-SHARE = 1 if EVERY else 10
+SHARE = 20
 """One in so many is run, in each recipe others."""
 
 
 def sampled(recipe: str, cases: Iterable[T]) -> Iterator[T]:
-    yield from itertools.islice(cases, list(RECIPES).index(recipe) % SHARE, None, SHARE)
+    yield from one_in(SHARE, cases, start=list(RECIPES).index(recipe))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,19 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.compare.causes import explain
-from apr_falsify.compare.judge import store_of
+from apr_falsify.compare.judge import judge, store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.site import ReplaySite
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import Key
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation
-from apr_falsify.operators import mixture as experts
-from apr_falsify.operators.mixture import replay_mixture
+from apr_falsify.operators import choices, mixture, replayed, router
 from apr_falsify.operators.norms import norm_variance
+from apr_falsify.operators.replayed import replay_mixture
 from apr_falsify.operators.roundoff import LIMIT, Known
 from apr_falsify.subjects.embedded import capture
 from apr_falsify.traces.capture import MemorySink
-from apr_falsify.traces.trace import Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.helpers import small_geometry
 from tests.unit.oracle.requests import request_for
@@ -79,7 +80,7 @@ def mixed_by_hand(model: Model, x: F64) -> tuple[F64, list[int], list[float]]:
 
 def test_every_token_passes_its_own_experts(model: Model, trace: Trace) -> None:
     x = stage(trace, "ffn_norm")
-    values, sigma = replay_mixture(experts.MIXTURE, {"ffn_swigl": known(x)}, site(model), (PLAIN,), U)
+    values, sigma = replay_mixture(mixture.MIXTURE, {"ffn_norm": known(x)}, site(model), (PLAIN,), U)
     expected = np.stack([mixed_by_hand(model, row)[0] for row in x])
     np.testing.assert_allclose(values, expected[None], rtol=1e-10, atol=1e-12)
     assert sigma.shape == expected.shape
@@ -91,23 +92,23 @@ def test_the_stages_of_the_last_tokens_experts(model: Model, trace: Trace) -> No
     x = stage(trace, "ffn_norm")
     output, chosen, shares = mixed_by_hand(model, x[-1])
     inputs = {"ffn_norm": known(x)}
-    indices, _ = replay_mixture(experts.CHOSEN_EXPERTS, inputs, site(model), (PLAIN,), U)
+    indices, _ = replay_mixture(router.CHOSEN_EXPERTS, inputs, site(model), (PLAIN,), U)
     assert indices[0].tolist() == chosen
     inputs["moe_router_indices"] = known(chosen)
-    router, sigma = replay_mixture(experts.EXPERT_WEIGHTS, inputs, site(model), (PLAIN,), U)
-    np.testing.assert_allclose(router[0], shares, rtol=1e-10)
+    last, sigma = replay_mixture(router.EXPERT_WEIGHTS, inputs, site(model), (PLAIN,), U)
+    np.testing.assert_allclose(last[0], shares, rtol=1e-10)
     assert (sigma < 1e-4).all()
     inputs["moe_router"] = known(shares)
-    found, sigma = replay_mixture(experts.LAST_MIXTURE, inputs, site(model), (PLAIN,), U)
+    found, sigma = replay_mixture(mixture.LAST_MIXTURE, inputs, site(model), (PLAIN,), U)
     np.testing.assert_allclose(found[0], output, rtol=1e-10, atol=1e-12)
     assert (sigma < 1e-4 * np.abs(output).max()).all()
 
 
 def test_each_rule_has_its_own_values_and_the_first_ones_rounding(model: Model, trace: Trace) -> None:
     f16 = next(rule for rule in RULES[Operation.PROJECTION] if rule.name == "f16")
-    inputs = {"ffn_swigl": known(stage(trace, "ffn_norm"))}
-    both, sigma = replay_mixture(experts.MIXTURE, inputs, site(model), (PLAIN, f16), U)
-    plain, own = replay_mixture(experts.MIXTURE, inputs, site(model), (PLAIN,), U)
+    inputs = {"ffn_norm": known(stage(trace, "ffn_norm"))}
+    both, sigma = replay_mixture(mixture.MIXTURE, inputs, site(model), (PLAIN, f16), U)
+    plain, own = replay_mixture(mixture.MIXTURE, inputs, site(model), (PLAIN,), U)
     np.testing.assert_array_equal(both[0], plain[0])
     np.testing.assert_array_equal(sigma, own)
     off = np.linalg.norm(both[1] - both[0]) / np.linalg.norm(both[0])
@@ -120,7 +121,7 @@ def test_what_an_input_carries_widens_the_rounding_by_as_much(model: Model, trac
 
     def sigma(size: float) -> F64:
         carried = known(x, np.full(x.shape, size))
-        return replay_mixture(experts.MIXTURE, {"ffn_swigl": carried}, site(model), (PLAIN,), U)[1]
+        return replay_mixture(mixture.MIXTURE, {"ffn_norm": carried}, site(model), (PLAIN,), U)[1]
 
     none, small, large = sigma(0.0), sigma(1e-6), sigma(2e-6)
     assert (small > none).all()
@@ -142,7 +143,7 @@ TWO = small_geometry(
 
 def routed(logits: Known, chosen: list[list[int]], store: float = U) -> Known:
     place = ReplaySite(weights=None, geometry=TWO, layer=0, tokens=())
-    return experts._routed(logits, np.array(chosen), place, store)
+    return replayed.weights_of(logits, np.array(chosen), place, store)
 
 
 def test_a_weight_carries_its_own_logits_error_and_that_of_all_others() -> None:
@@ -165,7 +166,8 @@ def test_a_weight_is_rounded_as_a_softmax_is_and_by_how_far_its_logit_lies_below
 
 
 def undecided(values: list[float], sigma: float = 0.0, chosen: int = 2) -> list[bool]:
-    return experts._undecided(known([values], np.full((1, len(values)), sigma)), chosen)[0].tolist()
+    logits = known([values], np.full((1, len(values)), sigma))
+    return choices.exchangeable(logits, chosen, TWO, U)[0].tolist()
 
 
 def test_logits_that_are_equal_may_change_places() -> None:
@@ -191,7 +193,7 @@ def test_probabilities_are_rounded_by_four_and_by_how_far_they_lie_below(
 
 def test_an_expert_whose_probability_f32_loses_is_like_any_other() -> None:
     def lost(*logits: float) -> list[bool]:
-        return experts._lost(known([logits]), 2)[0].tolist()
+        return router._vanished(known([logits]), 2)[0].tolist()
 
     edge = 125 * math.log(2)  # twice the smallest normal f32 is 2**-125
     assert lost(0.0, -edge + 0.01, -edge - 50) == [False, False]
@@ -199,16 +201,16 @@ def test_an_expert_whose_probability_f32_loses_is_like_any_other() -> None:
     assert lost(0.0, 0.0, -edge - 50) == [False, False]
     assert lost(0.0, -edge + math.log(2) - 0.01, 0.0) == [False, False]
     tops = [0.0, 0.0, -edge + math.log(2) - 0.01, -900.0]
-    assert experts._lost(known([tops]), 3)[0].tolist() == [False, False, True]
+    assert router._vanished(known([tops]), 3)[0].tolist() == [False, False, True]
 
 
 def test_experts_that_may_have_changed_places_have_no_known_index(model: Model, trace: Trace) -> None:
     x = stage(trace, "ffn_norm")
     inputs = {"ffn_norm": known(x)}
-    _, sure = replay_mixture(experts.CHOSEN_EXPERTS, inputs, site(model), (PLAIN,), U)
+    _, sure = replay_mixture(router.CHOSEN_EXPERTS, inputs, site(model), (PLAIN,), U)
     assert (sure < 1e-6).all()
     unsure = {"ffn_norm": known(x, np.full(x.shape, 10.0))}
-    _, sigma = replay_mixture(experts.CHOSEN_EXPERTS, unsure, site(model), (PLAIN,), U)
+    _, sigma = replay_mixture(router.CHOSEN_EXPERTS, unsure, site(model), (PLAIN,), U)
     np.testing.assert_allclose(sigma, model.geometry.experts)
 
 
@@ -218,12 +220,32 @@ def test_where_a_token_may_have_gone_to_another_expert_its_output_says_nothing(
     x = stage(trace, "ffn_norm")
     carried = np.zeros(x.shape)
     carried[4] = 10.0
-    values, sigma = replay_mixture(
-        experts.MIXTURE, {"ffn_swigl": known(x, carried)}, site(model), (PLAIN,), U
-    )
+    values, sigma = replay_mixture(mixture.MIXTURE, {"ffn_norm": known(x, carried)}, site(model), (PLAIN,), U)
     size = np.sqrt(np.mean(values[0, 4] ** 2))
     np.testing.assert_allclose(sigma[4], np.abs(values[0, 4]) + size, rtol=1e-9)
     assert (np.delete(sigma, 4, axis=0) < 1e-4 * size).all()
+
+
+@pytest.mark.parametrize(
+    ("reversed_stages", "wrong"),
+    [
+        (("moe_router", "moe_router_indices"), set()),
+        (("moe_router_indices",), {"moe_router_indices", "moe_router", "moe_ffn_out"}),
+        (("moe_router",), {"moe_router", "moe_ffn_out"}),
+    ],
+    ids=["both", "the experts", "the weights"],
+)
+def test_a_run_may_list_its_experts_in_an_order_of_its_own(
+    model: Model, trace: Trace, reversed_stages: tuple[str, ...], wrong: set[str]
+) -> None:
+    changed = {
+        Key(1, name): StageArray(data=np.ascontiguousarray(trace.stages[1, name].data[::-1]))
+        for name in reversed_stages
+    }
+    listed = replace(trace, stages={**trace.stages, **changed})
+    keys = [Key(1, name) for name in ("moe_router", "moe_router_indices", "moe_ffn_out")]
+    found = judge(listed, model.weights, keys)
+    assert {key.stage for key, entry in found.items() if entry.in_error} == wrong
 
 
 @pytest.mark.parametrize("stage_name", ["ffn_out", "moe_ffn_out", "moe_router"])

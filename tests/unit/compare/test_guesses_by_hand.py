@@ -12,10 +12,11 @@ import pytest
 from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.variations.case import Guess
 from apr_falsify.compare.variations.common import named_factor
-from apr_falsify.compare.variations.kept import clipped
 from apr_falsify.compare.variations.norms import wrong_form
 from apr_falsify.compare.variations.places import one_place, one_place_by_a_factor, places
-from apr_falsify.compare.variations.projected import neighbour_weights, other_order, quantised_weights
+from apr_falsify.compare.variations.projected import neighbour_weights, other_order
+from apr_falsify.compare.variations.quantised import quantised_weights
+from apr_falsify.compare.variations.stored import clipped
 from apr_falsify.operators.roundoff import LIMIT
 from tests.unit.compare.cases import case_of, close, put, replayed, saying
 from tests.unit.compare.wrong_stages import F64, Run, explained, small_run, tiny_run
@@ -164,14 +165,14 @@ def test_weights_of_any_width_may_be_kept_in_16_bits(kind: str, digits: int) -> 
     mantissa, exponent = np.frexp(run.w("mlp.down_proj.weight"))
     kept = np.ldexp(np.rint(np.ldexp(mantissa, digits)), exponent - digits)
     made = run["ffn_swigl"] @ kept.T
-    guess = saying(quantised_weights(case_of(run, "ffn_out", made)), f"weights kept as {kind}")
+    guess = saying(quantised_weights(case_of(run, "ffn_out", made)), f"weights stored as {kind}")
     close(guess.values, made)
     assert guess.instead == "the model's weights are f32"
 
 
 def test_blocks_of_32_are_no_type_of_rows_of_another_width(run: Run) -> None:
     tried = {guess.says for guess in quantised_weights(case_of(run, "ffn_out", np.zeros((5, 16))))}
-    assert tried <= {"weights kept as f16", "weights kept as bf16"}
+    assert tried <= {"weights stored as f16", "weights stored as bf16"}
 
 
 def test_weights_that_are_alike_in_their_first_rows_are_tried_in_full() -> None:

@@ -24,6 +24,7 @@ from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import StageArray, Trace
 from tests.checkpoints import make_checkpoint
+from tests.sampling import in_turn
 from tests.unit.compare.ports import TOKENS, Runs, accused, columns_of, port
 from tests.unit.oracle.requests import request_for
 
@@ -73,15 +74,14 @@ def told(found: Bisection) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("dtype", SIXTEEN)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "dtype"), in_turn(FAMILIES, SIXTEEN))
 def test_a_right_run_in_16_bits_that_was_saved_as_f32_is_consistent(
     name: str, dtype: str, runs: Runs, rounded_runs: dict[tuple[str, str], Trace]
 ) -> None:
     model, oracle = runs[name]
     found = bisect(oracle, as_f32(rounded_runs[name, dtype]), weights=model.weights)
     assert (found.kind, int(found.exit_code), accused(found)) == (Kind.CONSISTENT, 0, set())
-    assert f"the stages are kept in {dtype}" in told(found)
+    assert f"the stages are stored in {dtype}" in told(found)
     assert found.subject.dtype == "f32", "what the recording says of itself is reported as it is"
     (finding,) = [each for each in found.findings if each.explanation.startswith("the stages")]
     assert f"`dtype: {dtype}`" in finding.advice
@@ -94,7 +94,7 @@ def test_so_is_one_of_which_nothing_or_a_finer_format_is_said(
     model, oracle = runs["llama"]
     found = bisect(oracle, as_f32(rounded_runs["llama", "bf16"], dtype=said), weights=model.weights)
     assert (found.kind, accused(found)) == (Kind.CONSISTENT, set())
-    assert "the stages are kept in bf16" in told(found)
+    assert "the stages are stored in bf16" in told(found)
 
 
 Change = Callable[[Key, Array], Array]
@@ -121,7 +121,7 @@ def run_in(
         value = fault(key, embedded.as_defined(key, inputs, site))
         return value if key[1] in unrounded else kept.round(value)
 
-    held = replace(model, weights=replace(model.weights, held_as=kept)) if weights else model
+    held = replace(model, weights=replace(model.weights, cast_to=kept)) if weights else model
     return embedded.capture(held, request_for(model, tokens=TOKENS), MemorySink(), step=step)
 
 
@@ -148,7 +148,7 @@ def test_a_fault_of_such_a_run_is_located(key: Key, dtype: str, weights: bool, r
     model, oracle = runs["llama"]
     found = bisect(oracle, as_f32(run_in(dtype, model, at(key, 1.1), weights=weights)), weights=model.weights)
     assert accused(found) == {key}
-    assert f"the stages are kept in {dtype}" in told(found)
+    assert f"the stages are stored in {dtype}" in told(found)
 
 
 def test_a_value_that_the_format_cannot_hold_is_no_end_of_it(runs: Runs, rounded_runs: Any) -> None:
@@ -161,7 +161,7 @@ def test_a_value_that_the_format_cannot_hold_is_no_end_of_it(runs: Runs, rounded
         odd[place] *= np.float32(factor)
         found = bisect(oracle, as_f32(run, {key: odd}), weights=model.weights)
         assert (accused(found), found.kind) == (wrong, Kind.SEVERAL if wrong else Kind.CONSISTENT)
-        (finding,) = [each for each in found.findings if each.explanation.startswith("the stages are kept")]
+        (finding,) = [each for each in found.findings if each.explanation.startswith("the stages are stored")]
         assert "(not: ffn_norm)" in finding.explanation
 
 
@@ -196,7 +196,7 @@ def test_a_run_in_f16_that_folds_the_scale_is_right_down_to_its_smallest_numbers
     base, _ = runs["llama"]
     geometry = replace(base.geometry, attn_scales=(1 / 64,) * 3)  # as of large heads: the steps grow 64-fold
     f16, key = FORMATS["f16"], Key(1, "q_post_rope")
-    model = replace(base, geometry=geometry, weights=replace(base.weights, geometry=geometry, held_as=f16))
+    model = replace(base, geometry=geometry, weights=replace(base.weights, geometry=geometry, cast_to=f16))
 
     def folding(key: Key, inputs: embedded.Inputs, site: embedded.RuntimeSite) -> embedded.Array:
         value = embedded.as_defined(key, inputs, site)
@@ -306,4 +306,4 @@ def test_a_product_that_takes_unrounded_values_is_right_too(runs: Runs) -> None:
     run = run_in("bf16", model, unrounded=("ffn_silu", "ffn_swigl"), products=False)
     found = bisect(oracle, as_f32(run, dtype="bf16"), weights=model.weights)
     assert (found.kind, accused(found)) == (Kind.CONSISTENT, set())
-    assert told(found) == ["the weights are held in bf16"]
+    assert told(found) == ["the weights are rounded to bf16"]

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apr_falsify.compare.held_format import Held, in_its_format
 from apr_falsify.compare.judge import judge
 from apr_falsify.compare.proof import wrong
+from apr_falsify.compare.stored_format import StoredRun, as_stated, in_its_format
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.stages import STAGES, Key
@@ -67,20 +67,30 @@ def test_weights_that_a_run_rounds_are_seen_however_few_layers_it_has(layers: in
     keys = list(run.stages)
     as_said = judge(run, model.weights, keys)
     assert q_and_k(range(layers)) <= wrong(as_said, as_said)
-    held, (finding,) = in_its_format(Held(trace=run, weights=model.weights), keys)
-    assert finding.explanation.startswith("the weights are held in f16: ")
+    held, (finding,) = in_its_format(StoredRun(trace=run, weights=model.weights), keys)
+    assert finding.explanation.startswith("the weights are rounded to f16: ")
     assert held.weights is not None
-    assert held.weights.held_as is F16
+    assert held.weights.cast_to is F16
     judged = judge(held.trace, held.weights, keys)
     assert wrong(judged, judged) == set()
+
+
+@pytest.mark.parametrize("words", ["the weights are rounded to", "the weights are held in"])
+def test_a_run_is_read_by_the_words_of_a_finding_also_of_an_earlier_bundle(words: str) -> None:
+    declared = StoredRun(trace=run_in_f16(model_of(1)), weights=model_of(1).weights)
+    read = as_stated(declared, f"{words} f16", ())
+    assert read.weights is not None
+    assert (read.weights.cast_to, read.trace) == (F16, declared.trace)
+    assert as_stated(declared, "the weights are painted in f16", ()) is declared
+    assert as_stated(declared, f"{words} f17", ()) is declared
 
 
 def test_a_layer_behind_the_third_that_rounds_otherwise_is_wrong_and_no_reason_to_doubt() -> None:
     model = model_of(5)
     run = run_in_f16(model, (3, 4))
     keys = list(run.stages)
-    held, (finding,) = in_its_format(Held(trace=run, weights=model.weights), keys)
-    assert finding.explanation.startswith("the weights are held in f16: ")
+    held, (finding,) = in_its_format(StoredRun(trace=run, weights=model.weights), keys)
+    assert finding.explanation.startswith("the weights are rounded to f16: ")
     judged = judge(held.trace, held.weights, keys)
     found = wrong(judged, judged)
     assert found >= q_and_k((3, 4))
@@ -90,11 +100,11 @@ def test_a_layer_behind_the_third_that_rounds_otherwise_is_wrong_and_no_reason_t
 def test_of_the_first_three_layers_each_must_do_so() -> None:
     model = model_of(5)
     run = run_in_f16(model, (2,))
-    said = Held(trace=run, weights=model.weights)
+    said = StoredRun(trace=run, weights=model.weights)
     assert in_its_format(said, list(run.stages)) == (said, ())
 
 
 def test_without_weights_nothing_is_said_of_how_they_are_held() -> None:
     run = run_in_f16(model_of(2))
-    said = Held(trace=run, weights=None)
+    said = StoredRun(trace=run, weights=None)
     assert in_its_format(said, list(run.stages)) == (said, ())

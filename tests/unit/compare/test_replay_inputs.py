@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apr_falsify.compare.judge import as_held, store_of
+from apr_falsify.compare.judge import as_run, store_of
 from apr_falsify.compare.recorded_formats import saved_unit, saved_words
 from apr_falsify.compare.replay import Missing, Replay, Replayer, is_mixed, roles_of
 from apr_falsify.model.stages import Key, Layout
@@ -87,7 +87,7 @@ def test_a_stage_that_was_not_captured_is_computed_with_the_rounding_of_doing_so
 def test_several_stages_that_were_not_captured_are_computed_in_turn(trace: Trace) -> None:
     found = replayer(without(trace, "attn_scores", "q_post_rope")).replay(Key(1, "attn_softmax"), (PLAIN,))
     assert isinstance(found, Replay)
-    assert found.composed == ("attn_scores", "q_post_rope")
+    assert found.composed == ("q_post_rope", "attn_scores")
 
 
 @pytest.mark.parametrize(
@@ -176,10 +176,10 @@ def test_only_transformers_casts_its_weights_to_the_format_that_it_runs_in(
     stated = replace(trace, provenance=replace(trace.provenance, runtime=runtime, dtype=dtype))
     model = small_run().model
     assert model is not None
-    found = as_held(model.weights, stated)
+    found = as_run(model.weights, stated)
     assert found is not None
-    assert (None if found.held_as is None else found.held_as.name) == held
-    assert as_held(None, stated) is None
+    assert (None if found.cast_to is None else found.cast_to.name) == held
+    assert as_run(None, stated) is None
 
 
 def test_a_hypothesis_about_some_rows_changes_nothing_for_the_stages_after(trace: Trace) -> None:

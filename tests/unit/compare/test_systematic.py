@@ -29,8 +29,9 @@ def through(kind: str, weight: npt.NDArray[np.floating]) -> F32:
     return result
 
 
-def told(kind: str, right: F32, theirs: F32) -> str:
-    ours, held = (PlainTensor(name="w", type="f32", data=data) for data in (right, theirs))
+def told(kind: str, right: F32, theirs: F32, oracle: str = "f32") -> str:
+    ours = PlainTensor(name="w", type=oracle, data=right)
+    held = PlainTensor(name="w", type="f32", data=theirs)
     found = difference(ours, held, kind.lower())
     assert found.blocks == 0  # no block is off by more than its steps
     return found.systematic
@@ -73,3 +74,33 @@ def test_noise_smaller_than_a_step_is_told() -> None:
     assert told("Q4_1", right, kept) == ""
     found = told("Q4_1", right, through("Q4_1", right + np.clip(noise, -0.12, 0.12)))
     assert found.startswith("its median block has 1.")
+
+
+@pytest.mark.parametrize("factor", [1.02, 0.99])
+def test_one_row_whose_scales_were_read_wrongly_is_told(factor: float) -> None:
+    """The blocks of one row are scaled, as f16 holds it; all other bytes are the same."""
+    kept = gguf.quants.quantize(values(), gguf.GGMLQuantizationType.Q4_1).reshape(SHAPE[0], -1, 20)
+    wrong = kept.copy()
+    wrong[100, :, :4] = (kept[100, :, :4].view(np.float16) * np.float16(factor)).view(np.uint8)
+    right, theirs = (
+        gguf.quants.dequantize(held.reshape(SHAPE[0], -1), gguf.GGMLQuantizationType.Q4_1)
+        for held in (kept, wrong)
+    )
+    said = told("Q4_1", right, theirs)
+    assert said.startswith("row 100 is x ")
+    assert float(said.split()[-1]) == pytest.approx(factor, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["normal", "with a mean"])
+@pytest.mark.parametrize("first", KINDS)
+def test_what_quantising_once_more_costs_is_no_fault(first: str, name: str) -> None:
+    once = through(first, values(name))
+    assert {told(kind, once, through(kind, once), oracle=first.lower()) for kind in KINDS} == {""}
+
+
+@pytest.mark.parametrize(("first", "kind", "factor"), [("Q8_0", "Q4_0", 1.03), ("Q5_1", "Q4_1", 0.9)])
+def test_a_factor_is_told_of_what_was_quantised_once_more(first: str, kind: str, factor: float) -> None:
+    once = through(first, values())
+    said = told(kind, once, through(kind, once * factor), oracle=first.lower())
+    assert said.startswith("all of it is x ")
+    assert float(said.split()[-1]) == pytest.approx(factor, abs=0.03)

@@ -13,7 +13,7 @@ from apr_falsify.compare.systematic import GroupSums, sums_of, systematic
 def part(
     off: float,
     *,
-    squared: float = 0.0,
+    squared: float = 5e-6,
     spread: float = 0.0,
     rows: int = 1,
     noise: float = 1.0,
@@ -55,8 +55,8 @@ def test_a_tensor_of_zeros_or_of_infinities_has_no_factor() -> None:
 
 
 def test_the_parts_of_a_tensor_are_taken_together() -> None:
-    # One part speaks for x 1.004, the other for x 0.998: x 1.001 on the average, which is nothing.
-    assert systematic([part(0.004), part(-0.002)]).startswith("rows 0 to 0 are x 1.004, and 1 more of 2")
+    # One part speaks for x 1.004, the other for x 0.997: x 1.0005 on the average, which is nothing.
+    assert systematic([part(0.004), part(-0.003)]).startswith("rows 0 to 0 are x 1.004, and 1 more of 2")
     assert systematic([part(0.004), part(0.004)]) == "all of it is x 1.004"
 
 
@@ -73,6 +73,34 @@ def test_rows_are_taken_together_until_they_have_256_blocks() -> None:
     assert systematic(alone) == "rows 0 to 1 are x 1.025"
     three = [part(0.0, rows=2, blocks=200), part(0.05, rows=2, blocks=200), part(-0.05, rows=2, blocks=200)]
     assert systematic(three) == "rows 2 to 3 are x 1.05, and 1 more of 3 such groups"
+
+
+def scaled_row(off: float, *, squared: float = 0.0, borne_by: float = 64.0) -> GroupSums:
+    """Return the sums of one row that is x (1 + off), as if ``borne_by`` blocks bore that alike."""
+    return part(off, squared=squared, spread=off / borne_by**0.5, blocks=64)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (scaled_row(0.02), "row 9 is x 1.02"),
+        (scaled_row(-0.01), "row 9 is x 0.99"),
+        (scaled_row(0.0011), "row 9 is x 1.001"),
+        (scaled_row(0.0009), ""),  # the scales of blocks have 11 bits
+        (scaled_row(0.02, squared=3.9e-6), "row 9 is x 1.02"),  # 0.002 squared
+        (scaled_row(0.005, squared=4.1e-6), ""),  # quantising leaves more than a factor
+        (scaled_row(0.005, borne_by=6.1), "row 9 is x 1.005"),
+        (scaled_row(0.005, borne_by=5.9), ""),
+    ],
+)
+def test_one_row_is_named_where_nothing_but_a_factor_is_left(row: GroupSums, words: str) -> None:
+    assert systematic([part(0.0, rows=9, blocks=64), row, part(0.0, rows=90, blocks=64)]) == words
+
+
+def test_of_several_such_rows_the_first_is_named() -> None:
+    right = part(0.0, rows=9, blocks=64)
+    found = systematic([right, scaled_row(0.02), right, scaled_row(-0.02), right])
+    assert found == "row 9 is x 1.02, and 1 more of 29 rows by factors"
 
 
 def test_a_last_group_that_is_too_small_is_passed_over() -> None:

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.compare.bisection import Finding, FindingType
-from apr_falsify.compare.weights import STAGE_OF_ROLE, weights_findings
+from apr_falsify.compare.weights import weights_findings
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.families import family_of
+from apr_falsify.model.names import ROLES
 from tests.unit.helpers import random_tensors, roles_of, small_geometry
 
 Values = dict[str, npt.NDArray[np.float32]]
@@ -66,7 +67,7 @@ def test_every_tensor_is_compared_and_named_by_the_stage_that_uses_it(role: str,
     (finding,) = found(file_of("subject", scaled(NAMES[role].format(n=layer))))
     place = role if layer is None else f"{role} of layer {layer}"
     assert finding.explanation.startswith(f"the subject's {place} (f32) is not the oracle's (f32): ")
-    assert finding.stages == (STAGE_OF_ROLE[role],)
+    assert finding.stages == (ROLES[role].stage,)
     assert finding.layer == (0 if role == "embed" else layer)
     assert finding.size == pytest.approx(0.5, rel=1e-6)
 

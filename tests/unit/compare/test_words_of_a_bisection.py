@@ -13,7 +13,7 @@ from apr_falsify.compare.localise import kind_of
 from apr_falsify.compare.published import published_rule
 from apr_falsify.compare.rows import accused, cleared
 from apr_falsify.model.stages import Key, Layout
-from apr_falsify.pytest_plugin.verdict import told
+from apr_falsify.pytest_plugin.verdict import printed
 from apr_falsify.traces.provenance import Provenance
 from tests.unit.compare.judged_by_hand import SOURCE, WEIGHTS, entry, finding, metrics, of, row
 
@@ -91,7 +91,7 @@ def test_one_cause_is_the_headline(layers: int, where: str) -> None:
         finding(SOURCE, layer=layer, stages=(name,), cause=BASE) for layer in (0, 1) for name in (Q, K)
     )
     rows = tuple(row(name, Verdict.INTRODUCES, layer=layer) for layer in (0, 1) for name in (Q, K))
-    text = told(bisection(Kind.LOCALISED, sources, rows=rows, layers=layers)).split("source:")[0]
+    text = printed(bisection(Kind.LOCALISED, sources, rows=rows, layers=layers)).split("source:")[0]
     assert " ".join(text.split()) == (
         f"localised: one cause: RoPE base 10000, {where}: {Q}, {K} (4 stages compared)"
     )
@@ -103,7 +103,7 @@ def test_a_stage_of_the_whole_model_is_not_told_as_a_layers() -> None:
         finding(WEIGHTS, layer=0, stages=("attn_norm", "ffn_norm"), cause=other),
         finding(WEIGHTS, layer=None, stages=("final_norm",), cause=other),
     )
-    text = told(bisection(Kind.LOCALISED, sources, rows=(row("attn_norm"),), layers=3)).split("source:")[0]
+    text = printed(bisection(Kind.LOCALISED, sources, rows=(row("attn_norm"),), layers=3)).split("source:")[0]
     assert " ".join(text.split()) == (
         "localised: one cause: norm_eps 1e-05 instead of 1e-06, in layer 0: attn_norm, ffn_norm; final_norm "
         "(1 stage compared)"

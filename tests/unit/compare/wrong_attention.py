@@ -216,7 +216,7 @@ ATTENTION: dict[str, Wrong] = {
     "coarse cos and sin": wrong(
         "q_post_rope",
         "precision",
-        "cos and sin of the rotation kept as bf16",
+        "cos and sin of the rotation stored as bf16",
         lambda r: coarse_rotation(r),
         f16=False,
     ),

@@ -206,7 +206,7 @@ BLOCKS: dict[str, Wrong] = {
         f"up in {kind}": wrong(
             "ffn_up",
             "weight-type",
-            f"weights kept as {kind} fits .*the model's weights are f16",
+            f"weights stored as {kind} fits .*the model's weights are f16",
             lambda r, kind=kind: r["ffn_norm"] @ through(kind.upper(), r.w(UP)).T,
         )
         for kind in ("q4_1", "q5_0", "q5_1")
@@ -214,7 +214,7 @@ BLOCKS: dict[str, Wrong] = {
     "up in bf16": wrong(
         "ffn_up",
         "weight-type",
-        "weights kept as bf16 fits",
+        "weights stored as bf16 fits",
         lambda r: r["ffn_norm"] @ torch.from_numpy(r.w(UP)).bfloat16().double().numpy().T,
     ),
     "silu too early": wrong(

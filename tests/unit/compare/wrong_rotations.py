@@ -181,7 +181,7 @@ ROTATIONS: dict[str, Wrong] = {
         lambda r: (q_of(r).reshape(7, H, 2, 16) * np.cos(at(range(7)))[:, None, None]).reshape(7, -1),
     ),
     "f16 cos and sin": wrong(
-        "q_post_rope", "precision", "cos and sin of the rotation kept as f16", rounded_rotation, f16=False
+        "q_post_rope", "precision", "cos and sin of the rotation stored as f16", rounded_rotation, f16=False
     ),
     "interleaved weights": wrong(
         "q_post_rope",

@@ -107,7 +107,7 @@ BLOCK_ENDS: dict[str, Wrong] = {
         f"{bits} bits": wrong(
             "ffn_out",
             "precision",
-            f"the right values kept as {says}",
+            f"the right values stored as {says}",
             lambda r, bits=bits: in_bits(r["ffn_out"], bits),
         )
         for bits, says in {

@@ -146,10 +146,10 @@ FAULTS: dict[str, Wrong] = {
     ),
     "gate is up": wrong("ffn_gate", "swapped-gate-up", "up for gate", lambda r: r["ffn_norm"] @ r.w(UP).T),
     "up in 4 bits": wrong(
-        "ffn_up", "weight-type", "kept as q4_0", lambda r: r["ffn_norm"] @ through("Q4_0", r.w(UP)).T
+        "ffn_up", "weight-type", "stored as q4_0", lambda r: r["ffn_norm"] @ through("Q4_0", r.w(UP)).T
     ),
     "down in 8 bits": wrong(
-        "ffn_out", "weight-type", "kept as q8_0", lambda r: r["ffn_swigl"] @ through("Q8_0", r.w(DOWN)).T
+        "ffn_out", "weight-type", "stored as q8_0", lambda r: r["ffn_swigl"] @ through("Q8_0", r.w(DOWN)).T
     ),
     "rows off by one": wrong(
         "ffn_up", "moved-channels", "off by one", lambda r: np.roll(r["ffn_up"], -1, axis=1)

@@ -124,4 +124,4 @@ def test_of_a_bundle_of_before_no_live_test_is_believed(tmp_path: Path) -> None:
     answer = earned(found, claim, bound_now=found.facts.bound)
     assert answer.rung == PARTIAL
     (said,) = (one.message for one in answer.refusals if one.code == "no-live-test")
-    assert said.startswith("it was made before bundles told whether tests/test_toy.py::test_")
+    assert said.startswith("it was made before bundles recorded whether tests/test_toy.py::test_")

@@ -150,7 +150,7 @@ LIVE = TESTS[1]
     [
         (None, "no live test of the prediction passed: none measured the subject of a lane"),
         (replace(LIVE, measured=(SeenRun.EMBEDDED,)), f"t.py::test_live {HOLLOW}: let it ask for bisection"),
-        (replace(LIVE, measured=None), "made before bundles told whether t.py::test_live measured the lane"),
+        (replace(LIVE, measured=None), "before bundles recorded whether t.py::test_live measured the lane"),
         (replace(LIVE, ended=Ended.SKIPPED), "no live test of the prediction passed"),
         (replace(LIVE, role=Role.CONTROL), "no live test of the prediction passed"),
         (replace(LIVE, level=Level.ALGORITHM), "no live test of the prediction passed"),

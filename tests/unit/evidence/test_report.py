@@ -36,7 +36,7 @@ SAID = {
         "layout mismatch",
         "Nothing is computed wrongly, but q_post_rope and k_post_rope are not stored as the runtime declares",
     ),
-    "reference-suspect": ("reference suspect", "Nothing can be said of the subject: the reference itself"),
+    "reference-suspect": ("reference suspect", "The subject cannot be judged: the reference itself"),
     "one-token": (
         "unmeasured",
         "No stage in error was found, but this is no all-clear: q_post_rope, k_post_rope, attn_scores and "

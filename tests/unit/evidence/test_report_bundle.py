@@ -34,7 +34,7 @@ def page_of(*tests: TestRecord, **changes: Any) -> Page:
 @pytest.mark.parametrize(
     ("tests", "badge", "said"),
     [
-        ((PASSED, CONTROL), "SURVIVED", "FALSIFY-TOY-001 survived: what it predicts was tested and held"),
+        ((PASSED, CONTROL), "SURVIVED", "FALSIFY-TOY-001 survived: what it predicts was tested and found"),
         (
             (FAILED, CONTROL),
             "FALSIFIED",

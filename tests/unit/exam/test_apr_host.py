@@ -11,7 +11,7 @@ from apr_falsify.commands.hosts import TorchModels
 from apr_falsify.exam.cases import ExamCase, Seeded
 from apr_falsify.exam.correct import APR_SETTINGS
 from apr_falsify.exam.faults import fault_named
-from apr_falsify.exam.marks import Mark
+from apr_falsify.exam.grades import Grade
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.trial import Examiner
@@ -48,7 +48,7 @@ def test_a_correct_run_is_acquitted_in_every_format_that_it_is_planned_in(
     examiner: Examiner, kind: str
 ) -> None:
     outcome = examiner.trial(case_of(examiner, kind=kind))
-    assert (outcome.mark, outcome.said) == (Mark.LOCATED, ())
+    assert (outcome.grade, outcome.said) == (Grade.LOCATED, ())
     assert max(outcome.right) < 1
 
 
@@ -62,5 +62,5 @@ def test_a_checkpoint_whose_rows_are_all_equal_gives_it_one_token_repeated(exami
 
 def test_a_fault_in_a_checkpoint_is_located(examiner: Examiner) -> None:
     outcome = examiner.trial(case_of(examiner, fault="k-bias-missing"))
-    assert (outcome.mark, outcome.found) == (Mark.LOCATED, (Key(1, "qkv_bias"),))
+    assert (outcome.grade, outcome.found) == (Grade.LOCATED, (Key(1, "qkv_bias"),))
     assert not list(examiner.store.directory.glob("spoiled*"))

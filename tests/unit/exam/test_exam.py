@@ -1,4 +1,4 @@
-"""The exam marks as it should: answers made by hand, a blind comparison, faults of known size."""
+"""The exam grades as it should: answers made by hand, a blind comparison, faults of known size."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from apr_falsify.compare.attempts import Breakdown
 from apr_falsify.compare.localise import bisect
 from apr_falsify.exam import trial
 from apr_falsify.exam.cases import ExamCase, Host, Seeded
+from apr_falsify.exam.examination import Examination
 from apr_falsify.exam.faults import CATALOGUE, Spread, fault_named
-from apr_falsify.exam.marks import Mark, mark_of
+from apr_falsify.exam.grades import Grade, grade_of
 from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, tokens_of
-from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.tally import bound_of, goals, to_json
 from apr_falsify.exam.trial import Examiner, TrialOutcome
@@ -51,23 +51,23 @@ def test_every_patch_of_torch_belongs_to_a_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("required", "truth", "found", "mark"),
+    ("required", "truth", "found", "grade"),
     [
-        ({Q, K}, {Q, K}, {Q, K}, Mark.LOCATED),
-        ({Q}, {Q, K}, {Q, K}, Mark.LOCATED),
-        ({Q, K}, {Q, K}, {Q}, Mark.MISSED),
-        ({Q}, {Q}, set(), Mark.MISSED),
-        (set(), {Q}, set(), Mark.MISSED),
-        ({Q}, {Q}, {Q, K}, Mark.WRONG),
-        ({Q}, {Q}, {K}, Mark.WRONG),
-        (set(), set(), set(), Mark.LOCATED),
-        (set(), set(), {Q}, Mark.WRONG),
+        ({Q, K}, {Q, K}, {Q, K}, Grade.LOCATED),
+        ({Q}, {Q, K}, {Q, K}, Grade.LOCATED),
+        ({Q, K}, {Q, K}, {Q}, Grade.MISSED),
+        ({Q}, {Q}, set(), Grade.MISSED),
+        (set(), {Q}, set(), Grade.MISSED),
+        ({Q}, {Q}, {Q, K}, Grade.WRONG),
+        ({Q}, {Q}, {K}, Grade.WRONG),
+        (set(), set(), set(), Grade.LOCATED),
+        (set(), set(), {Q}, Grade.WRONG),
     ],
 )
 def test_an_answer_is_right_only_if_it_names_what_is_wrong_and_nothing_else(
-    required: set[Key], truth: set[Key], found: set[Key], mark: Mark
+    required: set[Key], truth: set[Key], found: set[Key], grade: Grade
 ) -> None:
-    assert mark_of(required, truth, found) is mark
+    assert grade_of(required, truth, found) is grade
 
 
 @pytest.mark.parametrize(("count", "bound"), [(0, 1.0), (1, 0.95), (500, 0.005974), (3000, 0.000998)])
@@ -76,7 +76,7 @@ def test_no_false_alarm_in_so_many_runs_bounds_their_rate(count: int, bound: flo
 
 
 def test_an_exam_that_held_nothing_has_met_no_goal() -> None:
-    assert not any(goals(Sitting()).values())
+    assert not any(goals(Examination()).values())
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def case_of(
 @pytest.mark.parametrize("host", ["formula", "tensors", "conversion", "torch"])
 def test_a_fault_is_located_on_every_host(examiner: Examiner, host: str) -> None:
     outcome = examiner.trial(case_of("down-one-channel", host))
-    assert (outcome.mark, outcome.found) == (Mark.LOCATED, (Key(1, "ffn_out"),))
+    assert (outcome.grade, outcome.found) == (Grade.LOCATED, (Key(1, "ffn_out"),))
     assert outcome.explained
     assert outcome.level > 100
     assert max(outcome.right) < 1
@@ -142,8 +142,8 @@ def test_a_blind_comparison_locates_nothing(examiner: Examiner, monkeypatch: pyt
 
     monkeypatch.setattr(trial, "bisect", blind)
     outcome = examiner.trial(case_of("o-one-channel"))
-    assert outcome.mark is Mark.MISSED
-    assert not all(goals(Sitting(single=[outcome], correct=[outcome], pairs=[outcome])).values())
+    assert outcome.grade is Grade.MISSED
+    assert not all(goals(Examination(single=[outcome], correct=[outcome], pairs=[outcome])).values())
 
 
 def test_a_comparison_that_breaks_down_fails_the_trial_and_not_the_exam(
@@ -154,7 +154,7 @@ def test_a_comparison_that_breaks_down_fails_the_trial_and_not_the_exam(
 
     monkeypatch.setattr(trial, "bisect", broken)
     outcome = examiner.trial(case_of(None))
-    assert outcome.mark is Mark.WRONG
+    assert outcome.grade is Grade.WRONG
     assert outcome.said == ("the comparison broke down: ZeroDivisionError: oh",)
 
 
@@ -168,24 +168,24 @@ def test_a_part_of_a_comparison_that_breaks_down_costs_no_verdict_and_fails_the_
 
     monkeypatch.setattr(trial, "bisect", partly)  # no input is known that breaks a part of it down
     outcome = examiner.trial(case_of(None))
-    assert outcome.mark is Mark.WRONG
+    assert outcome.grade is Grade.WRONG
     assert outcome.said == ("the replay broke down: ZeroDivisionError: oh",)
 
 
 def test_the_counts_of_the_result_are_those_of_its_outcomes() -> None:
-    def outcome(name: str, mark: Mark) -> TrialOutcome:
+    def outcome(name: str, grade: Grade) -> TrialOutcome:
         case = case_of(name)
         return TrialOutcome(
-            case=case, mark=mark, published=Mark.MISSED, explained=mark is Mark.LOCATED, level=99.0,
+            case=case, grade=grade, published=Grade.MISSED, explained=grade is Grade.LOCATED, level=99.0,
             required=(), found=(), said=(),
         )  # fmt: skip
 
     held = [
-        outcome("o-doubled", Mark.LOCATED),
-        outcome("o-doubled", Mark.WRONG),
-        outcome("k-stale", Mark.MISSED),
+        outcome("o-doubled", Grade.LOCATED),
+        outcome("o-doubled", Grade.WRONG),
+        outcome("k-stale", Grade.MISSED),
     ]
-    result = to_json(Sitting(single=held))
+    result = to_json(Examination(single=held))
     assert result["single"] == {
         "faults": 2, "total": 3, "located": 1, "wrong": 1, "missed": 1, "explained": 1,
     }  # fmt: skip

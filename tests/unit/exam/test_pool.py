@@ -12,7 +12,7 @@ import pytest
 from apr_falsify.commands.exam_pool import Pool
 from apr_falsify.exam.cases import ExamCase, Seeded
 from apr_falsify.exam.faults import fault_named
-from apr_falsify.exam.marks import Mark
+from apr_falsify.exam.grades import Grade
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.results import Results
 from apr_falsify.model.stages import Key
@@ -60,7 +60,7 @@ def by_one(tmp_path_factory: pytest.TempPathFactory, kept: Path) -> dict[str, ob
 def test_outcomes_come_in_the_order_of_their_cases(by_one: dict[str, list[object]]) -> None:
     for part, cases in PARTS.items():
         assert [outcome.case for outcome in by_one[part]] == cases
-    assert [outcome.mark for outcome in by_one["correct runs"]] == [Mark.LOCATED] * 4
+    assert [outcome.grade for outcome in by_one["correct runs"]] == [Grade.LOCATED] * 4
     assert by_one["single faults"][0].found == (Key(1, "ffn_out"),)
 
 
@@ -90,7 +90,7 @@ def test_a_worker_that_is_killed_fails_its_case_and_not_the_exam(tmp_path: Path)
 
     with Pool(tmp_path, 1, Results(None), kill_once) as pool:
         first, second, third = pool(parts)["correct runs"]
-    assert (first.mark, second.mark, third.mark) == (Mark.LOCATED, Mark.WRONG, Mark.LOCATED)
+    assert (first.grade, second.grade, third.grade) == (Grade.LOCATED, Grade.WRONG, Grade.LOCATED)
     assert "ended with -9" in second.said[0]
 
 

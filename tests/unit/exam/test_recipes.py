@@ -11,7 +11,7 @@ import pytest
 from apr_falsify.errors import UsageError
 from apr_falsify.exam.cases import ExamCase, Seeded
 from apr_falsify.exam.faults import fault_named
-from apr_falsify.exam.marks import Mark
+from apr_falsify.exam.grades import Grade
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.recipes import case_of, outcome_of, outcome_to_json, recipe_of
 from apr_falsify.exam.results import Results
@@ -29,8 +29,8 @@ CASE = ExamCase(
 )
 OUTCOME = TrialOutcome(
     case=CASE,
-    mark=Mark.WRONG,
-    published=Mark.MISSED,
+    grade=Grade.WRONG,
+    published=Grade.MISSED,
     explained=True,
     level=float("inf"),
     required=(Key(1, "k_post_rope"),),

@@ -11,10 +11,10 @@ import pytest
 
 from apr_falsify.commands.faults_table import table
 from apr_falsify.exam.cases import ExamCase
-from apr_falsify.exam.marks import Mark
+from apr_falsify.exam.examination import Examination
+from apr_falsify.exam.grades import Grade
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.plan import CORRECT, PAIRS, SMALL
-from apr_falsify.exam.sitting import Sitting
 from apr_falsify.exam.tally import bound_of, goals, to_json
 from apr_falsify.exam.trial import TrialOutcome
 
@@ -23,9 +23,9 @@ CASE = ExamCase(
 )
 
 
-def outcome_of(mark: Mark = Mark.LOCATED, **changes: object) -> TrialOutcome:
+def outcome_of(grade: Grade = Grade.LOCATED, **changes: object) -> TrialOutcome:
     return TrialOutcome(
-        case=replace(CASE, **changes), mark=mark, published=Mark.LOCATED, explained=False, level=0.0,
+        case=replace(CASE, **changes), grade=grade, published=Grade.LOCATED, explained=False, level=0.0,
         required=(), found=(), said=(),
     )  # fmt: skip
 
@@ -53,23 +53,23 @@ def test_runs_that_make_the_same_digits_are_one_in_the_bound() -> None:
     held = [outcome_of(kernel=name) for name in ("own", "avx2", "sse")]
     facts = {"own": "a", "avx2": "a", "sse": "b"}
     kernels = {name: {"numpy_digest": digest, "torch_digest": "t"} for name, digest in facts.items()}
-    result = to_json(Sitting(correct=held, kernels=kernels))
+    result = to_json(Examination(correct=held, kernels=kernels))
     assert result["correct_runs"] == {"total": 3, "distinct": 2, "accused": 0}
     assert result["false_alarms_below"] == pytest.approx(1 - 0.05 ** (1 / 2))
 
 
 def test_the_same_tokens_are_one_run_whatever_their_text_is_called() -> None:
     held = [outcome_of(text="natural"), outcome_of(text="random"), outcome_of(tokens=(5, 6, 8))]
-    assert to_json(Sitting(correct=held))["correct_runs"]["distinct"] == 2
+    assert to_json(Examination(correct=held))["correct_runs"]["distinct"] == 2
 
 
 def test_correct_runs_are_split_by_what_they_differ_in() -> None:
     held = [
         outcome_of(),
         outcome_of(kernel="sse", text="natural", tokens=(5,) * 33),
-        outcome_of(Mark.WRONG, material=Material(name="qwen2-wide", seed=0, kind="q4_k"), kernel="sse"),
+        outcome_of(Grade.WRONG, material=Material(name="qwen2-wide", seed=0, kind="q4_k"), kernel="sse"),
     ]
-    result = to_json(Sitting(correct=held))
+    result = to_json(Examination(correct=held))
     assert result["correct_by_kernel"] == {
         "own": {"total": 1, "located": 1},
         "sse": {"total": 2, "located": 1},
@@ -83,22 +83,22 @@ def test_correct_runs_are_split_by_what_they_differ_in() -> None:
 
 
 def test_an_accused_run_is_told_with_all_that_it_takes_to_run_it_again() -> None:
-    (failure,) = to_json(Sitting(correct=[outcome_of(Mark.WRONG, kernel="sse")]))["failures"]
+    (failure,) = to_json(Examination(correct=[outcome_of(Grade.WRONG, kernel="sse")]))["failures"]
     assert failure["recipe"]["kernel"] == "sse"
     assert failure["recipe"]["tokens"] == [5, 6, 7]
     assert "sse" in failure["case"]
 
 
 def test_a_stage_that_is_infinitely_far_from_its_replay_leaves_the_result_plain_json() -> None:
-    held = replace(outcome_of(Mark.WRONG), right=(0.5, float("inf")), level=float("inf"))
-    result = to_json(Sitting(correct=[held]))
+    held = replace(outcome_of(Grade.WRONG), right=(0.5, float("inf")), level=float("inf"))
+    result = to_json(Examination(correct=[held]))
     json.dumps(result, allow_nan=False)
     assert result["nearest_to_the_floor"] is None
-    assert "nearest at inf" in table(Sitting(correct=[held]))
+    assert "nearest at inf" in table(Examination(correct=[held]))
 
 
 def test_the_goals_are_those_of_the_parts_that_were_to_be_held() -> None:
-    held = Sitting(correct=[outcome_of()], parts=(CORRECT,))
+    held = Examination(correct=[outcome_of()], parts=(CORRECT,))
     assert goals(held) == {"no correct run accused": True}
     assert goals(replace(held, parts=(CORRECT, PAIRS)))["95 % of pairs located"] is False
-    assert goals(Sitting(parts=(SMALL,))) == {}
+    assert goals(Examination(parts=(SMALL,))) == {}

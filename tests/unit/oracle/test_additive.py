@@ -18,6 +18,7 @@ from apr_falsify.oracle.probe import probed
 from apr_falsify.oracle.run import Oracle, to_numpy
 from apr_falsify.traces.capture import MemorySink
 from tests.checkpoints import FAMILIES, RECIPES
+from tests.sampling import in_turn
 from tests.unit.oracle.conftest import OpenCheckpoint
 from tests.unit.oracle.requests import request_for
 
@@ -35,9 +36,7 @@ def bits(values: torch.Tensor) -> bytes:
 
 
 @pytest.mark.falsify_attn_sub_005
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("tokens", [7, 40])
+@pytest.mark.parametrize(("name", "dtype", "tokens"), in_turn(FAMILIES, ["f32", "f16", "bf16"], [7, 40]))
 def test_logits_are_byte_identical_to_the_plain_eager_forward(
     name: str, dtype: str, tokens: int, checkpoint: OpenCheckpoint
 ) -> None:

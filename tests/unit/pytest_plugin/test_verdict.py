@@ -9,7 +9,7 @@ import pytest
 
 from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind, Status, Verdict
 from apr_falsify.model.stages import ATTENTION_CHAIN
-from apr_falsify.pytest_plugin.verdict import UNMEASURED, Falsified, assert_one_source, told
+from apr_falsify.pytest_plugin.verdict import UNMEASURED, Falsified, assert_one_source, printed
 from tests.unit.evidence.bundles import measured_draft, scaled
 
 CHAIN = ("attn_norm", "qkv_matmul", "q_post_rope", "k_post_rope", "attn_scores", "attn_softmax")
@@ -113,5 +113,5 @@ def test_a_layer_or_a_stage_that_was_not_captured_is_not_measured(faulty: Bisect
 
 
 def test_what_is_told_has_no_colours(faulty: Bisection) -> None:
-    assert "\x1b" not in told(faulty)
-    assert "source: layer 0, attn_softmax" in told(faulty)
+    assert "\x1b" not in printed(faulty)
+    assert "source: layer 0, attn_softmax" in printed(faulty)

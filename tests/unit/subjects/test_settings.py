@@ -44,7 +44,7 @@ def test_what_a_runtime_cannot_take_is_refused_with_what_it_can(
     assert re.search(said, str(caught.value))
 
 
-@pytest.mark.parametrize("runtime", [name for name, row in RUNTIMES.items() if not row.settings])
+@pytest.mark.parametrize("runtime", [name for name, row in RUNTIMES.items() if not row.settings()])
 def test_a_runtime_without_settings_takes_none(runtime: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{runtime} has no setting 'threads'"):
         open_subject(runtime, Target(path=tmp_path, options={"threads": "1"}))

@@ -7,19 +7,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from apr_falsify.compare.replay import Replay
+from apr_falsify.compare.variations import masks
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import Indices, moves, nearest_heads, parts
 from apr_falsify.model.stages import Key, Layout
-from apr_falsify.numerics.operand_rules import PLAIN
+from apr_falsify.numerics.operand_rules import PLAIN, Operation
 from apr_falsify.operators.attention import visible_keys
 
-Mask = npt.NDArray[np.bool_]
+Mask = masks.Mask
 
 _SHARED = {"attn_scores": "k_post_rope", "attention": "qkv_bias"}
 """Stage -> the input whose kv heads its query heads share."""
+
+
+def is_apart(case: Case) -> bool:
+    """Whether scores and mix are known apart from each other."""
+    return case.operation is not Operation.ATTENTION
 
 
 def _kv(case: Case) -> F64:
@@ -102,6 +107,15 @@ def masked_scores(case: Case) -> Iterator[Guess]:
 _HALF = {Layout.CAUSAL_ZEROED, Layout.VISIBLE_ONLY}
 
 
+def of_scores(guesses: Callable[[Case], Iterator[Guess]]) -> Callable[[Case], Iterator[Guess]]:
+    """Return a variation of the softmax that takes scores, for runs that show none: computed, then taken."""
+
+    def with_scores(case: Case) -> Iterator[Guess]:
+        return guesses(case if "attn_scores" in case.known else case.after("attn_scores"))
+
+    return with_scores
+
+
 def _scores(case: Case) -> F64:
     """Return the scores, with those above the diagonal computed where the runtime stores no data there."""
     scores, key = case.inputs["attn_scores"], Key(case.layer, "attn_scores")
@@ -120,10 +134,6 @@ def _weights(scores: F64, visible: Mask, axis: int = -1) -> F64:
     raised = np.where(visible, np.exp(masked - np.where(np.isfinite(top), top, 0.0)), 0.0)
     total = np.sum(raised, axis=axis, keepdims=True)
     return np.asarray(raised / np.where(total > 0, total, 1.0))
-
-
-def _back(tokens: int) -> npt.NDArray[np.intp]:
-    return np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
 
 
 def other_mask(case: Case) -> Iterator[Guess]:
@@ -146,32 +156,16 @@ _LISTED = 8
 
 
 def _masks(case: Case, tokens: int, window: int | None) -> Iterator[tuple[str, Mask]]:
-    first = np.zeros((tokens, tokens), dtype=np.bool_)
-    first[0, 0] = True
-    back, inside = _back(tokens), _back(tokens) < (window or tokens)
-    yield "no mask at all", np.ones((tokens, tokens), dtype=np.bool_)
-    yield "a mask that lets each token see the next one", (back >= -1) & inside
-    yield (
-        "a mask that hides each token from itself",
-        ((back >= 1) & inside) | first,
-    )
-    yield "an inverted mask (only later tokens seen)", back <= 0
-    if window is not None:
-        yield "no sliding window", back >= 0
+    yield from masks.usual(tokens, window)
     seen = int(np.max(np.count_nonzero(case.subject, axis=-1)))
     if seen < tokens and seen != window:
-        yield f"a window of {seen}", (back >= 0) & (back < seen)
-    yield (
-        "a mask that hides the first token",
-        ((back >= 0) & inside & (back < np.arange(tokens)[:, None])) | first,
-    )
-    yield "only the last key seen", np.broadcast_to(np.arange(tokens) == tokens - 1, back.shape)
+        yield f"a window of {seen}", (masks.back(tokens) >= 0) & (masks.back(tokens) < seen)
 
 
 def _soft_masks(case: Case, scores: F64) -> Iterator[Guess]:
     """Yield masks that are no masks: hidden scores count as 0, or cut off after the softmax."""
     tokens = scores.shape[-1]
-    visible, everything = _back(tokens) >= 0, np.ones((tokens, tokens), dtype=np.bool_)
+    visible, everything = masks.back(tokens) >= 0, np.ones((tokens, tokens), dtype=np.bool_)
     zeroed = _weights(np.tril(scores), everything)
     inputs = {"attn_scores": np.tril(scores)}
     yield case.guess("hidden scores that count as 0, not as -inf,", zeroed, inputs)

@@ -5,23 +5,37 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words, scalar
 from apr_falsify.compare.variations.common import parts
 
-BIASED: Mapping[str, tuple[str, ...]] = {
-    "qkv_matmul": ("q", "k", "v"),
-    "qkv_bias": ("q", "k", "v"),
-    "attn_out": ("o",),
-    "ffn_gate": ("gate",),
-    "ffn_up": ("up",),
-    "ffn_out": ("down",),
-}
-"""Stage -> the roles whose biases it may have."""
 
-_DECLARED: Mapping[str, str] = {"attn_out": "output_bias", "qkv_matmul": "qkv_bias", "qkv_bias": "qkv_bias"}
+class Bias(NamedTuple):
+    """The bias that a stage may have.
+
+    Attributes:
+        roles: the roles of the weights beside which it stands.
+        declared: the field of the geometry that says whether a model has it.
+
+    """
+
+    roles: tuple[str, ...]
+    declared: str
+
+
+BIASED: Mapping[str, Bias] = {
+    "qkv_matmul": Bias(("q", "k", "v"), "qkv_bias"),
+    "qkv_bias": Bias(("q", "k", "v"), "qkv_bias"),
+    "attn_out": Bias(("o",), "output_bias"),
+    "ffn_gate": Bias(("gate",), "mlp_bias"),
+    "ffn_up": Bias(("up",), "mlp_bias"),
+    "ffn_out": Bias(("down",), "mlp_bias"),
+}
+"""Stage -> its bias."""
+
 _NEAR = 1e-2
 _COUNTS = (0.0, 2.0, -1.0)
 
@@ -32,12 +46,12 @@ def _times(case: Case) -> float:
 
 
 def _columns(case: Case) -> dict[str, slice]:
-    return parts(case) if case.name.startswith("qkv") else {BIASED[case.name][0]: slice(None)}
+    return parts(case) if case.name.startswith("qkv") else {BIASED[case.name].roles[0]: slice(None)}
 
 
 def measured_bias(case: Case) -> Iterator[Guess]:
     """Yield the stage with each part's bias as many times as fits it best."""
-    if not getattr(case.geometry, _DECLARED.get(case.name, "mlp_bias")):
+    if not getattr(case.geometry, BIASED[case.name].declared):
         return
     right, columns = _times(case), _columns(case)
     biases = {role: case.vector(f"{role}_bias") for role in columns}
@@ -98,21 +112,21 @@ def other_bias(case: Case) -> Iterator[Guess]:
             yield case.guess(f"the biases of {'|'.join(order)} added to q|k|v", bare + swapped)
     fused = np.concatenate([biases[role] for role in "kqv"])
     yield case.guess("the biases k|q|v end to end added to q|k|v", bare + fused)
-    for says, turned in _turned(biases, case.geometry.head_dim):
+    for says, reordered in _reordered(biases, case.geometry.head_dim):
         values = bare.copy()
-        for role, bias in turned.items():
+        for role, bias in reordered.items():
             values[..., columns[role]] += bias
         yield case.guess(says, values)
 
 
-def _turned(biases: Mapping[str, F64], head_dim: int) -> Iterator[tuple[str, dict[str, F64]]]:
+def _reordered(biases: Mapping[str, F64], head_dim: int) -> Iterator[tuple[str, dict[str, F64]]]:
     def order(bias: F64, to_interleaved: bool) -> F64:
         shape = (-1, 2, head_dim // 2) if to_interleaved else (-1, head_dim // 2, 2)
         return bias.reshape(shape).swapaxes(1, 2).reshape(-1)
 
     for to_interleaved, says in ((True, "interleaved"), (False, "half-split")):
-        turned = {role: order(biases[role], to_interleaved) for role in "qk"}
-        yield f"the biases of q and k in {says} rotary order", {**turned, "v": biases["v"]}
+        reordered = {role: order(biases[role], to_interleaved) for role in "qk"}
+        yield f"the biases of q and k in {says} rotary order", {**reordered, "v": biases["v"]}
 
 
 def composed_bias(case: Case) -> Iterator[Guess]:

@@ -13,17 +13,17 @@ import numpy.typing as npt
 from apr_falsify.compare.floor import rounding
 from apr_falsify.compare.layout import only_data
 from apr_falsify.compare.recorded_formats import saved_unit
-from apr_falsify.compare.replay import Replayer
+from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
 from apr_falsify.formats.tensors import FloatArray, Tensor
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.graph import Node
 from apr_falsify.model.rope import Rope
-from apr_falsify.model.shape import Geometry
+from apr_falsify.model.shape import EXPERT_ROLES, Geometry
 from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.numerics.operand_rules import Operation, Rule
 from apr_falsify.operators.roundoff import TINY, UNIT, Known, lost, stored
-from apr_falsify.operators.table import operation_of, span_of
+from apr_falsify.operators.table import operation_of, span_from
 
 F64 = npt.NDArray[np.float64]
 
@@ -90,7 +90,7 @@ class Case:
     @property
     def span(self) -> tuple[Node, ...]:
         """The nodes that the stage is computed through, from what is known; it is the last of them."""
-        return span_of(self.name, self.geometry, self.layer, self.known)
+        return span_from(self.name, self.geometry, self.layer, self.known)
 
     @property
     def operation(self) -> Operation:
@@ -189,7 +189,7 @@ class Case:
             words: further words of the guess.
 
         """
-        if self.operation is Operation.PROJECTION:
+        if self.operation is Operation.PROJECTION or is_mixed(self.key, self.geometry):
             return Guess(says=says, values=values, sigma=None, **words)
         known = {**self.known, **self._known(inputs)}
         site = ReplaySite(
@@ -204,13 +204,19 @@ class Case:
         return Guess(says=says, values=values, sigma=sigma, **words)
 
     def _known(self, inputs: Mapping[str, F64] | None) -> dict[str, Known]:
-        """Return other inputs, rounded as the captured ones were when they were saved."""
+        """Return other inputs, rounded as the captured ones were when they were saved.
+
+        One that was computed here, and not captured, keeps the rounding that it carries.
+        """
         unit = saved_unit(self.replayer.trace)
-        rounded = unit > UNIT
-        return {
-            role: Known(value=value, sigma=np.sqrt(stored(value, unit) + lost(unit)) if rounded else None)
-            for role, value in (inputs or {}).items()
-        }
+        found: dict[str, Known] = {}
+        for role, value in (inputs or {}).items():
+            before = self.known.get(role)
+            sigma = np.sqrt(stored(value, unit) + lost(unit)) if unit > UNIT else None
+            if before is not None and before.sigma is not None and before.value.shape == value.shape:
+                sigma = before.sigma
+            found[role] = Known(value=value, sigma=sigma)
+        return found
 
     def ratio(self, guess: Guess, more_roundings: float = _MORE_ROUNDINGS) -> F64:
         """Return |subject - guess| in sigma, 0 where either is not finite."""
@@ -300,6 +306,8 @@ class Variation:
         where: which of these, where that depends on how a model computes them; ``None`` for all.
         guesses: computes those stages under the hypothesis, the likeliest first.
         multiplies: whether it multiplies with the weights again.
+        mixed: whether it is one of a mixture of experts, within which only those and changes of the result
+            hold.
 
     """
 
@@ -308,6 +316,7 @@ class Variation:
     stages: Sequence[str] = field(default=tuple(STAGES))
     where: Callable[[Case], bool] | None = None
     multiplies: bool = False
+    mixed: bool = False
 
     @property
     def of_all_stages(self) -> bool:
@@ -336,14 +345,23 @@ class MadeTensor:
 def reweighed(case: Case, changed: Mapping[str, Tensor]) -> Weights:
     """Return the weights with other tensors in some roles, all as they are used: nothing is left to undo."""
     weights = case.weights
+    roles = (
+        each
+        for role in weights.names
+        for each in (_each_expert(role, case.geometry) if role in EXPERT_ROLES else (role,))
+    )
     tensors: dict[str, Any] = {
-        role: tensor for role in weights.names if (tensor := weights.find(role, case.layer)) is not None
+        role: tensor for role in roles if (tensor := weights.find(role, case.layer)) is not None
     }
     return replace(
         weights,
         geometry=replace(weights.geometry, tied=False),
-        names={role: role for role in weights.names},
+        names={role: f"{role}.{{e}}" if role in EXPERT_ROLES else role for role in weights.names},
         tensors={**tensors, **changed},
         interleaved=False,
         of_checkpoint=False,
     )
+
+
+def _each_expert(role: str, geometry: Geometry) -> Iterator[str]:
+    return (f"{role}.{expert}" for expert in range(geometry.experts))

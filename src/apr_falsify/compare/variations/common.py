@@ -1,4 +1,4 @@
-"""Variations that any stage can have: factors, moved moved tokens and heads, offsets."""
+"""Variations that any stage can have: factors, moved tokens and heads, offsets."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def own_factor_per_channel(case: Case) -> Iterator[Guess]:
     held = FORMATS.get(tensor.type) if tensor is not None else None
     middle, spread = (low + high) / 2, (high - low) / 2
     if held is not None and spread <= _ROUNDINGS * held.unit_roundoff * abs(middle):
-        says = f"the weight x {middle:.3g}, kept as {held.name},"
+        says = f"the weight x {middle:.3g}, stored as {held.name},"
         yield _multiplied(case, factors, says, name="factor")
     yield _multiplied(
         case, factors, f"another weight: each channel x {factor_words(low)} to {factor_words(high)}"

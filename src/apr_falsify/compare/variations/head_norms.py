@@ -73,7 +73,7 @@ def measured_epsilon(case: Case) -> Iterator[Guess]:
 
 
 def _unrotated_subject(case: Case) -> F64:
-    """Return the captured stage turned back."""
+    """Return the captured stage rotated back."""
     subject = np.nan_to_num(case.subject)
     if case.name.endswith("_norm"):
         return subject

@@ -123,7 +123,7 @@ def error_sits(subject: F64, expected: F64, sigma: F64, limit: float, axes: Axes
         return "no single place stands out: it is small, and everywhere"
     found = places(exceeds, axes)
     if axes.head_dim is not None:
-        found.pop("channel")  # told within the heads
+        found.pop("channel")  # reported within the heads
     share = f" ({np.count_nonzero(exceeds)} of {exceeds.size} values)"
     limited = {name: where for name, where in found.items() if len(where[0]) < where[1]}
     whole = [name for name in found if name not in limited and found[name][1] > 1]

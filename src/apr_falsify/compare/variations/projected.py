@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,8 +12,8 @@ from apr_falsify.compare.variations.common import parts
 from apr_falsify.compare.variations.feedforward import ACTIVATIONS
 from apr_falsify.compare.variations.norms import layer_input
 from apr_falsify.formats.tensors import FloatArray, Tensor
+from apr_falsify.model.names import ROLES
 from apr_falsify.model.stages import STAGES
-from apr_falsify.numerics.arithmetic import round_bf16, round_f16
 from apr_falsify.numerics.operand_rules import Operation
 
 WEIGHTED: Mapping[str, tuple[str, ...]] = {
@@ -25,6 +25,7 @@ WEIGHTED: Mapping[str, tuple[str, ...]] = {
     "k_post_rope": ("k_norm",),
     "attn_out": ("o",),
     "ffn_norm": ("ffn_norm",),
+    "router_logits": ("router",),
     "ffn_gate": ("gate",),
     "ffn_up": ("up",),
     "ffn_out": ("down",),
@@ -54,11 +55,12 @@ def is_product_of_all_tokens(case: Case) -> bool:
 
 def small(case: Case) -> bool:
     """Whether the stage's weights are few enough to multiply with them again."""
-    tensors = _tensors(case)
+    tensors = tensors_of(case)
     return bool(tensors) and sum(int(np.prod(tensor.shape)) for tensor in tensors.values()) <= MOST_VALUES
 
 
-def _tensors(case: Case, layer: int | None = None) -> dict[str, Tensor]:
+def tensors_of(case: Case, layer: int | None = None) -> dict[str, Tensor]:
+    """Return the weights that the stage uses, by role, of another layer where one is named."""
     layer = case.layer if layer is None else layer
     roles = [role for role in WEIGHTED.get(case.name, ()) if role in case.weights.names]
     found = {role: case.weights.find(role, layer) for role in roles}
@@ -85,7 +87,7 @@ def rotary_order(case: Case) -> Iterator[Guess]:
     width = case.rope.width(size)
     everything = np.arange(case.expected.shape[1])
     orders = {"interleaved for half-split": (2, width // 2), "half-split for interleaved": (width // 2, 2)}
-    for (who, columns), (says, shape) in itertools.product(_turned_columns(case).items(), orders.items()):
+    for (who, columns), (says, shape) in itertools.product(_rotary_columns(case).items(), orders.items()):
         heads = everything[columns].reshape(-1, size).copy()
         heads[:, :width] = heads[:, :width].reshape(-1, *shape).swapaxes(1, 2).reshape(-1, width)
         order = everything.copy()
@@ -93,7 +95,7 @@ def rotary_order(case: Case) -> Iterator[Guess]:
         yield _gathered(case, f"channels of each {who}head in rotary order {says}", order)
 
 
-def _turned_columns(case: Case) -> dict[str, slice]:
+def _rotary_columns(case: Case) -> dict[str, slice]:
     if not case.name.startswith("qkv"):
         return {"": slice(None)}
     own = parts(case)
@@ -121,33 +123,16 @@ def other_use(case: Case) -> Iterator[Guess]:
         yield case.guess("probabilities for logits", probabilities, name="softmax-included")
 
 
-_SIBLINGS: Mapping[str, tuple[str, ...]] = {
-    "gate": ("up",),
-    "up": ("gate",),
-    "k": ("v",),
-    "v": ("k",),
-    "k_bias": ("v_bias",),
-    "v_bias": ("k_bias",),
-    "q_norm": ("k_norm",),
-    "k_norm": ("q_norm",),
-    "attn_norm": ("ffn_norm", "final_norm"),
-    "ffn_norm": ("attn_norm", "final_norm"),
-    "final_norm": ("attn_norm", "ffn_norm"),
-    "lm_head": ("embed",),
-}
-"""Role -> the roles of weights of the same shape that may stand in its place."""
-
-
 def sibling_weights(case: Case) -> Iterator[Guess]:
     """Yield the stage with another role's weights: gate and up swapped, k and v, one norm for another."""
-    own, swapped = _tensors(case), {}
+    own, swapped = tensors_of(case), {}
     last = case.geometry.layers - 1
     for role in own:
-        for other in _SIBLINGS.get(role, ()):
+        for other in ROLES[role].alike:
             tensor = case.weights.find(other, last if case.layer is None else case.layer)
             if tensor is not None and tensor.shape == own[role].shape:
                 swapped[role] = tensor
-                if not _likely(case, {role: tensor}):
+                if not likely(case, {role: tensor}):
                     continue
                 weights = reweighed(case, {role: tensor})
                 name = "swapped-gate-up" if other in ("gate", "up") else ""
@@ -162,15 +147,15 @@ def neighbour_weights(case: Case) -> Iterator[Guess]:
     """Yield the stage with the weights of the layer before or after, all of them or one role's."""
     if case.layer is None:
         return
-    own, noun = _tensors(case), "biases" if case.name == "qkv_bias" else "weights"
+    own, noun = tensors_of(case), "biases" if case.name == "qkv_bias" else "weights"
     for layer in (case.layer - 1, case.layer + 1):
         if not 0 <= layer < case.geometry.layers:
             continue
-        others = _tensors(case, layer)
-        if _likely(case, others):
+        others = tensors_of(case, layer)
+        if likely(case, others):
             yield case.evaluated(f"the {noun} of layer {layer}", weights=reweighed(case, others))
         for role in own if len(own) > 1 else ():
-            if not _likely(case, {role: others[role]}):
+            if not likely(case, {role: others[role]}):
                 continue
             weights = reweighed(case, {role: others[role]})
             part = role.removesuffix("_bias")
@@ -179,10 +164,10 @@ def neighbour_weights(case: Case) -> Iterator[Guess]:
 
 def transposed_weights(case: Case) -> Iterator[Guess]:
     """Yield the product with a square weight transposed."""
-    for role, tensor in _tensors(case).items():
+    for role, tensor in tensors_of(case).items():
         if len(tensor.shape) == 2 and tensor.shape[0] == tensor.shape[1] and case.name != "embedding":
             changed = {role: _made(tensor, tensor.rows(0, tensor.shape[0]).T)}
-            if _likely(case, changed):
+            if likely(case, changed):
                 yield case.evaluated(f"{role} transposed", weights=reweighed(case, changed))
 
 
@@ -190,7 +175,7 @@ _LOOK = 32
 """As many rows of a weight are tried before all are."""
 
 
-def _likely(
+def likely(
     case: Case, weights: Mapping[str, Tensor] | None = None, inputs: Mapping[str, F64] | None = None
 ) -> bool:
     """Whether the first rows of each weight bring the product nearer to the subject's, with other weights
@@ -230,52 +215,6 @@ def _made(tensor: Tensor, values: FloatArray) -> MadeTensor:
     )
 
 
-def _through_gguf(kind: str) -> Callable[[FloatArray], FloatArray]:
-    def kept(values: FloatArray) -> FloatArray:
-        import gguf
-
-        quantised = gguf.quants.quantize(values.astype(np.float32), gguf.GGMLQuantizationType[kind])
-        result: FloatArray = gguf.quants.dequantize(quantised, gguf.GGMLQuantizationType[kind])
-        return result
-
-    return kept
-
-
-_TYPES: Mapping[str, tuple[int, Callable[[FloatArray], FloatArray]]] = {
-    "f16": (1, round_f16),
-    "bf16": (1, round_bf16),
-    "q8_0": (32, _through_gguf("Q8_0")),
-    "q4_0": (32, _through_gguf("Q4_0")),
-    "q4_1": (32, _through_gguf("Q4_1")),
-    "q5_0": (32, _through_gguf("Q5_0")),
-    "q5_1": (32, _through_gguf("Q5_1")),
-}
-"""Weight type -> its block, and what it keeps of a row; K-quants depend on the quantiser's search."""
-
-
-def quantised_weights(case: Case) -> Iterator[Guess]:
-    """Yield the stage with its weights kept in each coarser type."""
-    own = _tensors(case)
-    for kind, (block, keep) in _TYPES.items():
-        if any(tensor.shape[-1] % block or tensor.type == kind for tensor in own.values()):
-            continue
-        changed = {role: _kept(tensor, kind, keep) for role, tensor in own.items()}
-        if not _likely(case, changed):
-            continue
-        types = " and ".join(dict.fromkeys(tensor.type for tensor in own.values()))
-        instead = f"the model's weights are {types}"
-        yield case.evaluated(f"weights kept as {kind}", weights=reweighed(case, changed), instead=instead)
-
-
-def _kept(tensor: Tensor, kind: str, keep: Callable[[FloatArray], FloatArray]) -> MadeTensor:
-    return MadeTensor(
-        name=tensor.name,
-        type=kind,
-        shape=tensor.shape,
-        decode=lambda start, stop: keep(tensor.rows(start, stop)),
-    )
-
-
 _TAILS = (1, 8, 16, 32, 64, 128, 256)
 
 
@@ -284,7 +223,7 @@ def other_input(case: Case) -> Iterator[Guess]:
     (role,) = case.known
     x = case.inputs[role]
     for says, value, name in _inputs(case, role, x):
-        if value.shape == x.shape and _likely(case, inputs={role: value}):
+        if value.shape == x.shape and likely(case, inputs={role: value}):
             yield case.evaluated(says, {role: value}, name=name)
 
 

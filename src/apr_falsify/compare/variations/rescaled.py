@@ -1,4 +1,4 @@
-"""RoPE with a scaling that the model does not have, read off the angles and lengths of the turned pairs."""
+"""RoPE with a scaling that the model does not have, read off the angles and lengths of the rotated pairs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apr_falsify.compare.variations.turning import (
     length,
     of_share,
     positions_of,
-    turned,
+    rotated_guess,
 )
 from apr_falsify.model.rope import Rope
 
@@ -38,13 +38,13 @@ def measured_stretch(case: Case) -> Iterator[Guess]:
     instead = f"the model declares base {rope.theta:.10g} and no scaling"
     for divisor in _rounded(1 / pace):
         slower = replace(own, frequencies=own.frequencies / divisor)
-        yield turned(case, f"positions divided by {divisor:.6g} (linear scaling)", slower, instead)
+        yield rotated_guess(case, f"positions divided by {divisor:.6g} (linear scaling)", slower, instead)
         linear = replace(rope, kind="linear", parameters={"factor": divisor, **of_share(rope)})
         measured = measured_base(case, linear)
         for base in () if measured is None else _rounded(measured):
             turn = replace(own, frequencies=frequencies_under(case, replace(linear, theta=base))[0])
             says = f"RoPE base {base:.10g} and positions divided by {divisor:.6g} (linear scaling)"
-            yield turned(case, says, turn, instead)
+            yield rotated_guess(case, says, turn, instead)
 
 
 _SAME = 1e-3
@@ -56,7 +56,7 @@ def _rounded(value: float) -> list[float]:
 
 
 def _first_pace(case: Case) -> float | None:
-    """Return by how many radians a position the first pair was turned; ``None`` for a single token."""
+    """Return by how many radians a position the first pair was rotated; ``None`` for a single token."""
     phases, weights = angles(case)
     if len(phases) < 2:
         return None
@@ -104,4 +104,4 @@ def _yarn(case: Case, own: Turn, factor: float, context: float, longer: float) -
     frequencies, _ = frequencies_under(case, Rope(theta=case.rope.theta, kind="yarn", parameters=parameters))
     says = f"yarn scaling with factor {factor:.6g}, context {context:g} and attention factor {longer:.5g}"
     turn = replace(own, frequencies=frequencies, factor=longer)
-    return turned(case, says, turn, "the model declares no scaling")
+    return rotated_guess(case, says, turn, "the model declares no scaling")

@@ -25,7 +25,7 @@ from apr_falsify.compare.variations.turning import (
     own_norm,
     positions_of,
     role_of,
-    turned,
+    rotated_guess,
     unrotated,
     unscaled,
 )
@@ -55,7 +55,9 @@ def applied(case: Case) -> Iterator[Guess]:
     for base in () if measured is None else _rounded(measured):
         frequencies, _ = frequencies_under(case, replace(_PLAIN, theta=base))
         turn = replace(declared(case), frequencies=frequencies)
-        yield turned(case, f"RoPE with base {base:.10g}", turn, "the model learns its positions instead")
+        yield rotated_guess(
+            case, f"RoPE with base {base:.10g}", turn, "the model learns its positions instead"
+        )
 
 
 _PLAIN = Rope(theta=1e4)
@@ -77,7 +79,7 @@ def _with_base(case: Case, rope: Rope, base: float) -> Guess:
     own = case.rope
     without = " without scaling" if rope.kind != own.kind else ""
     scaled = f" with {own.kind} scaling" if without else ""
-    return turned(
+    return rotated_guess(
         case, f"RoPE base {base:.10g}{without}", turn, f"the model declares {own.theta:.10g}{scaled}"
     )
 
@@ -146,14 +148,16 @@ def other_scaling(case: Case) -> Iterator[Guess]:
     instead = f"the model declares {'no' if rope.kind == 'default' else rope.kind} scaling"
     plain, _ = frequencies_under(case, unscaled(rope))
     if rope.kind != "default":
-        yield turned(case, "RoPE without scaling", replace(own, frequencies=plain, factor=1.0), instead)
+        yield rotated_guess(
+            case, "RoPE without scaling", replace(own, frequencies=plain, factor=1.0), instead
+        )
         only = replace(own, frequencies=plain)
-        yield turned(case, "RoPE without scaling, but with its attention factor,", only, instead)
+        yield rotated_guess(case, "RoPE without scaling, but with its attention factor,", only, instead)
     if own.factor != 1.0:
         says = f"RoPE without the attention factor {own.factor:.5g}"
-        yield turned(case, says, replace(own, factor=1.0), instead)
+        yield rotated_guess(case, says, replace(own, factor=1.0), instead)
         twice = replace(own, factor=own.factor**2)
-        yield turned(case, "RoPE with the attention factor applied twice", twice, instead)
+        yield rotated_guess(case, "RoPE with the attention factor applied twice", twice, instead)
 
 
 def invented_scaling(case: Case) -> Iterator[Guess]:
@@ -163,8 +167,8 @@ def invented_scaling(case: Case) -> Iterator[Guess]:
     for says, other in _PLAIN_SCALINGS.items():
         parameters = {**other.parameters, **of_share(rope)}
         frequencies, factor = frequencies_under(case, replace(other, theta=rope.theta, parameters=parameters))
-        yield turned(case, says, replace(own, frequencies=frequencies, factor=factor), instead)
-        yield turned(case, says, replace(own, frequencies=frequencies), instead)
+        yield rotated_guess(case, says, replace(own, frequencies=frequencies, factor=factor), instead)
+        yield rotated_guess(case, says, replace(own, frequencies=frequencies), instead)
     yield from _stretched(case, own, instead)
 
 
@@ -174,10 +178,10 @@ _STRETCHES = (2.0, 4.0, 8.0, 16.0, 32.0)
 def _stretched(case: Case, own: Turn, instead: str) -> Iterator[Guess]:
     for factor in _STRETCHES:
         slower = replace(own, frequencies=own.frequencies / factor)
-        yield turned(case, f"positions divided by {factor:g} (linear scaling)", slower, instead)
+        yield rotated_guess(case, f"positions divided by {factor:g} (linear scaling)", slower, instead)
         faster = replace(own, frequencies=own.frequencies * factor)
         says = "rotation applied twice, or positions doubled," if factor == 2 else f"positions x {factor:g}"
-        yield turned(case, says, faster, instead)
+        yield rotated_guess(case, says, faster, instead)
 
 
 def other_direction(case: Case) -> Iterator[Guess]:
@@ -185,15 +189,15 @@ def other_direction(case: Case) -> Iterator[Guess]:
     own = declared(case)
     still = replace(own, frequencies=0 * own.frequencies)
     for factor in dict.fromkeys((own.factor, 1.0)):  # an attention factor may be left out with it
-        yield turned(case, "no rotation", replace(still, factor=factor), name="rope-not-applied")
-    yield turned(case, "rotation in the other direction", replace(own, frequencies=-own.frequencies))
+        yield rotated_guess(case, "no rotation", replace(still, factor=factor), name="rope-not-applied")
+    yield rotated_guess(case, "rotation in the other direction", replace(own, frequencies=-own.frequencies))
     x, size = unrotated(case), case.geometry.head_dim
     swapped = 1j * np.conj(own.rotor)  # cos for sin and sin for cos: i * exp(-i a)
     yield case.guess("cos and sin exchanged", multiplied(x, swapped, size))
     yield case.guess("the cosine part alone", multiplied(x, np.asarray(own.rotor.real + 0j), size))
     for kind, rounded in (("bf16", round_bf16), ("f16", round_f16)):
         rotor = rounded(own.rotor.real) + 1j * rounded(own.rotor.imag)
-        says = f"cos and sin of the rotation kept as {kind}"
+        says = f"cos and sin of the rotation stored as {kind}"
         yield case.guess(says, multiplied(x, rotor, size), name="precision")
 
 
@@ -208,12 +212,12 @@ def other_pairing(case: Case) -> Iterator[Guess]:
         (f"rotary pairs {held}", to_halves, to_pairs, f"the weights are made for {halves}"),
         (f"rotary pairs {halves}", to_pairs, to_halves, f"the weights are stored for {held}"),
     ):
-        guess = turned(case, says, own, instead, x=_channels(case, x, there))
+        guess = rotated_guess(case, says, own, instead, x=_channels(case, x, there))
         assert guess.sigma is not None
         sigma = _channels(case, guess.sigma, back)
         yield replace(guess, values=_channels(case, guess.values, back), sigma=sigma)
     reverse = replace(own, frequencies=own.frequencies[::-1])
-    yield turned(case, "the pairs' frequencies in reverse order", reverse)
+    yield rotated_guess(case, "the pairs' frequencies in reverse order", reverse)
 
 
 def _channels(case: Case, x: F64, order: Indices) -> F64:
@@ -229,14 +233,14 @@ def other_positions(case: Case) -> Iterator[Guess]:
     """Yield the rotation with positions that start elsewhere, stand still, or run backwards."""
     own = declared(case)
     last = len(own.positions) - 1
-    yield turned(case, "positions in reverse order", replace(own, positions=own.positions[::-1]))
+    yield rotated_guess(case, "positions in reverse order", replace(own, positions=own.positions[::-1]))
     says = f"every token at position {last}"
-    yield turned(case, says, replace(own, positions=np.full_like(own.positions, last)))
+    yield rotated_guess(case, says, replace(own, positions=np.full_like(own.positions, last)))
     at_zero = np.maximum(own.positions - 1, 0)
-    yield turned(case, "positions 0, 0, 1, 2 ...", replace(own, positions=at_zero))
+    yield rotated_guess(case, "positions 0, 0, 1, 2 ...", replace(own, positions=at_zero))
     for shift in _likely_shifts(case, own):
         says = f"positions that start at {shift} instead of 0"
-        yield turned(case, says, replace(own, positions=own.positions + shift))
+        yield rotated_guess(case, says, replace(own, positions=own.positions + shift))
 
 
 def _likely_shifts(case: Case, own: Turn) -> Iterator[int]:

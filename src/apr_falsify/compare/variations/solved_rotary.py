@@ -22,7 +22,7 @@ from apr_falsify.compare.variations.turning import (
     frequencies_under,
     length,
     positions_of,
-    turned,
+    rotated_guess,
     unrotated,
 )
 
@@ -50,12 +50,12 @@ def other_share(case: Case) -> Iterator[Guess]:
         says = "each head rotated as a whole" if r == size else says
         for (how, frequencies), factor in itertools.product(_over(case, r), _factors(own.factor)):
             turn = replace(own, frequencies=frequencies, factor=factor)
-            yield turned(case, f"{says}{how}", turn, instead)
+            yield rotated_guess(case, f"{says}{how}", turn, instead)
     for count in dict.fromkeys((pairs // 2, pairs // 4, pairs // 4 * 3, _moved_pairs(case, pairs))):
         if 1 <= count < pairs:
             kept = np.where(np.arange(pairs) < count, own.frequencies, 0.0)
             says = f"only the first {count} of {pairs} pairs rotated"
-            yield turned(case, says, replace(own, frequencies=kept), instead)
+            yield rotated_guess(case, says, replace(own, frequencies=kept), instead)
 
 
 def _factors(own: float) -> Iterator[float]:
@@ -105,11 +105,11 @@ def other_longrope(case: Case) -> Iterator[Guess]:
     for factor in _factors(own.factor):
         without = "" if factor == own.factor else " and no attention factor"
         turn = replace(own, frequencies=frequencies, factor=factor)
-        yield turned(case, f"{says}{without}", turn, instead)
+        yield rotated_guess(case, f"{says}{without}", turn, instead)
 
 
 def other_length(case: Case) -> Iterator[Guess]:
-    """Yield the rotation with the attention factor that the turned pairs have.
+    """Yield the rotation with the attention factor that the rotated pairs have.
 
     Where whole heads turn that is the stage times a factor, and is called so unless it is the attention
     factor of a round longrope factor s, sqrt(1 + ln s / ln context), or yarn factor s, 1 + ln s / 10.
@@ -123,7 +123,7 @@ def other_length(case: Case) -> Iterator[Guess]:
     means = "" if told is None else f" (that of {case.rope.kind} with factor {told[0]:g})"
     for factor in _rounded(measured) if told is None else (told[1],):
         says = f"the attention factor {factor:.5g} for {own.factor:.5g}{means}"
-        yield turned(case, says, replace(own, factor=factor))
+        yield rotated_guess(case, says, replace(own, factor=factor))
 
 
 def _rounded(value: float) -> list[float]:
@@ -164,11 +164,11 @@ def other_positions(case: Case) -> Iterator[Guess]:
     positions = own.positions.copy()
     positions[-len(found) :] = found
     says = position_words(right, found)
-    yield turned(case, says, replace(own, positions=positions), "token t stands at position t")
+    yield rotated_guess(case, says, replace(own, positions=positions), "token t stands at position t")
 
 
 def _positions(case: Case, frequencies: F64) -> F64:
-    """Return the p that maximises Re sum_pairs(z * exp(-i p f)) for each token, z what turned it."""
+    """Return the p that maximises Re sum_pairs(z * exp(-i p f)) for each token, z what rotated it."""
     phases, weights = angles(case)
     z = weights * np.exp(1j * phases)
     candidates = np.arange(-_FARTHEST, _FARTHEST)
@@ -221,7 +221,7 @@ def other_frequencies(case: Case) -> Iterator[Guess]:
     says = f"pairs at frequencies of their own, the model's divided by {_shortened(divisors)},"
     for factor in dict.fromkeys((own.factor, 1.0, measured or 1.0)):
         longer = "" if factor == own.factor else f" and the attention factor {factor:.5g}"
-        yield turned(case, f"{says}{longer}", replace(own, frequencies=frequencies, factor=factor))
+        yield rotated_guess(case, f"{says}{longer}", replace(own, frequencies=frequencies, factor=factor))
 
 
 def _frequencies(case: Case) -> F64:

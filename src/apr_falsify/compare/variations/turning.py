@@ -1,4 +1,4 @@
-"""How q and k are turned, as causes compute it: the rotation, and what is to be rotated."""
+"""How q and k are rotated, as causes compute it: the rotation, and what is to be rotated."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def multiplied(x: F64, rotor: Complex, head_dim: int) -> F64:
     return np.concatenate((z.real, z.imag, heads[..., 2 * pairs :]), axis=-1).reshape(x.shape)
 
 
-def turned(
+def rotated_guess(
     case: Case, says: str, turn: Turn, instead: str = "", name: str = "", x: F64 | None = None
 ) -> Guess:
     """Return the stage under another rotation, of ``x`` where that is not what is to be rotated."""
@@ -141,7 +141,7 @@ def turned(
 
 
 def angles(case: Case) -> tuple[F64, F64]:
-    """Return the angle by which each pair was turned and its weight, [S, pairs], over all heads.
+    """Return the angle by which each pair was rotated and its weight, [S, pairs], over all heads.
 
     They are the argument of subject / unrotated (Su et al. 2021: pair p at position t is multiplied with
     exp(i * t * f_p)); of a stage whose last token alone was captured, that token's.
@@ -157,7 +157,7 @@ def positions_of(case: Case) -> F64:
 
 
 def length(case: Case) -> float | None:
-    """Return how much longer the turned pairs are than what was turned."""
+    """Return how much longer the rotated pairs are than what was rotated."""
     before, after = (float(np.sum(np.square(np.abs(z)))) for z in _pairs_before_and_after(case))
     return math.sqrt(after / before) if before > 0 and math.isfinite(after) else None
 

@@ -12,7 +12,7 @@ from apr_falsify.evidence.page import words
 from apr_falsify.evidence.page.view import View
 
 OUTCOMES: Mapping[Result, tuple[str, str]] = {
-    Result.SURVIVED: ("good", "{id} survived: what it predicts was tested and held ({reason})."),
+    Result.SURVIVED: ("good", "{id} survived: what it predicts was tested and found true ({reason})."),
     Result.FALSIFIED: ("bad", "{id} is falsified: what it predicts does not hold ({reason})."),
     Result.NOT_RUN: (
         "warn",
@@ -53,7 +53,7 @@ def next_rung(facts: Facts) -> tuple[str, ...]:
 
 
 def claim_rows(claim: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the claim's texts; what is a mapping is told key by key."""
+    """Return the claim's texts; what is a mapping is reported key by key."""
     told = []
     for name, value in claim.items():
         if name == "id" or value in (None, "", [], {}):

@@ -312,12 +312,12 @@ def _cells(errors: F64, levels: npt.NDArray[np.int64], *, told: bool) -> tuple[C
         if last is not None and not told and last.level == level:
             cells[-1] = Cell(x=last.x, width=round(last.width + width, 3), level=last.level, told="")
         else:
-            words = _told(float(error), int(level)) if told else ""
+            words = _cell_text(float(error), int(level)) if told else ""
             cells.append(Cell(x=round(index * width, 3), width=round(width, 3), level=int(level), told=words))
     return tuple(cells)
 
 
-def _told(error: float, level: int) -> str:
+def _cell_text(error: float, level: int) -> str:
     if level == NOT_FINITE:
         return "NaN"
     if level == WITHIN:
@@ -351,7 +351,9 @@ def _worst(lines: Sequence[str], errors: F64, levels: npt.NDArray[np.int64], tok
     if ranked[line, column] >= 0:
         step = math.ceil(tokens / levels.shape[1]) if levels.shape[1] > 1 else 1
         token = column * step if levels.shape[1] > 1 else tokens - 1
-        said += f"; the greatest is in {lines[line]}, token {token}: {_told(float(ranked[line, column]), 1)}"
+        said += (
+            f"; the greatest is in {lines[line]}, token {token}: {_cell_text(float(ranked[line, column]), 1)}"
+        )
     quiet = [label for label, line in zip(lines, levels, strict=True) if not line.any()]
     if quiet and len(quiet) < len(lines):
         shown = (

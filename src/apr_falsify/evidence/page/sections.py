@@ -169,7 +169,7 @@ _TOLD: Mapping[str, str] = {
     "driver": "captured by",
     "settings": "settings",
     "libraries": "libraries",
-    "layers": "layers asked for",
+    "layers": "layers requested",
     "argmax": "next token",
     "created": "time (UTC)",
     "commit": "commit",

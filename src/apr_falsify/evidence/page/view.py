@@ -120,7 +120,7 @@ class View:
     Attributes:
         kind: its headline.
         complete: whether everything needed was measured.
-        rows: the stages, in forward order; without those that were not asked for or do not exist.
+        rows: the stages, in forward order; without those that were not requested or do not exist.
         findings: everything found.
         rules: the published rule's answers, one per layer.
         not_checked: what was not looked at.

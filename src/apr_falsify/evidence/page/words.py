@@ -48,7 +48,7 @@ _MISSING: Mapping[Status, str] = {
 
 
 def state_word(row: PageRow) -> str:
-    """Return what is said of a row, in a word or four."""
+    """Return the verdict on a row, in one to four words."""
     return _MISSING.get(row.status, STATES[row.state][1])
 
 
@@ -88,7 +88,7 @@ def _localised(view: View) -> str:
 def _accusation(source: Found) -> str:
     where = f"Layer {source.layer}'s " if source.layer is not None else "The model's "
     if len(source.stages) > 1:
-        what = f"{where}{joined(source.stages, 'or')} is wrong (which of them cannot be told)"
+        what = f"{where}{joined(source.stages, 'or')} is wrong (which of them is not known)"
     else:
         what = f"{where}{joined(source.stages)} is wrong"
     if source.type is FindingType.WEIGHTS:
@@ -193,9 +193,7 @@ def _layout(view: View) -> str:
 def _reference(view: View) -> str:
     found = next((each for each in view.findings if each.type is FindingType.REFERENCE), None)
     where = "" if found is None else f", first in {place(Key(found.layer, joined(found.stages)))}"
-    return (
-        f"Nothing can be said of the subject: the reference itself is not what its own inputs make it{where}."
-    )
+    return f"The subject cannot be judged: the reference itself is not what its own inputs make it{where}."
 
 
 def _unmeasured(view: View) -> str:
@@ -243,9 +241,9 @@ _MOST_SHOWN = 3
 
 
 def unchecked_sentence(said: Sequence[str]) -> str:
-    """Return :func:`unchecked` as a sentence; what is too long for one is told further down the page."""
+    """Return :func:`unchecked` as a sentence; what is too long for one is reported further down the page."""
     if not said:
-        return "Nothing that was asked for was left out."
+        return "Nothing that was requested was left out."
     shown = [shortened(each) for each in said[:_MOST_SHOWN]]
     more = len(said) - _MOST_SHOWN
     return f"Not checked: {'; '.join(shown)}{f'; and {more} more' if more > 0 else ''}."

@@ -108,7 +108,7 @@ def _role(scene: Scene) -> str:
     return scene.name[0]
 
 
-def _turned(scene: Scene, turn: Callable[[Array], Array]) -> Array:
+def _rotated(scene: Scene, turn: Callable[[Array], Array]) -> Array:
     """Return q or k as ``turn`` makes it of the normed heads [S, heads, D]."""
     still = _unrotated(scene)
     heads = still.reshape(len(still), -1, scene.geometry.head_dim)
@@ -146,7 +146,7 @@ def _rotate(heads: Array, cos: F64, sin: F64) -> Array:
 
 def _by_angles(scene: Scene, angles: F64, factor: float) -> Array:
     cos, sin = np.cos(angles) * factor, np.sin(angles) * factor
-    return _turned(scene, lambda heads: _rotate(heads, cos, sin))
+    return _rotated(scene, lambda heads: _rotate(heads, cos, sin))
 
 
 def positions_from(first: float, role: str = "qk") -> Formula:
@@ -163,7 +163,7 @@ def not_rotated(scene: Scene) -> Array:
     return np.array(_unrotated(scene))
 
 
-def turned_backwards(scene: Scene) -> Array:
+def rotated_backwards(scene: Scene) -> Array:
     """Turn the other way."""
     angles, factor = _angles(scene)
     return _by_angles(scene, -angles, factor)
@@ -181,7 +181,7 @@ def interleaved(scene: Scene) -> Array:
         turned = _rotate(pairs, cos, sin).reshape(*first.shape[:-1], 2, -1)
         return np.concatenate((turned.swapaxes(-1, -2).reshape(first.shape), still), axis=-1)
 
-    return _turned(scene, turn)
+    return _rotated(scene, turn)
 
 
 def partly_rotated(scene: Scene) -> Array:
@@ -195,7 +195,7 @@ def coarse_angles(scene: Scene) -> Array:
     """Keep the tables of cos and sin in bfloat16."""
     angles, factor = _angles(scene)
     cos, sin = (round_bf16(f(angles) * factor).astype(np.float64) for f in (np.cos, np.sin))
-    return _turned(scene, lambda heads: _rotate(heads, cos, sin))
+    return _rotated(scene, lambda heads: _rotate(heads, cos, sin))
 
 
 def exponent_by_pairs(scene: Scene) -> Array:

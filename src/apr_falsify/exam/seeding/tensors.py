@@ -75,7 +75,7 @@ def as_stored(weights: Weights, changed: Mapping[Place, F32]) -> dict[str, F32]:
         group = next((each for each in row.fused if role in each), (role,))
         parts = [changed.get((each, layer), _sound(weights, each, layer)) for each in group]
         if weights.interleaved:  # as the file holds them
-            turned = half_split(weights.geometry).as_held
+            turned = half_split(weights.geometry).as_stored
             at = [each in ("q", "k", "q_bias", "k_bias") for each in group]
             parts = [turned(part) if turn else part for part, turn in zip(parts, at, strict=True)]
         values = _together(parts, weights.geometry) if len(parts) > 1 else parts[0]

@@ -11,17 +11,21 @@ from apr_falsify.model.blocks import WHOLE
 from apr_falsify.model.families.arcee import ARCEE
 from apr_falsify.model.families.cohere import COHERE, COHERE2
 from apr_falsify.model.families.cwm import CWM
-from apr_falsify.model.families.exaone import EXAONE4
+from apr_falsify.model.families.dots1 import DOTS1, SOLAR_OPEN
+from apr_falsify.model.families.ernie_moe import ERNIE4_5_MOE
+from apr_falsify.model.families.exaone import EXAONE4, EXAONE_MOE
 from apr_falsify.model.families.gemma import GEMMA2, GEMMA3
 from apr_falsify.model.families.gemma1 import GEMMA
 from apr_falsify.model.families.glm import GLM, GLM4
+from apr_falsify.model.families.glm_moe import GLM4_MOE
 from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.granite import GRANITE
-from apr_falsify.model.families.granitemoe import GRANITE_MOE
+from apr_falsify.model.families.granitemoe import GRANITE_MOE, GRANITE_MOE_SHARED
 from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
 from apr_falsify.model.families.internlm import INTERNLM3, IQUESTCODER
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
+from apr_falsify.model.families.minimax import MINIMAX_M2
 from apr_falsify.model.families.ministral import MINISTRAL
 from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
 from apr_falsify.model.families.nemotron import JAIS2, NEMOTRON
@@ -80,6 +84,13 @@ FAMILIES: tuple[Family, ...] = (
     VAULTGEMMA,
     GRANITE_MOE,
     QWEN2_MOE,
+    GLM4_MOE,
+    DOTS1,
+    MINIMAX_M2,
+    ERNIE4_5_MOE,
+    SOLAR_OPEN,
+    EXAONE_MOE,
+    GRANITE_MOE_SHARED,
 )
 """The families that can be captured, run and replayed."""
 
@@ -115,7 +126,8 @@ def _claims(own: Family) -> Iterator[tuple[str, str]]:
     """Give what no other family may have: (what it is, its value)."""
     yield "name", own.name
     yield from (("model_type", value) for value in own.model_types)
-    yield from (("GGUF architecture", value) for value in own.gguf_architectures)
+    by_key = f" with {own.gguf_key}" if own.gguf_key else ""
+    yield from (("GGUF architecture", f"{value}{by_key}") for value in own.gguf_architectures)
 
 
 def family(name: str) -> Family:
@@ -150,14 +162,26 @@ def family_of_model_type(model_type: str, where: object = None) -> Family:
     return _lookup(model_type, known, "model_type", where)
 
 
-def family_of_gguf(architecture: str, where: object = None) -> Family:
+def family_of_gguf(
+    architecture: str, values: Mapping[str, object] | None = None, where: object = None
+) -> Family:
     """Return the family whose GGUF says ``architecture``.
+
+    Args:
+        architecture: the value of ``general.architecture``.
+        values: its keys without the prefix: where two families share an architecture, a key tells them apart.
+        where: the file, for messages.
 
     Raises:
         UnknownFamilyError: there is none; the known ones are listed.
 
     """
+    named = [each for each in known_families() if architecture in each.gguf_architectures]
+    with_key = [each for each in named if each.gguf_key and (values or {}).get(each.gguf_key)]
+    plain = [each for each in named if not each.gguf_key]
     known = {value: each for each in known_families() for value in each.gguf_architectures}
+    if named:
+        known[architecture] = (with_key or plain or named)[0]
     return _lookup(architecture, known, "general.architecture", where)
 
 
@@ -225,7 +249,7 @@ def _check_tap(stage: str, tap: Tap | None, own: Family) -> None:
     if tap is None or tap.module in own.weights or tap.module in tuple(ModulePlace) or tap.module[:1] == ".":
         return
     raise FamilyError(
-        f"the node {stage} is said to be seen at {tap.module!r}, which names no module",
+        f"the node {stage} is to be seen at {tap.module!r}, which names no module",
         expected="a role of weights, a ModulePlace, or a path within the layer that begins with a dot",
         remedy=nearest(tap.module, own.weights),
     )

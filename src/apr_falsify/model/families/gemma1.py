@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER, MLP_BIASES, without
+from apr_falsify.model.names import HF_DECODER, MLP_BIASES, gguf_names, without
 from apr_falsify.model.settings import Config, attention_bias
 
 
@@ -25,7 +25,10 @@ GEMMA = Family(
     name="gemma",
     title="Gemma 1",
     model_types=("gemma",),
+    gguf_architectures=("gemma",),
     weights=without(HF_DECODER, *MLP_BIASES),
+    gguf_weights=gguf_names(without(HF_DECODER, *MLP_BIASES)),
+    gguf_settings=lambda gguf: {"embed_scale": math.sqrt(gguf.whole("embedding_length"))},
     settings=_settings,
     norm_offset=1.0,
     config_defaults={

@@ -11,7 +11,7 @@ from typing import Any
 
 from apr_falsify.model.blocks import decoder_layer
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER, MLP_BIASES, without
+from apr_falsify.model.names import GGUF_FUSED_GATE_UP, HF_DECODER, MLP_BIASES, gguf_names, without
 
 _LAYER = "model.layers.{n}."
 _NAMES: Mapping[str, str] = {
@@ -40,15 +40,20 @@ GLM = Family(
     config_defaults=_DEFAULTS,
 )
 
+_NAMES_OF_GLM4: Mapping[str, str] = {
+    **_NAMES,
+    "attn_post_norm": _LAYER + "post_self_attn_layernorm.weight",
+    "ffn_post_norm": _LAYER + "post_mlp_layernorm.weight",
+}
+
 GLM4 = Family(
     name="glm4",
     title="GLM-4-0414",
     model_types=("glm4",),
-    weights={
-        **_NAMES,
-        "attn_post_norm": _LAYER + "post_self_attn_layernorm.weight",
-        "ffn_post_norm": _LAYER + "post_mlp_layernorm.weight",
-    },
+    gguf_architectures=("glm4",),
+    weights=_NAMES_OF_GLM4,
+    gguf_weights=gguf_names(_NAMES_OF_GLM4, GGUF_FUSED_GATE_UP),
+    gguf_interleaved=True,
     layer=partial(decoder_layer, post_norms=True, activation_at=".mlp.activation_fn"),
     settings=lambda config: {"qkv_bias": config.flag("attention_bias")},
     partial_rotary=True,

@@ -8,7 +8,8 @@ from typing import Any
 
 from apr_falsify.model.blocks import decoder_ends, decoder_layer
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_GPT2
+from apr_falsify.model.gguf_settings import Gguf, layer_norm_eps
+from apr_falsify.model.names import GGUF_FUSED_QKV, HF_GPT2, gguf_names
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.settings import Config
 
@@ -28,11 +29,22 @@ def _settings(config: Config) -> Mapping[str, Any]:
     }
 
 
+def _of_gguf(gguf: Gguf) -> Mapping[str, Any]:
+    return {
+        **layer_norm_eps(gguf),
+        "rope": Rope(theta=1.0, kind="none"),
+        "positions": (gguf.tensors["position_embd.weight"] or (0,))[0],
+    }
+
+
 GPT2 = Family(
     name="gpt2",
     title="GPT-2",
     model_types=("gpt2",),
+    gguf_architectures=("gpt2",),
     weights=HF_GPT2,
+    gguf_weights=gguf_names(HF_GPT2, GGUF_FUSED_QKV),
+    gguf_settings=_of_gguf,
     layer=partial(decoder_layer, norm="layer_norm", gated=False, activation_at=".mlp.act"),
     ends=partial(decoder_ends, norm="layer_norm"),
     settings=_settings,

@@ -8,6 +8,8 @@ from typing import Any
 
 from apr_falsify.model.blocks import decoder_ends, decoder_layer
 from apr_falsify.model.family import Family
+from apr_falsify.model.gguf_settings import layer_norm_eps
+from apr_falsify.model.names import GGUF_FUSED_QKV, gguf_names
 from apr_falsify.model.settings import Config
 
 _LAYER = "gpt_neox.layers.{n}."
@@ -35,15 +37,23 @@ def _settings(config: Config) -> Mapping[str, Any]:
     }
 
 
+_NAMES: Mapping[str, str] = {
+    "embed": "gpt_neox.embed_in.weight",
+    **{role: f"{module}.weight" for role, module in _MODULES.items()},
+    **{f"{role}_bias": f"{module}.bias" for role, module in _MODULES.items()},
+    "lm_head": "embed_out.weight",
+}
+
 GPT_NEOX = Family(
     name="gpt_neox",
     title="GPT-NeoX / Pythia",
     model_types=("gpt_neox",),
-    weights={
-        "embed": "gpt_neox.embed_in.weight",
-        **{role: f"{module}.weight" for role, module in _MODULES.items()},
-        **{f"{role}_bias": f"{module}.bias" for role, module in _MODULES.items()},
-        "lm_head": "embed_out.weight",
+    gguf_architectures=("gptneox",),
+    weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES, GGUF_FUSED_QKV),  # conversion puts q, k and v one below the other
+    gguf_settings=lambda gguf: {
+        **layer_norm_eps(gguf),
+        "parallel": gguf.flag("use_parallel_residual", True),
     },
     layer=partial(decoder_layer, norm="layer_norm", one_norm=False, gated=False, activation_at=".mlp.act"),
     ends=partial(decoder_ends, norm="layer_norm"),

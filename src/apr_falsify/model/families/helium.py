@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER, without
+from apr_falsify.model.names import HF_DECODER, gguf_names, without
 from apr_falsify.model.settings import Config
 
 
@@ -38,7 +38,10 @@ ERNIE4_5 = Family(
     name="ernie4_5",
     title="ERNIE 4.5",
     model_types=("ernie4_5",),
+    gguf_architectures=("ernie4_5",),
     weights=HF_DECODER,
+    gguf_weights=gguf_names(HF_DECODER),
+    gguf_interleaved=True,
     settings=_biased,
     interleaved=True,
     config_defaults={

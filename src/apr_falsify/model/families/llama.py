@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import GGUF_DECODER, HF_DECODER
+from apr_falsify.model.names import HF_DECODER, gguf_names
 from apr_falsify.model.settings import attention_bias, window_everywhere
 
 LLAMA = Family(
@@ -12,7 +12,8 @@ LLAMA = Family(
     model_types=("llama",),
     gguf_architectures=("llama",),
     weights=HF_DECODER,
-    gguf_weights=GGUF_DECODER,
+    in_apr=True,
+    gguf_weights=gguf_names(HF_DECODER),
     gguf_interleaved=True,
     settings=lambda config: {**attention_bias(config), "mlp_bias": config.flag("mlp_bias")},
 )
@@ -22,7 +23,8 @@ MISTRAL = Family(
     title="Mistral",
     model_types=("mistral",),
     weights=HF_DECODER,
-    gguf_weights=GGUF_DECODER,  # llama.cpp converts Mistral under the architecture "llama"
+    in_apr=True,
+    gguf_weights=gguf_names(HF_DECODER),  # llama.cpp converts Mistral under the architecture "llama"
     gguf_interleaved=True,
     settings=lambda config: {"windows": window_everywhere(config)},
     config_defaults={"num_key_value_heads": 8, "sliding_window": 4096},

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from apr_falsify.model import gguf_settings
 from apr_falsify.model.blocks import WHOLE, decoder_layer
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER, HF_MIXTURE, HF_QK_NORM, MLP_BIASES, without
+from apr_falsify.model.names import HF_DECODER, HF_MIXTURE, HF_QK_NORM, MLP_BIASES, gguf_names, without
 from apr_falsify.model.settings import Config, attention_bias, experts, refuse, window_everywhere
 
 _EXPERTS = "model.layers.{n}.block_sparse_moe.experts.{e}."
@@ -20,17 +21,25 @@ def _of_olmoe(config: Config) -> Mapping[str, Any]:
     return {**attention_bias(config), **experts(config)}
 
 
+_NAMES: Mapping[str, str] = {
+    **without(HF_DECODER, *_DENSE, "q_bias", "k_bias", "v_bias", "o_bias"),
+    "router": "model.layers.{n}.block_sparse_moe.gate.weight",
+    "expert_gate": _EXPERTS + "w1.weight",
+    "expert_up": _EXPERTS + "w3.weight",
+    "expert_down": _EXPERTS + "w2.weight",
+}
+_NAMES_OF_OLMOE: Mapping[str, str] = {**without(HF_DECODER, *_DENSE), **HF_QK_NORM, **HF_MIXTURE}
+
 MIXTRAL = Family(
     name="mixtral",
     title="Mixtral",
     model_types=("mixtral",),
-    weights={
-        **without(HF_DECODER, *_DENSE, "q_bias", "k_bias", "v_bias", "o_bias"),
-        "router": "model.layers.{n}.block_sparse_moe.gate.weight",
-        "expert_gate": _EXPERTS + "w1.weight",
-        "expert_up": _EXPERTS + "w3.weight",
-        "expert_down": _EXPERTS + "w2.weight",
-    },
+    gguf_architectures=("llama",),
+    gguf_key="expert_count",
+    weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES),
+    gguf_settings=lambda gguf: gguf_settings.experts(gguf, normed=True, width="feed_forward_length"),
+    gguf_interleaved=True,
     modules={"router": "mlp.gate"},
     settings=lambda config: {
         **experts(config),
@@ -51,7 +60,10 @@ OLMOE = Family(
     name="olmoe",
     title="OLMoE",
     model_types=("olmoe",),
-    weights={**without(HF_DECODER, *_DENSE), **HF_QK_NORM, **HF_MIXTURE},
+    gguf_architectures=("olmoe",),
+    weights=_NAMES_OF_OLMOE,
+    gguf_weights=gguf_names(_NAMES_OF_OLMOE),
+    gguf_settings=lambda gguf: gguf_settings.experts(gguf, normed=False, width="feed_forward_length"),
     layer=partial(decoder_layer, qk_norm=WHOLE),
     settings=_of_olmoe,
     config_keys={"moe_intermediate_size": "intermediate_size"},

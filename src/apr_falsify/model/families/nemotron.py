@@ -11,7 +11,8 @@ from typing import Any
 
 from apr_falsify.model.blocks import decoder_ends, decoder_layer
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER, HF_NORM_BIASES, without
+from apr_falsify.model.gguf_settings import layer_norm_eps
+from apr_falsify.model.names import HF_DECODER, HF_NORM_BIASES, gguf_names, without
 from apr_falsify.model.settings import Config, attention_bias
 
 _NAMES = {**without(HF_DECODER, "gate", "gate_bias"), **HF_NORM_BIASES}
@@ -27,7 +28,10 @@ NEMOTRON = Family(
     name="nemotron",
     title="Nemotron",
     model_types=("nemotron",),
+    gguf_architectures=("nemotron",),
     weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES),
+    gguf_settings=layer_norm_eps,
     layer=_LAYER,
     ends=_ENDS,
     settings=_settings,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apr_falsify.model import gguf_settings
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER, HF_MIXTURE, MLP_BIASES, without
+from apr_falsify.model.names import HF_DECODER, HF_MIXTURE, MLP_BIASES, gguf_names, without
 from apr_falsify.model.settings import Config, experts, window_where
 
 _SHARED = "model.layers.{n}.mlp.shared_expert."
@@ -24,17 +25,26 @@ def _settings(config: Config) -> Mapping[str, Any]:
     }
 
 
+_NAMES: Mapping[str, str] = {
+    **without(HF_DECODER, *MLP_BIASES, "o_bias"),
+    **HF_MIXTURE,
+    "shared_gate": _SHARED + "gate_proj.weight",
+    "shared_up": _SHARED + "up_proj.weight",
+    "shared_down": _SHARED + "down_proj.weight",
+    "shared_router": "model.layers.{n}.mlp.shared_expert_gate.weight",
+}
+
 QWEN2_MOE = Family(
     name="qwen2_moe",
     title="Qwen2-MoE",
     model_types=("qwen2_moe",),
-    weights={
-        **without(HF_DECODER, *MLP_BIASES, "o_bias"),
-        **HF_MIXTURE,
-        "shared_gate": _SHARED + "gate_proj.weight",
-        "shared_up": _SHARED + "up_proj.weight",
-        "shared_down": _SHARED + "down_proj.weight",
-        "shared_router": "model.layers.{n}.mlp.shared_expert_gate.weight",
+    gguf_architectures=("qwen2moe",),
+    weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES),
+    gguf_settings=lambda gguf: {
+        **gguf_settings.experts(gguf, normed=False),
+        "shared_intermediate": gguf["expert_shared_feed_forward_length"],
+        "shared_gated": True,
     },
     settings=_settings,
     config_defaults={

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER
+from apr_falsify.model.names import HF_DECODER, gguf_names
 
 SEED_OSS = Family(
     name="seed_oss",
     title="Seed-OSS",
     model_types=("seed_oss",),
+    gguf_architectures=("seed_oss",),
     weights=HF_DECODER,
+    gguf_weights=gguf_names(HF_DECODER, {"ffn_norm": "post_attention_norm"}),
     settings=lambda config: {
         "qkv_bias": config.flag("attention_bias"),
         "output_bias": config.flag("attention_out_bias"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from apr_falsify.errors import GeometryError
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER
+from apr_falsify.model.names import HF_DECODER, gguf_names
 from apr_falsify.model.settings import Config, attention_bias, window_where
 from apr_falsify.reading import items
 
@@ -36,7 +36,12 @@ SMOLLM3 = Family(
     name="smollm3",
     title="SmolLM3",
     model_types=("smollm3",),
+    gguf_architectures=("smollm3",),
     weights=HF_DECODER,
+    gguf_weights=gguf_names(HF_DECODER),
+    # The interval is not in the file; llama.cpp has it in its code.
+    gguf_settings=lambda gguf: {"rotated": tuple((layer + 1) % 4 != 0 for layer in range(gguf.layers))},
+    gguf_interleaved=True,
     settings=_settings,
     config_defaults={
         "num_key_value_heads": 4,

@@ -8,7 +8,8 @@ from typing import Any
 
 from apr_falsify.model.blocks import decoder_ends, decoder_layer
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER, HF_NORM_BIASES, MLP_BIASES, without
+from apr_falsify.model.gguf_settings import layer_norm_eps
+from apr_falsify.model.names import HF_DECODER, HF_NORM_BIASES, MLP_BIASES, gguf_names, without
 from apr_falsify.model.settings import Config, refuse
 
 
@@ -20,11 +21,19 @@ def _settings(config: Config) -> Mapping[str, Any]:
     }
 
 
+_NAMES = {**without(HF_DECODER, *MLP_BIASES, "o_bias"), **HF_NORM_BIASES}
+
 STABLELM = Family(
     name="stablelm",
     title="StableLM",
     model_types=("stablelm",),
-    weights={**without(HF_DECODER, *MLP_BIASES, "o_bias"), **HF_NORM_BIASES},
+    gguf_architectures=("stablelm",),
+    weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES),
+    gguf_settings=lambda gguf: {
+        **layer_norm_eps(gguf),
+        "parallel": gguf.flag("use_parallel_residual", True),
+    },
     layer=partial(decoder_layer, norm="layer_norm"),
     ends=partial(decoder_ends, norm="layer_norm"),
     settings=_settings,

@@ -8,7 +8,8 @@ from typing import Any
 
 from apr_falsify.model.blocks import decoder_ends, decoder_layer
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER, HF_NORM_BIASES, without
+from apr_falsify.model.gguf_settings import layer_norm_eps
+from apr_falsify.model.names import HF_DECODER, HF_NORM_BIASES, gguf_names, without
 from apr_falsify.model.settings import Config, window_everywhere
 
 _MLP = "model.layers.{n}.mlp."
@@ -24,18 +25,23 @@ def _settings(config: Config) -> Mapping[str, Any]:
     }
 
 
+_NAMES: Mapping[str, str] = {
+    **without(HF_DECODER, "gate", "gate_bias"),
+    **HF_NORM_BIASES,
+    "up": _MLP + "c_fc.weight",
+    "up_bias": _MLP + "c_fc.bias",
+    "down": _MLP + "c_proj.weight",
+    "down_bias": _MLP + "c_proj.bias",
+}
+
 STARCODER2 = Family(
     name="starcoder2",
     title="StarCoder2",
     model_types=("starcoder2",),
-    weights={
-        **without(HF_DECODER, "gate", "gate_bias"),
-        **HF_NORM_BIASES,
-        "up": _MLP + "c_fc.weight",
-        "up_bias": _MLP + "c_fc.bias",
-        "down": _MLP + "c_proj.weight",
-        "down_bias": _MLP + "c_proj.bias",
-    },
+    gguf_architectures=("starcoder2",),
+    weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES),
+    gguf_settings=layer_norm_eps,
     layer=partial(decoder_layer, norm="layer_norm", gated=False, activation_at=".mlp.act"),
     ends=partial(decoder_ends, norm="layer_norm"),
     settings=_settings,

@@ -9,9 +9,6 @@ from apr_falsify.subjects.llama_cpp.recording import open_recording
 
 _GGUF = b"GGUF"
 
-RECORDING = ".npz"
-"""How the name of a raw capture ends."""
-
 
 def open_llama_cpp(target: Target) -> Subject:
     """Open the GGUF file, or the raw capture, at ``target``.

@@ -150,7 +150,7 @@ class Recorder:
         self.error: Exception | None = None
 
     def __call__(self, address: int, asking: bool, _: Any) -> bool:
-        """Say whether a node is wanted, and copy it; ctypes swallows what is raised here, so it is kept."""
+        """Say whether a node is wanted, and copy it; ctypes drops what is raised here: it is stored."""
         try:
             name = self._name(address)
             if asking:
@@ -249,7 +249,7 @@ def capture(library: Library, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decode(llama: Any, context: Any, tokens: list[int], recorder: Recorder) -> None:
-    """Run the tokens batch by batch; only the last one's logits are asked for."""
+    """Run the tokens batch by batch; only the last one's logits are requested."""
     size = int(llama.llama_n_batch(context))  # no more than the context holds
     batch = llama.llama_batch_init(min(size, len(tokens)), 0, 1)
     for start in range(0, len(tokens), size):

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,37 +29,46 @@ Values = npt.NDArray[Any]
 Arrays = Mapping[str, Values]
 
 UNROTATED = "kqv_unrotated"
-"""The node in which a quantised V cache was turned back, [tokens * blocks, block]; nameless in llama.cpp."""
+"""The node in which a quantised V cache was rotated back, [tokens * blocks, block]; nameless in llama.cpp."""
 
-NODES: Mapping[str, tuple[str, ...]] = {
-    "embedding": ("embd", "inp_embd"),
-    "attn_norm": ("attn_norm-{n}",),
-    "attn_scores": ("kq-{n}",),
-    "attn_softmax": ("kq_soft_max-{n}", "kq_soft_max_ext-{n}"),
-    "attention": (f"{UNROTATED}-{{n}}", "kqv_out-{n}"),
-    "attn_out": ("attn_out-{n}",),
-    "post_attn_residual": ("ffn_inp-{n}",),
-    "ffn_norm": ("ffn_norm-{n}",),
-    "ffn_gate": ("ffn_gate-{n}", "ffn_gate_b-{n}"),
-    "ffn_up": ("ffn_up-{n}", "ffn_up_b-{n}"),
-    "ffn_silu": ("ffn_silu-{n}",),
-    "ffn_swigl": ("ffn_swiglu-{n}", "ffn_gate_par-{n}"),
-    "ffn_out": ("ffn_out-{n}",),
-    "post_ffn_residual": ("l_out-{n}",),
-    "final_norm": ("result_norm",),
-    "lm_head": ("result_output",),
+
+class StageNode(NamedTuple):
+    """Where llama.cpp's graph has a stage.
+
+    Attributes:
+        names: its node, and what other versions call it.
+        biased: its node where the model has such biases: the plain one is the product before it is added.
+        twice: which occurrence it is of a node that may occur twice in one evaluation.
+        layout: how it is stored.
+
+    """
+
+    names: tuple[str, ...]
+    biased: tuple[str, ...] = ()
+    twice: int | None = None
+    layout: tuple[Layout, ...] = ()
+
+
+NODES: Mapping[str, StageNode] = {
+    "embedding": StageNode(("embd", "inp_embd")),
+    "attn_norm": StageNode(("attn_norm-{n}",)),
+    # The scale is applied inside llama.cpp's softmax.
+    "attn_scores": StageNode(("kq-{n}",), layout=(Layout.UNSCALED, Layout.PADDED_KEYS)),
+    "attn_softmax": StageNode(("kq_soft_max-{n}", "kq_soft_max_ext-{n}"), layout=(Layout.PADDED_KEYS,)),
+    "attention": StageNode((f"{UNROTATED}-{{n}}", "kqv_out-{n}")),
+    "attn_out": StageNode(("attn_out-{n}",), twice=-1),  # the second is the sum of the first and its bias
+    "post_attn_residual": StageNode(("ffn_inp-{n}",)),
+    "ffn_norm": StageNode(("ffn_norm-{n}",)),
+    "ffn_gate": StageNode(("ffn_gate-{n}", "ffn_gate_b-{n}"), biased=("ffn_gate_b-{n}",)),
+    "ffn_up": StageNode(("ffn_up-{n}", "ffn_up_b-{n}"), biased=("ffn_up_b-{n}",)),
+    "ffn_silu": StageNode(("ffn_silu-{n}",)),
+    "ffn_swigl": StageNode(("ffn_swiglu-{n}", "ffn_gate_par-{n}")),
+    "ffn_out": StageNode(("ffn_out-{n}",), twice=0),  # the second is what a control vector is added to
+    "post_ffn_residual": StageNode(("l_out-{n}",)),
+    "final_norm": StageNode(("result_norm",)),
+    "lm_head": StageNode(("result_output",)),
 }
-"""Stage -> its node, with what other versions call it; q, k and v are read by :func:`_projected`."""
-
-BIASED: Mapping[str, tuple[str, ...]] = {"ffn_gate": ("ffn_gate_b-{n}",), "ffn_up": ("ffn_up_b-{n}",)}
-"""Stage -> its node where the model has such biases: the plain one is the product before it is added."""
-
-TWICE: Mapping[str, int] = {"attn_out": -1, "ffn_out": 0}
-"""Stage whose node may occur twice in one evaluation -> which of the two it is.
-
-The second ``attn_out`` is the sum of the first and its bias, the second ``ffn_out`` the residual sum that a
-control vector is added to.
-"""
+"""Stage -> where the graph has it; q, k and v are read by :func:`_projected`."""
 
 STEPS: Mapping[str, tuple[str, ...]] = {
     "qkv_matmul": ("Qcur-{n}", "Kcur-{n}", "Vcur-{n}"),
@@ -68,12 +77,6 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "k_post_rope": ("Kcur-{n}",),
 }
 """Stage -> the nodes of which it is one occurrence."""
-
-LAYOUT: Mapping[str, tuple[Layout, ...]] = {
-    "attn_scores": (Layout.UNSCALED, Layout.PADDED_KEYS),
-    "attn_softmax": (Layout.PADDED_KEYS,),
-}
-"""How llama.cpp stores a stage; the scale is applied inside its softmax."""
 
 FLASH_HIDES = ("attn_scores", "attn_softmax")
 """Stages that flash attention computes within the one operation that gives ``attention``."""
@@ -84,17 +87,14 @@ MEASURED: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3")
 _LAYER_NODE = re.compile(r"[A-Za-z_]+-([0-9]{1,9})")
 
 FAR, NEAR = 0.5, 0.25
-"""Relative L2 beyond which the first token's attention is not its V, and within which it is.
-
-A 4-bit V cache leaves about 0.1.
-"""
+"""Relative L2 beyond which the first token's attention is not its V, and within which it is (4 bits: 0.1)."""
 
 
 def nodes_of(keys: Iterable[Key]) -> list[str]:
     """Return the nodes that the stages ``keys`` are read from."""
     found: dict[str, None] = {}
     for layer, name in keys:
-        for node in (*NODES.get(name, ()), *STEPS.get(name, ())):
+        for node in (*(NODES[name].names if name in NODES else ()), *STEPS.get(name, ())):
             found[node.format(n=layer)] = None
     return list(found)
 
@@ -117,7 +117,7 @@ def check_family(geometry: Geometry, where: Path) -> None:
 def stages_of_capture(
     arrays: Arrays, geometry: Geometry, tokens: int, interleaved: bool, where: Path
 ) -> Iterator[tuple[Key, StageArray]]:
-    """Yield the stages that a raw capture holds, each read when it is asked for.
+    """Yield the stages that a raw capture holds, each read when it is requested.
 
     Args:
         arrays: node -> values.
@@ -185,9 +185,9 @@ class Reader:
 
     def node(self, name: str, place: int | None) -> str | None:
         """Return the node of a stage, ``None`` where it was not recorded."""
-        patterns = BIASED.get(name, NODES[name]) if self.geometry.mlp_bias else NODES[name]
-        nodes = (pattern.format(n=place) for pattern in patterns)
-        return next((node for node in nodes if node in self.arrays), None)
+        row = NODES[name]
+        patterns = (self.geometry.mlp_bias and row.biased) or row.names
+        return next((node for each in patterns if (node := each.format(n=place)) in self.arrays), None)
 
     def evaluations(self) -> int:
         """Return how many times the graph was evaluated: once for each batch that the prompt was run in.
@@ -211,15 +211,15 @@ class Reader:
         return runs
 
     def _counts(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Return how often each node of a stage was recorded, apart from it those of :data:`TWICE`."""
+        """Return how often each node of a stage was recorded, apart from it those that may be there twice."""
         found = {
             (name, node): len(occurrences(self.arrays, node))
             for name in NODES
             for place in _places(name, self.layers)
             if (node := self.node(name, place)) is not None
         }
-        once = {node: count for (name, node), count in found.items() if name not in TWICE}
-        twice = {node: count for (name, node), count in found.items() if name in TWICE}
+        once = {node: count for (name, node), count in found.items() if NODES[name].twice is None}
+        twice = {node: count for (name, node), count in found.items() if NODES[name].twice is not None}
         return (once, twice) if once else (twice, {})
 
     def steps(self, node: str, runs: int) -> list[list[str]]:
@@ -282,21 +282,21 @@ def _of_stage(reader: Reader, node: str, key: Key, runs: int) -> StageArray | No
     """Join a node's evaluations along the tokens and drop ggml's leading axes of 1."""
     layer, name = key
     axes = STAGES[name].axes
-    steps = reader.steps(node, runs)[TWICE.get(name, 0)]
-    if name in LAYOUT:
-        return _square([reader.square(step) for step in steps], LAYOUT[name], runs)
+    steps = reader.steps(node, runs)[NODES[name].twice or 0]
+    if layout := NODES[name].layout:
+        return _square([reader.square(step) for step in steps], layout, runs)
     width = reader.geometry.dims(1)[axes[-1]]
     rows, _ = reader.rows(steps, width)
-    if not len(rows):  # no batch asked for logits
+    if not len(rows):  # no batch requested logits
         return None
     if name == "attention" and layer is not None:
-        rows = _turned_back(reader, node, layer, rows)
+        rows = _unrotated(reader, node, layer, rows)
     return StageArray(data=rows if axes[0] == "tokens" else rows[-1])
 
 
 def _last_query_alone(array: StageArray, name: str, tokens: int) -> bool:
     """Whether scores or weights are those of one query of several, a form that no stage has."""
-    return name in LAYOUT and array.data.shape[1] == 1 < tokens
+    return bool(NODES[name].layout) and array.data.shape[1] == 1 < tokens
 
 
 def _square(parts: list[Values], layout: tuple[Layout, ...], runs: int) -> StageArray:
@@ -370,10 +370,10 @@ def _before_rotation(geometry: Geometry) -> tuple[str, ...]:
     return ("qkv_matmul", "qkv_bias") if geometry.qkv_bias else ("qkv_matmul",)
 
 
-def _turned_back(reader: Reader, node: str, layer: int, rows: Values) -> Values:
-    """Undo the rotation in which a quantised V cache is kept, where a recording holds its result in it.
+def _unrotated(reader: Reader, node: str, layer: int, rows: Values) -> Values:
+    """Undo the rotation in which a quantised V cache is stored, where a recording holds its result in it.
 
-    With one key to look at, the first token's attention is its V: turned, where the values are.
+    With one key to look at, the first token's attention is its V: rotated, where the values are.
     """
     arrays, geometry = reader.arrays, reader.geometry
     dims = geometry.head_dim

@@ -47,7 +47,7 @@ class LlamaCppSubject:
         model: the file.
         options: what the user hands to llama.cpp.
         seconds: how long one run of it may take.
-        log: where what it prints is kept, ``None`` for a file that is kept only where it failed.
+        log: the file for what it prints, ``None`` for one that stays only where it failed.
 
     """
 
@@ -79,7 +79,7 @@ class LlamaCppSubject:
 
         Raises:
             ProcessError: llama.cpp refused, crashed or did not end.
-            OutputError: the raw capture cannot be kept where the user wants it.
+            OutputError: the raw capture cannot be stored where the user wants it.
             TraceError: it ran other tokens than it was given.
 
         """
@@ -123,7 +123,7 @@ class LlamaCppSubject:
         """Read the raw capture as any other.
 
         Returns:
-            The stages that it held, and the most likely next token, where it held the logits.
+            The stages that it has, and the most likely next token, where it has the logits.
 
         """
         given: set[str] = set()
@@ -280,7 +280,7 @@ def _keep(out: Path, raw: Path) -> None:
         partial.replace(raw)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(f"the raw capture cannot be kept: {error.strerror}", where=raw) from error
+        raise OutputError(f"the raw capture cannot be saved: {error.strerror}", where=raw) from error
 
 
 def open_live(target: Target) -> LlamaCppSubject:

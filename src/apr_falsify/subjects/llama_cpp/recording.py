@@ -1,4 +1,4 @@
-"""A raw capture of llama.cpp's graph: a file made elsewhere, or kept by the setting ``raw-capture``."""
+"""A raw capture of llama.cpp's graph: a file made elsewhere, or written by the setting ``raw-capture``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TOKENS = "token_ids"
 
 
 class Capture(Mapping[str, npt.NDArray[Any]]):
-    """The arrays of a raw capture, each read from its file when it is asked for.
+    """The arrays of a raw capture, each read from its file when it is requested.
 
     llama.cpp's nodes are f32: one in f16 was rounded when it was saved.
 
@@ -151,7 +151,7 @@ def _trace(target: Target, arrays: Capture, geometry: Geometry, interleaved: boo
     verified = verify_tokens(target, rows, tokens)
     stages = dict(stages_of_capture(arrays, geometry, len(tokens), interleaved, target.path))
     if not stages:
-        known = (name for names in NODES.values() for name in names)
+        known = (name for node in NODES.values() for name in node.names)
         raise TraceError("no node of it is a stage", where=target.path, expected=", ".join(known))
     return Trace(
         provenance=Provenance(
@@ -193,7 +193,7 @@ def _absent(arrays: Arrays, stages: Mapping[Key, StageArray]) -> dict[str, str]:
 
 def embedding_rows(arrays: Arrays, geometry: Geometry, where: Path) -> npt.NDArray[Any] | None:
     """Return the rows [S, E] that the tokens were embedded to, ``None`` where they were not recorded."""
-    names = [name for node in NODES["embedding"] for name in occurrences(arrays, node)]
+    names = [name for node in NODES["embedding"].names for name in occurrences(arrays, node)]
     reader = Reader(arrays=arrays, geometry=geometry, where=where)
     return reader.rows(names, geometry.hidden)[0] if names else None
 

@@ -1,4 +1,4 @@
-"""What becomes of right values that are kept wrongly: in fewer bits, or clipped."""
+"""What becomes of right values that are stored wrongly: in fewer bits, or clipped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fewer_bits(case: Case) -> Iterator[Guess]:
     if bits is None or not np.any(finite) or 2.0**-bits <= case.replayer.store:
         return
     half = np.abs(case.expected) * 2.0**-bits
-    says = f"the right values kept as {_BITS.get(bits, f'{bits} bits of precision')}"
+    says = f"the right values stored as {_BITS.get(bits, f'{bits} bits of precision')}"
     sigma = case.sigma + half * (1 + 2.0**-bits) / case.limit
     yield Guess(says=says, values=case.expected, sigma=sigma)
 

@@ -1,4 +1,4 @@
-"""The exam itself: every case is held once, and what came of it is counted."""
+"""The exam itself: every case is run once, and what came of it is counted."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ CURVE = (1.0, 2.0, 5.0)
 """Floors at which the detection curve is taken, below those from which a fault counts."""
 
 Hold = Callable[[Mapping[str, Sequence[ExamCase]]], Mapping[str, list[TrialOutcome]]]
-"""Holds cases, given by the title of their part, and returns what came of each, in their order."""
+"""Runs cases, given by the title of their part, and returns what came of each, in their order."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Sitting:
+class Examination:
     """What came of every case.
 
     Attributes:
@@ -45,8 +45,8 @@ class Sitting:
         curve: floors -> single faults made just so large.
         not_run: what was left out, and why.
         seconds: how long it took.
-        kernels: kernel -> what its process said that it computes with.
-        parts: the parts that were to be held.
+        kernels: kernel -> what its process reports that it computes with.
+        parts: the parts that were to be run.
 
     """
 
@@ -66,18 +66,18 @@ class Sitting:
             (self.single if outcome.level >= COUNTS_FROM else self.below).append(outcome)
 
 
-def sit(plan: ExamPlan, store: Store, hosts: Mapping[str, Host], hold: Hold) -> Sitting:
-    """Hold the whole exam, or those parts of it that the plan names."""
+def sit(plan: ExamPlan, store: Store, hosts: Mapping[str, Host], hold: Hold) -> Examination:
+    """Run the whole exam, or those parts of it that the plan names."""
     start = time.monotonic()
-    sitting = Sitting(parts=plan.parts)
+    examination = Examination(parts=plan.parts)
     held = hold({part: cases for part, cases in _planned(plan, store, hosts).items() if part in plan.parts})
-    sitting.count_single(held.get(SINGLE, ()))
-    sitting.pairs += [outcome for outcome in held.get(PAIRS, ()) if outcome.level >= COUNTS_FROM]
-    sitting.correct += held.get(CORRECT, ())
+    examination.count_single(held.get(SINGLE, ()))
+    examination.pairs += [outcome for outcome in held.get(PAIRS, ()) if outcome.level >= COUNTS_FROM]
+    examination.correct += held.get(CORRECT, ())
     if SMALL in plan.parts:
-        _take_curve(sitting, hold)
-    sitting.seconds = time.monotonic() - start
-    return sitting
+        _take_curve(examination, hold)
+    examination.seconds = time.monotonic() - start
+    return examination
 
 
 def _planned(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> dict[str, list[ExamCase]]:
@@ -93,25 +93,27 @@ def _planned(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> dict[st
     }
 
 
-def again(cases: Sequence[ExamCase], hold: Hold) -> Sitting:
-    """Hold ``cases`` alone, each in the part that it belongs to."""
+def again(cases: Sequence[ExamCase], hold: Hold) -> Examination:
+    """Run ``cases`` alone, each in the part that it belongs to."""
     part = {0: CORRECT, 1: SINGLE, 2: PAIRS}
     listed: dict[str, list[ExamCase]] = {}
     for case in cases:
         listed.setdefault(part[len(case.seeded)], []).append(case)
     start = time.monotonic()
     held = hold(listed)
-    sitting = Sitting(correct=[*held.get(CORRECT, ())], pairs=[*held.get(PAIRS, ())], parts=tuple(listed))
-    sitting.count_single(held.get(SINGLE, ()))
-    sitting.seconds = time.monotonic() - start
-    return sitting
+    examination = Examination(
+        correct=[*held.get(CORRECT, ())], pairs=[*held.get(PAIRS, ())], parts=tuple(listed)
+    )
+    examination.count_single(held.get(SINGLE, ()))
+    examination.seconds = time.monotonic() - start
+    return examination
 
 
-def _take_curve(sitting: Sitting, hold: Hold) -> None:
+def _take_curve(examination: Examination, hold: Hold) -> None:
     """Make one run of each formula fault smaller, until it changes its stage by 1, 2 and 5 floors."""
     first = {
         outcome.case.seeded[0].fault.name: outcome
-        for outcome in reversed(sitting.single)
+        for outcome in reversed(examination.single)
         if outcome.case.host == "formula" and outcome.case.setting.name == "f32"
     }
     cases = {
@@ -120,7 +122,7 @@ def _take_curve(sitting: Sitting, hold: Hold) -> None:
     }
     held = hold(cases)
     for level in CURVE:
-        sitting.curve[level] += held[f"faults of {level:g} floors"]
+        examination.curve[level] += held[f"faults of {level:g} floors"]
 
 
 def _made_small(outcome: TrialOutcome, level: float) -> ExamCase:

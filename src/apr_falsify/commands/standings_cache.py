@@ -1,8 +1,8 @@
-"""States of evidence kept between runs, by the content of all that they rest on.
+"""States of evidence stored between runs, by the content of all that they rest on.
 
 The key digests every contract that names a bundle, every file of the evidence folder, every Python file of
 the project, the settings of pytest, and this program: where none of these changed, no bundle is verified
-anew. What is kept is JSON that only ever tells a state; one that cannot be read is none, and one that cannot
+anew. What is stored is JSON of states alone; a file that cannot be read counts as absent, and one that cannot
 be written is no error.
 """
 
@@ -53,7 +53,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _digest(path: Path) -> bytes:
-    """Digest of a regular file; of anything else that it is none, which no bundle may hold."""
+    """Digest of a regular file; of anything else, which a bundle may not have, a word that says so."""
     try:
         if not path.is_file() or path.is_symlink():
             return b"no file"
@@ -72,8 +72,8 @@ def _path(identity: str) -> Path:
     return cache_folder() / "standings" / f"{identity}.json"
 
 
-def kept(identity: str) -> dict[str, Standing] | None:
-    """Return the states that were kept under an identity, ``None`` where there are none."""
+def stored(identity: str) -> dict[str, Standing] | None:
+    """Return the states that were stored under an identity, ``None`` where there are none."""
     try:
         data = json.loads(_path(identity).read_text(encoding="utf-8"))
         found = {str(name): _standing(one) for name, one in data["standings"].items()}
@@ -90,8 +90,8 @@ def _standing(data: Mapping[str, object]) -> Standing:
     return Standing(why=tuple(map(str, why)), **texts)
 
 
-def keep(identity: str, standings: Mapping[str, Standing]) -> None:
-    """Write states, whole or not at all; on failure nothing is kept."""
+def store(identity: str, standings: Mapping[str, Standing]) -> None:
+    """Write states, whole or not at all; on failure nothing is stored."""
     with contextlib.suppress(OSError, RuntimeError):
         path = _path(identity)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How an answer is marked: what the comparison named, and what the published rule did, against the truth."""
+"""How an answer is graded: what the comparison named, and what the published rule did, against the truth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apr_falsify.exam.cases import ExamCase
 from apr_falsify.model.stages import Key
 
 
-class Mark(StrEnum):
+class Grade(StrEnum):
     """How an answer compares with the truth."""
 
     LOCATED = "located"
@@ -64,11 +64,11 @@ def named(finding: Finding, truth: set[Key]) -> list[Key]:
     return within if within and finding.type is not FindingType.NOT_THE_SUBJECTS_WEIGHTS else places
 
 
-def mark_of(required: set[Key], truth: set[Key], found: set[Key]) -> Mark:
-    """Mark an answer: every stage that had to be named, and none that is right."""
+def grade_of(required: set[Key], truth: set[Key], found: set[Key]) -> Grade:
+    """Grade an answer: it names every stage that had to be named, and none that is right."""
     if found - truth:
-        return Mark.WRONG
-    return Mark.MISSED if required - found or (truth and not found) else Mark.LOCATED
+        return Grade.WRONG
+    return Grade.MISSED if required - found or (truth and not found) else Grade.LOCATED
 
 
 def explained(case: ExamCase, answer: Answer, truth: set[Key]) -> bool:
@@ -85,8 +85,8 @@ def _says(patterns: Iterable[str], text: str) -> bool:
     return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
 
 
-def published_mark(result: Bisection, truths: Sequence[set[Key]]) -> Mark:
-    """Mark the published rule, generously.
+def published_grade(result: Bisection, truths: Sequence[set[Key]]) -> Grade:
+    """Grade the published rule, generously.
 
     Its first layer with a crossing counts; there it must cross once, into a stage that is wrong. Of several
     faults it must cross into each, in any layer, and nowhere else.
@@ -98,12 +98,12 @@ def published_mark(result: Bisection, truths: Sequence[set[Key]]) -> Mark:
     """
     crossing = [rule for rule in result.published if rule.crossings]
     if not crossing:
-        return Mark.MISSED if truths else Mark.LOCATED
+        return Grade.MISSED if truths else Grade.LOCATED
     if len(truths) > 1:
         into: set[Key] = {Key(rule.layer, after) for rule in crossing for _, after in rule.crossings}
         right = all(into & truth for truth in truths) and into <= {key for truth in truths for key in truth}
-        return Mark.LOCATED if right else Mark.WRONG
+        return Grade.LOCATED if right else Grade.WRONG
     first = min(crossing, key=lambda rule: rule.layer)
     place: Key = Key(first.layer, first.crossings[0][1])
     right = len(first.crossings) == 1 and any(place in truth for truth in truths)
-    return Mark.LOCATED if right else Mark.WRONG
+    return Grade.LOCATED if right else Grade.WRONG
