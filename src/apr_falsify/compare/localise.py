@@ -37,14 +37,13 @@ from apr_falsify.compare.findings import (
     arithmetic_findings,
     comparative_findings,
     differing_on_equal_inputs,
-    foreign_weights,
     invariant_findings,
     one_token_findings,
     reference_findings,
     source_findings,
     unmeasured_findings,
-    wrong_without_weights,
 )
+from apr_falsify.compare.foreign import foreign_weights, wrong_without_weights
 from apr_falsify.compare.judge import Judged, judge, replayer_of
 from apr_falsify.compare.last_token import named_elsewhere
 from apr_falsify.compare.low_rank import merged_weights
