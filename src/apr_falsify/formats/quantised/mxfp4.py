@@ -34,7 +34,7 @@ def weights(model: Quantised) -> tuple[Mapping[str, Tensor], Collection[str]]:
 
     """
     names = [name.removesuffix(_BLOCKS) for name in model.tensors if name.endswith(_BLOCKS)]
-    found = {
+    found: dict[str, Tensor] = {
         name: ViewedTensor(base=tensor, view=TurnedExperts()) if len(tensor.shape) == 3 else tensor
         for name, tensor in ((name, _of_blocks(model, name)) for name in names)
     }
