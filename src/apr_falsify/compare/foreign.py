@@ -1,14 +1,16 @@
-"""Whether a run was made with other weights than those at hand: then no projection accuses its stage."""
+"""Whether a run was replayed with weights that are not its own: nearly every product then fails."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
-from apr_falsify.compare.judge import Judged
-from apr_falsify.compare.search import Search
+from apr_falsify.compare.judge import Judged, replayer_of
+from apr_falsify.formats.weights import Weights
 from apr_falsify.model.stages import Key
 from apr_falsify.numerics.operand_rules import Operation
+from apr_falsify.traces.trace import Trace
 
 FOREIGN_SHARE = 0.9
 """Share of all projections in error from which the weights, not the stages, are suspected."""
@@ -17,24 +19,41 @@ FOREIGN_AT_LEAST = 4
 """How many projections must have been judged before that is concluded."""
 
 
-def foreign_weights(
-    judged: Mapping[Key, Judged], own_weights: bool, dtype: str, search: Search | None = None
-) -> list[Finding]:
-    """Return one finding where nearly every projection fails: the weights are not its own.
-
-    Or it went on with other values than those that were saved; ``dtype`` is the format that it declares.
-    Quantised weights that the subject misread are its own: ``search`` tries that.
-    """
-    if own_weights:
-        return []
+def _failing(judged: Mapping[Key, Judged]) -> tuple[list[Judged], int]:
+    """Return the projections in error where nearly all are, else none; and how many there are."""
     projections = [
         entry for entry in judged.values() if entry.kind[0] is Operation.PROJECTION and entry.fit is not None
     ]
     failing = [entry for entry in projections if entry.in_error]
-    stages = {entry.key.stage for entry in failing}
-    if len(projections) < FOREIGN_AT_LEAST or len(failing) < FOREIGN_SHARE * len(projections):
-        return []
-    if len(stages) < FOREIGN_AT_LEAST or (search is not None and search.all_misread(failing)):
+    few = len(projections) < FOREIGN_AT_LEAST or len(failing) < FOREIGN_SHARE * len(projections)
+    if few or len({entry.key.stage for entry in failing}) < FOREIGN_AT_LEAST:
+        return [], len(projections)
+    return failing, len(projections)
+
+
+def misread_everywhere(
+    trace: Trace,
+    weights: Weights | None,
+    judged: Mapping[Key, Judged],
+    arithmetic: str | None,
+    attempts: Attempts,
+) -> bool:
+    """Whether nearly all projections fail since the subject misread quantised weights, which are its own."""
+    failing, _ = _failing(judged)
+    if not failing:
+        return False
+    from apr_falsify.compare.search import Search  # all causes: a run without a source needs none
+
+    return Search(replayer_of(trace, weights, arithmetic), attempts).all_misread(failing)
+
+
+def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool, dtype: str) -> list[Finding]:
+    """Return one finding where nearly every projection fails: the weights are not its own.
+
+    Or it went on with other values than those that were saved; ``dtype`` is the format that it declares.
+    """
+    failing, count = _failing(judged)
+    if own_weights or not failing:
         return []
     sizes = sorted(entry.fit.residual for entry in failing if entry.fit is not None)
     return [
@@ -43,7 +62,7 @@ def foreign_weights(
             stages=tuple(dict.fromkeys(entry.key.stage for entry in failing)),
             size=sizes[len(sizes) // 2],
             explanation=(
-                f"{len(failing)} of {len(projections)} projections differ from their replay, by "
+                f"{len(failing)} of {count} projections differ from their replay, by "
                 f"{sizes[0]:.1e} to {sizes[-1]:.1e}: the weights it was replayed with are not those it ran"
             ),
             advice="name the subject's own file, e.g. its GGUF, as --oracle" + _ROUNDED_LATER.get(dtype, ""),
