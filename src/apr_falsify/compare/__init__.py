@@ -7,7 +7,8 @@ To be read in this order:
 - structure before values: ``structure``, ``axes``, ``layout``, ``convention``, ``proof``
 - what a recording takes from the oracle's run, or leaves out beside it: ``borrowed``
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
-- the weights themselves: ``weights``, ``systematic``, ``low_rank``
+- the weights themselves: ``weights``, ``systematic``, ``low_rank``, ``format_costs``; of quantised ones
+  ``quantised_tensors``, ``rescaled_channels``, ``misreadings``
 - every stage from its own inputs: ``judge``, ``fit``, ``doubt``, ``replay``, ``site``, ``products``,
   ``operands``, ``experts``, and attention as one: ``fused``
 - in which number format a run holds its values: ``stored_format``, ``seen_format``,

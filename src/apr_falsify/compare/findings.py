@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
@@ -11,7 +11,6 @@ from apr_falsify.compare.fit import Fit
 from apr_falsify.compare.invariants import invariants
 from apr_falsify.compare.judge import Judged, replayer_of
 from apr_falsify.compare.last_token import HELD_IN
-from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
@@ -19,6 +18,8 @@ from apr_falsify.model.stages import Key
 from apr_falsify.model.wiring import inputs_of
 from apr_falsify.numerics.operand_rules import Operation
 from apr_falsify.traces.trace import Trace
+
+_AreMisread = Callable[[Sequence[Judged]], bool]
 
 FOREIGN_SHARE = 0.9
 """Share of all projections in error from which the weights, not the stages, are suspected."""
@@ -123,8 +124,7 @@ def _visibility(entry: Judged, rows: Mapping[Key, Row], fed: Mapping[Key, Sequen
     after = [rows[key] for key in fed.get(entry.key, ()) if key in rows and rows[key].accumulated is not None]
     if introduced is None or not after:
         return []
-    shown = [row for row in after if row.accumulated and row.accumulated.rel_l2 > HEALED * introduced.rel_l2]
-    if shown:
+    if any(row.accumulated and row.accumulated.rel_l2 > HEALED * introduced.rel_l2 for row in after):
         return []
     return [f"{', '.join(row.stage for row in after)} does not show it"]
 
@@ -202,12 +202,12 @@ def invariant_findings(
 
 
 def foreign_weights(
-    judged: Mapping[Key, Judged], own_weights: bool, dtype: str, search: Search | None = None
+    judged: Mapping[Key, Judged], own_weights: bool, dtype: str, misread: _AreMisread = lambda _: False
 ) -> list[Finding]:
     """Return one finding where nearly every projection fails: the weights are not its own.
 
     Or it went on with other values than those that were saved; ``dtype`` is the format that it declares.
-    Quantised weights that the subject misread are its own: ``search`` tries that.
+    Quantised weights that the subject misread are its own: ``misread`` tries that.
     """
     if own_weights:
         return []
@@ -216,9 +216,8 @@ def foreign_weights(
     ]
     failing = [entry for entry in projections if entry.in_error]
     stages = {entry.key.stage for entry in failing}
-    if len(projections) < FOREIGN_AT_LEAST or len(failing) < FOREIGN_SHARE * len(projections):
-        return []
-    if len(stages) < FOREIGN_AT_LEAST or (search is not None and search.all_misread(failing)):
+    few = min(len(projections), len(stages)) < FOREIGN_AT_LEAST
+    if few or len(failing) < FOREIGN_SHARE * len(projections) or misread(failing):
         return []
     sizes = sorted(entry.fit.residual for entry in failing if entry.fit is not None)
     return [
@@ -264,10 +263,8 @@ def wrong_without_weights(judged: Mapping[Key, Judged]) -> dict[Key, Judged]:
     return found
 
 
-_ROUNDED_LATER = {
-    name: f"; if it computes in f32 and is only saved in {name}, let its mapping say dtype: f32"
-    for name in ("f16", "bf16")
-}
+_LATER = "; if it computes in f32 and is only saved in {0}, let its mapping say dtype: f32"
+_ROUNDED_LATER = {name: _LATER.format(name) for name in ("f16", "bf16")}
 """A format in which a run declares to store its stages -> what else may be the matter."""
 
 
@@ -276,18 +273,17 @@ def reference_findings(judged: Mapping[Key, Judged]) -> list[Finding]:
     failing = [entry for entry in judged.values() if entry.in_error]
     if not failing:
         return []
-    first = failing[0]
-    assert first.fit is not None
+    (layer, stage), fit = failing[0].key, failing[0].fit
+    assert fit is not None
     return [
         Finding(
             type=FindingType.REFERENCE,
-            layer=first.key.layer,
-            stages=(first.key.stage,),
-            size=first.fit.residual,
+            layer=layer,
+            stages=(stage,),
+            size=fit.residual,
             explanation=(
                 f"the oracle's own trace fails its replay in {len(failing)} stages, first in "
-                f"{place(first.key)}: residual {first.fit.residual:.1e}, floor {first.fit.floor:.1e}"
-                f"{_worst(first.fit)}"
+                f"{place(failing[0].key)}: residual {fit.residual:.1e}, floor {fit.floor:.1e}{_worst(fit)}"
             ),
             advice="capture the oracle again, in f32; nothing is concluded about the subject",
         )

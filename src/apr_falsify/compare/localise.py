@@ -50,7 +50,6 @@ from apr_falsify.compare.last_token import named_elsewhere
 from apr_falsify.compare.low_rank import merged_weights
 from apr_falsify.compare.published import PublishedRule, published_rule
 from apr_falsify.compare.rows import accused, cleared, identical, inheriting, rows_of
-from apr_falsify.compare.search import Search
 from apr_falsify.compare.stored_format import StoredRun, in_its_format
 from apr_falsify.compare.structure import (
     check_tokens,
@@ -256,14 +255,22 @@ def _comparison(sides: _Sides, replay: _Replay, attempts: Attempts) -> _Comparis
     own = sides.own_weights is not None
     merged = partial(merged_weights, trace, replay.run.weights, judged, sides.arithmetic)
     foreign = [] if own else attempts.trying("a merged LoRA").made(merged, [])
-    search = Search(replayer_of(trace, replay.run.weights, sides.arithmetic), attempts)
-    foreign = foreign or foreign_weights(judged, own, trace.provenance.dtype, search)
+    misread = partial(_are_misread, sides, replay, attempts)
+    foreign = foreign or foreign_weights(judged, own, trace.provenance.dtype, misread)
     guilty = wrong_without_weights(judged) if foreign else judged
     rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
     again = named_elsewhere(guilty)
     rows = inheriting(rows, again)
     guilty = {key: entry for key, entry in guilty.items() if key not in again}
     return _Comparison(rows=rows, guilty=guilty, unequal=unequal, broken=broken, foreign=foreign)
+
+
+def _are_misread(sides: _Sides, replay: _Replay, attempts: Attempts, failing: Sequence[Judged]) -> bool:
+    """Whether the projections that fail are what the subject's misread quantised weights make."""
+    from apr_falsify.compare.search import Search
+
+    replayer = replayer_of(replay.run.trace, replay.run.weights, sides.arithmetic)
+    return Search(replayer, attempts).all_misread(failing)
 
 
 def _findings_of(
