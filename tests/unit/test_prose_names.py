@@ -15,6 +15,15 @@ FOREIGN = frozenset(
     {
         *("PyYAML", "OpenBLAS", "GitHub"),
         *("ByteDance", "DeepSeek", "MiniMax", "SmolLM", "ChatGLM", "OpenAI"),  # models, and who made them
+        *(
+            "AutoAWQ",
+            "AutoGPTQ",
+            "FineGrainedFP8",
+            "SmoothQuant",
+            "TensorRT",
+            "SwiGLU",
+        ),  # ways to quantise, gate
+        *("E2M1", "E8M0"),  # number formats
         *("AprV2DequantExt", "AprV2Metadata", "TensorDType"),  # of apr's sources
         *("ParseStageList", "TestX", "Foo"),  # examples
     }

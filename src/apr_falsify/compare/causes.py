@@ -162,8 +162,7 @@ def _applies(case: Case, variation: Variation) -> bool:
 
 def _judged(case: Case, variation: Variation, guess: Guess) -> Cause:
     residual, fits = case.residual(guess), case.fits(guess)
-    verb = "fits" if fits else "comes nearest, without fitting"
-    after = f"; {guess.instead}" if guess.instead else ""
+    verb, after = "fits" if fits else "comes nearest, without fitting", guess.instead and f"; {guess.instead}"
     sentence = f"{guess.says} {verb} (residual {residual:.0e}){after}"
     return Cause(
         name=guess.name or variation.name,

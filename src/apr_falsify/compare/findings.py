@@ -11,7 +11,6 @@ from apr_falsify.compare.fit import Fit
 from apr_falsify.compare.invariants import invariants
 from apr_falsify.compare.judge import Judged, replayer_of
 from apr_falsify.compare.last_token import HELD_IN
-from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
@@ -68,6 +67,8 @@ def source_findings(
     if not sources:
         return []
 
+    from apr_falsify.compare.search import Search  # all causes: a run without a source needs none
+
     accumulated = {Key(row.layer, row.stage): row for row in rows}
     fed = consumers(accumulated, trace.geometry)
     search = Search(replayer_of(trace, weights, arithmetic), attempts)
@@ -116,8 +117,7 @@ def _visibility(entry: Judged, rows: Mapping[Key, Row], fed: Mapping[Key, Sequen
     after = [rows[key] for key in fed.get(entry.key, ()) if key in rows and rows[key].accumulated is not None]
     if introduced is None or not after:
         return []
-    shown = [row for row in after if row.accumulated and row.accumulated.rel_l2 > HEALED * introduced.rel_l2]
-    if shown:
+    if any(row.accumulated and row.accumulated.rel_l2 > HEALED * introduced.rel_l2 for row in after):
         return []
     return [f"{', '.join(row.stage for row in after)} does not show it"]
 
@@ -199,18 +199,17 @@ def reference_findings(judged: Mapping[Key, Judged]) -> list[Finding]:
     failing = [entry for entry in judged.values() if entry.in_error]
     if not failing:
         return []
-    first = failing[0]
-    assert first.fit is not None
+    (layer, stage), fit = failing[0].key, failing[0].fit
+    assert fit is not None
     return [
         Finding(
             type=FindingType.REFERENCE,
-            layer=first.key.layer,
-            stages=(first.key.stage,),
-            size=first.fit.residual,
+            layer=layer,
+            stages=(stage,),
+            size=fit.residual,
             explanation=(
                 f"the oracle's own trace fails its replay in {len(failing)} stages, first in "
-                f"{place(first.key)}: residual {first.fit.residual:.1e}, floor {first.fit.floor:.1e}"
-                f"{_worst(first.fit)}"
+                f"{place(failing[0].key)}: residual {fit.residual:.1e}, floor {fit.floor:.1e}{_worst(fit)}"
             ),
             advice="capture the oracle again, in f32; nothing is concluded about the subject",
         )
