@@ -160,7 +160,7 @@ class Case:
 
     @property
     def shaped_sigma(self) -> F64:
-        """The rounding of the replay in that form; so large that it weighs nothing where the stage is no data."""
+        """The rounding of the replay in that form; what is no data has so much that it weighs nothing."""
         found = of_data(self.sigma, self.name, self.replayer.trace.passes, _OF_NO_DATA)
         shaped = self.shaped(found)
         if found is self.sigma:
