@@ -124,6 +124,7 @@ _OF_THE_WHOLE_MODEL = (
     "epsilon",
     "expert-choice",
     "expert-count",
+    "expert-form",
     "expert-groups",
     "group-order",
     "head-norm",

@@ -42,6 +42,7 @@ from apr_falsify.compare.variations import (
     residual,
     rotary,
     routing,
+    sinks,
     solved_rotary,
     stored,
     table_rows,
@@ -85,8 +86,13 @@ MISREAD_WEIGHTS = Variation(
 )
 
 
-def _of_router(name: str, stages: Sequence[str], guesses: Callable[[Case], Iterator[Guess]]) -> Variation:
-    return Variation(name=name, stages=stages, where=routing.is_routed, guesses=guesses, mixed=True)
+def _of_router(
+    name: str,
+    stages: Sequence[str],
+    guesses: Callable[[Case], Iterator[Guess]],
+    where: Callable[[Case], bool] = routing.is_routed,
+) -> Variation:
+    return Variation(name=name, stages=stages, where=where, guesses=guesses, mixed=True)
 
 
 def _of_experts(
@@ -109,6 +115,8 @@ TABLE: tuple[Variation, ...] = (
     _of_router("router-weights", routing.WEIGHED, routing.other_weights),
     _of_router("expert-choice", routing.CHOSEN, routing.other_choice),
     _of_experts("shared-expert", experts.other_shared, where=experts.has_shared),
+    _of_experts("expert-form", experts.other_form, where=experts.has_own_form),
+    _of_router("routed-scale", routing.WEIGHED, experts.measured_scale, where=experts.has_scale),
     Variation(name="factor", guesses=common.named_factor),
     Variation(name="rope-applied", stages=turning.ROTATED, guesses=rotary.applied),
     Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base),
@@ -133,6 +141,7 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rope-not-applied", stages=("attn_scores",), guesses=attend.unrotated_scores),
     Variation(name="layout", stages=("attn_scores",), guesses=attend.masked_scores),
     Variation(name="mask", stages=("attn_softmax",), guesses=attend.of_scores(attend.other_mask)),
+    Variation(name="sinks", where=sinks.has_sinks, guesses=attend.of_scores(sinks.other_sinks)),
     Variation(name="padding", stages=("attn_softmax",), guesses=attend.of_scores(attend.padding)),
     Variation(name="softmax-axis", stages=("attn_softmax",), guesses=attend.of_scores(attend.other_axis)),
     Variation(name="temperature", stages=("attn_softmax",), guesses=attend.of_scores(attend.temperature)),

@@ -341,14 +341,18 @@ def _plain_rope(geometry: Geometry) -> str:
     return "" if factor == 1.0 else f"RoPE multiplies with an attention factor of {factor:.5g}"
 
 
+def _no_sinks(geometry: Geometry) -> str:
+    return "a sink takes a part of every row of softmax" if geometry.sinks else ""
+
+
 def _table() -> Iterator[_Invariant]:
-    yield _Invariant(name="softmax-rows", stage="attn_softmax", applies=_always, measure=_rows)
+    yield _Invariant(name="softmax-rows", stage="attn_softmax", applies=_no_sinks, measure=_rows)
     yield _Invariant(name="mask", stage="attn_softmax", applies=_always, measure=_mask)
     for role in "qk":
         yield _Invariant(
             name="rope-length", stage=f"{role}_post_rope", applies=_plain_rope, measure=_pair_lengths(role)
         )
-    yield _Invariant(name="first-value", stage="attention", applies=_always, measure=_first_value)
+    yield _Invariant(name="first-value", stage="attention", applies=_no_sinks, measure=_first_value)
 
 
 TABLE: tuple[_Invariant, ...] = tuple(_table())

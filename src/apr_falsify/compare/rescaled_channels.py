@@ -23,6 +23,9 @@ FED_BY: Mapping[str, str] = {
 }
 """Role of a matrix -> that of the norm that its input comes from."""
 
+_WITNESS: Mapping[str, str] = {"attn_norm": "q", "ffn_norm": "gate"}
+"""Role of a norm -> that of the matrix that shows its factors: the rows of v and up may be rescaled too."""
+
 _NEXT: Mapping[str, str] = {"v": "o", "up": "down"}
 _BEFORE: Mapping[str, str] = {after: before for before, after in _NEXT.items()}
 
@@ -30,7 +33,7 @@ _SHOWN = 0.5
 """Factors are those of a norm where the matrix's own are nearer to them than half as far as to 1."""
 
 _UNDONE = 0.25
-"""How far the product of a row's factor and the next matrix's may be from 1: both are fitted to 4 bits."""
+"""How far a row's factor times the next matrix's may be from 1: both are fitted to values of few bits."""
 
 
 def factors(oracle: Weights, subject: Weights, role: str, layer: int | None) -> tuple[F64, F64]:
@@ -56,15 +59,24 @@ def _of_norm(oracle: Weights, subject: Weights, role: str, layer: int | None) ->
         return np.ones(width)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = before.rows(0, width).astype(np.float64) / after.rows(0, width)
-    own = _fitted(oracle.tensor(role, layer), subject.tensor(role, layer), axis=0)
+    own = _own_columns(oracle, subject, role, layer)
     shown = np.isfinite(ratio).all() and np.linalg.norm(own - ratio) < _SHOWN * np.linalg.norm(own - 1)
     return ratio if shown else np.ones(width)
 
 
+def _own_columns(oracle: Weights, subject: Weights, role: str, layer: int | None) -> F64:
+    """Return the factors of the input channels that a matrix shares, whatever the norm before it says."""
+    witness = _WITNESS[FED_BY[role]]
+    witness = role if oracle.find(witness, layer) is None else witness
+    return _fitted(oracle.tensor(witness, layer), subject.tensor(witness, layer), axis=0)
+
+
 def is_undone(oracle: Weights, subject: Weights, norm: str, layer: int | None) -> bool:
     """Whether the matrices after a norm show that it was divided by what they were multiplied with."""
-    roles = [role for role, before in FED_BY.items() if before == norm and role in subject.names]
-    return bool(roles) and all((_of_norm(oracle, subject, role, layer) != 1).any() for role in roles)
+    roles = [
+        role for role, before in FED_BY.items() if before == norm and oracle.find(role, layer) is not None
+    ]
+    return bool(roles) and bool((_of_norm(oracle, subject, roles[0], layer) != 1).any())
 
 
 def _undone(oracle: Weights, subject: Weights, role: str, layer: int | None) -> F64:
@@ -73,7 +85,7 @@ def _undone(oracle: Weights, subject: Weights, role: str, layer: int | None) -> 
     ones = np.ones(oracle.tensor(role, layer).shape[0])
     if subject.find(after, layer) is None:
         return ones
-    columns = _of_norm(oracle, subject, role, layer)
+    columns = _own_columns(oracle, subject, role, layer)
     rows = _fitted(oracle.tensor(role, layer), subject.tensor(role, layer), axis=1, columns=columns)
     heads = _heads(oracle, after)
     next_columns = _fitted(oracle.tensor(after, layer), subject.tensor(after, layer), axis=0)

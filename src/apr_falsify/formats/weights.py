@@ -32,6 +32,7 @@ from apr_falsify.formats.tensors import (
     transposed,
 )
 from apr_falsify.formats.views import (
+    ExpertColumns,
     HalfSplit,
     Offset,
     OneExpert,
@@ -90,7 +91,11 @@ class Weights:
         if tensor is None:
             return None
         kind, _, expert = role.partition(".")
-        if expert and len(tensor.shape) == 3:
+        columns = family_of(self.geometry).expert_columns.get(kind) if self.of_checkpoint else None
+        if expert and columns is not None:
+            view = ExpertColumns(expert=int(expert), first=columns[0], step=columns[1])
+            tensor = ViewedTensor(base=tensor, view=view)
+        elif expert and len(tensor.shape) == (2 if kind.endswith("_bias") else 3):
             tensor = ViewedTensor(base=tensor, view=OneExpert(expert=int(expert)))
         return self._as_used(tensor, kind)
 

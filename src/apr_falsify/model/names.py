@@ -47,6 +47,7 @@ ROLES: Mapping[str, WeightRole] = {
     # Of one head; ("q",) and ("kv",) where a family norms all heads as one.
     "q_norm": WeightRole(("head_dim",), "q_post_rope", ("k_norm",)),
     "k_norm": WeightRole(("head_dim",), "k_post_rope", ("q_norm",)),
+    "sinks": WeightRole(("heads",), "attn_softmax"),
     "o": WeightRole(("hidden", "q"), "attn_out"),
     "o_bias": WeightRole(("hidden",), "attn_out"),
     "attn_post_norm": WeightRole(("hidden",), "attn_out"),
@@ -61,6 +62,10 @@ ROLES: Mapping[str, WeightRole] = {
     "ffn_post_norm": WeightRole(("hidden",), "ffn_out"),
     "router": WeightRole(("experts", "hidden"), "moe_router_indices"),
     "router_correction": WeightRole(("experts",), "moe_router_indices"),
+    "router_bias": WeightRole(("experts",), "moe_router_indices"),
+    "expert_gate_bias": WeightRole(("expert_ffn",), "ffn_out"),
+    "expert_up_bias": WeightRole(("expert_ffn",), "ffn_out"),
+    "expert_down_bias": WeightRole(("hidden",), "ffn_out"),
     "expert_gate": WeightRole(("expert_ffn", "hidden"), "ffn_out"),
     "expert_up": WeightRole(("expert_ffn", "hidden"), "ffn_out"),
     "expert_down": WeightRole(("hidden", "expert_ffn"), "ffn_out"),
@@ -139,6 +144,8 @@ GGUF_NAMES: Mapping[str, str] = {
         }.items()
         for suffix, kind in (("", "weight"), ("_bias", "bias"))
     },
+    "sinks": "blk.{n}.attn_sinks.weight",
+    "router_correction": "blk.{n}.exp_probs_b.bias",
     "final_norm": "output_norm.weight",
     "final_norm_bias": "output_norm.bias",
     "lm_head": "output.weight",

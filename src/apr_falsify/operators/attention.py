@@ -126,10 +126,15 @@ def _softmax_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: floa
     own *= np.square(y)
     if known.sigma is None:
         return own
+    return np.asarray(own + raised_by(known.sigma, y))
+
+
+def raised_by(sigma: F64, y: F64) -> F64:
+    """Return the variance that scores of rounding ``sigma`` [H, S, S] bring into weights ``y``."""
     # Uniform errors reach sqrt(3) sigma, and exp makes more of one than its first order says.
-    raised = np.expm1(np.minimum(known.sigma * math.sqrt(3), _UNKNOWN)) / math.sqrt(3)
+    raised = np.expm1(np.minimum(sigma * math.sqrt(3), _UNKNOWN)) / math.sqrt(3)
     spread = np.sum(squared(y * raised), axis=-1, keepdims=True)
-    return np.asarray(own + squared(y) * (squared(raised) + spread))
+    return np.asarray(squared(y) * (squared(raised) + spread))
 
 
 def _mix_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:

@@ -234,6 +234,7 @@ def _eager(
     mask: torch.Tensor | None,
     scaling: float,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what transformers' ``eager_attention_forward`` does: q (1,H,S,D), k and v (1,K,S,D) after RoPE."""
@@ -253,7 +254,13 @@ def _eager(
     see("attn_scores", scores)
     masked = scores if mask is None else scores + mask
     wide = torch.float32 if upcast else None
+    if s_aux is not None:  # gpt-oss: a sink per head, which is dropped once it has taken its weight
+        sinks = s_aux.reshape(1, -1, 1, 1).expand(*masked.shape[:3], 1)
+        masked = torch.cat((masked, sinks), dim=-1)
+        masked = masked - masked.max(dim=-1, keepdim=True).values
     weights = torch.nn.functional.softmax(masked, dim=-1, dtype=wide).to(value.dtype)
+    if s_aux is not None:
+        weights = weights[..., :-1]
     see("attn_softmax", weights)
     mixed = torch.matmul(weights, _repeat_kv(value, groups))
     return mixed.transpose(1, 2).contiguous(), weights

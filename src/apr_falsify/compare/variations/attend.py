@@ -134,12 +134,21 @@ def _scores(case: Case) -> F64:
     return np.where(kept, scores, found.values[0]) if isinstance(found, Replay) else scores
 
 
-def _weights(scores: F64, visible: Mask, axis: int = -1) -> F64:
+def _sinks(case: Case) -> F64 | None:
+    """Return the logit of each head's sink, [H, 1, 1], ``None`` where the model has none."""
+    return case.vector("sinks")[:, None, None] if case.geometry.sinks else None
+
+
+def _weights(scores: F64, visible: Mask, axis: int = -1, sinks: F64 | None = None) -> F64:
     """Return softmax over ``axis`` where visible; 0 elsewhere, and in what sees nothing."""
     masked = np.where(visible, scores, -np.inf)
     top = np.max(masked, axis=axis, keepdims=True)
+    if sinks is not None:
+        top = np.maximum(top, sinks)
     raised = np.where(visible, np.exp(masked - np.where(np.isfinite(top), top, 0.0)), 0.0)
     total = np.sum(raised, axis=axis, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks - top)
     return np.asarray(raised / np.where(total > 0, total, 1.0))
 
 
@@ -150,13 +159,15 @@ def other_mask(case: Case) -> Iterator[Guess]:
     window = case.geometry.windows[case.layer]
     instead = f"the model's window is {window}" if window else "a token sees itself and all before"
     for says, visible in _masks(case, scores.shape[-1], window):
-        yield case.guess(says, _weights(scores, visible), {"attn_scores": scores}, instead=instead)
+        values = _weights(scores, visible, sinks=_sinks(case))
+        yield case.guess(says, values, {"attn_scores": scores}, instead=instead)
     yield from _soft_masks(case, scores)
     seen = np.any(case.subject > 0, axis=0)
     token = int(np.argmax(np.any(seen != np.any(case.expected > 0, axis=0), axis=1)))
     keys = ", ".join(map(str, np.flatnonzero(seen[token])[:_LISTED])) or "none"
     says = f"another mask (token {token} sees the keys {keys})"
-    yield case.guess(says, _weights(scores, seen), {"attn_scores": scores}, instead=instead)
+    values = _weights(scores, seen, sinks=_sinks(case))
+    yield case.guess(says, values, {"attn_scores": scores}, instead=instead)
 
 
 _LISTED = 8
@@ -186,6 +197,8 @@ def _soft_masks(case: Case, scores: F64) -> Iterator[Guess]:
 
 def padding(case: Case) -> Iterator[Guess]:
     """Yield softmax whose denominator counts further keys of score 0: 1, up to a block, or as measured."""
+    if case.geometry.sinks:  # what else stands in the sum is measured as a sink
+        return
     scores = case.inputs["attn_scores"]
     top = np.max(np.where(case.expected > 0, scores, -np.inf), axis=-1, keepdims=True)
     total = np.sum(np.where(case.expected > 0, np.exp(scores - top), 0.0), axis=-1, keepdims=True)
@@ -224,7 +237,7 @@ def temperature(case: Case) -> Iterator[Guess]:
     named = {label: f(case.geometry.head_dim) for label, f in _TEMPERATURES.items()}
     near = {label: value for label, value in named.items() if abs(measured - value) < _NEAR * value}
     for label, value in {**near, f"{measured:.5g}": measured}.items():
-        values = _weights(scores * value, case.expected > 0)
+        values = _weights(scores * value, case.expected > 0, sinks=_sinks(case))
         yield case.guess(f"scores x {label} before the softmax", values, {"attn_scores": scores * value})
 
 

@@ -46,12 +46,11 @@ def weights(model: Quantised) -> tuple[Mapping[str, Tensor], Collection[str]]:
 
 def _weight(model: Quantised, module: str) -> GridTensor:
     name = f"{module}.qweight"
-    words = model.bits_of(name, ("I32", "U32"), name)
-    zero_words = model.bits_of(f"{module}.qzeros", ("I32", "U32"), name)
+    words = model.matrix(name, ("I32", "U32"), name, "[in, out / 8]")
+    zero_words = model.matrix(f"{module}.qzeros", ("I32", "U32"), name, "[groups, out / 8]")
     scales = model.numbers(f"{module}.scales", name)
     width, out = words.shape[0], words.shape[-1] * _EIGHT
     size = model.group_size(name, width)
-    model.check_shape(name, words.shape, (width, out // _EIGHT), "the packed codes of two axes")
     model.check_shape(scales.name, scales.shape, (width // size, out), f"a scale for each group of {name}")
     packed = (width // size, out // _EIGHT)
     model.check_shape(f"{module}.qzeros", zero_words.shape, packed, f"the zero points of {name}")

@@ -56,10 +56,8 @@ def weights(model: Quantised) -> tuple[Mapping[str, Tensor], Collection[str]]:
 
 
 def _int8(model: Quantised, module: str, name: str) -> GridTensor:
-    codes = model.bits_of(name, ("I8",), name)
+    codes = model.matrix(name, ("I8",), name)
     largest = f32(model.numbers(f"{module}.SCB", name)).reshape(-1, 1)
-    if codes.ndim != 2:
-        raise model.refusal(name, f"has the shape {list(codes.shape)}", expected="[out, in]")
     model.check_shape(f"{module}.SCB", largest.shape[:1], codes.shape[:1], f"one for each row of {name}")
     scales = np.asarray(largest / np.float32(127), dtype=np.float32)
     groups = even_groups(codes.shape[1], codes.shape[1])
@@ -75,7 +73,8 @@ def _four_bits(model: Quantised, name: str) -> GridTensor:
     octets = model.bits_of(name, ("U8",), name)
     shape = tuple(whole(size, "shape") for size in items(said.get("shape"), "shape"))
     size = whole(said.get("blocksize"), "blocksize")
-    if len(shape) != 2 or octets.size * 2 != shape[0] * shape[1] + shape[0] * shape[1] % 2:
+    _check_positive(name, size)
+    if len(shape) != 2 or min(shape) <= 0 or octets.size * 2 != shape[0] * shape[1] + shape[0] * shape[1] % 2:
         raise model.refusal(
             name, f"has {octets.size} bytes", expected=f"half of the {list(shape)} values of its quant_state"
         )
@@ -100,6 +99,11 @@ def _four_bits(model: Quantised, name: str) -> GridTensor:
     return GridTensor(name=name, type=kind, shape=(shape[0], width), read=read, packing=_HIGH_FIRST)
 
 
+def _check_positive(name: str, size: int) -> None:
+    if size <= 0:
+        raise ValueError(f"a block of {name} has {size} values")
+
+
 def _state(model: Quantised, name: str) -> tuple[str, Mapping[str, Any]]:
     """Return the kind of a four-bit weight, and what its state says in JSON."""
     kind = next((one for one in _KINDS if f"{name}.{_STATE}{one}" in model.tensors), _KINDS[0])
@@ -122,8 +126,9 @@ def _absmax(model: Quantised, name: str, said: Mapping[str, Any]) -> F32:
     table = f32(model.numbers(f"{name}.nested_quant_map", name))
     outer = f32(model.numbers(f"{name}.nested_absmax", name))
     size = whole(said.get("nested_blocksize"), "nested_blocksize")
+    _check_positive(name, size)
     model.check_shape(f"{name}.nested_quant_map", table.shape, (256,), "a value for each byte")
-    model.check_shape(f"{name}.nested_absmax", outer.shape, (-(-codes.size // max(size, 1)),), "one a block")
+    model.check_shape(f"{name}.nested_absmax", outer.shape, (-(-codes.size // size),), "one for each block")
     offset = np.float32(number(said.get("nested_offset"), "nested_offset"))
     spread = outer[np.arange(codes.size) // size]
     return np.asarray(table[codes] * spread + offset, dtype=np.float32)

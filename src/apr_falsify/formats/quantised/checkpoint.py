@@ -49,6 +49,20 @@ class Quantised:
             raise self.refusal(name, f"is of type {tensor.type}", expected=" or ".join(types))
         return tensor.bits
 
+    def matrix(
+        self, name: str, types: Collection[str], needed_by: str, axes: str = "[out, in]"
+    ) -> npt.NDArray[Any]:
+        """Return the values of a tensor like :meth:`bits_of`, which has two axes and is not empty.
+
+        Raises:
+            ModelError: it is not there, of another type, or of another shape than ``axes`` says.
+
+        """
+        bits = self.bits_of(name, types, needed_by)
+        if bits.ndim != 2 or not bits.size:
+            raise self.refusal(name, f"has the shape {list(bits.shape)}", expected=axes)
+        return bits
+
     def numbers(self, name: str, needed_by: str) -> PlainTensor:
         """Return a tensor of plain numbers, as scales are.
 

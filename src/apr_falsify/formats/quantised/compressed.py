@@ -89,9 +89,7 @@ def _group(model: Quantised, groups: Mapping[str, Any], module: str) -> Mapping[
     for key, group in groups.items():
         group = mapping(group, f"config_groups.{key}")
         for target in items(group.get("targets", []), "targets"):
-            pattern = str(target)
-            by_name = re.match(pattern[3:], module) if pattern.startswith("re:") else module.endswith(pattern)
-            if by_name or pattern == "Linear":
+            if _names(str(target), module):
                 return mapping(group.get("weights"), f"config_groups.{key}.weights")
     raise ModelError(
         f"no group of quantization_config names the layer {module}, whose weight is quantised",
@@ -100,13 +98,23 @@ def _group(model: Quantised, groups: Mapping[str, Any], module: str) -> Mapping[
     )
 
 
+def _names(target: str, module: str) -> bool:
+    """Whether a target is the layer: every linear one by its class, or this one by name or pattern."""
+    if not target.startswith("re:"):
+        return target == "Linear" or module.endswith(target)
+    try:
+        return re.match(target.removeprefix("re:"), module) is not None
+    except re.error as error:
+        raise ValueError(f"the target {target!r} is no pattern: {error}") from error
+
+
 def _packed(layer: _Layer) -> GridTensor:
     name = layer.part("weight_packed")
     if layer.model.tensors[name].type in ("I32", "U32"):
         return _integers(layer)
     if layer.has("weight_global_scale") or layer.said.get("strategy") == "tensor_group":
         return nvfp4_weight(layer.model, name, layer.module, "weight_global_scale", divided=True)
-    codes = layer.model.bits_of(name, ("U8",), name)
+    codes = layer.model.matrix(name, ("U8",), name, "[out, in / 2]")
     powers = layer.model.bits_of(layer.part("weight_scale"), ("U8", "F8_E8M0"), name)
     out, width = len(codes), 2 * codes.shape[-1]
     layer.model.check_divides(name, BLOCK, width)
@@ -119,9 +127,10 @@ def _packed(layer: _Layer) -> GridTensor:
 def _integers(layer: _Layer) -> GridTensor:
     name, bits = layer.part("weight_packed"), whole(layer.said.get("num_bits"), "num_bits")
     layer.model.unknown("num_bits", _PACKED_WIDTHS, config=layer.said)
-    words = layer.model.bits_of(name, ("I32",), name)
+    words = layer.model.matrix(name, ("I32",), name, f"[out, in * {bits} / 32]")
     shape = layer.model.bits_of(layer.part("weight_shape"), ("I64", "I32"), name)
-    out, width = (int(size) for size in np.asarray(shape).reshape(-1)[:2])
+    layer.model.check_shape(layer.part("weight_shape"), shape.shape, (2,), f"the shape of {name}")
+    out, width = int(shape[0]), int(shape[1])
     layer.model.check_shape(name, words.shape, (out, -(-width * bits // 32)), "by weight_shape and num_bits")
     scales, groups = _scales(layer, name, out, width)
     offset = np.float32(1 << (bits - 1))
@@ -161,9 +170,7 @@ def _unpacked(layer: _Layer) -> GridTensor:
         blocks = layer.said.get("block_structure")
         sizes = None if blocks is None else [whole(size, "block_structure") for size in items(blocks, "it")]
         return fp8_weight(layer.model, name, layer.part("weight_scale"), sizes)
-    codes = layer.model.bits_of(name, ("I8",), name)
-    if codes.ndim != 2:
-        raise layer.model.refusal(name, f"has the shape {list(codes.shape)}", expected="[out, in]")
+    codes = layer.model.matrix(name, ("I8",), name)
     out, width = codes.shape
     scales, groups = _scales(layer, name, out, width)
     zeros = None

@@ -60,10 +60,8 @@ def fp8_weight(
         ModelError: the scales are missing, or fit in none of these ways.
 
     """
-    bits = model.bits_of(name, FP8, name)
+    bits = model.matrix(name, FP8, name)
     table = FP8[model.tensors[name].type]
-    if bits.ndim != 2:
-        raise model.refusal(name, f"has the shape {list(bits.shape)}", expected="[out, in]")
     out, width = bits.shape
     scales = scale_values(model, scale_name, name)
     if scales.size in (1, out) and scales.shape in ((), (1,), (1, 1), (out,), (out, 1)):

@@ -47,8 +47,8 @@ def weights(model: Quantised) -> tuple[Mapping[str, Tensor], Collection[str]]:
 def _weight(model: Quantised, module: str) -> GridTensor:
     bits = int(model.config["bits"])
     name = f"{module}.qweight"
-    words = model.bits_of(name, ("I32", "U32"), name)
-    zero_words = model.bits_of(f"{module}.qzeros", ("I32", "U32"), name)
+    words = model.matrix(name, ("I32", "U32"), name, f"[in * {bits} / 32, out]")
+    zero_words = model.matrix(f"{module}.qzeros", ("I32", "U32"), name, f"[groups, out * {bits} / 32]")
     scales = model.numbers(f"{module}.scales", name)
     width, out = words.shape[0] * 32 // bits, words.shape[-1]
     groups = _groups(model, module, width)
@@ -100,7 +100,7 @@ def _check_shapes(
     count: int,
 ) -> None:
     out, name = words.shape[-1], f"{module}.qweight"
-    if words.ndim != 2 or words.shape[0] * 32 % bits or (out * bits) % CODES_A_BLOCK:
+    if words.shape[0] * 32 % bits or (out * bits) % CODES_A_BLOCK:
         raise model.refusal(
             name, f"has the shape {list(words.shape)}", expected=f"[in * {bits} / 32, out], whole words"
         )

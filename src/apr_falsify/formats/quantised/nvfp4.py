@@ -59,12 +59,10 @@ def nvfp4_weight(model: Quantised, packed: str, module: str, second: str, *, div
         ModelError: a scale is missing, or does not fit the codes.
 
     """
-    codes = model.bits_of(packed, ("U8",), packed)
+    codes = model.matrix(packed, ("U8",), packed, "[out, in / 2]")
     scale_name = f"{module}.weight_scale"
     scales = model.bits_of(scale_name, ("F8_E4M3",), packed)
     second_tensor = model.numbers(f"{module}.{second}", packed)
-    if codes.ndim != 2:
-        raise model.refusal(packed, f"has the shape {list(codes.shape)}", expected="[out, in / 2]")
     out, width = codes.shape[0], 2 * codes.shape[1]
     model.check_divides(packed, BLOCK, width)
     model.check_shape(scale_name, scales.shape, (out, width // BLOCK), f"a scale for each 16 of {packed}")
