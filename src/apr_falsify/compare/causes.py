@@ -62,7 +62,6 @@ NEAREST = 0.1
 _CLEARLY = 0.5
 """A less plausible cause is nearer only where it leaves at most this share of what a likelier one leaves."""
 
-
 _RESIDUALS = residual.STAGES
 _QKV = ("qkv_matmul", "qkv_bias")
 _MIXED = ("attn_scores", "attention")
