@@ -248,10 +248,10 @@ def only_data(
     return values if held is None else np.where(held, values, 0)
 
 
-def of_data(sigma: Array, name: str, passes: Passes) -> Array:
-    """Return the sigma of a stage, next to nothing where it is no data: both sides are zero there."""
+def of_data(sigma: Array, name: str, passes: Passes, elsewhere: float = TINY) -> Array:
+    """Return the sigma of a stage, ``elsewhere`` where it is no data: both sides are zero there."""
     held = _data_of(sigma, name, passes)
-    return sigma if held is None else np.where(held, sigma, TINY)
+    return sigma if held is None else np.where(held, sigma, elsewhere)
 
 
 def _data_of(values: Array, name: str, passes: Passes) -> Mask | None:

@@ -11,23 +11,26 @@ import math
 import numpy as np
 
 from apr_falsify.model.graph import Node
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
-from apr_falsify.operators.attention import raised_by, visible_keys
+from apr_falsify.operators.attention import raised_by
 from apr_falsify.operators.operator import Array, Inputs, Lines, Operator
 from apr_falsify.operators.roundoff import F64, FEW, UNIT, Ins, NoisySite
 from apr_falsify.operators.site import Site
 
 
-def sink_softmax(scores: Array, sinks: Array, window: int | None) -> Array:
+def sink_softmax(scores: Array, sinks: Array, window: int | None, passes: Passes | None = None) -> Array:
     """Return the weights of the keys that each token may see, zero elsewhere: [H, S, S].
 
     Args:
         scores: [H, S, S].
         sinks: the logit of each head's sink, [H].
         window: how many keys back a token sees, ``None`` for all.
+        passes: how the run computed its tokens; ``None``: at once.
 
     """
-    masked = np.where(visible_keys(scores.shape[-1], window), scores, -np.inf)
+    seen = (passes or Passes.whole(scores.shape[-1])).visible(window)
+    masked = np.where(seen[len(seen) - scores.shape[-2] :], scores, -np.inf)
     sink = sinks.astype(scores.dtype, copy=False)[:, None, None]
     top = np.maximum(np.max(masked, axis=-1, keepdims=True), sink)
     weights = np.exp(masked - top)
@@ -36,7 +39,8 @@ def sink_softmax(scores: Array, sinks: Array, window: int | None) -> Array:
 
 def _values(node: Node, inputs: Inputs, site: Site) -> Array:
     assert site.layer is not None
-    return sink_softmax(inputs["attn_scores"], site.vector("sinks"), site.geometry.windows[site.layer])
+    window = site.geometry.windows[site.layer]
+    return sink_softmax(inputs["attn_scores"], site.vector("sinks"), window, site.passes)
 
 
 def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:

@@ -47,7 +47,7 @@ class RecordedSubject:
         trace: what was recorded.
         prompt: the text it ran, where that is known.
         model: its own weights, where its mapping file names them.
-        notes: what cannot be checked of it.
+        notes: what cannot be checked of it, or was read of it that nobody said.
 
     """
 

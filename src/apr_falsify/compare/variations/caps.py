@@ -144,7 +144,7 @@ def _measured(case: Case) -> float | None:
 
 def _largest(case: Case) -> tuple[F64, F64, F64]:
     """Return what is capped, the subject and the rounding where the first is largest, in ascending order."""
-    x, s, sigma = _before(case), case.subject, case.shaped(case.sigma)
+    x, s, sigma = _before(case), case.subject, case.shaped_sigma
     used = np.isfinite(s) & np.isfinite(x) & (x != 0)
     x, s, sigma = x[used], s[used], sigma[used]
     if len(x) > _MOST:
@@ -187,7 +187,7 @@ def factor(case: Case) -> float:
     if not used.any():
         return math.nan
     open_share = share[used]
-    sigma = case.shaped(case.sigma)[used] / (1 - np.square(open_share))
+    sigma = case.shaped_sigma[used] / (1 - np.square(open_share))
     return scalar(x[used], cap * np.arctanh(open_share), sigma)
 
 

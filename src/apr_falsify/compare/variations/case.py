@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.floor import rounding
-from apr_falsify.compare.layout import only_data
+from apr_falsify.compare.layout import of_data, only_data
 from apr_falsify.compare.recorded_formats import saved_unit
 from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
@@ -30,6 +30,10 @@ F64 = npt.NDArray[np.float64]
 _MORE_ROUNDINGS = 2.0
 """How many roundings a wrong computation may have beyond those of the right one: of its own result, or of
 the right one, where it went by way of that."""
+
+
+_OF_NO_DATA = 1e30
+"""The sigma of what is no data: so large that it weighs nothing in a fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +158,15 @@ class Case:
         values = only_data(values, self.key, trace.stages[self.key].layout, self.geometry, trace.passes)
         return values if values.shape == self.subject.shape else values[-len(self.subject) :]
 
+    @property
+    def shaped_sigma(self) -> F64:
+        """The rounding of the replay in that form; what is no data has so much that it weighs nothing."""
+        found = of_data(self.sigma, self.name, self.replayer.trace.passes, _OF_NO_DATA)
+        shaped = self.shaped(found)
+        if found is self.sigma:
+            return shaped
+        return np.where(found[-len(shaped) :] == _OF_NO_DATA, _OF_NO_DATA, shaped)
+
     def evaluated(
         self,
         says: str,
@@ -261,7 +274,7 @@ class Case:
     def scalar(self, e: F64, s: F64 | None = None) -> float:
         """Return the a for which a * e comes nearest to s (the subject), each value in its own sigma."""
         s = self.subject if s is None else s
-        e, sigma = self.shaped(e), self.shaped(self.sigma)
+        e, sigma = self.shaped(e), self.shaped_sigma
         used = np.isfinite(s) & np.isfinite(e) & (e != 0)
         return scalar(e[used], s[used], sigma[used])
 

@@ -267,20 +267,20 @@ _ROUNDINGS = 2.2
 
 
 def _factors(case: Case, axis: int) -> F64:
-    e, sigma = case.shaped(case.expected), case.shaped(case.sigma)
+    e, sigma = case.shaped(case.expected), case.shaped_sigma
     energy = np.sum(np.square(e / sigma), axis=axis, keepdims=True)
     product = np.sum((e / sigma) * (case.subject / sigma), axis=axis, keepdims=True)
     return np.where(energy > 0, product / np.where(energy > 0, energy, 1.0), 1.0)
 
 
 def _multiplied(case: Case, factors: F64, says: str, name: str = "") -> Guess:
-    e, sigma = case.shaped(case.expected), case.shaped(case.sigma)
+    e, sigma = case.shaped(case.expected), case.shaped_sigma
     return Guess(says=says, values=e * factors, sigma=sigma * np.abs(factors), name=name)
 
 
 def constant_offset(case: Case) -> Iterator[Guess]:
     """Yield the replay plus one vector for all tokens: a bias or a control vector that is not the model's."""
-    e, sigma = case.shaped(case.expected), case.shaped(case.sigma)
+    e, sigma = case.shaped(case.expected), case.shaped_sigma
     if e.ndim != 2 or len(e) < 2:
         return
     share = 1 / np.square(sigma)

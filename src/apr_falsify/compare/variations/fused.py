@@ -186,7 +186,7 @@ def _solved(case: Case, values_at: Callable[[float], F64], starts: Sequence[floa
 
     Gauss-Newton on its logarithm from the best of ``starts``; each value counts in its own rounding.
     """
-    sigma, seen = case.shaped(case.sigma), np.isfinite(case.subject)
+    sigma, seen = case.shaped_sigma, np.isfinite(case.subject)
 
     def left(at: float) -> F64:
         found = case.shaped(values_at(math.exp(at)))

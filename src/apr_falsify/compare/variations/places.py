@@ -95,12 +95,12 @@ def _by_how_much(factor: float | None) -> str:
 
 def _factor(case: Case, region: npt.NDArray[np.bool_]) -> float | None:
     """Return the factor that all of a region is off by, ``None`` where there is none."""
-    e, sigma = case.shaped(case.expected)[region], case.shaped(case.sigma)[region]
+    e, sigma = case.shaped(case.expected)[region], case.shaped_sigma[region]
     s = case.subject[region]
     value = scalar(e, s, sigma)
     scaled = np.where(region, case.subject, 0.0)
     scaled[region] = value * e
-    guess = Guess(says="", values=np.where(region, scaled, case.subject), sigma=case.shaped(case.sigma))
+    guess = Guess(says="", values=np.where(region, scaled, case.subject), sigma=case.shaped_sigma)
     return value if math.isfinite(value) and case.fits(guess) else None
 
 

@@ -275,7 +275,7 @@ def one_input_channel(case: Case) -> Iterator[Guess]:
     norms = np.linalg.norm(x, axis=0)
     likeness = np.abs(left[:, 0] @ x) / np.where(norms > 0, norms, np.inf)
     channel = int(np.argmax(likeness))
-    column, share = x[:, channel, None], 1 / np.square(case.shaped(case.sigma))
+    column, share = x[:, channel, None], 1 / np.square(case.shaped_sigma)
     slope = np.sum(column * (case.subject - e) * share, axis=0) / np.sum(column**2 * share, axis=0)
     says = f"channel {channel} of {role} alone entering by another weight"
     yield Guess(says=says, values=e + column * slope, sigma=case.sigma)

@@ -50,7 +50,7 @@ def _coefficients(case: Case, stream: str, branch: str) -> tuple[float, float]:
     sides = [
         case.shaped(np.broadcast_to(case.inputs[role], case.expected.shape)) for role in (stream, branch)
     ]
-    sigma = case.shaped(case.sigma)
+    sigma = case.shaped_sigma
     rest = case.subject - case.shaped(np.broadcast_to(_others(case), case.expected.shape))
     used = np.isfinite(rest) & np.isfinite(sides[0] + sides[1])
     columns = np.stack([side[used] / sigma[used] for side in sides], axis=-1)

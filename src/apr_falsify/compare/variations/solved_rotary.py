@@ -76,7 +76,7 @@ def _over(case: Case, r: int) -> Iterator[tuple[str, F64]]:
 
 def _changed(case: Case) -> npt.NDArray[np.bool_]:
     """Return which channels of a head are other than before the rotation: [D]."""
-    before, sigma = (case.shaped(x) for x in (unrotated(case), case.sigma))
+    before, sigma = case.shaped(unrotated(case)), case.shaped_sigma
     allowed = case.limit * sigma + np.abs(before) * case.replayer.unit_of(case.key)
     changed = np.abs(np.nan_to_num(case.subject) - before) > allowed
     return np.asarray(changed.reshape(-1, case.geometry.head_dim).any(axis=0))
