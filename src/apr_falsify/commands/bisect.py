@@ -67,7 +67,7 @@ def bisect(
 def _refuse_unused(plan: Plan) -> None:
     """Refuse options that change nothing for these two sides."""
     if plan.oracle.runtime is not None:
-        options.refuse_idle(("dtype", "device"), "the oracle is a runtime, not transformers")
+        options.refuse_unused(("dtype", "device"), "the oracle is a runtime, not transformers")
     if plan.oracle.trace is not None:
         options.refuse_unused(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
     if plan.runtime != "apr":

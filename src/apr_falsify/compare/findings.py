@@ -11,6 +11,7 @@ from apr_falsify.compare.fit import Fit
 from apr_falsify.compare.invariants import invariants
 from apr_falsify.compare.judge import Judged, replayer_of
 from apr_falsify.compare.last_token import HELD_IN
+from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
@@ -66,7 +67,6 @@ def source_findings(
     sources = [entry for entry in judged.values() if entry.in_error]
     if not sources:
         return []
-    from apr_falsify.compare.search import Search  # all causes: a run without a source needs none
 
     accumulated = {Key(row.layer, row.stage): row for row in rows}
     fed = consumers(accumulated, trace.geometry)

@@ -179,7 +179,7 @@ _PROSE = frozenset(
 
 
 def _take(reading: _Reading, words: list[str], is_nextest: bool) -> None:
-    behind, plain = False, 0
+    behind = False
     pending = iter(words)
     for word in pending:
         if word == "--" and not behind:
@@ -191,15 +191,8 @@ def _take(reading: _Reading, words: list[str], is_nextest: bool) -> None:
             if not equals and option in (_RUNNER_VALUED if behind else _VALUED):
                 value = next(pending, "")
             (reading.runner if behind else reading.option)(option, value)
-        elif behind or is_nextest or not plain:
-            reading.filters.append(word)
-            plain += not behind
-        else:
-            plain += 1
-    if not is_nextest and plain > 1 and not re.search(r"_|::", reading.filters[0]):
-        reading.filters.pop(
-            0
-        )  # cargo takes one before `--`: several are a sentence, of which a test may be one
+        elif behind or is_nextest or not reading.filters:
+            reading.filters.append(word)  # cargo takes one before `--`: a second word is prose
     while reading.filters and reading.filters[-1] in _PROSE:
         reading.filters.pop()
 

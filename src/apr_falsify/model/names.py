@@ -145,6 +145,7 @@ GGUF_NAMES: Mapping[str, str] = {
         for suffix, kind in (("", "weight"), ("_bias", "bias"))
     },
     "sinks": "blk.{n}.attn_sinks.weight",
+    "router_correction": "blk.{n}.exp_probs_b.bias",
     "final_norm": "output_norm.weight",
     "final_norm_bias": "output_norm.bias",
     "lm_head": "output.weight",

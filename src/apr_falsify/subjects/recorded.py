@@ -53,7 +53,6 @@ class RecordedSubject:
 
     trace: Trace
     prompt: str | None = None
-    notes: tuple[str, ...] = ()
     model: Model | None = None
     notes: tuple[str, ...] = ()
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words, reweighed
+from apr_falsify.compare.variations.routing import is_routed
 from apr_falsify.formats.tensors import PlainTensor, Tensor
 from apr_falsify.model.shape import EXPERT_ROLES
 from apr_falsify.model.stages import Key
@@ -111,7 +112,28 @@ def measured_part(case: Case) -> Iterator[Guess]:
     ):
         value = case.scalar(part, case.subject - case.shaped(rest))
         if math.isfinite(value):
-            yield Guess(says=f"{words} x {factor_words(value)}", values=rest + value * part, name=name)
+            scaled = part is routed and is_routed(case) and case.geometry.routed_scale != 1.0
+            says = scale_words(case, value) if scaled else f"{words} x {factor_words(value)}"
+            yield Guess(says=says, values=rest + value * part, name=name)
+
+
+def has_scale(case: Case) -> bool:
+    """Whether a model scales the weights of routed experts, and a stage is these or what they alone make."""
+    alone = case.name != "ffn_out" or not case.geometry.shared_intermediate
+    return is_routed(case) and alone and case.geometry.routed_scale != 1.0
+
+
+def measured_scale(case: Case) -> Iterator[Guess]:
+    """Yield the stage with the measured scale of the routed experts."""
+    value = case.scalar(case.expected)
+    if math.isfinite(value):
+        says = scale_words(case, value)
+        yield Guess(says=says, values=value * case.expected, sigma=abs(value) * case.sigma)
+
+
+def scale_words(case: Case, factor: float) -> str:
+    """Return the scale of the routed experts that is ``factor`` times the model's, in words."""
+    return f"a scale of {factor_words(factor * case.geometry.routed_scale)} on the routed experts"
 
 
 def swapped_gate_up(case: Case) -> Iterator[Guess]:
