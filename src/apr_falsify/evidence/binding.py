@@ -41,7 +41,10 @@ def binding_of(claim: Claim, root: Path, project: Project | None = None) -> Boun
     unbound: dict[str, str] = {}
     cited = [one for one in all_cited(_contract(claim)) if one.kind not in _NO_CODE]
     for one in cited:
-        _READERS[one.kind](_Place(project=project, names=names, unbound=unbound), one)
+        if reader := _READERS.get(one.kind):
+            reader(_Place(project=project, names=names, unbound=unbound), one)
+        elif one.run is None or not one.run.marker:  # a marker is looked up below
+            unbound[one.text] = _UNREAD[one.kind]
     for marker in _markers(claim):
         _marked(_Place(project=project, names=names, unbound=unbound), marker)
     names += _whole_files(cited, names, unbound)
@@ -116,7 +119,7 @@ def _is_ours(place: _Place, path: PathName) -> bool:
 def _node(place: _Place, one: Citation) -> None:
     for path in one.paths:
         if not _refused(place, path, one.name):
-            place.names.append((path.path, one.name))
+            place.names.append((path.path, one.name.partition("[")[0]))
 
 
 def _unittest(place: _Place, one: Citation) -> None:
@@ -151,6 +154,14 @@ _READERS = {
     "test": _bare,
 }
 """Kind of citation -> what looks it up."""
+
+_UNREAD = {
+    "run": "chooses tests by their names; only tests that are named are bound",
+    "target": "is a target of another tool; only tests that are named are bound",
+    "theorem": "is no Python; only that is bound",
+    "binding": "is an entry of a binding file; only Python is bound",
+}
+"""Kind of citation that names no function of Python -> what is said of it."""
 
 
 def _marked(place: _Place, marker: str) -> None:

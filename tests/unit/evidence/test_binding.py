@@ -140,6 +140,11 @@ UNBOUND: dict[str, tuple[Claim, str, str]] = {
         "pytest -m a and b",
         "is an expression over several markers",
     ),
+    "by keyword": (
+        claim("pytest -k 'one or two'"),
+        "pytest -k one or two",
+        "chooses tests by their names; only tests that are named are bound",
+    ),
     "outside": (claim(file_paths=["../outside.py"]), "../outside.py", "is no file of this project"),
 }
 
