@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.judge import judge, replayer_of
 from apr_falsify.compare.proof import wrong
@@ -94,8 +95,10 @@ def _best(
     return best
 
 
-def _wrong(run: StoredRun, sample: Sequence[Key], arithmetic: str | None) -> set[Key]:
-    judged = judge(run.trace, run.weights, sample, arithmetic)
+def _wrong(
+    run: StoredRun, sample: Sequence[Key], arithmetic: str | None, attempts: Attempts = LOUD
+) -> set[Key]:
+    judged = judge(run.trace, run.weights, sample, arithmetic, attempts)
     return wrong(judged, judged)
 
 
@@ -147,7 +150,8 @@ def _of_weights_alone(run: StoredRun, sample: Sequence[Key], arithmetic: str | N
         return []
     replayer = replayer_of(run.trace, run.weights, arithmetic)
     products = [key for key in sample if replayer.operation(key) is Operation.PROJECTION][:_PRODUCTS]
-    if len(products) < _PRODUCTS or any(_wrong(run, [key], arithmetic) == set() for key in products):
+    within = Attempts()  # what breaks down here does so again where the run is judged, and is noted there
+    if len(products) < _PRODUCTS or any(not _wrong(run, [key], arithmetic, within) for key in products):
         return []
     return [(finding(one),) for one in formats for finding in (_weights_finding, _matrices_finding)]
 
