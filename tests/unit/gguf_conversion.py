@@ -108,12 +108,32 @@ def _together(name: str, values: F32, config: Config) -> F32:
     return values.reshape(heads, 3, -1, *values.shape[1:]).swapaxes(0, 1).reshape(values.shape)
 
 
+_DEEPSEEK: Mapping[str, str] = {
+    "expert_count": "n_routed_experts",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "expert_shared_count": "n_shared_experts",
+    "expert_weights_norm": "norm_topk_prob",
+    "expert_weights_scale": "routed_scaling_factor",
+    "leading_dense_block_count": "first_k_dense_replace",
+}
 _WINDOW = {"attention.sliding_window": "sliding_window"}
 RULES: Mapping[str, Rule] = {
     "llama": Rule(architecture="llama", permuted=True),
     "mixtral": Rule(architecture="llama", permuted=True),
     "granite": Rule(architecture="granite", further=_GRANITE, permuted=True),
     "granitemoe": Rule(architecture="granitemoe", further=_GRANITE, permuted=True),
+    "granitemoeshared": Rule(
+        architecture="granitemoe",
+        further={**_GRANITE, "expert_shared_feed_forward_length": "shared_intermediate_size"},
+        permuted=True,
+    ),
+    "dots1": Rule(architecture="dots1", further=_DEEPSEEK, fixed=lambda config: {"expert_gating_func": 2}),
+    "glm4_moe": Rule(
+        architecture="glm4moe",
+        further=_DEEPSEEK,
+        fixed=lambda config: {**_share(config), "expert_gating_func": 2},
+    ),
     "olmo2": Rule(architecture="olmo2"),
     "olmo3": Rule(
         architecture="olmo2",
@@ -217,12 +237,12 @@ def _merged(tensors: Mapping[str, F32]) -> Iterator[tuple[str, F32]]:
 
 
 def _halves(name: str, values: F32) -> list[tuple[str, F32]]:
-    """Return granitemoe's gate|up of all experts as two tensors."""
+    """Return granitemoe's gate|up of all experts, or of the shared one, as two tensors."""
     if not name.endswith("input_linear.weight"):
-        return [(name, values)]
-    layer = name.split(".")[2]
-    gate, up = np.split(values, 2, axis=1)
-    return [(f"blk.{layer}.ffn_gate_exps.weight", gate), (f"blk.{layer}.ffn_up_exps.weight", up)]
+        return [(name.replace("e_score_correction_bias", "e_score_correction.bias"), values)]
+    layer, kind = name.split(".")[2], "shexp" if "shared_mlp" in name else "exps"
+    gate, up = np.split(values, 2, axis=-2)
+    return [(f"blk.{layer}.ffn_gate_{kind}.weight", gate), (f"blk.{layer}.ffn_up_{kind}.weight", up)]
 
 
 def convert(checkpoint: Path, target: Path, **changed: Any) -> Path:

@@ -30,6 +30,10 @@ CONVERTED: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "granite": (2, {}),
     "granite-biased-tied-llama3": (2, {}),
     "granitemoe": (2, {}),
+    "granitemoeshared": (2, {}),
+    "dots1": (2, {}),
+    "glm4_moe": (2, {}),
+    "glm4_moe-biased-unnormed-one-group": (2, {}),
     "olmo2-biased-tied-yarn": (2, {}),
     "olmo3-biased-tied-yarn": (3, {}),
     "gemma": (2, {}),
@@ -83,7 +87,7 @@ def test_a_converted_file_gives_the_checkpoint_s_geometry_and_weights(recipe: st
 
 @pytest.mark.parametrize(
     "recipe",
-    ["granite", "gemma3-capped-pattern", "phi3-longrope-partial-window", "qwen2_moe", "cohere2"],
+    ["granite", "gemma3-capped-pattern", "phi3-longrope-partial-window", "qwen2_moe", "cohere2", "glm4_moe"],
 )
 def test_a_run_of_the_converted_file_is_that_of_transformers(recipe: str, tmp_path: Path) -> None:
     original, converted = both(tmp_path, recipe)
@@ -137,6 +141,7 @@ def test_a_setting_that_conversion_got_wrong_is_a_finding(
         ("qwen3_moe", "expert_gating_func", 2),
         ("qwen3_moe", "expert_shared_count", 1),
         ("qwen3_moe", "expert_weights_scale", 2.5),
+        ("dots1", "expert_gating_func", 1),
         ("mixtral", "attention__sliding_window", 5),
         ("ernie4_5", "rope__dimension_sections", [4, 4, 4, 0]),
         ("ernie4_5", "attention__causal", False),
@@ -152,6 +157,12 @@ def test_a_key_that_has_no_formula_for_the_architecture_is_refused_by_name(
     said = f"{refusal.value}"
     assert key.replace("__", ".").rpartition(".")[2] in said or "later ones" in said
     assert str(refusal.value.where).endswith("x.gguf")
+
+
+def test_layers_that_predict_further_tokens_are_none_of_the_model(tmp_path: Path) -> None:
+    original, converted = both(tmp_path, "glm4_moe", nextn_predict_layers=1)
+    assert (original.geometry.layers, converted.geometry.layers) == (2, 1)
+    assert converted.geometry.mixtures == original.geometry.mixtures[:1]
 
 
 def test_a_key_that_switches_something_off_is_no_obstacle(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ To be read in this order:
 - the procedure and its answer: ``localise``, ``bisection``, ``rows``, ``findings``, ``unchecked``; what
   may break down in it: ``attempts``; what of a mixture stands twice: ``last_token``
 - structure before values: ``structure``, ``axes``, ``layout``, ``convention``, ``proof``
+- what a recording takes from the oracle's run, or leaves out beside it: ``borrowed``
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
 - the weights themselves: ``weights``, ``systematic``, ``low_rank``
 - every stage from its own inputs: ``judge``, ``fit``, ``doubt``, ``replay``, ``site``, ``products``,
@@ -15,6 +16,6 @@ To be read in this order:
 - values on the edge between two steps: ``crossing``, ``edges``, ``attention_edges``,
   ``grain_edges``
 - what holds without a reference: ``invariants``
-- what explains an error: ``search``, ``causes``, ``variations``
+- what explains an error: ``search``, ``cause``, ``causes``, ``variations``
 - one kernel apart from all others: ``kernel_case``
 """

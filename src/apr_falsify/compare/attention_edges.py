@@ -34,7 +34,7 @@ _SWEEPS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeStage:
-    """A captured stage beside its replay, in one shape, which is the stage's last step.
+    """A captured stage and its replay, both in the shape of the stage's last step.
 
     Attributes:
         subject: as captured.

@@ -55,7 +55,7 @@ def _under(
         ins = arguments(node, known, made)
         last = node is span[-1]
         made[node.stage] = step(node, ins, rule, site, operands, store if last or rule.rounds_steps else UNIT)
-        if operator_of(node).name == "softmax":
+        if node.stage == "attn_softmax":
             made[node.stage] = rounded_weights(made[node.stage], store)
     found = made[span[-1].stage]
     assert found.sigma is not None

@@ -25,7 +25,7 @@ from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.doubt import doubt
 from apr_falsify.compare.fit import Fit, fit_of
-from apr_falsify.compare.layout import factor_of, only_data
+from apr_falsify.compare.layout import factor_of, of_data, only_data
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.compare.recorded_formats import saved_unit
 from apr_falsify.compare.replay import Missing, Replay, Replayer
@@ -174,7 +174,8 @@ def _first_look(replayer: Replayer, key: Key, attempts: Attempts) -> Judged:
     if expected is PLAIN and by_rule[PLAIN] > 1 >= by_rule.get(ROUNDED_STEPS, math.inf):
         expected = ROUNDED_STEPS  # as usual in 16 bits as a kernel that keeps its steps in f32
     plain, _ = comparable(replayer.trace, key, subject, found.values[0], found.sigma)
-    introduced = partial(compare_arrays, plain, subject, axes_of(key.stage, replayer.trace.geometry))
+    axes = axes_of(key.stage, replayer.trace.geometry, replayer.trace.passes.unseen)
+    introduced = partial(compare_arrays, plain, subject, axes)
     metrics = attempts.trying("the figures against the plain replay", key).made(introduced, None)
     return Judged(
         key=key,
@@ -272,7 +273,8 @@ def _saved_beyond(replayer: Replayer, key: Key, subject: Stored, expected: F64, 
 def comparable(trace: Trace, key: Key, subject: Stored, values: F64, sigma: F64) -> tuple[F64, F64]:
     """Return a replay and its sigma in the form in which the runtime keeps the stage."""
     layout = trace.stages[key].layout
-    values = only_data(values, key, layout, trace.geometry)
+    values = only_data(values, key, layout, trace.geometry, trace.passes)
+    sigma = of_data(sigma, key.stage, trace.passes)
     if (factor := factor_of(key, layout, trace.geometry)) < 1:  # the smallest steps were divided by it too
         sigma = np.hypot(sigma, smallest_rounding(store_of(trace)) / factor)
     if values.shape != subject.shape:  # a last-token stage: the last rows alone

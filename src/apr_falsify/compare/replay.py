@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from apr_falsify.compare.floor import projected_through, rounding
 from apr_falsify.compare.fused import attended
-from apr_falsify.compare.layout import canonical
+from apr_falsify.compare.layout import canonical, only_data
 from apr_falsify.compare.operands import Operands
 from apr_falsify.compare.recorded_formats import as_operands
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
@@ -27,6 +27,7 @@ from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.model.wiring import node_of, supplier_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
 from apr_falsify.numerics.operand_rules import AND, PLAIN, Operation, Rule, expected_rule
+from apr_falsify.operators.attention import CACHED
 from apr_falsify.operators.linear import weights_of
 from apr_falsify.operators.operator import Array
 from apr_falsify.operators.replayed import MixtureOperator, replay_mixture
@@ -122,16 +123,30 @@ class Replayer:
         self._sigmas: dict[Key, F64] = {}
 
     def captured(self, key: Key) -> F64 | None:
-        """Return a captured stage in canonical shape, f64; a last-token stage keeps a token axis of 1."""
+        """Return a captured stage in canonical shape, f64; a last-token stage keeps a token axis of 1.
+
+        The rows of padding are there: others may have seen them.
+        """
+        values = self._stored(key)
+        return None if values is None else values.astype(np.float64)
+
+    def judged(self, key: Key) -> F64 | None:
+        """Return a captured stage to be judged, f64: zero where it is no data."""
         values = self.stored(key)
         return None if values is None else values.astype(np.float64)
 
     def stored(self, key: Key) -> npt.NDArray[Any] | None:
-        """Return a captured stage like :meth:`captured`, in the format it is stored in, not copied."""
+        """Return a captured stage to be judged, in the format it is stored in: zero where it is no data."""
+        values = self._stored(key)
+        if values is None:
+            return None
+        return only_data(values, key, (), self.trace.geometry, self.trace.passes)
+
+    def _stored(self, key: Key) -> npt.NDArray[Any] | None:
         array = self.trace.stages.get(key)
         if array is None:
             return None
-        values = canonical(array, key, self.trace.geometry, len(self.trace.tokens))
+        values = canonical(array, key, self.trace.geometry, self.trace.passes)
         if Layout.LAST_TOKEN in array.layout and STAGES[key.stage].axes[0] == "tokens":
             values = values[None]
         return values
@@ -198,16 +213,19 @@ class Replayer:
 
     def _inputs(self, key: Key, composed: list[str], rows: int) -> dict[str, Known]:
         if any(operator_of(node).over_tokens for node in self.span(key)):
-            rows = len(self.trace.tokens)
-        sources = self.sources(key)
-        known = {role: self._known(source, composed, rows) for role, source in sources.items()}
+            rows = self.trace.passes.rows
+        cached, sources = CACHED.get(self.operation(key), ()), self.sources(key)
+        known = {
+            role: self._known(source, composed, len(self.trace.tokens) if role in cached else rows)
+            for role, source in sources.items()
+        }
         return as_operands(known, self.operation(key), sources, self.trace.provenance.operands)
 
     def _rows(self, key: Key) -> int:
         """Return of how many tokens a stage was captured: all of them, or the last one."""
         array = self.trace.stages.get(key)
         alone = "tokens" not in STAGES[key.stage].axes or (array and Layout.LAST_TOKEN in array.layout)
-        return 1 if alone else len(self.trace.tokens)
+        return 1 if alone else self.trace.passes.rows
 
     def saved_format(self, key: Key) -> Format | None:
         """Return the format that a captured stage was rounded to when it was saved, ``None`` for its own."""
@@ -236,7 +254,7 @@ class Replayer:
         values = self.captured(key)
         if values is not None:
             if self._rows(key) < rows:
-                raise NotCaptured(key)
+                return self._with_earlier(key, values, rows)
             if self.saved_format(key) is not None and np.isinf(values).any():
                 raise NotCaptured(key)  # finite ones may have been saved so
             return Known(value=values, sigma=self._rounded_later(key, values))
@@ -245,6 +263,17 @@ class Replayer:
         composed += [*self._steps_within(key), key.stage]
         found = self._evaluated(key, self._inputs(key, composed, rows), (self.expected(key),), ())
         return Known(value=found.values[0], sigma=found.sigma)
+
+    def _with_earlier(self, key: Key, values: F64, rows: int) -> Known:
+        """Return a captured stage with rows of earlier passes that another run supplied."""
+        borrowed = self.trace.borrowed.get(key)
+        if borrowed is None or len(borrowed.values) + len(values) != rows:
+            raise NotCaptured(key)
+        later = self._rounded_later(key, values)
+        sigma = np.zeros((rows, values.shape[1]))
+        sigma[: len(borrowed.values)] = borrowed.sigma
+        sigma[len(borrowed.values) :] = 0.0 if later is None else later
+        return Known(value=np.concatenate((borrowed.values, values)), sigma=sigma)
 
     def expected(self, key: Key) -> Rule:
         """Return the arithmetic in which the runtime is expected to compute a stage."""
@@ -285,6 +314,7 @@ class Replayer:
         apart: Sequence[F64] = ()
         if isinstance(operator, MixtureOperator):
             site.captured = self.captured(key)
+            site.last_weights = self.captured(Key(key.layer, "moe_router"))
             values, sigma = replay_mixture(operator, inputs, site, rules, self.store)
         elif operation is Operation.PROJECTION:
             found, sigma = projected_through(span, inputs, site, self.store)
@@ -314,6 +344,7 @@ class Replayer:
             layer=key.layer,
             tokens=self.trace.tokens,
             rules=rules,
+            in_passes=self.trace.passes,
         )
         site.begin(inputs)
         return site

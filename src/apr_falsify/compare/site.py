@@ -8,12 +8,13 @@ import numpy as np
 
 from apr_falsify.compare.products import product
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Key
 from apr_falsify.numerics.operand_rules import PLAIN, Rule
 from apr_falsify.operators.linear import started_at
 from apr_falsify.operators.roundoff import F64, UNIT, Array, Ins
-from apr_falsify.operators.site import embedding
+from apr_falsify.operators.site import embedding, seen_positions
 
 
 class WeightsNeeded(Exception):
@@ -47,9 +48,11 @@ class ReplaySite:
         input_rows: the stage's input where it has one, of all tokens.
         noise: per projection of the node: the variance of its sums, in squared unit roundoffs.
         angle_errors: the rounding of the angles of a rotation that is not the model's, in unit roundoffs.
+        in_passes: how the run computed its tokens; ``None``: at once.
         types: per projection: the number format of its weights.
         captured: the stage itself as the run has it, for what rounding leaves open; ``None`` where it has
             none.
+        last_weights: a mixture's weights of the last token's experts as the run has them.
 
     """
 
@@ -64,6 +67,13 @@ class ReplaySite:
     types: list[str] = field(default_factory=list)
     angle_errors: F64 | None = None
     captured: F64 | None = None
+    last_weights: F64 | None = None
+    in_passes: Passes | None = None
+
+    @property
+    def passes(self) -> Passes:
+        """How the run computed its tokens."""
+        return self.in_passes or Passes.whole(len(self.tokens))
 
     def begin(self, inputs: Ins) -> None:
         """Begin a node that is computed from ``inputs``."""
@@ -100,12 +110,12 @@ class ReplaySite:
         return self.known_weights.vector(role, self.layer).astype(np.float64)
 
     def embed(self) -> Array:
-        """Return the rows of the embedding table for ``tokens``."""
-        return embedding(self.tokens, self.known_weights.tensor("embed"), np.float64)
+        """Return the rows of the embedding table for the ``tokens`` that are seen."""
+        return embedding(self.tokens[self.passes.unseen :], self.known_weights.tensor("embed"), np.float64)
 
     def positions(self) -> Array:
         """Return the learned rows of the tokens' positions."""
-        return embedding(range(len(self.tokens)), self.known_weights.tensor("positions"), np.float64)
+        return embedding(seen_positions(self.passes), self.known_weights.tensor("positions"), np.float64)
 
     @property
     def known_weights(self) -> Weights:

@@ -100,7 +100,7 @@ def _stopped(chosen: list[_Chosen]) -> Resolution:
         state=ResolutionState.RESOLVED,
         code="crate-not-readable",
         message=f"cargo stops at {unread[0].where}: {unread[0].why}",
-        hint="mend it: until then the command runs no test",
+        hint="fix it: until then the command runs no test",
     )
 
 

@@ -149,7 +149,7 @@ def geometry_of_gguf(
         gguf = Gguf(values, tensors, divisors or {})
         geometry = _geometry_of_gguf(family, gguf)
         gguf.refuse_what_was_not_read()
-        _check_names(family, geometry, tensors)
+        _check_names(family, geometry, gguf)
         return geometry
     except KeyError as error:
         raise GeometryError(f"the GGUF file has no {error}", where=where) from error
@@ -201,13 +201,17 @@ ROPE_TENSORS: tuple[str, ...] = ("rope_freqs", "rope_factors_short", "rope_facto
 """Tensors of a GGUF file that are part of its rotary embedding."""
 
 
-def _check_names(family: Family, geometry: Geometry, tensors: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a tensor that the family has no use for: what it would do is not known."""
+def _check_names(family: Family, geometry: Geometry, gguf: Gguf) -> None:
+    """Refuse a tensor that the family has no use for: what it would do is not known.
+
+    Layers beyond the model's own, where its settings say so, predict further tokens.
+    """
+    beyond = tuple(f"blk.{layer}." for layer in range(geometry.layers, gguf.layers))
     known = {f"{name}.weight" for name in ROPE_TENSORS}
     for name in family.gguf_weights.values():
         known |= {name.format(n=layer) for layer in range(geometry.layers)} if "{n}" in name else {name}
-    for name in tensors:
-        if name not in known:
+    for name in gguf.tensors:
+        if name not in known and not name.startswith(beyond):
             raise GeometryError(
                 f"the tensor {name} has no use in a {family.title} model as it is known here",
                 expected="the tensors that llama.cpp's conversion of such a model writes",

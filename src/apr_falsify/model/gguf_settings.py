@@ -44,7 +44,7 @@ class Gguf:
         tensors: name -> shape, rows first.
         divisors: the content of the tensors ``rope_freqs``, ``rope_factors_short`` and ``rope_factors_long``,
             by these names, where the file has them.
-        read: the keys that were asked for.
+        read: the keys that were read.
 
     """
 
@@ -94,7 +94,7 @@ class Gguf:
         return rope_of_gguf(self.get, self.divisors, self.head_dim, partial=partial)
 
     def refuse_what_was_not_read(self) -> None:
-        """Refuse a key that nothing has asked for, unless it changes no formula or switches something off.
+        """Refuse a key that nothing has read, unless it changes no formula or switches something off.
 
         Raises:
             GeometryError: there is one.
@@ -166,4 +166,35 @@ def experts(gguf: Gguf, *, normed: bool, width: str = "expert_feed_forward_lengt
         "moe_intermediate": gguf[width],
         "norm_topk_prob": gguf.flag("expert_weights_norm", normed),
         "mixtures": (True,) * gguf.layers,
+    }
+
+
+_SIGMOID = 2
+"""The value of ``expert_gating_func`` for a sigmoid."""
+
+
+def corrected_experts(gguf: Gguf) -> Mapping[str, Any]:
+    """Read the mixture of DeepSeek-V3, as ``settings.corrected_experts`` reads it of a config.json.
+
+    Layers that predict further tokens come last, and the forward pass of the next one does without them.
+    """
+    if (function := gguf.whole("expert_gating_func", _SIGMOID)) != _SIGMOID:
+        raise GeometryError(f"expert_gating_func is {function}", expected=f"{_SIGMOID}, a sigmoid")
+    layers = gguf.layers - gguf.whole("nextn_predict_layers", 0)
+    dense, groups = gguf.whole("leading_dense_block_count", 0), gguf.whole("expert_group_count", 1) or 1
+    width = gguf.whole("expert_feed_forward_length")
+    return {
+        "layers": layers,
+        "experts": gguf["expert_count"],
+        "experts_per_token": gguf["expert_used_count"],
+        "moe_intermediate": width,
+        "shared_intermediate": gguf.whole("expert_shared_count", 0) * width,
+        "norm_topk_prob": gguf.flag("expert_weights_norm"),
+        "router_scoring": "sigmoid",
+        "router_corrected": f"blk.{dense}.exp_probs_b.bias" in gguf.tensors,
+        "expert_groups": groups,
+        "expert_groups_chosen": gguf.whole("expert_group_used_count", 1) or 1,
+        "group_best": 1 if groups == 1 else 2,
+        "routed_scale": gguf.number("expert_weights_scale", 1.0) or 1.0,
+        "mixtures": tuple(n >= dense for n in range(layers)),
     }

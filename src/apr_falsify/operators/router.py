@@ -22,7 +22,7 @@ from apr_falsify.operators.replayed import (
     routed,
     weights_of,
 )
-from apr_falsify.operators.roundoff import TINY, UNIT, Array, Known
+from apr_falsify.operators.roundoff import F64, TINY, UNIT, Array, Known
 from apr_falsify.operators.routing import (
     as_experts,
     best,
@@ -56,7 +56,15 @@ def _replayed_experts(inputs: Mapping[str, Known], site: ExpertSite, store: floa
     choice = choice_of(logits, correction_of(site), site.geometry, store)
     either = _unknown_ranks(logits, choice, site.geometry, store)
     sigma = np.where(either, float(site.geometry.experts), UNIT)
-    return Known(value=choice.chosen[0].astype(np.float64), sigma=sigma)
+    return Known(value=_as_listed(choice.chosen[0].astype(np.float64), site), sigma=sigma)
+
+
+def _as_listed(chosen: F64, site: ExpertSite) -> F64:
+    """Return the experts in the order in which the run lists them, where its weights are in that order."""
+    listed, weights = site.captured, site.last_weights
+    if listed is None or weights is None or not np.array_equal(np.sort(listed), np.sort(chosen)):
+        return chosen
+    return listed if np.array_equal(listed[best(weights, len(chosen))], chosen) else chosen
 
 
 def _unknown_ranks(logits: Known, choice: Choice, geometry: Geometry, store: float) -> npt.NDArray[np.bool_]:
@@ -110,7 +118,7 @@ def _scores_text(logits: str, geometry: Geometry) -> Lines:
 
 
 def _choice_text(geometry: Geometry) -> Lines:
-    standing = "scores + router_correction" if geometry.router_corrected else "scores"
+    standing = "scores + router_correction_weight" if geometry.router_corrected else "scores"
     chosen = "chosen = np.argsort(-standing, axis=-1, kind='stable')[:, :experts_per_token]"
     return (
         f"standing = {standing}",

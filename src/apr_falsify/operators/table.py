@@ -29,6 +29,7 @@ from apr_falsify.operators.norms import LAYER_NORM, RMS_NORM
 from apr_falsify.operators.operator import Array, Inputs, Operator
 from apr_falsify.operators.rotary import ROTARY
 from apr_falsify.operators.router import CHOSEN_EXPERTS, EXPERT_WEIGHTS, ROUTING
+from apr_falsify.operators.sinks import SINK_SOFTMAX
 from apr_falsify.operators.site import Site
 from apr_falsify.operators.softcap import SOFTCAP
 
@@ -43,6 +44,7 @@ OPERATORS: Mapping[str, Operator] = {
         ROTARY,
         SCORES,
         SOFTMAX,
+        SINK_SOFTMAX,
         MIX,
         ADD,
         ACTIVATION,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.views import block_minima, has_block_minima
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.arithmetic import FORMATS, Format, format_named
@@ -85,6 +86,11 @@ class RuntimeSite:
     def tokens(self) -> tuple[int, ...]:
         """The token ids of the run."""
         return self.model.tokens
+
+    @property
+    def passes(self) -> Passes:
+        """How the run computed its tokens."""
+        return self.model.passes
 
     def project(self, x: Array, role: str, biased: bool = False) -> Array:
         """Return ``x`` through the projection in ``role``, with its bias where ``biased``."""

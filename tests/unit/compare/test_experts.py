@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from apr_falsify.compare.causes import explain
-from apr_falsify.compare.judge import store_of
+from apr_falsify.compare.judge import judge, store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.site import ReplaySite
 from apr_falsify.formats.weights import Model, open_model
@@ -22,7 +23,7 @@ from apr_falsify.operators.replayed import replay_mixture
 from apr_falsify.operators.roundoff import LIMIT, Known
 from apr_falsify.subjects.embedded import capture
 from apr_falsify.traces.capture import MemorySink
-from apr_falsify.traces.trace import Trace
+from apr_falsify.traces.trace import StageArray, Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.helpers import small_geometry
 from tests.unit.oracle.requests import request_for
@@ -223,6 +224,28 @@ def test_where_a_token_may_have_gone_to_another_expert_its_output_says_nothing(
     size = np.sqrt(np.mean(values[0, 4] ** 2))
     np.testing.assert_allclose(sigma[4], np.abs(values[0, 4]) + size, rtol=1e-9)
     assert (np.delete(sigma, 4, axis=0) < 1e-4 * size).all()
+
+
+@pytest.mark.parametrize(
+    ("reversed_stages", "wrong"),
+    [
+        (("moe_router", "moe_router_indices"), set()),
+        (("moe_router_indices",), {"moe_router_indices", "moe_router", "moe_ffn_out"}),
+        (("moe_router",), {"moe_router", "moe_ffn_out"}),
+    ],
+    ids=["both", "the experts", "the weights"],
+)
+def test_a_run_may_list_its_experts_in_an_order_of_its_own(
+    model: Model, trace: Trace, reversed_stages: tuple[str, ...], wrong: set[str]
+) -> None:
+    changed = {
+        Key(1, name): StageArray(data=np.ascontiguousarray(trace.stages[1, name].data[::-1]))
+        for name in reversed_stages
+    }
+    listed = replace(trace, stages={**trace.stages, **changed})
+    keys = [Key(1, name) for name in ("moe_router", "moe_router_indices", "moe_ffn_out")]
+    found = judge(listed, model.weights, keys)
+    assert {key.stage for key, entry in found.items() if entry.in_error} == wrong
 
 
 @pytest.mark.parametrize("stage_name", ["ffn_out", "moe_ffn_out", "moe_router"])

@@ -19,7 +19,7 @@ from apr_falsify.formats.tensors import FloatArray, Tensor
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.graph import Node
 from apr_falsify.model.rope import Rope
-from apr_falsify.model.shape import EXPERT_ROLES, Geometry
+from apr_falsify.model.shape import EXPERT_BIASES, EXPERT_ROLES, Geometry
 from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.numerics.operand_rules import Operation, Rule
 from apr_falsify.operators.roundoff import TINY, UNIT, Known, lost, stored
@@ -150,7 +150,8 @@ class Case:
 
     def shaped(self, values: F64) -> F64:
         """Return ``values`` in the form in which the runtime keeps the stage."""
-        values = only_data(values, self.key, self.replayer.trace.stages[self.key].layout, self.geometry)
+        trace = self.replayer.trace
+        values = only_data(values, self.key, trace.stages[self.key].layout, self.geometry, trace.passes)
         return values if values.shape == self.subject.shape else values[-len(self.subject) :]
 
     def evaluated(
@@ -197,6 +198,7 @@ class Case:
             geometry=self.geometry,
             layer=self.layer,
             tokens=self.replayer.trace.tokens,
+            in_passes=self.replayer.trace.passes,
             angle_errors=angle_errors,
         )
         own = rounding(self.name, known, values, site, self.replayer.store)
@@ -342,13 +344,16 @@ class MadeTensor:
         return self.decode(start, stop)
 
 
+_OF_EXPERTS = (*EXPERT_ROLES, *EXPERT_BIASES)
+
+
 def reweighed(case: Case, changed: Mapping[str, Tensor]) -> Weights:
     """Return the weights with other tensors in some roles, all as they are used: nothing is left to undo."""
     weights = case.weights
     roles = (
         each
         for role in weights.names
-        for each in (_each_expert(role, case.geometry) if role in EXPERT_ROLES else (role,))
+        for each in (_each_expert(role, case.geometry) if role in _OF_EXPERTS else (role,))
     )
     tensors: dict[str, Any] = {
         role: tensor for role in roles if (tensor := weights.find(role, case.layer)) is not None
@@ -356,7 +361,7 @@ def reweighed(case: Case, changed: Mapping[str, Tensor]) -> Weights:
     return replace(
         weights,
         geometry=replace(weights.geometry, tied=False),
-        names={role: f"{role}.{{e}}" if role in EXPERT_ROLES else role for role in weights.names},
+        names={role: f"{role}.{{e}}" if role in _OF_EXPERTS else role for role in weights.names},
         tensors={**tensors, **changed},
         interleaved=False,
         of_checkpoint=False,

@@ -63,7 +63,11 @@ class _Steps:
         self.case = case
         trace = case.replayer.trace
         self.site = ReplaySite(
-            weights=case.replayer.weights, geometry=trace.geometry, layer=case.layer, tokens=trace.tokens
+            weights=case.replayer.weights,
+            geometry=trace.geometry,
+            layer=case.layer,
+            tokens=trace.tokens,
+            in_passes=trace.passes,
         )
         self.operands = case.replayer.operands(case.layer)
         self.inner = case.replayer.store if case.rule.rounds_steps else UNIT
@@ -212,12 +216,15 @@ def _solved(case: Case, values_at: Callable[[float], F64], starts: Sequence[floa
 
 def _masks(case: Case, steps: _Steps) -> Iterator[Guess]:
     assert case.layer is not None
-    window, tokens = case.geometry.windows[case.layer], len(case.replayer.trace.tokens)
+    passes = case.replayer.trace.passes
+    window, tokens = case.geometry.windows[case.layer], passes.tokens
     instead = f"the model's window is {window}" if window else "a token sees itself and all before"
-    tried = dict(masks.usual(tokens, window))
-    tried.update(masks.of_starts(_first_keys(case, steps), tokens, window))
+    tried = {**dict(masks.of_passes(passes, window)), **dict(masks.usual(tokens, window))}
+    if passes.plain:
+        tried.update(masks.of_starts(_first_keys(case, steps), tokens, window))
     for says, visible in tried.items():
-        yield steps.mixed(says, steps.weighed(visible), name="mask", instead=instead)
+        seen = steps.weighed(visible[passes.unseen :])
+        yield steps.mixed(says, seen, name="mask", instead=instead)
 
 
 _ROWS = 48

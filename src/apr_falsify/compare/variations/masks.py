@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.model.passes import Passes
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -33,6 +35,22 @@ def usual(tokens: int, window: int | None) -> Iterator[tuple[str, Mask]]:
         ((before >= 0) & inside & (before < np.arange(tokens)[:, None])) | first,
     )
     yield "only the last key seen", np.broadcast_to(np.arange(tokens) == tokens - 1, before.shape)
+
+
+def of_passes(passes: Passes, window: int | None) -> Iterator[tuple[str, Mask]]:
+    """Yield masks that do not know where a pass begins and ends, or which tokens are padding, by name."""
+    right, keys = passes.visible(window), np.arange(passes.tokens)
+    if passes.padding:
+        tokens = ~(keys < passes.padding)[:, None]
+        yield "a mask that lets tokens see the padding", right | ((keys < passes.padding) & tokens)
+        seen = right | ((keys == passes.padding - 1) & tokens)
+        yield "a mask that lets tokens see the last token of padding", seen
+    if len(passes.sizes) > 1:
+        start, token = np.repeat(passes.starts, passes.sizes)[:, None], keys[:, None]
+        met = passes.met() & ((keys >= passes.padding) | (token < passes.padding))
+        yield "a mask aligned to the first key, not to the pass's own tokens", met & (keys <= token - start)
+        yield "no mask among the tokens of a pass", met
+        yield "only the keys of the pass itself seen", right & (keys >= start)
 
 
 def of_starts(starts: Mapping[int, int], tokens: int, window: int | None) -> Iterator[tuple[str, Mask]]:

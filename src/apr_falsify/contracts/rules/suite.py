@@ -61,9 +61,7 @@ def unregistered_id(suite: Sequence[ContractFacts], known: Sequence[ContractFact
         for cited in facts.cited_ids:
             if cited.id not in by_id:
                 message = f"{cited.id} is cited, and no contract registers it"
-                hint = (
-                    nearest(cited.id, [one.id for one in facts.falsifiers]) or "register it, or strike it out"
-                )
+                hint = nearest(cited.id, [one.id for one in facts.falsifiers]) or "register it, or remove it"
                 yield problem_at(
                     facts.path, "id-not-registered", cited.place, message, subject=cited.id, hint=hint
                 )

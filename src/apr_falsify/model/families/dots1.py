@@ -9,11 +9,20 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from apr_falsify.model import gguf_settings
 from apr_falsify.model.blocks import HEAD, decoder_layer
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_CORRECTED_MIXTURE, HF_DECODER, HF_QK_NORM, MLP_BIASES, without
+from apr_falsify.model.names import (
+    HF_CORRECTED_MIXTURE,
+    HF_DECODER,
+    HF_QK_NORM,
+    MLP_BIASES,
+    gguf_names,
+    without,
+)
 from apr_falsify.model.settings import Config, attention_bias, corrected_experts, window_where
 
+_NAMES: Mapping[str, str] = {**without(HF_DECODER, *MLP_BIASES), **HF_QK_NORM, **HF_CORRECTED_MIXTURE}
 _DENSE = ("gate", "up", "down")
 
 
@@ -30,7 +39,10 @@ DOTS1 = Family(
     name="dots1",
     title="dots.llm1",
     model_types=("dots1",),
-    weights={**without(HF_DECODER, *MLP_BIASES), **HF_QK_NORM, **HF_CORRECTED_MIXTURE},
+    gguf_architectures=("dots1",),
+    weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES),
+    gguf_settings=gguf_settings.corrected_experts,
     layer=partial(decoder_layer, qk_norm=HEAD),
     settings=_settings,
     kept_in_f32=("router_correction",),

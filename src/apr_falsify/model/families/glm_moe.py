@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from apr_falsify.model import gguf_settings
 from apr_falsify.model.blocks import HEAD, decoder_layer
 from apr_falsify.model.family import Family
 from apr_falsify.model.graph import Nodes
-from apr_falsify.model.names import HF_CORRECTED_MIXTURE, HF_DECODER, HF_QK_NORM, MLP_BIASES, without
+from apr_falsify.model.names import (
+    HF_CORRECTED_MIXTURE,
+    HF_DECODER,
+    HF_QK_NORM,
+    MLP_BIASES,
+    gguf_names,
+    without,
+)
 from apr_falsify.model.settings import corrected_experts
 from apr_falsify.model.shape import Geometry
+
+_NAMES: Mapping[str, str] = {
+    **without(HF_DECODER, *MLP_BIASES, "o_bias"),
+    **HF_QK_NORM,
+    **HF_CORRECTED_MIXTURE,
+}
 
 
 def _layer(geometry: Geometry, layer: int) -> Nodes:
@@ -18,7 +34,13 @@ GLM4_MOE = Family(
     name="glm4_moe",
     title="GLM-4.5 / 4.6",
     model_types=("glm4_moe",),
-    weights={**without(HF_DECODER, *MLP_BIASES, "o_bias"), **HF_QK_NORM, **HF_CORRECTED_MIXTURE},
+    gguf_architectures=("glm4moe",),
+    weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES, {"ffn_norm": "post_attention_norm"}),
+    gguf_settings=lambda gguf: {
+        **gguf_settings.corrected_experts(gguf),
+        "qk_normed": "blk.0.attn_q_norm.weight" in gguf.tensors,
+    },
     layer=_layer,
     settings=lambda config: {
         **corrected_experts(config),

@@ -53,19 +53,24 @@ def _layer(geometry: Geometry, layer: int) -> Nodes:
     return tuple(beside(node, ".shared_mlp") for node in nodes) if geometry.shared_intermediate else nodes
 
 
+_NAMES_OF_SHARED = {
+    **_NAMES,
+    "shared_gate": _SHARED + "input_linear.weight",
+    "shared_up": _SHARED + "input_linear.weight",
+    "shared_down": _SHARED + "output_linear.weight",
+}
+
 GRANITE_MOE_SHARED = replace(
     GRANITE_MOE,
     name="granitemoeshared",
     title="Granite 3 MoE with a shared expert",
     model_types=("granitemoeshared",),
-    gguf_architectures=(),
-    gguf_weights={},
-    gguf_interleaved=False,
-    weights={
-        **GRANITE_MOE.weights,
-        "shared_gate": _SHARED + "input_linear.weight",
-        "shared_up": _SHARED + "input_linear.weight",
-        "shared_down": _SHARED + "output_linear.weight",
+    gguf_key="expert_shared_feed_forward_length",
+    weights=_NAMES_OF_SHARED,
+    gguf_weights=gguf_names(_NAMES_OF_SHARED),
+    gguf_settings=lambda gguf: {
+        **GRANITE_MOE.gguf_settings(gguf),
+        "shared_intermediate": gguf["expert_shared_feed_forward_length"],
     },
     fused=(*GRANITE_MOE.fused, ("shared_gate", "shared_up")),
     layer=_layer,
