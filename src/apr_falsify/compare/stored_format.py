@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from apr_falsify.compare.attempts import LOUD, Attempts
+from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.judge import judge, replayer_of
 from apr_falsify.compare.proof import wrong
@@ -95,10 +95,9 @@ def _best(
     return best
 
 
-def _wrong(
-    run: StoredRun, sample: Sequence[Key], arithmetic: str | None, attempts: Attempts = LOUD
-) -> set[Key]:
-    judged = judge(run.trace, run.weights, sample, arithmetic, attempts)
+def _wrong(run: StoredRun, sample: Sequence[Key], arithmetic: str | None) -> set[Key]:
+    # What breaks down here does so again where the run is judged, and is reported there.
+    judged = judge(run.trace, run.weights, sample, arithmetic, attempts=Attempts())
     return wrong(judged, judged)
 
 
@@ -150,8 +149,7 @@ def _of_weights_alone(run: StoredRun, sample: Sequence[Key], arithmetic: str | N
         return []
     replayer = replayer_of(run.trace, run.weights, arithmetic)
     products = [key for key in sample if replayer.operation(key) is Operation.PROJECTION][:_PRODUCTS]
-    within = Attempts()  # what breaks down here does so again where the run is judged, and is noted there
-    if len(products) < _PRODUCTS or any(not _wrong(run, [key], arithmetic, within) for key in products):
+    if len(products) < _PRODUCTS or any(not _wrong(run, [key], arithmetic) for key in products):
         return []
     return [(finding(one),) for one in formats for finding in (_weights_finding, _matrices_finding)]
 
