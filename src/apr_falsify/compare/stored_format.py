@@ -149,7 +149,7 @@ def _of_weights_alone(run: StoredRun, sample: Sequence[Key], arithmetic: str | N
         return []
     replayer = replayer_of(run.trace, run.weights, arithmetic)
     products = [key for key in sample if replayer.operation(key) is Operation.PROJECTION][:_PRODUCTS]
-    if len(products) < _PRODUCTS or any(_wrong(run, [key], arithmetic) == set() for key in products):
+    if len(products) < _PRODUCTS or any(not _wrong(run, [key], arithmetic) for key in products):
         return []
     return [(finding(one),) for one in formats for finding in (_weights_finding, _matrices_finding)]
 

@@ -12,9 +12,10 @@ from apr_falsify.compare.doubt import BLUR, doubt
 from apr_falsify.compare.judge import judge, replayer_of
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import Key
+from apr_falsify.model.stages import Key, Layout
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, together
 from apr_falsify.operators.table import FUSED
+from apr_falsify.traces.trace import StageArray
 from tests.checkpoints import make_checkpoint
 from tests.unit.compare.family_runs import Run, run_of
 from tests.unit.compare.fused_runs import (
@@ -214,6 +215,16 @@ def test_a_kernel_of_a_runtime_with_its_own_arithmetic_stays_unmeasured(models: 
     assert not doubtful.in_error
     stated = trace_of(geometry, parts, wrong, runtime="llama-cpp", arithmetic="f32; f16 cache")
     assert judged(stated).in_error
+
+
+def test_the_last_token_alone_is_judged_and_named(models: dict[str, Geometry]) -> None:
+    geometry = models["grouped"]
+    parts = heads(geometry, 12, "f32")
+    wrong = attended(geometry, parts, rescaled(1.1)(kernel(geometry, 12, "sdpa", "f32")))
+    trace = trace_of(geometry, parts, wrong)
+    last = StageArray(data=trace.stages[ATTENTION].data[-1:], layout=(Layout.LAST_TOKEN,))
+    found = cause(replace(trace, stages={**trace.stages, ATTENTION: last}))
+    assert found == ("attention-scale", "scores x 1.1 before the softmax")
 
 
 def test_a_cache_of_keys_that_were_computed_here_is_no_accusation(models: dict[str, Geometry]) -> None:

@@ -234,6 +234,8 @@ _ROWS = 48
 def _first_keys(case: Case, steps: _Steps) -> dict[int, int]:
     """Return for some tokens the first key from which on the keys up to them give the subject's values."""
     tokens = len(case.subject)
+    if tokens != len(case.expected):  # the last token alone
+        return {}
     rows = np.unique(np.linspace(0, tokens - 1, min(_ROWS, tokens)).astype(int))
     geometry = case.geometry
     v = case.inputs["qkv_bias"][:, -geometry.kv_heads * geometry.head_dim :]
@@ -284,6 +286,8 @@ _LEAST = 1e-6
 def _measured_sinks(case: Case, steps: _Steps) -> F64 | None:
     """Return the score of one more key in each head's sum that takes from its values what is missing."""
     geometry = case.geometry
+    if len(case.subject) != len(case.expected):
+        return None
     right, subject = (by_head(x, geometry.head_dim) for x in (case.shaped(case.expected), case.subject))
     scores = np.where(steps.visible, steps.scores.value, -np.inf)
     top = np.max(scores, axis=-1)
