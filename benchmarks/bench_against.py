@@ -6,7 +6,7 @@ machine slows both. Printed are medians and the ratio of the working tree to the
 processor's seconds in the whole process (imports included; on a busy machine the steadier of the two), and
 of memory.
 
-    python benchmarks/bench_against.py COMMIT [--rounds 5] [--tokens 512] [--folder DIR]
+    python benchmarks/bench_against.py COMMIT [--rounds 5] [--only WORDS] [--tokens 512] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("commit", help="what to compare the working tree with")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="the cases whose name has this in it; default: all")
     parser.add_argument(
         "--tokens", type=int, default=512, help="of SmolLM2, one round of all layers; 0: none"
     )
@@ -72,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         trees = {options.commit: _unpacked(options.commit, Path(folder) / "then"), "here": REPOSITORY}
-        cases = _cases(trees, Path(folder))
+        cases = {case: run for case, run in _cases(trees, Path(folder)).items() if options.only in case}
         found: dict[tuple[str, str], list[Mapping[str, float]]] = defaultdict(list)
         for turn in range(options.rounds):
             for case, command in cases.items():

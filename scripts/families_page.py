@@ -28,7 +28,8 @@ runtime, replayed and explained, and its tests compare every stage with transfor
 the architectures that are read from such files; *.apr* the families whose constants such a file states. What
 a layer is made of is that of the config with transformers' own defaults.
 
-A family of your own is one file: [adding-a-family.md](adding-a-family.md).
+A family of your own is one file: [adding-a-family.md](adding-a-family.md). Bugs that were reported of ports
+of these models, and what is said of each, are in [reported-bugs.md](reported-bugs.md).
 
 | family | `model_type` | GGUF | .apr | norms | q and k | feed-forward | file |
 |---|---|---|---|---|---|---|---|
@@ -44,6 +45,8 @@ _SMALL: dict[str, Any] = {
     "shared_expert_intermediate_size": 32,
     "n_routed_experts": 8,
     "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
     "num_experts_per_tok": 2,
     "num_hidden_layers": 8,
     "vocab_size": 64,

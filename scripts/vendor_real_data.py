@@ -55,7 +55,7 @@ VENDORED = {
     "tiny-qwen2": ROOT / "src" / "apr_falsify" / "data",
 }
 
-RECORDED_HERE = {"apr-tiny-llama-hf": TESTS_DATA, "apr-edges": TESTS_DATA}
+RECORDED_HERE = dict.fromkeys(("apr-tiny-llama-hf", "apr-edges", "quantised"), TESTS_DATA)
 """Recordings that are in no such folder; tests/data/README.md says how each was made."""
 
 

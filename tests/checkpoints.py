@@ -77,6 +77,7 @@ FAMILIES = (
     "dots1",
     "minimax_m2",
     "ernie4_5_moe",
+    "gpt_oss",
     "solar_open",
     "exaone_moe",
     "granitemoeshared",

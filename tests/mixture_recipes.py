@@ -104,6 +104,30 @@ RECIPES: Mapping[str, Recipe] = {
             "rope_parameters": YARN,
         },
     ),
+    "gpt_oss": Recipe(
+        family="gpt_oss",
+        config={
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "swiglu_limit": 0.7,
+            "sliding_window": 5,
+            "rope_parameters": {**YARN, "truncate": False, "beta_fast": 6.0, "beta_slow": 2.0},
+        },
+    ),
+    "gpt_oss-unbiased-tied-plain-rope-all-windowed": Recipe(
+        family="gpt_oss",
+        config={
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "swiglu_limit": 1.5,
+            "swiglu_alpha": 1.2,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention"] * 3,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    ),
     "solar_open": Recipe(family="solar_open", config=_SOLAR),
     "solar_open-biased-tied": Recipe(
         family="solar_open",

@@ -12,14 +12,23 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from apr_falsify.commands.options import Sides
-from apr_falsify.commands.sides import capture_one, capture_sides, make_plan, whole_or_nothing
+from apr_falsify.commands.passes import AskedPasses
+from apr_falsify.commands.sides import capture_one, capture_sides, make_plan, oracle_run, whole_or_nothing
 from apr_falsify.commands.specs import OracleSide, open_oracle
 from apr_falsify.compare import localise
 from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind, Row, Status, Verdict
-from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError, UsageError
+from apr_falsify.errors import (
+    AprFalsifyError,
+    LayerRangeError,
+    PassesError,
+    StageError,
+    TokensError,
+    UsageError,
+)
 from apr_falsify.formats import weights as model_files
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.stages import STAGES, Key, Layout, in_forward_order, stage
@@ -27,6 +36,7 @@ from apr_falsify.operators.family_file import load_families
 from apr_falsify.pytest_plugin.verdict import Falsified, assert_one_source
 from apr_falsify.subjects.interface import DEFAULT_SECONDS
 from apr_falsify.subjects.registry import RUNTIMES
+from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import StageArray, Trace
 from apr_falsify.traces.trace import read_trace as trace_of
 
@@ -85,6 +95,8 @@ def capture(
     side: Model | AnyPath,
     *,
     tokens: Sequence[int] | None = None,
+    passes: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
     prompt: str | None = None,
     layers: range | None = None,
     stages: Iterable[str] | None = None,
@@ -103,6 +115,8 @@ def capture(
     Args:
         side: a model, which HuggingFace's transformers runs, or a subject ``RUNTIME:PATH``.
         tokens: the token ids to run.
+        passes: how many of them are computed together, pass by pass; at once by default.
+        positions: the position of each; 0, 1, 2 ... by default.
         prompt: the text to run instead; a tokenizer makes ids of it.
         layers: the layers to keep; the first by default.
         stages: the stages to keep; all by default.
@@ -121,7 +135,9 @@ def capture(
 
     """
     _known(family)
-    sides = _sides(tokens, prompt, layers, stages, arithmetic, options, program, seconds)
+    sides = _sides(
+        tokens, _asked(passes, positions), prompt, layers, stages, arithmetic, options, program, seconds
+    )
     place = None if out is None else Path(out)
     subject = str(side) if _is_subject(side) else None
     if subject is None and oracle is not None:
@@ -137,6 +153,8 @@ def bisect(
     subject: Trace | AnyPath | None = None,
     *,
     tokens: Sequence[int] | None = None,
+    passes: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
     prompt: str | None = None,
     layers: range | None = None,
     stages: Iterable[str] | None = None,
@@ -161,6 +179,8 @@ def bisect(
         oracle: the reference: a model, which transformers runs, or a trace.
         subject: the run in question; by default this package's NumPy runtime on the oracle.
         tokens: the token ids to run; a trace has its own.
+        passes: how many of them are computed together, pass by pass; at once by default.
+        positions: the position of each; 0, 1, 2 ... by default.
         prompt: the text to run instead.
         layers: the layers to judge; those that a trace holds, else the first.
         stages: the stages to judge; all by default.
@@ -180,7 +200,9 @@ def bisect(
 
     """
     _known(family)
-    sides = _sides(tokens, prompt, layers, stages, arithmetic, options, program, seconds)
+    sides = _sides(
+        tokens, _asked(passes, positions), prompt, layers, stages, arithmetic, options, program, seconds
+    )
     run, model = None if out is None else Path(out), None if weights is None else _model(weights)
     if isinstance(subject, Trace):
         if run is not None:
@@ -208,8 +230,20 @@ def _known(family: AnyPath | None) -> None:
         load_families(Path(family))
 
 
+def _asked(passes: Sequence[int] | None, positions: Sequence[int] | None) -> AskedPasses:
+    return AskedPasses(sizes=_numbers(passes, "passes"), positions=_numbers(positions, "positions"))
+
+
+def _numbers(given: Sequence[int] | None, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(operator.index, given or ()))
+    except TypeError as error:
+        raise PassesError(f"not whole numbers: {given!r:.80}", where=name) from error
+
+
 def _sides(
     tokens: Sequence[int] | None,
+    passes: AskedPasses,
     prompt: str | None,
     layers: range | None,
     stages: Iterable[str] | None,
@@ -228,6 +262,7 @@ def _sides(
         substages=True,
         prompt=prompt,
         tokens=None if tokens is None else _ids(tokens),
+        passes=passes,
         arithmetic=arithmetic,
         options={} if options is None else options,
         program=None if program is None else Path(program),
@@ -271,18 +306,21 @@ def _of_trace(
         raise UsageError("the subject was run already, on tokens of its own", where="tokens")
     if sides.get("options") or sides.get("program") is not None:
         raise UsageError("the subject was run already: it takes no options", where="options, program")
+    if sides.get("passes", AskedPasses()).asked:
+        raise UsageError("the subject was run already, in passes of its own", where="passes, positions")
     trace, layers = oracle.trace, sides["layers"]
     if trace is None:
         assert oracle.model is not None
         held = subject.layers or (0,)
-        trace = capture(
-            oracle.model,
+        own = replace(subject.passes, unseen=0)
+        request = Request(
             tokens=subject.tokens,
             layers=range(held[0], held[-1] + 1) if layers is None else layers,
             stages=sides["stages"],
-            dtype=dtype,
-            device=device,
+            feeder=True,
+            in_passes=None if own.plain else own,
         )
+        trace = oracle_run(oracle, dtype, device).capture(request, MemorySink())
     reference = oracle.model or model
     return localise.bisect(
         trace,

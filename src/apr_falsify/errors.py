@@ -78,6 +78,10 @@ class TokensError(AprFalsifyError):
     """Token ids that are missing, out of range, or not those of the trace."""
 
 
+class PassesError(AprFalsifyError):
+    """Passes that do not add up to the tokens, or positions and padding that cannot be."""
+
+
 class GeometryError(AprFalsifyError):
     """Model geometry that is missing, contradictory or absurd."""
 

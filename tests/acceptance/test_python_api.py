@@ -126,7 +126,7 @@ def test_a_run_is_kept_and_used_again(tmp_path: Path) -> None:
         (lambda: af.capture(TINY, tokens=TOKENS, stages="attn_norm"), "not a list"),
         (lambda: af.capture(TINY, tokens=TOKENS, device="mps"), "no device"),
         (lambda: af.capture(TINY, tokens=TOKENS, dtype="float32"), "float32"),
-        (lambda: af.bisect(TINY, af.capture(TINY, tokens=(1, 2)), out="x"), "not kept"),
+        (lambda: af.bisect(TINY, af.capture(TINY, tokens=(1, 2)), out="x"), "not saved"),
         (lambda: af.bisect(TINY, af.capture(TINY, tokens=(1, 2)), options={"a": "b"}), "no options"),
         (lambda: af.open_model("no/such/model"), "no such file"),
     ],

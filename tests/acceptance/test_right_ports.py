@@ -243,4 +243,4 @@ def test_a_batch_of_identical_prompts_is_refused_with_what_to_save(
         assert_refused(run("bisect", "--oracle", checkpoint, "--subject", f"recorded:{recording}"), "'ids'")
         return
     refused = run("bisect", "--oracle", checkpoint, "--subject", f"recorded:{recording}")
-    assert_refused(refused, "it looks like a batch of 2: save one row of it")
+    assert_refused(refused, "it looks like a batch of 2: let `row: N` say which row")

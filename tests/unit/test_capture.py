@@ -18,7 +18,8 @@ from apr_falsify.model.stages import STAGES, Key, Layout, Scope
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
 from apr_falsify.traces.provenance import Provenance
-from apr_falsify.traces.trace import INCOMPLETE, read_trace, scan
+from apr_falsify.traces.stage_files import INCOMPLETE, scan
+from apr_falsify.traces.trace import read_trace
 from tests.unit.helpers import open_to_all, run_script, small_geometry
 from tests.unit.traces import TOKENS, everything_under, write_trace
 
@@ -212,7 +213,8 @@ def test_a_place_that_may_not_be_looked_into_is_refused(tmp_path: Path) -> None:
 from pathlib import Path
 from apr_falsify.traces.capture import TraceWriter
 from apr_falsify.errors import AprFalsifyError
-from apr_falsify.traces.trace import read_trace, scan
+from apr_falsify.traces.stage_files import scan
+from apr_falsify.traces.trace import read_trace
 from apr_falsify.formats.weights import open_model
 become_nobody()
 place = Path(sys.argv[1]) / "closed" / "run"

@@ -19,6 +19,7 @@ from apr_falsify.errors import StageError
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import open_model
 from apr_falsify.model.families import graph_of
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.rope import Rope, rope_of_config
 from apr_falsify.model.stages import LAYER_INPUT, STAGES, Key, Scope
 from apr_falsify.model.wiring import inputs_of, stages_of
@@ -214,7 +215,8 @@ def test_rotation_by_hand() -> None:
 @given(st.integers(0, 10_000))
 def test_rotation_keeps_the_norm_of_each_pair_and_products_of_equal_distance(position: int) -> None:
     rope, x = Rope(theta=1e4), np.linspace(-1, 1, 16).reshape(2, 8)
-    first, later = rotate(x, rope, 8), rotate(x, rope, 8, position)
+    passes = Passes(sizes=(2,), positions=(position, position + 1))
+    first, later = rotate(x, rope, 8), rotate(x, rope, 8, passes)
     pairs = np.hypot(later[:, :4], later[:, 4:])
     np.testing.assert_allclose(pairs, np.hypot(x[:, :4], x[:, 4:]), rtol=1e-12)
     np.testing.assert_allclose(later[0] @ later[1], first[0] @ first[1], rtol=1e-9)

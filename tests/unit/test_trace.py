@@ -16,13 +16,12 @@ from apr_falsify.model.geometry import geometry_of_hf_dir
 from apr_falsify.model.stages import Key
 from apr_falsify.traces.capture import TraceWriter
 from apr_falsify.traces.provenance import Provenance
+from apr_falsify.traces.stage_files import INCOMPLETE, scan
 from apr_falsify.traces.trace import (
-    INCOMPLETE,
     is_trace,
     read_stage,
     read_trace,
     relative_path,
-    scan,
     sha256_of,
     shaped,
 )

@@ -110,7 +110,7 @@ def find_apr(directory: Path, make_room: Callable[[Material], object]) -> AprHos
 
 
 def with_tokens(host: AprHost, store: Store) -> AprHost:
-    """Return ``host`` with the ids of its prompt, which it is run for."""
+    """Return ``host`` with the token ids of its own prompt, for which it is run once."""
     model = store.model(Material(name=host.models[0], seed=0))
     request = Request(tokens=(), layers=range(1), stages=("attn_norm",))
     with host.imported(model.path, model.geometry) as subject, subject.begin(request) as run:

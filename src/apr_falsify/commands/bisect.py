@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--oracle",
-    metavar="MODEL|TRACE",
-    help="The reference: HF directory, .gguf, hub id, or a trace.  [default: a tiny Qwen2]",
+    metavar="MODEL|TRACE|RUNTIME:PATH",
+    help="The reference: HF directory, .gguf, hub id, a trace, or a runtime.  [default: a tiny Qwen2]",
 )
 @click.option(
     "--subject",
@@ -66,6 +66,8 @@ def bisect(
 
 def _refuse_unused(plan: Plan) -> None:
     """Refuse options that change nothing for these two sides."""
+    if plan.oracle.runtime is not None:
+        options.refuse_unused(("dtype", "device"), "the oracle is a runtime, not transformers")
     if plan.oracle.trace is not None:
         options.refuse_unused(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")
     if plan.runtime != "apr":

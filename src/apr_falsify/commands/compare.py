@@ -63,6 +63,8 @@ def compare(
             oracle,
             subject.trace,
             weights=None if model is None else model.weights,
+            subject_weights=None if subject.model is None else subject.model.weights,
+            not_checked=subject.notes,
             layers=judged,
             stages=stages,
         )

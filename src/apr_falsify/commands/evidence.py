@@ -130,7 +130,7 @@ def _checked(bundle: Path, against: _Verification) -> _Checked:
 
 
 def _against(found: Verification, claim: Claim) -> _Checked:
-    """Hold a bundle against the claim and the code as they are now; of another claim it does not hold."""
+    """Check a bundle against the claim and the code as they are now; one of another claim fails."""
     from dataclasses import replace
 
     from apr_falsify.commands.standings import project_at
@@ -245,7 +245,7 @@ def diff(first: Path, second: Path, output: str) -> int:
 @click.option("--key-id", metavar="ID", help="What contracts list it by.  [default: the file's name]")
 @options.debug
 def sign(bundle: Path, key: Path, key_id: str | None) -> int:
-    """Sign the statement of a bundle that holds; the key's other half goes into the contract.
+    """Sign the statement of a bundle that verifies; the public key goes into the contract.
 
     A key is made with: openssl genpkey -algorithm ed25519 -out lane.pem
     """

@@ -77,7 +77,7 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """Without what a bundle of somebody else could do to a terminal."""
+    """Return a text of a bundle without the characters that could control a terminal."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 

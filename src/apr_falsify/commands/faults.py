@@ -53,7 +53,7 @@ def faults(
     """Examine the suite itself: seed faults, see which are located, missed or imagined.
 
     Exits with 0 where its goals are met: every single fault of ten floors or more is located, 80 % of them
-    explained, 95 % of random pairs located, and no correct run accused. Correct runs are held on random and
+    explained, 95 % of random pairs located, and no correct run accused. Correct runs take place on random and
     repetitive texts, under several kernels of the libraries, and at the width of a 7B model.
     """
     import json

@@ -227,7 +227,7 @@ class TorchModels:
         return self._loaded[key]
 
     def drop_wide(self, kept: tuple[Material, str] | None = None) -> None:
-        """Let go of every wide model but ``kept``."""
+        """Release every wide model but ``kept``."""
         for key in [each for each in self._loaded if each[0].wide and each != kept]:
             del self._loaded[key]
 

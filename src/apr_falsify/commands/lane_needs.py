@@ -46,7 +46,7 @@ def lane_named(name: str, start: Path) -> Lane:
 
 
 def checks_of(lane: Lane) -> Iterator[Check]:
-    """Yield what the lane needs and this machine has not; else that it is all here; memory and disk."""
+    """Yield what the lane needs and this machine lacks, or that nothing is missing; then memory and disk."""
     missing = missing_for(lane)
     yield from (_missing(lane, one) for one in missing)
     if not missing:

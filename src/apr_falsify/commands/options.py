@@ -11,6 +11,7 @@ from typing import Any, NotRequired, TypedDict
 import click
 from click.core import ParameterSource
 
+from apr_falsify.commands import passes
 from apr_falsify.errors import AprFalsifyError, LayerRangeError, StageError, TokensError, UsageError
 from apr_falsify.model.stages import parse_layers, parse_stages
 
@@ -231,6 +232,7 @@ class Sides(TypedDict):
         substages: whether those within the attention are among them.
         prompt: the text to run.
         tokens: the token ids to run.
+        passes: which of them are computed together.
         arithmetic: what the subject computes in.
         options: settings for the subject's runtime.
         program: the runtime's program, where it is not the one on PATH.
@@ -243,6 +245,7 @@ class Sides(TypedDict):
     substages: bool
     prompt: str | None
     tokens: tuple[int, ...] | None
+    passes: NotRequired[passes.AskedPasses]
     arithmetic: str | None
     options: NotRequired[Mapping[str, str]]
     program: NotRequired[Path | None]
@@ -256,6 +259,7 @@ def both_sides(command: Callable[..., Any]) -> Callable[..., Any]:
     def gathered(**given: Any) -> Any:
         sides = {key: given.pop(parameter) for key, parameter in _PARAMETERS.items()}
         sides["options"] = dict(sides["options"])
+        sides["passes"] = passes.asked(given)
         return command(sides=sides, **given)
 
     for option in reversed(_BOTH_SIDES):
@@ -283,6 +287,7 @@ _BOTH_SIDES = (
     substages,
     prompt,
     tokens,
+    *passes.OPTIONS,
     device,
     dtype,
     arithmetic,

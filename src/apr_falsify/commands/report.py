@@ -64,6 +64,8 @@ def write_bisection(result: Bisection, run: Path) -> Path:
 def print_text(result: Bisection, console: Console) -> None:
     """Print ``result`` for people: the headline, the two sides, the rows, the findings."""
     _print_headline(result, console)
+    if result.identical:
+        console.print("every stage that was compared is the same in both runs, to the last bit")
     console.print()
     _print_sides(result, console)
     console.print()
@@ -113,6 +115,13 @@ def _print_sides(result: Bisection, console: Console) -> None:
         console.print(f"{side:8}{escape(_run_line(provenance))}", no_wrap=True, overflow="ellipsis")
     ids = " ".join(str(token) for token in result.tokens)
     console.print(f"{'tokens':8}{len(result.tokens)}: {ids}", no_wrap=True, overflow="ellipsis")
+    passes = result.passes
+    if passes is not None and not passes.plain:
+        padding = f", the first {passes.padding} tokens padding" if passes.padding else ""
+        padding += f", the first {passes.unseen} not recorded" if passes.unseen else ""
+        sizes = " ".join(str(size) for size in passes.sizes)
+        line = f"{'passes':8}{len(passes.sizes)}: {sizes}{padding}"
+        console.print(line, no_wrap=True, overflow="ellipsis")
 
 
 def _places(stages: tuple[str, ...], sources: list[Finding]) -> str:

@@ -13,6 +13,7 @@ from typing import Protocol, Self, Unpack
 
 from apr_falsify.commands.live import started_subject
 from apr_falsify.commands.options import Sides, naming_the_option
+from apr_falsify.commands.passes import AskedPasses
 from apr_falsify.commands.progress import counted
 from apr_falsify.commands.specs import (
     DEFAULT_PROMPT,
@@ -21,21 +22,21 @@ from apr_falsify.commands.specs import (
     open_oracle,
     subject_named,
 )
-from apr_falsify.compare.bisection import Finding, FindingType
+from apr_falsify.commands.tokenizers import tokenizer_check
+from apr_falsify.compare.bisection import Finding
 from apr_falsify.errors import (
-    MissingDependencyError,
-    ModelError,
     OutputError,
-    ProcessError,
+    PassesError,
     TokensError,
     UsageError,
 )
 from apr_falsify.formats.weights import Model
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import SEEN_BY_ATTENTION
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.oracle.tokenizer import encode
-from apr_falsify.subjects.interface import DEFAULT_SECONDS, Startable, Subject, Target, Tokenizing
+from apr_falsify.subjects.interface import DEFAULT_SECONDS, InPasses, Noted, Subject, Target
 from apr_falsify.subjects.registry import open_subject
 from apr_falsify.traces.capture import MemorySink, Request, Sink, TraceWriter
 from apr_falsify.traces.identity import difference, model_sha256, same_family_file
@@ -105,6 +106,7 @@ def make_plan(
     if prompt is not None and tokens is not None:
         raise UsageError("--prompt and --tokens say the same thing twice", remedy="give one of them")
     runtime, path = subject_named(subject_spec, oracle_spec)
+    asked = sides.get("passes", AskedPasses())
     oracle = open_oracle(oracle_spec or str(model_of(runtime, path)))
     log = None if logs is None else logs / f"subject-{runtime}.log"
     subject = open_subject(runtime, _target(path, oracle, log, sides))
@@ -112,14 +114,14 @@ def make_plan(
     text = _text(subject, prompt, tokens)
     span = range(judged[0], judged[-1] + 1)
     request = Request(tokens=(), layers=span, stages=_stages(sides), prompt=text, feeder=True)
-    notes = subject.notes if isinstance(subject, Startable) else ()
+    notes = subject.notes if isinstance(subject, Noted) else ()
     with ExitStack() as running:
         subject = running.enter_context(
             started_subject(subject, request, earlier=earlier, oracle=oracle.model)
         )
         ids = _tokens(oracle, subject, tokens, text)
-        findings, not_checked = _tokenizer_check(oracle, subject, text, ids)
-        request = replace(request, tokens=ids)
+        findings, not_checked = tokenizer_check(oracle, subject, text, ids)
+        request = replace(request, tokens=ids, in_passes=_passes(runtime, subject, asked, len(ids)))
         with naming_the_option():
             request.check(oracle.geometry)
         return Plan(
@@ -140,6 +142,7 @@ def _target(path: Path, oracle: OracleSide, log: Path | None, sides: Sides) -> T
         model=oracle.model,
         reference=oracle.trace,
         tokens=sides["tokens"],
+        passes=asked.sizes if (asked := sides.get("passes")) is not None else (),
         arithmetic=sides["arithmetic"],
         options=sides.get("options", {}),
         program=sides.get("program"),
@@ -149,11 +152,43 @@ def _target(path: Path, oracle: OracleSide, log: Path | None, sides: Sides) -> T
 
 
 def _text(subject: Subject, prompt: str | None, tokens: tuple[int, ...] | None) -> str | None:
-    """Return the text to run: the subject's own or the user's; without text and ids the default."""
+    """Return the text to run: the subject's own or the user's; where nothing fixes the ids the default."""
     if prompt is not None and subject.prompt not in (None, prompt):
         raise UsageError(f"the subject ran {subject.prompt!r}", where="--prompt", remedy="leave --prompt out")
     text = subject.prompt if prompt is None else prompt
-    return DEFAULT_PROMPT if text is None and tokens is None else text
+    fixed = tokens is not None or subject.tokens is not None
+    return DEFAULT_PROMPT if text is None and not fixed else text
+
+
+def _passes(runtime: str, subject: Subject, asked: AskedPasses, tokens: int) -> Passes | None:
+    """Return the passes to run: those of a recording, else those that the user asked for.
+
+    Raises:
+        UsageError: the subject's runtime computes its tokens at once.
+        PassesError: they do not fit the tokens, or the recording.
+
+    """
+    wanted = asked.of(tokens)
+    if not isinstance(subject, InPasses):
+        if wanted is not None:
+            raise UsageError(
+                f"the runtime {runtime} computes its tokens at once here",
+                where="--passes, --decode, --chunks, --positions",
+                expected="an embedded or a recorded subject",
+            )
+        return None
+    if subject.passes is None:
+        return wanted
+    own = subject.passes
+    if wanted is not None and (wanted.sizes, wanted.positions) != (own.sizes, own.positions):
+        raise PassesError(
+            f"the recording ran in passes of {list(own.sizes)} tokens",
+            where="--passes",
+            expected="its own passes and positions",
+            remedy="leave it out, or let the recording's mapping say otherwise",
+        )
+    own = replace(own, unseen=0)  # what a recording leaves out the oracle computes
+    return None if own.plain else own
 
 
 def _stages(sides: Sides) -> tuple[str, ...]:
@@ -190,52 +225,6 @@ def _encode(oracle: OracleSide, text: str | None) -> tuple[int, ...]:
     return encode(oracle.model, text)
 
 
-def _tokenizer_check(
-    oracle: OracleSide, subject: Subject, text: str | None, ids: tuple[int, ...]
-) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Compare the ids that a subject fixes, or would give, with those of the oracle's tokenizer."""
-    if subject.tokens is None:
-        return _own_tokenizer_check(oracle, subject, text)
-    if oracle.model is None or text is None:
-        return (), ("the tokenizer: no prompt, or no model whose tokenizer could be read",)
-    try:
-        ours = encode(oracle.model, text)
-    except (MissingDependencyError, ModelError) as error:
-        return (), (f"the tokenizer: {error.what}",)
-    said = f"the subject ran {list(ids)}; the oracle was run on the subject's ids"
-    return _tokenizer_findings(text, ours, ids, said), ()
-
-
-def _own_tokenizer_check(
-    oracle: OracleSide, subject: Subject, text: str | None
-) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Compare the tokenizer of a subject that runs the ids it is given with the oracle's."""
-    if not isinstance(subject, Tokenizing) or text is None:
-        return (), ()
-    if oracle.model is None:
-        return (), ("the tokenizer: no model whose tokenizer could be read",)
-    try:
-        ours, theirs = encode(oracle.model, text), subject.encode(text)
-    except (MissingDependencyError, ModelError, ProcessError) as error:
-        return (), (f"the tokenizer: {error.what}",)
-    said = f"the subject's own gives {list(theirs)}; both were run on the same ids"
-    return _tokenizer_findings(text, ours, theirs, said), ()
-
-
-def _tokenizer_findings(
-    text: str, ours: tuple[int, ...], theirs: tuple[int, ...], said: str
-) -> tuple[Finding, ...]:
-    if ours == theirs:
-        return ()
-    finding = Finding(
-        type=FindingType.TOKENIZER,
-        explanation=f"the oracle's tokenizer gives {list(ours)} for {text!r}, {said}",
-        advice="compare the subject's pre-tokenizer and merges with tokenizer.json",
-        size=float(abs(len(ours) - len(theirs))),
-    )
-    return (finding,)
-
-
 def capture_sides(plan: Plan, *, dtype: str | None, device: str, run: Path | None) -> tuple[Trace, Trace]:
     """Capture what the plan names, under ``run`` where one is given, else in memory.
 
@@ -247,8 +236,8 @@ def capture_sides(plan: Plan, *, dtype: str | None, device: str, run: Path | Non
     """
     oracle = plan.oracle.trace
     if oracle is None:  # first: it is the side that may lack a library or a device
-        ours = oracle_run(plan.oracle, dtype, device)
-        oracle = _captured(run, "oracle", plan.request, ours.model.geometry, ours)
+        ours = _reference(plan.oracle, dtype, device)
+        oracle = _captured(run, "oracle", _of_reference(plan), plan.oracle.geometry, ours)
     return oracle, _captured(run, "subject", plan.request, plan.subject.geometry, plan.subject)
 
 
@@ -283,8 +272,24 @@ def capture_one(plan: Plan, *, oracle: bool, dtype: str | None, device: str, out
     run, name = (None, "subject") if out is None else (out.parent, out.name)
     if not oracle:
         return _captured(run, name, plan.request, plan.subject.geometry, plan.subject)
-    ours = oracle_run(plan.oracle, dtype, device)
-    return _captured(run, name, plan.request, ours.model.geometry, ours)
+    ours = _reference(plan.oracle, dtype, device)
+    return _captured(run, name, plan.request, plan.oracle.geometry, ours)
+
+
+def _reference(oracle: OracleSide, dtype: str | None, device: str) -> _Capturable:
+    return oracle_run(oracle, dtype, device) if oracle.runtime is None else oracle.runtime
+
+
+def _of_reference(plan: Plan) -> Request:
+    """Return what the oracle shall do: what the subject does, but a runtime in its place does so at once.
+
+    So a runtime's cache is compared with the same runtime without it.
+    """
+    passes = plan.request.passes
+    if plan.oracle.runtime is None or plan.request.in_passes is None:
+        return plan.request
+    whole = replace(passes, sizes=(passes.tokens,))
+    return replace(plan.request, in_passes=None if whole.plain else whole)
 
 
 DEFAULT_DTYPES: Mapping[str, str] = {"cpu": "f32", "cuda": "f16"}

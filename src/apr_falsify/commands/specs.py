@@ -9,7 +9,8 @@ from apr_falsify.errors import UsageError
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.shape import Geometry
 from apr_falsify.oracle.hub import resolve
-from apr_falsify.subjects.registry import RUNTIMES
+from apr_falsify.subjects.interface import Startable, Subject, Target
+from apr_falsify.subjects.registry import RUNTIMES, open_subject
 from apr_falsify.traces.trace import Trace, is_trace, read_trace
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "data" / "tiny-qwen2"
@@ -25,15 +26,19 @@ class OracleSide:
     Attributes:
         model: the model to run.
         trace: a trace that was captured before.
+        runtime: what runs it, where that is not transformers.
 
     """
 
     model: Model | None = None
     trace: Trace | None = None
+    runtime: Subject | None = None
 
     @property
     def geometry(self) -> Geometry:
         """The geometry of its model."""
+        if self.runtime is not None:
+            return self.runtime.geometry
         if self.model is not None:
             return self.model.geometry
         assert self.trace is not None
@@ -41,7 +46,9 @@ class OracleSide:
 
 
 def open_oracle(spec: str | OracleSide) -> OracleSide:
-    """Return the oracle that ``spec`` names: a trace directory, a model on disk, or a hub id; or that it is.
+    """Return the oracle that ``spec`` names: a trace directory, a model on disk, or a hub id.
+
+    ``RUNTIME:PATH`` is a runtime that takes transformers' place.
 
     Raises:
         ModelError: nothing usable there.
@@ -52,10 +59,31 @@ def open_oracle(spec: str | OracleSide) -> OracleSide:
         return spec
     if not spec:
         raise UsageError("an empty path", where="--oracle", expected="a model, a hub id or a trace")
+    runtime, colon, place = spec.partition(":")
+    if colon and place and runtime in RUNTIMES:
+        return _run_by(runtime, Path(place))
     path = Path(spec)
     if is_trace(path):
         return OracleSide(trace=read_trace(path))
     return OracleSide(model=open_model(path if path.exists() else resolve(spec)))
+
+
+def _run_by(runtime: str, path: Path) -> OracleSide:
+    """Return a runtime as the oracle, of whatever model it runs.
+
+    Raises:
+        UsageError: it runs no tokens that it is given.
+
+    """
+    found = None if is_recording(runtime, path) else open_subject(runtime, Target(path=path))
+    if found is None or isinstance(found, Startable) or found.tokens is not None:
+        raise UsageError(
+            f"{runtime} does not run the tokens that it is given, so it cannot stand for transformers",
+            where="--oracle",
+            expected="MODEL, TRACE, embedded:PATH or llama-cpp:MODEL.gguf",
+            remedy=f"apr-falsify capture {runtime}:{path} --out TRACE, then --oracle TRACE",
+        )
+    return OracleSide(model=found.model, runtime=found)
 
 
 def split_subject(spec: str) -> tuple[str, Path]:
@@ -87,6 +115,8 @@ def subject_named(subject_spec: str | None, oracle_spec: str | OracleSide | None
     """
     if subject_spec is not None:
         return split_subject(subject_spec)
+    if isinstance(oracle_spec, str) and oracle_spec.partition(":")[0] in RUNTIMES and ":" in oracle_spec:
+        return split_subject(oracle_spec)
     if oracle_spec is None:
         return "embedded", DEFAULT_MODEL
     model = oracle_spec.model if isinstance(oracle_spec, OracleSide) else None

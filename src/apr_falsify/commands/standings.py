@@ -190,7 +190,7 @@ def _is_below(bundle: str, project: Project) -> bool:
 
 
 def _not_named(folder: Path, project: Project, bundles: Sequence[str]) -> tuple[str, ...]:
-    """Bundles of the folder that are none of ``bundles``; a folder or zip that is no bundle is nobody's."""
+    """Bundles of the folder that are none of ``bundles``; a folder or zip that is no bundle is left out."""
     from apr_falsify.contracts.files import shown_path
 
     if not folder.is_dir():

@@ -53,7 +53,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _digest(path: Path) -> bytes:
-    """Digest of a regular file; of anything else that it is none, which no bundle may hold."""
+    """Digest of a regular file; of anything else, which a bundle may not have, a word that says so."""
     try:
         if not path.is_file() or path.is_symlink():
             return b"no file"

@@ -41,7 +41,8 @@ from apr_falsify.model.stages import APR_STAGES, STAGES, Key, Layout, stored_sha
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.subjects.array_axes import axis_sizes
 from apr_falsify.subjects.foreign import BF16_BITS, Dump
-from apr_falsify.subjects.mapped import MASKED_BELOW, MOST_TOKENS, WHOLE, mapped_stages
+from apr_falsify.subjects.mapped import MASKED_BELOW, mapped_stages
+from apr_falsify.subjects.mapped_arrays import MOST_TOKENS, WHOLE
 from apr_falsify.subjects.mapping import LAYOUT_OF, MappingFile, StageMap
 from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import StageArray, Trace
@@ -177,7 +178,7 @@ def _canonical(known: ProposalContext) -> dict[Key, F64]:
         return {}
     trace = known.oracle
     return {
-        key: canonical(array, key, trace.geometry, len(trace.tokens)).astype(np.float64)
+        key: canonical(array, key, trace.geometry, trace.passes).astype(np.float64)
         for key, array in trace.stages.items()
         if Layout.LAST_TOKEN not in array.layout
     }
@@ -390,8 +391,7 @@ def _agrees(trace: Trace, key: Key, array: StageArray, oracle: Mapping[Key, F64]
     """Whether a stage has the oracle's direction and size."""
     if Layout.LAST_TOKEN in array.layout:
         return True
-    ours = canonical(array, key, trace.geometry, len(trace.tokens)).astype(np.float64)
-    theirs = oracle[key]
+    ours, theirs = canonical(array, key, trace.geometry, trace.passes).astype(np.float64), oracle[key]
     if key.stage == "attn_scores":
         ours, theirs = np.tril(ours), np.tril(theirs)
     size = float(np.linalg.norm(theirs))

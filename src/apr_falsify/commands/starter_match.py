@@ -21,7 +21,7 @@ from apr_falsify.model.stages import STAGES, Key, Scope
 from apr_falsify.operators.heads import parts
 from apr_falsify.subjects.array_axes import rearranged
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray
-from apr_falsify.subjects.mapped import FLOATS, WHOLE
+from apr_falsify.subjects.mapped_arrays import FLOATS, WHOLE
 from apr_falsify.subjects.mapping import QKV_PARTS, canonical_axes, factors
 
 F64 = npt.NDArray[np.float64]

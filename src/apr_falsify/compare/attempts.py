@@ -1,7 +1,7 @@
 """What may break down within a comparison, and must not cost its verdict.
 
 A *hypothesis* explains: a cause, a convention, another arithmetic, an invariant, a figure of the page. It
-runs in :meth:`Attempts.trying`; if it breaks down it is noted, and a source is a source without it.
+runs in :meth:`Attempts.trying`; if it breaks down it is noted, and a source stays a source.
 
 What is *needed* decides: the replay of one stage, the comparison of one tensor. It runs in
 :meth:`Attempts.needing`; if it breaks down that stage is unmeasured, which is never ``consistent``, and the

@@ -34,7 +34,7 @@ _SWEEPS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeStage:
-    """A captured stage beside its replay, in one shape, which is the stage's last step.
+    """A captured stage and its replay, both in the shape of the stage's last step.
 
     Attributes:
         subject: as captured.
@@ -107,7 +107,7 @@ def scores_on_the_other_side(
         made = operands.scores(q, row, rule) if edge.second else operands.scores(row, k, rule)
         at: Index = np.s_[:, :, edge.row : edge.row + 1] if edge.second else np.s_[:, edge.row : edge.row + 1]
         shifts.append((at, (made - base[at]) * seen[at]))
-    chosen = _chosen(stage, shifts)
+    chosen = chosen_shifts(stage, shifts)
     q, k = _across(q, edges, chosen, second=False), _across(k, edges, chosen, second=True)
     moved = np.asarray(stage.expected + stage.shaped(operands.scores(q, k, rule) - base))
     return stage.nearer(moved, len(chosen))
@@ -129,7 +129,7 @@ def mix_on_the_other_side(
     for edge in edges:
         change = kept(edge.moved(held)[None]) - kept(held[edge.row : edge.row + 1])
         shifts.append((np.s_[:, :], _mixed(weights[:, :, edge.row], operands, change, size)))
-    chosen = _chosen(stage, shifts)
+    chosen = chosen_shifts(stage, shifts)
     moved = stage.expected + sum((shifts[at][1] for at in chosen), np.zeros_like(stage.expected))
     return stage.nearer(moved, len(chosen))
 
@@ -153,7 +153,7 @@ def _edges(
         yield _Edge(second=second, row=row, channels=channels, shift=side * near[row])
 
 
-def _chosen(stage: EdgeStage, shifts: Sequence[tuple[Index, F64]]) -> list[int]:
+def chosen_shifts(stage: EdgeStage, shifts: Sequence[tuple[Index, F64]]) -> list[int]:
     """Return which shifts are in what the replay leaves: each whole or not at all."""
     with np.errstate(invalid="ignore"):
         left = np.nan_to_num((stage.subject - stage.expected) / stage.sigma, posinf=0.0, neginf=0.0)

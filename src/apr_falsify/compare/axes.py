@@ -18,6 +18,7 @@ class Axes:
         head_dim: D, the number of last-axis positions of one head; ``None`` where that axis holds no heads.
         heads: what the heads within the last axis are called, in their order.
         context: what every position has in common, for words (``last token``); empty for nothing.
+        first_token: the token of the first row, where not all were recorded.
 
     """
 
@@ -25,6 +26,7 @@ class Axes:
     head_dim: int | None = None
     heads: tuple[str, ...] = ()
     context: str = ""
+    first_token: int = 0
 
     def words(self, at: tuple[int, ...]) -> str:
         """Return the place ``at`` (one index per axis) in words: ``token 3, head 2, channel 17``.
@@ -33,11 +35,18 @@ class Axes:
         """
         *leading, last = at
         parts = [self.context] if self.context else []
-        parts += [f"{name} {index}" for name, index in zip(self.names, leading, strict=False)]
+        parts += [
+            f"{name} {index + (self.first_token if name == 'token' else 0)}"
+            for name, index in zip(self.names, leading, strict=False)
+        ]
         if self.head_dim is not None:
             parts.append(self.heads[last // self.head_dim])
             last %= self.head_dim
         return ", ".join([*parts, f"{self.names[-1]} {last}"])
+
+    def from_token(self, first: int) -> Axes:
+        """Return the axes of what is left when the rows begin with token ``first``."""
+        return replace(self, first_token=first) if first else self
 
     def of_last_token(self) -> Axes:
         """Return the axes of what is left when only the last token is stored."""
@@ -69,11 +78,15 @@ def _numbered(name: str, count: int) -> tuple[str, ...]:
     return tuple(f"{name} {index}" for index in range(count))
 
 
-def axes_of(name: str, geometry: Geometry) -> Axes:
-    """Return the meaning of the canonical axes of stage ``name`` in a model of ``geometry``."""
+def axes_of(name: str, geometry: Geometry, first_token: int = 0) -> Axes:
+    """Return the meaning of the canonical axes of stage ``name`` in a model of ``geometry``.
+
+    ``first_token`` is the token of the first row.
+    """
     words = STAGES[name].axes
     names = [_NAMES.get(word, "channel") for word in words]
     if words[-1] == "tokens":
         names[-1] = "key"
     heads = _HEADS[words[-1]](geometry) if words[-1] in _HEADS else ()
-    return Axes(names=tuple(names), head_dim=geometry.head_dim if heads else None, heads=heads)
+    width = geometry.head_dim if heads else None
+    return Axes(names=tuple(names), head_dim=width, heads=heads, first_token=first_token)

@@ -12,6 +12,7 @@ from apr_falsify.compare.attempts import Breakdown
 from apr_falsify.compare.metrics import Metrics
 from apr_falsify.compare.published import PublishedRule
 from apr_falsify.errors import ExitCode
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.stages import Layout
 from apr_falsify.traces.provenance import Provenance
 
@@ -116,15 +117,21 @@ class Finding:
 
 
 _OF_THE_WHOLE_MODEL = (
+    "act-order",
     "activation",
+    "code-sign",
     "constant",
     "epsilon",
     "expert-choice",
     "expert-count",
+    "expert-form",
     "expert-groups",
+    "group-order",
     "head-norm",
     "multiplier",
+    "nibble-order",
     "norm-form",
+    "reciprocal-scale",
     "rope-base",
     "rope-direction",
     "rope-pairing",
@@ -135,8 +142,10 @@ _OF_THE_WHOLE_MODEL = (
     "router-correction",
     "router-scoring",
     "top-k-normalisation",
+    "zero-point",
 )
-"""Causes that lie in what several stages read: one RoPE table turns q and k, one epsilon is in every norm."""
+"""Causes that lie in what several stages read: one RoPE table turns q and k, one epsilon is in every norm,
+one reader decodes all quantised weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +278,8 @@ class Bisection:
         subject: where the subject's trace comes from.
         breakdowns: what broke down within the comparison; ``not_checked`` and the findings tell it in words.
         layers: how many layers the oracle's model has; 0 where that is not known.
+        passes: how the subject computed its tokens; ``None`` where that is not known.
+        identical: whether every stage that was compared is the same in both runs to the last bit.
 
     """
 
@@ -282,6 +293,8 @@ class Bisection:
     subject: Provenance
     breakdowns: tuple[Breakdown, ...] = ()
     layers: int = 0
+    passes: Passes | None = None
+    identical: bool = False
 
     @property
     def sources(self) -> tuple[Finding, ...]:
@@ -327,6 +340,8 @@ class Bisection:
             "published_rule": {**first, "layers": layers},
             "not_checked": list(self.not_checked),
             "tokens": list(self.tokens),
+            **({} if self.passes is None else self.passes.to_json()),
+            **({"identical": True} if self.identical else {}),
             "oracle": self.oracle.to_json(),
             "subject": self.subject.to_json(),
         }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -19,27 +19,33 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
+from apr_falsify.compare.cause import Cause
 from apr_falsify.compare.excess import excess_of
 from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.compare.site import WeightsNeeded
 from apr_falsify.compare.variations import (
     attend,
     biases,
+    cached,
     caps,
     common,
     experts,
     feedforward,
+    fused,
     head_norms,
     multipliers,
     norms,
     places,
     projected,
+    quantised,
     rescaled,
     residual,
     rotary,
     routing,
+    sinks,
     solved_rotary,
     stored,
+    table_rows,
     turning,
 )
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation, open_case
@@ -55,28 +61,6 @@ NEAREST = 0.1
 
 _CLEARLY = 0.5
 """A less plausible cause is nearer only where it leaves at most this share of what a likelier one leaves."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cause:
-    """A named explanation.
-
-    Attributes:
-        name: stable identifier: ``rope-base``, ``missing-bias``, ``factor`` ...
-        sentence: for people, with the residual.
-        residual: relative L2 that is left when the cause is assumed.
-        fits: whether that is within the floor everywhere.
-        says: the cause alone, the subject of a sentence that goes on with "fits".
-        row: its variation's place in the table; ``None`` where it is none of them.
-
-    """
-
-    name: str
-    sentence: str
-    residual: float
-    fits: bool
-    says: str = ""
-    row: int | None = None
 
 
 _RESIDUALS = residual.STAGES
@@ -96,6 +80,10 @@ _TURNING = (
     "rotary-order",
 )
 """Variations of a rotation, where a model has one."""
+
+MISREAD_WEIGHTS = Variation(
+    name="misread-weights", stages=_REWEIGHED, guesses=quantised.misread_weights, multiplies=True
+)
 
 
 def _of_router(
@@ -127,6 +115,7 @@ TABLE: tuple[Variation, ...] = (
     _of_router("router-weights", routing.WEIGHED, routing.other_weights),
     _of_router("expert-choice", routing.CHOSEN, routing.other_choice),
     _of_experts("shared-expert", experts.other_shared, where=experts.has_shared),
+    _of_experts("expert-form", experts.other_form, where=experts.has_own_form),
     _of_router("routed-scale", routing.WEIGHED, experts.measured_scale, where=experts.has_scale),
     Variation(name="factor", guesses=common.named_factor),
     Variation(name="rope-applied", stages=turning.ROTATED, guesses=rotary.applied),
@@ -147,14 +136,16 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="qkv-order", stages=turning.ROTATED, guesses=rotary.other_part),
     Variation(name="missing-bias", stages=(*turning.ROTATED, "attention"), guesses=biases.composed_bias),
     Variation(name="other-bias", stages=("qkv_bias",), guesses=biases.other_bias),
-    Variation(name="head-mapping", stages=_MIXED, guesses=attend.other_mapping),
+    Variation(name="fused-attention", stages=("attention",), where=fused.is_fused, guesses=fused.inside),
+    Variation(name="head-mapping", stages=_MIXED, where=attend.is_apart, guesses=attend.other_mapping),
     Variation(name="rope-not-applied", stages=("attn_scores",), guesses=attend.unrotated_scores),
     Variation(name="layout", stages=("attn_scores",), guesses=attend.masked_scores),
-    Variation(name="mask", stages=("attn_softmax",), guesses=attend.other_mask),
-    Variation(name="padding", stages=("attn_softmax",), guesses=attend.padding),
-    Variation(name="softmax-axis", stages=("attn_softmax",), guesses=attend.other_axis),
-    Variation(name="temperature", stages=("attn_softmax",), guesses=attend.temperature),
-    Variation(name="mixing", stages=("attention",), guesses=attend.other_mixing),
+    Variation(name="mask", stages=("attn_softmax",), guesses=attend.of_scores(attend.other_mask)),
+    Variation(name="sinks", where=sinks.has_sinks, guesses=attend.of_scores(sinks.other_sinks)),
+    Variation(name="padding", stages=("attn_softmax",), guesses=attend.of_scores(attend.padding)),
+    Variation(name="softmax-axis", stages=("attn_softmax",), guesses=attend.of_scores(attend.other_axis)),
+    Variation(name="temperature", stages=("attn_softmax",), guesses=attend.of_scores(attend.temperature)),
+    Variation(name="mixing", stages=("attention",), where=attend.is_apart, guesses=attend.other_mixing),
     Variation(name="swapped-gate-up", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.swapped_gate_up),
     Variation(name="activation", stages=("ffn_silu", "ffn_swigl"), guesses=feedforward.other_activation),
     Variation(name="gate-product", stages=("ffn_swigl",), guesses=feedforward.other_product),
@@ -191,9 +182,11 @@ TABLE: tuple[Variation, ...] = (
         stages=(*turning.ROTATED, "attn_scores", "attn_softmax", "attention"),
         guesses=common.heads_before_tokens,
     ),
+    *cached.OF_A_BATCH,
     Variation(name="stale-cache", stages=("attn_scores",), guesses=common.stale_inputs),
-    Variation(name="stale-cache", stages=("attention",), guesses=attend.stale_values),
-    Variation(name="other-row", stages=("embedding",), guesses=projected.other_rows),
+    Variation(name="stale-cache", stages=("attention",), where=attend.is_apart, guesses=attend.stale_values),
+    *cached.OF_SOME_KEYS,
+    *table_rows.OF_THE_EMBEDDING,
     # What is wrong in one place alone.
     Variation(name="one-place", guesses=places.one_place_by_a_factor),
     Variation(
@@ -213,7 +206,8 @@ TABLE: tuple[Variation, ...] = (
         name="transposed", where=projected.is_product, guesses=projected.transposed_weights, multiplies=True
     ),
     Variation(name="other-input", where=projected.is_product, guesses=projected.other_input, multiplies=True),
-    Variation(name="weight-type", stages=_REWEIGHED, guesses=projected.quantised_weights, multiplies=True),
+    MISREAD_WEIGHTS,
+    Variation(name="weight-type", stages=_REWEIGHED, guesses=quantised.quantised_weights, multiplies=True),
     # What is wrong in one place alone, for no reason that is known.
     _of_experts("one-expert", experts.one_expert_somehow),
     Variation(name="one-place", guesses=places.one_place),
@@ -260,6 +254,17 @@ def explain(
         if found is None and (search or not case.exceeds.any()):
             found = _explained(case, attempts)
     return None if found is None else _with_nonfinite(found, case)
+
+
+def is_misread(
+    replayer: Replayer, key: Key, rule: Rule, subject: F64, limit: float, attempts: Attempts = LOUD
+) -> bool:
+    """Whether a captured stage is what its inputs make it with its quantised weights understood otherwise."""
+    with np.errstate(all="ignore"):
+        case = open_case(replayer, key, rule, subject, limit)
+        return case is not None and any(
+            cause.fits for cause in _tried(case, (MISREAD_WEIGHTS,), attempts, _judged)
+        )
 
 
 def _again(case: Case, likely: Sequence[Cause], attempts: Attempts, *, in_same_words: bool) -> Cause | None:

@@ -24,7 +24,7 @@ from apr_falsify.compare.proof import helps, is_read, is_right, wrong
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import Key, Layout, stored_shape
+from apr_falsify.model.stages import ROWS, Key, Layout, stored_shape
 from apr_falsify.traces.trace import StageArray, Trace
 
 
@@ -184,7 +184,7 @@ def _whole(
 def _beside_a_fault(
     trace: Trace, trials: Iterable[Trial], judged: Mapping[Key, Judged], setting: _Setting
 ) -> Solved | None:
-    """Return the convention that helps most where no one makes all right; only such as change no verdict."""
+    """Return the convention that helps most where none makes all right, of those that change no verdict."""
     best: Solved | None = None
     for trial in trials:
         if len(trial) > 1 or trial[0].finding is not FindingType.RECORDING:
@@ -218,7 +218,7 @@ _POSSIBLE: Mapping[Layout, Callable[[Geometry], bool]] = {
     Layout.CAP_SCALED: lambda geometry: geometry.attn_softcap is not None,
     Layout.BEFORE_SCALE: lambda geometry: geometry.routed_scale != 1.0,
 }
-"""Word -> whether it says in a model what no other word does."""
+"""Layout word -> whether it means something in a model that no other word means."""
 
 _REORDERED = (Layout.INTERLEAVED, Layout.HEAD_MAJOR, Layout.TRANSPOSED)
 
@@ -366,7 +366,8 @@ def stored_as(trace: Trace, trial: Sequence[Convention]) -> Trace | None:
 def _toggled(trace: Trace, key: Key, words: set[Layout]) -> StageArray | None:
     array = trace.stages[key]
     layout = tuple(word for word in Layout if (word in array.layout) != (word in words))
-    shape = stored_shape(key.stage, layout, trace.geometry.dims(len(trace.tokens)), array.data.size)
+    dims = {**trace.geometry.dims(len(trace.tokens)), ROWS: trace.passes.rows}
+    shape = stored_shape(key.stage, layout, dims, array.data.size)
     return None if shape is None else StageArray(data=array.data.reshape(shape), layout=layout)
 
 

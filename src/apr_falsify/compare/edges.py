@@ -27,6 +27,7 @@ import numpy.typing as npt
 from apr_falsify.compare.attention_edges import EdgeStage, mix_on_the_other_side, scores_on_the_other_side
 from apr_falsify.compare.crossing import NUDGE, of_rule
 from apr_falsify.compare.excess import EXPLAINED_SHARE
+from apr_falsify.compare.grain_edges import grained_operands, grains_on_the_other_side
 from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.numerics.operand_rules import Operation, Rule
@@ -72,8 +73,9 @@ def on_the_other_side(
         shaped: brings what belongs to the whole stage to that shape.
 
     """
-    find = _FINDERS.get(replayer.operation(key))
-    if rule.block == 1 or find is None or is_mixed(key, replayer.trace.geometry):
+    grained = bool(grained_operands(rule, replayer.operation(key)))
+    find = grains_on_the_other_side if grained else _FINDERS.get(replayer.operation(key))
+    if (rule.block == 1 and not grained) or find is None or is_mixed(key, replayer.trace.geometry):
         return expected, 0  # what the experts of a mixture multiply last is computed within it, unseen
     inputs = replayer.inputs(key)
     if any(known.sigma is not None for known in inputs.values()):

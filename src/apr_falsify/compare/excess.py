@@ -1,6 +1,6 @@
 """By how much a residual is beyond what rounding explains: per element, and over groups of elements.
 
-A statistic over many tokens or channels is sharper than one value, but only where their roundings are
+Over many tokens or channels smaller errors show than in one value, but only where their roundings are
 independent. Tokens whose inputs are equal (a repeated token, a run of blanks) make the same sums and are
 rounded alike, so that n of them prove no more than one; so are channels whose weights are equal.
 """

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict, compared
+from apr_falsify.compare.fit import Fit
 from apr_falsify.compare.invariants import invariants
-from apr_falsify.compare.judge import Fit, Judged, replayer_of
+from apr_falsify.compare.judge import Judged, replayer_of
 from apr_falsify.compare.last_token import HELD_IN
+from apr_falsify.compare.search import Search
 from apr_falsify.compare.structure import consumers
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
@@ -199,10 +201,13 @@ def invariant_findings(
     ]
 
 
-def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool, dtype: str) -> list[Finding]:
+def foreign_weights(
+    judged: Mapping[Key, Judged], own_weights: bool, dtype: str, search: Search | None = None
+) -> list[Finding]:
     """Return one finding where nearly every projection fails: the weights are not its own.
 
     Or it went on with other values than those that were saved; ``dtype`` is the format that it declares.
+    Quantised weights that the subject misread are its own: ``search`` tries that.
     """
     if own_weights:
         return []
@@ -213,7 +218,7 @@ def foreign_weights(judged: Mapping[Key, Judged], own_weights: bool, dtype: str)
     stages = {entry.key.stage for entry in failing}
     if len(projections) < FOREIGN_AT_LEAST or len(failing) < FOREIGN_SHARE * len(projections):
         return []
-    if len(stages) < FOREIGN_AT_LEAST:
+    if len(stages) < FOREIGN_AT_LEAST or (search is not None and search.all_misread(failing)):
         return []
     sizes = sorted(entry.fit.residual for entry in failing if entry.fit is not None)
     return [

@@ -21,7 +21,7 @@ from apr_falsify.model.graph import Node
 from apr_falsify.numerics.operand_rules import Operation
 from apr_falsify.operators.operator import Array
 from apr_falsify.operators.roundoff import F64, TINY, Ins, Known, lost
-from apr_falsify.operators.table import arguments, operator_of, span_of
+from apr_falsify.operators.table import arguments, operator_of, span_from
 
 
 def rounding(name: str, inputs: Ins, value: F64, site: ReplaySite, store: float) -> F64:
@@ -35,7 +35,7 @@ def rounding(name: str, inputs: Ins, value: F64, site: ReplaySite, store: float)
         store: unit roundoff of the format in which the runtime keeps what it computes.
 
     """
-    *inner, last = span_of(name, site.geometry, site.layer, inputs)
+    *inner, last = span_from(name, site.geometry, site.layer, inputs)
     made: dict[str, Known] = {}
     for node in inner:
         ins = arguments(node, inputs, made)

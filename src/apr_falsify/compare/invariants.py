@@ -21,11 +21,11 @@ from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.products import turning_noise
 from apr_falsify.compare.recorded_formats import saved_unit
 from apr_falsify.errors import TraceError
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Key, Layout
+from apr_falsify.model.stages import SQUARES, STAGES, Key, Layout
 from apr_falsify.model.wiring import has_stage
 from apr_falsify.numerics.operand_rules import RULES, Operation, Rule
-from apr_falsify.operators.attention import visible_keys
 from apr_falsify.operators.rotation import rope_frequencies
 from apr_falsify.operators.roundoff import FEW, LIMIT, TINY, UNIT, smallest_rounding
 from apr_falsify.traces.trace import Trace
@@ -160,12 +160,20 @@ def _values(trace: Trace, layer: int, name: str) -> F64:
     if Layout.LAST_TOKEN in array.layout and STAGES[name].axes[0] == "tokens" and len(trace.tokens) > 1:
         raise _Unmeasured(f"only the last token of {name} was captured")
     try:
-        values = canonical(array, Key(layer, name), trace.geometry, len(trace.tokens)).astype(np.float64)
+        values = canonical(array, Key(layer, name), trace.geometry, trace.passes).astype(np.float64)
     except TraceError as error:
         raise _Unmeasured(error.what) from error
     if not np.isfinite(values).any():
         raise _Unmeasured(f"no value of {name} is finite")
-    return values.reshape(len(trace.tokens), -1) if STAGES[name].axes[0] == "tokens" else values
+    first = _first_row(trace.passes)
+    if STAGES[name].axes[0] == "tokens":
+        return values.reshape(trace.passes.rows, -1)[first:]
+    return values[:, first:] if name in SQUARES else values
+
+
+def _first_row(passes: Passes) -> int:
+    """Return the first recorded row that is no padding, which may hold anything."""
+    return max(passes.padding - passes.unseen, 0)
 
 
 def _before_rope(trace: Trace, layer: int) -> F64:
@@ -198,7 +206,8 @@ def _rows(trace: Trace, layer: int) -> _Found:
     size = abs(float(total[at]) - 1)
     wrong = np.count_nonzero(np.abs(total - 1) > LIMIT * np.hypot(stored, computed))
     sentence = (
-        f"{wrong} of {total.size} rows of softmax do not sum to 1; head {at[0]}, token {at[1]} "
+        f"{wrong} of {total.size} rows of softmax do not sum to 1; head {at[0]}, "
+        f"token {at[1] + trace.passes.unseen + _first_row(trace.passes)} "
         f"sums to {total[at]:.8g}"
         if ratio > 1
         else f"rows of softmax sum to 1 within {size:.1e}"
@@ -212,13 +221,15 @@ def _mask(trace: Trace, layer: int) -> _Found:
     tokens, window = weights.shape[-1], trace.geometry.windows[layer]
     if tokens == 1:
         raise _Unmeasured("one token sees all there is")
-    hidden = ~visible_keys(tokens, window)
+    first = trace.passes.unseen + _first_row(trace.passes)
+    hidden = ~trace.passes.visible(window)[first:]
     seen = np.where(hidden, np.nan_to_num(weights, nan=0.0, posinf=np.inf), 0.0)
-    ratio, (head, token, key) = _worst(seen, np.full(seen.shape, TINY))
-    size = float(np.max(np.abs(seen)))
+    ratio, (head, row, key) = _worst(seen, np.full(seen.shape, TINY))
+    size, token = float(np.max(np.abs(seen))), first + row
     place = "a later token" if key > token else f"a token outside its window of {window}"
+    place = "which is padding" if key < trace.passes.padding else place
     sentence = (
-        f"head {head}: token {token} gives {seen[head, token, key]:.3g} of its weight to token {key}, {place}"
+        f"head {head}: token {token} gives {seen[head, row, key]:.3g} of its weight to token {key}, {place}"
         if ratio > 1
         else "no weight on what a token may not see"
     )
@@ -275,25 +286,29 @@ def _interleaved(x: F64, head_dim: int) -> F64:
 def _first_value(trace: Trace, layer: int) -> _Found:
     """Measure the first token's output against its V, which a cache may have rounded (``rules``)."""
     geometry = trace.geometry
+    if trace.passes.unseen > trace.passes.padding:
+        raise _Unmeasured("the first token was not recorded")
     mixed = _values(trace, layer, "attention")[0].reshape(geometry.heads, -1)
-    fused = _before_rope(trace, layer)[0]
-    own = fused[-geometry.kv_heads * geometry.head_dim :]
+    own = _before_rope(trace, layer)[:, -geometry.kv_heads * geometry.head_dim :]
     found = [_mixed_as(trace, rule, mixed, own) for rule in RULES[Operation.MIX]]
     best = min(found, key=lambda entry: entry.ratio)
     return best if best.ratio <= 1 else found[0]
 
 
 def _mixed_as(trace: Trace, rule: Rule, mixed: F64, own: F64) -> _Found:
+    """Measure the first token's output against what ``rule`` leaves of ``own``, all tokens' V [S, K * D]."""
     geometry = trace.geometry
+    own = own if rule.by_head else own[:1]  # a scale may be shared by all tokens
     if geometry.head_dim % rule.block:
         return _Found(ratio=math.inf, size=math.inf, sentence="")
-    values = rule.right(own).reshape(geometry.kv_heads, -1)
+    held = rule.held_right(own, geometry.kv_heads, geometry.head_dim)
+    values = held[0].reshape(geometry.kv_heads, -1)
     expected = np.repeat(values, geometry.heads // geometry.kv_heads, axis=0)
     allowed = LIMIT * np.abs(expected) * (UNIT * FEW + max(_coarsest_unit(trace), UNIT)) + TINY
     if rule.rotated:
         allowed += LIMIT * turning_noise(expected)
     if rule.edges is not None:
-        off = rule.edges(own).reshape(geometry.kv_heads, -1)
+        off = rule.edges(own)[0].reshape(geometry.kv_heads, -1)
         allowed += LIMIT * np.repeat(off, geometry.heads // geometry.kv_heads, axis=0)
     ratio, at = _worst(mixed - expected, allowed)
     finite = np.isfinite(mixed)
@@ -326,14 +341,18 @@ def _plain_rope(geometry: Geometry) -> str:
     return "" if factor == 1.0 else f"RoPE multiplies with an attention factor of {factor:.5g}"
 
 
+def _no_sinks(geometry: Geometry) -> str:
+    return "a sink takes a part of every row of softmax" if geometry.sinks else ""
+
+
 def _table() -> Iterator[_Invariant]:
-    yield _Invariant(name="softmax-rows", stage="attn_softmax", applies=_always, measure=_rows)
+    yield _Invariant(name="softmax-rows", stage="attn_softmax", applies=_no_sinks, measure=_rows)
     yield _Invariant(name="mask", stage="attn_softmax", applies=_always, measure=_mask)
     for role in "qk":
         yield _Invariant(
             name="rope-length", stage=f"{role}_post_rope", applies=_plain_rope, measure=_pair_lengths(role)
         )
-    yield _Invariant(name="first-value", stage="attention", applies=_always, measure=_first_value)
+    yield _Invariant(name="first-value", stage="attention", applies=_no_sinks, measure=_first_value)
 
 
 TABLE: tuple[_Invariant, ...] = tuple(_table())

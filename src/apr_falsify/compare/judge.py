@@ -23,15 +23,16 @@ import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
-from apr_falsify.compare.excess import EXPLAINED_SHARE, excess_of
-from apr_falsify.compare.layout import factor_of, only_data
+from apr_falsify.compare.doubt import doubt
+from apr_falsify.compare.fit import Fit, fit_of
+from apr_falsify.compare.layout import factor_of, of_data, only_data
 from apr_falsify.compare.metrics import Metrics, compare_arrays
-from apr_falsify.compare.recorded_formats import saved_unit, saved_words
+from apr_falsify.compare.recorded_formats import saved_unit
 from apr_falsify.compare.replay import Missing, Replay, Replayer
 from apr_falsify.formats.weights import Weights
-from apr_falsify.model.stages import STAGES, Key
+from apr_falsify.model.stages import Key
 from apr_falsify.numerics.arithmetic import FORMATS
-from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule, stated_rules
+from apr_falsify.numerics.operand_rules import PLAIN, ROUNDED_STEPS, RULES, Operation, Rule, stated_rules
 from apr_falsify.operators.roundoff import LIMIT, UNIT, smallest_rounding
 from apr_falsify.traces.trace import Trace
 
@@ -42,43 +43,8 @@ Stored = npt.NDArray[Any]
 SIMULATED = 4.0
 """Where no arithmetic explains a kind: how many times the expected one's own error is allowed."""
 
-BLUR = 0.5
-"""Relative L2 that a product in an unknown arithmetic may leave in a stage.
-
-An 8-bit K cache with biases in the tens leaves 0.16 in attention; a scale that is missing leaves more.
-"""
-
-
 BROKEN_DOWN = Missing(what="a replay that does not break down", remedy="report this defect of apr-falsify")
 """Why a stage has no verdict although nothing is missing; ``compare.attempts`` has noted the error."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """How well one arithmetic explains a stage.
-
-    Attributes:
-        rule: the arithmetic.
-        residual: relative L2 of what is left.
-        floor: relative L2 of the largest residual that is no accusation.
-        excess: the largest ratio of what is left to what is allowed, over elements, channels and
-            tokens; above 1 is an accusation.
-        share: the share of elements within the limit.
-        edges: how many input values on the edge between two steps fell to the other side than here.
-
-    """
-
-    rule: Rule
-    residual: float
-    floor: float
-    excess: float
-    share: float
-    edges: int = 0
-
-    @property
-    def explains(self) -> bool:
-        """Whether the arithmetic is the runtime's own, whatever else may be wrong with the stage."""
-        return self.share >= EXPLAINED_SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,9 +150,18 @@ def judge(
     return {key: _without_doubtful_accusation(replayer, entry) for key, entry in decided.items()}
 
 
+def _without_doubtful_accusation(replayer: Replayer, entry: Judged) -> Judged:
+    if not entry.in_error or entry.fit is None:
+        return entry
+    missing = doubt(replayer, entry.key, entry.expected, entry.fit.rule, entry.composed, entry.fit.residual)
+    return entry if missing is None else replace(entry, fit=None, missing=missing)
+
+
 def _first_look(replayer: Replayer, key: Key, attempts: Attempts) -> Judged:
     expected = replayer.expected(key)
     rules = (PLAIN,) if expected is PLAIN else (PLAIN, expected)
+    if replayer.operation(key) is Operation.ATTENTION and replayer.store > UNIT:
+        rules = (*rules, ROUNDED_STEPS)
     found = replayer.replay(key, rules)
     if isinstance(found, Missing):
         return Judged(key=key, operation=replayer.operation(key), missing=found, expected=expected)
@@ -195,8 +170,12 @@ def _first_look(replayer: Replayer, key: Key, attempts: Attempts) -> Judged:
     fits = fits_of(replayer, key, subject, found, rules, attempts)
     if not any(fit.explains for fit in fits):
         fits += _other_fits(replayer, key, subject, rules, attempts)
+    by_rule = {fit.rule: fit.excess for fit in fits}
+    if expected is PLAIN and by_rule[PLAIN] > 1 >= by_rule.get(ROUNDED_STEPS, math.inf):
+        expected = ROUNDED_STEPS  # as usual in 16 bits as a kernel that keeps its steps in f32
     plain, _ = comparable(replayer.trace, key, subject, found.values[0], found.sigma)
-    introduced = partial(compare_arrays, plain, subject, axes_of(key.stage, replayer.trace.geometry))
+    axes = axes_of(key.stage, replayer.trace.geometry, replayer.trace.passes.unseen)
+    introduced = partial(compare_arrays, plain, subject, axes)
     metrics = attempts.trying("the figures against the plain replay", key).made(introduced, None)
     return Judged(
         key=key,
@@ -218,7 +197,9 @@ def _other_fits(
     others = tuple(
         rule
         for rule in RULES[operation]
-        if rule not in tried and (operation is Operation.PROJECTION or dims % rule.block == 0)
+        if rule not in tried
+        and (operation is Operation.PROJECTION or dims % rule.block == 0)
+        and not rule.rounds_steps
     )
     if not others:
         return ()
@@ -228,10 +209,23 @@ def _other_fits(
         assert isinstance(found, Replay)
         return fits_of(replayer, key, subject, found, rules, attempts)
 
+    if operation is Operation.ATTENTION:  # whose parts make many rules, and no weights are decoded
+        return _until_explained(key, others, fits, attempts)
     # All at once, since they share the decoding of weights; else one by one, without those that break down.
     found = Attempts().trying("all other arithmetics", key).made(partial(fits, *others), ())
     for rule in () if found else others:
         found += attempts.trying(f"the arithmetic {rule.name}", key).made(partial(fits, rule), ())
+    return found
+
+
+def _until_explained(
+    key: Key, others: Sequence[Rule], fits: Callable[[Rule], tuple[Fit, ...]], attempts: Attempts
+) -> tuple[Fit, ...]:
+    found: tuple[Fit, ...] = ()
+    for rule in others:
+        found += attempts.trying(f"the arithmetic {rule.name}", key).made(partial(fits, rule), ())
+        if found and found[-1].explains:
+            break
     return found
 
 
@@ -240,8 +234,8 @@ def fits_of(
 ) -> tuple[Fit, ...]:
     """Return how well each of ``rules`` explains ``subject``, a captured stage."""
     fits = []
-    for rule, values in zip(rules, found.values, strict=True):
-        expected, sigma = comparable(replayer.trace, key, subject, values, found.sigma)
+    for index, (rule, values) in enumerate(zip(rules, found.values, strict=True)):
+        expected, sigma = comparable(replayer.trace, key, subject, values, found.sigma_under(index))
         if found.skipped is not None:
             # A loop over the visible keys alone never meets what a matrix product turns into NaN.
             expected = np.where(np.isfinite(subject) & ~np.isfinite(expected), found.skipped, expected)
@@ -279,41 +273,13 @@ def _saved_beyond(replayer: Replayer, key: Key, subject: Stored, expected: F64, 
 def comparable(trace: Trace, key: Key, subject: Stored, values: F64, sigma: F64) -> tuple[F64, F64]:
     """Return a replay and its sigma in the form in which the runtime keeps the stage."""
     layout = trace.stages[key].layout
-    values = only_data(values, key, layout, trace.geometry)
+    values = only_data(values, key, layout, trace.geometry, trace.passes)
+    sigma = of_data(sigma, key.stage, trace.passes)
     if (factor := factor_of(key, layout, trace.geometry)) < 1:  # the smallest steps were divided by it too
         sigma = np.hypot(sigma, smallest_rounding(store_of(trace)) / factor)
     if values.shape != subject.shape:  # a last-token stage: the last rows alone
         values, sigma = values[-len(subject) :], sigma[-len(subject) :]
     return values, sigma
-
-
-def fit_of(rule: Rule, subject: Stored, expected: F64, sigma: F64, unit: float) -> Fit:
-    """Return how well ``expected``, rounded as ``sigma`` says, explains ``subject``.
-
-    ``unit`` is the unit roundoff of the format in which the stage is stored.
-    """
-    finite = np.isfinite(subject) & np.isfinite(expected)
-    same = finite | (np.isnan(subject) & np.isnan(expected)) | (subject == expected)
-    with np.errstate(invalid="ignore"):
-        ratio = np.asarray(subject - expected)
-    ratio[~finite] = 0.0
-    norm, left, allowed = (_norm(values, finite) for values in (expected, ratio, sigma))
-    allowed *= LIMIT
-    ratio /= sigma
-    np.abs(ratio, out=ratio)
-    ratio[~same] = np.inf
-    return Fit(
-        rule=rule,
-        residual=left / norm if norm else (0.0 if left == 0 else math.inf),
-        floor=allowed / norm if norm else 0.0,
-        excess=excess_of(ratio, expected, unit),
-        share=float(np.mean(ratio <= LIMIT)),
-    )
-
-
-def _norm(values: F64, finite: npt.NDArray[np.bool_]) -> float:
-    flat = (values if finite.all() else np.where(finite, values, 0.0)).reshape(-1)
-    return math.sqrt(float(np.dot(flat, flat)))
 
 
 def _rule_of_each_kind(judged: Collection[Judged]) -> dict[tuple[Operation, str], Rule]:
@@ -362,22 +328,6 @@ def _decided(
     own = fits[rule.name]
     best = min(fits.values(), key=lambda fit: fit.excess)
     return replace(entry, fits=tuple(fits.values()), fit=best if own.excess > 1 >= best.excess else own)
-
-
-def _without_doubtful_accusation(replayer: Replayer, entry: Judged) -> Judged:
-    """Drop an accusation that an input could explain which was not captured, or was saved in 16 bits.
-
-    A product that had to be computed here was rounded by the runtime in a way that no file shows, and a value
-    on the edge between two 8-bit steps then falls to either side. Such a stage counts as not replayable.
-    """
-    if entry.in_error and replayer.inputs_saved(entry.key) and entry.expected is not PLAIN:
-        what = f"its inputs as the runtime had them: they were saved as {saved_words(replayer.trace)}"
-        return replace(entry, fit=None, missing=Missing(what=what, remedy="save them in full"))
-    computed_here = [name for name in entry.composed if STAGES[name].product]
-    if not (entry.in_error and computed_here and entry.fit is not None and entry.fit.residual < BLUR):
-        return entry
-    what = ", ".join(computed_here)
-    return replace(entry, fit=None, missing=Missing(what=what, remedy=f"capture {what} too"))
 
 
 def _simulated(replayer: Replayer, entry: Judged) -> Judged:

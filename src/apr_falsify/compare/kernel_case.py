@@ -19,6 +19,7 @@ from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.errors import LayerRangeError, ModelError, StageError
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Key, Layout, Scope, stage
 from apr_falsify.model.wiring import supplier_of
@@ -113,10 +114,18 @@ def kernel_case(trace: Trace, weights: Weights | None, key: Key) -> KernelCase:
         key: the stage.
 
     Raises:
-        StageError: an input was not captured, or not of every token that the stage needs.
+        StageError: an input was not captured, or not of every token that the stage needs; or the run had
+            several passes.
         ModelError: it needs weights, and there are none.
 
     """
+    if not trace.passes.plain:
+        raise StageError(
+            f"the run computed its tokens in {len(trace.passes.sizes)} passes, or at positions of its own",
+            where=trace.path,
+            expected="one pass from position 0, whose formula needs no cache",
+            remedy="capture it without --passes, --decode, --chunks and --positions",
+        )
     name, geometry = key.stage, trace.geometry
     suppliers = sources_of(key, geometry)
     inputs = {role: _captured(trace, key, source) for role, source in suppliers.items()}
@@ -124,7 +133,7 @@ def kernel_case(trace: Trace, weights: Weights | None, key: Key) -> KernelCase:
     exact = {role: values.astype(np.float64) for role, values in inputs.items()}
     expected = np.asarray(compute(name, exact, site), dtype=np.float64)
     array = trace.stages.get(key)
-    captured = None if array is None else canonical(array, key, geometry, len(trace.tokens))
+    captured = None if array is None else canonical(array, key, geometry, trace.passes)
     layout = () if array is None else array.layout
     return KernelCase(
         key=key,
@@ -158,7 +167,7 @@ def _captured(trace: Trace, key: Key, source: Key) -> Values:
             where=trace.path,
             remedy=f"capture {place} too",
         )
-    values = canonical(array, source, trace.geometry, len(trace.tokens))
+    values = canonical(array, source, trace.geometry, trace.passes)
     if Layout.LAST_TOKEN in array.layout and STAGES[name].axes[0] == "tokens":
         if key.stage in _NEEDS_EVERY_TOKEN:
             raise StageError(
@@ -222,6 +231,10 @@ class _Recording:
     @property
     def layer(self) -> int | None:
         return self.key.layer
+
+    @property
+    def passes(self) -> Passes:
+        return Passes.whole(len(self.tokens))
 
     def _model(self) -> ModelSite:
         if self.weights is None:

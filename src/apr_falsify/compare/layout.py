@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.errors import TraceError
+from apr_falsify.model.passes import Mask, Passes
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Key, Layout
-from apr_falsify.operators.attention import visible_keys
+from apr_falsify.model.stages import ROWS, SCORES, SQUARES, STAGES, Key, Layout, recorded_shape
+from apr_falsify.operators.roundoff import TINY
 from apr_falsify.operators.softcap import softcap
 from apr_falsify.traces.trace import StageArray
 
@@ -90,28 +91,29 @@ def _effective(array: StageArray, name: str) -> set[Layout]:
     return {word for word in array.layout if _ACTS[word](name)}
 
 
-def canonical(array: StageArray, key: Key, geometry: Geometry, tokens: int) -> Array:
+def canonical(array: StageArray, key: Key, geometry: Geometry, passes: Passes | int) -> Array:
     """Return a stage in its canonical shape; the very data where there is nothing to do.
 
     What was not stored cannot be restored: a ``last-token`` stage comes back without its token axis, a
-    ``causal-zeroed`` one with its zeros; :func:`aligned` deals with both.
+    ``causal-zeroed`` one with its zeros; :func:`aligned` deals with both. Beyond a pass's keys it is zero.
 
     Args:
         array: the stage as captured.
         key: its layer and name; a constant may differ from layer to layer.
         geometry: the model's geometry.
-        tokens: S, the number of tokens that were run.
+        passes: how the run computed its tokens; S where it did so at once.
 
     Raises:
         TraceError: the number of values fits no shape of this layout and geometry.
 
     """
     name, words = key.stage, _effective(array, key.stage)
+    passes = _passes(passes)
     data = array.data
     for word, undo in _UNDO.items():
         if word in words:
-            data = undo(data, key, geometry, 1 if Layout.LAST_TOKEN in words else tokens)
-    shape = _shape(name, geometry, tokens, Layout.LAST_TOKEN in words)
+            data = undo(data, key, geometry, Passes.whole(1) if Layout.LAST_TOKEN in words else passes)
+    shape = _shape(name, geometry, passes, Layout.LAST_TOKEN in words)
     if data.size != math.prod(shape):
         raise TraceError(
             f"{array.data.size} values in the shape {list(array.data.shape)} do not fit {name}",
@@ -119,12 +121,18 @@ def canonical(array: StageArray, key: Key, geometry: Geometry, tokens: int) -> A
             expected=f"{list(shape)}, stored as: {', '.join(array.layout) or 'canonical'}",
             remedy="check that model, token ids and the runtime's declared layout belong to the trace",
         )
-    return data.reshape(shape)
+    data = data.reshape(shape)
+    if name in SQUARES and not passes.plain:
+        data = np.where(passes.met()[passes.unseen :], data, data.dtype.type(0))
+    return data
 
 
-def _shape(name: str, geometry: Geometry, tokens: int, last_only: bool) -> tuple[int, ...]:
-    dims = geometry.dims(tokens)
-    shape = tuple(dims[axis] for axis in STAGES[name].axes)
+def _passes(passes: Passes | int) -> Passes:
+    return passes if isinstance(passes, Passes) else Passes.whole(passes)
+
+
+def _shape(name: str, geometry: Geometry, passes: Passes, last_only: bool) -> tuple[int, ...]:
+    shape = recorded_shape(name, {**geometry.dims(passes.tokens), ROWS: passes.rows})
     return shape[1:] if last_only else shape
 
 
@@ -134,15 +142,17 @@ def _sized(data: Array, name: str, shape: tuple[int, ...]) -> Array:
     return data.reshape(shape)
 
 
-def _token_major(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
+def _token_major(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
     """[heads, S, D] -> [S, heads * D]."""
+    tokens = passes.rows
     width = geometry.dims(tokens)[STAGES[key.stage].axes[-1]]
     heads = _sized(data, key.stage, (width // geometry.head_dim, tokens, geometry.head_dim))
     return heads.swapaxes(0, 1).reshape(tokens, width)
 
 
-def _half_split(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
+def _half_split(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
     """Within each head, (0,1), (2,3) ... -> (0, R/2), (1, R/2 + 1) ... of the R that are rotated; v stays."""
+    tokens = passes.rows
     width = geometry.dims(tokens)[STAGES[key.stage].axes[-1]]
     split = np.array(_sized(data, key.stage, (tokens, width)))
     columns = _ROTARY_COLUMNS[key.stage](geometry)
@@ -153,19 +163,20 @@ def _half_split(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array
     return split
 
 
-def _scaled(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
+def _scaled(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
     """q.k -> scaled q.k, in f64: rounding here would be taken for the runtime's."""
     return softcap(
         np.multiply(data, geometry.attn_scale_at(key.layer), dtype=np.float64), geometry.attn_softcap
     )
 
 
-def _unmultiplied(word: Layout) -> Callable[[Array, Key, Geometry, int], Array]:
+def _unmultiplied(word: Layout) -> Callable[[Array, Key, Geometry, Passes], Array]:
     """Return what divides by the factor of ``word``, in f64; columns of v stay."""
 
-    def undo(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
+    def undo(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
         if key.stage in _ROUTED:
             return np.divide(data, FACTORS[word](geometry, key.layer), dtype=np.float64)
+        tokens = passes.rows
         width = geometry.dims(tokens)[STAGES[key.stage].axes[-1]]
         found = np.array(_sized(data, key.stage, (tokens, width)), dtype=np.float64)
         both = word in _BOTH or key.stage == "k_post_rope"
@@ -176,29 +187,29 @@ def _unmultiplied(word: Layout) -> Callable[[Array, Key, Geometry, int], Array]:
     return undo
 
 
-def _visible(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
+def _visible(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
     """Put zeros where no query may look; of a softmax only where no weight stands: any other is a fault."""
     assert key.layer is not None
-    found = _sized(data, key.stage, (geometry.heads, tokens, tokens))
-    used = visible_keys(tokens, geometry.windows[key.layer])
+    found = _sized(data, key.stage, (geometry.heads, passes.rows, passes.tokens))
+    used = passes.visible(geometry.windows[key.layer])[passes.unseen :]
     return np.where(used if key.stage in SCORES else used | np.isfinite(found), found, 0)
 
 
-def _without_padding(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
+def _without_padding(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
     """[heads, S, padded] -> [heads, S, S]; what lies beyond S is no data."""
-    rows = geometry.heads * tokens
+    tokens, rows = passes.tokens, geometry.heads * passes.rows
     if data.size % rows or data.size < rows * tokens:
-        expected = f"{geometry.heads} heads x {tokens} tokens x at least {tokens} keys"
+        expected = f"{geometry.heads} heads x {passes.rows} tokens x at least {tokens} keys"
         raise TraceError(f"the shape is {list(data.shape)}", where=key.stage, expected=expected)
-    return data.reshape(geometry.heads, tokens, -1)[:, :, :tokens]
+    return data.reshape(geometry.heads, passes.rows, -1)[:, :, :tokens]
 
 
-def _untransposed(data: Array, key: Key, geometry: Geometry, tokens: int) -> Array:
+def _untransposed(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
     """[..., C, S] -> [..., S, C]; a single row is the same either way."""
     return data.swapaxes(-1, -2) if data.ndim > 1 else data
 
 
-_UNDO: Mapping[Layout, Callable[[Array, Key, Geometry, int], Array]] = {
+_UNDO: Mapping[Layout, Callable[[Array, Key, Geometry, Passes], Array]] = {
     Layout.TRANSPOSED: _untransposed,
     Layout.PADDED_KEYS: _without_padding,
     Layout.HEAD_MAJOR: _token_major,
@@ -215,14 +226,16 @@ def factor_of(key: Key, layout: Collection[Layout], geometry: Geometry) -> float
     return math.prod(FACTORS[word](geometry, key.layer) for word in layout if word in FACTORS)
 
 
-_HELD: Mapping[Layout, Callable[[int, int | None], npt.NDArray[np.bool_]]] = {
-    Layout.CAUSAL_ZEROED: lambda tokens, window: visible_keys(tokens, None),
-    Layout.VISIBLE_ONLY: visible_keys,
+_HELD: Mapping[Layout, Callable[[Passes, int | None], Mask]] = {
+    Layout.CAUSAL_ZEROED: lambda passes, window: passes.visible(None),
+    Layout.VISIBLE_ONLY: lambda passes, window: passes.visible(window),
 }
-"""Layout word -> where it holds scores, given S and the layer's window."""
+"""Layout word -> where it holds scores, given the passes and the layer's window."""
 
 
-def only_data(values: Array, key: Key, layout: Collection[Layout], geometry: Geometry) -> Array:
+def only_data(
+    values: Array, key: Key, layout: Collection[Layout], geometry: Geometry, passes: Passes | int
+) -> Array:
     """Return ``values``, in canonical shape, with zeros where a stage laid out so holds no data.
 
     Args:
@@ -230,20 +243,50 @@ def only_data(values: Array, key: Key, layout: Collection[Layout], geometry: Geo
         key: its layer and name.
         layout: how a side stores it.
         geometry: the model's geometry.
+        passes: how the run computed its tokens; S where it did so at once.
 
     """
     layer, name = key
-    if name not in SCORES or layer is None:
-        return values
-    for word in _HELD.keys() & set(layout):
-        values = np.where(_HELD[word](values.shape[-1], geometry.windows[layer]), values, 0)
-    return values
+    passes = _passes(passes)
+    if name in SCORES and layer is not None:
+        for word in _HELD.keys() & set(layout):
+            stored = _HELD[word](passes, geometry.windows[layer])
+            values = np.where(stored[len(stored) - values.shape[-2] :], values, 0)
+    held = _data_of(values, name, passes)
+    return values if held is None else np.where(held, values, 0)
 
 
-def aligned(key: Key, oracle: StageArray, subject: StageArray, geometry: Geometry, tokens: int) -> Aligned:
-    """Bring a stage of both sides to one form, by their declared layouts.
+def of_data(sigma: Array, name: str, passes: Passes) -> Array:
+    """Return the sigma of a stage, next to nothing where it is no data: both sides are zero there."""
+    held = _data_of(sigma, name, passes)
+    return sigma if held is None else np.where(held, sigma, TINY)
 
-    Where one side keeps only the last token, the other's last row is taken; where one side holds no
+
+def _data_of(values: Array, name: str, passes: Passes) -> Mask | None:
+    """Return where a stage of such passes is data, ``None`` for everywhere: [rows, S], or [rows, 1]."""
+    axes = STAGES[name].axes
+    if passes.plain or "tokens" not in axes or values.ndim < len(axes):
+        return None
+    if name in SQUARES:
+        held = passes.computed() if name in SCORES else passes.weighted()
+    elif passes.padding:
+        held = passes.rows_held()[:, None]
+    else:
+        return None
+    return held[len(held) - values.shape[axes.index("tokens")] :]
+
+
+def aligned(
+    key: Key,
+    oracle: StageArray,
+    subject: StageArray,
+    geometry: Geometry,
+    passes: Passes | int,
+    subjects: Passes | None = None,
+) -> Aligned:
+    """Bring a stage of both sides to one form, by their declared layouts and passes.
+
+    Where one side keeps only the last tokens, the other's last rows are taken; where one side holds no
     scores, above the diagonal say, the other's are made zero.
 
     Args:
@@ -251,13 +294,15 @@ def aligned(key: Key, oracle: StageArray, subject: StageArray, geometry: Geometr
         oracle: as the oracle stores it.
         subject: as the subject stores it.
         geometry: the model's geometry.
-        tokens: S, the number of tokens that were run.
+        passes: how the oracle computed its tokens; S where it did so at once.
+        subjects: how the subject did; ``None``: in the same passes.
 
     Raises:
         TraceError: a side's values fit no shape of its layout and this geometry.
 
     """
-    sides = [canonical(side, key, geometry, tokens) for side in (oracle, subject)]
+    runs = (_passes(passes), _passes(passes) if subjects is None else subjects)
+    sides = [canonical(side, key, geometry, run) for side, run in zip((oracle, subject), runs, strict=True)]
     declared = [_effective(side, key.stage) for side in (oracle, subject)]
     words = declared[0] | declared[1]
     axes = axes_of(key.stage, geometry)
@@ -266,6 +311,19 @@ def aligned(key: Key, oracle: StageArray, subject: StageArray, geometry: Geometr
         sides = [
             side if Layout.LAST_TOKEN in own else side[-1] for side, own in zip(sides, declared, strict=True)
         ]
-    sides = [only_data(side, key, words - own, geometry) for side, own in zip(sides, declared, strict=True)]
+    elif "tokens" in STAGES[key.stage].axes:
+        axis, rows = STAGES[key.stage].axes.index("tokens"), min(run.rows for run in runs)
+        axes = axes.from_token(runs[0].tokens - rows)
+        sides = [
+            side.take(range(side.shape[axis] - rows, side.shape[axis]), axis)
+            if side.shape[axis] > rows
+            else side
+            for side in sides
+        ]
+    for run in runs:
+        sides = [
+            only_data(side, key, words - own, geometry, run)
+            for side, own in zip(sides, declared, strict=True)
+        ]
     in_order = tuple(word for word in Layout if word in words)
     return Aligned(oracle=sides[0], subject=sides[1], axes=axes, layout=in_order)

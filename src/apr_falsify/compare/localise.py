@@ -31,6 +31,7 @@ from apr_falsify.compare.bisection import (
     Verdict,
     is_one_cause,
 )
+from apr_falsify.compare.borrowed import with_earlier_rows, without_padding
 from apr_falsify.compare.convention import declared_or_solved
 from apr_falsify.compare.findings import (
     arithmetic_findings,
@@ -44,10 +45,12 @@ from apr_falsify.compare.findings import (
     unmeasured_findings,
     wrong_without_weights,
 )
-from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.compare.judge import Judged, judge, replayer_of
 from apr_falsify.compare.last_token import named_elsewhere
+from apr_falsify.compare.low_rank import merged_weights
 from apr_falsify.compare.published import PublishedRule, published_rule
-from apr_falsify.compare.rows import accused, cleared, inheriting, rows_of
+from apr_falsify.compare.rows import accused, cleared, identical, inheriting, rows_of
+from apr_falsify.compare.search import Search
 from apr_falsify.compare.stored_format import StoredRun, in_its_format
 from apr_falsify.compare.structure import (
     check_tokens,
@@ -95,7 +98,10 @@ def bisect(
     """
     attempts = Attempts()
     # 1. Structure
+    if subject.passes.padding and oracle.tokens == subject.tokens[subject.passes.padding :]:
+        subject = without_padding(subject)
     check_tokens(oracle, subject)
+    subject = with_earlier_rows(subject, oracle)
     sides = _Sides(
         oracle=oracle,
         subject=subject,
@@ -142,6 +148,10 @@ def bisect(
         subject=subject.provenance,
         breakdowns=tuple(attempts.noted),
         layers=oracle.geometry.layers,
+        passes=subject.passes,
+        identical=attempts.trying("equality to the last bit").made(
+            partial(identical, comparison.rows, oracle, subject), False
+        ),
     )
 
 
@@ -243,7 +253,11 @@ def _comparison(sides: _Sides, replay: _Replay, attempts: Attempts) -> _Comparis
     broken = invariant_findings(trace, judged, attempts)
     unequal = differing_on_equal_inputs(rows, judged, sides.oracle.geometry)
     rows = accused(rows, {*unequal, *(Key(finding.layer, finding.stages[0]) for finding in broken)})
-    foreign = foreign_weights(judged, sides.own_weights is not None, trace.provenance.dtype)
+    own = sides.own_weights is not None
+    merged = partial(merged_weights, trace, replay.run.weights, judged, sides.arithmetic)
+    foreign = [] if own else attempts.trying("a merged LoRA").made(merged, [])
+    search = Search(replayer_of(trace, replay.run.weights, sides.arithmetic), attempts)
+    foreign = foreign or foreign_weights(judged, own, trace.provenance.dtype, search)
     guilty = wrong_without_weights(judged) if foreign else judged
     rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
     again = named_elsewhere(guilty)

@@ -42,7 +42,8 @@ class Operands:
             return inputs
         left, right = OPERANDS[operation]
         a, b = self.rotated(inputs, rule) if operation is Operation.SCORES else (inputs[left], inputs[right])
-        return {**inputs, left: rule.left(a), right: rule.right(b)}
+        kept = rule.held_right(b, self.geometry.kv_heads, self.geometry.head_dim)
+        return {**inputs, left: rule.left(a), right: kept}
 
     def rotated(self, inputs: Mapping[str, F64], rule: Rule) -> tuple[F64, F64]:
         """Return q and k in the order and in the rotation in which the runtime holds them."""

@@ -22,7 +22,9 @@ _BLOCK_VALUES = 1 << 18
 """How many weights are decoded at once: 2 MB as f64, which stays in a core's cache."""
 
 
-def product(x: Array, rules: tuple[Rule, ...], carried: F64 | None, weight: Tensor) -> tuple[F64, F64]:
+def product(
+    x: Array, rules: tuple[Rule, ...], carried: F64 | None, weight: Tensor, whole: F64 | None = None
+) -> tuple[F64, F64]:
     """Multiply ``x`` with ``weight`` [out, in] under each of ``rules``, and return the rounding of the sums.
 
     Args:
@@ -30,6 +32,7 @@ def product(x: Array, rules: tuple[Rule, ...], carried: F64 | None, weight: Tens
         rules: what becomes of ``x`` before it is multiplied.
         carried: the sigma that ``x`` carries, in unit roundoffs.
         weight: the projection's weights.
+        whole: where ``x`` is one token's row [in], those of all tokens, of which it is the last.
 
     Returns:
         [rules, ..., out] in f64, and the variance [..., out] of a plain f32 sum in squared unit
@@ -37,7 +40,8 @@ def product(x: Array, rules: tuple[Rule, ...], carried: F64 | None, weight: Tens
 
     """
     own = tuple(rule.of(weight.type) for rule in rules)
-    values, noise = _multiplied(np.stack([rule.left(x) for rule in own]), x, carried, weight)
+    left = [rule.left(x) if whole is None or not rule.over_tokens else rule.left(whole)[-1] for rule in own]
+    values, noise = _multiplied(np.stack(left), x, carried, weight)
     for index, rule in enumerate(own):
         if rule.block_sums and has_block_minima(weight):
             values[index] += quantise.q8_1_block_sums(x) @ block_minima(weight).T

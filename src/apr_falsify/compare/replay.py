@@ -7,7 +7,7 @@ and the rounding that the runtime must have done there is carried along (``compa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.floor import projected_through, rounding
-from apr_falsify.compare.layout import canonical
+from apr_falsify.compare.fused import attended
+from apr_falsify.compare.layout import canonical, only_data
 from apr_falsify.compare.operands import Operands
 from apr_falsify.compare.recorded_formats import as_operands
 from apr_falsify.compare.site import NotCaptured, ReplaySite, WeightsNeeded
@@ -26,12 +27,13 @@ from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.model.wiring import node_of, supplier_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
 from apr_falsify.numerics.operand_rules import AND, PLAIN, Operation, Rule, expected_rule
+from apr_falsify.operators.attention import CACHED
 from apr_falsify.operators.linear import weights_of
 from apr_falsify.operators.operator import Array
 from apr_falsify.operators.replayed import MixtureOperator, replay_mixture
 from apr_falsify.operators.roundoff import UNIT, Known, lost
 from apr_falsify.operators.roundoff import stored as rounded
-from apr_falsify.operators.table import boundary_of, compute, operation_of, operator_of, span_of
+from apr_falsify.operators.table import boundary_of, compute, operation_of, operator_of, span_from
 from apr_falsify.traces.trace import Trace
 
 F64 = npt.NDArray[np.float64]
@@ -58,6 +60,7 @@ class Replay:
     Attributes:
         values: [rules, *canonical shape], f64: one per rule.
         sigma: [*canonical shape]: the root mean square of the rounding that f32 sums bring.
+        sigmas: the same under each rule, where these differ in what they round.
         composed: the stages that were computed because they were not captured.
         weight_type: the number format of the projection's weights, ``""`` where there is none.
         skipped: of ``attention`` with values that are not finite: the plain result of a runtime that
@@ -70,6 +73,11 @@ class Replay:
     composed: tuple[str, ...]
     weight_type: str
     skipped: F64 | None = None
+    sigmas: tuple[F64, ...] = ()
+
+    def sigma_under(self, index: int) -> F64:
+        """Return the rounding under the rule with this index."""
+        return self.sigmas[index] if self.sigmas else self.sigma
 
 
 def is_mixed(key: Key, geometry: Geometry) -> bool:
@@ -115,16 +123,30 @@ class Replayer:
         self._sigmas: dict[Key, F64] = {}
 
     def captured(self, key: Key) -> F64 | None:
-        """Return a captured stage in canonical shape, f64; a last-token stage keeps a token axis of 1."""
+        """Return a captured stage in canonical shape, f64; a last-token stage keeps a token axis of 1.
+
+        The rows of padding are there: others may have seen them.
+        """
+        values = self._stored(key)
+        return None if values is None else values.astype(np.float64)
+
+    def judged(self, key: Key) -> F64 | None:
+        """Return a captured stage to be judged, f64: zero where it is no data."""
         values = self.stored(key)
         return None if values is None else values.astype(np.float64)
 
     def stored(self, key: Key) -> npt.NDArray[Any] | None:
-        """Return a captured stage like :meth:`captured`, in the format it is stored in, not copied."""
+        """Return a captured stage to be judged, in the format it is stored in: zero where it is no data."""
+        values = self._stored(key)
+        if values is None:
+            return None
+        return only_data(values, key, (), self.trace.geometry, self.trace.passes)
+
+    def _stored(self, key: Key) -> npt.NDArray[Any] | None:
         array = self.trace.stages.get(key)
         if array is None:
             return None
-        values = canonical(array, key, self.trace.geometry, len(self.trace.tokens))
+        values = canonical(array, key, self.trace.geometry, self.trace.passes)
         if Layout.LAST_TOKEN in array.layout and STAGES[key.stage].axes[0] == "tokens":
             values = values[None]
         return values
@@ -134,6 +156,7 @@ class Replayer:
         composed: list[str] = []
         try:
             inputs = self._inputs(key, composed, self._rows(key))
+            composed += self._steps_within(key)
             found = self._evaluated(key, inputs, rules, tuple(composed))
         except WeightsNeeded:
             return Missing(what="the weights", remedy="--oracle MODEL (bisect), --weights MODEL (compare)")
@@ -156,8 +179,12 @@ class Replayer:
     def span(self, key: Key) -> tuple[Node, ...]:
         """Return the nodes that a stage is computed through: inner ones not captured, and its own."""
         layer, name = key
-        apart = [inner for at, inner in self.trace.stages if at == layer and STAGES[inner].inner]
-        return span_of(name, self.trace.geometry, layer, apart)
+        captured = [stage for at, stage in self.trace.stages if at == layer]
+        return span_from(name, self.trace.geometry, layer, captured)
+
+    def _steps_within(self, key: Key) -> list[str]:
+        """Return the stages of the closed list that a stage is computed through."""
+        return [node.stage for node in self.span(key)[:-1] if not STAGES[node.stage].inner]
 
     def sources(self, key: Key) -> dict[str, Key]:
         """Return what a stage is computed from: argument -> the stage that supplies it."""
@@ -186,16 +213,19 @@ class Replayer:
 
     def _inputs(self, key: Key, composed: list[str], rows: int) -> dict[str, Known]:
         if any(operator_of(node).over_tokens for node in self.span(key)):
-            rows = len(self.trace.tokens)
-        sources = self.sources(key)
-        known = {role: self._known(source, composed, rows) for role, source in sources.items()}
+            rows = self.trace.passes.rows
+        cached, sources = CACHED.get(self.operation(key), ()), self.sources(key)
+        known = {
+            role: self._known(source, composed, len(self.trace.tokens) if role in cached else rows)
+            for role, source in sources.items()
+        }
         return as_operands(known, self.operation(key), sources, self.trace.provenance.operands)
 
     def _rows(self, key: Key) -> int:
         """Return of how many tokens a stage was captured: all of them, or the last one."""
         array = self.trace.stages.get(key)
         alone = "tokens" not in STAGES[key.stage].axes or (array and Layout.LAST_TOKEN in array.layout)
-        return 1 if alone else len(self.trace.tokens)
+        return 1 if alone else self.trace.passes.rows
 
     def saved_format(self, key: Key) -> Format | None:
         """Return the format that a captured stage was rounded to when it was saved, ``None`` for its own."""
@@ -224,21 +254,38 @@ class Replayer:
         values = self.captured(key)
         if values is not None:
             if self._rows(key) < rows:
-                raise NotCaptured(key)
+                return self._with_earlier(key, values, rows)
             if self.saved_format(key) is not None and np.isinf(values).any():
                 raise NotCaptured(key)  # finite ones may have been saved so
             return Known(value=values, sigma=self._rounded_later(key, values))
         if key.stage in ("post_ffn_residual", "post_attn_residual"):
             raise NotCaptured(key)  # a residual stream can be composed only by replaying whole layers
-        composed.append(key.stage)
+        composed += [*self._steps_within(key), key.stage]
         found = self._evaluated(key, self._inputs(key, composed, rows), (self.expected(key),), ())
         return Known(value=found.values[0], sigma=found.sigma)
+
+    def _with_earlier(self, key: Key, values: F64, rows: int) -> Known:
+        """Return a captured stage with rows of earlier passes that another run supplied."""
+        borrowed = self.trace.borrowed.get(key)
+        if borrowed is None or len(borrowed.values) + len(values) != rows:
+            raise NotCaptured(key)
+        later = self._rounded_later(key, values)
+        sigma = np.zeros((rows, values.shape[1]))
+        sigma[: len(borrowed.values)] = borrowed.sigma
+        sigma[len(borrowed.values) :] = 0.0 if later is None else later
+        return Known(value=np.concatenate((borrowed.values, values)), sigma=sigma)
 
     def expected(self, key: Key) -> Rule:
         """Return the arithmetic in which the runtime is expected to compute a stage."""
         operation = self.operation(key)
         kind = self.weight_type(key) if operation is Operation.PROJECTION else ""
         return expected_rule(self.trace.provenance.runtime, operation, kind, self.stated)
+
+    def is_stated(self, key: Key) -> bool:
+        """Whether the arithmetic of a stage's products is stated."""
+        operation = self.operation(key)
+        parts = (Operation.SCORES, Operation.MIX) if operation is Operation.ATTENTION else (operation,)
+        return all(part in (self.stated or {}) for part in parts)
 
     def _rounded_later(self, key: Key, values: F64) -> F64 | None:
         """Return the rounding that a captured stage meets before it is used, ``None`` where it meets none."""
@@ -261,9 +308,10 @@ class Replayer:
         self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...], composed: tuple[str, ...]
     ) -> Replay:
         site = self._site(key, inputs, rules)
-        span = span_of(key.stage, self.trace.geometry, key.layer, inputs)
+        span = span_from(key.stage, self.trace.geometry, key.layer, inputs)
         operation = operation_of(span)
         operator = operator_of(span[-1])
+        apart: Sequence[F64] = ()
         if isinstance(operator, MixtureOperator):
             site.captured = self.captured(key)
             site.last_weights = self.captured(Key(key.layer, "moe_router"))
@@ -271,14 +319,19 @@ class Replayer:
         elif operation is Operation.PROJECTION:
             found, sigma = projected_through(span, inputs, site, self.store)
             values = np.asarray(found, dtype=np.float64)
+        elif operation is Operation.ATTENTION:
+            values, apart = attended(span, inputs, site, self.operands(key.layer), self.store)
+            sigma = apart[0]
         else:
             values, sigma = self._under_each(key, operation, inputs, site)
         saved = self.saved_sigma(key, values[0], sigma)
         assert saved is not None
+        each = [self.saved_sigma(key, values[0], one) for one in apart]
         plain = {role: known.value for role, known in inputs.items()}
         return Replay(
             values=values,
             sigma=saved,
+            sigmas=tuple(one for one in each if one is not None),
             composed=composed,
             weight_type=_common(site.types),
             skipped=_skipping(plain, site) if operation is Operation.MIX else None,
@@ -291,6 +344,7 @@ class Replayer:
             layer=key.layer,
             tokens=self.trace.tokens,
             rules=rules,
+            in_passes=self.trace.passes,
         )
         site.begin(inputs)
         return site
@@ -312,7 +366,7 @@ class Replayer:
     ) -> Array:
         operands = self.operands(site.layer)
         values = compute(name, operands.rounded(operation, inputs, rule), site)
-        if operation is Operation.SCORES and rule.block_sums:
+        if operation is Operation.SCORES and rule.block_sums and name != "attn_softmax":
             values = values + operands.block_sums(inputs, rule)[0]
         return values
 

@@ -53,6 +53,21 @@ def rows_of(
     )
 
 
+def identical(rows: Sequence[Row], oracle: Trace, subject: Trace) -> bool:
+    """Whether every stage that was compared is the same on both sides to the last bit, where it is data."""
+    compared = [row for row in rows if row.accumulated is not None]
+    if not compared or any(row.accumulated is not None and row.accumulated.rel_l2 for row in compared):
+        return False
+    return all(_same_bits(Key(row.layer, row.stage), oracle, subject) for row in compared)
+
+
+def _same_bits(key: Key, oracle: Trace, subject: Trace) -> bool:
+    pair = aligned(
+        key, oracle.stages[key], subject.stages[key], oracle.geometry, oracle.passes, subject.passes
+    )
+    return pair.oracle.dtype == pair.subject.dtype and pair.oracle.tobytes() == pair.subject.tobytes()
+
+
 def accused(rows: Sequence[Row], keys: Collection[Key]) -> tuple[Row, ...]:
     """Return the rows, those of ``keys`` as introducing an error."""
     return tuple(
@@ -122,7 +137,8 @@ _Compared = tuple[Metrics | None, tuple[int, ...], tuple[Layout, ...]]
 
 def _accumulated(key: Key, oracle: Trace, subject: Trace) -> _Compared:
     """Return subject against oracle, the shape compared and the layout words that were undone."""
-    pair = aligned(key, oracle.stages[key], subject.stages[key], oracle.geometry, len(oracle.tokens))
+    sides = oracle.stages[key], subject.stages[key]
+    pair = aligned(key, *sides, oracle.geometry, oracle.passes, subject.passes)
     return compare_arrays(pair.oracle, pair.subject, pair.axes), pair.oracle.shape, pair.layout
 
 

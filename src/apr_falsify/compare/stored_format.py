@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apr_falsify.compare.bisection import Finding, FindingType
-from apr_falsify.compare.judge import judge
+from apr_falsify.compare.judge import judge, replayer_of
 from apr_falsify.compare.proof import wrong
 from apr_falsify.compare.seen_format import SIXTEEN_BITS, Seen, holds, seen_format
 from apr_falsify.errors import ModelError
@@ -62,10 +62,12 @@ def in_its_format(
         arithmetic: what the user states of it.
 
     """
+    sample = _sample(run.trace, keys)
     number_format, saved = _hypotheses(run)
     if not number_format and not saved:
+        number_format = _of_weights_alone(run, sample, arithmetic)
+    if not number_format and not saved:
         return run, ()
-    sample = _sample(run.trace, keys)
     before = _wrong(run, sample, arithmetic)
     best = _best(run, number_format, before, (before, ()), sample, arithmetic)
     # The floors of a run that was saved in 16 bits are wide: not for one stage alone, which may be a fault.
@@ -131,6 +133,23 @@ def _within(run: StoredRun, number_format: Format, first: Hypothesis) -> list[Hy
     operands = (_operands_finding(number_format, names),) if names else ()
     more = dict.fromkeys(((*weights,), (*operands,), (*weights, *operands)))
     return [(*first, *each) for each in more if each]
+
+
+_PRODUCTS = 4
+"""As many products must be wrong before weights are suspected that no 16-bit stage speaks of."""
+
+
+def _of_weights_alone(run: StoredRun, sample: Sequence[Key], arithmetic: str | None) -> list[Hypothesis]:
+    """Return the weights, or the matrices among them, rounded to 16 bits where all products are wrong."""
+    formats = [one for one in SIXTEEN_BITS if not _are_rounded(run.weights, one)]
+    stated = FORMATS.get(run.trace.provenance.dtype)
+    if not formats or stated in SIXTEEN_BITS or run.trace.provenance.runtime == "hf":
+        return []
+    replayer = replayer_of(run.trace, run.weights, arithmetic)
+    products = [key for key in sample if replayer.operation(key) is Operation.PROJECTION][:_PRODUCTS]
+    if len(products) < _PRODUCTS or any(_wrong(run, [key], arithmetic) == set() for key in products):
+        return []
+    return [(finding(one),) for one in formats for finding in (_weights_finding, _matrices_finding)]
 
 
 def _are_rounded(weights: Weights | None, number_format: Format) -> bool:
@@ -199,8 +218,13 @@ def _saved_finding(trace: Trace, seen: Seen) -> Finding:
 
 def _weights_finding(number_format: Format) -> Finding:
     return _finding(
-        _WEIGHTS, number_format, "the products fit with the checkpoint's weights rounded to the run's format"
+        _WEIGHTS, number_format, "the products fit with the checkpoint's weights rounded to that format"
     )
+
+
+def _matrices_finding(number_format: Format) -> Finding:
+    why = "the products fit with the checkpoint's matrices rounded so, and norms and biases as they are"
+    return _finding(_MATRICES, number_format, why)
 
 
 def _operands_finding(number_format: Format, stages: tuple[str, ...]) -> Finding:
@@ -210,6 +234,7 @@ def _operands_finding(number_format: Format, stages: tuple[str, ...]) -> Finding
 
 _FORMAT, _SAVED = "the stages are stored in", "the stages were saved in"
 _WEIGHTS, _OPERANDS = "the weights are rounded to", "products round what they take to"
+_MATRICES = "the matrices are rounded to"
 _EARLIER = {"the stages are kept in": _FORMAT, "the weights are held in": _WEIGHTS}
 """Words of bundles that were made before -> today's."""
 
@@ -238,14 +263,19 @@ def _with(run: StoredRun, **provenance: Any) -> StoredRun:
     return replace(run, trace=replace(run.trace, provenance=replace(run.trace.provenance, **provenance)))
 
 
+def _with_weights(run: StoredRun, **how: Any) -> StoredRun:
+    return replace(run, weights=None if run.weights is None else replace(run.weights, **how))
+
+
 _READ: Mapping[str, Callable[[StoredRun, Format, tuple[str, ...]], StoredRun]] = {
     _FORMAT: lambda run, number_format, stages: _with(run, dtype=number_format.name, saved_as={}),
     _SAVED: lambda run, number_format, stages: _with(run, saved_as=dict.fromkeys(stages, number_format.name)),
     _OPERANDS: lambda run, number_format, stages: _with(
         run, operands=dict.fromkeys(stages, number_format.name)
     ),
-    _WEIGHTS: lambda run, number_format, stages: replace(
-        run, weights=None if run.weights is None else replace(run.weights, cast_to=number_format)
+    _WEIGHTS: lambda run, number_format, stages: _with_weights(run, cast_to=number_format),
+    _MATRICES: lambda run, number_format, stages: _with_weights(
+        run, cast_to=number_format, matrices_alone=True
     ),
 }
 """How a run stores its values -> the run read so, given the format and the stages that it is about."""

@@ -95,7 +95,7 @@ def systematic(parts: Sequence[GroupSums], *, again: bool = False) -> str:
     """Return what is wrong with a tensor whose rows are those of ``parts``, in words; ``""`` for nothing.
 
     Args:
-        parts: what is kept of its rows.
+        parts: the sums over its rows.
         again: whether the right values lie on the grid of another format, and no much finer one.
 
     """

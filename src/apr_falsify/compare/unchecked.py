@@ -1,4 +1,4 @@
-"""What a bisection did not look at, or broke down over, in words: nobody shall take it for checked."""
+"""What a bisection did not look at, or broke down over, so that nobody takes it for checked."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def not_checked(rows: Sequence[Row], oracle: Trace, subject: Trace, weights: Wei
         *_without_weights(oracle, subject, weights),
         *_not_in_the_recording(subject.provenance),
         *_tokens_not_known(subject),
+        *_positions_said(subject),
     ]
 
 
@@ -99,6 +100,16 @@ def _without_weights(oracle: Trace, subject: Trace, weights: Weights | None) -> 
         yield (
             "what needs weights to be replayed: name the model, --oracle MODEL (bisect) or "
             "--weights MODEL (compare)"
+        )
+
+
+def _positions_said(subject: Trace) -> Iterator[str]:
+    passes = subject.passes
+    first = int(passes.at[passes.padding])
+    if passes.padding and first:
+        yield (
+            f"positions: the first token after the padding stands at {first}, as is said; where padding does "
+            "not count it stands at 0"
         )
 
 

@@ -21,6 +21,17 @@ import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
+from apr_falsify.compare.format_costs import (
+    ALLOWED_STEPS,
+    HALF,
+    PLAIN_ROUNDING,
+    STEPS,
+    allowed_cost,
+    blocked,
+    cast_cost,
+)
+from apr_falsify.compare.quantised_tensors import excess, is_quantised
+from apr_falsify.compare.rescaled_channels import FED_BY, factors, is_undone
 from apr_falsify.compare.systematic import GroupSums, sums_of, systematic
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Weights
@@ -34,35 +45,10 @@ Rows = npt.NDArray[np.floating]
 BLOCK = 32
 _ROWS = 1 << 20
 
-PLAIN_ROUNDING: Mapping[str, float] = {"f64": 2.0**-24, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}
-"""Plain format -> relative rounding."""
-
-HALF: Mapping[str, tuple[int, int]] = {"f16": (10, -14), "bf16": (7, -126)}
-"""16-bit format -> bits of its mantissa, and the exponent of its smallest normal value."""
-
-STEPS: Mapping[str, int] = {
-    "q4_0": 8,
-    "q4_1": 15,
-    "q5_0": 16,
-    "q5_1": 31,
-    "q8_0": 127,
-    "q4_k": 15,
-    "q5_k": 31,
-    "q6_k": 32,
-    "q3_k": 4,
-    "q2_k": 3,
-}
-"""Quantised format -> steps of its grid over the range of a block (over half of it where symmetric)."""
 
 ONE_GRID: Mapping[str, int] = {"apr_q8": 127, "apr_q4": 7}
 """Format -> steps of its grid from 0 to the largest value of the whole tensor: ``apr_q8`` has one scale, and
 blocks of ``apr_q4`` may run over the ends of rows."""
-
-ALLOWED_STEPS = 1.5
-"""Steps that a value may be off: half a step of rounding, and a grid whose end and scale are rounded too."""
-
-SUPER_BLOCK_TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
-"""Formats whose block scales are themselves quantised to 6 or 8 bit, over 256 values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,8 +180,12 @@ def _finding(pair: _Pair, role: str, layer: int | None) -> Finding | None:
             pair, role, layer, f"{pair.second}'s {place} has the shape {shapes}", math.inf
         )
     kind = pair.kind or theirs.type
+    if kind == theirs.type and is_quantised(theirs) and len(theirs.shape) == 2:
+        return _quantised_finding(pair, role, layer, place)
     found = difference(ours, theirs, kind)
     if not (found.blocks or found.systematic):
+        return None
+    if role in FED_BY.values() and is_undone(pair.ours, pair.theirs, role, layer):
         return None
     told = found.systematic or (
         f"{found.blocks} of {found.total} blocks in {found.rows} of {_count(ours)} rows differ by more than "
@@ -210,7 +200,32 @@ def _finding(pair: _Pair, role: str, layer: int | None) -> Finding | None:
     return _weights_finding(pair, role, layer, told, found.rel_l2)
 
 
-def _weights_finding(pair: _Pair, role: str, layer: int | None, told: str, size: float) -> Finding:
+def _quantised_finding(pair: _Pair, role: str, layer: int | None, place: str) -> Finding | None:
+    """Return what is wrong with a tensor of a quantised checkpoint, and the mistake that explains it."""
+    ours, theirs = pair.ours.tensor(role, layer), pair.theirs.tensor(role, layer)
+    found = excess(ours, theirs, *factors(pair.ours, pair.theirs, role, layer))
+    if not found.rows and found.misread is None:
+        return None
+    told = (
+        f"{pair.second}'s {place} ({theirs.type}) is not {pair.first}'s ({ours.type}): {found.rows} of "
+        f"{found.total} rows differ by more than {theirs.type} costs, relative L2 {found.rel_l2:.1e}"
+    )
+    one = found.misread
+    if one is None:
+        return _weights_finding(pair, role, layer, told, found.rel_l2)
+    after = f"; {one.instead}" if one.instead else ""
+    told += f"; the file holds it otherwise: {one.says} fits (relative L2 {found.left:.1e}){after}"
+    return _weights_finding(pair, role, layer, told, found.rel_l2, cause=(one.name, one.says))
+
+
+def _weights_finding(
+    pair: _Pair,
+    role: str,
+    layer: int | None,
+    told: str,
+    size: float,
+    cause: tuple[str, str] | None = None,
+) -> Finding:
     place, stage = _key(role, layer)
     return Finding(
         type=FindingType.WEIGHTS,
@@ -219,6 +234,7 @@ def _weights_finding(pair: _Pair, role: str, layer: int | None, told: str, size:
         size=size,
         explanation=told + pair.known,
         advice=pair.advice,
+        cause=cause,
     )
 
 
@@ -263,8 +279,8 @@ def _quantised_again(first: str, second: str) -> bool:
 
 
 def _sums(ours: F64, theirs: F64, kind: str) -> GroupSums:
-    blocks = _blocked(ours, BLOCK)
-    return sums_of(blocks, _blocked(theirs, BLOCK), _allowed(ours, blocks, kind) / ALLOWED_STEPS)
+    blocks = blocked(ours, BLOCK)
+    return sums_of(blocks, blocked(theirs, BLOCK), allowed_cost(ours, blocks, kind) / ALLOWED_STEPS)
 
 
 def _count(tensor: Tensor) -> int:
@@ -309,47 +325,18 @@ def _rows_of(tensor: Tensor, start: int, stop: int) -> Rows:
     return tensor.rows(0, tensor.shape[0])[None]
 
 
-def _blocked(values: F64, size: int) -> F64:
-    missing = -values.shape[-1] % size
-    padded = np.pad(values, ((0, 0), (0, missing)), mode="edge") if missing else values
-    return padded.reshape(len(values), -1, size)
-
-
 def _wrong_blocks(
     ours: F64, theirs: F64, our_type: str, their_type: str, grid: float
 ) -> npt.NDArray[np.bool_]:
     """Return which blocks [rows, blocks] differ by more than both formats cost."""
-    a, b = _blocked(ours, BLOCK), _blocked(theirs, BLOCK)
+    a, b = blocked(ours, BLOCK), blocked(theirs, BLOCK)
     if their_type in HALF and our_type in PLAIN_ROUNDING:
-        allowed = _cast(a, their_type)
+        allowed = cast_cost(a, their_type)
     else:
         # What the oracle's own format cost is no allowance: its dequantised values are what it runs.
-        allowed = np.asarray(grid * ALLOWED_STEPS or _allowed(ours, a, their_type)[..., None])
+        allowed = np.asarray(grid * ALLOWED_STEPS or allowed_cost(ours, a, their_type)[..., None])
         if our_type in PLAIN_ROUNDING:
-            allowed = allowed + _allowed(ours, a, our_type)[..., None]
+            allowed = allowed + allowed_cost(ours, a, our_type)[..., None]
     with np.errstate(invalid="ignore"):
         right = np.abs(b - a) <= allowed  # a NaN is no agreement
     return np.asarray(~right.all(axis=-1))
-
-
-def _cast(values: F64, kind: str) -> F64:
-    """Return how far each value may be off once cast to ``kind``: a step of it, nothing where it fits."""
-    mantissa, smallest = HALF[kind]
-    exponent = np.floor(np.log2(np.abs(values), where=values != 0, out=np.full_like(values, smallest)))
-    step = 2.0 ** (np.maximum(exponent, smallest) - mantissa)
-    return np.where(values % step == 0, 0.0, step)
-
-
-def _allowed(values: F64, blocks: F64, kind: str) -> F64:
-    largest = np.max(np.abs(blocks), axis=-1)
-    if kind in PLAIN_ROUNDING:
-        return np.asarray(largest * PLAIN_ROUNDING[kind])
-    steps = STEPS.get(kind)
-    if steps is None:
-        return np.full_like(largest, np.inf)
-    spread = np.maximum(np.max(blocks, axis=-1) - np.minimum(np.min(blocks, axis=-1), 0), largest)
-    allowed = spread / steps * ALLOWED_STEPS
-    if kind in SUPER_BLOCK_TYPES:  # the scale of a quiet block is rounded on the grid of the loudest
-        loudest = np.max(np.abs(_blocked(values, 256)), axis=-1)
-        allowed += np.repeat(loudest, 8, axis=-1)[:, : allowed.shape[-1]] / 32
-    return np.asarray(allowed)

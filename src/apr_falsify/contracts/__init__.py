@@ -4,9 +4,9 @@ To be read in this order:
 
 - reading: ``discover``, ``files``, ``source``, ``model``, ``names``, ``shell``,
   ``cargo_command``, ``pytest_command``, ``schema``, ``settings``, ``facts``
-- what a contract cites: ``evidence_keys``, ``citations``, ``cited_tests``, ``prose``, ``located``, ``cited``,
-  ``bindings``, ``markers``, ``roots``, ``resolution``, ``resolve``, ``resolve_tests``, ``resolve_cargo``,
-  ``filterset``, ``cargo_maybe``, ``resolve_pytest``, ``recipes``, ``resolve_target``, ``proofs``,
+- what a contract cites: ``evidence_keys``, ``cited_tests``, ``citations``, ``prose``, ``located``,
+  ``proofs``, ``cited``, ``bindings``, ``markers``, ``roots``, ``resolution``, ``resolve``, ``resolve_tests``,
+  ``resolve_cargo``, ``cargo_maybe``, ``filterset``, ``resolve_pytest``, ``recipes``, ``resolve_target``,
   ``hollow``, ``marked``
 - judging: ``validate``, ``rules``, ``statuses``, ``standing``, ``problem``, ``history``, ``baseline``,
   ``outcome``

@@ -27,6 +27,7 @@ _GROUPS = {
     "--lib": "lib", "--bins": "bin", "--examples": "example", "--benches": "bench", "--tests": "tests",
     "--all-targets": "all", "--doc": "doc",
 }  # fmt: skip
+_STAND_INS = ("NAME", "TEST", "TEST_NAME", "TESTNAME", "FILTER", "PATTERN")
 _PLACEHOLDER = re.compile(r"[<>$…]|\.\.\.|\{[^}]*\}")
 
 
@@ -168,8 +169,17 @@ def _after_test(words: list[str]) -> list[str] | None:
     return [*before, *words[1:]] if words[:1] in (["test"], ["t"]) else None
 
 
+_PROSE = frozenset(
+    """
+    passes pass passed succeeds succeed exits exit returns runs fails fail reports is are must should shall
+    can will has with on in for and or to the all green stays still
+    """.split()  # noqa: SIM905 - words read best as words
+)
+"""Words that follow a command in a sentence."""
+
+
 def _take(reading: _Reading, words: list[str], is_nextest: bool) -> None:
-    behind = False
+    behind, plain = False, 0
     pending = iter(words)
     for word in pending:
         if word == "--" and not behind:
@@ -183,6 +193,8 @@ def _take(reading: _Reading, words: list[str], is_nextest: bool) -> None:
             (reading.runner if behind else reading.option)(option, value)
         elif behind or is_nextest or not reading.filters:
             reading.filters.append(word)  # cargo takes one before `--`: a second word is prose
+    while reading.filters and reading.filters[-1] in _PROSE:
+        reading.filters.pop()
 
 
 def _flags(settings: tuple[str, ...]) -> tuple[str, ...]:
@@ -193,8 +205,8 @@ def _flags(settings: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def is_placeholder(text: str) -> bool:
-    """``<name>``, ``$TEST`` or ``...``: stands for something that is not said."""
-    return bool(_PLACEHOLDER.search(text))
+    """``<name>``, ``$TEST``, ``NAME`` or ``...``: stands for something that is not said."""
+    return text in _STAND_INS or bool(_PLACEHOLDER.search(text))
 
 
 def is_left_open(expression: str) -> bool:

@@ -5,9 +5,12 @@ Source: nextest's documentation, "Filterset DSL reference".
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import re
 from dataclasses import dataclass
+
+from apr_falsify.contracts.names import expand_braces
 
 _KNOWN = frozenset(
     "all none test group package deps rdeps binary_id kind binary platform default".split()  # noqa: SIM905 - a table of words reads best as words
@@ -109,15 +112,22 @@ def _asked(word: str, text: str, one: Named) -> bool | None:
     return _matches(text.strip(), value, usual)
 
 
+_NESTED = re.compile(r"[+*}][?+]?\)[+*{]|\\\d")
+"""A repetition of a repetition, or a reference to a group."""
+
+
 def _matches(text: str, value: str, usual: str) -> bool | None:
     if len(text) > 1 and text[0] == "/" and text[-1] == "/":
+        if _NESTED.search(text):
+            return None  # may take for ever
         try:
             return re.search(text[1:-1].replace("\\/", "/"), value) is not None
         except re.error:
             return None  # Rust's own syntax
     kind, pattern = (text[0], text[1:].strip()) if text[:1] in ("=", "~", "#") else (usual, text)
     if kind == "#":
-        return _of_glob(pattern).fullmatch(value) is not None
+        glob = _of_glob(pattern)
+        return None if glob is None else glob.match(value) is not None
     pattern = _unescaped(pattern)
     return value == pattern if kind == "=" else pattern in value
 
@@ -136,41 +146,20 @@ def _unescaped(text: str) -> str:
     return _ESCAPE.sub(undo, text)
 
 
-_GLOB_PART = re.compile(
-    r"\\(?P<literal>.)|\[(?P<not>[!^]?)(?P<set>\]?[^\]]*)\]|[*]+|[?{},]|[^\\[*?{},]+|.", re.DOTALL
-)
+_GLOB_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_MOST_ALTERNATIVES = 256
 
 
 @functools.lru_cache(1024)
-def _of_glob(pattern: str) -> re.Pattern[str]:
-    """A glob as the crate globset reads it: ``*``, ``?``, ``[a-z]``, ``[!a]``, ``{a,b}``."""
-    made: list[str] = []
-    depth = 0
-    for match in _GLOB_PART.finditer(pattern):
-        part = match.group()
-        if match["set"] is not None:
-            inner = match["set"].replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]")
-            made.append(f"[{'^' if match['not'] else ''}{inner}]")
-        elif match["literal"]:
-            made.append(re.escape(match["literal"]))
-        elif part[0] == "*":
-            made.append(".*")
-        elif part == "?":
-            made.append(".")
-        elif part == "{" and "}" in pattern[match.end() :]:
-            depth += 1
-            made.append("(?:")
-        elif part == "}" and depth:
-            depth -= 1
-            made.append(")")
-        elif part == "," and depth:
-            made.append("|")
-        else:
-            made.append(re.escape(part))
-    try:
-        return re.compile("".join(made) + ")" * depth, re.DOTALL)
-    except re.error:
-        return re.compile(re.escape(pattern))
+def _of_glob(pattern: str) -> re.Pattern[str] | None:
+    """A glob as globset reads it: ``*``, ``?``, ``[a-z]``, ``[!a]``, ``{a,b}``; ``None``."""
+    plain = _GLOB_ESCAPE.sub(r"[\1]", pattern).replace("[^", "[!")
+    count = 1
+    for inner in re.findall(r"\{([^{}]*)\}", plain):
+        count *= inner.count(",") + 1
+    if count > _MOST_ALTERNATIVES:
+        return None
+    return re.compile("|".join(map(fnmatch.translate, expand_braces(plain))))
 
 
 _OR = re.compile(r"\s*(?:\bor\b|\|\|?|\+)")

@@ -10,14 +10,14 @@ from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.problem import Problem, problem_at
 from apr_falsify.contracts.roots import FoundPath, SearchScope
 
-_C = r"/\*.*?\*/|//[^\n]*"
+_C = r"/\*.*?(?:\*/|\Z)|//[^\n]*"
 _COMMENTS: Mapping[str, re.Pattern[str]] = {
     suffix: re.compile(pattern, re.DOTALL)
     for suffix, pattern in {
-        ".lean": r"/-.*?-/|--[^\n]*",
-        ".v": r"\(\*.*?\*\)",
-        ".thy": r"\(\*.*?\*\)",
-        ".tla": r"\(\*.*?\*\)|\\\*[^\n]*",
+        ".lean": r"/-.*?(?:-/|\Z)|--[^\n]*",
+        ".v": r"\(\*.*?(?:\*\)|\Z)",
+        ".thy": r"\(\*.*?(?:\*\)|\Z)",
+        ".tla": r"\(\*.*?(?:\*\)|\Z)|\\\*[^\n]*",
         ".smt2": r";[^\n]*",
         ".dfy": _C,
         ".rs": _C,

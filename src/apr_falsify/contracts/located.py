@@ -70,7 +70,7 @@ def _walk(value: Value, key: str, absent: bool, labels: Collection[str]) -> Iter
             yield from _cited(item, where, name, absent, labels)
         elif reading in (BLOCK, LIVE) and key and key.split("[")[0].split(".")[0] not in FALSIFIER_BLOCKS:
             pinned = isinstance(item, Mapping) and "bundle" in item
-            yield from () if pinned else evidence_block(item, where, absent, [])
+            yield from () if pinned or absent else evidence_block(item, where, absent, [])
         if isinstance(item, Mapping | Sequence):
             yield from _walk(item, where, absent, labels)
 

@@ -26,7 +26,7 @@ _NAMES = ("theorem", "lean_theorem", "lemma", "name")
 _FOLDERS = ("", "lean/", "proofs/", "proofs/lean/", "formal/", "lean4/")
 """Where the root of a tree's Lean modules may lie."""
 _MOST_FILES = 300
-_IMPORT = re.compile(r"^\s*(?:public\s+)?import\s+([\w.]+)", re.MULTILINE)
+_IMPORT = re.compile(r"^[ \t]*(?:public\s+)?import\s+([\w.]+)", re.MULTILINE)
 _DEFINED = re.compile(r"\b(?:theorem|lemma|def|abbrev|Theorem|Lemma|Definition)\s+([\w.']+)")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ class Recipe:
     needs: tuple[str, ...] = ()
 
 
+@functools.lru_cache(2048)
 def recipe_of(tool: str, name: str, text: str, arguments: tuple[str, ...] = ()) -> Recipe:
     """Read what a target runs; nothing where the file does not say it.
 
@@ -49,6 +51,8 @@ _VARIABLE = re.compile(r"^\s*(?:export\s+|override\s+)?([\w.]+)\s*(?::{1,3}|\?|\
 _RULE = re.compile(r"^(?P<targets>[^\s#:=][^#:=]*?)\s*::?(?!=)\s*(?P<needs>[^;#=]*)(?:;(?P<inline>.*))?$")
 _USE = re.compile(r"\$(?:\((\w+)\)|\{(\w+)\})")
 _PREFIX = "@-+ \t"
+_BLANKS = re.compile(r"[ \t]+")
+_LONGEST = 20_000
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -59,7 +63,8 @@ def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
         if line.endswith("\\"):
             held += line[:-1] + " "
             continue
-        yield start, held + line
+        whole = held + line
+        yield start, whole if whole[:1] in ("\t", " ") else _BLANKS.sub(" ", whole)
         held, start = "", 0
     if held:
         yield start, held
@@ -91,7 +96,7 @@ def _expanded(text: str, variables: dict[str, str], depth: int = 0) -> str:
     if "$" not in text or depth > 8:
         return text
     put = _USE.sub(lambda match: variables.get(match[1] or match[2], match.group()), text)
-    return text if put == text else _expanded(put, variables, depth + 1)
+    return text if put == text or len(put) > _LONGEST else _expanded(put, variables, depth + 1)
 
 
 _RECIPE = re.compile(r"^@?(?P<name>[A-Za-z_][\w-]*)(?P<rest>(?:\s+[^:]*)?):(?!=)(?P<needs>.*)$")
@@ -192,5 +197,5 @@ def environments_of(text: str) -> set[str] | None:
         return None
     listed = [sections["tox"].get(one, "") for one in ("envlist", "env_list")] if "tox" in sections else []
     named = [one.partition(":")[2] for one in sections if one.startswith("testenv:")]
-    conditions = re.findall(r"^\s+([\w.,!{}-]+):(?:\s|$)", text, re.MULTILINE)
+    conditions = re.findall(r"^[ \t]+([\w.,!{}-]+):(?:\s|$)", text, re.MULTILINE)
     return {word for one in (*listed, *named, *conditions) for word in re.findall(r"[\w.]+", one)}

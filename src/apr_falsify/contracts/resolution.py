@@ -45,7 +45,7 @@ def unresolved(message: str, hint: str = "give its tree with --source NAME=DIR")
 
 def not_checkable(why: str) -> Resolution:
     """Not a verdict: reading alone cannot tell, and why."""
-    message = f"whether it runs cannot be told: {why}"
+    message = f"whether it runs is not known: {why}"
     return Resolution(state=ResolutionState.UNCHECKED, code="test-not-checkable", message=message)
 
 

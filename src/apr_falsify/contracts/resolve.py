@@ -180,6 +180,9 @@ def nearest_in(name: str, files: list[FoundPath], trees: list[SourceTree]) -> st
         near = found.tree.nearest(last, known) if known else []
         if near:
             return did_you_mean(near)
+    owner = name.rpartition("::")[0].rpartition("::")[2]
+    if owner[:1].isupper() and not any(tree.find(owner, limit=1) for tree in trees):
+        last = owner  # the type itself is nowhere: its method tells nothing
     for tree in trees[:1]:
         near = tree.nearest(last, tree.vocabulary.defined)[:2]
         if near:

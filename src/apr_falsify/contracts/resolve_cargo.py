@@ -100,7 +100,7 @@ def _stopped(chosen: list[_Chosen]) -> Resolution:
         state=ResolutionState.RESOLVED,
         code="crate-not-readable",
         message=f"cargo stops at {unread[0].where}: {unread[0].why}",
-        hint="mend it: until then the command runs no test",
+        hint="fix it: until then the command runs no test",
     )
 
 
@@ -150,7 +150,8 @@ def _no_package(command: CargoTest, scope: SearchScope) -> Resolution:
         return missing(
             "test-not-found", f"no crate {command.packages[0]!r} in this workspace", did_you_mean(near)
         )
-    return unresolved(f"crate {command.package or 'under test'!r} is in no tree that was given")
+    crate = f"crate {command.package!r}" if command.package else "the crate that it tests"
+    return unresolved(f"{crate} is in no tree that was given")
 
 
 def _target_there(kind: str, name: str, command: CargoTest, chosen: list[_Chosen]) -> Resolution:

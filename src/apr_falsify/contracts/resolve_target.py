@@ -18,6 +18,7 @@ from apr_falsify.contracts.resolution import (
     Resolution,
     ResolutionState,
     did_you_mean,
+    file_resolution,
     missing,
 )
 from apr_falsify.contracts.roots import FoundPath, SearchScope
@@ -32,18 +33,23 @@ _FILES = {
     "tox": ("tox.ini",),
 }
 _NAMES = {
-    "make": re.compile(r"^([\w./ -]+?)\s*:(?![=:])", re.MULTILINE),
-    "just": re.compile(r"^@?([\w-]+)(?:\s+[^:\n]*)?:(?!=)|^alias\s+([\w-]+)", re.MULTILINE),
-    "nox": re.compile(r"^\s*(?:async\s+)?def\s+(\w+)|name\s*=\s*[\"']([\w.-]+)[\"']", re.MULTILINE),
+    "make": re.compile(r"^([\w./ -]+)::?(?![=:])", re.MULTILINE),
+    "just": re.compile(r"^@?([\w-]+)(?:[ \t][^:\n]*)?:(?!=)|^alias[ \t]+([\w-]+)", re.MULTILINE),
+    "nox": re.compile(r"^[ \t]*(?:async[ \t]+)?def[ \t]+(\w+)|name\s*=\s*[\"']([\w.-]+)[\"']", re.MULTILINE),
 }
 # with one of these, names may come from where nobody looks
 _OPEN = {
-    "make": re.compile(r"^-?s?include\b|%.*:|\$\(eval|^[^\t\n#]*\$[({][^\n]*:|\.DEFAULT", re.MULTILINE),
+    "make": re.compile(
+        r"^-?s?include\b|%[^\n:%]*:|\$\(eval|^[^\t\n#$]*\$[({][^\n]*:|\.DEFAULT", re.MULTILINE
+    ),
     "just": re.compile(r"^(?:import|mod)\b", re.MULTILINE),
-    "nox": re.compile(r"^\s*(?:from\s+\S+\s+import\s+\*|nox\.session\()|parametrize", re.MULTILINE),
+    "nox": re.compile(
+        r"^[ \t]*(?:from[ \t]+\S+[ \t]+import[ \t]+\*|nox\.session\()|parametrize", re.MULTILINE
+    ),
 }
 _PYTHONS = re.compile(r"^(?:py|pypy|cpython|python)?-?[\d.]*t?$")
 _MOST_BYTES = 256 * 1024
+_MOST_TARGETS = 200
 
 
 def resolve_target(target: BuildTarget, scope: SearchScope, resolve: Resolve) -> Resolution:
@@ -55,12 +61,10 @@ def resolve_target(target: BuildTarget, scope: SearchScope, resolve: Resolve) ->
         resolve: resolves the tests that the target's own commands name.
 
     """
-    return _resolve(target, scope, resolve, frozenset())
+    return _resolve(target, scope, resolve, set())
 
 
-def _resolve(
-    target: BuildTarget, scope: SearchScope, resolve: Resolve, seen: frozenset[BuildTarget]
-) -> Resolution:
+def _resolve(target: BuildTarget, scope: SearchScope, resolve: Resolve, seen: set[BuildTarget]) -> Resolution:
     for tree in scope.local:
         for folder in (target.within, ""):
             for name in _FILES[target.tool]:
@@ -73,7 +77,8 @@ def _resolve(
                 if there is not RESOLVED:
                     return there
                 here = replace(target, within=folder)
-                return _followed(here, path, text, scope, resolve, seen | {here})
+                seen.update((here, target))
+                return _followed(here, path, text, scope, resolve, seen)
     return UNCHECKED
 
 
@@ -111,13 +116,13 @@ def _followed(
     text: str,
     scope: SearchScope,
     resolve: Resolve,
-    seen: frozenset[BuildTarget],
+    seen: set[BuildTarget],
 ) -> Resolution:
     """What a target runs, and what the targets before it run, is there too."""
     recipe = recipe_of(target.tool, target.name, text, target.arguments)
     for need in recipe.needs:
         before = replace(target, name=need)
-        if before not in seen:
+        if before not in seen and len(seen) < _MOST_TARGETS:
             found = _resolve(before, scope, resolve, seen)
             if found.state is ResolutionState.MISSING and found.message.startswith(_RUNS):
                 return found
@@ -133,9 +138,7 @@ def _followed(
 _RUNS = "run by"
 
 
-def _of_command(
-    command: str, scope: SearchScope, resolve: Resolve, seen: frozenset[BuildTarget]
-) -> Resolution:
+def _of_command(command: str, scope: SearchScope, resolve: Resolve, seen: set[BuildTarget]) -> Resolution:
     """The first test of a command that is surely missing; ``RESOLVED`` where none is."""
     nowhere = Place(line=1, column=1, key="")
     for citation in cited_tests(parse_test(command), command, lambda _: nowhere, absent=False):
@@ -153,13 +156,19 @@ def resolve_script(script: FoundPath, scope: SearchScope, resolve: Resolve) -> R
     raw = script.tree.read_bytes(script.relative) or b""
     if len(raw) > _MOST_BYTES or not script.relative.endswith((".sh", ".bash")):
         return RESOLVED
+
+    def there(citation: Citation, inner: SearchScope) -> Resolution:
+        """A script within a script need only be there: the two may lead to each other."""
+        is_file = citation.kind == "file"
+        return file_resolution(citation.paths[0], inner, "test") if is_file else resolve(citation, inner)
+
     text = raw.decode("utf-8", "replace")
-    if re.search(r"^\s*(?:pushd|cd)\b|<<-?\s*['\"]?\w+", text, re.MULTILINE):
+    if re.search(r"^[ \t]*(?:pushd|cd)\b|<<-?\s*['\"]?\w+", text, re.MULTILINE):
         return RESOLVED  # where it runs, or what is text in it, only a run shows
     for at, line in enumerate(text.replace("\\\n", "  ").splitlines(), 1):
         if "$" in line or line.lstrip().startswith(("#", "echo", "printf")):
             continue
-        found = _of_command(line.strip(), scope, resolve, frozenset())
+        found = _of_command(line.strip(), scope, there, set())
         if found.state is ResolutionState.MISSING:
             name = os.path.basename(script.relative)
             message = f"{_RUNS} {name} ({script.shown}:{at}): {found.message}"

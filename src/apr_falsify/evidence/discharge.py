@@ -1,7 +1,7 @@
 """Whether a lane is the one that a contract's ``discharge`` block names, word by word.
 
-``unknown`` satisfies nothing, and a word that no bundle answers is unmet: who asks for it knows better than
-to let it pass. A version is a range in the form of PEP 440.
+``unknown`` satisfies nothing, and a word that bundles do not record counts as unmet. A version is a range in
+the form of PEP 440.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SIDES = ("oracle", "subject")
 
 
 def unmet(discharge: Mapping[str, Any], lane: LaneFacts) -> Iterator[str]:
-    """Yield a line for each word of ``discharge`` that ``lane`` does not satisfy: is, and shall be."""
+    """Yield a line for each word of ``discharge`` that ``lane`` does not satisfy, with both values."""
     for word, wanted in _words(discharge, ""):
         got = _answer(word, lane)
         if not _satisfies(word, got, wanted):

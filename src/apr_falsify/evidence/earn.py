@@ -196,7 +196,7 @@ def _control_failed(case: _Case) -> Iterator[str]:
 
 
 def _no_control(case: _Case) -> Iterator[str]:
-    """Refuse what rests on a bisection that has given one answer only: the other might be beyond it.
+    """Refuse evidence of a bisection that has given one answer only: it may be unable to give the other.
 
     Bisections of both kinds in the bundle show that it can give either; so does a test marked as a control.
     What measures without one needs no control beside it: a test of a format fails where the format is wrong.

@@ -192,7 +192,7 @@ def _count(
 
 
 def _replay_count(count: Count, file: str, name: str, holds: bool, message: str) -> None:
-    """Count a figure of a replay; unlike a sum over stored values it may change with the version."""
+    """Count a figure of a replay, which may change with the version, unlike a sum over stored values."""
     hint = f"{message}; it was altered, or this version replays otherwise: run the falsifier again"
     _count(count, file, name, holds, hint, REPLAY_DIFFERS)
 
@@ -248,7 +248,12 @@ def _complete(file: str, rows: Sequence[_Row], oracle: Trace, subject: Trace, co
 def _compared(file: str, one: _Row, oracle: Trace, subject: Trace, count: Count) -> None:
     try:
         pair = aligned(
-            one.key, oracle.stages[one.key], subject.stages[one.key], oracle.geometry, len(oracle.tokens)
+            one.key,
+            oracle.stages[one.key],
+            subject.stages[one.key],
+            oracle.geometry,
+            oracle.passes,
+            subject.passes,
         )
         metrics = compare_arrays(pair.oracle, pair.subject, pair.axes)
     except AprFalsifyError as error:

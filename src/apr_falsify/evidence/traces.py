@@ -95,7 +95,8 @@ def _stage(data: bytes, name: str, entry: Listed, trace: Trace) -> StageArray:
     file = parse_aprt(data, where)
     if file.layer != entry.key.layer:
         raise TraceError("its header names another layer than its path", where=name)
-    values = shaped(file.values, entry.key, entry.layout, trace.geometry, len(trace.tokens), where)
+    passes = trace.passes
+    values = shaped(file.values, entry.key, entry.layout, trace.geometry, passes.tokens, where, passes.rows)
     if values.shape != entry.shape:
         raise TraceError(
             f"trace.json gives the shape {list(entry.shape)}", where=name, expected=str(list(values.shape))

@@ -1,4 +1,4 @@
-"""Which correct runs the exam holds: models x arithmetics x texts x kernels; few of wide models."""
+"""Which correct runs the exam has: models x arithmetics x texts x kernels; few of wide models."""
 
 from __future__ import annotations
 

@@ -96,6 +96,8 @@ NEEDS: Mapping[str, Any] = {
     "square down": lambda g: g.intermediate == g.hidden,
     "own head": lambda g: not g.tied,
     "rms norm": lambda g: node_of("final_norm", g, None).operator == "rms_norm",
+    "sinks": lambda g: g.sinks,
+    "clamp": lambda g: g.expert_limit is not None,
     "silu": lambda g: g.activation == "silu",
 }
 """What a fault can ask of a model, by its geometry."""
@@ -284,6 +286,14 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("softmax-sink", "attn_softmax", "1 is added to the denominator", r"sink",
            formula=f.with_sink),
     _fault("softmax-narrow", "attn_softmax", "softmax in bf16", r"8 bits of precision", formula=p.coarse(8)),
+    _fault("sinks-left-out", "attn_softmax", "attention sinks are left out", r"sinks left out",
+           formula=f.otherwise(sinks=False), needs=("sinks",)),
+    _fault("sink-of-one-head", "attn_softmax", "one sink for all heads", r"sink of head 0 in every head",
+           formula=f.one_sink, needs=("sinks",)),
+    *(_fault(f"experts-{name}", "ffn_out", f"no {name} in the experts", says, needs=("clamp",),
+             formula=f.otherwise(**{key: value})) for name, says, key, value in (
+                 ("clamp", "no clamp", "expert_limit", None), ("alpha", r"within the", "expert_alpha", 1.0),
+                 ("shift", "without the 1 added", "expert_shift", 0.0))),
     # attention and its projection
     _fault("values-modulo", "attention", "query head h mixes v of kv head h % K", r"kv head h % K",
            formula=f.mapped("qkv_bias", lambda h, k: h % k), needs=("groups",)),

@@ -1,4 +1,4 @@
-"""How an answer is marked: what the comparison named, and what the published rule did, against the truth."""
+"""How an answer is graded: what the comparison named, and what the published rule did, against the truth."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def named(finding: Finding, truth: set[Key]) -> list[Key]:
 
 
 def grade_of(required: set[Key], truth: set[Key], found: set[Key]) -> Grade:
-    """Mark an answer: every stage that had to be named, and none that is right."""
+    """Grade an answer: it names every stage that had to be named, and none that is right."""
     if found - truth:
         return Grade.WRONG
     return Grade.MISSED if required - found or (truth and not found) else Grade.LOCATED
@@ -86,7 +86,7 @@ def _says(patterns: Iterable[str], text: str) -> bool:
 
 
 def published_grade(result: Bisection, truths: Sequence[set[Key]]) -> Grade:
-    """Mark the published rule, generously.
+    """Grade the published rule, generously.
 
     Its first layer with a crossing counts; there it must cross once, into a stage that is wrong. Of several
     faults it must cross into each, in any layer, and nowhere else.

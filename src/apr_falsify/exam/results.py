@@ -19,7 +19,7 @@ SCHEMA = "apr-falsify/faults-results/v1"
 
 @cache
 def suite_sha256() -> str:
-    """Return a digest of this package's code: outcomes of other code are no outcomes of this."""
+    """Return a digest of this package's code: outcomes of other code do not count."""
     package, found = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         found.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes() + b"\0")

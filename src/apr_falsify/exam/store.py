@@ -120,7 +120,7 @@ class Store:
         return write_hf(path, config, {**weights_of(sound), **weights}, self._tokenizer)
 
     def drop_wide(self, kept: Material | None = None) -> None:
-        """Let go of every wide model but ``kept``."""
+        """Release every wide model but ``kept``."""
         for material in [each for each in self._models if each.wide and each != kept]:
             del self._models[material]
 

@@ -108,7 +108,7 @@ def _count(outcomes: Sequence[TrialOutcome], grading: _Grading, grade: Grade) ->
 
 
 def goals(examination: Examination) -> dict[str, bool]:
-    """Return the goals of the parts held, and which are met; nothing held is no goal met."""
+    """Return the goals of the parts that were run, and which are met; where nothing ran none is."""
     found = tallies(examination)
     single, both, correct = found["single"], found["pairs"], found["correct_runs"]
     every = {

@@ -72,7 +72,7 @@ CaptureOracle = Callable[[Material, Request, Path], Trace]
 
 
 class Examiner:
-    """Holds trials, in one process, with everything cached that several of them need.
+    """Runs trials in one process, with everything cached that several of them need.
 
     Args:
         store: where the models are.

@@ -10,7 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import ModelError
-from apr_falsify.formats.tensors import SAFETENSORS_TYPES, Tensor, UnreadableTensor, plain_tensor
+from apr_falsify.formats.tensors import (
+    SAFETENSORS_TYPES,
+    STORED_BITS,
+    Tensor,
+    UnreadableTensor,
+    plain_tensor,
+)
 from apr_falsify.reading import mapping, parse_json, read_json, text
 
 
@@ -123,8 +129,10 @@ _SPARE = 48 << 20
 
 def _plain(name: str, entry: Mapping[str, Any], data: npt.NDArray[np.uint8]) -> Tensor:
     shape = tuple(entry["shape"])
-    if entry["dtype"] not in SAFETENSORS_TYPES:
-        return UnreadableTensor(name=name, type=entry["dtype"], shape=shape)
-    kind, _ = SAFETENSORS_TYPES[entry["dtype"]]
     start, stop = entry["data_offsets"]
-    return plain_tensor(name, kind, shape, data[start:stop])
+    if entry["dtype"] in SAFETENSORS_TYPES:
+        kind, _ = SAFETENSORS_TYPES[entry["dtype"]]
+        return plain_tensor(name, kind, shape, data[start:stop])
+    stored = STORED_BITS.get(entry["dtype"])
+    bits = None if stored is None else data[start:stop].view(stored).reshape(shape)
+    return UnreadableTensor(name=name, type=entry["dtype"], shape=shape, bits=bits)

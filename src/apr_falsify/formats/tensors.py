@@ -187,13 +187,30 @@ class AprBlockTensor:
 _SMALLEST_NORMAL_F16 = float(np.finfo(np.float16).smallest_normal)
 
 
+STORED_BITS: Mapping[str, str] = {
+    **{f"{sign}{8 * size}": f"<{sign.lower()}{size}" for sign in "IU" for size in (1, 2, 4, 8)},
+    **dict.fromkeys(("BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), "<u1"),
+}
+"""Names of further types in safetensors, of which weights are quantised -> the NumPy type of their bits."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnreadableTensor:
-    """A tensor in a number format that is not read here; it is refused only when it is requested."""
+    """A tensor in a number format that is no weight by itself; it is refused only when it is requested.
+
+    Attributes:
+        name: its name in the file.
+        type: its number format as the file calls it.
+        shape: its shape.
+        bits: its values, memory-mapped, where the format is one of :data:`STORED_BITS`: a quantised weight
+            is made of several such tensors.
+
+    """
 
     name: str
     type: str
     shape: tuple[int, ...]
+    bits: npt.NDArray[Any] | None = None
 
     def rows(self, start: int, stop: int) -> FloatArray:
         """Refuse.

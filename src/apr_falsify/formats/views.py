@@ -181,6 +181,27 @@ class OneExpert:
         return np.asarray(base.rows(self.expert, self.expert + 1)[0, start:stop])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertColumns:
+    """The matrix [out, in] of one expert, every ``step``-th column of its part of [experts, in, columns].
+
+    Of its bias, in [experts, columns], likewise.
+    """
+
+    expert: int
+    first: int
+    step: int
+
+    def shape(self, base: Tensor) -> tuple[int, ...]:
+        """Return the shape of one matrix, or of one bias."""
+        return (len(range(self.first, base.shape[-1], self.step)), *base.shape[1:-1])
+
+    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
+        """Return rows ``start`` to ``stop`` of the matrix."""
+        whole = base.rows(self.expert, self.expert + 1)[0]
+        return np.ascontiguousarray(whole.T[self.first :: self.step][start:stop])
+
+
 _MINIMUM_AT: Mapping[str, int] = {"q4_1": 2, "q5_1": 2}
 """Types whose blocks of 32 start with an f16 scale and an f16 minimum -> the minimum's first byte."""
 

@@ -18,6 +18,8 @@ from apr_falsify.formats.apr import MAGIC as APR_MAGIC
 from apr_falsify.formats.apr import AprFile, AprTensorInfo
 from apr_falsify.formats.apr_geometry import apr_names, geometry_of_apr
 from apr_falsify.formats.gguf import GgufFile, GgufTensorInfo
+from apr_falsify.formats.quantised.grid import GridTensor
+from apr_falsify.formats.quantised.table import dequantised
 from apr_falsify.formats.safetensors import read_safetensors, safetensors_files
 from apr_falsify.formats.tensors import (
     PLAIN_TYPES,
@@ -30,6 +32,7 @@ from apr_falsify.formats.tensors import (
     transposed,
 )
 from apr_falsify.formats.views import (
+    ExpertColumns,
     HalfSplit,
     Offset,
     OneExpert,
@@ -40,7 +43,7 @@ from apr_falsify.formats.views import (
 )
 from apr_falsify.model.families import family_of, place_of, shape_of_role
 from apr_falsify.model.families.of_users import file_of
-from apr_falsify.model.geometry import ROPE_TENSORS, geometry_of_gguf, geometry_of_hf_dir
+from apr_falsify.model.geometry import ROPE_TENSORS, geometry_of_gguf, geometry_of_hf_dir, read_config
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.arithmetic import Format
 
@@ -63,6 +66,7 @@ class Weights:
         of_checkpoint: whether the tensors are as HuggingFace checkpoints have them, where a family's own
             differ from the use (transposed, norms less an offset); GGUF stores them as they are used.
         cast_to: the number format that a runtime casts them to when it loads them, ``None`` for their own.
+        matrices_alone: whether it casts matrices only, and keeps norms and biases.
         imported_from: the weights that a runtime made these of, where it works on a copy of its own format.
 
     """
@@ -74,6 +78,7 @@ class Weights:
     where: Path
     of_checkpoint: bool = True
     cast_to: Format | None = None
+    matrices_alone: bool = False
     imported_from: Weights | None = None
 
     def find(self, role: str, layer: int | None = None) -> Tensor | None:
@@ -86,7 +91,11 @@ class Weights:
         if tensor is None:
             return None
         kind, _, expert = role.partition(".")
-        if expert and len(tensor.shape) == 3:
+        columns = family_of(self.geometry).expert_columns.get(kind) if self.of_checkpoint else None
+        if expert and columns is not None:
+            view = ExpertColumns(expert=int(expert), first=columns[0], step=columns[1])
+            tensor = ViewedTensor(base=tensor, view=view)
+        elif expert and len(tensor.shape) == (2 if kind.endswith("_bias") else 3):
             tensor = ViewedTensor(base=tensor, view=OneExpert(expert=int(expert)))
         return self._as_used(tensor, kind)
 
@@ -96,9 +105,10 @@ class Weights:
 
     def _as_used(self, tensor: Tensor, role: str) -> Tensor:
         row = family_of(self.geometry)
-        if self.of_checkpoint and role in row.transposed:
+        if self.of_checkpoint and role in row.transposed and not isinstance(tensor, GridTensor):
             tensor = transposed(tensor)
-        if self.cast_to is not None and role not in row.kept_in_f32:
+        kept = role in row.kept_in_f32 or (self.matrices_alone and len(tensor.shape) == 1)
+        if self.cast_to is not None and not kept:
             tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
         if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
             tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))
@@ -212,12 +222,14 @@ def _starts_as_apr(path: Path) -> bool:
 def _open_hf_dir(directory: Path) -> Model:
     geometry = geometry_of_hf_dir(directory)
     files = safetensors_files(directory)
-    tensors: dict[str, Tensor] = {}
+    held: dict[str, Tensor] = {}
+    places: dict[str, Path] = {}
     for file in files:
         for tensor in read_safetensors(file):
-            if tensor.name in tensors:
+            if tensor.name in held:
                 raise ModelError(f"tensor {tensor.name} is there twice", where=file)
-            tensors[tensor.name] = tensor
+            held[tensor.name], places[tensor.name] = tensor, file
+    tensors = dequantised(read_config(directory), held, places, directory)
     weights = Weights(
         geometry=geometry,
         names=_names_in(tensors, family_of(geometry).weights),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from apr_falsify.model.graph import ModulePlace, Node, Nodes, Pick, Tap
-from apr_falsify.model.shape import EXPERT_ROLES, SHARED_ROLES, Geometry
+from apr_falsify.model.shape import EXPERT_BIASES, EXPERT_ROLES, SHARED_ROLES, Geometry
 from apr_falsify.model.stages import LAYER_INPUT
 
 HEAD = "head"
@@ -215,7 +215,13 @@ def _softcap(stage: str, constant: str, tap: Tap) -> Node:
 def _scores_and_mix(geometry: Geometry, fused: str) -> list[Node]:
     return [
         *_scores(geometry),
-        Node(stage="attn_softmax", operator="softmax", inputs={"attn_scores": "attn_scores"}, tap=_SEEN),
+        Node(
+            stage="attn_softmax",
+            operator="sink_softmax" if geometry.sinks else "softmax",
+            inputs={"attn_scores": "attn_scores"},
+            roles=("sinks",) if geometry.sinks else (),
+            tap=_SEEN,
+        ),
         Node(
             stage="attention",
             operator="mix",
@@ -318,7 +324,7 @@ def _fed(role: str, source: str, geometry: Geometry, tap: Tap) -> Node:
 
 def mixture(geometry: Geometry, *, norm: str) -> Nodes:
     """Return a mixture of experts in place of the feed-forward block: its router sees the last token too."""
-    experts: tuple[str, ...] = EXPERT_ROLES
+    experts: tuple[str, ...] = (*EXPERT_ROLES, *(EXPERT_BIASES if geometry.expert_bias else ()))
     if geometry.shared_intermediate:
         experts += (*SHARED_ROLES, *(("shared_router",) if geometry.shared_gated else ()))
     logits = {"router_logits": "router_logits"}
@@ -329,7 +335,7 @@ def mixture(geometry: Geometry, *, norm: str) -> Nodes:
             stage="router_logits",
             operator="linear",
             inputs={"ffn_norm": "ffn_norm"},
-            roles=("router",),
+            roles=("router", *(("router_bias",) if geometry.expert_bias else ())),
             tap=Tap(module="router", pick=Pick.ROUTER_LOGITS),
         ),
         Node(

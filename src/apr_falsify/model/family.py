@@ -42,6 +42,8 @@ class Family:
         norm_offset: what is added to a norm's weight as a HuggingFace checkpoint stores it.
         offset_rounded: whether transformers rounds that sum to the format in which it runs.
         fused: groups of roles that lie one below the other in one tensor.
+        expert_columns: role -> (first, step): an expert's matrix is every ``step``-th column, from the first
+            on, of its part [in, out] of one tensor [experts, in, out]; its bias likewise.
         fused_by_head: whether q, k and v lie in one tensor head by head: those of head 0, of head 1, ...
         modules: role -> module within a layer, where transformers' differs from the checkpoint's name.
         transposed: roles whose tensor a HuggingFace checkpoint stores [in, out].
@@ -73,6 +75,7 @@ class Family:
     norm_offset: float = 0.0
     offset_rounded: bool = False
     fused: tuple[tuple[str, ...], ...] = ()
+    expert_columns: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     fused_by_head: bool = False
     modules: Mapping[str, str] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()

@@ -44,7 +44,7 @@ class Gguf:
         tensors: name -> shape, rows first.
         divisors: the content of the tensors ``rope_freqs``, ``rope_factors_short`` and ``rope_factors_long``,
             by these names, where the file has them.
-        read: the keys that were asked for.
+        read: the keys that were read.
 
     """
 
@@ -94,7 +94,7 @@ class Gguf:
         return rope_of_gguf(self.get, self.divisors, self.head_dim, partial=partial)
 
     def refuse_what_was_not_read(self) -> None:
-        """Refuse a key that nothing has asked for, unless it changes no formula or switches something off.
+        """Refuse a key that nothing has read, unless it changes no formula or switches something off.
 
         Raises:
             GeometryError: there is one.

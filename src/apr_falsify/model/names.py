@@ -13,7 +13,7 @@ from typing import NamedTuple
 from apr_falsify.model.stages import STAGES, Scope
 
 
-class Role(NamedTuple):
+class WeightRole(NamedTuple):
     """What a tensor of weights is for.
 
     Attributes:
@@ -33,45 +33,50 @@ class Role(NamedTuple):
         return STAGES[self.stage].scope is Scope.LAYER
 
 
-ROLES: Mapping[str, Role] = {
-    "embed": Role(("vocab", "hidden"), "embedding"),
-    "positions": Role(("positions", "hidden"), "embedding"),
-    "attn_norm": Role(("hidden",), "attn_norm", ("ffn_norm", "final_norm")),
-    "attn_norm_bias": Role(("hidden",), "attn_norm"),
-    "q": Role(("q", "hidden"), "qkv_matmul"),
-    "k": Role(("kv", "hidden"), "qkv_matmul", ("v",)),
-    "v": Role(("kv", "hidden"), "qkv_matmul", ("k",)),
-    "q_bias": Role(("q",), "qkv_bias"),
-    "k_bias": Role(("kv",), "qkv_bias", ("v_bias",)),
-    "v_bias": Role(("kv",), "qkv_bias", ("k_bias",)),
+ROLES: Mapping[str, WeightRole] = {
+    "embed": WeightRole(("vocab", "hidden"), "embedding"),
+    "positions": WeightRole(("positions", "hidden"), "embedding"),
+    "attn_norm": WeightRole(("hidden",), "attn_norm", ("ffn_norm", "final_norm")),
+    "attn_norm_bias": WeightRole(("hidden",), "attn_norm"),
+    "q": WeightRole(("q", "hidden"), "qkv_matmul"),
+    "k": WeightRole(("kv", "hidden"), "qkv_matmul", ("v",)),
+    "v": WeightRole(("kv", "hidden"), "qkv_matmul", ("k",)),
+    "q_bias": WeightRole(("q",), "qkv_bias"),
+    "k_bias": WeightRole(("kv",), "qkv_bias", ("v_bias",)),
+    "v_bias": WeightRole(("kv",), "qkv_bias", ("k_bias",)),
     # Of one head; ("q",) and ("kv",) where a family norms all heads as one.
-    "q_norm": Role(("head_dim",), "q_post_rope", ("k_norm",)),
-    "k_norm": Role(("head_dim",), "k_post_rope", ("q_norm",)),
-    "o": Role(("hidden", "q"), "attn_out"),
-    "o_bias": Role(("hidden",), "attn_out"),
-    "attn_post_norm": Role(("hidden",), "attn_out"),
-    "ffn_norm": Role(("hidden",), "ffn_norm", ("attn_norm", "final_norm")),
-    "ffn_norm_bias": Role(("hidden",), "ffn_norm"),
-    "gate": Role(("ffn", "hidden"), "ffn_gate", ("up",)),
-    "gate_bias": Role(("ffn",), "ffn_gate"),
-    "up": Role(("ffn", "hidden"), "ffn_up", ("gate",)),
-    "up_bias": Role(("ffn",), "ffn_up"),
-    "down": Role(("hidden", "ffn"), "ffn_out"),
-    "down_bias": Role(("hidden",), "ffn_out"),
-    "ffn_post_norm": Role(("hidden",), "ffn_out"),
-    "router": Role(("experts", "hidden"), "moe_router_indices"),
-    "router_correction": Role(("experts",), "moe_router_indices"),
-    "expert_gate": Role(("expert_ffn", "hidden"), "ffn_out"),
-    "expert_up": Role(("expert_ffn", "hidden"), "ffn_out"),
-    "expert_down": Role(("hidden", "expert_ffn"), "ffn_out"),
-    "shared_gate": Role(("shared_ffn", "hidden"), "ffn_out"),
-    "shared_up": Role(("shared_ffn", "hidden"), "ffn_out"),
-    "shared_down": Role(("hidden", "shared_ffn"), "ffn_out"),
-    "shared_router": Role(("one", "hidden"), "ffn_out"),
-    "final_norm": Role(("hidden",), "final_norm", ("attn_norm", "ffn_norm")),
-    "final_norm_bias": Role(("hidden",), "final_norm"),
-    "lm_head": Role(("vocab", "hidden"), "lm_head", ("embed",)),
-    "lm_head_bias": Role(("vocab",), "lm_head"),
+    "q_norm": WeightRole(("head_dim",), "q_post_rope", ("k_norm",)),
+    "k_norm": WeightRole(("head_dim",), "k_post_rope", ("q_norm",)),
+    "sinks": WeightRole(("heads",), "attn_softmax"),
+    "o": WeightRole(("hidden", "q"), "attn_out"),
+    "o_bias": WeightRole(("hidden",), "attn_out"),
+    "attn_post_norm": WeightRole(("hidden",), "attn_out"),
+    "ffn_norm": WeightRole(("hidden",), "ffn_norm", ("attn_norm", "final_norm")),
+    "ffn_norm_bias": WeightRole(("hidden",), "ffn_norm"),
+    "gate": WeightRole(("ffn", "hidden"), "ffn_gate", ("up",)),
+    "gate_bias": WeightRole(("ffn",), "ffn_gate"),
+    "up": WeightRole(("ffn", "hidden"), "ffn_up", ("gate",)),
+    "up_bias": WeightRole(("ffn",), "ffn_up"),
+    "down": WeightRole(("hidden", "ffn"), "ffn_out"),
+    "down_bias": WeightRole(("hidden",), "ffn_out"),
+    "ffn_post_norm": WeightRole(("hidden",), "ffn_out"),
+    "router": WeightRole(("experts", "hidden"), "moe_router_indices"),
+    "router_correction": WeightRole(("experts",), "moe_router_indices"),
+    "router_bias": WeightRole(("experts",), "moe_router_indices"),
+    "expert_gate_bias": WeightRole(("expert_ffn",), "ffn_out"),
+    "expert_up_bias": WeightRole(("expert_ffn",), "ffn_out"),
+    "expert_down_bias": WeightRole(("hidden",), "ffn_out"),
+    "expert_gate": WeightRole(("expert_ffn", "hidden"), "ffn_out"),
+    "expert_up": WeightRole(("expert_ffn", "hidden"), "ffn_out"),
+    "expert_down": WeightRole(("hidden", "expert_ffn"), "ffn_out"),
+    "shared_gate": WeightRole(("shared_ffn", "hidden"), "ffn_out"),
+    "shared_up": WeightRole(("shared_ffn", "hidden"), "ffn_out"),
+    "shared_down": WeightRole(("hidden", "shared_ffn"), "ffn_out"),
+    "shared_router": WeightRole(("one", "hidden"), "ffn_out"),
+    "final_norm": WeightRole(("hidden",), "final_norm", ("attn_norm", "ffn_norm")),
+    "final_norm_bias": WeightRole(("hidden",), "final_norm"),
+    "lm_head": WeightRole(("vocab", "hidden"), "lm_head", ("embed",)),
+    "lm_head_bias": WeightRole(("vocab",), "lm_head"),
 }
 """Every role of weights, in forward order."""
 
@@ -139,6 +144,7 @@ GGUF_NAMES: Mapping[str, str] = {
         }.items()
         for suffix, kind in (("", "weight"), ("_bias", "bias"))
     },
+    "sinks": "blk.{n}.attn_sinks.weight",
     "router_correction": "blk.{n}.exp_probs_b.bias",
     "final_norm": "output_norm.weight",
     "final_norm_bias": "output_norm.bias",

@@ -75,6 +75,11 @@ class Geometry:
         moe_intermediate: the width of one expert.
         shared_intermediate: the width of the expert that every token is given to besides, 0 for none.
         shared_gated: whether what that expert makes of a token is multiplied with a sigmoid of its own.
+        expert_bias: whether the router's and the experts' projections have a bias.
+        expert_limit: how far an expert's gate (upwards) and up (both ways) reach, ``None`` for no clamp.
+        expert_alpha: what the gate is multiplied with within the sigmoid of its activation.
+        expert_shift: what is added to up.
+        sinks: whether the softmax of each head has a learned logit in its denominator.
         norm_topk_prob: whether the weights of the chosen experts are made to sum to 1.
         router_scoring: what makes scores of a router's logits: a softmax over all experts, or a sigmoid of
             each.
@@ -122,6 +127,11 @@ class Geometry:
     moe_intermediate: int = 0
     shared_intermediate: int = 0
     shared_gated: bool = False
+    expert_bias: bool = False
+    expert_limit: float | None = None
+    expert_alpha: float = 1.0
+    expert_shift: float = 0.0
+    sinks: bool = False
     norm_topk_prob: bool = False
     router_scoring: str = "softmax"
     router_corrected: bool = False
@@ -226,6 +236,9 @@ class Geometry:
 EXPERT_ROLES = ("expert_gate", "expert_up", "expert_down")
 """The roles of an expert's three projections; expert e's own are ``expert_gate.e`` and so on."""
 
+EXPERT_BIASES = ("expert_gate_bias", "expert_up_bias", "expert_down_bias")
+"""The roles of their biases; expert e's own are ``expert_gate_bias.e`` and so on."""
+
 SHARED_ROLES = ("shared_gate", "shared_up", "shared_down")
 """The roles of the projections of an expert that every token is given to."""
 
@@ -289,7 +302,13 @@ def _check_optional(geometry: Geometry) -> None:
 
 def _check_mixtures(geometry: Geometry) -> None:
     flag(geometry.norm_topk_prob, "norm_topk_prob")
-    flag(geometry.shared_gated, "shared_gated")
+    for name in ("shared_gated", "expert_bias", "sinks"):
+        flag(getattr(geometry, name), name)
+    number(geometry.expert_shift, "expert_shift")
+    for name in ("expert_alpha", "expert_limit"):
+        value = getattr(geometry, name)
+        if value is not None and number(value, name) <= 0:
+            raise GeometryError(f"{name} is {value}", expected="a number above 0")
     flag(geometry.router_corrected, "router_corrected")
     if geometry.router_scoring not in SCORINGS:
         raise GeometryError(

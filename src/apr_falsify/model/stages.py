@@ -335,6 +335,22 @@ def canonical_shape(name: str, dims: Mapping[str, int]) -> tuple[int, ...]:
         raise StageError(f"the model has no stage {name}: its geometry knows no {error}") from error
 
 
+ROWS = "rows"
+"""Word for the number of tokens that were recorded, where that is not all of them."""
+
+
+def recorded_shape(name: str, dims: Mapping[str, int]) -> tuple[int, ...]:
+    """Return the canonical shape of stage ``name`` with as many rows as were recorded: ``rows`` in ``dims``.
+
+    Of a query and a key each, the keys are those of all tokens.
+    """
+    shape = list(canonical_shape(name, dims))
+    axes = STAGES[name].axes
+    if "tokens" in axes and ROWS in dims:
+        shape[axes.index("tokens")] = dims[ROWS]
+    return tuple(shape)
+
+
 PER_HEAD: tuple[str, ...] = tuple(name for name, row in STAGES.items() if row.axes[-1] in ("q", "kv"))
 """Stages of heads side by side, in which a head may come before the tokens."""
 
@@ -351,12 +367,12 @@ def stored_shape(
     Args:
         name: a stage of the table.
         layout: how it is stored.
-        dims: sizes of the axis words, see :func:`canonical_shape`, and ``head_dim``.
+        dims: sizes of the axis words, see :func:`recorded_shape`, and ``head_dim``.
         values: how many values were stored.
 
     """
     words = set(layout)
-    shape = list(canonical_shape(name, dims))
+    shape = list(recorded_shape(name, dims))
     if Layout.HEAD_MAJOR in words and name in PER_HEAD:
         shape = [shape[1] // dims["head_dim"], shape[0], dims["head_dim"]]
     if Layout.LAST_TOKEN in words and STAGES[name].axes[0] == "tokens":

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import UsageError, nearest
-from apr_falsify.numerics import quantise
+from apr_falsify.numerics import grains, quantise
 from apr_falsify.numerics.arithmetic import FORMATS
 
 F64 = npt.NDArray[np.float64]
@@ -31,6 +31,8 @@ class Operation(StrEnum):
     PROJECTION = "projection"
     SCORES = "scores"
     MIX = "mix"
+    ATTENTION = "attention"
+    """Scores, softmax and mix as one, where a runtime shows nothing in between."""
     ELEMENTWISE = "elementwise"
 
 
@@ -53,7 +55,11 @@ class Rule:
         block_sums: whether a weight's minimum is multiplied with a separately rounded block sum.
         kept: where values are rotated within ``right`` and back: what is left of them in between.
         edges: how far ``right`` may be off where values are rotated within it, ``None`` where they are not.
-        parts: weight type -> rule, where one stage multiplies with weights of several types.
+        parts: weight type -> rule, where one stage multiplies with weights of several types; of attention as
+            one: operation -> rule.
+        by_head: whether ``right`` takes heads apart: [tokens, kv_heads, head_dim].
+        over_tokens: whether ``left`` depends on the other tokens' rows too.
+        rounds_steps: of attention as one: whether each step is rounded to the format of the run.
 
     """
 
@@ -66,10 +72,23 @@ class Rule:
     kept: Operand | None = None
     edges: Operand | None = None
     parts: tuple[tuple[str, Rule], ...] = ()
+    by_head: bool = False
+    over_tokens: bool = False
+    rounds_steps: bool = False
 
-    def of(self, weight_type: str) -> Rule:
-        """Return what it says of weights of one type."""
-        return dict(self.parts).get(weight_type, self)
+    def of(self, part: str) -> Rule:
+        """Return what it says of weights of one type, or of one operation of attention."""
+        return dict(self.parts).get(part, self)
+
+    def held_right(self, values: Values, kv_heads: int, head_dim: int) -> F64:
+        """Return the second operand [tokens, channels] as held; heads apart are those of its last columns."""
+        if not self.by_head:
+            return self.right(values)
+        width = kv_heads * head_dim
+        held = np.array(values, dtype=np.float64)
+        heads = values[:, -width:].reshape(len(values), kv_heads, head_dim)
+        held[:, -width:] = self.right(heads).reshape(len(values), width)
+        return held
 
 
 PLAIN = Rule(name="f32", left=exact)
@@ -125,7 +144,36 @@ def _v_caches() -> Iterator[Rule]:
         )
 
 
-RULES: Mapping[Operation, tuple[Rule, ...]] = {
+GRAINS: Mapping[str, grains.Grain] = grains.caches()
+"""Name of an 8-bit cache, with ``{}`` for k or v -> what is left of heads."""
+
+
+def _grained(part: str) -> Iterator[Rule]:
+    for name, kept in GRAINS.items():
+        yield Rule(name=name.format(part), left=exact, right=kept, by_head=True)
+
+
+@cache
+def together(scores: Rule, mix: Rule) -> Rule:
+    """Return the rule of attention as one whose scores and mix hold their operands so."""
+    if scores is PLAIN and mix is PLAIN:
+        return PLAIN
+    named = [rule.name for rule in (scores, mix) if rule is not PLAIN]
+    return Rule(
+        name=SEPARATOR.join(named),
+        left=exact,
+        block=max(scores.block, mix.block),
+        parts=((Operation.SCORES, scores), (Operation.MIX, mix)),
+    )
+
+
+SEPARATOR = "; "
+"""Between the parts of a stated arithmetic: rule names have commas of their own."""
+
+ROUNDED_STEPS = Rule(name="each step rounded", left=exact, rounds_steps=True)
+"""Attention of 16 bits that is not done in one kernel: scores and softmax are rounded to them as well."""
+
+_OF_SCORES_AND_MIX: Mapping[Operation, tuple[Rule, ...]] = {
     Operation.PROJECTION: (
         PLAIN,
         Rule(name="f16", left=quantise.f16),
@@ -134,22 +182,48 @@ RULES: Mapping[Operation, tuple[Rule, ...]] = {
         Rule(name="q8_k blocks of 256", left=quantise.q8_k, block=256),
         Rule(name="q8_0 blocks of 32", left=quantise.q8_0, block=32),
         Rule(name="q8_1 blocks of 32", left=quantise.q8_0, block=32, block_sums=True),
+        *(
+            Rule(name=name, left=kept, over_tokens=kept.over_tokens)
+            for name, kept in grains.ACTIVATIONS.items()
+        ),
     ),
     Operation.SCORES: (
         PLAIN,
         Rule(name="f16 q and k", left=quantise.f16, right=quantise.f16),
         Rule(name="f16 k", left=exact, right=quantise.f16),
         Rule(name="bf16 q and k", left=quantise.bf16, right=quantise.bf16),
+        Rule(name="bf16 k", left=exact, right=quantise.bf16),
         *_k_caches(),
+        *_grained("k"),
     ),
     Operation.MIX: (
         PLAIN,
         Rule(name="f16 weights and v", left=quantise.f16, right=quantise.f16),
         Rule(name="f16 v", left=exact, right=quantise.f16),
         Rule(name="bf16 weights and v", left=quantise.bf16, right=quantise.bf16),
+        Rule(name="bf16 v", left=exact, right=quantise.bf16),
         *_v_caches(),
+        *_grained("v"),
     ),
     Operation.ELEMENTWISE: (PLAIN,),
+}
+
+
+def _attention() -> Iterator[Rule]:
+    """Yield the rules of attention as one: k and v held alike, then one of them alone."""
+    of_k, of_v = (_OF_SCORES_AND_MIX[each][1:] for each in (Operation.SCORES, Operation.MIX))
+    by_name = {rule.name: rule for rule in of_v}
+    for scores in of_k:
+        alike = scores.name.replace("q and k", "weights and v").replace(" k cache", " v cache")
+        alike = alike.removesuffix(" k") + " v" if alike.endswith(" k") else alike
+        yield together(scores, by_name[alike])
+    yield from (together(scores, PLAIN) for scores in of_k)
+    yield from (together(PLAIN, mix) for mix in of_v)
+
+
+RULES: Mapping[Operation, tuple[Rule, ...]] = {
+    **_OF_SCORES_AND_MIX,
+    Operation.ATTENTION: (PLAIN, ROUNDED_STEPS, *_attention()),
 }
 """Operation -> the rules that are tried, the plain one first."""
 
@@ -182,14 +256,30 @@ _EXPECTED: Mapping[str, Mapping[Operation, Mapping[str, str]]] = {
 AND = " and "
 """Between the number formats of a stage that multiplies with several tensors."""
 
-SEPARATOR = "; "
-"""Between the parts of a stated arithmetic: rule names have commas of their own."""
+
+def _of_k_and_v(part: str) -> tuple[str, ...]:
+    """Return the parts that a cache of both stands for: ``f16 cache``, ``int8 cache, a scale per head``."""
+    if " cache" not in part or " k cache" in part or " v cache" in part:
+        return ()
+    short = part.removesuffix(" cache")
+    caches = (part.replace(" cache", f" {each} cache") for each in "kv")
+    return (*caches, f"{short} k", f"{short} v")
+
+
+def _rows_named(name: str) -> list[tuple[Operation, Rule]]:
+    return [
+        (operation, rule)
+        for operation, rules in _OF_SCORES_AND_MIX.items()
+        for rule in rules
+        if rule.name == name
+    ][:1]
 
 
 def stated_rules(text: str) -> dict[Operation, Rule]:
     """Read a stated arithmetic, e.g. ``f32; q8_0 blocks of 32``: what is stated for each operation.
 
-    A number format alone (``f16``) states the format that stages are stored in and no rule.
+    A number format alone (``f16``) states the format that stages are stored in and no rule. ``int8 cache, a
+    scale per head`` states what ``int8 k cache, a scale per head; int8 v cache, a scale per head`` does.
 
     Raises:
         UsageError: a part that is neither a format nor a rule of the table.
@@ -197,13 +287,11 @@ def stated_rules(text: str) -> dict[Operation, Rule]:
     """
     found: dict[Operation, Rule] = {}
     for part in (part.strip() for part in text.split(SEPARATOR.strip())):
-        rows = [
-            (operation, rule) for operation, rules in RULES.items() for rule in rules if rule.name == part
-        ]
+        rows = [row for words in (part, *_of_k_and_v(part)) for row in _rows_named(words)]
         if rows and part not in FORMATS:
-            found[rows[0][0]] = rows[0][1]
+            found.update(rows)
         elif part not in FORMATS and part != "unknown":
-            names = [*FORMATS, *(rule.name for rules in RULES.values() for rule in rules)]
+            names = [*FORMATS, *(rule.name for rules in _OF_SCORES_AND_MIX.values() for rule in rules)]
             raise UsageError(
                 f"unknown arithmetic {part!r}",
                 expected="parts separated by ';': " + ", ".join(dict.fromkeys(names)),
@@ -216,6 +304,9 @@ def expected_rule(
     runtime: str, operation: Operation, weight_type: str, stated: Mapping[Operation, Rule] | None = None
 ) -> Rule:
     """Return the rule that is stated, else the one that ``runtime``'s defaults use, else the plain one."""
+    if operation is Operation.ATTENTION:
+        scores, mix = (expected_rule(runtime, part, "", stated) for part in (Operation.SCORES, Operation.MIX))
+        return together(scores, mix)
     if stated and operation in stated:
         return stated[operation]
     known = _EXPECTED.get(runtime, {}).get(operation, {})

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.model.graph import Node
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.operand_rules import Operation
 from apr_falsify.operators.heads import by_head, flat, for_queries
@@ -28,6 +29,13 @@ OPERANDS: Mapping[Operation, tuple[str, str]] = {
 """Product of two activations -> its arguments, as runtimes hold them: left, right."""
 
 
+CACHED: Mapping[Operation, tuple[str, ...]] = {
+    **{operation: (right,) for operation, (_, right) in OPERANDS.items()},
+    Operation.ATTENTION: ("k_post_rope", "qkv_bias"),
+}
+"""Product of two activations -> the arguments that a cache keeps, of which earlier passes are read too."""
+
+
 def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None) -> Array:
     """Return scaled q.k before the mask and any cap: [H, S, S] from [S, H*D] and [S, K*D]."""
     scale = q.dtype.type(geometry.attn_scale_at(layer))
@@ -37,12 +45,14 @@ def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None) 
     return scores
 
 
-def attention_softmax(scores: Array, window: int | None) -> Array:
+def attention_softmax(scores: Array, window: int | None, passes: Passes | None = None) -> Array:
     """Return softmax over the keys that each token may see: [H, S, S], zero elsewhere.
 
-    Token i sees j <= i, and with a sliding window only the last ``window`` of those.
+    Token i sees j <= i, and with a sliding window only the last ``window`` of those; padding is not seen. Of
+    fewer rows these are the last tokens'.
     """
-    visible = visible_keys(scores.shape[-1], window)
+    seen = (passes or Passes.whole(scores.shape[-1])).visible(window)
+    visible = seen[len(seen) - scores.shape[-2] :]
     weights = np.where(visible, scores, -np.inf)  # the one copy: at 512 tokens each is the largest stage
     weights -= np.max(weights, axis=-1, keepdims=True)
     np.exp(weights, out=weights)
@@ -51,9 +61,8 @@ def attention_softmax(scores: Array, window: int | None) -> Array:
 
 
 def visible_keys(tokens: int, window: int | None) -> npt.NDArray[np.bool_]:
-    """Return which key (column) each token (row) may see: [S, S]."""
-    back = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
-    return (back >= 0) & (back < (tokens if window is None else window))
+    """Return which key (column) each token (row) of a plain run may see: [S, S]."""
+    return Passes.whole(tokens).visible(window)
 
 
 def attention(weights: Array, qkv: Array, geometry: Geometry) -> Array:
@@ -68,7 +77,7 @@ def _scores(node: Node, inputs: Inputs, site: Site) -> Array:
 
 def _softmax(node: Node, inputs: Inputs, site: Site) -> Array:
     assert site.layer is not None
-    return attention_softmax(inputs["attn_scores"], site.geometry.windows[site.layer])
+    return attention_softmax(inputs["attn_scores"], site.geometry.windows[site.layer], site.passes)
 
 
 def _mix(node: Node, inputs: Inputs, site: Site) -> Array:
@@ -117,10 +126,15 @@ def _softmax_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: floa
     own *= np.square(y)
     if known.sigma is None:
         return own
+    return np.asarray(own + raised_by(known.sigma, y))
+
+
+def raised_by(sigma: F64, y: F64) -> F64:
+    """Return the variance that scores of rounding ``sigma`` [H, S, S] bring into weights ``y``."""
     # Uniform errors reach sqrt(3) sigma, and exp makes more of one than its first order says.
-    raised = np.expm1(np.minimum(known.sigma * math.sqrt(3), _UNKNOWN)) / math.sqrt(3)
+    raised = np.expm1(np.minimum(sigma * math.sqrt(3), _UNKNOWN)) / math.sqrt(3)
     spread = np.sum(squared(y * raised), axis=-1, keepdims=True)
-    return np.asarray(own + squared(y) * (squared(raised) + spread))
+    return np.asarray(squared(y) * (squared(raised) + spread))
 
 
 def _mix_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:

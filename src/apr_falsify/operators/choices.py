@@ -34,7 +34,7 @@ NEAR = 8.0
 """Two experts whose distance is less than this many sigmas may have changed places."""
 
 MOST = 64
-"""So many choices of one token are told apart; with more of them nothing is said of it."""
+"""So many choices of one token are distinguished; where there are more, it is not judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,13 +17,8 @@ from apr_falsify.model.graph import Node
 from apr_falsify.model.shape import EXPERT_ROLES, SHARED_ROLES, Geometry
 from apr_falsify.numerics.operand_rules import Operation
 from apr_falsify.operators.choices import f64, sigma_of
-from apr_falsify.operators.feedforward import (
-    FUNCTIONS,
-    activated,
-    activation_imports,
-    activation_text,
-    multiplied,
-)
+from apr_falsify.operators.expert import hidden_of, hidden_text, known_hidden_of, projected_by
+from apr_falsify.operators.feedforward import multiplied
 from apr_falsify.operators.operator import Inputs, Lines
 from apr_falsify.operators.replayed import (
     LAST,
@@ -78,12 +73,7 @@ def _with_shared(found: Known, x: Known, site: ExpertSite, store: float) -> Know
 def _expert(x: Known, roles: Sequence[str], site: ExpertSite, store: float) -> Known:
     """Return what one expert makes of some tokens, its gate, up and down in ``roles``."""
     gate, up = (through(x, role, site, store) for role in roles[:2])
-    activation = site.geometry.activation
-    value = f64(FUNCTIONS[activation](gate.value))
-    active = Known(value=value, sigma=np.sqrt(activated(gate, value, activation, store)))
-    product = active.value * up.value
-    sigma = np.sqrt(multiplied(active, up, product, store))
-    return through(Known(value=product, sigma=sigma), roles[2], site, store)
+    return through(known_hidden_of(gate, up, site.geometry, store), roles[2], site, store)
 
 
 def _replayed_mixture(inputs: Mapping[str, Known], site: ExpertSite, store: float) -> Known:
@@ -117,8 +107,8 @@ def _one_expert(site: Site, x: Array, expert: int) -> Array:
 
 
 def _through_expert(site: Site, x: Array, roles: Sequence[str]) -> Array:
-    gate, up = (site.project(x, role) for role in roles[:2])
-    return site.project(FUNCTIONS[site.geometry.activation](gate) * up, roles[2])
+    gate, up = (projected_by(site, x, role) for role in roles[:2])
+    return projected_by(site, hidden_of(gate, up, site.geometry), roles[2])
 
 
 def _all_experts(site: Site, x: Array, weights: Array) -> Array:
@@ -144,13 +134,17 @@ def _last_values(node: Node, inputs: Inputs, site: Site) -> Array:
 
 
 def _mixed_text(stage: str, x: str, weights: str, geometry: Geometry) -> Lines:
+    def bias(part: str) -> str:
+        return f" + expert_{part}_bias[e]" if geometry.expert_bias else ""
+
+    def matrix(part: str) -> str:
+        return f"{x}[token] @ expert_{part}_weight[e].T{bias(part)}"
+
     return (
-        *activation_imports(geometry),
         f"{stage} = np.zeros_like({x})",
         f"for token, e in zip(*np.nonzero({weights})):",
-        f"    gate = {x}[token] @ expert_gate_weight[e].T",
-        f"    hidden = {activation_text('gate', geometry)} * ({x}[token] @ expert_up_weight[e].T)",
-        f"    {stage}[token] += {weights}[token, e] * (hidden @ expert_down_weight[e].T)",
+        *(f"    {line}" for line in hidden_text(geometry, matrix("gate"), matrix("up"))),
+        f"    {stage}[token] += {weights}[token, e] * (hidden @ expert_down_weight[e].T{bias('down')})",
         *_shared_text(stage, x, geometry),
     )
 
@@ -160,8 +154,7 @@ def _shared_text(stage: str, x: str, geometry: Geometry) -> Lines:
         return ()
     gated = ("shared = shared / (1 + np.exp(-(" + x + " @ shared_router_weight.T)))",)
     return (
-        f"gate = {x} @ shared_gate_weight.T",
-        f"hidden = {activation_text('gate', geometry)} * ({x} @ shared_up_weight.T)",
+        *hidden_text(geometry, f"{x} @ shared_gate_weight.T", f"{x} @ shared_up_weight.T"),
         "shared = hidden @ shared_down_weight.T",
         *(gated if geometry.shared_gated else ()),
         f"{stage} = {stage} + shared",

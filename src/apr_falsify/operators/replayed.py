@@ -16,7 +16,8 @@ import numpy as np
 from apr_falsify.model.graph import Node
 from apr_falsify.numerics.operand_rules import Rule
 from apr_falsify.operators.choices import Choice, choice_of, f64, score_growth, score_variance, sigma_of
-from apr_falsify.operators.linear import projected
+from apr_falsify.operators.expert import bias_of
+from apr_falsify.operators.linear import projected, started_at
 from apr_falsify.operators.norms import norm_variance
 from apr_falsify.operators.operator import Operator
 from apr_falsify.operators.roundoff import F64, UNIT, Array, Ins, Known, NoisySite, lost
@@ -80,10 +81,13 @@ def not_apart(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F6
 
 
 def through(x: Known, role: str, site: ExpertSite, store: float) -> Known:
-    """Return ``x`` through the projection in ``role``."""
+    """Return ``x`` through the projection in ``role``, with its bias where it has one."""
     site.input_sigma = x.sigma
-    values = f64(site.project(x.value, role)[0])
-    return Known(value=values, sigma=np.sqrt(projected(site.noise.pop(), values, store) + lost(store)))
+    values, noise = f64(site.project(x.value, role)[0]), site.noise.pop()
+    if (bias := bias_of(role, site.geometry)) is not None:
+        added = site.vector(bias)
+        values, noise = values + added, noise + started_at(added, x.value.shape[-1])
+    return Known(value=values, sigma=np.sqrt(projected(noise, values, store) + lost(store)))
 
 
 def rows(known: Known, tokens: Indices | slice) -> Known:

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.model.graph import Node
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.operators.heads import known_part_of, part_of, part_text
 from apr_falsify.operators.operator import Inputs, Lines, Operator
-from apr_falsify.operators.rotation import rope_frequencies, rotate
+from apr_falsify.operators.rotation import farthest, rope_frequencies, rotate
 from apr_falsify.operators.roundoff import F64, UNIT, Ins, NoisySite, lost, squared
 from apr_falsify.operators.site import Site
 
@@ -21,7 +22,8 @@ Array = npt.NDArray[np.floating[Any]]
 
 def _values(node: Node, inputs: Inputs, site: Site) -> Array:
     geometry = site.geometry
-    return rotate(part_of(node, inputs, geometry), geometry.rope_at(site.layer), geometry.head_dim)
+    rope = geometry.rope_at(site.layer)
+    return rotate(part_of(node, inputs, geometry), rope, geometry.head_dim, site.passes)
 
 
 def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
@@ -29,7 +31,7 @@ def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F6
     known = known_part_of(node, ins, site.geometry)
     geometry, errors = site.geometry, site.angle_errors
     if errors is None:
-        errors = declared_angle_errors(geometry, site.layer, len(y))
+        errors = declared_angle_errors(geometry, site.layer, site.passes, len(y))
     pairs, shape = errors.shape[1], (len(y), -1, geometry.head_dim)
     relative = squared(UNIT * (errors[:, None, None, :] + 2)) + 2 * max(store, UNIT) ** 2
     variance = np.zeros_like(y.reshape(shape))
@@ -41,14 +43,15 @@ def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F6
     return np.asarray(variance.reshape(y.shape) + 2 * lost(store))
 
 
-def declared_angle_errors(geometry: Geometry, layer: int | None, tokens: int) -> F64:
-    """Return the rounding of the angles of the model's own rotation, [S, pairs], in unit roundoffs."""
-    rope = geometry.rope_at(layer)
-    frequencies, _ = rope_frequencies(rope, geometry.head_dim, tokens)
-    exponents = np.linspace(0, 1, len(frequencies), endpoint=False)
-    return angle_errors(
-        np.arange(tokens, dtype=np.float64), frequencies, math.log(max(rope.theta, 2.0)) * exponents
-    )
+def declared_angle_errors(geometry: Geometry, layer: int | None, passes: Passes, rows: int) -> F64:
+    """Return the rounding of the angles of the model's own rotation, [rows, pairs], in unit roundoffs."""
+    rope, at = geometry.rope_at(layer), passes.at[passes.tokens - rows :]
+    found = []
+    for span in passes.spans(rows):
+        frequencies, _ = rope_frequencies(rope, geometry.head_dim, farthest(at[span]))
+        exponents = np.linspace(0, 1, len(frequencies), endpoint=False)
+        found.append(angle_errors(at[span], frequencies, math.log(max(rope.theta, 2.0)) * exponents))
+    return np.concatenate(found)
 
 
 def angle_errors(positions: F64, frequencies: F64, logarithms: F64) -> F64:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.rope import Rope
 
 Array = npt.NDArray[np.floating[Any]]
@@ -112,16 +113,35 @@ _ROPE_RULES: Mapping[str, Callable[[_Frequencies, Rope, int], tuple[_Frequencies
 }
 
 
-def rotate(x: Array, rope: Rope, head_dim: int, first_position: int = 0) -> Array:
+def rotate(x: Array, rope: Rope, head_dim: int, passes: Passes | None = None) -> Array:
     """Apply RoPE to ``x`` [S, heads * D], rotary pairs half-split over the channels that are rotated.
 
-    Token s stands at position ``first_position`` + s.
+    Token s stands where ``passes`` says, at s where none are given; of fewer rows these are the last tokens'.
     """
-    tokens = first_position + len(x)
-    frequencies, factor = rope_frequencies(rope, head_dim, tokens)
-    angles = np.outer(np.arange(first_position, tokens, dtype=np.float64), frequencies)
-    cos, sin = (np.asarray(f(angles) * factor, dtype=x.dtype)[:, None, :] for f in (np.cos, np.sin))
-    heads, half = x.reshape(len(x), -1, head_dim), len(frequencies)
+    angles, factors = rope_angles(rope, head_dim, passes or Passes.whole(len(x)), len(x))
+    cos, sin = (np.asarray(f(angles) * factors, dtype=x.dtype)[:, None, :] for f in (np.cos, np.sin))
+    heads, half = x.reshape(len(x), -1, head_dim), angles.shape[1]
     first, second, still = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
     turned = (first * cos - second * sin, second * cos + first * sin, still)
     return np.concatenate(turned, axis=-1).reshape(x.shape)
+
+
+def rope_angles(rope: Rope, head_dim: int, passes: Passes, rows: int) -> tuple[_Frequencies, _Frequencies]:
+    """Return the angle of each pair of the last ``rows`` tokens, [rows, R/2], and what cos and sin are times.
+
+    A rule that knows long runs goes by the farthest position of each pass, as transformers does.
+    """
+    at = passes.at[passes.tokens - rows :]
+    angles, factors = [], []
+    for span in passes.spans(rows):
+        frequencies, factor = rope_frequencies(rope, head_dim, farthest(at[span]))
+        angles.append(np.outer(at[span], frequencies))
+        factors.append(np.full((len(at[span]), 1), factor))
+    if not angles:
+        return np.zeros((0, rope.width(head_dim) // 2)), np.ones((0, 1))
+    return np.concatenate(angles), np.concatenate(factors)
+
+
+def farthest(positions: _Frequencies) -> int:
+    """Return how long a run is whose tokens stand at ``positions``."""
+    return int(np.max(positions, initial=-1)) + 1

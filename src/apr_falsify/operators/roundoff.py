@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 
 F64 = npt.NDArray[np.float64]
@@ -66,6 +67,10 @@ class NoisySite(Protocol):
     @property
     def layer(self) -> int | None:
         """The layer."""
+
+    @property
+    def passes(self) -> Passes:
+        """How the run computed its tokens."""
 
     @property
     def noise(self) -> list[F64]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 
 Array = npt.NDArray[np.floating[Any]]
@@ -44,6 +45,11 @@ def embedding(tokens: Sequence[int], table: Tensor, dtype: npt.DTypeLike) -> Arr
     return np.stack([table.rows(token, token + 1)[0] for token in tokens]).astype(dtype, copy=False)
 
 
+def seen_positions(passes: Passes) -> list[int]:
+    """Return the positions of the tokens that are seen."""
+    return [int(position) for position in passes.at[passes.unseen :]]
+
+
 class Site(Protocol):
     """What a formula asks of the place where its stage is computed."""
 
@@ -59,6 +65,10 @@ class Site(Protocol):
     def tokens(self) -> tuple[int, ...]:
         """The token ids of the run."""
 
+    @property
+    def passes(self) -> Passes:
+        """How the run computed them."""
+
     def project(self, x: Array, role: str, biased: bool = False) -> Array:
         """Return ``x`` through the projection in ``role``, with its bias where ``biased``."""
 
@@ -66,7 +76,7 @@ class Site(Protocol):
         """Return the one-dimensional weight in ``role``."""
 
     def embed(self) -> Array:
-        """Return the rows of the embedding table for ``tokens``: [S, E]."""
+        """Return the rows of the embedding table for the ``tokens`` that are seen: [S, E]."""
 
     def positions(self) -> Array:
         """Return the learned rows of the tokens' positions: [S, E]."""
@@ -81,6 +91,7 @@ class ModelSite:
         layer: the layer, ``None`` for a whole-model stage.
         tokens: the token ids of the run.
         dtype: the number format to compute in.
+        in_passes: how the run computed its tokens; ``None``: at once.
 
     """
 
@@ -88,6 +99,12 @@ class ModelSite:
     layer: int | None
     tokens: tuple[int, ...]
     dtype: npt.DTypeLike = np.float64
+    in_passes: Passes | None = None
+
+    @property
+    def passes(self) -> Passes:
+        """How the run computed its tokens."""
+        return self.in_passes or Passes.whole(len(self.tokens))
 
     @property
     def geometry(self) -> Geometry:
@@ -106,8 +123,8 @@ class ModelSite:
 
     def embed(self) -> Array:
         """Return the rows of the embedding table for ``tokens``, in the format to compute in."""
-        return embedding(self.tokens, self.weights.tensor("embed"), self.dtype)
+        return embedding(self.tokens[self.passes.unseen :], self.weights.tensor("embed"), self.dtype)
 
     def positions(self) -> Array:
         """Return the learned rows of the tokens' positions, in the format to compute in."""
-        return embedding(range(len(self.tokens)), self.weights.tensor("positions"), self.dtype)
+        return embedding(seen_positions(self.passes), self.weights.tensor("positions"), self.dtype)

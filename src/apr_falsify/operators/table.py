@@ -1,7 +1,8 @@
 """The operators by name, and the spans of nodes that a stage is computed through.
 
 A node that was not captured, and has no place in every runtime's list (``Stage.inner``), is computed through:
-the stage that follows is then replayed from what comes before it, as one.
+the stage that follows is then replayed from what comes before it, as one. So are the steps of :data:`FUSED`,
+where a runtime shows none of them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from apr_falsify.operators.norms import LAYER_NORM, RMS_NORM
 from apr_falsify.operators.operator import Array, Inputs, Operator
 from apr_falsify.operators.rotary import ROTARY
 from apr_falsify.operators.router import CHOSEN_EXPERTS, EXPERT_WEIGHTS, ROUTING
+from apr_falsify.operators.sinks import SINK_SOFTMAX
 from apr_falsify.operators.site import Site
 from apr_falsify.operators.softcap import SOFTCAP
 
@@ -42,6 +44,7 @@ OPERATORS: Mapping[str, Operator] = {
         ROTARY,
         SCORES,
         SOFTMAX,
+        SINK_SOFTMAX,
         MIX,
         ADD,
         ACTIVATION,
@@ -118,8 +121,26 @@ def check_operators(graph: Graph) -> None:
             operator_of(node)
 
 
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "attention": ("attn_scores", "attn_softmax"),
+    "attn_softmax": ("attn_scores",),
+    "qkv_bias": ("qkv_matmul",),
+}
+"""Stage -> the steps that many runtimes do within it: in one kernel, or in one module with the bias."""
+
+
+def unseen_steps(name: str, known: Collection[str]) -> tuple[str, ...]:
+    """Return the steps that stage ``name`` is computed through because none of them is ``known``."""
+    steps = FUSED.get(name, ())
+    return () if any(step in known for step in (*steps, "attn_scores_uncapped")) else steps
+
+
 def span_of(
-    name: str, geometry: Geometry, layer: int | None, apart: Collection[str] = ()
+    name: str,
+    geometry: Geometry,
+    layer: int | None,
+    apart: Collection[str] = (),
+    through: Collection[str] = (),
 ) -> tuple[Node, ...]:
     """Return the nodes that stage ``name`` is computed through, in order; it is the last of them.
 
@@ -128,16 +149,22 @@ def span_of(
         geometry: the model's geometry.
         layer: its layer.
         apart: inner stages that are known by themselves, so that the span begins after them.
+        through: other stages that are computed through, see :func:`unseen_steps`.
 
     """
     node = node_of(name, geometry, layer)
     before = [
         each
         for source in node.inputs.values()
-        if source in STAGES and STAGES[source].inner and source not in apart
-        for each in span_of(source, geometry, layer, apart)
+        if source in STAGES and source not in apart and (STAGES[source].inner or source in through)
+        for each in span_of(source, geometry, layer, apart, through)
     ]
     return (*before, node)
+
+
+def span_from(name: str, geometry: Geometry, layer: int | None, known: Collection[str]) -> tuple[Node, ...]:
+    """Return the nodes that stage ``name`` is computed through from the stages that are ``known``."""
+    return span_of(name, geometry, layer, known, unseen_steps(name, known))
 
 
 def boundary_of(span: tuple[Node, ...]) -> dict[str, str]:
@@ -149,8 +176,10 @@ def boundary_of(span: tuple[Node, ...]) -> dict[str, str]:
 
 
 def operation_of(span: tuple[Node, ...]) -> Operation:
-    """Return how runtimes hold the operands of a span: as those of the product within it."""
-    kinds = (operator_of(node).operation for node in span)
+    """Return how runtimes hold the operands of a span: as those of the product within it, or of both."""
+    kinds = [operator_of(node).operation for node in span]
+    if Operation.SCORES in kinds and Operation.MIX in kinds:
+        return Operation.ATTENTION
     return next((kind for kind in kinds if kind is not Operation.ELEMENTWISE), Operation.ELEMENTWISE)
 
 
@@ -168,7 +197,7 @@ def compute(name: str, inputs: Inputs, site: Site) -> Array:
         site: weights, layer, tokens and number format.
 
     """
-    span = span_of(name, site.geometry, site.layer, inputs)
+    span = span_from(name, site.geometry, site.layer, inputs)
     # Values that are not finite are data, and so is what they, or an overflow, lead to.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return computed(span, inputs, site)[name]

@@ -25,6 +25,8 @@ def hf_config(model: Model, layers: int) -> Any:
 
     """
     config = _of_directory(model) if model.format == "safetensors" else config_of_geometry(model.geometry)
+    if hasattr(config, "quantization_config"):  # the weights are handed over multiplied out
+        del config.quantization_config
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]

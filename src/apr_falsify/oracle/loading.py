@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from apr_falsify.formats.quantised.grid import GridTensor
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.families import family_of, roles_at
@@ -80,12 +81,24 @@ def _state(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, tor
 
 
 def _mapped(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    names = {model.weights.tensor(role, layer).name for role, layer in sites}
-    state: dict[str, torch.Tensor] = {}
+    names = {model.weights.tensor(role, layer).name: role for role, layer in sites}
+    state = {name: _multiplied_out(model, name, role, dtype) for name, role in names.items()}
+    plain = {name for name, tensor in state.items() if tensor is None}
+    found: dict[str, torch.Tensor] = {name: tensor for name, tensor in state.items() if tensor is not None}
     for path in model.files:
         with safe_open(path, framework="pt") as file:
-            state.update({name: file.get_tensor(name) for name in names.intersection(file.keys())})
-    return state
+            found.update({name: file.get_tensor(name) for name in plain.intersection(file.keys())})
+    return found
+
+
+def _multiplied_out(model: Model, name: str, role: str, dtype: torch.dtype) -> torch.Tensor | None:
+    """Return a quantised weight as the checkpoint would hold it plain, ``None`` where it does."""
+    tensor = model.weights.tensors[name]
+    if not isinstance(tensor, GridTensor):
+        return None
+    values = _decoded(tensor, dtype)
+    turned = role.partition(".")[0] in family_of(model.geometry).transposed
+    return values.T.contiguous() if turned else values
 
 
 def _dequantised(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, torch.Tensor]:

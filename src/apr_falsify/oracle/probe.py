@@ -234,6 +234,7 @@ def _eager(
     mask: torch.Tensor | None,
     scaling: float,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what transformers' ``eager_attention_forward`` does: q (1,H,S,D), k and v (1,K,S,D) after RoPE."""
@@ -253,7 +254,13 @@ def _eager(
     see("attn_scores", scores)
     masked = scores if mask is None else scores + mask
     wide = torch.float32 if upcast else None
+    if s_aux is not None:  # gpt-oss: a sink per head, which is dropped once it has taken its weight
+        sinks = s_aux.reshape(1, -1, 1, 1).expand(*masked.shape[:3], 1)
+        masked = torch.cat((masked, sinks), dim=-1)
+        masked = masked - masked.max(dim=-1, keepdim=True).values
     weights = torch.nn.functional.softmax(masked, dim=-1, dtype=wide).to(value.dtype)
+    if s_aux is not None:
+        weights = weights[..., :-1]
     see("attn_softmax", weights)
     mixed = torch.matmul(weights, _repeat_kv(value, groups))
     return mixed.transpose(1, 2).contiguous(), weights
@@ -264,7 +271,7 @@ def _scores(module: Any, query: torch.Tensor, key: torch.Tensor, scaling: float)
         return torch.matmul(query, key.transpose(2, 3)) * scaling
     # GPT-2's own way, which it takes only where the attention is called "eager".
     q, k = query.flatten(0, 1).float(), key.flatten(0, 1).transpose(-1, -2).float()
-    empty = torch.empty(len(q), q.shape[1], q.shape[1], dtype=torch.float32, device=q.device)
+    empty = torch.empty(len(q), q.shape[1], k.shape[2], dtype=torch.float32, device=q.device)
     scores: torch.Tensor = torch.baddbmm(empty, q, k, beta=0, alpha=scaling)
     return scores.reshape(*query.shape[:3], -1)
 

@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from apr_falsify.errors import LayerRangeError, ModelError
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.stages import Key
+from apr_falsify.model.passes import Passes
+from apr_falsify.model.stages import SCORES, SQUARES, Key, Layout
 from apr_falsify.oracle.libraries import device_named, dtype_named, torch, transformers
 from apr_falsify.oracle.loading import load_module
 from apr_falsify.oracle.probe import probed
 from apr_falsify.oracle.tokenizer import decode
-from apr_falsify.traces.capture import Request, Sink, source_commit
+from apr_falsify.traces.capture import Request, Sink, laid_end_to_end, source_commit
 from apr_falsify.traces.identity import driver_of, model_sha256, name_of
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import Trace
@@ -63,10 +64,27 @@ class Oracle:
         return cls.load(model, layers=request.layers.stop, head=head, dtype=dtype, device=device)
 
     def run(self, tokens: tuple[int, ...]) -> Any:
-        """Run the module on ``tokens`` and return what transformers returns."""
+        """Run the module on ``tokens`` at once and return what transformers returns."""
         ids = torch.tensor([tokens], device=self.device)
         with torch.inference_mode():
             return self.module(input_ids=ids, use_cache=False)
+
+    def run_passes(self, tokens: tuple[int, ...], passes: Passes) -> None:
+        """Run the module on ``tokens`` pass by pass, with transformers' own cache of keys and values."""
+        cache = transformers.DynamicCache(config=self.module.config)
+        ids = torch.tensor([tokens], device=self.device)
+        at = torch.tensor([passes.at.tolist()], device=self.device, dtype=torch.long)
+        seen = (torch.arange(len(tokens), device=self.device) >= passes.padding).long()[None]
+        for start, size in zip(passes.starts, passes.sizes, strict=True):
+            end = start + size
+            with torch.inference_mode():
+                self.module(
+                    input_ids=ids[:, start:end],
+                    position_ids=at[:, start:end],
+                    attention_mask=seen[:, :end],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
 
     def logits(self, tokens: tuple[int, ...]) -> FloatArray:
         """Return the logits [S, V] of the plain forward."""
@@ -82,17 +100,30 @@ class Oracle:
         geometry = self.model.geometry
         request.check(geometry)
         logits: list[FloatArray] = []
+        parts: dict[Key, list[FloatArray]] = {}
 
         def emit(key: Key, values: torch.Tensor) -> None:
             array = to_numpy(values)
             if key == (None, "lm_head"):
                 logits.append(array)
-            sink.add(key, array)
+            if request.passes.plain:
+                sink.add(key, array)
+            else:
+                parts.setdefault(key, []).append(array)
 
         with probed(self.module, request.keys(geometry), emit, geometry):
-            self.run(request.tokens)
-        provenance = self._provenance(request, logits[0] if logits else None)
-        return sink.finish(provenance=provenance, geometry=geometry, tokens=request.tokens)
+            if request.passes.plain:
+                self.run(request.tokens)
+            else:
+                self.run_passes(request.tokens, request.passes)
+        for key, each in parts.items():
+            sink.add(key, *joined_passes(key, each, request.passes))
+        return sink.finish(
+            provenance=self._provenance(request, logits[-1] if logits else None),
+            geometry=geometry,
+            tokens=request.tokens,
+            in_passes=request.in_passes,
+        )
 
     def _provenance(self, request: Request, logits: FloatArray | None) -> Provenance:
         return Provenance(
@@ -116,6 +147,26 @@ class Oracle:
             created=utc_now(),
             commit=source_commit(),
         )
+
+
+def joined_passes(key: Key, parts: list[FloatArray], passes: Passes) -> tuple[FloatArray, tuple[Layout, ...]]:
+    """Return a stage of all passes from what each showed, and how it then lies there.
+
+    A pass shows every key that the cache holds, of which the last are its own. A layer with a window forgets
+    what no token may see any more: there its scores are data only where a query may look.
+    """
+    ends = [start + size for start, size in zip(passes.starts, passes.sizes, strict=True)]
+    forgotten = False
+    if key.stage == "k_post_rope":
+        parts = [part[-size:] for part, size in zip(parts, passes.sizes, strict=True)]
+    if key.stage in SQUARES:
+        forgotten = any(part.shape[-1] < end for part, end in zip(parts, ends, strict=True))
+        parts = [
+            np.pad(part, ((0, 0), (0, 0), (end - part.shape[-1], 0)))
+            for part, end in zip(parts, ends, strict=True)
+        ]
+    words = (Layout.VISIBLE_ONLY,) if forgotten and key.stage in SCORES else ()
+    return laid_end_to_end(key, parts), words
 
 
 def _argmax(model: Model, token: int) -> dict[str, Any]:

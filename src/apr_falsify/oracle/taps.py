@@ -23,14 +23,19 @@ Take = Callable[[Any, Any], Any]
 
 _TAKES: Mapping[Pick, Take] = {
     Pick.INPUT: lambda args, output: args[0][0],
-    Pick.OUTPUT: lambda args, output: output[0],
+    Pick.OUTPUT: lambda args, output: _first(output)[0],
     Pick.HEADS: lambda args, output: output[0].transpose(0, 1),
-    Pick.LAST_ROW: lambda args, output: output[0, -1],
+    Pick.LAST_ROW: lambda args, output: _first(output)[0, -1],
     Pick.ROUTER_LOGITS: lambda args, output: output[0],
     Pick.ROUTING: lambda args, output: _routing(output),
     Pick.LAST_WEIGHTS: lambda args, output: _best_first(output)[0],
     Pick.LAST_INDICES: lambda args, output: _best_first(output)[1],
 }
+
+
+def _first(output: Any) -> Any:
+    """Return a module's output, the first where it gives several."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _routing(output: Any) -> Any:

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.formats.tensors import Tensor
+from apr_falsify.formats.weights import Model
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Layout
 from apr_falsify.subjects.interface import Target
@@ -96,12 +98,30 @@ def nearest_tokens(
     return ids, np.where(np.isfinite(best), best, np.nan)
 
 
-def _without_positions(target: Target, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _without_positions(target: Target, rows: npt.NDArray[Any], passes: Passes) -> npt.NDArray[Any]:
     """Take the learned rows of positions off, where the family adds them to the tokens' own."""
     if target.model is None or not target.model.geometry.positions:
         return rows
-    learned = target.model.weights.tensor("positions").rows(0, len(rows))
-    return np.asarray(rows - learned[: len(rows)])
+    at = [min(int(position), target.model.geometry.positions - 1) for position in passes.at[-len(rows) :]]
+    return np.asarray(rows - _learned(target.model)[at])
+
+
+def _learned(model: Model) -> npt.NDArray[Any]:
+    return np.asarray(model.weights.tensor("positions").rows(0, model.geometry.positions))
+
+
+def _at_other_positions(target: Target, rows: npt.NDArray[Any], claimed: npt.NDArray[Any]) -> bool:
+    """Whether the rows are those of the given tokens, at other learned positions than they should be.
+
+    Then the ids are right, and what is wrong is the run's embedding.
+    """
+    if target.model is None or not target.model.geometry.positions:
+        return False
+    scale = target.model.geometry.embed_scale
+    rest = rows - claimed * scale
+    alone = np.linalg.norm(rest, axis=1) <= TOKEN_COSINE_MARGIN * np.linalg.norm(rows, axis=1)
+    nearest = np.max(_unit(rest) @ _unit(_learned(target.model)).T, axis=1)
+    return bool(np.all(alone | (nearest >= 1 - TOKEN_COSINE_MARGIN)))
 
 
 def _unit(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -111,8 +131,15 @@ def _unit(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     return unit
 
 
-def verify_tokens(target: Target, rows: npt.NDArray[Any] | None, tokens: tuple[int, ...]) -> bool:
+def verify_tokens(
+    target: Target,
+    rows: npt.NDArray[Any] | None,
+    tokens: tuple[int, ...],
+    passes: Passes | None = None,
+) -> bool:
     """Check the token ids against the recorded embedding rows [S, E].
+
+    Rows of padding are none; learned positions are those of ``passes``, or any where these do not fit.
 
     Returns:
         Whether they were checked: ``False`` where there is no table, or not one finite row for each.
@@ -121,20 +148,24 @@ def verify_tokens(target: Target, rows: npt.NDArray[Any] | None, tokens: tuple[i
         TokensError: a row is another token's.
 
     """
-    table = _embedding_table(target)
-    if table is None or rows is None or len(rows) != len(tokens):
+    table, passes = _embedding_table(target), passes or Passes.whole(len(tokens))
+    if table is None or rows is None or len(rows) != passes.rows:
         return False
-    rows = _without_positions(target, rows)
+    first = max(passes.padding, passes.unseen)
+    given, tokens = rows[first - passes.unseen :], tokens[first:]
+    rows = _without_positions(target, given, passes)
     claimed = np.stack([table.rows(token, token + 1)[0] for token in tokens])
     own = np.sum(_unit(rows) * _unit(claimed), axis=1)
     if np.all(own >= 1 - TOKEN_COSINE_MARGIN):  # no other row of a large table can be nearer
         return True
     ids, best = nearest_tokens(rows, table)
     wrong = [index for index in range(len(tokens)) if own[index] < best[index] - TOKEN_COSINE_MARGIN]
+    if wrong and _at_other_positions(target, given, claimed):
+        return True
     if wrong:
         at = wrong[0]
         raise TokensError(
-            f"token {at} is given as {tokens[at]}, but its row of `embedding` is that of {ids[at]}",
+            f"token {at + first} is given as {tokens[at]}, but its row of `embedding` is that of {ids[at]}",
             where=target.path,
             expected=f"ids that match the rows: {','.join(str(token) for token in ids)}",
             remedy="pass the ids that the run printed, and the model that it ran; if both are right, the "

@@ -36,7 +36,8 @@ from apr_falsify.subjects.recorded import APR_PROMPT
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.identity import difference, model_sha256, name_of, start_hashing
 from apr_falsify.traces.provenance import Provenance, utc_now
-from apr_falsify.traces.trace import Trace, read_stage, relative_path, scan, shaped
+from apr_falsify.traces.stage_files import scan
+from apr_falsify.traces.trace import Trace, read_stage, relative_path, shaped
 
 _DEVICE = re.compile(r"^\s*(?:Device|Backend):\s*(\S.*?)\s*$", re.MULTILINE | re.IGNORECASE)
 

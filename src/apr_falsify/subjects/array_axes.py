@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Layout
-from apr_falsify.subjects.mapping import StageMap, factors
+from apr_falsify.subjects.mapping import BATCH, StageMap, factors
 
 F32 = npt.NDArray[np.float32]
 
@@ -34,19 +34,24 @@ def stored_sizes(
     """Return the shape that ``axes`` say; padded keys are as many as were ``found``, at least one a token."""
     expected = []
     for index, axis in enumerate(axes):
-        size = sizes[axis]
+        size = sizes.get(axis, 1)
         if axis == "tokens" and Layout.LAST_TOKEN in row.layout:
             size = 1
-        if axis == "keys" and Layout.PADDED_KEYS in row.layout and len(found) == len(axes):
+        more = Layout.PADDED_KEYS in row.layout or row.by_pass  # beyond the keys of a pass is no data
+        if axis == "keys" and more and len(found) == len(axes):
             size = max(size, found[index])
+        if axis == BATCH and len(found) == len(axes):
+            size = found[index]
         expected.append(size)
     return tuple(expected)
 
 
-def rearranged(values: F32, axes: Sequence[str], usual: Sequence[str], sizes: Mapping[str, int]) -> F32:
+def rearranged(
+    values: F32, axes: Sequence[str], usual: Sequence[str], sizes: Mapping[str, int], last: int = -1
+) -> F32:
     """Bring ``values`` from ``axes`` to the axes ``usual``.
 
-    Of tokens that ``usual`` does not have, the last one's row is taken.
+    Of tokens that ``usual`` does not have, the row ``last`` is taken.
     """
     wanted, own = factors(usual), factors(axes)
     split = [
@@ -57,7 +62,7 @@ def rearranged(values: F32, axes: Sequence[str], usual: Sequence[str], sizes: Ma
     values = values.reshape(split)
     if "tokens" in own and "tokens" not in wanted:
         at = own.index("tokens")
-        values = np.asarray(values.take(-1, axis=at))
+        values = np.asarray(values.take(last, axis=at))
         own = (*own[:at], *own[at + 1 :])
     moved = values.transpose([own.index(factor) for factor in wanted])
     widths = dict(zip(wanted, moved.shape, strict=True))

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from apr_falsify import __version__
+from apr_falsify.errors import PassesError
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.families import graph_of
+from apr_falsify.model.graph import Node
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.model.wiring import supplier_of
 from apr_falsify.numerics.arithmetic import format_named
+from apr_falsify.operators.attention import CACHED
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.operators.site import ModelSite
-from apr_falsify.operators.table import boundary_of, span_of
+from apr_falsify.operators.table import boundary_of, operation_of, operator_of, span_of
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite, arithmetic_named
-from apr_falsify.traces.capture import Request, Sink
+from apr_falsify.traces.capture import Request, Sink, laid_end_to_end
 from apr_falsify.traces.identity import difference, driver_of, model_sha256, name_of, same_family_file
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import Trace
@@ -63,22 +67,50 @@ def capture(
     """
     chosen = arithmetic or Arithmetic(store=format_named(dtype))
     request.check(model.geometry)
-    wanted = set(request.keys(model.geometry))
-    values: dict[Key, Array] = {}
+    wanted, passes = set(request.keys(model.geometry)), request.passes
+    kept: dict[Key, list[Array]] = {}
+    several = len(passes.sizes) > 1
+    cache: dict[Key, Array] = {}
     logits: Array | None = None
-    for key in forward_order(model, request):
-        if values and key.layer is not None and key.layer not in {layer for layer, _ in values}:
-            _forget(values, key)
-        values[key] = run_stage(model, request.tokens, values, key, chosen, step)
-        if key in wanted:
-            sink.add(key, values[key])
-        if key == Key(None, "lm_head"):
-            logits = values[key]
+    for number in range(1, len(passes.sizes) + 1):
+        place = ModelSite(
+            weights=model.weights,
+            layer=None,
+            tokens=request.tokens[: sum(passes.sizes[:number])],
+            dtype=chosen.store.compute,
+            in_passes=passes.first(number) if several else request.in_passes,
+        )
+        for key, values in _one_pass(model, request, place, cache if several else None, chosen, step):
+            logits = values if key == Key(None, "lm_head") else logits
+            if key in wanted and not several:
+                sink.add(key, values)
+            elif key in wanted:
+                kept.setdefault(key, []).append(values)
+    for key, parts in kept.items():
+        sink.add(key, laid_end_to_end(key, parts))
     return sink.finish(
         provenance=_provenance(model, request, chosen, logits),
         geometry=model.geometry,
         tokens=request.tokens,
+        in_passes=request.in_passes,
     )
+
+
+def _one_pass(
+    model: Model,
+    request: Request,
+    place: ModelSite,
+    cache: dict[Key, Array] | None,
+    arithmetic: Arithmetic,
+    step: Step,
+) -> Iterator[tuple[Key, Array]]:
+    """Compute the last pass of ``place`` and yield each stage; a ``cache`` gets its keys and values."""
+    values: dict[Key, Array] = {}
+    for key in forward_order(model, request):
+        if values and key.layer is not None and key.layer not in {layer for layer, _ in values}:
+            _forget(values, key)
+        values[key] = run_stage(model, replace(place, layer=key.layer), values, key, arithmetic, step, cache)
+        yield key, values[key]
 
 
 def forward_order(model: Model, request: Request) -> list[Key]:
@@ -96,21 +128,41 @@ def forward_order(model: Model, request: Request) -> list[Key]:
 
 def run_stage(
     model: Model,
-    tokens: tuple[int, ...],
+    place: ModelSite,
     values: dict[Key, Array],
     key: Key,
     arithmetic: Arithmetic,
     step: Step = as_defined,
+    cache: dict[Key, Array] | None = None,
 ) -> Array:
-    """Compute one stage from ``values``."""
+    """Compute one stage at ``place`` from ``values``, and from what ``cache`` keeps of earlier passes."""
     layer, name = key
-    place = ModelSite(weights=model.weights, layer=layer, tokens=tokens, dtype=arithmetic.store.compute)
     apart = [inner for at, inner in values if at == layer and STAGES[inner].inner]
-    boundary = boundary_of(span_of(name, model.geometry, layer, apart))
-    inputs = {
-        argument: values[supplier_of(source, model.geometry, layer)] for argument, source in boundary.items()
+    span = span_of(name, model.geometry, layer, apart)
+    sources = {
+        argument: supplier_of(source, model.geometry, layer) for argument, source in boundary_of(span).items()
     }
+    inputs = {argument: values[source] for argument, source in sources.items()}
+    if cache is not None:
+        _check_known(span)
+    for argument in CACHED.get(operation_of(span), ()):
+        if cache is not None and (cached := sources.get(argument)) is not None:
+            before = cache.get(cached, inputs[argument][:0])[: place.passes.unseen]
+            cache[cached] = inputs[argument] = np.concatenate((before, inputs[argument]))
     return step(key, inputs, RuntimeSite(model=place, arithmetic=arithmetic))
+
+
+_OVER_PASSES = ("rotary", "scores", "softmax", "mix")
+
+
+def _check_known(span: tuple[Node, ...]) -> None:
+    for node in span:
+        if operator_of(node).over_tokens and node.operator not in _OVER_PASSES:
+            raise PassesError(
+                f"the operator {node.operator} reads other tokens, and what a cache keeps of it is not known",
+                expected="one pass",
+                remedy="leave --passes, --decode and --chunks out",
+            )
 
 
 def _forget(values: dict[Key, Array], key: Key) -> None:
@@ -157,6 +209,7 @@ class EmbeddedSubject:
     tokens: tuple[int, ...] | None = None
     prompt: str | None = None
     layers: tuple[int, ...] | None = None
+    passes: Passes | None = None
 
     @property
     def geometry(self) -> Geometry:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.formats.weights import Model
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.trace import Trace
@@ -27,6 +28,7 @@ class Target:
         model: the model of the other side, where there is one: it supplies what a recording lacks.
         reference: the other side's trace, where there is one and no model.
         tokens: the token ids that the user gave.
+        passes: how many tokens each pass computed, as the user says; empty where that is not said.
         arithmetic: what to compute in, in the words of ``operand_rules.py``, where the runtime has a choice.
         options: settings that the user hands to the runtime; they say how it runs, not what is expected.
         program: the runtime's program, where the user named one.
@@ -39,6 +41,7 @@ class Target:
     model: Model | None = None
     reference: Trace | None = None
     tokens: tuple[int, ...] | None = None
+    passes: tuple[int, ...] = ()
     arithmetic: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     program: Path | None = None
@@ -84,6 +87,15 @@ class Started(Subject, Protocol):
 
 
 @runtime_checkable
+class Noted(Protocol):
+    """A subject of which something cannot be checked, or was read that nobody said."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What that is."""
+
+
+@runtime_checkable
 class Startable(Protocol):
     """A subject that is a program of its own and fixes its token ids: it runs while the oracle does."""
 
@@ -100,6 +112,15 @@ class Startable(Protocol):
 
     def captured(self, tokens: tuple[int, ...]) -> Subject:
         """Return it as the subject of a run of ``tokens`` that was captured before."""
+
+
+@runtime_checkable
+class InPasses(Protocol):
+    """A subject that computes its tokens in passes."""
+
+    @property
+    def passes(self) -> Passes | None:
+        """How it has computed them, ``None`` where it does so as it is told."""
 
 
 @runtime_checkable

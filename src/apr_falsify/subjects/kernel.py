@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from apr_falsify.formats.tensors import Tensor
 from apr_falsify.formats.views import block_minima, has_block_minima
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.arithmetic import FORMATS, Format, format_named
@@ -86,6 +87,11 @@ class RuntimeSite:
         """The token ids of the run."""
         return self.model.tokens
 
+    @property
+    def passes(self) -> Passes:
+        """How the run computed its tokens."""
+        return self.model.passes
+
     def project(self, x: Array, role: str, biased: bool = False) -> Array:
         """Return ``x`` through the projection in ``role``, with its bias where ``biased``."""
         tensor = self.model.weights.tensor(role, self.layer)
@@ -144,7 +150,7 @@ def _operands(site: RuntimeSite, name: str, inputs: dict[str, Array]) -> dict[st
     return {
         **inputs,
         left: rule.left(a).astype(dtype, copy=False),
-        right: rule.right(b).astype(dtype, copy=False),
+        right: rule.held_right(b, site.geometry.kv_heads, site.geometry.head_dim).astype(dtype, copy=False),
     }
 
 

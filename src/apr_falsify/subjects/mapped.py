@@ -6,8 +6,8 @@ What axes say (order, heads apart, axes of 1) is undone here; layout words go in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +15,41 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import __version__
-from apr_falsify.errors import TokensError, TraceError, nearest
+from apr_falsify.errors import PassesError, TokensError, TraceError
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Key, Layout, Scope
+from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Key, Layout, Scope
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.all_tokens import EVERY_TOKEN, with_every_token
 from apr_falsify.subjects.array_axes import axis_sizes, rearranged, stored_sizes
-from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray, read_dump
+from apr_falsify.subjects.foreign import Dump, read_dump
 from apr_falsify.subjects.interface import Target
+from apr_falsify.subjects.mapped_arrays import F32, as_f32, kind_of, remedy_of
+from apr_falsify.subjects.mapped_passes import (
+    RecordedRows,
+    named_array,
+    plain_rows,
+    recorded_rows,
+    said_tokens,
+    shown_padding,
+    with_context,
+)
 from apr_falsify.subjects.mapping import (
+    BATCH,
     MASKED,
     QKV_PARTS,
     MappingFile,
     StageMap,
     canonical_axes,
     factors,
-    is_layered,
-    name_of,
     read_mapping,
 )
+from apr_falsify.subjects.mapping_names import is_layered, name_of
+from apr_falsify.subjects.mapping_passes import Padding
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import StageArray, Trace
 
-F32 = npt.NDArray[np.float32]
-
-FLOATS = ("f16", "bf16", "f32", "f64")
-WHOLE = ("i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64")
-_OF_WHOLE_NUMBERS = ("moe_router_indices",)
-
-MOST_TOKENS = 1 << 20
-"""The longest context that any model has: more ids are none."""
+_READ_BY_ATTENTION = ("k_post_rope", "qkv_bias", "qkv_matmul")
 
 MASKED_BELOW = -1e4
 """What a mask adds to a score is at least this far below: f16 implementations take -65504 or -1e4."""
@@ -62,19 +66,27 @@ def read_mapped(target: Target, mapping_path: Path) -> Trace:
     dump, said = read_dump(target.path), read_mapping(mapping_path)
     geometry, _ = adopted_geometry(target)
     tokens = _tokens(target, said, dump, geometry)
-    reader, stages = _read_stages(dump, said, geometry, len(tokens), target.path)
+    rows = recorded_rows(target, said, dump, tokens)
+    reader, stages = _read_stages(dump, said, geometry, rows, target.path)
+    if said.padding is None and rows.passes.plain and (pads := shown_padding(tokens, stages)):
+        said = replace(said, padding=Padding(side="left", count=pads))
+        rows = recorded_rows(target, said, dump, tokens)
+        reader, stages = _read_stages(dump, said, geometry, rows, target.path)
+    tokens = rows.tokens
     unused = reader.unused
     if not stages:
         raise TraceError("it names no stage", where=said.path, expected="stages: {STAGE: {from: NAME}}")
     embedded = stages.get(Key(0, "embedding"))
-    rows = None if embedded is None or Layout.LAST_TOKEN in embedded.layout else embedded.data
+    embedding = None if embedded is None or Layout.LAST_TOKEN in embedded.layout else embedded.data
     return Trace(
         provenance=_provenance(target, said, unused, reader.saved_as),
         geometry=geometry,
         tokens=tokens,
         stages=stages,
         path=target.path,
-        tokens_verified=verify_tokens(target, rows, tokens),
+        tokens_verified=verify_tokens(target, embedding, tokens, rows.passes),
+        in_passes=None if rows.passes.plain else rows.passes,
+        batch=reader.other_rows(stages),
     )
 
 
@@ -94,16 +106,18 @@ def mapped_stages(
         TraceError: an array that is not there, has another shape or number format, or is used twice.
 
     """
-    reader, stages = _read_stages(dump, said, geometry, tokens, where)
+    reader, stages = _read_stages(dump, said, geometry, plain_rows(tokens), where)
     return stages, reader.saved_as
 
 
 def _read_stages(
-    dump: Dump, said: MappingFile, geometry: Geometry, tokens: int, where: Path
+    dump: Dump, said: MappingFile, geometry: Geometry, rows: RecordedRows, where: Path
 ) -> tuple[_Reader, dict[Key, StageArray]]:
-    reader = _Reader(dump, said, geometry, where)
-    stages = {key: array for row in said.stages for key, array in reader.stages(row, tokens)}
-    return reader, with_every_token(stages, reader.rows, geometry)
+    reader = _Reader(dump, said, geometry, rows, where)
+    stages = {key: array for row in said.stages for key, array in reader.stages(row)}
+    order = rows.order[rows.unseen :] - rows.unseen
+    every = {key: values[order] for key, values in reader.every_token.items()}
+    return reader, with_every_token(stages, every, geometry)
 
 
 def _provenance(
@@ -125,9 +139,10 @@ def _provenance(
 
 
 def _tokens(target: Target, said: MappingFile, dump: Dump, geometry: Geometry) -> tuple[int, ...]:
-    ids = _said_tokens(said, dump)
+    ids = said_tokens(said, dump)
     if ids is None:
         return adopted_tokens(target, _embedding_rows(said, dump, geometry), geometry)
+    ids = with_context(target, said, dump, ids)
     outside = [token for token in ids if not 0 <= token < geometry.vocab]
     if outside:
         raise TokensError(
@@ -146,82 +161,79 @@ def _tokens(target: Target, said: MappingFile, dump: Dump, geometry: Geometry) -
     return ids
 
 
-def _said_tokens(said: MappingFile, dump: Dump) -> tuple[int, ...] | None:
-    if not isinstance(said.tokens, str):
-        return said.tokens
-    array = _array(dump, said.tokens, said.path, "tokens")
-    ids = math.prod(array.shape)
-    if array.kind not in WHOLE or array.shape[-1:] != (ids,) or ids > MOST_TOKENS:
-        raise TraceError(
-            f"{array.name!r} holds no token ids: {array.kind} {list(array.shape)}",
-            where=said.path,
-            expected=f"at most {MOST_TOKENS} whole numbers in one axis",
-        )
-    return tuple(int(token) for token in array.load().reshape(-1))
-
-
 def _embedding_rows(said: MappingFile, dump: Dump, geometry: Geometry) -> npt.NDArray[Any] | None:
     """Return the recorded embedding, flat, for a hint at the tokens that nobody named."""
     row = next((row for row in said.stages if row.stage == "embedding"), None)
-    if row is None or row.stacked or factors(row.axes[0]) != ("tokens", "hidden"):
+    if row is None or row.stacked or row.by_pass or factors(row.axes[0]) != ("tokens", "hidden"):
         return None
     array = dump.get(name_of(row.names[0], 0))
     return None if array is None else as_f32(array, row, said)
 
 
-def _array(dump: Dump, name: str, where: Path, key: str) -> ForeignArray:
-    try:
-        return dump[name]
-    except KeyError:
-        raise TraceError(
-            f"{key}: there is no array {name!r}",
-            where=where,
-            expected=f"one of the {len(dump)} arrays of the recording",
-            remedy=nearest(name, dump),
-        ) from None
-
-
 class _Reader:
     """Reads stages from arrays, and keeps which arrays it has read for which stage."""
 
-    def __init__(self, dump: Dump, said: MappingFile, geometry: Geometry, where: Path) -> None:
+    def __init__(
+        self, dump: Dump, said: MappingFile, geometry: Geometry, rows: RecordedRows, where: Path
+    ) -> None:
         self.dump = dump
         self.said = said
         self.geometry = geometry
+        self.rows = rows
         self.where = where
-        self.used: dict[str, str] = {said.tokens: "tokens"} if isinstance(said.tokens, str) else {}
+        self.used = _used_beside_stages(said)
         self.saved_as: dict[str, str] = {}
-        self.rows: dict[Key, F32] = {}
+        self.batch = 1
+        self.forgotten: set[Key] = set()
+        self.every_token: dict[Key, F32] = {}
 
     @property
     def unused(self) -> tuple[str, ...]:
         """The names of the arrays that no stage was read from."""
         return tuple(name for name in self.dump if name not in self.used)
 
-    def stages(self, row: StageMap, tokens: int) -> Iterator[tuple[Key, StageArray]]:
+    def stages(self, row: StageMap) -> Iterator[tuple[Key, StageArray]]:
         """Yield a stage of every layer that the recording holds."""
-        sizes = axis_sizes(self.geometry, tokens)
         for layer in self._layers(row):
-            parts = [self._part(row, index, layer, sizes) for index in range(len(row.names))]
+            parts = [self._part(row, index, layer) for index in range(len(row.names))]
             data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+            if Layout.LAST_TOKEN not in row.layout:
+                data = self.rows.ordered(data, row.stage)
             layout = row.layout
+            if Key(layer, row.stage) in self.forgotten and row.stage in SCORES:
+                layout = tuple(dict.fromkeys((*layout, Layout.VISIBLE_ONLY)))
             if row.masked:
                 data, layout = self._unmasked(data, row, layer), (*layout, Layout.CAUSAL_ZEROED)
             yield Key(layer, row.stage), StageArray(data=data, layout=layout)
 
+    def other_rows(self, stages: Mapping[Key, StageArray]) -> dict[int, dict[Key, F32]]:
+        """Return the keys and values of the other rows of a batch, where they lie in canonical axes alone."""
+        found: dict[int, dict[Key, F32]] = {}
+        for other in (row for row in range(self.batch) if row != self.rows.row):
+            reader = _Reader(self.dump, self.said, self.geometry, replace(self.rows, row=other), self.where)
+            for row in self.said.stages:
+                if row.stage in _READ_BY_ATTENTION and not row.layout:
+                    found.setdefault(other, {}).update(
+                        {key: array.data for key, array in reader.stages(row) if key in stages}
+                    )
+        return found
+
     def _unmasked(self, data: F32, row: StageMap, layer: int | None) -> F32:
         """Put zeros where the mask was added to the scores, which are no data there."""
-        tokens = data.shape[-2]
-        future = np.arange(data.shape[-1])[None, :] > np.arange(tokens)[:, None]
-        beyond = data[:, future & (np.arange(data.shape[-1]) < tokens)[None, :]]
+        passes = self.rows.passes
+        seen, met = (mask[passes.unseen :] for mask in (passes.visible(None), passes.computed()))
+        beyond = data[:, :, : passes.tokens][:, met & ~seen]
         if (beyond > MASKED_BELOW).any():
             raise TraceError(
-                f"{name_of(row.names[0], layer)!r} holds {float(beyond.max()):g} above the diagonal",
+                f"{name_of(row.names[0], layer, self.rows.first_pass)!r} holds {float(beyond.max()):g} "
+                "above the diagonal",
                 where=self.said.path,
                 expected=f"values up to {MASKED_BELOW:g} or -inf there, as scores with the mask added have",
                 remedy=f"take {MASKED} out of its layout",
             )
-        return np.where(future, np.float32(0), data)
+        hidden = np.zeros(data.shape[-2:], dtype=np.bool_)
+        hidden[:, : passes.tokens] = ~seen
+        return np.where(hidden, np.float32(0), data)
 
     def _layers(self, row: StageMap) -> Sequence[int | None]:
         """Return the layers of which the recording holds the stage."""
@@ -237,7 +249,7 @@ class _Reader:
         held = [
             layer
             for layer in range(self.geometry.layers)
-            if any(name_of(name, layer) in self.dump for name in row.names)
+            if any(name_of(name, layer, self.rows.first_pass) in self.dump for name in row.names)
         ]
         self._check_beyond(row)
         return held or [0]  # which is not there, and is refused by its name
@@ -257,7 +269,7 @@ class _Reader:
 
     def _check_beyond(self, row: StageMap) -> None:
         """Refuse a recording of more layers than the model has: it is of another model."""
-        beyond = name_of(row.names[0], self.geometry.layers)
+        beyond = name_of(row.names[0], self.geometry.layers, self.rows.first_pass)
         if beyond in self.dump:
             raise TraceError(
                 f"{beyond!r} is {row.stage} of layer {self.geometry.layers}",
@@ -266,9 +278,29 @@ class _Reader:
                 remedy="name the model that was recorded",
             )
 
-    def _part(self, row: StageMap, index: int, layer: int | None, sizes: Mapping[str, int]) -> F32:
-        name = name_of(row.names[index], layer)
-        array = _array(self.dump, name, self.said.path, f"stages.{row.stage}.from")
+    def _part(self, row: StageMap, index: int, layer: int | None) -> F32:
+        """Return a stage, or its part of q, k or v: all recorded rows, in canonical axes."""
+        rows, total = self.rows, sum(self.rows.sizes)
+        if not row.by_pass:
+            return self._array(row, index, layer, None, (total - rows.unseen, total))
+        ends = np.cumsum(rows.sizes)
+        each = [
+            self._array(row, index, layer, number, (rows.sizes[number], int(ends[number])))
+            for number in range(rows.first_pass, len(rows.sizes))
+        ]
+        axes = QKV_PARTS[index] if len(row.names) > 1 else canonical_axes(row.stage)
+        if "tokens" not in axes or Layout.LAST_TOKEN in row.layout:
+            return each[-1]
+        if row.stage in SQUARES:  # a pass has the keys up to its own end; beyond it there are none
+            each = [np.pad(x, ((0, 0), (0, 0), (0, total - x.shape[-1]))) for x in each]
+        return np.concatenate(each, axis=axes.index("tokens"))
+
+    def _array(
+        self, row: StageMap, index: int, layer: int | None, number: int | None, shape: tuple[int, int]
+    ) -> F32:
+        """Return one array in canonical axes: of the pass ``number``, with so many tokens and keys."""
+        name = name_of(row.names[index], layer, number)
+        array = named_array(self.dump, name, self.said, f"stages.{row.stage}.from")
         user = row.stage if len(row.names) == 1 else f"{'qkv'[index]} of {row.stage}"
         taken = self.used.setdefault(name, user)
         if taken != user:
@@ -276,25 +308,70 @@ class _Reader:
                 f"the array {name!r} is {taken} and {user}", where=self.said.path, expected="one stage"
             )
         axes = row.axes[index]
-        shape = stored_sizes(row, axes, sizes, array.shape)
-        if array.shape != shape:
+        keys = shape[1] if number is None else self._keys(axes, array.shape, layer, shape)
+        sizes = {**axis_sizes(self.geometry, shape[0]), "keys": keys}
+        if self.said.row is not None and len(array.shape) == len(axes) + 1 and BATCH not in axes:
+            axes = (BATCH, *axes)
+        expected = stored_sizes(row, axes, sizes, array.shape)
+        if array.shape != expected:
             raise TraceError(
                 f"{name!r} has the shape {list(array.shape)}",
                 where=self.where,
-                expected=f"{list(shape)}: [{', '.join(axes)}] of {row.stage}, as {self.said.path.name} says",
-                remedy=_remedy(array.shape, shape),
+                expected=f"{list(expected)}: [{', '.join(axes)}] of {row.stage}, "
+                f"as {self.said.path.name} says",
+                remedy=remedy_of(array.shape, expected),
             )
-        values = as_f32(array, row, self.said).reshape(shape)
-        self._note_format(row, _kind(array, row, self.said))
-        if "layers" in axes:
-            values = np.asarray(values.take(layer or 0, axis=axes.index("layers")))
-            axes = tuple(axis for axis in axes if axis != "layers")
+        values = as_f32(array, row, self.said).reshape(expected)
+        self._note_format(row, kind_of(array, row, self.said))
+        row_of = self._row(dict(zip(axes, expected, strict=True)).get(BATCH, 1))
+        values, axes = self._without(values, axes, "layers", layer or 0)
+        values, axes = self._without(values, axes, BATCH, row_of)
+        if number is not None and "keys" in axes:
+            values = values.take(range(keys), axis=axes.index("keys"))
         usual = QKV_PARTS[index] if len(row.names) > 1 else canonical_axes(row.stage)
         if Layout.LAST_TOKEN in row.layout:
             usual = tuple(axis for axis in usual if axis != "tokens")
+        last = -1 if Layout.LAST_TOKEN in row.layout else self.rows.last
         if row.stage in EVERY_TOKEN and "tokens" in axes:
-            self.rows[Key(layer, row.stage)] = rearranged(values, axes, ("tokens", *usual), sizes)
-        return rearranged(values, axes, usual, sizes)
+            every = rearranged(values, axes, ("tokens", *usual), sizes)
+            before = self.every_token.get(key := Key(layer, row.stage), every[:0])
+            self.every_token[key] = np.concatenate((before, every))
+        values = rearranged(values, axes, usual, sizes, last)
+        if keys == shape[1] or row.stage not in SQUARES:
+            return values
+        self.forgotten.add(Key(layer, row.stage))
+        return np.pad(values, ((0, 0), (0, 0), (shape[1] - keys, 0)))
+
+    def _keys(
+        self, axes: Sequence[str], found: Sequence[int], layer: int | None, shape: tuple[int, int]
+    ) -> int:
+        """Return how many keys an array of a pass holds: all, or the last ones that a window lets be seen."""
+        window = None if layer is None else self.geometry.windows[layer]
+        if window is None or "keys" not in axes or len(found) < len(axes):
+            return shape[1]
+        keys = found[len(found) - len(axes) + list(axes).index("keys")]
+        return keys if min(shape[1], window - 1 + shape[0]) <= keys < shape[1] else shape[1]
+
+    def _row(self, rows: int) -> int:
+        """Return the row of a batch of ``rows`` that is the run."""
+        if self.said.row is None and rows > 1:
+            raise PassesError(
+                f"a batch of {rows} rows", where=self.said.path, expected="`row: N`: the row to be compared"
+            )
+        self.batch = max(self.batch, rows)
+        if rows > 1 and self.rows.row >= rows:
+            raise PassesError(
+                f"row {self.rows.row} of a batch of {rows}", where=self.said.path, expected=f"0 to {rows - 1}"
+            )
+        return self.rows.row if rows > 1 else 0
+
+    @staticmethod
+    def _without(values: F32, axes: tuple[str, ...], axis: str, index: int) -> tuple[F32, tuple[str, ...]]:
+        """Return one entry of an axis, and the axes that are left."""
+        if axis not in axes:
+            return values, axes
+        left = tuple(each for each in axes if each != axis)
+        return np.asarray(values.take(index, axis=axes.index(axis))), left
 
     def _note_format(self, row: StageMap, kind: str) -> None:
         """Record in which format a stage was saved, unless the run declares that it computed in it."""
@@ -306,50 +383,8 @@ class _Reader:
             self.saved_as[row.stage] = kind
 
 
-def _remedy(found: Sequence[int], expected: Sequence[int]) -> str:
-    """Say what to do about another shape than is expected; a batch is distinguished from other mistakes."""
-    rest = tuple(expected[1:] if expected[:1] == (1,) else expected)
-    if tuple(found[1:]) == rest and len(rest) and found[0] > 1:
-        return f"it looks like a batch of {found[0]}: save one row of it"
-    return "correct the axes, or name the model and the tokens that were run"
-
-
-def as_f32(array: ForeignArray, row: StageMap, said: MappingFile) -> F32:
-    """Return an array's values, flat, exactly or, from f64, rounded to f32.
-
-    Raises:
-        TraceError: another number format than declared, none that fits a stage, or beyond the range of f32.
-
-    """
-    kind = _kind(array, row, said)
-    values = array.load().reshape(-1)
-    if kind == "bf16":
-        wide = values.view("<u2").astype(np.uint32)
-        wide <<= np.uint32(16)  # in place: a large array is not three times in memory
-        return wide.view(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # a NaN that signals is a NaN all the same
-        found: F32 = values.astype(np.float32)
-    if kind == "f64" and bool((np.isinf(found) & np.isfinite(values)).any()):
-        raise TraceError(
-            f"{array.name!r} has values beyond the range of f32",
-            where=said.path,
-            expected="values below 3.4e38, or infinite ones",
-        )
-    return found
-
-
-def _kind(array: ForeignArray, row: StageMap, said: MappingFile) -> str:
-    bits = array.kind in BF16_BITS
-    stated = row.dtype or ("bf16" if bits and said.dtype == "bf16" else None)
-    if row.stage in _OF_WHOLE_NUMBERS and array.kind in WHOLE and stated is None:
-        return array.kind
-    if stated == "bf16" and bits:
-        return "bf16"
-    if array.kind in FLOATS and stated in (None, array.kind):
-        return array.kind
-    raise TraceError(
-        f"{array.name!r} holds {array.kind}",
-        where=said.path,
-        expected=f"{stated}, as the mapping says" if stated else ", ".join(FLOATS),
-        remedy="dtype: bf16, where these are its bits" if bits else "write the stage as f32",
-    )
+def _used_beside_stages(said: MappingFile) -> dict[str, str]:
+    """Return the arrays that no stage is read from: name -> what it holds."""
+    mask = None if said.padding is None else said.padding.mask
+    named = {"tokens": said.tokens, "passes": said.passes, "positions": said.positions, "padding": mask}
+    return {name: key for key, name in named.items() if isinstance(name, str)}

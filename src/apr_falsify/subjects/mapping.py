@@ -16,7 +16,6 @@ Everything that is not written here is refused or reported, never guessed. The f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,10 @@ from apr_falsify.model.stages import PER_HEAD, SCORES, SQUARES, STAGES, Layout, 
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import stated_rules
 from apr_falsify.reading import items, mapping, read_yaml, text, whole
+from apr_falsify.subjects import mapping_passes
+from apr_falsify.subjects.mapping_names import has_field, is_layered, without_fields
+from apr_falsify.subjects.mapping_passes import Padding
+from apr_falsify.subjects.own_weights import OwnWeights, own_weights
 
 SCHEMA = "apr-falsify/mapping/v1"
 MAPPING_YAML = "MAPPING.yaml"
@@ -36,6 +39,9 @@ QKV_PARTS: tuple[tuple[str, ...], ...] = (("tokens", "q"), ("tokens", "kv"), ("t
 """The canonical axes of q, k and v where they lie apart; joined they are qkv_matmul and qkv_bias."""
 
 _JOINED = ("qkv_matmul", "qkv_bias")
+
+BATCH = "batch"
+"""The axis of the rows of a batch."""
 
 FACTORS: Mapping[str, tuple[str, ...]] = {
     "q": ("kv_heads", "groups", "head_dim"),
@@ -47,7 +53,7 @@ FACTORS: Mapping[str, tuple[str, ...]] = {
 
 AXIS_WORDS: tuple[str, ...] = (
     *dict.fromkeys(axis for row in STAGES.values() for axis in row.axes),
-    *("keys", "kv_heads", "groups", "head_dim", "qkv_heads", "layers", "1"),
+    *("keys", "kv_heads", "groups", "head_dim", "qkv_heads", "layers", BATCH, "1"),
 )
 
 _QUERIES = ("qkv_matmul", "qkv_bias", "q_post_rope")
@@ -76,8 +82,6 @@ MASKED = "causal-masked"
 _BY_AXES = (Layout.HEAD_MAJOR, Layout.TRANSPOSED)
 """Words that say the same as ``axes``; a stage has one or the other."""
 
-_LAYER_FIELD = re.compile(r"\{layer([+-]\d{1,4})?(?::0?(\d))?\}")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageMap:
@@ -85,7 +89,8 @@ class StageMap:
 
     Attributes:
         stage: its name.
-        names: the array's name, or those of q, k and v; ``{layer}`` stands for the layer.
+        names: the array's name, or those of q, k and v; ``{layer}`` stands for the layer, ``{pass}`` for the
+            pass, from 0.
         axes: the axes of each of them, slowest first, in the words of :data:`AXIS_WORDS`.
         layout: what the axes do not say.
         masked: whether the mask was added to the scores before they were stored.
@@ -99,6 +104,11 @@ class StageMap:
     layout: tuple[Layout, ...] = ()
     masked: bool = False
     dtype: str | None = None
+
+    @property
+    def by_pass(self) -> bool:
+        """Whether there is an array for each pass."""
+        return has_field(self.names[0], "pass")
 
     @property
     def stacked(self) -> bool:
@@ -120,6 +130,12 @@ class MappingFile:
         prompt: the text that was run.
         tokens: the token ids that were run, or the name of the array that holds them.
         layer: the layer of names without ``{layer}``.
+        passes: how many tokens each pass computed, or the name of the array that holds that.
+        positions: the position of each token, or the name of the array that holds them.
+        padding: which tokens are padding.
+        pad_token: the id of padding.
+        row: the row of a batch that is the run.
+        weights: the weights that it multiplied with, ``None`` where it names none.
         stages: where the stages lie.
 
     """
@@ -133,22 +149,13 @@ class MappingFile:
     prompt: str | None = None
     tokens: tuple[int, ...] | str | None = None
     layer: int | None = None
+    passes: tuple[int, ...] | str | None = None
+    positions: tuple[int, ...] | str | None = None
+    padding: Padding | None = None
+    pad_token: int | None = None
+    row: int | None = None
+    weights: OwnWeights | None = None
     stages: tuple[StageMap, ...]
-
-
-def name_of(pattern: str, layer: int | None) -> str:
-    """Return the array's name: ``{layer}``, ``{layer+1}`` and ``{layer:02}`` in ``pattern`` filled in."""
-
-    def number(match: re.Match[str]) -> str:
-        assert layer is not None
-        return f"{layer + int(match[1] or 0):0{match[2] or 1}d}"
-
-    return _LAYER_FIELD.sub(number, pattern)
-
-
-def is_layered(pattern: str) -> bool:
-    """Whether ``pattern`` names one array per layer."""
-    return _LAYER_FIELD.search(pattern) is not None
 
 
 def canonical_axes(name: str) -> tuple[str, ...]:
@@ -158,9 +165,9 @@ def canonical_axes(name: str) -> tuple[str, ...]:
 
 
 def factors(axes: Sequence[str]) -> tuple[str, ...]:
-    """Return ``axes`` with compound words written out, without axes of 1 and the layers."""
+    """Return ``axes`` with compound words written out, without axes of 1, the layers and the batch."""
     return tuple(
-        factor for axis in axes if axis not in ("1", "layers") for factor in FACTORS.get(axis, (axis,))
+        factor for axis in axes if axis not in ("1", "layers", BATCH) for factor in FACTORS.get(axis, (axis,))
     )
 
 
@@ -271,9 +278,12 @@ def _names(name: str, value: object, where: str) -> tuple[str, ...]:
         parts = "one name, or those of q, k and v" if name in _JOINED else "one name"
         raise TraceError(f"{where} has {len(names)} names", expected=f"{parts}")
     for each in names:
-        rest = _LAYER_FIELD.sub("", each)
+        rest = without_fields(each)
         if not each or "{" in rest or "}" in rest:
-            raise TraceError(f"{where} is {each!r}", expected="a name with {layer}, {layer+1}, {layer:02}")
+            expected = "a name with {layer}, {layer+1}, {layer:02}, and {pass} likewise"
+            raise TraceError(f"{where} is {each!r}", expected=expected)
+    if len({has_field(each, "pass") for each in names}) > 1:
+        raise TraceError(f"{where}: only some of q, k and v are per pass", expected="all three, or none")
     return names
 
 
@@ -337,7 +347,7 @@ def _check_axes(row: StageMap, where: str) -> None:
             wanted.remove("tokens")
         if "tokens" in axes and "tokens" not in wanted:
             wanted.append("tokens")  # of all tokens; the last one's row is the stage
-        if sorted(factors(axes)) != sorted(wanted) or axes.count("layers") > 1:
+        if sorted(factors(axes)) != sorted(wanted) or max(map(axes.count, ("layers", BATCH))) > 1:
             raise TraceError(
                 f"{where}: [{', '.join(axes)}] cannot be {row.stage}",
                 expected=f"[{', '.join(canonical)}] in any order; q as heads, head_dim, kv as kv_heads ...",
@@ -376,6 +386,8 @@ _FIELDS: Mapping[str, Callable[[object, str], Any]] = {
     "prompt": text,
     "tokens": _tokens,
     "layer": _layer,
+    **mapping_passes.KEYS,
+    "weights": own_weights,
     "stages": _stages,
 }
 """Key of the file -> what reads it."""

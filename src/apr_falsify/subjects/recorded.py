@@ -13,15 +13,18 @@ from pathlib import Path
 from apr_falsify import __version__
 from apr_falsify.errors import TokensError, TraceError
 from apr_falsify.formats.weights import Model
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.interface import RuntimeSetting, Target
 from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.mapped import read_mapped
-from apr_falsify.subjects.mapping import MAPPING_YAML
+from apr_falsify.subjects.mapping import MAPPING_YAML, read_mapping
+from apr_falsify.subjects.own_weights import open_own
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.provenance import Provenance, utc_now
+from apr_falsify.traces.stage_files import scan
 from apr_falsify.traces.trace import (
     TRACE_JSON,
     StageArray,
@@ -29,7 +32,6 @@ from apr_falsify.traces.trace import (
     is_trace,
     read_stage,
     read_trace,
-    scan,
     shaped,
 )
 
@@ -44,13 +46,15 @@ class RecordedSubject:
     Attributes:
         trace: what was recorded.
         prompt: the text it ran, where that is known.
-        model: always ``None``: a recording holds no weights.
+        model: its own weights, where its mapping file names them.
+        notes: what cannot be checked of it.
 
     """
 
     trace: Trace
     prompt: str | None = None
     model: Model | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -61,6 +65,11 @@ class RecordedSubject:
     def tokens(self) -> tuple[int, ...]:
         """The token ids that were run."""
         return self.trace.tokens
+
+    @property
+    def passes(self) -> Passes:
+        """How it computed them."""
+        return self.trace.passes
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -78,12 +87,15 @@ class RecordedSubject:
             geometry=self.trace.geometry,
             tokens=self.trace.tokens,
             tokens_verified=self.trace.tokens_verified,
+            in_passes=self.trace.in_passes,
         )
 
     def differs(self, trace: Trace, request: Request) -> str | None:
         """Say how ``trace`` is not a copy of this recording."""
         if trace.stages.keys() != self.trace.stages.keys() or trace.tokens != self.trace.tokens:
             return "it holds other stages or tokens than the recording"
+        if trace.passes != self.trace.passes:
+            return "it holds other passes than the recording"
         for key, array in self.trace.stages.items():
             if array.layout != trace.stages[key].layout:
                 return f"{key.stage} of layer {key.layer} has another layout than the recording"
@@ -112,8 +124,15 @@ def open_recorded(target: Target) -> RecordedSubject:
             )
         return RecordedSubject(trace=trace, prompt=trace.provenance.prompt)
     if is_foreign(target):
-        trace = read_mapped(target, _mapping_file(target))
-        return RecordedSubject(trace=trace, prompt=trace.provenance.prompt)
+        mapping_file = _mapping_file(target)
+        trace = read_mapped(target, mapping_file)
+        own, notes = read_mapping(mapping_file).weights, _unsaid(trace, mapping_file)
+        if own is None:
+            return RecordedSubject(trace=trace, prompt=trace.provenance.prompt, notes=notes)
+        model, more = open_own(own, mapping_file, trace.geometry, target.model)
+        return RecordedSubject(
+            trace=trace, prompt=trace.provenance.prompt, model=model, notes=(*notes, *more)
+        )
     return RecordedSubject(trace=read_bare(target), prompt=APR_PROMPT)
 
 
@@ -126,6 +145,17 @@ def is_foreign(target: Target) -> bool:
     if "mapping" in target.options or path.is_file() or (path / MAPPING_YAML).exists():
         return True
     return path.is_dir() and not any(path.rglob("*.bin")) and any(path.rglob("*.npy"))
+
+
+def _unsaid(trace: Trace, said: Path) -> tuple[str, ...]:
+    """Return what the recording shows and its mapping does not say: which tokens are padding."""
+    pads = trace.passes.padding
+    if not pads or read_mapping(said).padding is not None:
+        return ()
+    return (
+        f"whether the first {pads} tokens are padding: no token after them sees them, so they are read as "
+        f"such; `padding: {{left: {pads}}}` in the mapping says so",
+    )
 
 
 def _mapping_file(target: Target) -> Path:

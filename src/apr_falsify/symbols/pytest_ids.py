@@ -82,7 +82,7 @@ def _own_id(value: ast.expr) -> str:
 
 
 def _of_values(value: ast.expr, names: list[str], at: int) -> str:
-    """The id that pytest makes of one set of values; empty where that cannot be told."""
+    """The id that pytest makes of one set of values; empty where that is not known."""
     if isinstance(value, ast.Call):
         parts = list(value.args) if dotted(value).endswith("param") else []
     elif len(names) == 1:

@@ -15,6 +15,8 @@ _DEFINES = re.compile(
     rb"\b(?:fn|def|class|struct|enum|trait|const|static|type|macro_rules!)\s+(?:ref\s+|mut\s+)?([A-Za-z_]\w*)"
 )
 _MOST_BYTES = 4 * 2**20
+_OF_EVERY_TEST = frozenset(("test", "tests", "falsify", "prop"))
+"""Words that tell nothing of what a test is about."""
 
 
 def read_words(source: bytes) -> tuple[bytes, bytes]:
@@ -95,7 +97,8 @@ class _Candidates:
 
         alike = process.extract(name, self._names, scorer=fuzz.ratio, score_cutoff=60.0, limit=8 * limit)
         spelt = [one for one, score, _ in alike[:1] if score >= 80]
-        weight = {token: 1 / math.log(2 + frequency[token]) for token in tokens(name) if len(token) > 1}
+        telling = (token for token in tokens(name) if len(token) > 1 and token not in _OF_EVERY_TEST)
+        weight = {token: 1 / math.log(2 + frequency[token]) for token in telling}
         points: dict[str, float] = {one: 0.0 for one, _, _ in alike}
         for token in sorted(weight, key=lambda one: (-weight[one], one)):
             for one in self._holding.get(token, ()):

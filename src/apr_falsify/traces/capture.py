@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,11 +21,13 @@ import numpy.typing as npt
 from apr_falsify.errors import OutputError, StageError, TokensError
 from apr_falsify.folders import partial_name, partial_prefix, sweep
 from apr_falsify.formats.aprt import read_aprt, write_aprt
+from apr_falsify.model.passes import Passes, check_sum
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Key, Layout, Scope
+from apr_falsify.model.stages import SQUARES, STAGES, Key, Layout, Scope
 from apr_falsify.model.wiring import stages_of
 from apr_falsify.traces.provenance import Provenance
-from apr_falsify.traces.trace import INCOMPLETE, TRACE_JSON, StageArray, Trace, relative_path, trace_json
+from apr_falsify.traces.stage_files import INCOMPLETE
+from apr_falsify.traces.trace import TRACE_JSON, StageArray, Trace, relative_path, trace_json
 
 
 @cache
@@ -51,6 +53,7 @@ class Request:
         stages: the stages to keep.
         prompt: the text the ids come from, where there is one.
         feeder: whether to keep what enters the first of ``layers`` too; a replay of it needs that.
+        in_passes: how to compute the tokens; ``None``: at once.
 
     """
 
@@ -59,6 +62,12 @@ class Request:
     stages: tuple[str, ...]
     prompt: str | None = None
     feeder: bool = False
+    in_passes: Passes | None = None
+
+    @property
+    def passes(self) -> Passes:
+        """How to compute the tokens."""
+        return self.in_passes or Passes.whole(len(self.tokens))
 
     def keys(self, geometry: Geometry) -> tuple[Key, ...]:
         """Return every stage to keep that a model of ``geometry`` has, in forward order.
@@ -98,9 +107,11 @@ class Request:
                 f"token {outside[0]} is outside the vocabulary",
                 expected=f"ids from 0 to {geometry.vocab - 1}",
             )
-        if geometry.positions and len(self.tokens) > geometry.positions:
+        check_sum(self.passes.sizes, len(self.tokens))
+        if geometry.positions and np.max(self.passes.at) >= geometry.positions:
             raise TokensError(
-                f"{len(self.tokens)} tokens, and the model has learned {geometry.positions} positions",
+                f"a token at position {int(np.max(self.passes.at))}, and the model has learned "
+                f"{geometry.positions} positions",
                 expected=f"at most {geometry.positions} tokens",
             )
         if not replace(self, feeder=False).keys(geometry):
@@ -120,6 +131,7 @@ class RunFacts(TypedDict):
         tokens: the token ids that were run.
         tokens_verified: whether the ids were checked against something the run itself wrote; left out, they
             were.
+        in_passes: how they were computed, where that was not at once.
 
     """
 
@@ -127,6 +139,22 @@ class RunFacts(TypedDict):
     geometry: Geometry
     tokens: tuple[int, ...]
     tokens_verified: NotRequired[bool]
+    in_passes: NotRequired[Passes | None]
+
+
+def laid_end_to_end(key: Key, parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return a stage of all passes from that of each: [tokens of the pass, ...], or with the keys it has.
+
+    A stage of the last token alone is the last pass's. Beyond the keys of a pass stand zeros.
+    """
+    axes = STAGES[key.stage].axes
+    if "tokens" not in axes:
+        return parts[-1]
+    if key.stage not in SQUARES:
+        return np.concatenate(parts, axis=axes.index("tokens"))
+    keys = max(part.shape[-1] for part in parts)
+    rows = [np.pad(part, ((0, 0), (0, 0), (0, keys - part.shape[-1]))) for part in parts]
+    return np.concatenate(rows, axis=axes.index("tokens"))
 
 
 class Sink(Protocol):

@@ -109,6 +109,8 @@ def difference(
             return f"{field.name} is {ours}, wanted {theirs}"
     if trace.tokens != request.tokens:
         return f"tokens are {list(trace.tokens)}, wanted {list(request.tokens)}"
+    if trace.passes != request.passes:
+        return f"passes are {list(trace.passes.sizes)}, wanted {list(request.passes.sizes)}"
     absent = trace.provenance.absent
     missing = [key for key in request.keys(geometry) if key not in trace.stages and key.stage not in absent]
     return f"{len(missing)} of the wanted stages are not in it" if missing else None

@@ -7,31 +7,26 @@ On disk: ``layer-<N>/<stage>.bin`` and ``<stage>.bin`` (APRT files), and ``trace
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.errors import StageError, TraceError
+from apr_falsify.errors import PassesError, StageError, TraceError
 from apr_falsify.formats.aprt import AprtFile, read_aprt
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES, Key, Layout, Scope, stage, stored_shape
+from apr_falsify.model.stages import ROWS, STAGES, Key, Layout, stored_shape
 from apr_falsify.reading import flag, items, mapping, read_json, text, whole
 from apr_falsify.traces.provenance import Provenance as Provenance
 from apr_falsify.traces.provenance import utc_now as utc_now
+from apr_falsify.traces.stage_files import check_place, scan
 
 SCHEMA = "apr-falsify/trace/v1"
 TRACE_JSON = "trace.json"
-INCOMPLETE = "INCOMPLETE"
-"""A file that stands in a directory while it is being written; nothing reads such a directory."""
-
-"""A stage of a run: its layer (``None`` for a whole-model stage) and its name."""
-
-_LAYER_DIRECTORY = re.compile(r"layer-([0-9]{1,10})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +46,20 @@ class StageArray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Borrowed:
+    """Rows of a stage that a recording lacks.
+
+    Attributes:
+        values: those of the tokens before the recorded ones, canonical.
+        sigma: how far they may be from the run's own, root mean square.
+
+    """
+
+    values: npt.NDArray[np.float64]
+    sigma: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """The captured stages of one run.
 
@@ -61,6 +70,9 @@ class Trace:
         stages: what was captured.
         path: its directory, ``None`` for a trace in memory.
         tokens_verified: whether the ids were checked against something the run itself wrote.
+        in_passes: how the run computed its tokens; ``None``: at once.
+        borrowed: rows of tokens that were not recorded, from another run.
+        batch: of the other rows of a batch, what attention reads of a row: row -> stage -> canonical values.
 
     """
 
@@ -70,6 +82,14 @@ class Trace:
     stages: Mapping[Key, StageArray]
     path: Path | None = None
     tokens_verified: bool = True
+    in_passes: Passes | None = None
+    borrowed: Mapping[Key, Borrowed] = field(default_factory=dict)
+    batch: Mapping[int, Mapping[Key, npt.NDArray[Any]]] = field(default_factory=dict)
+
+    @property
+    def passes(self) -> Passes:
+        """How the run computed its tokens."""
+        return self.in_passes or Passes.whole(len(self.tokens))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -94,12 +114,11 @@ def read_trace(directory: Path) -> Trace:
 
     """
     data = _read_json(directory)
-    _check_place(directory / TRACE_JSON, directory.resolve())
+    check_place(directory / TRACE_JSON, directory.resolve())
     trace, listed = read_listing(data, directory)
     files = scan(directory)
     _same_stages(directory, listed, files)
-    tokens = len(trace.tokens)
-    stages = {key: _load(files[key], entry, trace.geometry, tokens) for key, entry in listed.items()}
+    stages = {key: _load(files[key], entry, trace.geometry, trace.passes) for key, entry in listed.items()}
     return replace(trace, stages=stages, path=directory)
 
 
@@ -129,12 +148,20 @@ def read_listing(data: Mapping[str, Any], where: Path) -> tuple[Trace, dict[Key,
         entries = [_entry(entry) for entry in items(data["stages"], "stages")]
         verified = flag(data.get("tokens_verified", True), "tokens_verified")
         listed = _by_key(entries, geometry, tokens)
+        passes = Passes.from_json(data, len(tokens))
     except KeyError as error:
         raise _garbled(where, f"{TRACE_JSON} has no {error}") from error
+    except PassesError as error:
+        raise _garbled(where, f"{TRACE_JSON} holds an unusable value: {error.what}") from error
     except ValueError as error:
         raise _garbled(where, f"{TRACE_JSON} holds an unusable value: {error}") from error
     trace = Trace(
-        provenance=provenance, geometry=geometry, tokens=tokens, stages={}, tokens_verified=verified
+        provenance=provenance,
+        geometry=geometry,
+        tokens=tokens,
+        stages={},
+        tokens_verified=verified,
+        in_passes=None if passes.plain else passes,
     )
     return trace, listed
 
@@ -215,7 +242,7 @@ def _counted(files: list[str]) -> str:
     return f"{len(files)} stage file{'s' if len(files) > 1 else ''}"
 
 
-def _load(path: Path, entry: Listed, geometry: Geometry, tokens: int) -> StageArray:
+def _load(path: Path, entry: Listed, geometry: Geometry, passes: Passes) -> StageArray:
     values = read_stage(path, entry.key)
     found = sha256_of(path)
     if found != entry.sha256:
@@ -225,7 +252,7 @@ def _load(path: Path, entry: Listed, geometry: Geometry, tokens: int) -> StageAr
             expected=f"{entry.sha256}, as {TRACE_JSON} says",
             remedy="capture the trace again; the file was changed after it was written",
         )
-    array = shaped(values, entry.key, entry.layout, geometry, tokens, path)
+    array = shaped(values, entry.key, entry.layout, geometry, passes.tokens, path, passes.rows)
     if array.shape != entry.shape:
         raise TraceError(
             f"{TRACE_JSON} gives the shape {list(entry.shape)}", where=path, expected=str(list(array.shape))
@@ -266,8 +293,9 @@ def shaped(
     geometry: Geometry,
     tokens: int,
     path: Path,
+    rows: int | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Return ``values`` in the shape that ``layout`` says.
+    """Return ``values`` in the shape that ``layout`` says; ``rows`` are the tokens recorded, of ``tokens``.
 
     Raises:
         TraceError: their number fits no shape of this geometry.
@@ -275,7 +303,9 @@ def shaped(
     """
     dims = geometry.dims(tokens)
     try:
-        shape = stored_shape(key.stage, layout, dims, values.size)
+        shape = stored_shape(
+            key.stage, layout, {**dims, **({} if rows is None else {ROWS: rows})}, values.size
+        )
     except StageError as error:
         raise TraceError(error.what, where=path, remedy="remove the file") from error
     if shape is None:
@@ -289,77 +319,6 @@ def shaped(
     return values.reshape(shape)
 
 
-def scan(directory: Path) -> dict[Key, Path]:
-    """Return the stage files under ``directory``, by layer and stage, in the table's order.
-
-    Raises:
-        TraceError: an unfinished directory, an unknown or misplaced stage, a stage that is there
-            twice, a link that leaves the directory, or no stage at all.
-
-    """
-    try:
-        return _scan(directory)
-    except OSError as error:
-        raise TraceError(f"cannot be read: {error.strerror}", where=directory) from error
-
-
-def _scan(directory: Path) -> dict[Key, Path]:
-    if not directory.is_dir():
-        raise TraceError("no such directory", where=directory, expected="a directory of APRT stage files")
-    if (directory / INCOMPLETE).exists():
-        raise TraceError(
-            "the capture that wrote it did not finish", where=directory, remedy="remove it and capture again"
-        )
-    found: dict[Key, Path] = {}
-    for layer, path in _stage_files(directory):
-        key = Key(layer, _stage_name(path, layer))
-        if key in found:
-            raise TraceError(f"{path.name} is there twice: also as {found[key]}", where=path)
-        found[key] = path
-    if not found:
-        raise TraceError(
-            "no stage files",
-            where=directory,
-            expected="layer-<N>/<stage>.bin",
-            remedy="capture the run first",
-        )
-    return found
-
-
-def _stage_files(directory: Path) -> Iterator[tuple[int | None, Path]]:
-    root = directory.resolve()
-    layers = sorted(
-        (int(match[1]), path)
-        for path in directory.iterdir()
-        if (match := _LAYER_DIRECTORY.fullmatch(path.name)) and path.is_dir()
-    )
-    folders: list[tuple[int | None, Path]] = [*layers, (None, directory)]
-    for layer, folder in folders:
-        for path in sorted(folder.glob("*.bin")):
-            _check_place(path, root)
-            yield layer, path
-
-
-def _check_place(path: Path, root: Path) -> None:
-    if not path.is_file():
-        raise TraceError("is no regular file", where=path, expected="a file of the trace")
-    if not path.resolve().is_relative_to(root):
-        raise TraceError("a link leads out of the trace", where=path, expected="files within the directory")
-
-
-def _stage_name(path: Path, layer: int | None) -> str:
-    try:
-        row = stage(path.stem)
-    except StageError as error:
-        raise TraceError(error.what, where=path, expected=error.expected, remedy=error.remedy) from error
-    if (layer is None) != (row.scope is Scope.MODEL):
-        place = "beside the layer directories" if row.scope is Scope.MODEL else "in a directory layer-<N>"
-        raise TraceError(f"{row.name} lies in the wrong place", where=path, expected=place)
-    if row.scope is Scope.FIRST_LAYER and layer != 0:
-        raise TraceError(f"{row.name} exists in layer 0 alone", where=path)
-    return row.name
-
-
 def trace_json(trace: Trace) -> dict[str, Any]:
     """Return the content of ``trace.json``."""
     return {
@@ -368,6 +327,7 @@ def trace_json(trace: Trace) -> dict[str, Any]:
         "geometry": trace.geometry.to_json(),
         "tokens": list(trace.tokens),
         "tokens_verified": trace.tokens_verified,
+        **trace.passes.to_json(),
         "stages": [
             {
                 "layer": layer,

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from apr_falsify.compare.attempts import Attempts
-from apr_falsify.compare.causes import Cause, explain
+from apr_falsify.compare.cause import Cause
+from apr_falsify.compare.causes import explain
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.formats.weights import Model, open_model

@@ -9,7 +9,8 @@ import numpy as np
 
 from apr_falsify.compare.axes import Axes
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict
-from apr_falsify.compare.judge import Fit, Judged
+from apr_falsify.compare.fit import Fit
+from apr_falsify.compare.judge import Judged
 from apr_falsify.compare.metrics import Metrics, compare_arrays
 from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.numerics.operand_rules import PLAIN, RULES, Operation, Rule

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from apr_falsify.compare.axes import Axes, axes_of
-from apr_falsify.compare.causes import TABLE, Cause, explain
+from apr_falsify.compare.cause import Cause
+from apr_falsify.compare.causes import TABLE, explain
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.variations.places import error_sits

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from apr_falsify.compare.judge import fit_of
+from apr_falsify.compare.fit import fit_of
 from apr_falsify.compare.layout import canonical
 from apr_falsify.model.stages import Key, Layout
 from apr_falsify.numerics.operand_rules import PLAIN

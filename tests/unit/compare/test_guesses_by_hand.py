@@ -14,7 +14,8 @@ from apr_falsify.compare.variations.case import Guess
 from apr_falsify.compare.variations.common import named_factor
 from apr_falsify.compare.variations.norms import wrong_form
 from apr_falsify.compare.variations.places import one_place, one_place_by_a_factor, places
-from apr_falsify.compare.variations.projected import neighbour_weights, other_order, quantised_weights
+from apr_falsify.compare.variations.projected import neighbour_weights, other_order
+from apr_falsify.compare.variations.quantised import quantised_weights
 from apr_falsify.compare.variations.stored import clipped
 from apr_falsify.operators.roundoff import LIMIT
 from tests.unit.compare.cases import case_of, close, put, replayed, saying

@@ -161,7 +161,7 @@ def test_a_value_that_the_format_cannot_hold_is_no_end_of_it(runs: Runs, rounded
         odd[place] *= np.float32(factor)
         found = bisect(oracle, as_f32(run, {key: odd}), weights=model.weights)
         assert (accused(found), found.kind) == (wrong, Kind.SEVERAL if wrong else Kind.CONSISTENT)
-        (finding,) = [each for each in found.findings if each.explanation.startswith("the stages are kept")]
+        (finding,) = [each for each in found.findings if each.explanation.startswith("the stages are stored")]
         assert "(not: ffn_norm)" in finding.explanation
 
 

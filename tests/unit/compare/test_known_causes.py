@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from apr_falsify.compare.attempts import LOUD
-from apr_falsify.compare.causes import TABLE, Cause, explain
+from apr_falsify.compare.cause import Cause
+from apr_falsify.compare.causes import TABLE, explain
 from apr_falsify.compare.judge import judge, replayer_of
 from apr_falsify.compare.search import SEARCHED_AT_MOST, Search
 from apr_falsify.model.stages import Key

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from apr_falsify.compare.variations.solved_rotary import position_words
+from apr_falsify.compare.variations.positions import position_words
 from apr_falsify.model.stages import STAGES as STAGES_BY_NAME
 from apr_falsify.model.stages import Key
 from tests.unit.compare.family_runs import Run, cause_of, run_of

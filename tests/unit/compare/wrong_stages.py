@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from apr_falsify.compare.causes import Cause, explain
+from apr_falsify.compare.cause import Cause
+from apr_falsify.compare.causes import explain
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.formats.weights import Model, open_model

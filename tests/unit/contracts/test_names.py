@@ -162,9 +162,9 @@ def test_the_commands_of_a_shell_within_a_command_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "files", "targets"),
     [
-        ("tox -e py311 -- tests/unit/test_a.py", ["tests/unit/test_a.py"], []),
+        ("tox -e py311 -- tests/unit/test_a.py", ["tests/unit/test_a.py"], [("tox", "py311")]),
         ("make falsify-attn FILE=tests/test_b.py", ["tests/test_b.py"], [("make", "falsify-attn")]),
-        ("nox -s tests -- tests/test_c.py", ["tests/test_c.py"], []),
+        ("nox -s tests -- tests/test_c.py", ["tests/test_c.py"], [("nox", "tests")]),
         ("just check-all tests/test_d.py", ["tests/test_d.py"], [("just", "check-all")]),
         ("make sure that it holds", [], []),
     ],

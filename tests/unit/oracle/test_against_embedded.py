@@ -92,6 +92,7 @@ def test_every_stage_agrees_with_the_embedded_runtime(
         "gpt_neox",
         "glm4",
         "qwen2_moe-normed-unbiased-dense-layer-window",
+        "gpt_oss",
     ],
 )
 def test_a_prompt_much_longer_than_the_window_agrees(name: str, checkpoint: OpenCheckpoint) -> None:
@@ -144,6 +145,7 @@ def _keys(trace: Trace) -> np.ndarray:
         ("cohere2", [True, False, True]),
         ("smollm3-listed-biased-untied-window", [True, False, True]),
         ("qwen2_moe-normed-unbiased-dense-layer-window", [True, False, True]),
+        ("gpt_oss", [True, False, True]),
     ],
 )
 def test_the_window_is_on_the_layers_that_the_config_names(

@@ -20,7 +20,8 @@ from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.provenance import Provenance
-from apr_falsify.traces.trace import Trace, scan
+from apr_falsify.traces.stage_files import scan
+from apr_falsify.traces.trace import Trace
 from tests.support import DATA
 from tests.unit.helpers import CONFIG, KNOBS, TINY, random_tensors, small_geometry, small_model
 

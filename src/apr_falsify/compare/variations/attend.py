@@ -7,19 +7,23 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from apr_falsify.compare.replay import Replay
+from apr_falsify.compare.variations import masks
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import Indices, moves, nearest_heads, parts
 from apr_falsify.model.stages import Key, Layout
-from apr_falsify.numerics.operand_rules import PLAIN
-from apr_falsify.operators.attention import visible_keys
+from apr_falsify.numerics.operand_rules import PLAIN, Operation
 
-Mask = npt.NDArray[np.bool_]
+Mask = masks.Mask
 
 _SHARED = {"attn_scores": "k_post_rope", "attention": "qkv_bias"}
 """Stage -> the input whose kv heads its query heads share."""
+
+
+def is_apart(case: Case) -> bool:
+    """Whether scores and mix are known apart from each other."""
+    return case.operation is not Operation.ATTENTION
 
 
 def _kv(case: Case) -> F64:
@@ -89,10 +93,17 @@ def unrotated_scores(case: Case) -> Iterator[Guess]:
         yield case.evaluated(f"{role[0]} before RoPE", {role: value})
 
 
+def seen_rightly(case: Case) -> Mask:
+    """Return which keys the rows of the case may see: [rows, S]."""
+    assert case.layer is not None
+    passes = case.replayer.trace.passes
+    return passes.visible(case.geometry.windows[case.layer])[passes.unseen :]
+
+
 def masked_scores(case: Case) -> Iterator[Guess]:
     """Yield scores that are stored after the mask: whatever is far below zero beyond the visible keys."""
     assert case.layer is not None
-    visible = visible_keys(case.expected.shape[-1], case.geometry.windows[case.layer])
+    visible = seen_rightly(case)
     hidden = case.subject[:, ~visible]
     if hidden.size and np.all(hidden <= -1e4):
         values = np.where(visible, case.expected, case.subject)
@@ -102,6 +113,15 @@ def masked_scores(case: Case) -> Iterator[Guess]:
 _HALF = {Layout.CAUSAL_ZEROED, Layout.VISIBLE_ONLY}
 
 
+def of_scores(guesses: Callable[[Case], Iterator[Guess]]) -> Callable[[Case], Iterator[Guess]]:
+    """Return a variation of the softmax that takes scores, for runs that show none: computed, then taken."""
+
+    def with_scores(case: Case) -> Iterator[Guess]:
+        return guesses(case if "attn_scores" in case.known else case.after("attn_scores"))
+
+    return with_scores
+
+
 def _scores(case: Case) -> F64:
     """Return the scores, with those above the diagonal computed where the runtime stores no data there."""
     scores, key = case.inputs["attn_scores"], Key(case.layer, "attn_scores")
@@ -109,21 +129,27 @@ def _scores(case: Case) -> F64:
     if array is None or not _HALF.intersection(array.layout):
         return scores
     found = case.replayer.replay(key, (PLAIN,))
-    kept = np.tri(scores.shape[-1], dtype=np.bool_)
+    passes = case.replayer.trace.passes
+    kept = passes.visible(None)[passes.unseen :]
     return np.where(kept, scores, found.values[0]) if isinstance(found, Replay) else scores
 
 
-def _weights(scores: F64, visible: Mask, axis: int = -1) -> F64:
+def _sinks(case: Case) -> F64 | None:
+    """Return the logit of each head's sink, [H, 1, 1], ``None`` where the model has none."""
+    return case.vector("sinks")[:, None, None] if case.geometry.sinks else None
+
+
+def _weights(scores: F64, visible: Mask, axis: int = -1, sinks: F64 | None = None) -> F64:
     """Return softmax over ``axis`` where visible; 0 elsewhere, and in what sees nothing."""
     masked = np.where(visible, scores, -np.inf)
     top = np.max(masked, axis=axis, keepdims=True)
+    if sinks is not None:
+        top = np.maximum(top, sinks)
     raised = np.where(visible, np.exp(masked - np.where(np.isfinite(top), top, 0.0)), 0.0)
     total = np.sum(raised, axis=axis, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks - top)
     return np.asarray(raised / np.where(total > 0, total, 1.0))
-
-
-def _back(tokens: int) -> npt.NDArray[np.intp]:
-    return np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
 
 
 def other_mask(case: Case) -> Iterator[Guess]:
@@ -133,47 +159,36 @@ def other_mask(case: Case) -> Iterator[Guess]:
     window = case.geometry.windows[case.layer]
     instead = f"the model's window is {window}" if window else "a token sees itself and all before"
     for says, visible in _masks(case, scores.shape[-1], window):
-        yield case.guess(says, _weights(scores, visible), {"attn_scores": scores}, instead=instead)
+        values = _weights(scores, visible, sinks=_sinks(case))
+        yield case.guess(says, values, {"attn_scores": scores}, instead=instead)
     yield from _soft_masks(case, scores)
     seen = np.any(case.subject > 0, axis=0)
     token = int(np.argmax(np.any(seen != np.any(case.expected > 0, axis=0), axis=1)))
     keys = ", ".join(map(str, np.flatnonzero(seen[token])[:_LISTED])) or "none"
     says = f"another mask (token {token} sees the keys {keys})"
-    yield case.guess(says, _weights(scores, seen), {"attn_scores": scores}, instead=instead)
+    values = _weights(scores, seen, sinks=_sinks(case))
+    yield case.guess(says, values, {"attn_scores": scores}, instead=instead)
 
 
 _LISTED = 8
 
 
 def _masks(case: Case, tokens: int, window: int | None) -> Iterator[tuple[str, Mask]]:
-    first = np.zeros((tokens, tokens), dtype=np.bool_)
-    first[0, 0] = True
-    back, inside = _back(tokens), _back(tokens) < (window or tokens)
-    yield "no mask at all", np.ones((tokens, tokens), dtype=np.bool_)
-    yield "a mask that lets each token see the next one", (back >= -1) & inside
-    yield (
-        "a mask that hides each token from itself",
-        ((back >= 1) & inside) | first,
-    )
-    yield "an inverted mask (only later tokens seen)", back <= 0
-    if window is not None:
-        yield "no sliding window", back >= 0
+    rows = slice(case.replayer.trace.passes.unseen, None)
+    yield from ((says, mask[rows]) for says, mask in masks.of_passes(case.replayer.trace.passes, window))
+    yield from ((says, mask[rows]) for says, mask in masks.usual(tokens, window))
     seen = int(np.max(np.count_nonzero(case.subject, axis=-1)))
     if seen < tokens and seen != window:
-        yield f"a window of {seen}", (back >= 0) & (back < seen)
-    yield (
-        "a mask that hides the first token",
-        ((back >= 0) & inside & (back < np.arange(tokens)[:, None])) | first,
-    )
-    yield "only the last key seen", np.broadcast_to(np.arange(tokens) == tokens - 1, back.shape)
+        yield f"a window of {seen}", (masks.back(tokens) >= 0) & (masks.back(tokens) < seen)
 
 
 def _soft_masks(case: Case, scores: F64) -> Iterator[Guess]:
     """Yield masks that are no masks: hidden scores count as 0, or cut off after the softmax."""
-    tokens = scores.shape[-1]
-    visible, everything = _back(tokens) >= 0, np.ones((tokens, tokens), dtype=np.bool_)
-    zeroed = _weights(np.tril(scores), everything)
-    inputs = {"attn_scores": np.tril(scores)}
+    passes = case.replayer.trace.passes
+    visible, everything = (mask[passes.unseen :] for mask in (passes.visible(None), passes.met()))
+    bare = np.where(visible, scores, 0.0)
+    zeroed = _weights(bare, everything)
+    inputs = {"attn_scores": bare}
     yield case.guess("hidden scores that count as 0, not as -inf,", zeroed, inputs)
     yield case.guess("hidden scores that count as 0, then cut off,", np.where(visible, zeroed, 0.0), inputs)
     cut = np.where(visible, _weights(scores, everything), 0.0)
@@ -182,6 +197,8 @@ def _soft_masks(case: Case, scores: F64) -> Iterator[Guess]:
 
 def padding(case: Case) -> Iterator[Guess]:
     """Yield softmax whose denominator counts further keys of score 0: 1, up to a block, or as measured."""
+    if case.geometry.sinks:  # what else stands in the sum is measured as a sink
+        return
     scores = case.inputs["attn_scores"]
     top = np.max(np.where(case.expected > 0, scores, -np.inf), axis=-1, keepdims=True)
     total = np.sum(np.where(case.expected > 0, np.exp(scores - top), 0.0), axis=-1, keepdims=True)
@@ -220,7 +237,7 @@ def temperature(case: Case) -> Iterator[Guess]:
     named = {label: f(case.geometry.head_dim) for label, f in _TEMPERATURES.items()}
     near = {label: value for label, value in named.items() if abs(measured - value) < _NEAR * value}
     for label, value in {**near, f"{measured:.5g}": measured}.items():
-        values = _weights(scores * value, case.expected > 0)
+        values = _weights(scores * value, case.expected > 0, sinks=_sinks(case))
         yield case.guess(f"scores x {label} before the softmax", values, {"attn_scores": scores * value})
 
 

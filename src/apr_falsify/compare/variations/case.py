@@ -19,11 +19,11 @@ from apr_falsify.formats.tensors import FloatArray, Tensor
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.graph import Node
 from apr_falsify.model.rope import Rope
-from apr_falsify.model.shape import EXPERT_ROLES, Geometry
+from apr_falsify.model.shape import EXPERT_BIASES, EXPERT_ROLES, Geometry
 from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.numerics.operand_rules import Operation, Rule
 from apr_falsify.operators.roundoff import TINY, UNIT, Known, lost, stored
-from apr_falsify.operators.table import operation_of, span_of
+from apr_falsify.operators.table import operation_of, span_from
 
 F64 = npt.NDArray[np.float64]
 
@@ -90,7 +90,7 @@ class Case:
     @property
     def span(self) -> tuple[Node, ...]:
         """The nodes that the stage is computed through, from what is known; it is the last of them."""
-        return span_of(self.name, self.geometry, self.layer, self.known)
+        return span_from(self.name, self.geometry, self.layer, self.known)
 
     @property
     def operation(self) -> Operation:
@@ -150,7 +150,8 @@ class Case:
 
     def shaped(self, values: F64) -> F64:
         """Return ``values`` in the form in which the runtime keeps the stage."""
-        values = only_data(values, self.key, self.replayer.trace.stages[self.key].layout, self.geometry)
+        trace = self.replayer.trace
+        values = only_data(values, self.key, trace.stages[self.key].layout, self.geometry, trace.passes)
         return values if values.shape == self.subject.shape else values[-len(self.subject) :]
 
     def evaluated(
@@ -197,6 +198,7 @@ class Case:
             geometry=self.geometry,
             layer=self.layer,
             tokens=self.replayer.trace.tokens,
+            in_passes=self.replayer.trace.passes,
             angle_errors=angle_errors,
         )
         own = rounding(self.name, known, values, site, self.replayer.store)
@@ -204,13 +206,19 @@ class Case:
         return Guess(says=says, values=values, sigma=sigma, **words)
 
     def _known(self, inputs: Mapping[str, F64] | None) -> dict[str, Known]:
-        """Return other inputs, rounded as the captured ones were when they were saved."""
+        """Return other inputs, rounded as the captured ones were when they were saved.
+
+        One that was computed here, and not captured, keeps the rounding that it carries.
+        """
         unit = saved_unit(self.replayer.trace)
-        rounded = unit > UNIT
-        return {
-            role: Known(value=value, sigma=np.sqrt(stored(value, unit) + lost(unit)) if rounded else None)
-            for role, value in (inputs or {}).items()
-        }
+        found: dict[str, Known] = {}
+        for role, value in (inputs or {}).items():
+            before = self.known.get(role)
+            sigma = np.sqrt(stored(value, unit) + lost(unit)) if unit > UNIT else None
+            if before is not None and before.sigma is not None and before.value.shape == value.shape:
+                sigma = before.sigma
+            found[role] = Known(value=value, sigma=sigma)
+        return found
 
     def ratio(self, guess: Guess, more_roundings: float = _MORE_ROUNDINGS) -> F64:
         """Return |subject - guess| in sigma, 0 where either is not finite."""
@@ -336,13 +344,16 @@ class MadeTensor:
         return self.decode(start, stop)
 
 
+_OF_EXPERTS = (*EXPERT_ROLES, *EXPERT_BIASES)
+
+
 def reweighed(case: Case, changed: Mapping[str, Tensor]) -> Weights:
     """Return the weights with other tensors in some roles, all as they are used: nothing is left to undo."""
     weights = case.weights
     roles = (
         each
         for role in weights.names
-        for each in (_each_expert(role, case.geometry) if role in EXPERT_ROLES else (role,))
+        for each in (_each_expert(role, case.geometry) if role in _OF_EXPERTS else (role,))
     )
     tensors: dict[str, Any] = {
         role: tensor for role in roles if (tensor := weights.find(role, case.layer)) is not None
@@ -350,7 +361,7 @@ def reweighed(case: Case, changed: Mapping[str, Tensor]) -> Weights:
     return replace(
         weights,
         geometry=replace(weights.geometry, tied=False),
-        names={role: f"{role}.{{e}}" if role in EXPERT_ROLES else role for role in weights.names},
+        names={role: f"{role}.{{e}}" if role in _OF_EXPERTS else role for role in weights.names},
         tensors={**tensors, **changed},
         interleaved=False,
         of_checkpoint=False,

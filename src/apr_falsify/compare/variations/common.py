@@ -1,4 +1,4 @@
-"""Variations that any stage can have: factors, moved moved tokens and heads, offsets."""
+"""Variations that any stage can have: factors, moved tokens and heads, offsets."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words, reweighed
 from apr_falsify.compare.variations.routing import is_routed
-from apr_falsify.formats.tensors import Tensor
+from apr_falsify.formats.tensors import PlainTensor, Tensor
 from apr_falsify.model.shape import EXPERT_ROLES
 from apr_falsify.model.stages import Key
 from apr_falsify.operators.choices import f64
@@ -25,6 +25,51 @@ STAGES = ("ffn_out", "moe_ffn_out")
 def is_mixture(case: Case) -> bool:
     """Whether a stage is a sum of experts."""
     return is_mixed(case.key, case.geometry)
+
+
+def has_own_form(case: Case) -> bool:
+    """Whether what an expert computes has constants or biases that a port may leave out."""
+    g = case.geometry
+    plain = g.expert_limit is None and g.expert_alpha == 1.0 and not g.expert_shift
+    return is_mixture(case) and not (plain and not g.expert_bias)
+
+
+def other_form(case: Case) -> Iterator[Guess]:
+    """Yield the stage with a constant of the experts' formula, or their biases, left out."""
+    geometry = case.geometry
+    left_out: Mapping[str, Mapping[str, float | bool | None]] = {
+        "no clamp of gate and up in the experts": {"expert_limit": None},
+        f"the {geometry.expert_alpha:.4g} within the experts' sigmoid left out": {"expert_alpha": 1.0},
+        f"up without the {geometry.expert_shift:.4g} added": {"expert_shift": 0.0},
+        "the experts' biases left out": {"expert_bias": False},
+        "plain silu(gate) * up in the experts": {
+            "expert_limit": None,
+            "expert_alpha": 1.0,
+            "expert_shift": 0.0,
+        },
+    }
+    for says, changed in left_out.items():
+        if any(getattr(geometry, name) != value for name, value in changed.items()):
+            yield case.evaluated(says, geometry=replace(geometry, **changed))  # type: ignore[arg-type]
+    if geometry.expert_bias:
+        yield case.evaluated(
+            "gate and up as the two halves of what holds them in turn",
+            weights=reweighed(case, _halves(case)),
+        )
+
+
+def _halves(case: Case) -> Mapping[str, Tensor]:
+    """Return gate and up of every expert as they are where columns that alternate are cut in the middle."""
+    found: dict[str, Tensor] = {}
+    for expert in range(case.geometry.experts):
+        for suffix in ("", "_bias"):
+            gate, up = (f"{role}{suffix}.{expert}" for role in EXPERT_ROLES[:2])
+            tensors = [case.weights.tensor(role, case.layer) for role in (gate, up)]
+            values = [tensor.rows(0, tensor.shape[0]) for tensor in tensors]
+            in_turn = np.stack(values, axis=1).reshape(-1, *values[0].shape[1:])
+            for role, half in zip((gate, up), np.split(in_turn, 2), strict=True):
+                found[role] = PlainTensor(name=role, type="f32", data=np.asarray(half, dtype=np.float32))
+    return found
 
 
 def has_shared(case: Case) -> bool:
@@ -102,7 +147,9 @@ def _swapped(case: Case, experts: range) -> Mapping[str, Tensor]:
     found = {}
     for expert in experts:
         for role, other in ((gate, up), (up, gate)):
-            found[f"{role}.{expert}"] = case.weights.tensor(f"{other}.{expert}", case.layer)
+            for suffix in _parts_of(case):
+                name = f"{role}{suffix}.{expert}"
+                found[name] = case.weights.tensor(f"{other}{suffix}.{expert}", case.layer)
     return found
 
 
@@ -134,7 +181,16 @@ def _of_one(case: Case, weights: F64, expert: int) -> Iterator[Guess]:
 
 
 def _neighbours(case: Case, expert: int, other: int) -> Mapping[str, Tensor]:
-    return {f"{role}.{expert}": case.weights.tensor(f"{role}.{other}", case.layer) for role in EXPERT_ROLES}
+    return {
+        f"{role}{suffix}.{expert}": case.weights.tensor(f"{role}{suffix}.{other}", case.layer)
+        for role in EXPERT_ROLES
+        for suffix in _parts_of(case)
+    }
+
+
+def _parts_of(case: Case) -> tuple[str, ...]:
+    """Return what follows a role of an expert in those of its matrix and of its bias, where it has one."""
+    return ("", "_bias") if case.geometry.expert_bias else ("",)
 
 
 def one_expert_somehow(case: Case) -> Iterator[Guess]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from apr_falsify.compare.variations.norms import layer_input
 from apr_falsify.formats.tensors import FloatArray, Tensor
 from apr_falsify.model.names import ROLES
 from apr_falsify.model.stages import STAGES
-from apr_falsify.numerics.arithmetic import round_bf16, round_f16
 from apr_falsify.numerics.operand_rules import Operation
 
 WEIGHTED: Mapping[str, tuple[str, ...]] = {
@@ -56,11 +55,12 @@ def is_product_of_all_tokens(case: Case) -> bool:
 
 def small(case: Case) -> bool:
     """Whether the stage's weights are few enough to multiply with them again."""
-    tensors = _tensors(case)
+    tensors = tensors_of(case)
     return bool(tensors) and sum(int(np.prod(tensor.shape)) for tensor in tensors.values()) <= MOST_VALUES
 
 
-def _tensors(case: Case, layer: int | None = None) -> dict[str, Tensor]:
+def tensors_of(case: Case, layer: int | None = None) -> dict[str, Tensor]:
+    """Return the weights that the stage uses, by role, of another layer where one is named."""
     layer = case.layer if layer is None else layer
     roles = [role for role in WEIGHTED.get(case.name, ()) if role in case.weights.names]
     found = {role: case.weights.find(role, layer) for role in roles}
@@ -125,14 +125,14 @@ def other_use(case: Case) -> Iterator[Guess]:
 
 def sibling_weights(case: Case) -> Iterator[Guess]:
     """Yield the stage with another role's weights: gate and up swapped, k and v, one norm for another."""
-    own, swapped = _tensors(case), {}
+    own, swapped = tensors_of(case), {}
     last = case.geometry.layers - 1
     for role in own:
         for other in ROLES[role].alike:
             tensor = case.weights.find(other, last if case.layer is None else case.layer)
             if tensor is not None and tensor.shape == own[role].shape:
                 swapped[role] = tensor
-                if not _likely(case, {role: tensor}):
+                if not likely(case, {role: tensor}):
                     continue
                 weights = reweighed(case, {role: tensor})
                 name = "swapped-gate-up" if other in ("gate", "up") else ""
@@ -147,15 +147,15 @@ def neighbour_weights(case: Case) -> Iterator[Guess]:
     """Yield the stage with the weights of the layer before or after, all of them or one role's."""
     if case.layer is None:
         return
-    own, noun = _tensors(case), "biases" if case.name == "qkv_bias" else "weights"
+    own, noun = tensors_of(case), "biases" if case.name == "qkv_bias" else "weights"
     for layer in (case.layer - 1, case.layer + 1):
         if not 0 <= layer < case.geometry.layers:
             continue
-        others = _tensors(case, layer)
-        if _likely(case, others):
+        others = tensors_of(case, layer)
+        if likely(case, others):
             yield case.evaluated(f"the {noun} of layer {layer}", weights=reweighed(case, others))
         for role in own if len(own) > 1 else ():
-            if not _likely(case, {role: others[role]}):
+            if not likely(case, {role: others[role]}):
                 continue
             weights = reweighed(case, {role: others[role]})
             part = role.removesuffix("_bias")
@@ -164,10 +164,10 @@ def neighbour_weights(case: Case) -> Iterator[Guess]:
 
 def transposed_weights(case: Case) -> Iterator[Guess]:
     """Yield the product with a square weight transposed."""
-    for role, tensor in _tensors(case).items():
+    for role, tensor in tensors_of(case).items():
         if len(tensor.shape) == 2 and tensor.shape[0] == tensor.shape[1] and case.name != "embedding":
             changed = {role: _made(tensor, tensor.rows(0, tensor.shape[0]).T)}
-            if _likely(case, changed):
+            if likely(case, changed):
                 yield case.evaluated(f"{role} transposed", weights=reweighed(case, changed))
 
 
@@ -175,7 +175,7 @@ _LOOK = 32
 """As many rows of a weight are tried before all are."""
 
 
-def _likely(
+def likely(
     case: Case, weights: Mapping[str, Tensor] | None = None, inputs: Mapping[str, F64] | None = None
 ) -> bool:
     """Whether the first rows of each weight bring the product nearer to the subject's, with other weights
@@ -215,52 +215,6 @@ def _made(tensor: Tensor, values: FloatArray) -> MadeTensor:
     )
 
 
-def _through_gguf(kind: str) -> Callable[[FloatArray], FloatArray]:
-    def requantised(values: FloatArray) -> FloatArray:
-        import gguf
-
-        quantised = gguf.quants.quantize(values.astype(np.float32), gguf.GGMLQuantizationType[kind])
-        result: FloatArray = gguf.quants.dequantize(quantised, gguf.GGMLQuantizationType[kind])
-        return result
-
-    return requantised
-
-
-_TYPES: Mapping[str, tuple[int, Callable[[FloatArray], FloatArray]]] = {
-    "f16": (1, round_f16),
-    "bf16": (1, round_bf16),
-    "q8_0": (32, _through_gguf("Q8_0")),
-    "q4_0": (32, _through_gguf("Q4_0")),
-    "q4_1": (32, _through_gguf("Q4_1")),
-    "q5_0": (32, _through_gguf("Q5_0")),
-    "q5_1": (32, _through_gguf("Q5_1")),
-}
-"""Weight type -> its block, and what it keeps of a row; K-quants depend on the quantiser's search."""
-
-
-def quantised_weights(case: Case) -> Iterator[Guess]:
-    """Yield the stage with its weights stored in each coarser type."""
-    own = _tensors(case)
-    for kind, (block, keep) in _TYPES.items():
-        if any(tensor.shape[-1] % block or tensor.type == kind for tensor in own.values()):
-            continue
-        changed = {role: _rounded_tensor(tensor, kind, keep) for role, tensor in own.items()}
-        if not _likely(case, changed):
-            continue
-        types = " and ".join(dict.fromkeys(tensor.type for tensor in own.values()))
-        instead = f"the model's weights are {types}"
-        yield case.evaluated(f"weights stored as {kind}", weights=reweighed(case, changed), instead=instead)
-
-
-def _rounded_tensor(tensor: Tensor, kind: str, keep: Callable[[FloatArray], FloatArray]) -> MadeTensor:
-    return MadeTensor(
-        name=tensor.name,
-        type=kind,
-        shape=tensor.shape,
-        decode=lambda start, stop: keep(tensor.rows(start, stop)),
-    )
-
-
 _TAILS = (1, 8, 16, 32, 64, 128, 256)
 
 
@@ -269,7 +223,7 @@ def other_input(case: Case) -> Iterator[Guess]:
     (role,) = case.known
     x = case.inputs[role]
     for says, value, name in _inputs(case, role, x):
-        if value.shape == x.shape and _likely(case, inputs={role: value}):
+        if value.shape == x.shape and likely(case, inputs={role: value}):
             yield case.evaluated(says, {role: value}, name=name)
 
 
@@ -309,52 +263,6 @@ def _stand_ins(case: Case) -> Iterator[tuple[str, F64]]:
     for name in names.get(case.name, ()):
         if (value := case.captured(name)) is not None:
             yield name, value
-
-
-def other_rows(case: Case) -> Iterator[Guess]:
-    """Yield the embedding with rows beside the right ones."""
-    table, tokens = case.weights.tensor("embed"), case.replayer.trace.tokens
-    for shift in (1, -1):
-        rows = [min(max(token + shift, 0), table.shape[0] - 1) for token in tokens]
-        yield case.guess(f"the rows of token id {'+' if shift > 0 else '-'} 1", _embedded(case, table, rows))
-    if int(np.prod(table.shape)) <= MOST_VALUES:
-        yield _nearest_rows(case, table)
-        if table.shape[0] >= case.geometry.hidden:
-            flat = table.rows(0, table.shape[0]).reshape(table.shape[1], table.shape[0])
-            values = flat[:, list(tokens)].T.astype(np.float64) * case.geometry.embed_scale
-            yield case.guess("the table read as [E, V]", values + _positions(case), name="transposed")
-
-
-def _embedded(case: Case, table: Tensor, rows: Sequence[int]) -> F64:
-    """Return the embedding made of these rows, as the family scales it and adds positions."""
-    values = np.stack([table.rows(row, row + 1)[0] for row in rows]).astype(np.float64)
-    return values * case.geometry.embed_scale + _positions(case)[-len(rows) :]
-
-
-def _positions(case: Case) -> F64:
-    """Return what learned positions add to the tokens' rows, zeros where a family has none: [S, E]."""
-    count = len(case.replayer.trace.tokens)
-    if not case.geometry.positions:
-        return np.zeros((count, case.geometry.hidden))
-    return case.weights.tensor("positions").rows(0, count).astype(np.float64)
-
-
-def _nearest_rows(case: Case, table: Tensor) -> Guess:
-    """Return the rows that are nearest to the subject's."""
-    energy, product = [], []
-    bare = (case.subject - _positions(case)[-len(case.subject) :]) / case.geometry.embed_scale
-    subject = np.nan_to_num(bare)
-    step = max(1, (1 << 20) // table.shape[1])
-    for start in range(0, table.shape[0], step):
-        rows = table.rows(start, start + step).astype(np.float64)
-        energy.append(np.sum(np.square(rows), axis=1))
-        product.append(subject @ rows.T)
-    nearest = np.argmin(np.concatenate(energy) - 2 * np.concatenate(product, axis=1), axis=1)
-    values = _embedded(case, table, [int(row) for row in nearest])
-    tokens = np.asarray(case.replayer.trace.tokens)[-len(nearest) :]
-    wrong = np.flatnonzero(nearest != tokens)
-    at = ", ".join(f"{tokens[t]} (token {t}): row {nearest[t]}" for t in wrong[:4])
-    return case.guess(f"other rows of the table: for id {at}", values)
 
 
 def one_input_channel(case: Case) -> Iterator[Guess]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import Indices, parts
+from apr_falsify.compare.variations.positions import run_on_words
 from apr_falsify.compare.variations.turning import (
     Turn,
     angles,
@@ -188,6 +189,12 @@ def other_direction(case: Case) -> Iterator[Guess]:
     """Yield no rotation, the inverse one, and cos and sin exchanged."""
     own = declared(case)
     still = replace(own, frequencies=0 * own.frequencies)
+    passes = case.replayer.trace.passes
+    if passes.rows == 1 < passes.tokens:
+        says = f"token {passes.unseen} at position 0, or not rotated at all,"
+        yield rotated_guess(
+            case, says, still, f"it stands at position {own.positions[0]:.0f}", "rope-position"
+        )
     for factor in dict.fromkeys((own.factor, 1.0)):  # an attention factor may be left out with it
         yield rotated_guess(case, "no rotation", replace(still, factor=factor), name="rope-not-applied")
     yield rotated_guess(case, "rotation in the other direction", replace(own, frequencies=-own.frequencies))
@@ -232,6 +239,8 @@ _FARTHEST = 8192
 def other_positions(case: Case) -> Iterator[Guess]:
     """Yield the rotation with positions that start elsewhere, stand still, or run backwards."""
     own = declared(case)
+    if case.replayer.trace.passes.unseen:
+        return  # of a step that was recorded alone each position is solved for
     last = len(own.positions) - 1
     yield rotated_guess(case, "positions in reverse order", replace(own, positions=own.positions[::-1]))
     says = f"every token at position {last}"
@@ -240,7 +249,8 @@ def other_positions(case: Case) -> Iterator[Guess]:
     yield rotated_guess(case, "positions 0, 0, 1, 2 ...", replace(own, positions=at_zero))
     for shift in _likely_shifts(case, own):
         says = f"positions that start at {shift} instead of 0"
-        yield rotated_guess(case, says, replace(own, positions=own.positions + shift))
+        instead = run_on_words(own.positions, own.positions + shift, case.replayer.trace.passes)
+        yield rotated_guess(case, says, replace(own, positions=own.positions + shift), instead)
 
 
 def _likely_shifts(case: Case, own: Turn) -> Iterator[int]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.compare.variations.case import F64, Case, Guess
+from apr_falsify.compare.variations.positions import position_words, run_on_words
 from apr_falsify.compare.variations.turning import (
     angles,
     declared,
@@ -25,6 +26,7 @@ from apr_falsify.compare.variations.turning import (
     rotated_guess,
     unrotated,
 )
+from apr_falsify.operators.rotation import farthest
 
 _SAME = 1e-3
 """A measured factor as near to another as this is that one."""
@@ -95,7 +97,8 @@ def other_longrope(case: Case) -> Iterator[Guess]:
     rope, own = case.rope, declared(case)
     if rope.kind != "longrope":
         return
-    tokens, context = len(case.replayer.trace.tokens), rope.parameters["original_max_position_embeddings"]
+    tokens = farthest(case.replayer.trace.passes.at)
+    context = rope.parameters["original_max_position_embeddings"]
     long = tokens > context
     says = "the short factors for the long ones" if long else "the long factors for the short ones"
     swapped = replace(rope, divisors=rope.long_divisors, long_divisors=rope.divisors)
@@ -156,7 +159,8 @@ _AT_ONCE = 64
 def other_positions(case: Case) -> Iterator[Guess]:
     """Yield the rotation with each token at the whole position that its own angles have."""
     own, right = declared(case), positions_of(case)
-    if not 2 <= len(right) <= _MOST_TOKENS or not np.any(own.frequencies):
+    fewest = 1 if case.replayer.trace.passes.unseen else 2
+    if not fewest <= len(right) <= _MOST_TOKENS or not np.any(own.frequencies):
         return
     found = _positions(case, own.frequencies)
     if np.array_equal(found, right):
@@ -164,7 +168,8 @@ def other_positions(case: Case) -> Iterator[Guess]:
     positions = own.positions.copy()
     positions[-len(found) :] = found
     says = position_words(right, found)
-    yield rotated_guess(case, says, replace(own, positions=positions), "token t stands at position t")
+    instead = run_on_words(right, found, case.replayer.trace.passes) or "token t stands at position t"
+    yield rotated_guess(case, says, replace(own, positions=positions), instead)
 
 
 def _positions(case: Case, frequencies: F64) -> F64:
@@ -175,38 +180,6 @@ def _positions(case: Case, frequencies: F64) -> F64:
     back = np.exp(-1j * np.outer(frequencies, candidates))
     chunks = [(z[at : at + _AT_ONCE] @ back).real for at in range(0, len(z), _AT_ONCE)]
     return np.concatenate([candidates[np.argmax(chunk, axis=1)] for chunk in chunks]).astype(np.float64)
-
-
-_LISTED = 4
-
-
-def position_words(right: F64, found: F64) -> str:
-    """Say where tokens stand that stand elsewhere: in runs that are shifted alike, or stand still."""
-    tokens, places = right.astype(int).tolist(), found.astype(int).tolist()
-    runs: list[list[tuple[int, int]]] = []
-    for token, place in zip(tokens, places, strict=True):
-        if place == token:
-            continue
-        if runs and runs[-1][-1][0] == token - 1 and _goes_on(runs[-1], place):
-            runs[-1].append((token, place))
-        else:
-            runs.append([(token, place)])
-    said = [_run_words(run) for run in runs[:_LISTED]]
-    more = [f"{len(runs) - _LISTED} more runs of tokens elsewhere"] if len(runs) > _LISTED else []
-    return " and ".join([", ".join(said), *more])
-
-
-def _goes_on(run: list[tuple[int, int]], place: int) -> bool:
-    step = place - run[-1][1]
-    return step in (0, 1) and (len(run) == 1 or step == run[-1][1] - run[-2][1])
-
-
-def _run_words(run: list[tuple[int, int]]) -> str:
-    (first, start), (last, stop) = run[0], run[-1]
-    if first == last:
-        return f"token {first} at position {start}"
-    places = f"position {start}" if start == stop else f"positions {start} to {stop}"
-    return f"tokens {first} to {last} at {places}"
 
 
 def other_frequencies(case: Case) -> Iterator[Guess]:
@@ -243,6 +216,9 @@ def _doubled(tokens: int) -> Iterator[int]:
     while upto < tokens:
         yield upto
         upto *= 2
+
+
+_LISTED = 4
 
 
 def _shortened(words: list[str]) -> str:

@@ -16,7 +16,7 @@ from apr_falsify.model.families import graph_of
 from apr_falsify.model.graph import Node
 from apr_falsify.model.rope import Rope
 from apr_falsify.operators.rotary import angle_errors
-from apr_falsify.operators.rotation import rope_frequencies
+from apr_falsify.operators.rotation import farthest, rope_frequencies
 
 Complex = npt.NDArray[np.complex128]
 
@@ -98,14 +98,14 @@ def by_its_norm(case: Case, x: F64, norm: Callable[[F64], F64]) -> F64:
 def declared(case: Case) -> Turn:
     """Return the rotation that the model declares."""
     frequencies, factor = frequencies_under(case, case.rope)
-    return Turn(
-        frequencies=frequencies, positions=np.arange(len(case.expected), dtype=np.float64), factor=factor
-    )
+    passes = case.replayer.trace.passes
+    at = passes.at[passes.tokens - len(case.expected) :]
+    return Turn(frequencies=frequencies, positions=at, factor=factor)
 
 
 def frequencies_under(case: Case, rope: Rope) -> tuple[F64, float]:
     """Return the angle per position of each pair, and the factor on cos and sin, in a run as long as this."""
-    return rope_frequencies(rope, case.geometry.head_dim, len(case.replayer.trace.tokens))
+    return rope_frequencies(rope, case.geometry.head_dim, farthest(case.replayer.trace.passes.at))
 
 
 def unscaled(rope: Rope) -> Rope:
@@ -153,7 +153,7 @@ def angles(case: Case) -> tuple[F64, F64]:
 
 def positions_of(case: Case) -> F64:
     """Return where the captured tokens stand by right."""
-    return np.arange(len(case.expected), dtype=np.float64)[-len(case.subject) :]
+    return declared(case).positions[-len(case.subject) :]
 
 
 def length(case: Case) -> float | None:

@@ -87,7 +87,7 @@ RULES = _rules(
     (
         "test-not-checkable",
         NOTICE,
-        "what a macro or a hook makes is not told by reading",
+        "reading does not show what a macro or a hook makes",
     ),
     ("name-in-prose", WARNING, "a test that a sentence names exists, as one in a command does"),
     ("falsifier-without-test", ERROR, "what nothing can falsify claims nothing"),
@@ -117,7 +117,7 @@ RULES = _rules(
     ("version-not-bumped", ERROR, "content that changed under one version is two contracts of one name"),
     ("status-raised-without-bundle", ERROR, "a rung is earned by evidence"),
     ("evidence-changed-without-minor", ERROR, "other evidence is another claim: at least a MINOR version"),
-    ("evidence-changed-without-changelog", ERROR, "other evidence is told in the changelog"),
+    ("evidence-changed-without-changelog", ERROR, "other evidence is named in the changelog"),
     ("falsifier-removed", ERROR, "a falsifier that goes takes its claim along, unseen"),
     # evidence
     # an error where the project keeps its evidence, and with --strict everywhere

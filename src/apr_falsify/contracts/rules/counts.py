@@ -119,7 +119,7 @@ def _disagreement(contract: Contract, place: Place, text: str, count: int, liste
         place,
         message,
         subject=shown,
-        hint=f"write {listed}, or mend the list",
+        hint=f"write {listed}, or correct the list",
     )
 
 

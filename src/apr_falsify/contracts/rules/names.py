@@ -20,7 +20,7 @@ def name_problems(path: str, citation: Citation, resolution: Resolution) -> Iter
     for shown, line, why in resolution.broken:
         message = f"{shown} does not parse: {why} (line {line})"
         yield problem_at(
-            path, "source-does-not-parse", citation.place, message, subject=shown, hint=f"mend {shown}:{line}"
+            path, "source-does-not-parse", citation.place, message, subject=shown, hint=f"fix {shown}:{line}"
         )
     if not resolution.code:
         return

@@ -61,9 +61,7 @@ def unregistered_id(suite: Sequence[ContractFacts], known: Sequence[ContractFact
         for cited in facts.cited_ids:
             if cited.id not in by_id:
                 message = f"{cited.id} is cited, and no contract registers it"
-                hint = (
-                    nearest(cited.id, [one.id for one in facts.falsifiers]) or "register it, or strike it out"
-                )
+                hint = nearest(cited.id, [one.id for one in facts.falsifiers]) or "register it, or remove it"
                 yield problem_at(
                     facts.path, "id-not-registered", cited.place, message, subject=cited.id, hint=hint
                 )
@@ -130,7 +128,7 @@ def _absent(
     given: Collection[str],
 ) -> Iterator[Problem]:
     others = [name for name, other in by_name.items() if other.path != facts.path]
-    hint = nearest(sibling.name, others)
+    hint = _alike(sibling.name, others)
     if not _is_contract_name(sibling.name) and not difflib.get_close_matches(sibling.name, others, 1, 0.85):
         return  # a library, a crate, a tool: `depends_on` is used for these too
     message = f"contract {sibling.name!r} is not among the contracts"
@@ -144,6 +142,16 @@ def _absent(
         yield problem_at(
             facts.path, "unresolved-sibling", sibling.place, message, subject=sibling.name, hint=hint
         )
+
+
+def _alike(name: str, others: Sequence[str]) -> str:
+    """Offer the contract that may be meant: a near spelling, without the version that many names share."""
+    bare = {_VERSION.sub("", one): one for one in others}
+    near = difflib.get_close_matches(_VERSION.sub("", name), list(bare), 1, 0.8)
+    return f"did you mean {bare[near[0]]!r}?" if near else ""
+
+
+_VERSION = re.compile(r"-v\d+$")
 
 
 def _older(facts: ContractFacts, sibling: Sibling, other: ContractFacts) -> Iterator[Problem]:

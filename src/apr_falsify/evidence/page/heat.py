@@ -162,7 +162,7 @@ def _introduced(key: Key, trace: Trace, weights: Weights | None, arithmetic: str
             found = replayer.replay(key, (replayer.expected(key),))
         except AprFalsifyError:
             return None
-        subject = replayer.captured(key)
+        subject = replayer.judged(key)
         if isinstance(found, Missing) or subject is None:
             return None
         expected, sigma = comparable(trace, key, subject, found.values[0], found.sigma)
@@ -180,7 +180,8 @@ def _accumulated(key: Key, oracle: Trace, subject: Trace) -> _Compared | None:
     if key not in oracle.stages or key not in subject.stages:
         return None
     try:
-        pair = aligned(key, oracle.stages[key], subject.stages[key], oracle.geometry, len(oracle.tokens))
+        sides = oracle.stages[key], subject.stages[key]
+        pair = aligned(key, *sides, oracle.geometry, oracle.passes, subject.passes)
     except AprFalsifyError:
         return None
     expected, found = pair.oracle.astype(np.float64), pair.subject.astype(np.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -273,9 +274,30 @@ def masked(sees: Mask) -> Formula:
         back = np.arange(scene.tokens)[:, None] - np.arange(scene.tokens)[None, :]
         visible = np.asarray(sees(back, scene))
         visible |= (back == 0) & ~np.any(visible, axis=1, keepdims=True)
-        return _softmax(np.where(visible, scores, -np.inf))
+        hidden = np.where(visible, scores, -np.inf)
+        return _with_sinks(scene, hidden) if scene.geometry.sinks else _softmax(hidden)
 
     return wrong
+
+
+def _with_sinks(scene: Scene, hidden: Array, sinks: Array | None = None) -> Array:
+    """Return softmax over ``hidden`` and a logit per head, the model's own sinks where none are given."""
+    logits = (scene.site.vector("sinks") if sinks is None else sinks).astype(hidden.dtype)
+    spread = np.broadcast_to(logits[:, None, None], (*hidden.shape[:-1], 1))
+    return np.asarray(_softmax(np.concatenate((hidden, spread), axis=-1))[..., :-1])
+
+
+def one_sink(scene: Scene) -> Array:
+    """Take the first head's sink for all of them."""
+    visible = visible_keys(scene.tokens, scene.geometry.windows[scene.layer])
+    sinks = scene.site.vector("sinks")
+    hidden = np.where(visible, scene.inputs["attn_scores"], -np.inf)
+    return _with_sinks(scene, hidden, np.full_like(sinks, sinks[0]))
+
+
+def otherwise(**changed: Any) -> Formula:
+    """Compute the stage as a model does whose geometry differs."""
+    return lambda scene: scene.in_geometry(replace(scene.geometry, **changed))
 
 
 def _softmax(scores: Array, sink: float = 0.0) -> Array:

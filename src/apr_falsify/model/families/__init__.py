@@ -20,6 +20,7 @@ from apr_falsify.model.families.glm import GLM, GLM4
 from apr_falsify.model.families.glm_moe import GLM4_MOE
 from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.gpt_neox import GPT_NEOX
+from apr_falsify.model.families.gpt_oss import GPT_OSS
 from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.granitemoe import GRANITE_MOE, GRANITE_MOE_SHARED
 from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
@@ -43,7 +44,7 @@ from apr_falsify.model.families.vaultgemma import VAULTGEMMA
 from apr_falsify.model.family import Family
 from apr_falsify.model.graph import Graph, ModulePlace, Tap, graph_of_nodes
 from apr_falsify.model.names import ROLE_AXES
-from apr_falsify.model.shape import EXPERT_ROLES, Geometry
+from apr_falsify.model.shape import EXPERT_BIASES, EXPERT_ROLES, Geometry
 
 FAMILIES: tuple[Family, ...] = (
     QWEN2,
@@ -91,6 +92,7 @@ FAMILIES: tuple[Family, ...] = (
     SOLAR_OPEN,
     EXAONE_MOE,
     GRANITE_MOE_SHARED,
+    GPT_OSS,
 )
 """The families that can be captured, run and replayed."""
 
@@ -266,7 +268,11 @@ def roles_at(geometry: Geometry, layer: int | None) -> tuple[str, ...]:
     return tuple(
         expanded
         for role in roles
-        for expanded in ([f"{role}.{e}" for e in range(geometry.experts)] if role in EXPERT_ROLES else [role])
+        for expanded in (
+            [f"{role}.{e}" for e in range(geometry.experts)]
+            if role in (*EXPERT_ROLES, *EXPERT_BIASES)
+            else [role]
+        )
     )
 
 

@@ -1,0 +1,1 @@
+"""Quantised checkpoints: one file a scheme, and one table of them."""

@@ -1,0 +1,151 @@
+"""Bugs that were reported of ports of these models, made on small ones: each is located, and named.
+
+The table of docs/reported-bugs.md has the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apr_falsify.compare.localise import bisect
+from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.shape import Geometry
+from apr_falsify.subjects.embedded import capture
+from apr_falsify.traces.capture import MemorySink
+from apr_falsify.traces.trace import Trace
+from tests.checkpoints import make_checkpoint
+from tests.unit.oracle.requests import request_for
+
+Change = Callable[[Geometry], dict[str, Any]]
+
+PAGE = Path(__file__).parents[3] / "docs" / "reported-bugs.md"
+ROTATED = ("q_post_rope", "k_post_rope")
+
+
+def _always(**changed: Any) -> Change:
+    return lambda geometry: changed
+
+
+def _rope(**changed: float) -> Change:
+    return lambda geometry: {
+        "rope": replace(geometry.rope, parameters={**geometry.rope.parameters, **changed})
+    }
+
+
+BUGS: Mapping[str, tuple[str, int, Change, tuple[str, ...], str, str]] = {
+    "YaRN's attention factor left out": (
+        "ernie4_5-biased-untied-yarn",
+        1,
+        _rope(attention_factor=1.0),
+        ROTATED,
+        "rope-scaling",
+        "RoPE without the attention factor",
+    ),
+    "a layer without RoPE is rotated": (
+        "smollm3",
+        1,
+        _always(rotated=()),
+        ROTATED,
+        "rope-applied",
+        "RoPE with base",
+    ),
+    "partial rotary ignored": (
+        "stablelm",
+        1,
+        _rope(partial_rotary_factor=1.0),
+        ROTATED,
+        "rope-partial",
+        "each head rotated as a whole",
+    ),
+    "a multiplier forgotten": (
+        "granite",
+        1,
+        _always(residual_scale=1.0),
+        ("post_attn_residual", "post_ffn_residual"),
+        "multiplier",
+        "the residual multiplier 0.22 left out",
+    ),
+    "sinks dropped": ("gpt_oss", 1, _always(sinks=False), ("attn_softmax",), "sinks", "the sinks left out"),
+    "the window ignored beside sinks": (
+        "gpt_oss",
+        0,
+        _always(windows=(None, None)),
+        ("attn_softmax",),
+        "mask",
+        "no sliding window",
+    ),
+    "experts not clamped": (
+        "gpt_oss",
+        1,
+        _always(expert_limit=None),
+        ("ffn_out",),
+        "expert-form",
+        "no clamp of gate and up",
+    ),
+    "the sigmoid's 1.702 left out": (
+        "gpt_oss",
+        1,
+        _always(expert_alpha=1.0),
+        ("ffn_out",),
+        "expert-form",
+        "the 1.702 within the experts' sigmoid left out",
+    ),
+    "up without its 1": (
+        "gpt_oss",
+        1,
+        _always(expert_shift=0.0),
+        ("ffn_out",),
+        "expert-form",
+        "up without the 1 added",
+    ),
+}
+"""Bug -> recipe, layer, how the port's geometry differs, the wrong stages, the cause, some of its words."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    class Made(dict[str, Model]):
+        def __missing__(self, recipe: str) -> Model:
+            self[recipe] = open_model(make_checkpoint(tmp_path_factory.mktemp(recipe), recipe, layers=2))
+            return self[recipe]
+
+    return Made()
+
+
+def run(model: Model, **changes: Any) -> Trace:
+    geometry = replace(model.geometry, **changes)
+    ported = replace(model, geometry=geometry, weights=replace(model.weights, geometry=geometry))
+    request = request_for(ported, tokens=12)
+    return replace(capture(ported, request, MemorySink()), geometry=model.geometry)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_reported_bug_is_located_and_named(bug: str, models: dict[str, Model]) -> None:
+    recipe, layer, change, stages, cause, words = BUGS[bug]
+    model = models[recipe]
+    subject = run(model, **change(model.geometry))
+    found = bisect(run(model), subject, weights=model.weights, layers=[layer])
+
+    assert found.breakdowns == ()
+    assert {(each.layer, *each.stages) for each in found.sources} == {(layer, stage) for stage in stages}
+    for each in found.sources:
+        assert each.cause is not None
+        assert (each.cause[0], words in each.cause[1]) == (cause, True), each.cause
+
+
+def _rows() -> dict[str, str]:
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    return {line.split("|")[1].strip(): line for line in lines if "| `" in line}
+
+
+def test_the_page_says_of_each_bug_what_is_found() -> None:
+    said = _rows()
+    assert list(said) == list(BUGS)
+    for bug, (_, _, _, stages, cause, words) in BUGS.items():
+        assert all(f"`{word}`" in said[bug] for word in (*stages, cause))
+        assert words in said[bug]
