@@ -3,11 +3,13 @@
 A sound GGUF file is the oracle's. In a copy of it one thing is made wrong, in its blocks where it has blocks:
 a row's scale, a block's, a neighbouring layer's tensor, a bias that was not loaded, the rotary base. That
 copy is given to ``apr-falsify bisect --subject apr:COPY``, and the sources that it names must be the very
-stages that the fault is in, with either side's weights. The sound file must be ``consistent``.
+stages that the fault is in, with either side's weights. The sound file must be ``consistent``. Then one
+fault a stage is in the file together, and all of them must be named.
 
-    python benchmarks/bench_faults_at_width.py                     # draws a file: 2 layers, Q4_K with Q6_K
-    python benchmarks/bench_faults_at_width.py MODEL.gguf          # a Qwen2 file
-    python benchmarks/bench_faults_at_width.py MODEL.gguf "o of"   # the faults that have these words alone
+    python benchmarks/bench_faults_at_width.py                       # draws a file: 2 layers, Q4_K with Q6_K
+    python benchmarks/bench_faults_at_width.py MODEL.gguf            # a Qwen2 file
+    python benchmarks/bench_faults_at_width.py MODEL.gguf "o of"     # the faults that have these words alone
+    python benchmarks/bench_faults_at_width.py MODEL.gguf together   # all stages' faults in one file
 
 Stages that no weight reaches (scores, softmax, SwiGLU, sums) are seeded by ``apr-falsify faults`` in the
 embedded runtime and in torch. Prints a table; exits 1 where anything else was said. Takes 1.3 GB of memory a
@@ -22,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,14 +110,15 @@ class EditedFile:
 Edit = Callable[[EditedFile, int | None], None]
 
 
-def row_scaled(role: str, factor: float, *, blocks: slice = slice(None)) -> Edit:
-    """Multiply one row, or some of its blocks."""
+def row_scaled(role: str, factor: float, *, one_block: bool = False) -> Edit:
+    """Multiply one row, or one of its blocks."""
 
     def edit(file: EditedFile, layer: int | None) -> None:
         rows, kind = file.rows(role, layer), file.format(role, layer)
         row = rows[len(rows) // 3]
         if kind in SCALES:
-            held = row.reshape(-1, BLOCK_BYTES[kind])[blocks]
+            held = row.reshape(-1, BLOCK_BYTES[kind])
+            held = held[len(held) // 2 :][:1] if one_block else held
             for at in SCALES[kind]:
                 scale = np.ascontiguousarray(held[:, at : at + 2]).view(np.float16)
                 held[:, at : at + 2] = (scale * np.float16(factor)).view(np.uint8)
@@ -209,7 +212,7 @@ FAULTS = (
     _planted("attn_norm", "the norm of a neighbouring layer", of_neighbour("attn_norm")),
     _planted("qkv_matmul", "one row of q + 2 %", row_scaled("q", 1.02)),
     _planted("qkv_matmul", "k of a neighbouring layer", of_neighbour("k")),
-    _planted("qkv_matmul", "one block of v's row halved", row_scaled("v", 0.5, blocks=slice(3, 4))),
+    _planted("qkv_matmul", "one block of v's row halved", row_scaled("v", 0.5, one_block=True)),
     _planted("qkv_bias", "q's bias twice", vector_times("q_bias", 2)),
     _planted("qkv_bias", "k's bias not loaded", vector_times("k_bias", 0)),
     _planted("qkv_bias", "v's bias of a neighbouring layer", of_neighbour("v_bias")),
@@ -217,7 +220,7 @@ FAULTS = (
     _planted("attn_out", "o of a neighbouring layer", of_neighbour("o")),
     _planted("attn_out", "one row of o - 1 %", row_scaled("o", 0.99)),
     _planted("ffn_norm", "the norm's weight + 1 %", vector_times("ffn_norm", 1.01)),
-    _planted("ffn_gate", "one block of gate's row doubled", row_scaled("gate", 2, blocks=slice(5, 6))),
+    _planted("ffn_gate", "one block of gate's row doubled", row_scaled("gate", 2, one_block=True)),
     _planted("ffn_up", "up's rows off by one", rows_shifted("up")),
     _planted("ffn_gate ffn_up", "gate and up exchanged", exchanged("gate", "up")),
     _planted("ffn_out", "one row of down + 1 %", row_scaled("down", 1.01)),
@@ -229,6 +232,17 @@ FAULTS = (
     _planted("lm_head", "one row of the head + 2 %", row_scaled("lm_head", 1.02)),
 )
 """One fault at least for every stage that a weight or a constant of the file reaches."""
+
+
+TOGETHER = "one fault a stage, all together"
+
+
+def together() -> list[tuple[int, Planted]]:
+    """Return the first fault of every stage, with its turn."""
+    first: dict[tuple[str, ...], tuple[int, Planted]] = {}
+    for turn, fault in enumerate(FAULTS):
+        first.setdefault(fault.stages, (turn, fault))
+    return [held for held in first.values() if held[1].everywhere or len(held[1].stages) == 1]
 
 
 def bisected(sound: Path, subject: Path, layers: int, weights: str, folder: Path) -> dict[str, Any]:
@@ -280,13 +294,33 @@ def row(*cells: str) -> None:
     print("|", " | ".join(cells), "|", flush=True)
 
 
-def print_fault(fault: Planted, truth: set[Key], weights: str, found: Mapping[str, Any]) -> bool:
+def print_fault(name: str, truth: set[Key], weights: str, found: Mapping[str, Any]) -> bool:
     """Print what came of a fault; whether it was located."""
     located = sources(found) == truth
-    said = "; ".join(source["explanation"] for source in found["sources"])
+    said = "; ".join(dict.fromkeys(source["explanation"] for source in found["sources"]))
     verdict = "located" if located else f"NOT LOCATED: {named(sources(found)) or found['kind']}"
-    row(fault.name, named(truth), weights, verdict, said)
+    row(name, named(truth), weights, verdict, said)
     return located
+
+
+def planted(file: EditedFile, faults: Iterable[tuple[int, Planted]]) -> set[Key]:
+    """Make the file wrong in some ways; return the stages that are wrong."""
+    truth: set[Key] = set()
+    for turn, fault in faults:
+        layer = fault.layer(turn, file.geometry.layers)
+        fault.edit(file, layer)
+        truth |= fault.truth(layer, file.geometry.layers)
+    return truth
+
+
+def cases(wanted: str) -> Iterator[tuple[str, str, list[tuple[int, Planted]]]]:
+    """Give each case: its name, whose weights it is replayed with, and its faults with their turns."""
+    for turn, fault in enumerate(FAULTS):
+        # By turns with the weights that apr ran, and with the oracle's: then the activations alone tell.
+        if wanted in fault.name:
+            yield fault.name, WEIGHTS[turn % 2], [(turn, fault)]
+    for weights in WEIGHTS if wanted in TOGETHER else ():
+        yield TOGETHER, weights, together()
 
 
 def drawn(folder: Path) -> Path:
@@ -299,8 +333,8 @@ def main() -> int:
     """Plant every fault; 1 where one was not located, or the sound file was accused."""
     arguments = dict(enumerate(sys.argv[1:]))
     wanted = arguments.get(1, "")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         sound = Path(arguments[0]) if 0 in arguments else drawn(folder)
         layers = open_model(sound).geometry.layers
         row("fault", "planted in", "replayed with the weights of", "verdict", "explanation")
@@ -311,15 +345,9 @@ def main() -> int:
         copy = folder / "wrong.gguf"
         shutil.copyfile(sound, copy)
         file = EditedFile(copy)
-        for turn, fault in enumerate(FAULTS):
-            if wanted not in fault.name:
-                continue
-            layer = fault.layer(turn, layers)
-            fault.edit(file, layer)
-            # By turns with the weights that apr ran, and with the oracle's: then the activations alone tell.
-            weights = WEIGHTS[turn % 2]
-            found = bisected(sound, copy, layers, weights, folder)
-            good.append(print_fault(fault, fault.truth(layer, layers), weights, found))
+        for name, weights, faults in cases(wanted):
+            truth = planted(file, faults)
+            good.append(print_fault(name, truth, weights, bisected(sound, copy, layers, weights, folder)))
             file.undo()
     print(
         f"{sum(good[1:])} of {len(good) - 1} located; the sound file {'consistent' if good[0] else 'ACCUSED'}"

@@ -43,6 +43,8 @@ EQUIVALENT = ROOT / "scripts" / "mutants" / "equivalent.yaml"
 GOAL = 0.9
 BUDGET = 20.0
 """CPU seconds of tests, the quickest first, after which a mutant counts as alive."""
+PIECE = 250
+"""So many tests are measured before that is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ class Room:
         sources: patterns below the package.
         without: file names that are left out: they show, and decide nothing.
         tests: files or folders below ``tests/unit``.
+        too_slow: files of these that take minutes to measure; a mutant's budget would end before them.
         sample: how many mutants are tried.
 
     """
@@ -61,6 +64,7 @@ class Room:
     tests: tuple[str, ...]
     sample: int
     without: tuple[str, ...] = ()
+    too_slow: tuple[str, ...] = ()
 
     def files(self) -> list[Path]:
         """Return the files that are changed."""
@@ -70,12 +74,32 @@ class Room:
 
 _ABOUT_RULES = ("rules", "rules_of_runtimes", "quantise", "blocks_by_hand", "arithmetic")
 
+_OF_FORMULAS = tuple(
+    f"compare/test_{about}.py"
+    for about in (
+        "experts",
+        "floor_by_hand",
+        "floor_of_attention",
+        "guesses_by_hand",
+        "replay_of_families",
+        "smallest_numbers",
+    )
+)
+
 ROOMS: Mapping[str, Room] = {
-    "compare": Room(sources=("compare/**/*.py",), tests=("compare",), sample=300),
+    "compare": Room(
+        sources=("compare/**/*.py",),
+        tests=("compare",),
+        too_slow=("compare/test_every_family.py",),
+        sample=300,
+    ),
     "rules": Room(
         sources=("numerics/operand_rules.py", "numerics/quantise.py", "numerics/arithmetic.py"),
         tests=tuple(f"test_{about}.py" for about in _ABOUT_RULES),
         sample=100,
+    ),
+    "operators": Room(
+        sources=("operators/*.py",), tests=("test_ops.py", "test_family_file.py", *_OF_FORMULAS), sample=100
     ),
     "evidence": Room(
         sources=("evidence/*.py",),
@@ -221,15 +245,8 @@ def measure(name: str, room: Room, forks: Forks) -> dict[str, Measured]:
     rows = {test: row for test, row in stored.items() if test in names and test not in new}
     if new:
         print(f"{name}: measuring {len(new)} tests", flush=True)
-        found = forks.measure(new, room.files(), ROOT)
-        order = [(test, found[test].seconds) for test in _in_order(found) if found[test].passed]
-        bad = set(forks.failing(order))
-        for test in sorted(bad | {test for test in found if not found[test].passed}):
-            print(f"{name}: not used, does not pass by itself: {test}", flush=True)
-        for test, row in found.items():
-            lines = {file: sorted(numbers) for file, numbers in row.lines.items()}
-            passed = row.passed and test not in bad
-            rows[test] = {"digest": names[test], "passed": passed, "seconds": row.seconds, "lines": lines}
+    for start in range(0, len(new), PIECE):
+        rows |= _measured(name, room, forks, {test: names[test] for test in new[start : start + PIECE]})
         path.write_text(json.dumps(rows), encoding="utf-8")
     return {
         test: Measured(
@@ -238,6 +255,24 @@ def measure(name: str, room: Room, forks: Forks) -> dict[str, Measured]:
             lines={file: frozenset(numbers) for file, numbers in row["lines"].items()},
         )
         for test, row in rows.items()
+    }
+
+
+def _measured(name: str, room: Room, forks: Forks, digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Measure some tests, and see which do not pass by themselves or in another order."""
+    found = forks.measure(list(digests), room.files(), ROOT)
+    order = [(test, found[test].seconds) for test in _in_order(found) if found[test].passed]
+    bad = set(forks.failing(order))
+    for test in sorted(bad | {test for test in found if not found[test].passed}):
+        print(f"{name}: not used, does not pass by itself: {test}", flush=True)
+    return {
+        test: {
+            "digest": digests[test],
+            "passed": row.passed and test not in bad,
+            "seconds": row.seconds,
+            "lines": {file: sorted(numbers) for file, numbers in row.lines.items()},
+        }
+        for test, row in found.items()
     }
 
 
@@ -332,7 +367,8 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     tests = [f"tests/unit/{test}" for name in options.rooms for test in ROOMS[name].tests]
     tests = [test for test in tests if (ROOT / test).exists()]
-    arguments = ["-qq", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    slow = [f"--ignore=tests/unit/{test}" for name in options.rooms for test in ROOMS[name].too_slow]
+    arguments = ["-qq", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", *slow, *tests]
     run = Run(options)
     code = pytest.main(arguments, plugins=[run])
     if not run.answers:

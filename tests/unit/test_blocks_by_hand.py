@@ -235,3 +235,12 @@ def test_the_steps_of_f16_are_the_distances_of_its_numbers_down_to_the_smallest(
     assert steps.quants[0].tolist() == [3, 2, 0, 1024, 1024, 2047]  # ties go to the even one
     assert steps.fraction[0].tolist() == pytest.approx([0.5, 0, 0.1, 0.5, 0, 0.5], abs=1e-7)
     assert steps.flip[0, 1:3].tolist() == [1, 1]
+
+
+def test_the_steps_of_bf16_are_the_distances_of_its_numbers_down_to_the_smallest() -> None:
+    least = 2.0**-133
+    values = np.array([[3 * least, 2.5 * least, 0.375 * least, 1.0, 1 + 2.0**-8]], np.float32)
+    steps = quantise.STEPS[quantise.bf16](values)
+    assert steps.scale[0].tolist() == [least, least, least, 2.0**-7, 2.0**-7]
+    assert steps.quants[0].tolist() == [3, 2, 0, 128, 128]  # ties go to the even one
+    assert steps.fraction[0].tolist() == [0.5, 0, 0.125, 0.5, 0]

@@ -2,12 +2,13 @@
 
 To be read in this order:
 
-- the procedure and its answer: ``localise``, ``bisection``, ``rows``, ``findings``, ``unchecked``; what
-  may break down in it: ``attempts``; what of a mixture stands twice: ``last_token``
+- the procedure and its answer: ``localise``, ``bisection``, ``rows``, ``findings``, ``foreign``,
+  ``unchecked``; what may break down in it: ``attempts``; what of a mixture stands twice: ``last_token``
 - structure before values: ``structure``, ``axes``, ``layout``, ``convention``, ``proof``
 - what a recording takes from the oracle's run, or leaves out beside it: ``borrowed``
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
-- the weights themselves: ``weights``, ``systematic``, ``low_rank``
+- the weights themselves: ``weights``, ``format_costs``, ``systematic``, ``rescaled_channels``,
+  ``quantised_tensors``, ``misreadings``, ``low_rank``
 - every stage from its own inputs: ``judge``, ``fit``, ``doubt``, ``replay``, ``site``, ``products``,
   ``operands``, ``experts``, and attention as one: ``fused``
 - in which number format a run holds its values: ``stored_format``, ``seen_format``,

@@ -37,20 +37,18 @@ from apr_falsify.compare.findings import (
     arithmetic_findings,
     comparative_findings,
     differing_on_equal_inputs,
-    foreign_weights,
     invariant_findings,
     one_token_findings,
     reference_findings,
     source_findings,
     unmeasured_findings,
-    wrong_without_weights,
 )
-from apr_falsify.compare.judge import Judged, judge, replayer_of
+from apr_falsify.compare.foreign import foreign_weights, misread_everywhere, wrong_without_weights
+from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.last_token import named_elsewhere
 from apr_falsify.compare.low_rank import merged_weights
 from apr_falsify.compare.published import PublishedRule, published_rule
 from apr_falsify.compare.rows import accused, cleared, identical, inheriting, rows_of
-from apr_falsify.compare.search import Search
 from apr_falsify.compare.stored_format import StoredRun, in_its_format
 from apr_falsify.compare.structure import (
     check_tokens,
@@ -255,9 +253,10 @@ def _comparison(sides: _Sides, replay: _Replay, attempts: Attempts) -> _Comparis
     rows = accused(rows, {*unequal, *(Key(finding.layer, finding.stages[0]) for finding in broken)})
     own = sides.own_weights is not None
     merged = partial(merged_weights, trace, replay.run.weights, judged, sides.arithmetic)
-    foreign = [] if own else attempts.trying("a merged LoRA").made(merged, [])
-    search = Search(replayer_of(trace, replay.run.weights, sides.arithmetic), attempts)
-    foreign = foreign or foreign_weights(judged, own, trace.provenance.dtype, search)
+    # A zero point that is off differs by a matrix of low rank too: it is one for each group.
+    explained = own or misread_everywhere(trace, replay.run.weights, judged, sides.arithmetic, attempts)
+    foreign = [] if explained else attempts.trying("a merged LoRA").made(merged, [])
+    foreign = foreign or foreign_weights(judged, explained, trace.provenance.dtype)
     guilty = wrong_without_weights(judged) if foreign else judged
     rows = cleared(rows, {key: entry for key, entry in judged.items() if key not in guilty})
     again = named_elsewhere(guilty)

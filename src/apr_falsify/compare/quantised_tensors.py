@@ -64,7 +64,12 @@ class Excess:
 
 def is_quantised(tensor: Tensor) -> bool:
     """Whether a tensor is read from codes and scales of a quantised checkpoint."""
-    return isinstance(tensor.base if isinstance(tensor, ViewedTensor) else tensor, GridTensor)
+    return isinstance(_held(tensor), GridTensor)
+
+
+def _held(tensor: Tensor) -> Tensor:
+    """Return the tensor that a file holds, whatever is seen of it."""
+    return _held(tensor.base) if isinstance(tensor, ViewedTensor) else tensor
 
 
 def excess(ours: Tensor, theirs: Tensor, rows: F64, columns: F64) -> Excess:
@@ -103,7 +108,7 @@ def _scaled(ours: Tensor, start: int, stop: int, rows: F64, columns: F64) -> F64
 
 
 def _groups(tensor: Tensor) -> npt.NDArray[np.intp]:
-    base = tensor.base if isinstance(tensor, ViewedTensor) else tensor
+    base = _held(tensor)
     assert isinstance(base, GridTensor)
     return base.read(0, 1).groups
 

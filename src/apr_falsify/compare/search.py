@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.axes import axes_of
 from apr_falsify.compare.cause import Cause
-from apr_falsify.compare.causes import MISREAD_WEIGHTS, TABLE, explain, is_misread
+from apr_falsify.compare.causes import explain, is_misread
 from apr_falsify.compare.judge import Judged, comparable
 from apr_falsify.compare.replay import Replay, Replayer
 from apr_falsify.compare.variations.places import error_sits
+from apr_falsify.compare.variations.table import MISREAD_WEIGHTS, TABLE
 from apr_falsify.model.stages import Key
 from apr_falsify.numerics.operand_rules import PLAIN, ROUNDED_STEPS, Operation, Rule
 from apr_falsify.operators.roundoff import LIMIT, UNIT

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from apr_falsify.compare.attempts import Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
 from apr_falsify.compare.judge import judge, replayer_of
 from apr_falsify.compare.proof import wrong
@@ -95,7 +96,8 @@ def _best(
 
 
 def _wrong(run: StoredRun, sample: Sequence[Key], arithmetic: str | None) -> set[Key]:
-    judged = judge(run.trace, run.weights, sample, arithmetic)
+    # What breaks down here does so again where the run is judged, and is reported there.
+    judged = judge(run.trace, run.weights, sample, arithmetic, attempts=Attempts())
     return wrong(judged, judged)
 
 

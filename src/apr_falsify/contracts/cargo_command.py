@@ -179,7 +179,7 @@ _PROSE = frozenset(
 
 
 def _take(reading: _Reading, words: list[str], is_nextest: bool) -> None:
-    behind, plain = False, 0
+    behind = False
     pending = iter(words)
     for word in pending:
         if word == "--" and not behind:

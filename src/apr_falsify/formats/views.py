@@ -202,6 +202,20 @@ class ExpertColumns:
         return np.ascontiguousarray(whole.T[self.first :: self.step][start:stop])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnedExperts:
+    """The matrices [out, in] of all experts, seen as a checkpoint of [experts, in, out] holds them."""
+
+    def shape(self, base: Tensor) -> tuple[int, ...]:
+        """Return [experts, in, out]."""
+        experts, out, width = base.shape
+        return (experts, width, out)
+
+    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
+        """Return experts ``start`` to ``stop``."""
+        return np.asarray(base.rows(start, stop).swapaxes(1, 2))
+
+
 _MINIMUM_AT: Mapping[str, int] = {"q4_1": 2, "q5_1": 2}
 """Types whose blocks of 32 start with an f16 scale and an f16 minimum -> the minimum's first byte."""
 

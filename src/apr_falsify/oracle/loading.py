@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import safe_open
 
 from apr_falsify.formats.quantised.grid import GridTensor
-from apr_falsify.formats.tensors import Tensor
+from apr_falsify.formats.tensors import PlainTensor, Tensor
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.families import family_of, roles_at
 from apr_falsify.model.shape import Geometry
@@ -94,10 +94,10 @@ def _mapped(model: Model, sites: list[Site], dtype: torch.dtype) -> dict[str, to
 def _multiplied_out(model: Model, name: str, role: str, dtype: torch.dtype) -> torch.Tensor | None:
     """Return a quantised weight as the checkpoint would hold it plain, ``None`` where it does."""
     tensor = model.weights.tensors[name]
-    if not isinstance(tensor, GridTensor):
+    if isinstance(tensor, PlainTensor):
         return None
     values = _decoded(tensor, dtype)
-    turned = role.partition(".")[0] in family_of(model.geometry).transposed
+    turned = isinstance(tensor, GridTensor) and role in family_of(model.geometry).transposed
     return values.T.contiguous() if turned else values
 
 

@@ -12,10 +12,11 @@ import pytest
 
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.compare.cause import Cause
-from apr_falsify.compare.causes import TABLE, explain
+from apr_falsify.compare.causes import explain
 from apr_falsify.compare.judge import store_of
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.variations.places import error_sits
+from apr_falsify.compare.variations.table import TABLE
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.model.wiring import stages_of

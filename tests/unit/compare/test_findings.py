@@ -13,13 +13,12 @@ from apr_falsify.compare.bisection import FindingType, Status, Verdict
 from apr_falsify.compare.findings import (
     arithmetic_findings,
     differing_on_equal_inputs,
-    foreign_weights,
     one_token_findings,
     reference_findings,
     source_findings,
     unmeasured_findings,
-    wrong_without_weights,
 )
+from apr_falsify.compare.foreign import foreign_weights, wrong_without_weights
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.replay import Missing
 from apr_falsify.model.stages import STAGES, Key

@@ -9,9 +9,10 @@ import pytest
 
 from apr_falsify.compare.attempts import LOUD
 from apr_falsify.compare.cause import Cause
-from apr_falsify.compare.causes import TABLE, explain
+from apr_falsify.compare.causes import explain
 from apr_falsify.compare.judge import judge, replayer_of
 from apr_falsify.compare.search import SEARCHED_AT_MOST, Search
+from apr_falsify.compare.variations.table import TABLE
 from apr_falsify.model.stages import Key
 from apr_falsify.numerics.operand_rules import PLAIN
 from apr_falsify.operators.roundoff import LIMIT

@@ -144,4 +144,4 @@ def test_a_room_that_is_not_there_is_refused(project: Path) -> None:
     command = [sys.executable, str(SCRIPT), "kitchen"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 2
-    assert "no room is called kitchen; there are compare, rules, evidence" in done.stderr
+    assert "no room is called kitchen; there are compare, rules, operators, evidence" in done.stderr

@@ -1,8 +1,9 @@
 """MXFP4: four-bit floats (E2M1), and for each 32 of them a power of two (E8M0), as OCP's Microscaling has it.
 
-gpt-oss keeps all experts in one tensor: ``X_blocks`` uint8 [experts, out, in / 32, 16], the first of two
-codes in the lower half of a byte, and ``X_scales`` uint8 [experts, out, in / 32]. compressed-tensors has a
-linear layer in ``weight_packed`` [out, in / 2] and ``weight_scale`` [out, in / 32].
+gpt-oss keeps all experts in one tensor, which transformers dequantises to [experts, in, out]: ``X_blocks``
+uint8 [experts, out, in / 32, 16], the first of two codes in the lower half of a byte, and ``X_scales`` uint8
+[experts, out, in / 32]. compressed-tensors has a linear layer in ``weight_packed`` [out, in / 2] and
+``weight_scale`` [out, in / 32].
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from apr_falsify.formats.quantised.grid import Grid, GridTensor, Packing, even_g
 from apr_falsify.formats.quantised.levels import FP4_E2M1, powers_of_two
 from apr_falsify.formats.quantised.packing import unpacked
 from apr_falsify.formats.tensors import Tensor
+from apr_falsify.formats.views import TurnedExperts, ViewedTensor
 
 BLOCK = 32
 _BLOCKS, _SCALES = "_blocks", "_scales"
@@ -32,7 +34,10 @@ def weights(model: Quantised) -> tuple[Mapping[str, Tensor], Collection[str]]:
 
     """
     names = [name.removesuffix(_BLOCKS) for name in model.tensors if name.endswith(_BLOCKS)]
-    found = {name: _of_blocks(model, name) for name in names}
+    found: dict[str, Tensor] = {
+        name: ViewedTensor(base=tensor, view=TurnedExperts()) if len(tensor.shape) == 3 else tensor
+        for name, tensor in ((name, _of_blocks(model, name)) for name in names)
+    }
     return found, [f"{name}{part}" for name in names for part in (_BLOCKS, _SCALES)]
 
 

@@ -1,7 +1,6 @@
 """gpt-oss (OpenAI 2025): attention sinks, windows in every other layer, biased experts with a clamped SwiGLU.
 
-Its published checkpoints hold the experts in MXFP4 blocks, which are not read here: one that was saved with
-plain weights is.
+Its published checkpoints hold the experts in MXFP4 blocks (``formats/quantised/mxfp4.py``).
 """
 
 from __future__ import annotations
