@@ -88,6 +88,12 @@ CONVENTIONS: tuple[Convention, ...] = (
     ),
     *_folded(),
     Convention(
+        name="weights of experts before the scale of the routed ones",
+        word=Layout.BEFORE_SCALE,
+        stages=("router_weights", "moe_router"),
+        finding=FindingType.RECORDING,
+    ),
+    Convention(
         name="rotary pairs interleaved in q and k",
         word=Layout.INTERLEAVED,
         stages=("qkv_matmul", "qkv_bias", "q_post_rope", "k_post_rope"),
@@ -210,6 +216,7 @@ def _always(geometry: Geometry) -> bool:
 _POSSIBLE: Mapping[Layout, Callable[[Geometry], bool]] = {
     Layout.HEAD_SCALED: lambda geometry: bool(geometry.attn_scales),
     Layout.CAP_SCALED: lambda geometry: geometry.attn_softcap is not None,
+    Layout.BEFORE_SCALE: lambda geometry: geometry.routed_scale != 1.0,
 }
 """Layout word -> whether it means something in a model that no other word means."""
 

@@ -58,8 +58,13 @@ FACTORS: Mapping[Layout, Callable[[Geometry, int | None], float]] = {
     Layout.ROOT_SCALED: lambda geometry, layer: math.sqrt(geometry.attn_scale_at(layer)),
     Layout.HEAD_SCALED: lambda geometry, layer: 1 / math.sqrt(geometry.head_dim),
     Layout.CAP_SCALED: lambda geometry, layer: geometry.attn_scale_at(layer) / (geometry.attn_softcap or 1.0),
+    Layout.BEFORE_SCALE: lambda geometry, layer: 1 / geometry.routed_scale,
 }
-"""Word -> what q or k was multiplied with so that the scores need it no more."""
+"""Word -> what a stage was multiplied with: q or k so that the scores need it no more, weights of experts so
+that the sum needs it still."""
+
+_ROUTED = ("router_weights", "moe_router")
+"""Stages that hold weights of experts."""
 
 _BOTH = (Layout.ROOT_SCALED,)
 """Those of :data:`FACTORS` that are in k as well where q, k and v lie in one array; the others are in q."""
@@ -77,6 +82,7 @@ _ACTS: Mapping[Layout, Callable[[str], bool]] = {
     Layout.TRANSPOSED: lambda name: len(STAGES[name].axes) > 1,
     Layout.VISIBLE_ONLY: lambda name: name in SQUARES,
     **dict.fromkeys(FACTORS, lambda name: name in _ROTARY_COLUMNS),
+    Layout.BEFORE_SCALE: lambda name: name in _ROUTED,
 }
 """Whether each word says anything about a stage; elsewhere it is passed over."""
 
@@ -168,6 +174,8 @@ def _unmultiplied(word: Layout) -> Callable[[Array, Key, Geometry, Passes], Arra
     """Return what divides by the factor of ``word``, in f64; columns of v stay."""
 
     def undo(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
+        if key.stage in _ROUTED:
+            return np.divide(data, FACTORS[word](geometry, key.layer), dtype=np.float64)
         tokens = passes.rows
         width = geometry.dims(tokens)[STAGES[key.stage].axes[-1]]
         found = np.array(_sized(data, key.stage, (tokens, width)), dtype=np.float64)

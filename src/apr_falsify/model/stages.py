@@ -70,6 +70,8 @@ class Layout(StrEnum):
     """q and k, each times the square root of that scale."""
     HEAD_SCALED = "head-scaled"
     """q times 1/sqrt(D), in a model whose scale is another; the rest comes with the product."""
+    BEFORE_SCALE = "before-scale"
+    """Weights of experts without the scale of the routed ones, which their sum is multiplied with."""
     CAP_SCALED = "cap-scaled"
     """q times that scale over the soft-cap, whose tanh then divides by nothing."""
 

@@ -34,13 +34,13 @@ def with_every_token(
     """
     found = dict(stages)
     for layer in dict.fromkeys(key.layer for key in rows):
-        made = {
-            "ffn_out": rows.get(Key(layer, "moe_ffn_out")),
-            "router_weights": _routing(layer, rows, geometry),
-        }
-        for name, values in made.items():
-            if values is not None and geometry.is_mixture(layer):
-                found.setdefault(Key(layer, name), StageArray(data=values))
+        if not geometry.is_mixture(layer):
+            continue
+        if (output := rows.get(Key(layer, "moe_ffn_out"))) is not None:
+            found.setdefault(Key(layer, "ffn_out"), StageArray(data=output))
+        if (weights := _routing(layer, rows, geometry)) is not None:
+            layout = stages[Key(layer, "moe_router")].layout
+            found.setdefault(Key(layer, "router_weights"), StageArray(data=weights, layout=layout))
     return found
 
 

@@ -72,6 +72,7 @@ LAYOUT_OF: Mapping[Layout, tuple[str, ...]] = {
     Layout.ROOT_SCALED: _ROTARY,
     Layout.HEAD_SCALED: _QUERIES,
     Layout.CAP_SCALED: _QUERIES,
+    Layout.BEFORE_SCALE: ("router_weights", "moe_router"),
 }
 """Layout word -> the stages of which it says anything."""
 

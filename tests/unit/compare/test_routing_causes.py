@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apr_falsify.compare.bisection import Bisection, Kind
+from apr_falsify.compare.bisection import Bisection, FindingType, Kind
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Replay, Replayer
 from apr_falsify.formats.weights import Model, open_model
@@ -211,3 +211,17 @@ def test_a_right_port_that_shows_one_output_of_all_tokens_is_consistent(
 ) -> None:
     found = told(models[recipe], without(run(models[recipe]), *LAST, *ROUTING))
     assert (found.kind, found.findings) == (Kind.CONSISTENT, ())
+
+
+def test_weights_that_are_shown_before_their_scale_are_no_fault(models: dict[str, Model]) -> None:
+    """The port multiplies the sum of its experts with the scale instead."""
+    model = models["glm4_moe"]
+    sound = run(model)
+    shown = {
+        Key(1, name): StageArray(data=sound.stages[1, name].data / np.float32(model.geometry.routed_scale))
+        for name in ("router_weights", "moe_router")
+    }
+    found = told(model, replace(sound, stages={**sound.stages, **shown}))
+    assert found.kind is Kind.CONSISTENT
+    assert [each.type for each in found.findings] == [FindingType.RECORDING]
+    assert "before the scale of the routed ones" in found.findings[0].explanation

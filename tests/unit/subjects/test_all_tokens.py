@@ -45,7 +45,7 @@ def run(model: Model, changes: Mapping[str, Any]) -> Trace:
     return capture(other, request_for(other, tokens=TOKENS), MemorySink())
 
 
-def written(trace: Trace, folder: Path) -> Path:
+def written(trace: Trace, folder: Path, layout: tuple[str, ...] = ()) -> Path:
     """Write a run as a port does that keeps [tokens, k] weights and experts and one output of all tokens."""
     arrays = {key: canonical(array, key, trace.geometry, TOKENS) for key, array in trace.stages.items()}
     shown: dict[str, Any] = {"ids": np.asarray(trace.tokens)}
@@ -59,6 +59,9 @@ def written(trace: Trace, folder: Path) -> Path:
         if name.startswith("moe"):
             stages[name]["axes"] = ["tokens", "hidden" if name == "moe_ffn_out" else "chosen_experts"]
             values = _of_every_token(name, layer, arrays, trace)
+        if name == "moe_router" and layout:
+            stages[name]["layout"] = list(layout)
+            values = values / np.float32(trace.geometry.routed_scale)
         shown[where] = values
     folder.mkdir()
     np.savez(folder / "port.npz", **shown)
@@ -90,3 +93,11 @@ def test_arrays_of_every_token_serve_the_stages_of_the_last_one_and_of_all(port:
     assert {each.cause and each.cause[0] for each in found.sources} == ({cause} if wrong else set())
     assert found.kind is (Kind.LOCALISED if wrong else Kind.CONSISTENT)
     assert wrong or not found.findings
+
+
+def test_weights_that_are_said_to_be_before_their_scale_are_read_so(tmp_path: Path) -> None:
+    model = open_model(make_checkpoint(tmp_path / "model", "glm4_moe"))
+    path = written(run(model, {}), tmp_path / "port", layout=("before-scale",))
+    subject = open_recorded(Target(path=path, model=model)).trace
+    found = bisect(run(model, {}), subject, weights=model.weights)
+    assert (found.kind, found.findings) == (Kind.CONSISTENT, ())
