@@ -47,7 +47,7 @@ def quantised_weights(case: Case) -> Iterator[Guess]:
             continue
         types = " and ".join(dict.fromkeys(tensor.type for tensor in own.values()))
         instead = f"the model's weights are {types}"
-        yield case.evaluated(f"weights kept as {kind}", weights=reweighed(case, changed), instead=instead)
+        yield case.evaluated(f"weights stored as {kind}", weights=reweighed(case, changed), instead=instead)
 
 
 def misread_weights(case: Case) -> Iterator[Guess]:
