@@ -314,7 +314,8 @@ class Replayer:
         apart: Sequence[F64] = ()
         if isinstance(operator, MixtureOperator):
             site.captured = self.captured(key)
-            site.last_weights = self.captured(Key(key.layer, "moe_router"))
+            if key.stage == "moe_router_indices":  # read where it is used: a guess may have fewer experts
+                site.last_weights = self.captured(Key(key.layer, "moe_router"))
             values, sigma = replay_mixture(operator, inputs, site, rules, self.store)
         elif operation is Operation.PROJECTION:
             found, sigma = projected_through(span, inputs, site, self.store)
