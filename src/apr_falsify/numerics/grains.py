@@ -74,7 +74,8 @@ class Grain:
     def __call__(self, values: Values) -> F64:
         """Return what is left of ``values``."""
         scale, quants, offset = self._quantised(values)
-        return (quants.astype(np.float64) - offset) * scale
+        with np.errstate(invalid="ignore"):
+            return (quants.astype(np.float64) - offset) * scale
 
     def steps(self, values: Values) -> Steps:
         """Return where ``values`` lie between the steps."""
@@ -103,8 +104,11 @@ class Grain:
         return self.axes is not None and 0 in self.axes
 
     def _quantised(self, values: Values) -> tuple[F64, F32, F64 | float]:
-        """Return the scales, what they multiply, and the zero points."""
-        x = values.astype(np.float32, copy=False)
+        """Return the scales, what they multiply, and the zero points; none is of values that are not finite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._of_finite(values.astype(np.float32, copy=False))
+
+    def _of_finite(self, x: F32) -> tuple[F64, F32, F64 | float]:
         if self.zero_point:
             return self._from_zero(x)
         largest = _LARGEST_INT if self.float8 is None else self.float8.largest
