@@ -104,7 +104,7 @@ class Grain:
         return self.axes is not None and 0 in self.axes
 
     def _quantised(self, values: Values) -> tuple[F64, F32, F64 | float]:
-        """Return the scales, what they multiply, and the zero points; none is of values that are not finite."""
+        """Return the scales, what they multiply, and the zero points."""
         with np.errstate(over="ignore", invalid="ignore"):
             return self._of_finite(values.astype(np.float32, copy=False))
 

@@ -141,7 +141,12 @@ def spoiled_in(bench: Bench) -> Iterator[tuple[Key, str]]:
     mixed = [layer for layer in range(LAYERS) if bench.model.geometry.is_mixture(layer)]
     for key in bench.oracle.stages:
         if key[0] in (None, (mixed or [1])[0]) or key[1] == "embedding":
-            yield from ((key, name) for name in SPOILS)
+            yield from ((key, name) for name in SPOILS if not is_relisted(key, name))
+
+
+def is_relisted(key: Key, name: str) -> bool:
+    """Whether a spoil lists the same experts in another order, which no runtime has to keep."""
+    return key.stage == "moe_router_indices" and name.startswith("tokens")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

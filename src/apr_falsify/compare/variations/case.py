@@ -224,12 +224,18 @@ class Case:
         One that was computed here, and not captured, keeps the rounding that it carries.
         """
         unit = saved_unit(self.replayer.trace)
+        captured = self.replayer.trace.stages
+        computed = {
+            role: self.known[role].sigma
+            for role, source in self.replayer.sources(self.key).items()
+            if source not in captured and role in self.known
+        }
         found: dict[str, Known] = {}
         for role, value in (inputs or {}).items():
-            before = self.known.get(role)
             sigma = np.sqrt(stored(value, unit) + lost(unit)) if unit > UNIT else None
-            if before is not None and before.sigma is not None and before.value.shape == value.shape:
-                sigma = before.sigma
+            carried = computed.get(role)
+            if carried is not None and carried.shape == value.shape:
+                sigma = carried
             found[role] = Known(value=value, sigma=sigma)
         return found
 
