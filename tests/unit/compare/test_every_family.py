@@ -48,7 +48,7 @@ NEEDED_WHOLE = ("qkv_bias", "q_post_rope", "k_post_rope", "attn_scores", "attn_s
 """Stages whose rows, or whose readers' rows, take more than one token."""
 
 
-SHARE = 20
+SHARE = 40
 """One in so many is run, in each recipe others."""
 
 
@@ -126,7 +126,7 @@ def test_every_fault_is_located_and_nothing_breaks_down(recipe: str, benches: Ma
         truth, found = set(seeded.truth(bench.model.geometry)), found_in(result)
         assert found <= truth, place
         assert required(bench, ran) <= found, place
-    assert seen > 2
+    assert seen
 
 
 def required(bench: Bench, ran: ExamRun) -> set[Key]:
@@ -164,7 +164,7 @@ def test_every_stage_is_located_however_it_is_spoiled(recipe: str, benches: Mapp
         result = bisect(bench.oracle, subject, weights=bench.model.weights, layers=layers)
         assert result.breakdowns == (), (key, name)
         assert found_in(result) == {key}, (key, name)
-    assert seen > 2
+    assert seen
 
 
 def _last_alone(trace: Trace) -> Trace:
