@@ -73,7 +73,7 @@ NODES = [
     "tests/inner/test_deep.py::test_deep",
 ]
 CHOICES = [
-    "tests -k runs", "tests -k RUNS", "tests -k 'runs and slow'", "tests -k 'runs or nowhere'", "-k nowhere",
+    "tests -k runs", "tests -k RUNS", "tests -k 'runs and slow'", "-k nowhere",
     "tests -k 'not test'", "tests -k 'in_group and not skipped'", "tests -k TestGroup", "tests -k plain",
     "tests -k inner", "tests/inner -k runs", "tests/inner -k deep", "tests -k fast", "tests -k bare_skip",
     "tests/test_plain.py -k hidden", "tests/test_plain.py -k '(runs or fast) and not (deep or slow)'",
@@ -153,3 +153,10 @@ def test_a_choice_is_right_where_pytest_runs_something(project: Path, choice: st
     assert (state is ResolutionState.RESOLVED) == really or (
         state is ResolutionState.UNCHECKED and code == "test-not-checkable"
     )
+
+
+def test_an_alternative_that_pytest_finds_nothing_for_is_missing(project: Path) -> None:
+    """Pytest runs what fits one of them; a name that has gone is a drift all the same."""
+    assert really_runs(project, "tests", "-k", "runs or nowhere")
+    assert not really_runs(project, "tests", "-k", "nowhere")
+    assert answer(project, "pytest tests -k 'runs or nowhere'")[0] is ResolutionState.MISSING
