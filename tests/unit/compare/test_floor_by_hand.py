@@ -304,7 +304,8 @@ def test_what_is_not_turned_carries_its_own_error_alone() -> None:
     sigma = np.zeros((1, 32))
     sigma[0, :4] = [3 * U, 4 * U, 7 * U, 9 * U]
     y = np.full((1, 16), 1.0)
-    found = variance("q_post_rope", {"qkv_bias": known(np.zeros((1, 32)), sigma)}, y, site(geometry))
+    first = replace(site(geometry), tokens=(1,))  # of three tokens one row would be the last, at position 2
+    found = variance("q_post_rope", {"qkv_bias": known(np.zeros((1, 32)), sigma)}, y, first)
     close(found[0, :4], [25 + 2 * 6, 25 + 2 * 6, 49, 81])
 
 
