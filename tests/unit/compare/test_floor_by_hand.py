@@ -7,6 +7,7 @@ t has n / 6 * sum(t^2) + n / 9 * y^2 of u^2. What a library function rounds is c
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
