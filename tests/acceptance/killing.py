@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,23 +102,29 @@ def killed(work: Callable[[], int], seconds: float) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-def moments(work: Callable[[], int], look: Callable[[], Seen], wanted: set[int]) -> Iterator[Seen]:
-    """Kill ``work`` at random moments and give what each left.
+def moments(
+    work: Callable[[], int], look: Callable[[], Seen], enough: Callable[[list[Seen]], bool]
+) -> list[Seen]:
+    """Kill ``work`` at random moments and return what each left.
 
-    As many again, ever later, where the machine has become slower and not all the ``wanted`` kinds were seen.
+    At least ``MOMENTS``, and up to six times as many until there are ``enough`` kinds of what was killed in
+    time; ever later ones, where the machine has become slower.
     """
     longest = min(whole(work)[1] for _ in range(3))
     chance = random.Random(11)
-    kinds: set[int] = set()
-    for moment in range(2 * MOMENTS):
-        if moment >= MOMENTS:
-            if kinds >= wanted:
-                return
-            longest *= 1.05
+    seen: list[Seen] = []
+    while len(seen) < MOMENTS or (
+        len(seen) < 6 * MOMENTS and not enough([one for one in seen if one["killed"]])
+    ):
+        if len(seen) % MOMENTS == MOMENTS - 1:
+            longest *= 1.2
         in_time = killed(work, chance.uniform(0, 1.2 * longest))
-        seen = {"killed": in_time, **look()}
-        kinds |= {seen["kind"]} if in_time else set()
-        yield seen
+        seen.append({"killed": in_time, **look()})
+    return seen
+
+
+def kinds(seen: list[Seen]) -> set[int]:
+    return {one["kind"] for one in seen}
 
 
 def sha256(path: Path) -> str:
@@ -187,7 +193,7 @@ def sessions() -> Seen:
     before: dict[str, str] = {}
     verified: dict[str, Seen] = {}
     first = {"code": whole(session)[0], **look()}
-    seen = list(moments(session, look, wanted={0, 1}))
+    seen = moments(session, look, lambda seen: kinds(seen) >= {0, 1} and any(one["evidence"] for one in seen))
     return {"first": first, "seen": seen, "last": {"code": whole(session)[0], **look()}}
 
 
@@ -237,7 +243,7 @@ def runs() -> Seen:
 
     first = {"code": whole(bisection)[0], **look()}
     shutil.rmtree(RUN)
-    seen = list(moments(bisection, look_and_go_on, wanted={0, 1, 2}))
+    seen = moments(bisection, look_and_go_on, lambda seen: kinds(seen) >= {0, 1, 2})
     return {"first": first, "seen": seen, "last": {"code": whole(bisection)[0], **look()}}
 
 
