@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -140,8 +141,12 @@ def _cases(trees: Mapping[str, Path], folder: Path) -> Mapping[str, Callable[[st
         "bisect the model in the package": lambda _: ["-c", _BISECTED, str(model)],
     }
     for stage in ("ffn_swigl", "attention", "attn_scores"):
-        cases[f"compare 200 MB of {stage}"] = lambda _, stage=stage: ["-c", _COMPARED, stage]  # type: ignore[misc]
+        cases[f"compare 200 MB of {stage}"] = partial(_comparison, stage)
     return cases
+
+
+def _comparison(stage: str, _: str) -> list[str]:
+    return ["-c", _COMPARED, stage]
 
 
 def _environment(tree: Path) -> dict[str, str]:

@@ -136,7 +136,7 @@ def test_python_runs_and_compares_passes_too() -> None:
     with pytest.raises(af.AprFalsifyError, match="hold 5, and 6 were run"):
         af.capture(f"embedded:{TINY}", tokens=tokens, passes=[4, 1])
     with pytest.raises(af.AprFalsifyError, match="not whole numbers"):
-        af.capture(f"embedded:{TINY}", tokens=tokens, passes=[4.5, 1.5])  # type: ignore[list-item]
+        af.capture(f"embedded:{TINY}", tokens=tokens, passes=[4.5, 1.5])
 
 
 # --- a runtime against itself ------------------------------------------------------------------------------

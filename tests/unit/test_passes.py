@@ -85,12 +85,12 @@ def test_a_plain_run_says_nothing_and_an_old_trace_is_one_pass() -> None:
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(PassesError, match=said):
-        Passes(**wrong)  # type: ignore[arg-type]
+        Passes(**wrong)
 
 
 def test_positions_are_whole_numbers() -> None:
     with pytest.raises(ValueError, match="not a whole number"):
-        Passes(sizes=(2,), positions=(0, 1.5))  # type: ignore[arg-type]
+        Passes(sizes=(2,), positions=(0, 1.5))
 
 
 def test_passes_add_up_to_the_tokens() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -84,10 +85,10 @@ class Tokens(click.ParamType[tuple[int, ...]]):
         """Return the ids."""
         if isinstance(value, tuple):
             return value
-        parts = [part.strip() for part in value.strip("[] ").split(",")]
-        if not all(part.isascii() and part.isdecimal() for part in parts):
+        ids = passes.whole_numbers(value, digits=sys.get_int_max_str_digits())
+        if ids is None:
             raise TokensError(f"not token ids: {value!r}", where="--tokens", expected="e.g. 274,272,332,13")
-        return tuple(int(part) for part in parts)
+        return ids
 
 
 class KeyValue(click.ParamType[tuple[str, str]]):

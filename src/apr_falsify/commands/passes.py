@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from apr_falsify.model.passes import Passes
 
 
+def whole_numbers(value: str, digits: int) -> tuple[int, ...] | None:
+    """Return whole numbers separated by commas, of so many digits at most; ``None`` for anything else."""
+    parts = [part.strip() for part in value.strip("[] ").split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) <= digits for part in parts):
+        return None
+    return tuple(int(part) for part in parts)
+
+
 class Numbers(click.ParamType[tuple[int, ...]]):
     """Whole numbers separated by commas."""
 
@@ -25,11 +33,11 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         """Return the numbers."""
         if isinstance(value, tuple):
             return value
-        parts = [part.strip() for part in value.strip("[] ").split(",")]
-        if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
+        numbers = whole_numbers(value, digits=9)
+        if numbers is None:
             where = None if param is None else param.opts[0]
             raise PassesError(f"not whole numbers: {value!r}", where=where, expected="e.g. 13,1,1,1")
-        return tuple(int(part) for part in parts)
+        return numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

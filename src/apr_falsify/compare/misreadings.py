@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from apr_falsify.formats.quantised.grid import Grid, GridTensor, Indices, Packing, even_groups
+from apr_falsify.formats.quantised.grid import Grid, GridTensor, Indices, PackedOrder, even_groups
 from apr_falsify.formats.quantised.solved import solved
 from apr_falsify.formats.tensors import PlainTensor, Tensor
 from apr_falsify.formats.views import ViewedTensor
@@ -47,7 +47,6 @@ ZERO_POINT, SCALE, GROUPS, ORDER, NIBBLES, SIGN = (
     "nibble-order",
     "code-sign",
 )
-NAMES = (ZERO_POINT, SCALE, GROUPS, ORDER, NIBBLES, SIGN)
 """The causes that are about how a quantised weight is understood."""
 
 _STORED_LESS_ONE = "GPTQ files of the first format store each zero point less one"
@@ -194,7 +193,7 @@ _WORD_ORDERS: Mapping[str, tuple[int, ...]] = {
 """Name of an order -> at which place of a word of eight codes each of eight neighbours is."""
 
 
-def _packings(packing: Packing) -> Iterator[tuple[str, str, Change, str]]:
+def _packings(packing: PackedOrder) -> Iterator[tuple[str, str, Change, str]]:
     places = packing.order
     for says, order in _WORD_ORDERS.items():
         usual = order if len(places) == len(order) else order[: len(places)]

@@ -164,13 +164,20 @@ def _scores_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
     )
 
 
-def _softmax_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+def masked_text(geometry: Geometry, layer: int | None) -> Lines:
+    """Return the lines that take away the scores of keys that a query may not see."""
     assert layer is not None
     windowed = "" if geometry.windows[layer] is None else " & (back < window)"
     return (
         "back = np.arange(tokens)[:, None] - np.arange(tokens)",
         f"visible = (back >= 0){windowed}",
         "masked = np.where(visible, attn_scores, -np.inf)",
+    )
+
+
+def _softmax_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+    return (
+        *masked_text(geometry, layer),
         "weights = np.exp(masked - np.max(masked, axis=-1, keepdims=True))",
         "attn_softmax = weights / np.sum(weights, axis=-1, keepdims=True)",
     )

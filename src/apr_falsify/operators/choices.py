@@ -38,7 +38,7 @@ MOST = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class ChoiceScores:
     """What experts, or groups of them, are chosen by.
 
     Attributes:
@@ -52,9 +52,9 @@ class Standing:
     sigma: F64
     slack: F64
 
-    def at(self, token: int) -> Standing:
+    def at(self, token: int) -> ChoiceScores:
         """Return that of one token: [n]."""
-        return Standing(value=self.value[token], sigma=self.sigma[token], slack=self.slack[token])
+        return ChoiceScores(value=self.value[token], sigma=self.sigma[token], slack=self.slack[token])
 
     def near(self, upper: Indices, lower: Indices) -> Bools:
         """Whether what stands at ``upper`` may have changed places with what stands at ``lower`` below it."""
@@ -118,7 +118,7 @@ def _coarser(store: float) -> float:
     return store if store > UNIT else 0.0
 
 
-def standing_of(logits: Known, correction: Array | None, geometry: Geometry, store: float) -> Standing:
+def standing_of(logits: Known, correction: Array | None, geometry: Geometry, store: float) -> ChoiceScores:
     """Return what the experts are chosen by, in f64.
 
     The scores of a softmax that nothing is added to stand as their logits do, which keep their digits where
@@ -127,11 +127,11 @@ def standing_of(logits: Known, correction: Array | None, geometry: Geometry, sto
     value = logits.value.astype(np.float64, copy=False)
     slack = _slack(value, geometry, store)
     if _by_logits(correction, geometry):
-        return Standing(value=value, sigma=sigma_of(logits), slack=slack)
+        return ChoiceScores(value=value, sigma=sigma_of(logits), slack=slack)
     scores = f64(scores_of(value, geometry))
     sigma = f64(scores * np.sqrt(score_variance(logits, scores, geometry)))
     raised = scores if correction is None else f64(scores + correction)
-    return Standing(value=raised, sigma=sigma, slack=scores * slack + max(store, UNIT) * np.abs(raised))
+    return ChoiceScores(value=raised, sigma=sigma, slack=scores * slack + max(store, UNIT) * np.abs(raised))
 
 
 def _by_logits(correction: Array | None, geometry: Geometry) -> bool:
@@ -157,20 +157,20 @@ def choice_of(logits: Known, correction: Array | None, geometry: Geometry, store
     return Choice(chosen=chosen, others=others)
 
 
-def _group_standing(standing: Standing, geometry: Geometry) -> Standing:
+def _group_standing(standing: ChoiceScores, geometry: Geometry) -> ChoiceScores:
     def sized(each: F64) -> F64:
         grouped = each.reshape(*each.shape[:-1], geometry.expert_groups, -1)
         return np.asarray(np.max(grouped, axis=-1))
 
     count = geometry.group_best
-    return Standing(
+    return ChoiceScores(
         value=f64(group_standing(standing.value, geometry)),
         sigma=math.sqrt(count) * sized(standing.sigma),
         slack=count * sized(standing.slack),
     )
 
 
-def _undecided_at_edge(standing: Standing, count: int) -> Bools:
+def _undecided_at_edge(standing: ChoiceScores, count: int) -> Bools:
     """Whether the last that are chosen of each token may have changed places with the next."""
     if count == standing.value.shape[-1]:
         return np.zeros(len(standing.value), dtype=np.bool_)
@@ -178,7 +178,7 @@ def _undecided_at_edge(standing: Standing, count: int) -> Bools:
     return standing.near(ranks[:, -2:-1], ranks[:, -1:])[:, 0]
 
 
-def _choices(standing: Standing, scores: F64, geometry: Geometry) -> Indices | None:
+def _choices(standing: ChoiceScores, scores: F64, geometry: Geometry) -> Indices | None:
     """Return every choice of one token, [choices, k], the largest score first; ``None`` for too many."""
     found: set[tuple[int, ...]] = set()
     for inside in _group_choices(standing, geometry):
@@ -189,17 +189,17 @@ def _choices(standing: Standing, scores: F64, geometry: Geometry) -> Indices | N
     return by_score(scores[None], np.array(sorted(found)))
 
 
-def _group_choices(standing: Standing, geometry: Geometry) -> Iterator[Standing]:
+def _group_choices(standing: ChoiceScores, geometry: Geometry) -> Iterator[ChoiceScores]:
     if geometry.expert_groups == 1:
         yield standing
         return
-    rows = Standing(value=standing.value[None], sigma=standing.sigma[None], slack=standing.slack[None])
+    rows = ChoiceScores(value=standing.value[None], sigma=standing.sigma[None], slack=standing.slack[None])
     for groups in _sets(_group_standing(rows, geometry).at(0), geometry.expert_groups_chosen):
         taken = np.array(groups)[None]
         yield replace(standing, value=f64(within_groups(rows.value, taken, geometry)[0]))
 
 
-def _sets(standing: Standing, count: int) -> Iterator[tuple[int, ...]]:
+def _sets(standing: ChoiceScores, count: int) -> Iterator[tuple[int, ...]]:
     """Give every set of ``count`` that rounding may have made the best of one token's."""
     order = best(standing.value, len(standing.value))
     inside, outside = order[:count], order[count:]
@@ -214,7 +214,7 @@ def _sets(standing: Standing, count: int) -> Iterator[tuple[int, ...]]:
         yield (*staying, *some)
 
 
-def _near_one(standing: Standing, upper: int, lower: int) -> bool:
+def _near_one(standing: ChoiceScores, upper: int, lower: int) -> bool:
     return bool(standing.near(np.array([upper]), np.array([lower]))[0])
 
 

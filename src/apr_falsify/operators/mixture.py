@@ -1,9 +1,7 @@
-"""The experts of a mixture: the weighted sum of what each token's experts make of it, and the shared expert's
-part.
+"""The experts of a mixture: the weighted sum of what each token's experts make of it, and the shared expert.
 
 What happens inside an expert is no stage: the rounding of gate, up, activation, down and the weighted sum is
-    carried
-through to its end, each as its own operator counts it.
+carried through to its end, each as its own operator counts it.
 """
 
 from __future__ import annotations
@@ -26,7 +24,6 @@ from apr_falsify.operators.replayed import (
     MixtureOperator,
     Routed,
     as_the_run_chose,
-    not_apart,
     routed,
     rows,
     spread,
@@ -178,7 +175,6 @@ def _last_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
 MIXTURE = MixtureOperator(
     name="mixture",
     values=_mixture_values,
-    variance=not_apart,
     text=_mixture_text,
     operation=Operation.PROJECTION,
     replayed=_replayed_mixture,
@@ -186,7 +182,6 @@ MIXTURE = MixtureOperator(
 LAST_MIXTURE = MixtureOperator(
     name="last_mixture",
     values=_last_values,
-    variance=not_apart,
     text=_last_text,
     operation=Operation.PROJECTION,
     replayed=_replayed_last,

@@ -1,8 +1,7 @@
 """An operator within a mixture of experts: replayed by itself, with the rounding of everything within it.
 
 Its values under one rule decide what becomes of a token: which experts it is given to is a choice, and a
-    replay
-takes the one that the run made, as far as rounding leaves it open.
+replay takes the one that the run made, as far as rounding leaves it open.
 """
 
 from __future__ import annotations
@@ -43,6 +42,11 @@ class ExpertSite(NoisySite, Protocol):
         """Return ``x`` through the projection in ``role``, once per rule."""
 
 
+def _refuse(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+    """Refuse: ``replay_mixture`` counts it, and a guess at a product takes the sigma of the replay."""
+    raise NotImplementedError("the rounding within a mixture is counted where it is replayed")
+
+
 Replayed = Callable[[Mapping[str, Known], ExpertSite, float], Known]
 
 
@@ -53,9 +57,11 @@ class MixtureOperator(Operator):
     Attributes:
         replayed: computes it in f64 under the place's one rule, with its rounding, from the inputs of the
             span of nodes that it ends.
+        variance: refuses; ``replay_mixture`` counts it.
 
     """
 
+    variance: Callable[[Node, Ins, F64, NoisySite, float], F64] = _refuse
     replayed: Replayed
 
 
@@ -73,11 +79,6 @@ def replay_mixture(
             site.rules = (rule,)
             found.append(operator.replayed(inputs, site, store))
     return np.stack([known.value for known in found]), np.sqrt(np.square(sigma_of(found[0])) + lost(store))
-
-
-def not_apart(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    """Refuse: ``replay_mixture`` counts it, and a guess at a product takes the sigma of the replay."""
-    raise NotImplementedError("the rounding within a mixture is counted where it is replayed")
 
 
 def through(x: Known, role: str, site: ExpertSite, store: float) -> Known:

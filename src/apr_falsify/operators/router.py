@@ -18,7 +18,6 @@ from apr_falsify.operators.replayed import (
     as_the_run_chose,
     correction_of,
     logits_of,
-    not_apart,
     routed,
     weights_of,
 )
@@ -176,20 +175,16 @@ def _last_weights_text(node: Node, geometry: Geometry, layer: int | None) -> Lin
     )
 
 
-ROUTING = MixtureOperator(
-    name="routing", values=_weights, variance=not_apart, text=_weights_text, replayed=_replayed_weights
-)
+ROUTING = MixtureOperator(name="routing", values=_weights, text=_weights_text, replayed=_replayed_weights)
 CHOSEN_EXPERTS = MixtureOperator(
     name="chosen_experts",
     values=_last_experts,
-    variance=not_apart,
     text=_last_experts_text,
     replayed=_replayed_experts,
 )
 EXPERT_WEIGHTS = MixtureOperator(
     name="expert_weights",
     values=_last_weights,
-    variance=not_apart,
     text=_last_weights_text,
     replayed=_replayed_last,
 )

@@ -13,7 +13,7 @@ import numpy as np
 from apr_falsify.model.graph import Node
 from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
-from apr_falsify.operators.attention import raised_by
+from apr_falsify.operators.attention import masked_text, raised_by
 from apr_falsify.operators.operator import Array, Inputs, Lines, Operator
 from apr_falsify.operators.roundoff import F64, FEW, UNIT, Ins, NoisySite
 from apr_falsify.operators.site import Site
@@ -58,12 +58,8 @@ def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F6
 
 
 def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
-    assert layer is not None
-    windowed = "" if geometry.windows[layer] is None else " & (back < window)"
     return (
-        "back = np.arange(tokens)[:, None] - np.arange(tokens)",
-        f"visible = (back >= 0){windowed}",
-        "masked = np.where(visible, attn_scores, -np.inf)",
+        *masked_text(geometry, layer),
         "sink = sinks_weight[:, None, None]",
         "top = np.maximum(np.max(masked, axis=-1, keepdims=True), sink)",
         "weights = np.exp(masked - top)",

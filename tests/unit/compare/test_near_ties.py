@@ -45,7 +45,7 @@ def logits(*rows: list[float], sigma: float = 0.0) -> Known:
 
 
 def choices(*row: float, sigma: float = 0.0, **changes: object) -> list[list[int]] | None:
-    found = choice_of(logits(list(row), sigma=sigma), None, replace(FOUR, **changes), U)  # type: ignore[arg-type]
+    found = choice_of(logits(list(row), sigma=sigma), None, replace(FOUR, **changes), U)
     others = found.others.get(0, found.chosen)
     return None if others is None else [sorted(each) for each in others.tolist()]
 
@@ -126,7 +126,7 @@ def replayed(model: Model, operator: object, inputs: dict[str, F64], captured: F
     place = ReplaySite(weights=model.weights, geometry=model.geometry, layer=LAYER, tokens=())
     place.captured = captured
     known = {name: Known(value=value) for name, value in inputs.items()}
-    values, sigma = replay_mixture(operator, known, place, (PLAIN,), U)  # type: ignore[arg-type]
+    values, sigma = replay_mixture(operator, known, place, (PLAIN,), U)
     return values[0], sigma
 
 

@@ -203,7 +203,7 @@ def read_wrongly(meant: Model, how: str) -> dict[str, npt.NDArray[Any]]:
     for name, tensor in meant.weights.tensors.items():
         if name.split(".")[-2] not in PROJECTIONS:
             continue
-        grid = tensor.read(0, tensor.shape[0])  # type: ignore[attr-defined]
+        grid = tensor.read(0, tensor.shape[0])
         codes, groups = grid.codes.astype(np.int64), grid.groups
         zeros, scales = grid.zeros.astype(np.int64), grid.scales
         if how == "zero-point":
@@ -273,7 +273,7 @@ def test_the_grid_of_a_dequantised_weight_is_solved_exactly(plain_model: Path, t
     packed = open_model(tmp_path).weights.tensors[name]
     assert grid is not None
     np.testing.assert_allclose(whole(grid), meant[name], rtol=2e-7)
-    theirs = packed.read(0, 64)  # type: ignore[attr-defined]
+    theirs = packed.read(0, 64)
     found = grid.read(0, 64)
     np.testing.assert_allclose(found.scales, theirs.scales, rtol=1e-6)
     np.testing.assert_array_equal(found.codes, theirs.codes)

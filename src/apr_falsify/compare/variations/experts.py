@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def has_own_form(case: Case) -> bool:
 def other_form(case: Case) -> Iterator[Guess]:
     """Yield the stage with a constant of the experts' formula, or their biases, left out."""
     geometry = case.geometry
-    left_out: Mapping[str, Mapping[str, float | bool | None]] = {
+    left_out: Mapping[str, Mapping[str, Any]] = {
         "no clamp of gate and up in the experts": {"expert_limit": None},
         f"the {geometry.expert_alpha:.4g} within the experts' sigmoid left out": {"expert_alpha": 1.0},
         f"up without the {geometry.expert_shift:.4g} added": {"expert_shift": 0.0},
@@ -50,7 +51,7 @@ def other_form(case: Case) -> Iterator[Guess]:
     }
     for says, changed in left_out.items():
         if any(getattr(geometry, name) != value for name, value in changed.items()):
-            yield case.evaluated(says, geometry=replace(geometry, **changed))  # type: ignore[arg-type]
+            yield case.evaluated(says, geometry=replace(geometry, **changed))
     if geometry.expert_bias:
         yield case.evaluated(
             "gate and up as the two halves of what holds them in turn",

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.quantised.checkpoint import Quantised, columns
-from apr_falsify.formats.quantised.grid import Grid, GridTensor, Packing, even_groups
+from apr_falsify.formats.quantised.grid import Grid, GridTensor, PackedOrder, even_groups
 from apr_falsify.formats.quantised.packing import unpacked
 from apr_falsify.formats.tensors import Tensor
 
@@ -68,7 +68,7 @@ def _weight(model: Quantised, module: str) -> GridTensor:
         type="int4",
         shape=(out, width),
         read=read,
-        packing=Packing(axis="out", order=PLACES),
+        packing=PackedOrder(axis="out", order=PLACES),
     )
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from apr_falsify.errors import ModelError
 from apr_falsify.formats.quantised.checkpoint import Quantised, f32
-from apr_falsify.formats.quantised.grid import Grid, GridTensor, Packing, even_groups
+from apr_falsify.formats.quantised.grid import Grid, GridTensor, PackedOrder, even_groups
 from apr_falsify.formats.quantised.packing import unpacked
 from apr_falsify.formats.tensors import Tensor, UnreadableTensor
 from apr_falsify.reading import items, mapping, number, parse_json, whole
@@ -30,7 +30,7 @@ F32 = npt.NDArray[np.float32]
 _STATE = "quant_state.bitsandbytes__"
 _KINDS = ("nf4", "fp4")
 _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(f"{_STATE}{kind}" for kind in _KINDS))
-_HIGH_FIRST = Packing(axis="in", order=(1, 0))
+_HIGH_FIRST = PackedOrder(axis="in", order=(1, 0))
 
 
 def weights(model: Quantised) -> tuple[Mapping[str, Tensor], Collection[str]]:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from apr_falsify.errors import ModelError
 from apr_falsify.formats.quantised.checkpoint import Quantised, f32
 from apr_falsify.formats.quantised.fp8 import fp8_weight, is_fp8
-from apr_falsify.formats.quantised.grid import Grid, GridTensor, Packing, even_groups, flat_vector
+from apr_falsify.formats.quantised.grid import Grid, GridTensor, PackedOrder, even_groups, flat_vector
 from apr_falsify.formats.quantised.mxfp4 import BLOCK, mxfp4_tensor
 from apr_falsify.formats.quantised.nvfp4 import nvfp4_weight
 from apr_falsify.formats.quantised.packing import unpacked
@@ -142,7 +142,7 @@ def _integers(layer: _Layer) -> GridTensor:
             codes=codes.astype(np.float32), scales=scales[start:stop], zeros=zeros[start:stop], groups=groups
         )
 
-    packing = Packing(axis="in", order=tuple(range(8))) if bits == 4 else None
+    packing = PackedOrder(axis="in", order=tuple(range(8))) if bits == 4 else None
     return GridTensor(
         name=layer.part("weight"), type=f"int{bits}", shape=(out, width), read=read, packing=packing
     )

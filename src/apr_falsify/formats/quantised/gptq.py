@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.quantised.checkpoint import Quantised, columns
-from apr_falsify.formats.quantised.grid import Grid, GridTensor, Packing, even_groups
+from apr_falsify.formats.quantised.grid import Grid, GridTensor, PackedOrder, even_groups
 from apr_falsify.formats.quantised.packing import CODES_A_BLOCK, unpacked, unpacked_columns
 from apr_falsify.formats.tensors import PlainTensor, Tensor
 
@@ -66,7 +66,7 @@ def _weight(model: Quantised, module: str) -> GridTensor:
             groups=groups,
         )
 
-    packing = Packing(axis="in", order=tuple(range(8))) if bits == 4 else None
+    packing = PackedOrder(axis="in", order=tuple(range(8))) if bits == 4 else None
     return GridTensor(
         name=f"{module}.weight", type=f"int{bits}", shape=(out, width), read=read, packing=packing
     )

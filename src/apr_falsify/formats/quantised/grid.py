@@ -43,7 +43,7 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Packing:
+class PackedOrder:
     """How several codes lie in one word.
 
     Attributes:
@@ -73,7 +73,7 @@ class GridTensor:
     type: str
     shape: tuple[int, ...]
     read: Callable[[int, int], Grid]
-    packing: Packing | None = None
+    packing: PackedOrder | None = None
 
     def rows(self, start: int, stop: int) -> F32:
         """Return rows ``start`` to ``stop``, multiplied out in f32."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from apr_falsify.formats.quantised.checkpoint import Quantised
-from apr_falsify.formats.quantised.grid import Grid, GridTensor, Packing, even_groups
+from apr_falsify.formats.quantised.grid import Grid, GridTensor, PackedOrder, even_groups
 from apr_falsify.formats.quantised.levels import FP4_E2M1, powers_of_two
 from apr_falsify.formats.quantised.packing import unpacked
 from apr_falsify.formats.tensors import Tensor
@@ -22,7 +22,7 @@ from apr_falsify.formats.views import TurnedExperts, ViewedTensor
 
 BLOCK = 32
 _BLOCKS, _SCALES = "_blocks", "_scales"
-LOW_FIRST = Packing(axis="in", order=(0, 1))
+LOW_FIRST = PackedOrder(axis="in", order=(0, 1))
 """The first of two codes lies in the lower half of a byte."""
 
 
