@@ -9,6 +9,7 @@ Source of the interface: Ray's documentation, "Actors" and "Fault tolerance".
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -48,7 +49,7 @@ class RayEngine:
 
     def __init__(self, limits: Limits, *, address: str | None = None, workers: int | None = None) -> None:
         try:
-            import ray
+            ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise MissingDependencyError(
                 f"the engine ray needs ray ({error})",
