@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from apr_falsify.contracts.cargo_command import CargoTest, read_cargo
+from apr_falsify.contracts.cargo_command import CargoTest, is_placeholder, read_cargo
 from apr_falsify.contracts.pytest_command import PytestRun, read_pytest
 from apr_falsify.contracts.shell import Command, commands
 
@@ -170,6 +170,7 @@ class TestNames:
     cargo: tuple[CargoTest, ...] = ()
     runs: tuple[PytestRun, ...] = ()
     targets: tuple[BuildTarget, ...] = ()
+    harnesses: tuple[str, ...] = ()
     files: tuple[PathName, ...] = ()
     bare: tuple[str, ...] = ()
 
@@ -181,14 +182,16 @@ def parse_test(text: str) -> TestNames:
     cargo: list[CargoTest] = []
     runs: list[PytestRun] = []
     targets: list[BuildTarget] = []
+    harnesses: list[str] = []
     files: list[PathName] = []
     for command in commands(text):
-        one = read_cargo(command) if command.tool == "cargo" else None
+        one = read_cargo(command) if command.tool in ("cargo", "cross") else None
         run = read_pytest(command)
         nodes.extend(node for word in (run.arguments if run else ()) for node in _nodes(word, command.within))
         cargo.extend([one] if one else ())
         runs.extend([run] if run else ())
         targets.extend(_build_targets(command))
+        harnesses.extend(_harnesses(command))
         files.extend(replace(path, within=command.within) for path in _files_run(command, run))
     known = {(node.path.path, node.parts) for node in nodes}
     others = _nodes(text, _folder_of(text))  # in prose, or behind a tool that is not known
@@ -196,15 +199,26 @@ def parse_test(text: str) -> TestNames:
     whole = parse_path(text) if "\n" not in text.strip() else None
     if whole and not nodes and whole.path.endswith((".rs",) if whole.symbol else (".py", ".rs", ".sh")):
         files.append(whole)
-    bare = () if nodes or cargo or files or runs or targets else _bare_test(text)
+    bare = () if nodes or cargo or files or runs or targets or harnesses else _bare_test(text)
     return TestNames(
         nodes=tuple(nodes),
         cargo=tuple(cargo),
         runs=tuple(run for run in runs if run.keyword or _chooses_by_mark(run)),
         targets=tuple(targets),
+        harnesses=tuple(harnesses),
         files=tuple(dict.fromkeys(files)),
         bare=bare,
     )
+
+
+def _harnesses(command: Command) -> Iterator[str]:
+    """What ``cargo kani --harness NAME`` asks for."""
+    words = command.words
+    for at, word in enumerate(words) if words[1:2] == ("kani",) or command.tool == "kani" else ():
+        option, equals, value = word.partition("=")
+        name = value if equals else words[at + 1] if at + 1 < len(words) else ""
+        if option == "--harness" and re.fullmatch(r"(?:\w+::)*\w+", name) and not is_placeholder(name):
+            yield name
 
 
 def _chooses_by_mark(run: PytestRun) -> bool:
