@@ -86,7 +86,7 @@ WORKSPACE: Mapping[str, str] = {
     "tools/bench/src/main.rs": "fn main() {}\n#[test]\nfn parses_args() { assert_eq!(2, 1 + 1); }\n",
     "tools/bench/checks/smoke.rs": "#[test]\nfn smokes() { assert_eq!(2, 1 + 1); }\n",
     "solo/Cargo.toml": (
-        '[package]\nname = "own-runner"\nversion = "0.1.0"\nedition = "2021"\nautotests = false\n[workspace]\n'
+        '[package]\nname = "own-runner"\nversion = "0.1.0"\nautotests = false\n[workspace]\n'
         '[[test]]\nname = "own"\npath = "checks/own.rs"\nharness = false\n'
     ),
     "solo/src/lib.rs": "\n",

@@ -106,7 +106,8 @@ def _absent_node(
     if parts[0] in imported or (
         len(parts) > 1 and is_inherited(found.tree, found.relative, "::".join(parts))
     ):
-        return RESOLVED
+        running = why_not_run(found, parts, settings_of(found))
+        return running if running.code else RESOLVED
     if "*" in imported or (len(parts) > 1 and _has_foreign_base(index, parts[0])):
         return UNCHECKED  # it may come with the star or with the base class, and neither is here
     elsewhere = [
