@@ -144,20 +144,27 @@ PROJECT: Mapping[str, str] = {
         "check-gone: check\n\tpytest checks/test_flow.py::test_gone_for_good\n\ncheck-via: check-gone\n\n"
         "check-var:\n\t@$(PY) -m pytest checks/test_flow.py::TestPipe::test_vanished\n\n"
         "check-shell:\n\tfor one in a b; do pytest checks/$$one.py; done\n\n"
-        "check-again:\n\t$(MAKE) check-var\n"
+        "check-again:\n\t$(MAKE) check-var\n\n"
+        "gone:\n\t@echo begins\n\t-pytest checks/test_flow.py::test_gone_too\n\n"
+        "inner:\n\t$(MAKE) -C checks deep\n"
     ),
+    "checks/Makefile": "deep:\n\tpytest test_flow.py::test_gone_inside\n",
     "justfile": (
         "verify-flow:\n    pytest checks/test_flow.py -k test_opens\n\n"
         'verify-gone arg="x": verify-flow\n    @pytest checks/test_flow.py -k test_gone_entirely\n\n'
+        "[group('x')]\nplain:\n    pytest checks/test_flow.py::test_gone_plainly\n\nalias p := plain\n\n"
         "verify-arg name:\n    pytest checks/{{name}}.py\n\nverify-both: verify-flow verify-gone\n"
     ),
     "tox.ini": (
-        "[tox]\nenvlist = py311, lint\n[testenv]\ncommands = pytest checks/test_flow.py {posargs}\n"
+        "[tox]\nenvlist = py{311,312}-{unit,full}, lint\n[testenv]\ncommands =\n"
+        "    pytest checks/test_flow.py {posargs}\n"
+        "    full: pytest checks/test_missing.py\n"
         "[testenv:gone]\ncommands =\n    pytest {toxinidir}/checks/test_missing.py\n"
         "[testenv:lint]\ncommands = ruff check .\n"
     ),
     "noxfile.py": (
-        "import nox\n@nox.session\ndef flow_checks(session):\n"
+        "import nox\n@nox.session\n@nox.parametrize('n', [1])\ndef by_number(session, n): ...\n\n"
+        "@nox.session\ndef flow_checks(session):\n"
         '    session.run("pytest", "checks/test_flow.py")\n\n'
         '@nox.session(name="gone-checks")\ndef gone(session):\n'
         '    session.run("pytest", "checks/test_gone_file.py", *session.posargs)\n'

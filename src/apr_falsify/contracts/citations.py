@@ -26,7 +26,7 @@ from apr_falsify.contracts.model import (
     place_of,
     text_of,
 )
-from apr_falsify.contracts.names import PathName, TestNames, parse_path, parse_symbols, parse_test
+from apr_falsify.contracts.names import PathName, parse_path, parse_symbols, parse_test
 from apr_falsify.contracts.problem import Place
 from apr_falsify.contracts.prose import (
     functions_of,
@@ -320,7 +320,7 @@ def named_tests(
             yield label(name, text, line(name), absent)
         else:
             yield _test("test", name, line(name), absent, name=name, paths=paths)
-    if names == TestNames():
+    if not names:
         yield from names_in_prose(text, place, absent)
 
 

@@ -153,18 +153,20 @@ class PytestNode:
 class BuildTarget:
     """What a build tool is asked to run: ``make falsify``, ``just check``, ``nox -s tests``, ``tox -e lint``.
 
-    ``arguments`` are those behind ``--``, which tox hands on.
+    ``arguments`` are those behind ``--``, which tox hands on. ``is_sure`` is false of a word that may be one of
+    a sentence: it counts where the tool's file has such a target.
     """
 
     tool: str
     name: str
     within: str = ""
     arguments: tuple[str, ...] = ()
+    is_sure: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestNames:
-    """What the text of a ``test:`` names."""
+    """What the text of a ``test:`` names; true where it surely names anything."""
 
     nodes: tuple[PytestNode, ...] = ()
     cargo: tuple[CargoTest, ...] = ()
@@ -173,6 +175,12 @@ class TestNames:
     harnesses: tuple[str, ...] = ()
     files: tuple[PathName, ...] = ()
     bare: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        sure = any(one.is_sure for one in self.targets)
+        return sure or bool(
+            self.nodes or self.cargo or self.runs or self.harnesses or self.files or self.bare
+        )
 
 
 @functools.lru_cache(4096)
@@ -199,7 +207,8 @@ def parse_test(text: str) -> TestNames:
     whole = parse_path(text) if "\n" not in text.strip() else None
     if whole and not nodes and whole.path.endswith((".rs",) if whole.symbol else (".py", ".rs", ".sh")):
         files.append(whole)
-    bare = () if nodes or cargo or files or runs or targets or harnesses else _bare_test(text)
+    sure = any(one.is_sure for one in targets)
+    bare = () if nodes or cargo or files or runs or sure or harnesses else _bare_test(text)
     return TestNames(
         nodes=tuple(nodes),
         cargo=tuple(cargo),
@@ -301,10 +310,12 @@ def _build_targets(command: Command) -> list[BuildTarget]:
         sure = [one for one in named if re.match(r"^[A-Za-z][\w.-]*$", one)]
         return [BuildTarget(tool=tool, name=one, within=command.within, arguments=given) for one in sure]
     within, names = _recipes_asked_for(tool, words, command.within)
-    named = [one for one in names if re.match(r"^[A-Za-z]\w*[-_][\w-]*$", one)]  # `make sure that` is prose
-    if len(command.words) == 2 and names[:1] and names[0] in _USUAL_TARGETS:
-        named = names
-    return [BuildTarget(tool=tool, name=one, within=within) for one in named]
+    alone = len(command.words) == 2 and names[:1] and names[0] in _USUAL_TARGETS
+    return [
+        BuildTarget(tool=tool, name=one, within=within, is_sure=bool(alone or re.search(r"\w[-_]", one)))
+        for one in names
+        if re.match(r"^[A-Za-z][\w-]*$", one)
+    ]  # `make sure that` is prose
 
 
 def _recipes_asked_for(tool: str, words: list[str], within: str) -> tuple[str, list[str]]:
