@@ -153,8 +153,8 @@ class PytestNode:
 class BuildTarget:
     """What a build tool is asked to run: ``make falsify``, ``just check``, ``nox -s tests``, ``tox -e lint``.
 
-    ``arguments`` are those behind ``--``, which tox hands on. ``is_sure`` is false of a word that may be one of
-    a sentence: it counts where the tool's file has such a target.
+    ``arguments`` are those behind ``--``, which tox hands on. ``is_sure`` is false of a word that may be one
+    of a sentence: it counts where the tool's file has such a target.
     """
 
     tool: str
