@@ -52,6 +52,30 @@ def kani(harness: str, more: str) -> str:
 CASES: Mapping[str, tuple[str, list[str]]] = {
     **{f"{key} of an obligation": (obligation(f"    {key}: src/gone.rs\n"), [FILE]) for key in EVIDENCE},
     **{f"{key} there": (obligation(f"    {key}: src/lib.rs::add\n"), []) for key in EVIDENCE},
+    "a place under a key of its own": (
+        obligation(
+            "    test_locations: {unit: 'src/lib.rs::tests::sums_up', edge: 'src/lib.rs::tests::gone'}\n"
+        ),
+        [SYMBOL],
+    ),
+    "a command under a key of its own": (
+        obligation(
+            "    verified_by: {unit: cargo test -p demo sums_up, edge: cargo test -p demo sums_down}\n"
+        ),
+        ["test-not-found"],
+    ),
+    "places under keys of their own": (
+        obligation("    verified_by: {rust: src/lib.rs, who: a person, when: '2025-01-01'}\n"),
+        [],
+    ),
+    "nothing to name": (obligation("    verified_by: n/a\n"), []),
+    "a condition that is a command": (
+        "falsification_conditions:\n  - '`cargo test -p demo sums_down` fails'\n",
+        ["test-not-found"],
+    ),
+    "a condition in words": ("falsification_conditions:\n  - the sum of 1 and 2 is not 3\n", []),
+    "a rarer word for evidence": (obligation("    backed_by: src/gone.rs\n"), ["evidence-not-read"]),
+    "a rarer word, no file": (obligation("    measured_by: wall clock\n"), []),
     "evidence of a registered task": ("tasks:\n  - {id: T, status: DONE, file: src/gone.rs}\n", [FILE]),
     "evidence of a task to come": ("tasks:\n  - {id: T, status: TODO, evidence: src/gone.rs}\n", []),
     "a key nobody reads": (obligation("    witnessed_by: src/gone.rs\n"), ["evidence-not-read"]),

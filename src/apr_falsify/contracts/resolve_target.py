@@ -44,9 +44,7 @@ _OPEN = {
         r"^-?s?include\b|%[^\n:%]*:|\$\(eval|^[^\t\n#$]*\$[({][^\n]*:|\.DEFAULT", re.MULTILINE
     ),
     "just": re.compile(r"^(?:import|mod)\b", re.MULTILINE),
-    "nox": re.compile(
-        r"^[ \t]*(?:from[ \t]+\S+[ \t]+import[ \t]+\*|nox\.session\()|parametrize", re.MULTILINE
-    ),
+    "nox": re.compile(r"^[ \t]*(?:from[ \t]+\S+[ \t]+import[ \t]+\*|nox\.session\()", re.MULTILINE),
 }
 _PYTHONS = re.compile(r"^(?:py|pypy|cpython|python)?-?[\d.]*t?$")
 _MOST_BYTES = 256 * 1024
@@ -78,7 +76,7 @@ def _resolve(target: BuildTarget, scope: SearchScope, resolve: Resolve, seen: se
                     continue
                 there = _in_file(target, path, text, tree)
                 if there is not RESOLVED:
-                    return there
+                    return there if target.is_sure else UNCHECKED
                 here = replace(target, within=folder)
                 seen.update((here, target))
                 return _followed(here, path, text, scope, resolve, seen)
@@ -89,7 +87,8 @@ def _in_file(target: BuildTarget, path: str, text: str, tree: SourceTree) -> Res
     if target.tool == "tox":
         return _environment(target, path, text, tree)
     found = [word for match in _NAMES[target.tool].findall(text) for word in _words(match)]
-    if target.name in found or tree.locate(target.name):
+    many = target.tool == "nox" and any(target.name.startswith(f"{one}-") for one in found)  # `tests-3.12`
+    if target.name in found or many or (target.is_sure and tree.locate(target.name)):
         return RESOLVED
     if _OPEN[target.tool].search(text):
         return UNCHECKED

@@ -13,6 +13,8 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from apr_falsify.contracts.names import expand_braces
+
 _FOLDERS = re.compile(r"\{(?:toxinidir|tox_root)\}/?")
 _POSARGS = re.compile(r"\{posargs(?::([^{}]*))?\}|\[\]")
 _PREFIX = "@-+ \t"
@@ -59,9 +61,27 @@ def commands_of_environment(name: str, text: str, arguments: tuple[str, ...]) ->
             .lstrip(_PREFIX)
             .rstrip()
         )
-        if not whole or re.search(r"\{[^}]*\}|^[\w,!{}.-]+:\s", whole):
-            continue  # what only tox knows, or of one factor
+        condition = _CONDITION.match(whole)
+        if condition and not _applies(condition[1], name):
+            continue
+        whole = whole[condition.end() :] if condition else whole
+        if not whole or re.search(r"\{[^}]*\}", whole):
+            continue  # what only tox knows
         yield _line_of(text, line), _in_folder(folder, whole)
+
+
+_CONDITION = re.compile(r"^([\w,!{}.-]+):\s+")
+
+
+def _applies(condition: str, name: str) -> bool:
+    """Whether a line of these factors (``py{311,312}-full,!slow``) is of an environment."""
+    factors = name.split("-")
+    alternatives = re.split(r",(?![^{}]*\})", condition)
+    every = (one.split("-") for each in alternatives for one in expand_braces(each))
+    return any(
+        all((one[1:] not in factors) if one[:1] == "!" else one in factors for one in all_of)
+        for all_of in every
+    )
 
 
 def _in_folder(folder: str, command: str) -> str:
