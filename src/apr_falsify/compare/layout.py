@@ -18,7 +18,17 @@ from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.errors import TraceError
 from apr_falsify.model.passes import Mask, Passes
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import ROWS, SCORES, SQUARES, STAGES, Key, Layout, recorded_shape
+from apr_falsify.model.stages import (
+    HEAD_WIDTHS,
+    PER_HEAD,
+    ROWS,
+    SCORES,
+    SQUARES,
+    STAGES,
+    Key,
+    Layout,
+    recorded_shape,
+)
 from apr_falsify.operators.roundoff import TINY
 from apr_falsify.operators.softcap import softcap
 from apr_falsify.traces.trace import StageArray
@@ -70,9 +80,7 @@ _BOTH = (Layout.ROOT_SCALED,)
 """Those of :data:`FACTORS` that are in k as well where q, k and v lie in one array; the others are in q."""
 
 _ACTS: Mapping[Layout, Callable[[str], bool]] = {
-    Layout.HEAD_MAJOR: lambda name: (
-        STAGES[name].axes in (("tokens", "q"), ("tokens", "kv"), ("tokens", "qkv"))
-    ),
+    Layout.HEAD_MAJOR: lambda name: name in PER_HEAD or STAGES[name].axes[-1] == "qkv",
     Layout.INTERLEAVED: lambda name: name in _ROTARY_COLUMNS,
     # Not attn_softmax: it is zero there by meaning, and zeroing the other side would hide a fault.
     Layout.CAUSAL_ZEROED: lambda name: name in SCORES,
@@ -144,9 +152,9 @@ def _sized(data: Array, name: str, shape: tuple[int, ...]) -> Array:
 
 def _token_major(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
     """[heads, S, D] -> [S, heads * D]."""
-    tokens = passes.rows
-    width = geometry.dims(tokens)[STAGES[key.stage].axes[-1]]
-    heads = _sized(data, key.stage, (width // geometry.head_dim, tokens, geometry.head_dim))
+    tokens, dims, axis = passes.rows, geometry.dims(passes.rows), STAGES[key.stage].axes[-1]
+    width, size = dims[axis], dims[HEAD_WIDTHS.get(axis, "head_dim")]
+    heads = _sized(data, key.stage, (width // size, tokens, size))
     return heads.swapaxes(0, 1).reshape(tokens, width)
 
 
@@ -157,9 +165,10 @@ def _half_split(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Ar
     split = np.array(_sized(data, key.stage, (tokens, width)))
     columns = _ROTARY_COLUMNS[key.stage](geometry)
     heads = split[:, :columns].reshape(tokens, -1, geometry.head_dim)  # a view
-    turned = geometry.rope.width(geometry.head_dim)
-    pairs = np.array(heads[..., :turned]).reshape(tokens, -1, turned // 2, 2)
-    heads[..., :turned] = pairs.swapaxes(-1, -2).reshape(tokens, -1, turned)
+    turned, start = geometry.rope.width(geometry.head_dim), geometry.rotary_start(key.layer)
+    rotated = np.s_[..., start : start + turned]
+    pairs = np.array(heads[rotated]).reshape(tokens, -1, turned // 2, 2)
+    heads[rotated] = pairs.swapaxes(-1, -2).reshape(tokens, -1, turned)
     return split
 
 

@@ -37,6 +37,7 @@ class Family:
         local_rope: whether layers with a window have a rotary embedding of their own.
         partial_rotary: whether ``partial_rotary_factor`` counts: a head may be rotated in part.
         interleaved: whether a HuggingFace checkpoint's rotary pairs lie side by side: (0, 1), (2, 3) ...
+        split_by_rotation: whether transformers puts those half-split where it rotates them.
         gguf_interleaved: whether q and k lie in a GGUF file as interleaved rotary pairs: conversion permutes
             them so, or leaves them as they are.
         norm_offset: what is added to a norm's weight as a HuggingFace checkpoint stores it.
@@ -71,6 +72,7 @@ class Family:
     local_rope: bool = False
     partial_rotary: bool = False
     interleaved: bool = False
+    split_by_rotation: bool = False
     gguf_interleaved: bool = False
     norm_offset: float = 0.0
     offset_rounded: bool = False
