@@ -58,7 +58,7 @@ RECIPES: Mapping[str, Recipe] = {
             **_EXPERTS,
             **_GROUPS,
             "norm_topk_prob": True,
-            "rope_parameters": {**_YARN_IN_SCALE, "mscale": 1.0, "mscale_all_dim": 1.0, "factor": 40.0},
+            "rope_parameters": {**_YARN_IN_SCALE, "mscale": 1.0, "mscale_all_dim": 1.0},
         },
     ),
     "deepseek_v3-direct-unnormed-one-group-tied": Recipe(

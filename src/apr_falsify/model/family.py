@@ -30,6 +30,8 @@ class Family:
         layer: gives the nodes of one layer.
         ends: gives the nodes of the whole model.
         settings: what its config says beyond the usual sizes, as keywords of ``Geometry``.
+        published_code: classes of makers' repositories (``auto_map``) that transformers has taken over: a
+            config.json that names one is read, and the code is not run.
         config_keys: this family's own names of config keys, by their usual names.
         config_defaults: what transformers 5 takes for a key that config.json leaves out, where that is
             neither a plain default nor derived from another key.
@@ -66,6 +68,7 @@ class Family:
     layer: Layer = decoder_layer
     ends: Ends = decoder_ends
     settings: Settings = nothing
+    published_code: tuple[str, ...] = ()
     config_keys: Mapping[str, str] = field(default_factory=dict)
     config_defaults: Mapping[str, Any] = field(default_factory=dict)
     rope_aliases: Mapping[str, str] = field(default_factory=dict)

@@ -28,8 +28,9 @@ def _values(node: Node, inputs: Inputs, site: Site) -> Array:
 
 def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     known = known_part_of(node, ins, site.geometry)
-    start, errors = site.geometry.rotary_start(site.layer), angle_errors_at(site, len(y))
-    return turned_variance(known, y, site.geometry.head_dim, start, errors, store)
+    size, errors = site.geometry.head_dim, angle_errors_at(site, len(y))
+    start = size - 2 * errors.shape[1] if site.geometry.kv_latent else 0  # which may turn other pairs
+    return turned_variance(known, y, size, start, errors, store)
 
 
 def turned_variance(known: Known, y: F64, head_dim: int, start: int, errors: F64, store: float) -> F64:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from apr_falsify.compare.floor import sigma_of
 from apr_falsify.compare.fused import rounded_weights, step
 from apr_falsify.compare.site import ReplaySite
-from apr_falsify.compare.variations import attend, masks
+from apr_falsify.compare.variations import attend, latents, masks
 from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words
 from apr_falsify.compare.variations.common import moves
 from apr_falsify.numerics.operand_rules import Operation, Rule
@@ -135,6 +135,7 @@ def _named_scales(case: Case) -> dict[str, float]:
         "the scale of the hidden size": geometry.hidden**-0.5 / own,
         "the scale of hidden / heads": (geometry.hidden / geometry.heads) ** -0.5 / own,
         "exponentials of base 2": math.log(2),
+        **{says: value / own for value, says in latents.scales(geometry, case.layer)},
     }
 
 

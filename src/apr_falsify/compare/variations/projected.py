@@ -34,6 +34,13 @@ WEIGHTED: Mapping[str, tuple[str, ...]] = {
     "attn_proj": ("o",),
     "ffn_proj": ("down",),
     "lm_head_proj": ("lm_head",),
+    "q_latent": ("q_a",),
+    "q_latent_norm": ("q_a_norm",),
+    "q_up": ("q", "q_b"),
+    "kv_latent": ("kv_a",),
+    "kv_latent_norm": ("kv_a_norm",),
+    "kv_up": ("kv_b",),
+    "k_shared": ("k_rope",),
 }
 """Stage -> the roles of the weights it uses."""
 
@@ -207,7 +214,7 @@ def _last(case: Case, x: F64) -> F64:
 
 
 def _columns(case: Case) -> Mapping[str, slice]:
-    return parts(case) if case.name == "qkv_matmul" else {WEIGHTED[case.name][0]: slice(0, None)}
+    return parts(case) if case.name == "qkv_matmul" else {next(iter(tensors_of(case))): slice(0, None)}
 
 
 def _made(tensor: Tensor, values: FloatArray) -> MadeTensor:

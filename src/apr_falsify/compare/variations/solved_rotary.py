@@ -84,6 +84,8 @@ def _changed(case: Case) -> npt.NDArray[np.bool_]:
 
 
 def _moved_channels(case: Case) -> int:
+    if case.geometry.kv_latent:  # which rotates the last ones
+        return len(_changed(case)) - int(np.min(np.flatnonzero(_changed(case)), initial=len(_changed(case))))
     return int(np.max(np.flatnonzero(_changed(case)), initial=-1)) + 1
 
 

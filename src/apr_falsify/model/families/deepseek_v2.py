@@ -33,6 +33,7 @@ DEEPSEEK_V2 = Family(
     model_types=("deepseek_v2",),
     weights={**HF_LATENT_DECODER, **HF_MIXTURE, **HF_SHARED_EXPERTS},
     settings=_settings,
+    published_code=("modeling_deepseek.DeepseekV2ForCausalLM",),
     interleaved=True,
     fused=LATENT_FUSED,
     config_defaults={

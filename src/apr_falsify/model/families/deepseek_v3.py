@@ -14,6 +14,7 @@ DEEPSEEK_V3 = Family(
     title="DeepSeek-V3",
     model_types=("deepseek_v3",),
     weights={**HF_LATENT_DECODER, **HF_CORRECTED_MIXTURE},
+    published_code=("modeling_deepseek.DeepseekV3ForCausalLM",),
     settings=lambda config: {**latent_attention(config), **corrected_experts(config)},
     interleaved=True,
     split_by_rotation=True,
