@@ -46,6 +46,7 @@ BATCH = "batch"
 FACTORS: Mapping[str, tuple[str, ...]] = {
     "q": ("kv_heads", "groups", "head_dim"),
     "kv": ("kv_heads", "head_dim"),
+    "mixed": ("kv_heads", "groups", "head_dim"),
     "qkv": ("qkv_heads", "head_dim"),
     "heads": ("kv_heads", "groups"),
 }
