@@ -52,6 +52,8 @@ class Layout(StrEnum):
     """[heads, S, D] where the canonical shape is [S, heads * D]."""
     INTERLEAVED = "interleaved"
     """Rotary pairs are (0,1), (2,3) ...; canonical is half-split: (0, D/2), (1, D/2 + 1) ..."""
+    ROTARY_FIRST = "rotary-first"
+    """The rotated channels of a head come first, where latent attention has them last."""
     CAUSAL_ZEROED = "causal-zeroed"
     """Zero above the diagonal, where the canonical stage holds the full square."""
     UNSCALED = "unscaled"

@@ -34,7 +34,7 @@ def axis_sizes(geometry: Geometry, tokens: int) -> dict[str, int]:
 def as_sized(sizes: Mapping[str, int], stage: str, part: int | None) -> Mapping[str, int]:
     """Return the sizes of axis words as a stage, or its q, k or v (``part`` 0, 1 or 2), has them.
 
-    A head is as wide as one of v in ``attention`` and in v itself; in an array of q|k|v whose heads are of two
+    A head is as wide as one of v in ``attention`` and in v itself; in an array of q|k|v whose heads have two
     widths no head stands apart.
     """
     if sizes["v_head_dim"] == sizes["head_dim"]:
