@@ -201,7 +201,7 @@ def _is_sparse(kind: object) -> bool:
     return kind == "sparse"
 
 
-def only(config: Config, key: str, *known: object) -> None:
+def refuse_others(config: Config, key: str, *known: object) -> None:
     """Refuse a config that says something else of ``key`` than what is ``known``, or nothing.
 
     Raises:
@@ -216,8 +216,8 @@ def only(config: Config, key: str, *known: object) -> None:
 
 def corrected_experts(config: Config) -> Mapping[str, Any]:
     """Read the mixture of DeepSeek-V3: a sigmoid router with groups and a correction, and shared experts."""
-    only(config, "scoring_func", "sigmoid")
-    only(config, "topk_method", "noaux_tc")
+    refuse_others(config, "scoring_func", "sigmoid")
+    refuse_others(config, "topk_method", "noaux_tc")
     groups = config.get("n_group") or 1
     return {
         **routed_and_shared(config),
@@ -235,7 +235,7 @@ def routed_and_shared(config: Config) -> Mapping[str, Any]:
     The first ``first_k_dense_replace`` layers have none; the shared experts lie in one, as wide as all of
     them.
     """
-    only(config, "moe_layer_freq", 1)
+    refuse_others(config, "moe_layer_freq", 1)
     width = config.whole("moe_intermediate_size")
     return {
         "experts": config.whole("n_routed_experts"),
@@ -263,7 +263,7 @@ def latent_attention(config: Config) -> Mapping[str, Any]:
             f"num_key_value_heads is {config['num_key_value_heads']}",
             expected=f"{heads}: latent attention makes k and v of every head",
         )
-    only(config, "rope_interleave", True)
+    refuse_others(config, "rope_interleave", True)
     rope = rope_of_config(config.values)
     if rope.share != 1.0:
         raise GeometryError(

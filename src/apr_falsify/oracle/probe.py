@@ -174,7 +174,8 @@ class _LatentHeads:
     def see_up(self, module: Any, args: Any, output: torch.Tensor) -> None:
         q, shared = self._seen
         geometry = self._geometry
-        heads = output[0, 0, -len(q) :].unflatten(-1, (geometry.kv_heads, -1))  # a cache has earlier rows too
+        # A cache has earlier rows too.
+        heads = output[0, 0, -len(q) :].reshape(len(q), geometry.kv_heads, -1)
         own, v = heads.split([heads.shape[-1] - geometry.value_dim, geometry.value_dim], dim=-1)
         k = torch.cat((own, shared[:, None].expand(*own.shape[:-1], -1)), dim=-1)
         turned = torch.cat((q, k.flatten(1)), dim=-1)

@@ -10,14 +10,14 @@ from typing import Any
 
 from apr_falsify.model.family import Family
 from apr_falsify.model.names import HF_LATENT_DECODER, HF_MIXTURE, HF_SHARED_EXPERTS, LATENT_FUSED
-from apr_falsify.model.settings import Config, latent_attention, only, routed_and_shared
+from apr_falsify.model.settings import Config, latent_attention, refuse_others, routed_and_shared
 
 
 def _settings(config: Config) -> Mapping[str, Any]:
-    only(config, "topk_method", "greedy", "group_limited_greedy")
-    only(config, "scoring_func", "softmax")
-    only(config, "norm_topk_prob", False)
-    only(config, "mlp_bias", False)
+    refuse_others(config, "topk_method", "greedy", "group_limited_greedy")
+    refuse_others(config, "scoring_func", "softmax")
+    refuse_others(config, "norm_topk_prob", False)
+    refuse_others(config, "mlp_bias", False)
     limited = config.get("topk_method") == "group_limited_greedy"
     return {
         **latent_attention(config),
