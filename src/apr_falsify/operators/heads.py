@@ -29,7 +29,10 @@ def head_size(part: str, geometry: Geometry) -> int:
     return geometry.value_dim if part == "v" else geometry.head_dim
 
 
-def values_of(qkv: Array, geometry: Geometry) -> Array:
+_Number = TypeVar("_Number", bound=np.generic)
+
+
+def values_of(qkv: npt.NDArray[_Number], geometry: Geometry) -> npt.NDArray[_Number]:
     """Return v, which stands last in q|k|v: [S, K*Dv]; of v alone all of it."""
     return qkv[:, -geometry.kv_heads * geometry.value_dim :]
 

@@ -47,8 +47,9 @@ def _values(node: Node, inputs: Inputs, site: Site) -> Array:
 
 def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     """Count what each value carries: nothing is computed."""
-    carried = (np.broadcast_to(ins[name].variance, ins[name].value.shape) for name in ins)
-    return np.asarray(joined(*carried, site.geometry))
+    carried = {name: np.broadcast_to(known.variance, known.value.shape) for name, known in ins.items()}
+    found = joined(carried["q_up"], carried["kv_up"], carried["k_shared"], site.geometry)
+    return np.asarray(found, dtype=np.float64)
 
 
 def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:

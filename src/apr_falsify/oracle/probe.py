@@ -176,7 +176,7 @@ class _LatentHeads:
         geometry = self._geometry
         # A cache has earlier rows too.
         heads = output[0, 0, -len(q) :].reshape(len(q), geometry.kv_heads, -1)
-        own, v = heads.split([heads.shape[-1] - geometry.value_dim, geometry.value_dim], dim=-1)
+        own, v = heads[..., : -geometry.value_dim], heads[..., -geometry.value_dim :]
         k = torch.cat((own, shared[:, None].expand(*own.shape[:-1], -1)), dim=-1)
         turned = torch.cat((q, k.flatten(1)), dim=-1)
         order = canonical_columns(geometry, {"qk": turned.shape[-1]})
