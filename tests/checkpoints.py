@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests import further_recipes, mixture_recipes, recipes
+from tests import further_recipes, layer_recipes, mixture_recipes, recipes
 from tests.recipe import Recipe
 
 _SIZES: Mapping[str, Any] = {
@@ -31,6 +31,7 @@ RECIPES: Mapping[str, Recipe] = {
     **recipes.RECIPES,
     **further_recipes.RECIPES,
     **mixture_recipes.RECIPES,
+    **layer_recipes.RECIPES,
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -81,6 +82,9 @@ FAMILIES = (
     "solar_open",
     "exaone_moe",
     "granitemoeshared",
+    "llama4_text",
+    "qwen3_next",
+    "qwen3_5_text",
 )
 """One plain recipe of each family."""
 

@@ -34,6 +34,7 @@ from apr_falsify.formats.tensors import (
 from apr_falsify.formats.views import (
     ExpertColumns,
     HalfSplit,
+    ListedRows,
     Offset,
     OneExpert,
     Rounded,
@@ -110,10 +111,13 @@ class Weights:
         kept = role in row.kept_in_f32 or (self.matrices_alone and len(tensor.shape) == 1)
         if self.cast_to is not None and not kept:
             tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
-        if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
+        if self.of_checkpoint and row.norm_offset and role.endswith("norm") and role not in row.plain_norms:
             tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))
             if row.offset_rounded and self.cast_to is not None:
                 tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
+        if self.of_checkpoint and role in row.listed_rows:
+            view = ListedRows(listed=row.listed_rows[role](self.geometry))
+            tensor = ViewedTensor(base=tensor, view=view)
         for group in row.fused:
             # A file of another form than the checkpoint's may hold them apart.
             if role in group and len({self.names[each] for each in group}) == 1:

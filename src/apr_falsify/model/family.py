@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from apr_falsify.model.blocks import decoder_ends, decoder_layer
 from apr_falsify.model.gguf_settings import GgufSettings
 from apr_falsify.model.graph import Ends, Layer
 from apr_falsify.model.settings import Settings, nothing
+from apr_falsify.model.shape import Geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,8 @@ class Family:
         interleaved: whether a HuggingFace checkpoint's rotary pairs lie side by side: (0, 1), (2, 3) ...
         gguf_interleaved: whether q and k lie in a GGUF file as interleaved rotary pairs: conversion permutes
             them so, or leaves them as they are.
+        plain_norms: roles of norms to whose weight nothing is added, where something is to others'.
+        listed_rows: role -> which rows of its tensor are its own, in order, given the geometry.
         norm_offset: what is added to a norm's weight as a HuggingFace checkpoint stores it.
         offset_rounded: whether transformers rounds that sum to the format in which it runs.
         fused: groups of roles that lie one below the other in one tensor.
@@ -73,6 +76,8 @@ class Family:
     interleaved: bool = False
     gguf_interleaved: bool = False
     norm_offset: float = 0.0
+    plain_norms: tuple[str, ...] = ()
+    listed_rows: Mapping[str, Callable[[Geometry], tuple[int, ...]]] = field(default_factory=dict)
     offset_rounded: bool = False
     fused: tuple[tuple[str, ...], ...] = ()
     expert_columns: Mapping[str, tuple[int, int]] = field(default_factory=dict)

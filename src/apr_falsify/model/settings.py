@@ -207,3 +207,21 @@ def corrected_experts(config: Config) -> Mapping[str, Any]:
         "routed_scale": config.number("routed_scaling_factor", 1.0),
         "mixtures": tuple(n >= config.whole("first_k_dense_replace", 0) for n in range(config.layers)),
     }
+
+
+def layers_of(config: Config, kind: str, other: str, every: int) -> tuple[bool, ...]:
+    """Return which layers ``layer_types`` calls ``kind``, not ``other``; without it each ``every``-th.
+
+    Raises:
+        GeometryError: a layer type of another name.
+
+    """
+    kinds = config.get("layer_types")
+    if kinds is None:
+        every = config.whole("full_attention_interval", every)
+        return tuple((n + 1) % every == 0 for n in range(config.layers))
+    listed = items(kinds, "layer_types")[: config.layers]
+    for each in listed:
+        if each not in (kind, other):
+            raise GeometryError(f"the layer type {each!r} has no formula here", expected=f"{kind} or {other}")
+    return tuple(each == kind for each in listed)

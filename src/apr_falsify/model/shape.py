@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, LayerRangeError
+from apr_falsify.model.mixers import Mixer, mixer_of_json
 from apr_falsify.model.rope import Rope, check_rope
 from apr_falsify.reading import flag, items, mapping, number, text, whole
 
@@ -55,6 +56,14 @@ class Geometry:
         rotated: per layer, whether q and k are rotated at all; empty where all are.
         activation: the feed-forward block's activation.
         windows: per layer, how many keys back a token sees (itself included), ``None`` for all.
+        chunks: per layer, how many tokens form a chunk beyond which none sees, ``None`` for no chunks; empty
+            where no layer has them.
+        temperature_scale: c where the queries of a layer without RoPE are multiplied with
+            1 + c * log(1 + floor((t + 1) / f)) at token t, 0 where they are not.
+        temperature_floor: that f, in tokens.
+        mixer: what mixes tokens in the layers without attention, ``None`` where there are none.
+        attends: per layer, whether it has attention; empty where all have.
+        output_gated: whether attention's output is multiplied with the sigmoid of a gate.
         qkv_bias: whether q, k, v have a bias.
         qk_normed: whether q and k pass a norm, where a config switches that.
         output_bias: whether the output projection has one.
@@ -75,6 +84,7 @@ class Geometry:
         moe_intermediate: the width of one expert.
         shared_intermediate: the width of the expert that every token is given to besides, 0 for none.
         shared_gated: whether what that expert makes of a token is multiplied with a sigmoid of its own.
+        weighted_input: whether an expert's weight is multiplied with what it is given, not with what it makes.
         expert_bias: whether the router's and the experts' projections have a bias.
         expert_limit: how far an expert's gate (upwards) and up (both ways) reach, ``None`` for no clamp.
         expert_alpha: what the gate is multiplied with within the sigmoid of its activation.
@@ -106,6 +116,12 @@ class Geometry:
     rope: Rope
     activation: str = "silu"
     windows: tuple[int | None, ...] = ()
+    chunks: tuple[int | None, ...] = ()
+    mixer: Mixer | None = None
+    attends: tuple[bool, ...] = ()
+    output_gated: bool = False
+    temperature_scale: float = 0.0
+    temperature_floor: float = 1.0
     qkv_bias: bool = False
     qk_normed: bool = False
     output_bias: bool = False
@@ -127,6 +143,7 @@ class Geometry:
     moe_intermediate: int = 0
     shared_intermediate: int = 0
     shared_gated: bool = False
+    weighted_input: bool = False
     expert_bias: bool = False
     expert_limit: float | None = None
     expert_alpha: float = 1.0
@@ -165,6 +182,8 @@ class Geometry:
             "vocab": self.vocab,
             "head_dim": self.head_dim,
         }
+        if self.mixer is not None:
+            dims |= self.mixer.dims(self.hidden)
         if self.positions:
             dims["positions"] = self.positions
         if self.experts:
@@ -182,6 +201,14 @@ class Geometry:
             return replace(self.rope, kind="none")
         local = self.local_rope is not None and layer is not None and self.windows[layer] is not None
         return self.local_rope if local and self.local_rope is not None else self.rope
+
+    def attends_at(self, layer: int) -> bool:
+        """Whether ``layer`` has attention."""
+        return not self.attends or self.attends[layer]
+
+    def chunk_at(self, layer: int | None) -> int | None:
+        """Return how many tokens form a chunk in ``layer``, ``None`` where it has no chunks."""
+        return self.chunks[layer] if self.chunks and layer is not None else None
 
     def attn_scale_at(self, layer: int | None) -> float:
         """Return what q.k is multiplied with in ``layer``."""
@@ -224,7 +251,8 @@ class Geometry:
             values["rope"] = _rope_of_json(values["rope"])
             if values.get("local_rope") is not None:
                 values["local_rope"] = _rope_of_json(values["local_rope"])
-            for name in ("windows", "attn_scales", "mixtures", "rotated"):
+            values["mixer"] = mixer_of_json(values.get("mixer"))
+            for name in ("windows", "attn_scales", "mixtures", "rotated", "chunks", "attends"):
                 values[name] = tuple(items(values.get(name, []), name))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
@@ -294,15 +322,19 @@ def _check_optional(geometry: Geometry) -> None:
     ]
     if any(value <= 0 for value in factors):
         raise GeometryError("a scale or a soft-cap is not above 0")
-    for name in ("attn_scales", "mixtures", "rotated"):
+    for name in ("attn_scales", "mixtures", "rotated", "chunks", "attends"):
         if len(getattr(geometry, name)) not in (0, geometry.layers):
             raise GeometryError(f"{len(getattr(geometry, name))} {name} for {geometry.layers} layers")
+    if not all(geometry.attends):
+        if geometry.mixer is None:
+            raise GeometryError("layers without attention", expected="what mixes tokens in them")
+        geometry.mixer.check()
     _check_mixtures(geometry)
 
 
 def _check_mixtures(geometry: Geometry) -> None:
     flag(geometry.norm_topk_prob, "norm_topk_prob")
-    for name in ("shared_gated", "expert_bias", "sinks"):
+    for name in ("shared_gated", "weighted_input", "expert_bias", "sinks"):
         flag(getattr(geometry, name), name)
     number(geometry.expert_shift, "expert_shift")
     for name in ("expert_alpha", "expert_limit"):
@@ -345,9 +377,15 @@ def _check_constants(geometry: Geometry) -> None:
         flag(rotated, "whether a layer is rotated")
     if len(geometry.windows) != geometry.layers:
         raise GeometryError(f"{len(geometry.windows)} attention windows for {geometry.layers} layers")
-    for window in geometry.windows:
-        if window is not None and whole(window, "an attention window") < 1:
-            raise GeometryError(f"an attention window is {window}", expected="a whole number above 0")
+    for what, sizes in (("an attention window", geometry.windows), ("a chunk", geometry.chunks)):
+        for size in sizes:
+            if size is not None and whole(size, what) < 1:
+                raise GeometryError(f"{what} is {size}", expected="a whole number above 0")
+    if number(geometry.temperature_scale, "a temperature") < 0 or not geometry.temperature_floor >= 1:
+        raise GeometryError(
+            f"an attention temperature of {geometry.temperature_scale} each {geometry.temperature_floor}",
+            expected="a number of at least 0, and of at least 1 token",
+        )
     if number(geometry.norm_eps, "norm_eps") < 0:
         raise GeometryError(f"norm_eps is {geometry.norm_eps}", expected="a small number of at least 0")
     if geometry.activation not in ACTIVATIONS:

@@ -8,12 +8,13 @@ stores a stage instead is described by layout words (:class:`Layout`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from apr_falsify.errors import LayerRangeError, StageError, nearest
+from apr_falsify.model.further_stages import AFTER_ROPE, OF_GATED_ATTENTION, OF_MIXERS, Row
 
 _MAX_LAYER = 2**32 - 2  # what an APRT header can hold; the next number means the whole model
 
@@ -86,6 +87,8 @@ class Stage:
         scope: whether it exists per layer, once per model, or in layer 0 alone.
         inner: whether it is a step on the way to one of ``apr``'s stages, which few runtimes show: where it
             was not captured, the stage after it is computed through it.
+        composed: of an inner one, whether it is computed by itself even then, as other stages are, and not
+            within the stage after it: that has a product of its own, or takes it in another one's place.
         product: whether something is multiplied and summed on the way to it, so that it depends on how a
             runtime holds its operands.
         what: one line for people.
@@ -97,11 +100,17 @@ class Stage:
     what: str
     scope: Scope = Scope.LAYER
     inner: bool = False
+    composed: bool = False
     product: bool = False
 
 
 def _table(*stages: Stage) -> Mapping[str, Stage]:
     return {stage.name: stage for stage in stages}
+
+
+def _composed(rows: Iterable[Row]) -> Iterator[Stage]:
+    for name, axes, product, what in rows:
+        yield Stage(name=name, axes=axes, what=what, inner=True, composed=True, product=product)
 
 
 STAGES: Mapping[str, Stage] = _table(
@@ -112,12 +121,14 @@ STAGES: Mapping[str, Stage] = _table(
         scope=Scope.FIRST_LAYER,
     ),
     Stage(name="attn_norm", axes=("tokens", "hidden"), what="norm before attention"),
+    *_composed(OF_MIXERS),
     Stage(name="qkv_matmul", axes=("tokens", "qkv"), what="q|k|v before the bias", product=True),
     Stage(name="qkv_bias", axes=("tokens", "qkv"), what="q|k|v after the bias"),
     Stage(name="q_norm", axes=("tokens", "q"), what="queries after their own norm", inner=True),
     Stage(name="k_norm", axes=("tokens", "kv"), what="keys after their own norm", inner=True),
     Stage(name="q_post_rope", axes=("tokens", "q"), what="queries after RoPE"),
     Stage(name="k_post_rope", axes=("tokens", "kv"), what="keys after RoPE"),
+    *_composed(AFTER_ROPE),
     Stage(
         name="attn_scores_uncapped",
         axes=("heads", "tokens", "tokens"),
@@ -142,6 +153,7 @@ STAGES: Mapping[str, Stage] = _table(
         what="weights times values, before the output projection",
         product=True,
     ),
+    *_composed(OF_GATED_ATTENTION),
     Stage(
         name="attn_proj",
         axes=("tokens", "hidden"),
@@ -247,7 +259,11 @@ ATTENTION_CHAIN: tuple[str, ...] = (
 ATTENTION_SUBSTAGES: tuple[str, ...] = ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax")
 """What ``--no-attn-substages`` leaves out."""
 
-SEEN_BY_ATTENTION: tuple[str, ...] = (*ATTENTION_SUBSTAGES, "attn_scores_uncapped")
+SEEN_BY_ATTENTION: tuple[str, ...] = (
+    *ATTENTION_SUBSTAGES,
+    *(name for name, *_ in AFTER_ROPE),
+    "attn_scores_uncapped",
+)
 """What stands between the projections of q, k, v and the mix."""
 
 

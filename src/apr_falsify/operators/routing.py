@@ -86,19 +86,26 @@ def as_experts(values: Array, geometry: Geometry) -> Indices:
     return np.where(known, values, 0).astype(np.int64)
 
 
-def mixture(x: Array, weights: Array, expert_of: Callable[[Array, int], Array]) -> Array:
+def mixture(
+    x: Array, weights: Array, expert_of: Callable[[Array, int], Array], weighted_input: bool = False
+) -> Array:
     """Return the weighted sum of what each token's experts make of it: [S, E].
 
     Args:
         x: [S, E].
         weights: each token's weights of the experts [S, X]; an expert of weight 0 is not asked.
         expert_of: what one expert makes of some tokens.
+        weighted_input: whether a weight is multiplied with what an expert is given, not what it makes.
 
     """
     total = np.zeros_like(x)
     for expert in np.flatnonzero(np.any(weights != 0, axis=0)):
         tokens = np.flatnonzero(weights[:, expert])
-        total[tokens] += weights[tokens, expert, None] * expert_of(x[tokens], int(expert))
+        share = weights[tokens, expert, None]
+        if weighted_input:
+            total[tokens] += expert_of(share * x[tokens], int(expert))
+        else:
+            total[tokens] += share * expert_of(x[tokens], int(expert))
     return total
 
 

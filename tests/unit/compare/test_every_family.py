@@ -141,7 +141,9 @@ def spoiled_in(bench: Bench) -> Iterator[tuple[Key, str]]:
     mixed = [layer for layer in range(LAYERS) if bench.model.geometry.is_mixture(layer)]
     for key in bench.oracle.stages:
         if key[0] in (None, (mixed or [1])[0]) or key[1] == "embedding":
-            yield from ((key, name) for name in SPOILS if not is_relisted(key, name))
+            alone = bench.oracle.stages[key].data.size == 1  # the weight of a single expert
+            names = ("a factor", "zeros", "noise", "NaN") if alone else SPOILS
+            yield from ((key, name) for name in names if not is_relisted(key, name))
 
 
 def is_relisted(key: Key, name: str) -> bool:

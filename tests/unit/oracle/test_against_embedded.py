@@ -19,6 +19,9 @@ from tests.unit.oracle.conftest import OpenCheckpoint
 TOLERANCE = 1e-6
 """transformers does norms, rotary angles and softmax in f32 whatever the model's number format."""
 
+WIDER = dict.fromkeys(("qwen3_next", "qwen3_5"), 5e-6)
+"""Families of which it does the states of linear attention in f32 besides, which each layer adds to."""
+
 _ALL = ("router_logits", "moe_router", "router_weights")
 UPCAST_ROUTING = {
     "mixtral": ("moe_router", "router_weights"),
@@ -28,8 +31,9 @@ UPCAST_ROUTING = {
     "granitemoeshared": ("router_logits",),
     "minimax_m2": ("moe_router", "router_weights"),
     "ernie4_5_moe": ("router_logits",),
+    **dict.fromkeys(("qwen3_next", "qwen3_5"), ("decay",)),
 }
-"""What a family's router computes in f32 and leaves so."""
+"""What a family's router, or its decays, are computed in f32 and left so."""
 
 
 def both(model: Model, tokens: int) -> tuple[Trace, Trace]:
@@ -69,7 +73,8 @@ def test_every_stage_agrees_with_the_embedded_runtime(
         upcast |= stage == "moe_router_indices" or stage in UPCAST_ROUTING.get(model.geometry.family, ())
         assert array.data.dtype == (np.float32 if upcast else np.float64)
         assert array.data.shape == canonical_shape(stage, dims)
-    too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= TOLERANCE}
+    allowed = WIDER.get(model.geometry.family, TOLERANCE)
+    too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= allowed}
     assert not too_far
 
 
@@ -93,13 +98,16 @@ def test_every_stage_agrees_with_the_embedded_runtime(
         "glm4",
         "qwen2_moe-normed-unbiased-dense-layer-window",
         "gpt_oss",
+        "llama4_text",
+        "qwen3_next",
     ],
 )
 def test_a_prompt_much_longer_than_the_window_agrees(name: str, checkpoint: OpenCheckpoint) -> None:
     model = checkpoint(name)
     oracle, subject = both(model, 70)
 
-    too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= TOLERANCE}
+    allowed = WIDER.get(model.geometry.family, TOLERANCE)
+    too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= allowed}
     assert not too_far
 
 

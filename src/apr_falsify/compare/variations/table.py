@@ -19,6 +19,7 @@ from apr_falsify.compare.variations import (
     places,
     projected,
     quantised,
+    queries,
     rescaled,
     residual,
     rotary,
@@ -107,6 +108,15 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="fused-attention", stages=("attention",), where=fused.is_fused, guesses=fused.inside),
     Variation(name="head-mapping", stages=_MIXED, where=attend.is_apart, guesses=attend.other_mapping),
     Variation(name="rope-not-applied", stages=("attn_scores",), guesses=attend.unrotated_scores),
+    Variation(
+        name="attention-temperature",
+        stages=queries.TEMPERED,
+        where=queries.is_tempered,
+        guesses=queries.other_temperature,
+    ),
+    Variation(
+        name="norm-after-rope", stages=queries.NORMED, where=queries.is_normed, guesses=queries.without_norm
+    ),
     Variation(name="layout", stages=("attn_scores",), guesses=attend.masked_scores),
     Variation(name="mask", stages=("attn_softmax",), guesses=attend.of_scores(attend.other_mask)),
     Variation(name="sinks", where=sinks.has_sinks, guesses=attend.of_scores(sinks.other_sinks)),

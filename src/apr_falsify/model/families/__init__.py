@@ -26,6 +26,7 @@ from apr_falsify.model.families.granitemoe import GRANITE_MOE, GRANITE_MOE_SHARE
 from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
 from apr_falsify.model.families.internlm import INTERNLM3, IQUESTCODER
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
+from apr_falsify.model.families.llama4 import LLAMA4
 from apr_falsify.model.families.minimax import MINIMAX_M2
 from apr_falsify.model.families.ministral import MINISTRAL
 from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
@@ -35,6 +36,7 @@ from apr_falsify.model.families.olmo import OLMO2, OLMO3
 from apr_falsify.model.families.phi import PHI3
 from apr_falsify.model.families.phi1 import PHI
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from apr_falsify.model.families.qwen3_next import QWEN3_5, QWEN3_NEXT
 from apr_falsify.model.families.qwen_moe import QWEN2_MOE
 from apr_falsify.model.families.seed_oss import SEED_OSS
 from apr_falsify.model.families.smollm3 import SMOLLM3
@@ -93,6 +95,9 @@ FAMILIES: tuple[Family, ...] = (
     EXAONE_MOE,
     GRANITE_MOE_SHARED,
     GPT_OSS,
+    LLAMA4,
+    QWEN3_NEXT,
+    QWEN3_5,
 )
 """The families that can be captured, run and replayed."""
 
