@@ -17,6 +17,7 @@ import numpy as np
 from apr_falsify.exam.needs import NEEDS
 from apr_falsify.exam.seeding import formulas as f
 from apr_falsify.exam.seeding import places as p
+from apr_falsify.exam.seeding import recurrent as r
 from apr_falsify.exam.seeding import tensors as t
 from apr_falsify.exam.seeding.scene import Formula
 from apr_falsify.model.shape import Geometry
@@ -281,6 +282,8 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("experts-weighted-late", "ffn_out", "experts' weights applied to what they make",
            r"applied to what the experts make", formula=f.otherwise(weighted_input=False),
            needs=("weighted input",)),
+    # layers without attention, and gated attention
+    *(_fault(*words, formula=formula) for *words, formula in r.ROWS),
     # attention and its projection
     _fault("values-modulo", "attention", "query head h mixes v of kv head h % K", r"kv head h % K",
            formula=f.mapped("qkv_bias", lambda h, k: h % k), needs=("groups",)),

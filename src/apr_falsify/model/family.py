@@ -22,6 +22,7 @@ class Family:
         name: our name for it.
         title: its name for people.
         model_types: values of ``model_type`` in config.json.
+        part_of: values of ``model_type`` of larger models, of which this is the text part.
         gguf_architectures: values of ``general.architecture`` in GGUF.
         weights: role -> tensor name in a HuggingFace checkpoint.
         gguf_key: a key without which a GGUF file of its architecture is of another family.
@@ -47,6 +48,7 @@ class Family:
         fused: groups of roles that lie one below the other in one tensor.
         expert_columns: role -> (first, step): an expert's matrix is every ``step``-th column, from the first
             on, of its part [in, out] of one tensor [experts, in, out]; its bias likewise.
+        experts_as_used: whether transformers holds experts [experts, out, in] though checkpoints may not.
         fused_by_head: whether q, k and v lie in one tensor head by head: those of head 0, of head 1, ...
         modules: role -> module within a layer, where transformers' differs from the checkpoint's name.
         transposed: roles whose tensor a HuggingFace checkpoint stores [in, out].
@@ -60,6 +62,7 @@ class Family:
     title: str
     model_types: tuple[str, ...]
     weights: Mapping[str, str]
+    part_of: tuple[str, ...] = ()
     gguf_architectures: tuple[str, ...] = ()
     gguf_key: str = ""
     gguf_weights: Mapping[str, str] = field(default_factory=dict)
@@ -81,6 +84,7 @@ class Family:
     offset_rounded: bool = False
     fused: tuple[tuple[str, ...], ...] = ()
     expert_columns: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    experts_as_used: bool = False
     fused_by_head: bool = False
     modules: Mapping[str, str] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()

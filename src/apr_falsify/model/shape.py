@@ -99,6 +99,7 @@ class Geometry:
             some.
         expert_groups_chosen: how many groups those are; only their experts can be chosen.
         group_best: of how many of a group's best experts the scores are added to rank it.
+        routed_sum_eps: what is added to the sum by which they are made to sum to 1.
         routed_scale: what the weights of the chosen experts are multiplied with in the end.
         mixtures: per layer, whether its feed-forward block is a mixture of experts; empty for none.
 
@@ -156,6 +157,7 @@ class Geometry:
     expert_groups_chosen: int = 1
     group_best: int = 1
     routed_scale: float = 1.0
+    routed_sum_eps: float = 0.0
     mixtures: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:

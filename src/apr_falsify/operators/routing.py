@@ -69,7 +69,8 @@ def chosen_weights(scores: Array, chosen: Indices, geometry: Geometry) -> Array:
     """Return the weights of the experts ``chosen`` [S, k], normalised and scaled where the model does."""
     weights = np.take_along_axis(scores, chosen, axis=-1)
     if geometry.norm_topk_prob:
-        weights = weights / np.sum(weights, axis=-1, keepdims=True)
+        total = np.sum(weights, axis=-1, keepdims=True)
+        weights = weights / (total + scores.dtype.type(geometry.routed_sum_eps))
     return weights if geometry.routed_scale == 1.0 else weights * scores.dtype.type(geometry.routed_scale)
 
 

@@ -16,7 +16,7 @@ from apr_falsify.model.graph import ModulePlace
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Key
 from apr_falsify.oracle.libraries import torch
-from apr_falsify.oracle.taps import layer_of, mixer_of
+from apr_falsify.oracle.taps import feed_forward_of, layer_of, mixer_of
 
 Emit = Callable[[Key, torch.Tensor], None]
 _Shown = Iterator[tuple[str, torch.Tensor]]
@@ -33,8 +33,13 @@ def _of_scan(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
     yield "scan_out", output[0][0].flatten(1)
 
 
+def _of_activation(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
+    yield "ffn_silu", output[0]
+
+
 _SHOW: Mapping[str, Callable[[Any, Mapping[str, Any], Any], _Shown]] = {
     **dict.fromkeys(("causal_conv1d_fn", "causal_conv1d_update"), _of_convolution),
+    "F.silu": _of_activation,
     **dict.fromkeys(("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"), _of_scan),
 }
 """Name of a function in transformers -> the stages that it shows; convolutions with tokens before a pass."""
@@ -54,9 +59,13 @@ def show_functions(
             for name, node in graph_of(geometry).at(layer).items()
             if name in wanted and node.tap is not None and node.tap.module == ModulePlace.FUNCTION
         }
-        if shown:
-            module = decoder.get_submodule(f"{layer_of(geometry, layer)}.{mixer_of(geometry)}")
-            _replace_forward(undo, module, layer, shown, emit)
+        places: dict[str, set[str]] = {}
+        for name in shown:
+            place = feed_forward_of(geometry) if name.startswith("ffn") else mixer_of(geometry)
+            places.setdefault(place, set()).add(name)
+        for place, stages in places.items():
+            module = decoder.get_submodule(f"{layer_of(geometry, layer)}.{place}")
+            _replace_forward(undo, module, layer, stages, emit)
 
 
 def _replace_forward(undo: ExitStack, module: Any, layer: int, shown: Collection[str], emit: Emit) -> None:
@@ -65,7 +74,8 @@ def _replace_forward(undo: ExitStack, module: Any, layer: int, shown: Collection
         plain = plain.__wrapped__
 
     def seen(name: str) -> Callable[..., Any]:
-        function = plain.__globals__[name]
+        owner, _, own = name.rpartition(".")
+        function = getattr(plain.__globals__[owner], own) if owner else plain.__globals__[name]
 
         def called(*args: Any, **kwargs: Any) -> Any:
             output = function(*args, **kwargs)
@@ -76,7 +86,10 @@ def _replace_forward(undo: ExitStack, module: Any, layer: int, shown: Collection
 
         return called
 
-    known = {name: seen(name) for name in _SHOW if name in plain.__globals__}
+    known: dict[str, Any] = {name: seen(name) for name in _SHOW if name in plain.__globals__}
+    if "ffn_silu" in shown:
+        functional = plain.__globals__["F"]
+        known["F"] = types.SimpleNamespace(**{**vars(functional), "silu": seen("F.silu")})
     twin = types.FunctionType(
         plain.__code__,
         {**plain.__globals__, **known},

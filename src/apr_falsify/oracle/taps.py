@@ -185,6 +185,11 @@ def mixer_of(geometry: Geometry) -> str:
     return module_of(geometry, role).rpartition(".")[0]
 
 
+def feed_forward_of(geometry: Geometry) -> str:
+    """Return the path, within a layer, of the module of a feed-forward block."""
+    return module_of(geometry, "down").rpartition(".")[0]
+
+
 def listed_columns(geometry: Geometry, role: str) -> list[int] | None:
     """Return which columns of a module's output are those of ``role``, in order, where a family lists them."""
     rows = family_of(geometry).listed_rows.get(role)

@@ -63,6 +63,7 @@ LLAMA4 = Family(
     name="llama4",
     title="Llama 4 (text)",
     model_types=("llama4_text",),
+    part_of=("llama4",),
     weights={
         **without(HF_DECODER, *MLP_BIASES),
         **{role: f"{_MLP}{role}_proj.weight" for role in ("gate", "up", "down")},

@@ -107,6 +107,7 @@ QWEN3_5 = Family(
     name="qwen3_5",
     title="Qwen3.5 (text)",
     model_types=("qwen3_5_text",),
+    part_of=("qwen3_5",),
     weights={**without(_ATTENTION, *MLP_BIASES), **_APART},
     layer=_layer,
     settings=_settings,
@@ -122,6 +123,7 @@ QWEN3_NEXT = replace(
     name="qwen3_next",
     title="Qwen3-Next",
     model_types=("qwen3_next",),
+    part_of=(),
     weights={
         **without(_ATTENTION, *MLP_BIASES),
         **_MIXTURE,
