@@ -85,6 +85,7 @@ FAMILIES = (
     "llama4_text",
     "qwen3_next",
     "qwen3_5_text",
+    "qwen3_5_moe_text",
     "lfm2",
     "lfm2_moe",
     "qwen2_5_vl_text",

@@ -88,6 +88,15 @@ RECIPES: Mapping[str, Recipe] = {
         },
     ),
     "qwen3_5_text": Recipe(family="qwen3_5_text", config={**_DELTA, "full_attention_interval": 2}),
+    "qwen3_5_moe_text": Recipe(
+        family="qwen3_5_moe_text",
+        config={
+            **_DELTA,
+            **MOE,
+            "shared_expert_intermediate_size": 56,
+            "full_attention_interval": 2,
+        },
+    ),
     # Layer 1 has attention, the others a short convolution.
     "lfm2": Recipe(
         family="lfm2",

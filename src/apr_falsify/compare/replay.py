@@ -32,14 +32,7 @@ from apr_falsify.operators.operator import Array
 from apr_falsify.operators.replayed import MixtureOperator, replay_mixture
 from apr_falsify.operators.roundoff import UNIT, Known, lost
 from apr_falsify.operators.roundoff import stored as rounded
-from apr_falsify.operators.table import (
-    boundary_of,
-    compute,
-    kept_arguments,
-    operation_of,
-    operator_of,
-    span_from,
-)
+from apr_falsify.operators.table import boundary_of, compute, kept_by, operation_of, operator_of, span_from
 from apr_falsify.traces.trace import Trace
 
 F64 = npt.NDArray[np.float64]
@@ -220,7 +213,7 @@ class Replayer:
     def _inputs(self, key: Key, composed: list[str], rows: int) -> dict[str, Known]:
         if any(operator_of(node).over_tokens for node in self.span(key)):
             rows = self.trace.passes.rows
-        cached, sources = kept_arguments(self.span(key)), self.sources(key)
+        cached, sources = kept_by(self.span(key)), self.sources(key)
         known = {
             role: self._known(source, composed, len(self.trace.tokens) if role in cached else rows)
             for role, source in sources.items()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 _BEFORE = {"model.language_model.": "", "language_model.model.": "language_model.", "": ""}
-"""What stands before the names of a text model's tensors, in checkpoints of a larger model or of the base model
-alone -> what then stands before that of its output head."""
+"""What stands before the names of a text model's tensors, in checkpoints of a larger model or of the base
+model alone -> what then stands before that of its output head."""
 
 
 def names_in(tensors: Collection[str], names: Mapping[str, str]) -> Mapping[str, str]:
     """Return ``names`` (role -> tensor) as this checkpoint has them."""
+    names = _of_experts(tensors, names)
     own = names["embed"].partition(".")[0] + "."
     if names["embed"] in tensors:
         return names
@@ -23,8 +24,18 @@ def names_in(tensors: Collection[str], names: Mapping[str, str]) -> Mapping[str,
     return names
 
 
+def _of_experts(tensors: Collection[str], names: Mapping[str, str]) -> Mapping[str, str]:
+    """Return ``names`` with those of all experts in one tensor, where a checkpoint has them so."""
+    stem, each, _ = names.get("expert_gate", "").partition("{e}.")
+    end = f".{stem.rpartition('{n}.')[2]}gate_up_proj"
+    if not each or not any(name.endswith(end) for name in tensors):
+        return names
+    both = {"expert_gate": f"{stem}gate_up_proj", "expert_up": f"{stem}gate_up_proj"}
+    return {**names, **both, "expert_down": f"{stem}down_proj"}
+
+
 def usual_name(name: str, names: Mapping[str, str], usual: Mapping[str, str]) -> str:
-    """Return what the text model alone calls the tensor ``name`` of a checkpoint whose roles have ``names``."""
+    """Return what the text model alone calls the tensor ``name``, given a checkpoint's names by role."""
     if name == names.get("lm_head"):
         return usual["lm_head"]
     before, own = _prefix(names["embed"], usual["embed"]), usual["embed"].partition(".")[0] + "."

@@ -1,4 +1,4 @@
-"""Blocks that stand in the place of attention: a gated delta rule, a gated short convolution; and gated attention.
+"""Blocks in the place of attention: a gated delta rule, a gated short convolution; and gated attention.
 
 As in ``blocks.py`` each gives nodes in forward order, up to the residual stream after it.
 """

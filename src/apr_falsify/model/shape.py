@@ -84,7 +84,7 @@ class Geometry:
         moe_intermediate: the width of one expert.
         shared_intermediate: the width of the expert that every token is given to besides, 0 for none.
         shared_gated: whether what that expert makes of a token is multiplied with a sigmoid of its own.
-        weighted_input: whether an expert's weight is multiplied with what it is given, not with what it makes.
+        weighted_input: whether an expert's weight is multiplied with what it is given, not what it makes.
         expert_bias: whether the router's and the experts' projections have a bias.
         expert_limit: how far an expert's gate (upwards) and up (both ways) reach, ``None`` for no clamp.
         expert_alpha: what the gate is multiplied with within the sigmoid of its activation.

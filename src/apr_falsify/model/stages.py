@@ -87,8 +87,7 @@ class Stage:
         scope: whether it exists per layer, once per model, or in layer 0 alone.
         inner: whether it is a step on the way to one of ``apr``'s stages, which few runtimes show: where it
             was not captured, the stage after it is computed through it.
-        composed: of an inner one, whether it is computed by itself even then, as other stages are, and not
-            within the stage after it: that has a product of its own, or takes it in another one's place.
+        composed: of an inner one, whether it is computed by itself even then, not within the stage after it.
         product: whether something is multiplied and summed on the way to it, so that it depends on how a
             runtime holds its operands.
         what: one line for people.

@@ -1,7 +1,7 @@
 """What a gated delta rule does with its states at each token: how far it learns, and how much it keeps.
 
-``beta = sigmoid(b)`` and ``g = -exp(A) softplus(a + d)``, the logarithm of what is kept (Yang et al. 2024, after
-Dao & Gu 2024): A and d are learned numbers of each head.
+``beta = sigmoid(b)`` and ``g = -exp(A) softplus(a + d)``, the logarithm of what is kept (Yang et al. 2024,
+after Dao & Gu 2024): A and d are learned numbers of each head.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The gated delta rule (Yang et al. 2024): a state per head that decays, and learns what it does not hold yet.
+"""The gated delta rule (Yang et al. 2024): a state per head that decays, and learns what it lacks.
 
-With q and k of length 1, ``S = exp(g) S``, then ``S = S + beta k (v - k S)``, and each token reads ``q S / sqrt(K)``.
-Runtimes go token by token, or in chunks of 64, by sums and a triangular system that come to the same.
+With q and k of length 1, ``S = exp(g) S``, then ``S = S + beta k (v - k S)``, and each token reads
+``q S / sqrt(K)``. Runtimes go token by token, or in chunks of 64 by a triangular system, which comes to the
+same.
 """
 
 from __future__ import annotations
@@ -137,8 +138,8 @@ def _values(node: Node, inputs: Inputs, site: Site) -> Array:
 def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     """Count what each step rounds, and carry it in the states: per head and value, over the keys together.
 
-    A state's error decays as the state does, and learning a key of length 1 makes none larger. What is exp of a
-    sum of decays carries the rounding of that sum, over the tokens of a chunk.
+    A state's error decays as the state does, and learning a key of length 1 makes none larger. What is exp
+    of a sum of decays carries the rounding of that sum, over the tokens of a chunk.
     """
     sizes, rows = sizes_of(site.geometry), len(y)
     x = without_padding(ins["conv_out"].value, site.passes)
@@ -165,7 +166,7 @@ def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Noise:
-    """The variance that the inputs of a scan carry: of q and k [S, H, K], v [S, H, V], beta and decay [S, H]."""
+    """The variance that inputs carry: of q and k [S, H, K], v [S, H, V], beta and decay [S, H]."""
 
     q: F64
     k: F64

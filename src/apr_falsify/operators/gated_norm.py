@@ -1,4 +1,4 @@
-"""The gated norm of linear attention: each head over its root mean square, times a weight, times silu(gate)."""
+"""The gated norm of linear attention: each head over its root mean square, times a weight and silu(gate)."""
 
 from __future__ import annotations
 

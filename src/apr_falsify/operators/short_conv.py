@@ -1,6 +1,6 @@
 """A short causal convolution over the tokens, each channel by itself, with or without an activation after it.
 
-``y[t, c] = act(sum over j of w[c, j] x[t - K + 1 + j, c] + b[c])``, what lies before the first token being zero
+``y[t, c] = act(sum over j of w[c, j] x[t - K + 1 + j, c] + b[c])``, zero before the first token
 (Gu & Dao 2023; Liquid AI 2025). Of padding nothing enters.
 """
 

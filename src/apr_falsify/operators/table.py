@@ -210,7 +210,7 @@ _KEPT: Mapping[str, tuple[str, ...]] = {
 """Operator -> the arguments of which those of all tokens before make its state."""
 
 
-def kept_arguments(span: tuple[Node, ...]) -> tuple[str, ...]:
+def kept_by(span: tuple[Node, ...]) -> tuple[str, ...]:
     """Return the arguments of a span of which a later pass reads those of earlier ones too."""
     states = (argument for node in span for argument in _KEPT.get(node.operator, ()))
     return (*CACHED.get(operation_of(span), ()), *states)

@@ -17,7 +17,7 @@ from apr_falsify.operators.site import Site
 
 
 def temperatures(scale: float, floor: float, passes: Passes, rows: int) -> F64:
-    """Return what the last ``rows`` queries are multiplied with: [rows, 1]; tokens are counted, padding too."""
+    """Return what the last ``rows`` queries are multiplied with, padding counted: [rows, 1]."""
     counted = np.arange(passes.tokens - rows, passes.tokens) + 1.0
     return np.asarray(1 + scale * np.log1p(np.floor(counted / floor)))[:, None]
 

@@ -1,7 +1,7 @@
 """What functions show that a module calls by name, where no module has it: short convolutions and scans.
 
-A layer's module gets a forward of its own, the very code of its class, in which those names are functions that
-hand on what they are given and return. The class, and every other instance, stay as they are.
+A layer's module gets a forward of its own, the very code of its class, in which those names are functions
+that hand on what they are given and return. The class, and every other instance, stay as they are.
 """
 
 from __future__ import annotations

@@ -69,7 +69,8 @@ def _made(config: Any, state: dict[str, torch.Tensor], head: bool, dtype: torch.
     try:
         kind = classes[type(config)]
     except KeyError:  # transformers has the text model with an output head within the larger one alone
-        return WithHead(_made(config, state, False, dtype), state, config)
+        base = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
+        return WithHead(_made(config, base, False, dtype), state, config)
     module: torch.nn.Module = kind.from_pretrained(
         None, config=config, state_dict=state, dtype=dtype, **EAGER
     )

@@ -47,7 +47,7 @@ def _rows(output: Any) -> Any:
 
 
 def _listed(take: Take, geometry: Geometry) -> Take:
-    """Let a router's output be (logits, weights, experts): Llama 4's gives all experts' weights, then logits."""
+    """Let a router's output be (logits, weights, experts); Llama 4's is all experts' weights, then logits."""
 
     def listed(args: Any, output: Any) -> Any:
         if len(output) != 2:
@@ -191,7 +191,7 @@ def feed_forward_of(geometry: Geometry) -> str:
 
 
 def listed_columns(geometry: Geometry, role: str) -> list[int] | None:
-    """Return which columns of a module's output are those of ``role``, in order, where a family lists them."""
+    """Return which columns of a module's output are those of ``role``, where a family lists them."""
     rows = family_of(geometry).listed_rows.get(role)
     return None if rows is None else list(rows(geometry))
 

@@ -19,7 +19,7 @@ from apr_falsify.model.wiring import supplier_of
 from apr_falsify.numerics.arithmetic import format_named
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.operators.site import ModelSite
-from apr_falsify.operators.table import boundary_of, kept_arguments, operator_of, span_of
+from apr_falsify.operators.table import boundary_of, kept_by, operator_of, span_of
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite, arithmetic_named
 from apr_falsify.traces.capture import Request, Sink, laid_end_to_end
@@ -144,7 +144,7 @@ def run_stage(
     inputs = {argument: values[source] for argument, source in sources.items()}
     if cache is not None:
         _check_known(span)
-    for argument in kept_arguments(span):
+    for argument in kept_by(span):
         if cache is not None and (cached := sources.get(argument)) is not None:
             before = cache.get(cached, inputs[argument][:0])[: place.passes.unseen]
             cache[cached] = inputs[argument] = np.concatenate((before, inputs[argument]))

@@ -17,8 +17,8 @@ from apr_falsify.exam.seeding import recurrent
 from apr_falsify.exam.seeding.places import from_input
 from apr_falsify.exam.seeding.scene import Formula, Scene
 from apr_falsify.formats.weights import Model, open_model
-from apr_falsify.model.stages import Key
 from apr_falsify.model.shape import Geometry
+from apr_falsify.model.stages import Key
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.subjects.embedded import as_defined, capture
 from apr_falsify.subjects.kernel import RuntimeSite

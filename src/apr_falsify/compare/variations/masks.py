@@ -19,7 +19,7 @@ def back(tokens: int) -> npt.NDArray[np.intp]:
 
 
 def usual(tokens: int, window: int | None, chunk: int | None = None) -> Iterator[tuple[str, Mask]]:
-    """Yield masks of so many tokens that are not the model's, of this window or these chunks, and their names."""
+    """Yield masks of so many tokens, by name, that are not the model's of this window or these chunks."""
     before, first = back(tokens), np.zeros((tokens, tokens), dtype=np.bool_)
     first[0, 0] = True
     inside = before < (window or tokens)

@@ -21,7 +21,7 @@ def is_tempered(case: Case) -> bool:
 
 
 def other_temperature(case: Case) -> Iterator[Guess]:
-    """Yield the queries, or the scores, with other temperatures, at last with one whose scale is solved for."""
+    """Yield queries, or scores, of other temperatures, at last of one whose growth is solved for."""
     g, passes, rows = case.geometry, case.replayer.trace.passes, case.expected.shape[-2]
     own = own_temperatures(g, passes, rows)
     scale, floor = g.temperature_scale, g.temperature_floor
@@ -49,7 +49,7 @@ def is_normed(case: Case) -> bool:
 
 
 def without_norm(case: Case) -> Iterator[Guess]:
-    """Yield q or k, or the scores, without the norm after RoPE, and with the sum of squares for their mean."""
+    """Yield q or k, or the scores, without the norm after RoPE, or with a sum of squares for their mean."""
     if case.name != "attn_scores":
         (bare,) = case.inputs.values()
         yield case.guess("no norm after RoPE", bare)

@@ -59,7 +59,8 @@ def _beginnings(case: Case) -> Iterator[tuple[str, frozenset[int]]]:
     if len(passes.sizes) > 1:
         yield "whose state is not carried from pass to pass", frozenset(passes.starts[1:])
     wrong = np.flatnonzero(np.any(case.exceeds, axis=-1))
-    if len(wrong) and passes.plain and 0 < (first := int(wrong[0]) + passes.tokens - len(case.subject)):
+    first = int(wrong[0]) + passes.tokens - len(case.subject) if len(wrong) and passes.plain else 0
+    if first > 0:
         yield f"whose state begins anew at token {first}", frozenset({first})
         if 2 * first < passes.tokens:
             each = frozenset(range(first, passes.tokens, first))

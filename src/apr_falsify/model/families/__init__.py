@@ -38,7 +38,7 @@ from apr_falsify.model.families.olmo import OLMO2, OLMO3
 from apr_falsify.model.families.phi import PHI3
 from apr_falsify.model.families.phi1 import PHI
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
-from apr_falsify.model.families.qwen3_next import QWEN3_5, QWEN3_NEXT
+from apr_falsify.model.families.qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from apr_falsify.model.families.qwen_moe import QWEN2_MOE
 from apr_falsify.model.families.qwen_vl import QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE
 from apr_falsify.model.families.seed_oss import SEED_OSS
@@ -101,6 +101,7 @@ FAMILIES: tuple[Family, ...] = (
     LLAMA4,
     QWEN3_NEXT,
     QWEN3_5,
+    QWEN3_5_MOE,
     LFM2,
     LFM2_MOE,
     QWEN2_5_VL,

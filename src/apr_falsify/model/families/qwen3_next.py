@@ -45,7 +45,7 @@ def _by_key_head(role: str, geometry: Geometry) -> tuple[int, ...]:
     sizes = geometry.mixer
     assert isinstance(sizes, GatedDelta)
     each = sizes.value_heads // sizes.key_heads
-    widths = (sizes.key_dim, sizes.key_dim, each * sizes.value_dim, each * sizes.value_dim)
+    widths: tuple[int, ...] = (sizes.key_dim, sizes.key_dim, each * sizes.value_dim, each * sizes.value_dim)
     if role in ("scan_b", "scan_a"):
         widths = (each, each)
     groups = np.arange(sizes.key_heads * sum(widths)).reshape(sizes.key_heads, -1)
@@ -116,6 +116,26 @@ QWEN3_5 = Family(
     plain_norms=("scan_norm",),
     listed_rows=_OF_ATTENTION,
     config_defaults={**_DEFAULTS, "num_key_value_heads": 4},
+)
+
+QWEN3_5_MOE = replace(
+    QWEN3_5,
+    name="qwen3_5_moe",
+    title="Qwen3.5 MoE (text)",
+    model_types=("qwen3_5_moe_text",),
+    part_of=("qwen3_5_moe",),
+    weights={**QWEN3_5.weights, **_MIXTURE},
+    fused=(("expert_gate", "expert_up"),),
+    config_defaults={
+        **_DEFAULTS,
+        "num_key_value_heads": 2,
+        "intermediate_size": 1,  # no layer is dense
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "norm_topk_prob": True,
+    },
 )
 
 QWEN3_NEXT = replace(

@@ -1,7 +1,7 @@
-"""The text models of Qwen2.5-VL and Qwen3-VL (2025): on text alone, whose positions are one number, plain RoPE.
+"""The text models of Qwen2.5-VL and Qwen3-VL (2025): on text alone, plain RoPE.
 
-M-RoPE turns the pairs of a head by three positions, which are equal in text. Only the text part of a checkpoint
-is opened.
+M-RoPE turns the pairs of a head by three positions, which are equal in text. Only the text part of a
+checkpoint is opened.
 """
 
 from __future__ import annotations
