@@ -29,6 +29,14 @@ CHUNK = 64
 """The tokens of a chunk, whose decays are summed."""
 
 
+_ALIGNED = 4.0
+"""How much more of a state's error a query reads than one of a random direction, at most.
+
+Measured on sums in chunks and token by token, of 130 to 300 tokens, heads of 128, slow and fast decays: they
+stay below 2 sigma so, where 8 are allowed.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeltaForm:
     """The rule, and what ports make of it.
@@ -155,7 +163,7 @@ def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F6
         error = error * np.exp(2 * decay[t])[:, None] + _of_step(
             step, k[t], v[t], beta[t][:, None], noise.at(t), within[t][:, None], common
         )
-        size = np.sum(squared(q[t]), axis=-1, keepdims=True)
+        size = np.sum(squared(q[t]), axis=-1, keepdims=True) * min(1.0, _ALIGNED / sizes.key_dim)
         products = np.einsum("hk,hkv->hv", squared(q[t]), squared(step.state))
         read = size * error + products * UNIT**2 * (sizes.key_dim / 6) + squared(step.read * common)
         read = read + np.einsum("hk,hkv->hv", noise.q[t], squared(step.state))
