@@ -180,8 +180,9 @@ def family_of_model_type(model_type: str, where: object = None) -> Family:
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a config says of its text model, where it is that of a larger one; else all of it."""
-    own = next((each for each in known_families() if config.get("model_type") in each.part_of), None)
-    if own is None:
+    model_type, known = config.get("model_type"), known_families()
+    own = next((each for each in known if model_type in each.part_of), None)
+    if own is None or any(model_type in each.model_types for each in known):
         return config
     inner = config.get("text_config")
     shared = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
