@@ -150,7 +150,7 @@ def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F6
     of a sum of decays carries the rounding of that sum, over the tokens of a chunk.
     """
     sizes, rows = sizes_of(site.geometry), len(y)
-    x = without_padding(ins["conv_out"].value, site.passes)
+    x = f64(without_padding(ins["conv_out"].value, site.passes))
     beta, decay = (ins[name].value for name in ("beta", "decay"))
     q, k, v = (f64(each) for each in heads_of(x, sizes))
     noise = _input_noise(ins, x, sizes)

@@ -87,12 +87,13 @@ class WithHead(torch.nn.Module):
 
     """
 
-    def __init__(self, model: torch.nn.Module, state: Mapping[str, torch.Tensor], config: Any) -> None:
+    def __init__(self, model: Any, state: Mapping[str, torch.Tensor], config: Any) -> None:
         super().__init__()
         tied = config.tie_word_embeddings
         weight = state["model.embed_tokens.weight" if tied else "lm_head.weight"].to(model.dtype)
         self.model, self.config = model, config
-        self.lm_head = torch.nn.Linear(*weight.shape[::-1], bias=False, dtype=weight.dtype, device="meta")
+        vocab, hidden = weight.shape
+        self.lm_head = torch.nn.Linear(hidden, vocab, bias=False, dtype=weight.dtype, device="meta")
         self.lm_head.weight = torch.nn.Parameter(weight, requires_grad=False)
 
     def forward(self, input_ids: torch.Tensor, **words: Any) -> Any:

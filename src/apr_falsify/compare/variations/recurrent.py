@@ -22,7 +22,7 @@ def other_convolution(case: Case) -> Iterator[Guess]:
     node, weight = case.span[-1], case.vector("conv")
     kernel = weight.reshape(len(weight), -1)
     bias = case.vector("conv_bias") if "conv_bias" in node.roles else None
-    x = without_padding(next(iter(case.inputs.values())), case.replayer.trace.passes)
+    x = f64(without_padding(next(iter(case.inputs.values())), case.replayer.trace.passes))
 
     def guess(says: str, made: F64, name: str = "", active: bool = True) -> Guess:
         act = node["activation"] if active else ""

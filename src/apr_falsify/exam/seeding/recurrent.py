@@ -31,8 +31,8 @@ def without_softplus(scene: Scene) -> Array:
 def state_lost(scene: Scene) -> Array:
     """Begin anew in the middle of the run, as a chunk does whose state is not carried."""
     form = DeltaForm(begins=frozenset({scene.tokens // 2}))
-    names = ("conv_out", "beta", "decay")
-    return scanned(*(scene.inputs[name] for name in names), sizes_of(scene.geometry), form)
+    x, beta, decay = (scene.inputs[name] for name in ("conv_out", "beta", "decay"))
+    return scanned(x, beta, decay, sizes_of(scene.geometry), form)
 
 
 Row = tuple[str, str, str, str, Formula]
