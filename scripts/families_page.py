@@ -16,6 +16,7 @@ import transformers
 from apr_falsify.model.families import FAMILIES, graph_of
 from apr_falsify.model.family import Family
 from apr_falsify.model.geometry import geometry_of_config
+from apr_falsify.model.mixers import GatedDelta, ShortConv
 from apr_falsify.model.shape import Geometry
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
@@ -111,7 +112,8 @@ def _norms(geometry: Geometry) -> str:
 
 
 def _queries(geometry: Geometry) -> str:
-    layer = graph_of(geometry).layers[0]
+    attends = [n for n in range(geometry.layers) if geometry.attends_at(n)]
+    layer = graph_of(geometry).layers[attends[0]]
     said = ["of latents"] if geometry.kv_latent else []
     if "q_norm" in layer:
         said.append("normed by head" if layer["q_norm"]["over"] == "head" else "normed whole")
@@ -124,6 +126,18 @@ def _queries(geometry: Geometry) -> str:
         )
         rotated = "RoPE" if share.share == 1 else f"RoPE on {share.share:.3g} of a head"
         said.append(rotated + (", not in every layer" if "none" in kinds else ""))
+    if "q_l2_norm" in layer:
+        said.append("normed after it")
+    if any(geometry.chunks):
+        said.append("chunks in some layers")
+    if geometry.output_gated:
+        said.append("gated output")
+    if isinstance(geometry.mixer, GatedDelta):
+        said.append("a gated delta rule in the other layers")
+    if isinstance(geometry.mixer, ShortConv):
+        said.append(
+            "short convolutions" + (" in the other layers" if not all(geometry.attends) else ", where said")
+        )
     if any(geometry.windows):
         said.append("window" if all(geometry.windows) else "window in some layers")
     return ", ".join(said)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests import further_recipes, latent_recipes, mixture_recipes, recipes
+from tests import further_recipes, latent_recipes, layer_recipes, mixture_recipes, recipes
 from tests.recipe import Recipe
 
 _SIZES: Mapping[str, Any] = {
@@ -32,6 +32,7 @@ RECIPES: Mapping[str, Recipe] = {
     **further_recipes.RECIPES,
     **mixture_recipes.RECIPES,
     **latent_recipes.RECIPES,
+    **layer_recipes.RECIPES,
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -86,6 +87,15 @@ FAMILIES = (
     "deepseek_v3",
     "glm4_moe_lite",
     "youtu",
+    "llama4_text",
+    "qwen3_next",
+    "qwen3_5_text",
+    "qwen3_5_moe_text",
+    "lfm2",
+    "lfm2_moe",
+    "qwen2_5_vl_text",
+    "qwen3_vl_text",
+    "qwen3_vl_moe_text",
 )
 """One plain recipe of each family."""
 
@@ -98,16 +108,42 @@ def make_checkpoint(
     sizes = {**_SIZES, **recipe.config, "num_hidden_layers": layers}
     values = {key: value for key, value in sizes.items() if value is not None}
     config = transformers.CONFIG_MAPPING[recipe.family](**{**values, **_explicit_none(recipe)})
-    model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    model = (
+        _whole(recipe.within, config)
+        if recipe.within
+        else transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    )
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     with torch.no_grad():
         for key, weight in model.named_parameters():
             weight.copy_(_random(key, weight.shape, generator, recipe.large_biases))
         for key, buffer in model.named_buffers():
-            if key.endswith("e_score_correction_bias"):
+            if key.endswith(("e_score_correction_bias", "feed_forward.expert_bias")):
                 buffer.copy_(_random(key, buffer.shape, generator, recipe.large_biases))
     model.to(dtype).save_pretrained(directory)
     return directory
+
+
+_VISION: Mapping[str, Any] = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "num_position_embeddings": 16,
+    "fullatt_block_indexes": [0],
+    "deepstack_visual_indexes": [0],
+}
+
+
+def _whole(model_type: str, text: Any) -> Any:
+    """Return a model that sees, of the smallest eyes, around the text model of config ``text``."""
+    vision = {**_VISION, "out_hidden_size": text.hidden_size}
+    config = transformers.CONFIG_MAPPING[model_type](
+        text_config=text.to_dict(),
+        vision_config=vision,
+        tie_word_embeddings=getattr(text, "tie_word_embeddings", False),
+    )
+    return transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
 
 
 def _explicit_none(recipe: Recipe) -> dict[str, None]:

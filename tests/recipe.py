@@ -14,12 +14,14 @@ class Recipe:
     Attributes:
         family: its ``model_type``.
         config: what differs from the common sizes.
+        within: the ``model_type`` of the larger model whose text part it is; empty for none.
         large_biases: whether k and v biases reach hundreds, as Qwen2.5's do.
 
     """
 
     family: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    within: str = ""
     large_biases: bool = False
 
 

@@ -51,8 +51,9 @@ def test_every_tensor_of_a_checkpoint_has_a_role_and_is_read_as_it_is_used(name:
     sites = [(role, n) for n in [None, *range(geometry.layers)] for role in roles_at(geometry, n)]
     tensors = {site: weights.tensor(*site) for site in sites}
 
-    assert {tensor.name for tensor in tensors.values()} == set(weights.tensors)
-    stored = sum(math.prod(tensor.shape) for tensor in weights.tensors.values())
+    own = {name: tensor for name, tensor in weights.tensors.items() if ".visual." not in f".{name}"}
+    assert {tensor.name for tensor in tensors.values()} == set(own)
+    stored = sum(math.prod(tensor.shape) for tensor in own.values())
     assert sum(math.prod(tensor.shape) for tensor in tensors.values()) == stored
     for row in range(3):  # any slice of rows is the same as of the whole
         for tensor in tensors.values():

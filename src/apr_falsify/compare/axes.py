@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from apr_falsify.model.mixers import GatedDelta
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import HEAD_WIDTHS, STAGES
 
@@ -59,6 +60,7 @@ _NAMES: Mapping[str, str] = {
     "heads": "head",
     "vocab": "vocabulary entry",
     "experts": "expert",
+    "scan_heads": "head",
     "chosen_experts": "chosen expert",
 }
 """Axis word of ``stages.py`` -> one position of it; every other word is of channels."""
@@ -94,4 +96,6 @@ def axes_of(name: str, geometry: Geometry, first_token: int = 0) -> Axes:
     alike = axis != "qkv" or geometry.value_dim == geometry.head_dim
     heads = _HEADS[axis](geometry) if axis in _HEADS and alike else ()
     width = geometry.dims(1)[HEAD_WIDTHS.get(axis, "head_dim")] if heads else None
+    if axis == "scan" and isinstance(geometry.mixer, GatedDelta):
+        heads, width = _numbered("head", geometry.mixer.value_heads), geometry.mixer.value_dim
     return Axes(names=tuple(names), head_dim=width, heads=heads, first_token=first_token)

@@ -22,9 +22,10 @@ from apr_falsify.compare.products import turning_noise
 from apr_falsify.compare.recorded_formats import saved_unit
 from apr_falsify.errors import TraceError
 from apr_falsify.model.passes import Passes
+from apr_falsify.model.reach import seen_keys
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import SQUARES, STAGES, Key, Layout
-from apr_falsify.model.wiring import has_stage
+from apr_falsify.model.wiring import has_stage, stages_of
 from apr_falsify.numerics.operand_rules import RULES, Operation, Rule
 from apr_falsify.operators.heads import values_of
 from apr_falsify.operators.rotation import rope_frequencies
@@ -141,6 +142,8 @@ def _checked(trace: Trace, layer: int, row: _Invariant, attempts: Attempts) -> I
             invariant=row.name, layer=layer, stage=row.stage, outcome=outcome, sentence=sentence, size=size
         )
 
+    if not has_stage(row.stage, trace.geometry, layer):
+        return check(InvariantOutcome.NOT_APPLICABLE, f"the layer has no {row.stage}")
     if why := row.applies(trace.geometry):
         return check(InvariantOutcome.NOT_APPLICABLE, why)
     with attempts.trying(f"the invariant {row.name}", Key(layer, row.stage)), np.errstate(all="ignore"):
@@ -223,11 +226,13 @@ def _mask(trace: Trace, layer: int) -> _Found:
     if tokens == 1:
         raise _Unmeasured("one token sees all there is")
     first = trace.passes.unseen + _first_row(trace.passes)
-    hidden = ~trace.passes.visible(window)[first:]
+    hidden = ~seen_keys(trace.geometry, layer, trace.passes)[first:]
     seen = np.where(hidden, np.nan_to_num(weights, nan=0.0, posinf=np.inf), 0.0)
     ratio, (head, row, key) = _worst(seen, np.full(seen.shape, TINY))
     size, token = float(np.max(np.abs(seen))), first + row
-    place = "a later token" if key > token else f"a token outside its window of {window}"
+    chunk = trace.geometry.chunk_at(layer)
+    outside = f"its window of {window}" if chunk is None else f"its chunk of {chunk} tokens"
+    place = "a later token" if key > token else f"a token outside {outside}"
     place = "which is padding" if key < trace.passes.padding else place
     sentence = (
         f"head {head}: token {token} gives {seen[head, row, key]:.3g} of its weight to token {key}, {place}"
@@ -338,7 +343,7 @@ def _always(geometry: Geometry) -> str:
 
 
 def _plain_rope(geometry: Geometry) -> str:
-    if has_stage("q_norm", geometry, 0):
+    if "q_norm" in stages_of(geometry):
         return "q and k pass a norm between projection and RoPE"
     _, factor = rope_frequencies(geometry.rope, geometry.head_dim)
     return "" if factor == 1.0 else f"RoPE multiplies with an attention factor of {factor:.5g}"

@@ -205,7 +205,9 @@ def _constants(key: Key, geometry: Geometry, tokens: int) -> dict[str, Any]:
     if name in SCORES:
         found |= {"scale": geometry.attn_scale_at(layer), "attn_softcap": geometry.attn_softcap}
     if name == "attn_softmax" and layer is not None:
-        found["window"] = geometry.windows[layer]
+        found |= {"window": geometry.windows[layer], "chunk": geometry.chunk_at(layer)}
+    if name in ("q_tempered", *SCORES) and geometry.temperature_scale:
+        found |= {name: getattr(geometry, name) for name in ("temperature_scale", "temperature_floor")}
     if name in ("post_attn_residual", "post_ffn_residual"):
         found["residual_scale"] = geometry.residual_scale
     if name in ("ffn_silu", "ffn_out", "moe_ffn_out"):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.errors import TraceError
 from apr_falsify.model.passes import Mask, Passes
+from apr_falsify.model.reach import seen_keys
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import (
     HEAD_WIDTHS,
@@ -218,9 +219,8 @@ def _unmultiplied(word: Layout) -> Callable[[Array, Key, Geometry, Passes], Arra
 
 def _visible(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
     """Put zeros where no query may look; of a softmax only where no weight stands: any other is a fault."""
-    assert key.layer is not None
     found = _sized(data, key.stage, (geometry.heads, passes.rows, passes.tokens))
-    used = passes.visible(geometry.windows[key.layer])[passes.unseen :]
+    used = seen_keys(geometry, key.layer, passes)[passes.unseen :]
     return np.where(used if key.stage in SCORES else used | np.isfinite(found), found, 0)
 
 
@@ -256,11 +256,11 @@ def factor_of(key: Key, layout: Collection[Layout], geometry: Geometry) -> float
     return math.prod(FACTORS[word](geometry, key.layer) for word in layout if word in FACTORS)
 
 
-_HELD: Mapping[Layout, Callable[[Passes, int | None], Mask]] = {
-    Layout.CAUSAL_ZEROED: lambda passes, window: passes.visible(None),
-    Layout.VISIBLE_ONLY: lambda passes, window: passes.visible(window),
+_HELD: Mapping[Layout, Callable[[Passes, Geometry, int], Mask]] = {
+    Layout.CAUSAL_ZEROED: lambda passes, geometry, layer: passes.visible(None),
+    Layout.VISIBLE_ONLY: lambda passes, geometry, layer: seen_keys(geometry, layer, passes),
 }
-"""Layout word -> where it holds scores, given the passes and the layer's window."""
+"""Layout word -> where it holds scores, given the passes and the model's layer."""
 
 
 def only_data(
@@ -280,7 +280,7 @@ def only_data(
     passes = _passes(passes)
     if name in SCORES and layer is not None:
         for word in _HELD.keys() & set(layout):
-            stored = _HELD[word](passes, geometry.windows[layer])
+            stored = _HELD[word](passes, geometry, layer)
             values = np.where(stored[len(stored) - values.shape[-2] :], values, 0)
     held = _data_of(values, name, passes)
     return values if held is None else np.where(held, values, 0)

@@ -14,6 +14,7 @@ import numpy as np
 
 from apr_falsify.compare.judge import Judged
 from apr_falsify.compare.layout import FACTORS, canonical
+from apr_falsify.model.reach import seen_keys
 from apr_falsify.model.stages import Key, Layout
 from apr_falsify.traces.trace import Trace
 
@@ -105,8 +106,7 @@ def _is_much_nearer(before: Judged, after: Judged) -> bool:
 
 def _lacks_data(trace: Trace, key: Key) -> bool:
     """Whether zeros, or values that are not finite, stand where no query may look."""
-    assert key.layer is not None
     values = canonical(trace.stages[key], key, trace.geometry, trace.passes)
     passes = trace.passes
-    hidden = values[:, ~passes.visible(trace.geometry.windows[key.layer])[passes.unseen :]]
+    hidden = values[:, ~seen_keys(trace.geometry, key.layer, passes)[passes.unseen :]]
     return bool(np.any((hidden == 0) | ~np.isfinite(hidden)))

@@ -27,14 +27,13 @@ from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.model.wiring import node_of, supplier_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
 from apr_falsify.numerics.operand_rules import AND, PLAIN, Operation, Rule, expected_rule
-from apr_falsify.operators.attention import CACHED
 from apr_falsify.operators.heads import values_of
 from apr_falsify.operators.linear import weights_of
 from apr_falsify.operators.operator import Array
 from apr_falsify.operators.replayed import MixtureOperator, replay_mixture
 from apr_falsify.operators.roundoff import UNIT, Known, lost
 from apr_falsify.operators.roundoff import stored as rounded
-from apr_falsify.operators.table import boundary_of, compute, operation_of, operator_of, span_from
+from apr_falsify.operators.table import boundary_of, compute, kept_by, operation_of, operator_of, span_from
 from apr_falsify.traces.trace import Trace
 
 F64 = npt.NDArray[np.float64]
@@ -215,7 +214,7 @@ class Replayer:
     def _inputs(self, key: Key, composed: list[str], rows: int) -> dict[str, Known]:
         if any(operator_of(node).over_tokens for node in self.span(key)):
             rows = self.trace.passes.rows
-        cached, sources = CACHED.get(self.operation(key), ()), self.sources(key)
+        cached, sources = kept_by(self.span(key)), self.sources(key)
         known = {
             role: self._known(source, composed, len(self.trace.tokens) if role in cached else rows)
             for role, source in sources.items()

@@ -52,7 +52,9 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
         ("router_weights", "ffn_out"),
     ),
     **dict.fromkeys(("shared_intermediate", "shared_gated"), ("ffn_out",)),
-    "windows": ("attn_softmax",),
+    **dict.fromkeys(("windows", "chunks"), ("attn_softmax",)),
+    **dict.fromkeys(("temperature_scale", "temperature_floor"), ("q_tempered", "attn_scores")),
+    "weighted_input": ("ffn_out",),
     "qkv_bias": ("qkv_bias",),
     "output_bias": ("attn_out",),
     "mlp_bias": ("ffn_gate", "ffn_up", "ffn_out"),
@@ -141,6 +143,8 @@ def _stated(geometry: Geometry, name: str) -> Any:
         return tuple(geometry.attn_scale_at(layer) for layer in range(geometry.layers))
     if name == "rotated":
         return geometry.rotated or (True,) * geometry.layers
+    if name == "chunks":
+        return geometry.chunks or (None,) * geometry.layers
     return getattr(geometry, name)
 
 
@@ -152,9 +156,10 @@ def _stated_by(oracle: Geometry, subject: Geometry, name: str) -> tuple[Any, Any
 
 
 def _in_force(geometry: Geometry, name: str, tokens: int) -> Any:
-    if name != "windows":
-        return _stated(geometry, name)
-    return tuple(None if window is None or window >= tokens else window for window in geometry.windows)
+    stated = _stated(geometry, name)
+    if name not in ("windows", "chunks"):
+        return stated
+    return tuple(None if size is None or size >= tokens else size for size in stated)
 
 
 def _differs_in(layer: int | None, ours: Any, theirs: Any) -> bool:

@@ -8,7 +8,9 @@ from apr_falsify.compare.attempts import Breakdown
 from apr_falsify.compare.bisection import Finding, FindingType, Row, Status, Verdict
 from apr_falsify.compare.findings import place
 from apr_falsify.compare.structure import same_shapes
+from apr_falsify.formats.text_part import set_aside
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.families import family_of
 from apr_falsify.model.stages import Key
 from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import Trace
@@ -24,6 +26,7 @@ def not_checked(rows: Sequence[Row], oracle: Trace, subject: Trace, weights: Wei
         *_layers_not_judged(rows, oracle, subject),
         *_without_reference(oracle.provenance),
         *_without_weights(oracle, subject, weights),
+        *_beside_the_text(weights),
         *_not_in_the_recording(subject.provenance),
         *_tokens_not_known(subject),
         *_positions_said(subject),
@@ -101,6 +104,15 @@ def _without_weights(oracle: Trace, subject: Trace, weights: Weights | None) -> 
             "what needs weights to be replayed: name the model, --oracle MODEL (bisect) or "
             "--weights MODEL (compare)"
         )
+
+
+def _beside_the_text(weights: Weights | None) -> Iterator[str]:
+    if weights is None or not weights.of_checkpoint or not family_of(weights.geometry).part_of:
+        return
+    parts = set_aside(weights.tensors, weights.names, family_of(weights.geometry).weights)
+    if parts:
+        listed = ", ".join(f"{part} ({count} tensors)" for part, count in parts.items())
+        yield f"what the checkpoint holds beside its text model: {listed}"
 
 
 def _positions_said(subject: Trace) -> Iterator[str]:

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from apr_falsify.exam.needs import NEEDS
 from apr_falsify.exam.seeding import formulas as f
 from apr_falsify.exam.seeding import places as p
+from apr_falsify.exam.seeding import recurrent as r
 from apr_falsify.exam.seeding import tensors as t
 from apr_falsify.exam.seeding.scene import Formula
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Key, Scope
-from apr_falsify.model.wiring import has_stage, node_of, stages_of
+from apr_falsify.model.wiring import stages_of
 
 
 class Spread(StrEnum):
@@ -84,27 +86,6 @@ def _in(name: str, layer: int | None) -> bool:
     """Whether a fault of ``layer`` may touch the stage."""
     scope = STAGES[name].scope
     return scope is Scope.FIRST_LAYER or (scope is Scope.MODEL) == (layer is None)
-
-
-NEEDS: Mapping[str, Any] = {
-    "biases": lambda g: g.qkv_bias,
-    "head norms": lambda g: has_stage("q_norm", g, 0),
-    "no head norms": lambda g: not has_stage("q_norm", g, 0),
-    "window": lambda g: any(g.windows),
-    "no window": lambda g: not any(g.windows),
-    "rope": lambda g: g.rope.kind != "none",
-    "rope scaling": lambda g: g.rope.kind not in ("default", "none"),
-    "plain rope": lambda g: g.rope.kind == "default",
-    "groups": lambda g: 1 < g.kv_heads < g.heads,
-    "square q": lambda g: g.heads * g.head_dim == g.hidden and g.value_dim == g.head_dim,
-    "square down": lambda g: g.intermediate == g.hidden,
-    "own head": lambda g: not g.tied,
-    "rms norm": lambda g: node_of("final_norm", g, None).operator == "rms_norm",
-    "sinks": lambda g: g.sinks,
-    "clamp": lambda g: g.expert_limit is not None,
-    "silu": lambda g: g.activation == "silu",
-}
-"""What a fault can ask of a model, by its geometry."""
 
 
 def _fault(name: str, stages: str, title: str, says: str, **how: Any) -> Fault:
@@ -279,6 +260,10 @@ CATALOGUE: tuple[Fault, ...] = (
            needs=("window",)),
     _fault("window-ignored", "attn_softmax", "the sliding window is ignored", r"no sliding window", **_EVERY,
            formula=f.masked(lambda back, s: back >= 0), config=t.without_window, needs=("window",)),
+    _fault("chunks-ignored", "attn_softmax", "the chunks are ignored", r"no chunks", **_EVERY,
+           formula=f.masked(lambda back, s: back >= 0), needs=("chunks",)),
+    _fault("temperature-left-out", "q_tempered", "no attention temperature", r"temperature left out",
+           formula=p.from_input("q_post_rope"), needs=("temperature",)),
     _fault("window-invented", "attn_softmax", "a window of 3 where the model has none", r"window of 3",
            formula=f.masked(lambda back, s: (back >= 0) & (back < 3)), needs=("no window",)),
     _fault("softmax-temperature", "attn_softmax", "a temperature of 0.9", r"scores x 0\.9",
@@ -294,6 +279,11 @@ CATALOGUE: tuple[Fault, ...] = (
              formula=f.otherwise(**{key: value})) for name, says, key, value in (
                  ("clamp", "no clamp", "expert_limit", None), ("alpha", r"within the", "expert_alpha", 1.0),
                  ("shift", "without the 1 added", "expert_shift", 0.0))),
+    _fault("experts-weighted-late", "ffn_out", "experts' weights applied to what they make",
+           r"applied to what the experts make", formula=f.otherwise(weighted_input=False),
+           needs=("weighted input",)),
+    # layers without attention, and gated attention
+    *(_fault(*words, formula=formula) for *words, formula in r.ROWS),
     # attention and its projection
     _fault("values-modulo", "attention", "query head h mixes v of kv head h % K", r"kv head h % K",
            formula=f.mapped("qkv_bias", lambda h, k: h % k), needs=("groups",)),

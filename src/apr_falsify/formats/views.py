@@ -118,6 +118,25 @@ class SomeRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListedRows:
+    """Some rows of a tensor, in an order of their own."""
+
+    listed: tuple[int, ...]
+
+    def shape(self, base: Tensor) -> tuple[int, ...]:
+        """Return the shape of these rows; that of ``base`` where it has not all of them."""
+        return (len(self.listed), *base.shape[1:]) if max(self.listed) < base.shape[0] else base.shape
+
+    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
+        """Return rows ``start`` to ``stop`` of these."""
+        wanted = np.array(self.listed[start:stop], dtype=np.intp)
+        if not wanted.size:
+            return base.rows(0, 0)
+        first = int(wanted.min())
+        return np.ascontiguousarray(base.rows(first, int(wanted.max()) + 1)[wanted - first])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowsByHead:
     """The rows of q, of k or of v in a tensor that holds those of each head side by side."""
 

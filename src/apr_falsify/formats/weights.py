@@ -31,9 +31,11 @@ from apr_falsify.formats.tensors import (
     plain_tensor,
     transposed,
 )
+from apr_falsify.formats.text_part import names_in
 from apr_falsify.formats.views import (
     ExpertColumns,
     HalfSplit,
+    ListedRows,
     Offset,
     OneExpert,
     Rounded,
@@ -98,12 +100,17 @@ class Weights:
             return None
         kind, _, expert = role.partition(".")
         columns = family_of(self.geometry).expert_columns.get(kind) if self.of_checkpoint else None
-        if expert and columns is not None:
+        if expert and columns is not None and not self._is_turned(kind, tensor):
             view = ExpertColumns(expert=int(expert), first=columns[0], step=columns[1])
             tensor = ViewedTensor(base=tensor, view=view)
         elif expert and len(tensor.shape) == (2 if kind.endswith("_bias") else 3):
             tensor = ViewedTensor(base=tensor, view=OneExpert(expert=int(expert)))
         return self._as_used(tensor, kind)
+
+    def _is_turned(self, role: str, tensor: Tensor) -> bool:
+        """Whether a tensor of all experts is [experts, out, in] where its family's usually is not."""
+        width = self._shape(role)[-1]
+        return len(tensor.shape) == 3 and tensor.shape[1] != width == tensor.shape[2]
 
     def _name(self, role: str, layer: int | None) -> str:
         kind, _, expert = role.partition(".")
@@ -116,10 +123,13 @@ class Weights:
         kept = role in row.kept_in_f32 or (self.matrices_alone and len(tensor.shape) == 1)
         if self.cast_to is not None and not kept:
             tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
-        if self.of_checkpoint and row.norm_offset and role.endswith("norm"):
+        if self.of_checkpoint and row.norm_offset and role.endswith("norm") and role not in row.plain_norms:
             tensor = ViewedTensor(base=tensor, view=Offset(by=row.norm_offset))
             if row.offset_rounded and self.cast_to is not None:
                 tensor = ViewedTensor(base=tensor, view=Rounded(to=self.cast_to))
+        if self.of_checkpoint and role in row.listed_rows:
+            view = ListedRows(listed=row.listed_rows[role](self.geometry))
+            tensor = ViewedTensor(base=tensor, view=view)
         for group in row.fused:
             # A file of another form than the checkpoint's may hold them apart.
             if role in group and len({self.names[each] for each in group}) == 1:
@@ -241,20 +251,12 @@ def _open_hf_dir(directory: Path) -> Model:
     tensors = dequantised(read_config(directory), held, places, directory)
     weights = Weights(
         geometry=geometry,
-        names=_names_in(tensors, family_of(geometry).weights),
+        names=names_in(tensors, family_of(geometry).weights),
         tensors=tensors,
         interleaved=family_of(geometry).interleaved,
         where=directory,
     )
     return Model(path=directory, format="safetensors", geometry=geometry, weights=weights, files=files)
-
-
-def _names_in(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Mapping[str, str]:
-    """Return ``names`` as this checkpoint has them: one of the base model alone leaves its prefix out."""
-    prefix, _, bare = names["embed"].partition(".")
-    if names["embed"] in tensors or bare not in tensors:
-        return names
-    return {role: name.removeprefix(f"{prefix}.") for role, name in names.items()}
 
 
 _APR_BLOCKS: Mapping[str, type[AprBlockTensor | QuantisedTensor]] = {

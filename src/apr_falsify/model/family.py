@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from apr_falsify.model.blocks import decoder_ends, decoder_layer
 from apr_falsify.model.gguf_settings import GgufSettings
 from apr_falsify.model.graph import Ends, Layer
 from apr_falsify.model.settings import Settings, nothing
+from apr_falsify.model.shape import Geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class Family:
         name: our name for it.
         title: its name for people.
         model_types: values of ``model_type`` in config.json.
+        part_of: values of ``model_type`` of larger models, of which this is the text part.
         gguf_architectures: values of ``general.architecture`` in GGUF.
         weights: role -> tensor name in a HuggingFace checkpoint.
         gguf_key: a key without which a GGUF file of its architecture is of another family.
@@ -42,11 +44,14 @@ class Family:
         split_by_rotation: whether transformers puts those half-split where it rotates them.
         gguf_interleaved: whether q and k lie in a GGUF file as interleaved rotary pairs: conversion permutes
             them so, or leaves them as they are.
+        plain_norms: roles of norms to whose weight nothing is added, where something is to others'.
+        listed_rows: role -> which rows of its tensor are its own, in order, given the geometry.
         norm_offset: what is added to a norm's weight as a HuggingFace checkpoint stores it.
         offset_rounded: whether transformers rounds that sum to the format in which it runs.
         fused: groups of roles that lie one below the other in one tensor.
         expert_columns: role -> (first, step): an expert's matrix is every ``step``-th column, from the first
             on, of its part [in, out] of one tensor [experts, in, out]; its bias likewise.
+        experts_as_used: whether transformers holds experts [experts, out, in] though checkpoints may not.
         fused_by_head: whether q, k and v lie in one tensor head by head: those of head 0, of head 1, ...
         modules: role -> module within a layer, where transformers' differs from the checkpoint's name.
         transposed: roles whose tensor a HuggingFace checkpoint stores [in, out].
@@ -60,6 +65,7 @@ class Family:
     title: str
     model_types: tuple[str, ...]
     weights: Mapping[str, str]
+    part_of: tuple[str, ...] = ()
     gguf_architectures: tuple[str, ...] = ()
     gguf_key: str = ""
     gguf_weights: Mapping[str, str] = field(default_factory=dict)
@@ -78,9 +84,12 @@ class Family:
     split_by_rotation: bool = False
     gguf_interleaved: bool = False
     norm_offset: float = 0.0
+    plain_norms: tuple[str, ...] = ()
+    listed_rows: Mapping[str, Callable[[Geometry], tuple[int, ...]]] = field(default_factory=dict)
     offset_rounded: bool = False
     fused: tuple[tuple[str, ...], ...] = ()
     expert_columns: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    experts_as_used: bool = False
     fused_by_head: bool = False
     modules: Mapping[str, str] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, ModelError
-from apr_falsify.model.families import family_of_gguf, family_of_model_type, known_families
+from apr_falsify.model.families import family_of_gguf, family_of_model_type, known_families, text_part
 from apr_falsify.model.family import Family
 from apr_falsify.model.gguf_settings import Gguf
 from apr_falsify.model.rope import Rope, local_ropes_of_config, rope_of_config
@@ -75,6 +75,7 @@ def geometry_of_config(config: Mapping[str, Any], where: object = None) -> Geome
 
     """
     try:
+        config = text_part(config)
         family = family_of_model_type(text(config.get("model_type"), "model_type"), where)
         return _geometry_of_config(family, Config(_usual_names(family, config)))
     except KeyError as error:

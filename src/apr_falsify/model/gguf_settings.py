@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apr_falsify.errors import GeometryError
+from apr_falsify.model.limits import MAX_LAYERS
 from apr_falsify.model.rope import Rope, rope_of_gguf
 from apr_falsify.model.settings import Windows
-from apr_falsify.model.shape import MAX_LAYERS
 from apr_falsify.reading import flag, items, number, whole
 
 _HARMLESS = frozenset(

@@ -22,6 +22,8 @@ class ModulePlace(StrEnum):
     LAYER = "layer"
     ATTENTION_FUNCTION = "attention-function"
     MIXTURE = "mixture"
+    FUNCTION = "function"
+    """A function that a mixer's module calls: a convolution, or a scan."""
 
 
 class Pick(StrEnum):
@@ -29,6 +31,8 @@ class Pick(StrEnum):
 
     INPUT = "input"
     OUTPUT = "output"
+    HEADS_INPUT = "heads-input"
+    """The input of a module that works on [S, heads, D]."""
     HEADS = "heads"
     """The output of a module that works on [heads, S, D]."""
     LAST_ROW = "last-row"
@@ -52,12 +56,14 @@ class Tap:
             that begins with a dot.
         pick: which part of its call the stage is.
         added: the path of another module whose output the layer adds to that; empty for none.
+        call: of a module that is called more than once in a pass: which call, of how many.
 
     """
 
     module: str
     pick: Pick = Pick.OUTPUT
     added: str = ""
+    call: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

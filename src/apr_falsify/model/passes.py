@@ -119,14 +119,17 @@ class Passes:
         """Return which tokens are data: those that are no padding, [S]."""
         return np.arange(self.tokens) >= self.padding
 
-    def visible(self, window: int | None) -> Mask:
+    def visible(self, window: int | None, chunk: int | None = None) -> Mask:
         """Return which key (column) each token (row) may see: [S, S].
 
-        Token i sees j <= i, with a sliding window only the last ``window`` of those, and no padding unless it
-        is padding itself.
+        Token i sees j <= i, with a sliding window only the last ``window`` of those, with chunks only those
+        of its own ``chunk`` tokens, and no padding unless it is padding itself. Chunks begin after padding.
         """
         back = np.arange(self.tokens)[:, None] - np.arange(self.tokens)[None, :]
         seen = (back >= 0) & (back < (self.tokens if window is None else window))
+        if chunk is not None:
+            of = (np.arange(self.tokens) - self.padding) // chunk
+            seen &= of[:, None] == of[None, :]
         seen[self.padding :, : self.padding] = False
         return np.asarray(seen)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apr_falsify.errors import GeometryError
+from apr_falsify.model.limits import MAX_LAYERS
 from apr_falsify.model.rope import Rope, rope_of_config, share_of
-from apr_falsify.model.shape import MAX_LAYERS
 from apr_falsify.reading import flag, items, number, whole
 
 Windows = tuple[int | None, ...]
@@ -289,3 +289,21 @@ def yarn_in_scale(rope: Rope) -> float:
     if rope.kind == "default" or not weight or factor <= 1:
         return 1.0
     return (0.1 * weight * math.log(factor) + 1) ** 2
+
+
+def layers_of(config: Config, kind: str, other: str, every: int) -> tuple[bool, ...]:
+    """Return which layers ``layer_types`` calls ``kind``, not ``other``; without it each ``every``-th.
+
+    Raises:
+        GeometryError: a layer type of another name.
+
+    """
+    kinds = config.get("layer_types")
+    if kinds is None:
+        every = config.whole("full_attention_interval", every)
+        return tuple((n + 1) % every == 0 for n in range(config.layers))
+    listed = items(kinds, "layer_types")[: config.layers]
+    for each in listed:
+        if each not in (kind, other):
+            raise GeometryError(f"the layer type {each!r} has no formula here", expected=f"{kind} or {other}")
+    return tuple(each == kind for each in listed)

@@ -8,35 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, LayerRangeError
-from apr_falsify.model.rope import Rope, check_rope
-from apr_falsify.reading import flag, items, mapping, number, text, whole
-
-# Far above any published model; below them a wrong file cannot ask for an absurd allocation.
-_LIMITS: Mapping[str, int] = {
-    "layers": 1024,
-    "hidden": 65_536,
-    "heads": 1024,
-    "kv_heads": 1024,
-    "head_dim": 4096,
-    "intermediate": 1 << 20,
-    "vocab": 1 << 22,
-}
-_OPTIONAL_LIMITS: Mapping[str, int] = {
-    "positions": 1 << 22,
-    "v_head_dim": 4096,
-    "q_latent": 65_536,
-    "kv_latent": 65_536,
-    "experts": 4096,
-    "experts_per_token": 4096,
-    "moe_intermediate": 1 << 20,
-    "shared_intermediate": 1 << 20,
-    "expert_groups": 4096,
-    "expert_groups_chosen": 4096,
-    "group_best": 4096,
-}
-"""The same for sizes that are 0 in models without the thing."""
-
-MAX_LAYERS = _LIMITS["layers"]
+from apr_falsify.model.limits import check_constants, check_optional, check_ropes, check_sizes
+from apr_falsify.model.mixers import Mixer, mixer_of_json
+from apr_falsify.model.rope import Rope
+from apr_falsify.reading import items, mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +38,14 @@ class Geometry:
         rotated: per layer, whether q and k are rotated at all; empty where all are.
         activation: the feed-forward block's activation.
         windows: per layer, how many keys back a token sees (itself included), ``None`` for all.
+        chunks: per layer, how many tokens form a chunk beyond which none sees, ``None`` for no chunks; empty
+            where no layer has them.
+        temperature_scale: c where the queries of a layer without RoPE are multiplied with
+            1 + c * log(1 + floor((t + 1) / f)) at token t, 0 where they are not.
+        temperature_floor: that f, in tokens.
+        mixer: what mixes tokens in the layers without attention, ``None`` where there are none.
+        attends: per layer, whether it has attention; empty where all have.
+        output_gated: whether attention's output is multiplied with the sigmoid of a gate.
         qkv_bias: whether q, k, v have a bias.
         qk_normed: whether q and k pass a norm, where a config switches that.
         output_bias: whether the output projection has one.
@@ -83,6 +66,7 @@ class Geometry:
         moe_intermediate: the width of one expert.
         shared_intermediate: the width of the expert that every token is given to besides, 0 for none.
         shared_gated: whether what that expert makes of a token is multiplied with a sigmoid of its own.
+        weighted_input: whether an expert's weight is multiplied with what it is given, not what it makes.
         expert_bias: whether the router's and the experts' projections have a bias.
         expert_limit: how far an expert's gate (upwards) and up (both ways) reach, ``None`` for no clamp.
         expert_alpha: what the gate is multiplied with within the sigmoid of its activation.
@@ -97,6 +81,7 @@ class Geometry:
             some.
         expert_groups_chosen: how many groups those are; only their experts can be chosen.
         group_best: of how many of a group's best experts the scores are added to rank it.
+        routed_sum_eps: what is added to the sum by which they are made to sum to 1.
         routed_scale: what the weights of the chosen experts are multiplied with in the end.
         mixtures: per layer, whether its feed-forward block is a mixture of experts; empty for none.
 
@@ -118,6 +103,12 @@ class Geometry:
     latent_bias: bool = False
     activation: str = "silu"
     windows: tuple[int | None, ...] = ()
+    chunks: tuple[int | None, ...] = ()
+    mixer: Mixer | None = None
+    attends: tuple[bool, ...] = ()
+    output_gated: bool = False
+    temperature_scale: float = 0.0
+    temperature_floor: float = 1.0
     qkv_bias: bool = False
     qk_normed: bool = False
     output_bias: bool = False
@@ -139,6 +130,7 @@ class Geometry:
     moe_intermediate: int = 0
     shared_intermediate: int = 0
     shared_gated: bool = False
+    weighted_input: bool = False
     expert_bias: bool = False
     expert_limit: float | None = None
     expert_alpha: float = 1.0
@@ -151,16 +143,17 @@ class Geometry:
     expert_groups_chosen: int = 1
     group_best: int = 1
     routed_scale: float = 1.0
+    routed_sum_eps: float = 0.0
     mixtures: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         try:
-            _check_sizes(self)
+            check_sizes(self)
             if not self.windows:
                 object.__setattr__(self, "windows", (None,) * self.layers)
-            _check_constants(self)
-            _check_ropes(self)
-            _check_optional(self)
+            check_constants(self)
+            check_ropes(self)
+            check_optional(self)
         except ValueError as error:
             raise GeometryError(str(error)) from error
 
@@ -184,6 +177,8 @@ class Geometry:
             rotary = self.rope.width(self.head_dim)
             dims |= {"q_latent": self.q_latent, "kv_latent": self.kv_latent, "rotary": rotary}
             dims["kv_up"] = self.kv_heads * (self.head_dim - rotary + self.value_dim)
+        if self.mixer is not None:
+            dims |= self.mixer.dims(self.hidden)
         if self.positions:
             dims["positions"] = self.positions
         if self.experts:
@@ -210,6 +205,14 @@ class Geometry:
             return replace(self.rope, kind="none")
         local = self.local_rope is not None and layer is not None and self.windows[layer] is not None
         return self.local_rope if local and self.local_rope is not None else self.rope
+
+    def attends_at(self, layer: int) -> bool:
+        """Whether ``layer`` has attention."""
+        return not self.attends or self.attends[layer]
+
+    def chunk_at(self, layer: int | None) -> int | None:
+        """Return how many tokens form a chunk in ``layer``, ``None`` where it has no chunks."""
+        return self.chunks[layer] if self.chunks and layer is not None else None
 
     def attn_scale_at(self, layer: int | None) -> float:
         """Return what q.k is multiplied with in ``layer``."""
@@ -252,7 +255,8 @@ class Geometry:
             values["rope"] = _rope_of_json(values["rope"])
             if values.get("local_rope") is not None:
                 values["local_rope"] = _rope_of_json(values["local_rope"])
-            for name in ("windows", "attn_scales", "mixtures", "rotated"):
+            values["mixer"] = mixer_of_json(values.get("mixer"))
+            for name in ("windows", "attn_scales", "mixtures", "rotated", "chunks", "attends"):
                 values[name] = tuple(items(values.get(name, []), name))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
@@ -270,124 +274,9 @@ EXPERT_BIASES = ("expert_gate_bias", "expert_up_bias", "expert_down_bias")
 SHARED_ROLES = ("shared_gate", "shared_up", "shared_down")
 """The roles of the projections of an expert that every token is given to."""
 
-SCORINGS: tuple[str, ...] = ("softmax", "sigmoid")
-"""What makes scores of a router's logits."""
-
-ACTIVATIONS: tuple[str, ...] = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2")
-"""The feed-forward activations that have a formula, by the name that config.json uses."""
-
 
 def _rope_of_json(data: object) -> Rope:
     rope = dict(mapping(data, "rope"))
     for name in ("divisors", "long_divisors"):
         rope[name] = tuple(items(rope.get(name, []), f"rope {name}"))
     return Rope(**rope)
-
-
-def _check_sizes(geometry: Geometry) -> None:
-    for name, limit in _LIMITS.items():
-        value = whole(getattr(geometry, name), name)
-        if not 1 <= value <= limit:
-            raise GeometryError(f"{name} is {value}", expected=f"a whole number from 1 to {limit}")
-    if geometry.heads % geometry.kv_heads:
-        raise GeometryError(f"{geometry.heads} query heads cannot share {geometry.kv_heads} kv heads evenly")
-    if geometry.head_dim % 2:
-        raise GeometryError(f"head_dim is {geometry.head_dim}", expected="an even number: RoPE turns pairs")
-
-
-def _check_ropes(geometry: Geometry) -> None:
-    for rope in (geometry.rope, *((geometry.local_rope,) if geometry.local_rope is not None else ())):
-        check_rope(rope, geometry.head_dim)
-    if (geometry.rope.kind == "none") != (geometry.positions > 0):
-        raise GeometryError(
-            f"rope scaling {geometry.rope.kind!r} with {geometry.positions} learned positions",
-            expected="a rotary embedding, or learned positions",
-        )
-
-
-def _check_optional(geometry: Geometry) -> None:
-    for name, limit in _OPTIONAL_LIMITS.items():
-        value = whole(getattr(geometry, name), name)
-        if not 0 <= value <= limit:
-            raise GeometryError(f"{name} is {value}", expected=f"a whole number from 0 to {limit}")
-    scales = [number(value, "a scale of the scores") for value in geometry.attn_scales]
-    caps = [cap for cap in (geometry.attn_softcap, geometry.final_softcap) if cap is not None]
-    factors = [
-        *scales,
-        *(number(cap, "a soft-cap") for cap in caps),
-        number(geometry.embed_scale, "embed_scale"),
-        number(geometry.residual_scale, "residual_scale"),
-        number(geometry.logit_scale, "logit_scale"),
-        number(geometry.routed_scale, "routed_scale"),
-    ]
-    if any(value <= 0 for value in factors):
-        raise GeometryError("a scale or a soft-cap is not above 0")
-    for name in ("attn_scales", "mixtures", "rotated"):
-        if len(getattr(geometry, name)) not in (0, geometry.layers):
-            raise GeometryError(f"{len(getattr(geometry, name))} {name} for {geometry.layers} layers")
-    _check_mixtures(geometry)
-
-
-def _check_mixtures(geometry: Geometry) -> None:
-    flag(geometry.norm_topk_prob, "norm_topk_prob")
-    for name in ("shared_gated", "expert_bias", "sinks"):
-        flag(getattr(geometry, name), name)
-    number(geometry.expert_shift, "expert_shift")
-    for name in ("expert_alpha", "expert_limit"):
-        value = getattr(geometry, name)
-        if value is not None and number(value, name) <= 0:
-            raise GeometryError(f"{name} is {value}", expected="a number above 0")
-    flag(geometry.router_corrected, "router_corrected")
-    if geometry.router_scoring not in SCORINGS:
-        raise GeometryError(
-            f"the router's scoring {geometry.router_scoring!r} has no formula here",
-            expected=" or ".join(SCORINGS),
-        )
-    kinds = [flag(mixture, "a layer's kind") for mixture in geometry.mixtures]
-    if True not in kinds:
-        return
-    if not 1 <= geometry.experts_per_token <= geometry.experts or not geometry.moe_intermediate:
-        raise GeometryError(
-            f"{geometry.experts_per_token} of {geometry.experts} experts, {geometry.moe_intermediate} wide"
-        )
-    _check_groups(geometry)
-
-
-def _check_groups(geometry: Geometry) -> None:
-    groups, chosen = geometry.expert_groups, geometry.expert_groups_chosen
-    if not 1 <= chosen <= groups or geometry.experts % groups:
-        raise GeometryError(f"{chosen} of {groups} groups of {geometry.experts} experts")
-    size = geometry.experts // groups
-    if not 1 <= geometry.group_best <= size or geometry.experts_per_token > chosen * size:
-        raise GeometryError(
-            f"{geometry.experts_per_token} experts of {chosen} groups of {size}, "
-            f"ranked by the best {geometry.group_best} of each"
-        )
-
-
-def _check_constants(geometry: Geometry) -> None:
-    text(geometry.family, "the family")
-    for name in (
-        "qkv_bias",
-        "qk_normed",
-        "output_bias",
-        "mlp_bias",
-        "head_bias",
-        "parallel",
-        "tied",
-        "latent_bias",
-    ):
-        flag(getattr(geometry, name), name)
-    for rotated in geometry.rotated:
-        flag(rotated, "whether a layer is rotated")
-    if len(geometry.windows) != geometry.layers:
-        raise GeometryError(f"{len(geometry.windows)} attention windows for {geometry.layers} layers")
-    for window in geometry.windows:
-        if window is not None and whole(window, "an attention window") < 1:
-            raise GeometryError(f"an attention window is {window}", expected="a whole number above 0")
-    if number(geometry.norm_eps, "norm_eps") < 0:
-        raise GeometryError(f"norm_eps is {geometry.norm_eps}", expected="a small number of at least 0")
-    if geometry.activation not in ACTIVATIONS:
-        raise GeometryError(
-            f"the activation {geometry.activation!r} has no formula here", expected=", ".join(ACTIVATIONS)
-        )

@@ -8,12 +8,13 @@ stores a stage instead is described by layout words (:class:`Layout`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from apr_falsify.errors import LayerRangeError, StageError, nearest
+from apr_falsify.model.further_stages import AFTER_ROPE, OF_GATED_ATTENTION, OF_LATENTS, OF_MIXERS, Row
 
 _MAX_LAYER = 2**32 - 2  # what an APRT header can hold; the next number means the whole model
 
@@ -88,6 +89,7 @@ class Stage:
         scope: whether it exists per layer, once per model, or in layer 0 alone.
         inner: whether it is a step on the way to one of ``apr``'s stages, which few runtimes show: where it
             was not captured, the stage after it is computed through it.
+        composed: of an inner one, whether it is computed by itself even then, not within the stage after it.
         product: whether something is multiplied and summed on the way to it, so that it depends on how a
             runtime holds its operands.
         what: one line for people.
@@ -99,14 +101,16 @@ class Stage:
     what: str
     scope: Scope = Scope.LAYER
     inner: bool = False
+    composed: bool = False
     product: bool = False
 
 
-def _table(*stages: Stage) -> Mapping[str, Stage]:
-    return {stage.name: stage for stage in stages}
+def _inner(rows: Iterable[Row], *, composed: bool = False) -> Iterator[Stage]:
+    for name, axes, product, what in rows:
+        yield Stage(name=name, axes=axes, what=what, inner=True, composed=composed, product=product)
 
 
-STAGES: Mapping[str, Stage] = _table(
+_ALL: tuple[Stage, ...] = (
     Stage(
         name="embedding",
         axes=("tokens", "hidden"),
@@ -114,25 +118,15 @@ STAGES: Mapping[str, Stage] = _table(
         scope=Scope.FIRST_LAYER,
     ),
     Stage(name="attn_norm", axes=("tokens", "hidden"), what="norm before attention"),
-    *(
-        Stage(name=name, axes=("tokens", axis), what=what, inner=True, product=product)
-        for name, axis, what, product in (
-            ("q_latent", "q_latent", "the latent that q is made of", True),
-            ("q_latent_norm", "q_latent", "that latent after its norm", False),
-            ("q_up", "q", "queries made of it, before RoPE", True),
-            ("kv_latent", "kv_latent", "the latent that k and v are made of", True),
-            ("kv_latent_norm", "kv_latent", "that latent after its norm, as a cache keeps it", False),
-            ("kv_up", "kv_up", "k without its rotated part, and v, made of it: head by head", True),
-            ("k_shared", "rotary", "the part of k that all heads share, before RoPE", True),
-            ("k_rope", "rotary", "that part after RoPE, as a cache keeps it", False),
-        )
-    ),
+    *_inner(OF_LATENTS),
+    *_inner(OF_MIXERS, composed=True),
     Stage(name="qkv_matmul", axes=("tokens", "qkv"), what="q|k|v before the bias", product=True),
     Stage(name="qkv_bias", axes=("tokens", "qkv"), what="q|k|v after the bias"),
     Stage(name="q_norm", axes=("tokens", "q"), what="queries after their own norm", inner=True),
     Stage(name="k_norm", axes=("tokens", "kv"), what="keys after their own norm", inner=True),
     Stage(name="q_post_rope", axes=("tokens", "q"), what="queries after RoPE"),
     Stage(name="k_post_rope", axes=("tokens", "kv"), what="keys after RoPE"),
+    *_inner(AFTER_ROPE, composed=True),
     Stage(
         name="attn_scores_uncapped",
         axes=("heads", "tokens", "tokens"),
@@ -157,6 +151,7 @@ STAGES: Mapping[str, Stage] = _table(
         what="weights times values, before the output projection",
         product=True,
     ),
+    *_inner(OF_GATED_ATTENTION, composed=True),
     Stage(
         name="attn_proj",
         axes=("tokens", "hidden"),
@@ -230,6 +225,8 @@ STAGES: Mapping[str, Stage] = _table(
         product=True,
     ),
 )
+
+STAGES: Mapping[str, Stage] = {stage.name: stage for stage in _ALL}
 """Every stage: those of ``apr`` 0.72 in the order of its own list, which is a forward order but for MoE, and
 between them the inner ones, which ``apr`` does not have."""
 
@@ -255,7 +252,12 @@ ATTENTION_CHAIN: tuple[str, ...] = (
 ATTENTION_SUBSTAGES: tuple[str, ...] = ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax")
 """What ``--no-attn-substages`` leaves out."""
 
-SEEN_BY_ATTENTION: tuple[str, ...] = (*ATTENTION_SUBSTAGES, "attn_scores_uncapped", "k_rope")
+SEEN_BY_ATTENTION: tuple[str, ...] = (
+    *ATTENTION_SUBSTAGES,
+    *(name for name, *_ in AFTER_ROPE),
+    "attn_scores_uncapped",
+    "k_rope",
+)
 """What stands between the projections of q, k, v and the mix."""
 
 

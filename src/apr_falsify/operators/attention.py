@@ -45,13 +45,15 @@ def attention_scores(q: Array, k: Array, geometry: Geometry, layer: int | None) 
     return scores
 
 
-def attention_softmax(scores: Array, window: int | None, passes: Passes | None = None) -> Array:
+def attention_softmax(
+    scores: Array, window: int | None, passes: Passes | None = None, chunk: int | None = None
+) -> Array:
     """Return softmax over the keys that each token may see: [H, S, S], zero elsewhere.
 
-    Token i sees j <= i, and with a sliding window only the last ``window`` of those; padding is not seen. Of
-    fewer rows these are the last tokens'.
+    Token i sees j <= i, with a sliding window only the last ``window`` of those, with chunks only those of
+    its own; padding is not seen. Of fewer rows these are the last tokens'.
     """
-    seen = (passes or Passes.whole(scores.shape[-1])).visible(window)
+    seen = (passes or Passes.whole(scores.shape[-1])).visible(window, chunk)
     visible = seen[len(seen) - scores.shape[-2] :]
     weights = np.where(visible, scores, -np.inf)  # the one copy: at 512 tokens each is the largest stage
     weights -= np.max(weights, axis=-1, keepdims=True)
@@ -77,7 +79,8 @@ def _scores(node: Node, inputs: Inputs, site: Site) -> Array:
 
 def _softmax(node: Node, inputs: Inputs, site: Site) -> Array:
     assert site.layer is not None
-    return attention_softmax(inputs["attn_scores"], site.geometry.windows[site.layer], site.passes)
+    window, chunk = site.geometry.windows[site.layer], site.geometry.chunk_at(site.layer)
+    return attention_softmax(inputs["attn_scores"], window, site.passes, chunk)
 
 
 def _mix(node: Node, inputs: Inputs, site: Site) -> Array:
@@ -168,6 +171,8 @@ def masked_text(geometry: Geometry, layer: int | None) -> Lines:
     """Return the lines that take away the scores of keys that a query may not see."""
     assert layer is not None
     windowed = "" if geometry.windows[layer] is None else " & (back < window)"
+    if geometry.chunk_at(layer) is not None:
+        windowed += " & (np.arange(tokens)[:, None] // chunk == np.arange(tokens) // chunk)"
     return (
         "back = np.arange(tokens)[:, None] - np.arange(tokens)",
         f"visible = (back >= 0){windowed}",

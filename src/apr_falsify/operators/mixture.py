@@ -40,14 +40,24 @@ def _mixed(x: Known, weights: Known, site: ExpertSite, store: float) -> Known:
     variance = np.zeros_like(x.value)
     for expert in np.flatnonzero(np.any(weights.value != 0, axis=0)):
         tokens = np.flatnonzero(weights.value[:, expert])
-        made = _expert(rows(x, tokens), [f"{role}.{expert}" for role in EXPERT_ROLES], site, store)
+        roles, given = [f"{role}.{expert}" for role in EXPERT_ROLES], rows(x, tokens)
         share, doubt = (each[tokens, expert, None] for each in (weights.value, sigma_of(weights)))
-        weighted = share * made.value
-        total[tokens] += weighted
-        variance[tokens] += multiplied(made, Known(value=share, sigma=doubt), weighted, store)
+        weight = Known(value=share, sigma=doubt)
+        if site.geometry.weighted_input:
+            made = _expert(_weighted(given, weight, store), roles, site, store)
+        else:
+            made = _weighted(_expert(given, roles, site, store), weight, store)
+        total[tokens] += made.value
+        variance[tokens] += squared(sigma_of(made))
         variance[tokens] += np.square(total[tokens] * max(store, UNIT)) / 3 + lost(store)
     found = Known(value=total, sigma=np.sqrt(variance))
     return _with_shared(found, x, site, store) if site.geometry.shared_intermediate else found
+
+
+def _weighted(x: Known, weight: Known, store: float) -> Known:
+    """Return ``x`` [S, n] times each token's weight [S, 1]."""
+    value = weight.value * x.value
+    return Known(value=value, sigma=np.sqrt(multiplied(x, weight, value, store)))
 
 
 def _with_shared(found: Known, x: Known, site: ExpertSite, store: float) -> Known:
@@ -110,7 +120,7 @@ def _through_expert(site: Site, x: Array, roles: Sequence[str]) -> Array:
 
 def _all_experts(site: Site, x: Array, weights: Array) -> Array:
     """Return the weighted sum of the experts, and the shared one where there is one."""
-    found = mixture(x, weights, partial(_one_expert, site))
+    found = mixture(x, weights, partial(_one_expert, site), site.geometry.weighted_input)
     if not site.geometry.shared_intermediate:
         return found
     shared = _through_expert(site, x, SHARED_ROLES)
@@ -134,14 +144,17 @@ def _mixed_text(stage: str, x: str, weights: str, geometry: Geometry) -> Lines:
     def bias(part: str) -> str:
         return f" + expert_{part}_bias[e]" if geometry.expert_bias else ""
 
+    share, before = f"{weights}[token, e] * ", geometry.weighted_input
+
     def matrix(part: str) -> str:
-        return f"{x}[token] @ expert_{part}_weight[e].T{bias(part)}"
+        given = f"({share}{x}[token])" if before else f"{x}[token]"
+        return f"{given} @ expert_{part}_weight[e].T{bias(part)}"
 
     return (
         f"{stage} = np.zeros_like({x})",
         f"for token, e in zip(*np.nonzero({weights})):",
         *(f"    {line}" for line in hidden_text(geometry, matrix("gate"), matrix("up"))),
-        f"    {stage}[token] += {weights}[token, e] * (hidden @ expert_down_weight[e].T{bias('down')})",
+        f"    {stage}[token] += {'' if before else share}(hidden @ expert_down_weight[e].T{bias('down')})",
         *_shared_text(stage, x, geometry),
     )
 

@@ -142,7 +142,8 @@ def _groups_text(geometry: Geometry) -> Lines:
 def _shares_text(stage: str, geometry: Geometry) -> Lines:
     lines = [f"{stage} = np.take_along_axis(scores, chosen, axis=-1)"]
     if geometry.norm_topk_prob:
-        lines.append(f"{stage} = {stage} / np.sum({stage}, axis=-1, keepdims=True)")
+        total, more = f"np.sum({stage}, axis=-1, keepdims=True)", geometry.routed_sum_eps
+        lines.append(f"{stage} = {stage} / ({total} + {more})" if more else f"{stage} = {stage} / {total}")
     if geometry.routed_scale != 1.0:
         lines.append(f"{stage} = {stage} * {geometry.routed_scale!r}")
     return tuple(lines)

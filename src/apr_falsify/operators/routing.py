@@ -69,7 +69,8 @@ def chosen_weights(scores: Array, chosen: Indices, geometry: Geometry) -> Array:
     """Return the weights of the experts ``chosen`` [S, k], normalised and scaled where the model does."""
     weights = np.take_along_axis(scores, chosen, axis=-1)
     if geometry.norm_topk_prob:
-        weights = weights / np.sum(weights, axis=-1, keepdims=True)
+        total = np.sum(weights, axis=-1, keepdims=True)
+        weights = weights / (total + scores.dtype.type(geometry.routed_sum_eps))
     return weights if geometry.routed_scale == 1.0 else weights * scores.dtype.type(geometry.routed_scale)
 
 
@@ -86,19 +87,26 @@ def as_experts(values: Array, geometry: Geometry) -> Indices:
     return np.where(known, values, 0).astype(np.int64)
 
 
-def mixture(x: Array, weights: Array, expert_of: Callable[[Array, int], Array]) -> Array:
+def mixture(
+    x: Array, weights: Array, expert_of: Callable[[Array, int], Array], weighted_input: bool = False
+) -> Array:
     """Return the weighted sum of what each token's experts make of it: [S, E].
 
     Args:
         x: [S, E].
         weights: each token's weights of the experts [S, X]; an expert of weight 0 is not asked.
         expert_of: what one expert makes of some tokens.
+        weighted_input: whether a weight is multiplied with what an expert is given, not what it makes.
 
     """
     total = np.zeros_like(x)
     for expert in np.flatnonzero(np.any(weights != 0, axis=0)):
         tokens = np.flatnonzero(weights[:, expert])
-        total[tokens] += weights[tokens, expert, None] * expert_of(x[tokens], int(expert))
+        share = weights[tokens, expert, None]
+        if weighted_input:
+            total[tokens] += expert_of(share * x[tokens], int(expert))
+        else:
+            total[tokens] += share * expert_of(x[tokens], int(expert))
     return total
 
 

@@ -19,10 +19,14 @@ from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES
 from apr_falsify.model.wiring import node_of
 from apr_falsify.numerics.operand_rules import Operation
-from apr_falsify.operators.attention import MIX, SCORES, SOFTMAX
+from apr_falsify.operators.attention import CACHED, MIX, SCORES, SOFTMAX
+from apr_falsify.operators.decay import BETA, DECAY
 from apr_falsify.operators.embed import EMBED
 from apr_falsify.operators.feedforward import ACTIVATION, ADD, GATE
+from apr_falsify.operators.gated_delta import GATED_DELTA
+from apr_falsify.operators.gated_norm import GATED_NORM
 from apr_falsify.operators.head import HEAD, LOGITS
+from apr_falsify.operators.l2_norm import L2_NORM
 from apr_falsify.operators.latent import LATENT_HEADS, SHARED_ROTARY
 from apr_falsify.operators.linear import BIAS, LINEAR
 from apr_falsify.operators.mixture import LAST_MIXTURE, MIXTURE
@@ -30,9 +34,12 @@ from apr_falsify.operators.norms import LAYER_NORM, RMS_NORM
 from apr_falsify.operators.operator import Array, Inputs, Operator
 from apr_falsify.operators.rotary import ROTARY
 from apr_falsify.operators.router import CHOSEN_EXPERTS, EXPERT_WEIGHTS, ROUTING
+from apr_falsify.operators.short_conv import SHORT_CONV
+from apr_falsify.operators.sigmoid_gate import PRODUCT, SIGMOID_GATE
 from apr_falsify.operators.sinks import SINK_SOFTMAX
 from apr_falsify.operators.site import Site
 from apr_falsify.operators.softcap import SOFTCAP
+from apr_falsify.operators.temperature import TEMPERATURE
 
 OPERATORS: Mapping[str, Operator] = {
     each.name: each
@@ -45,10 +52,19 @@ OPERATORS: Mapping[str, Operator] = {
         SHARED_ROTARY,
         BIAS,
         ROTARY,
+        L2_NORM,
+        TEMPERATURE,
         SCORES,
         SOFTMAX,
         SINK_SOFTMAX,
         MIX,
+        SIGMOID_GATE,
+        PRODUCT,
+        SHORT_CONV,
+        BETA,
+        DECAY,
+        GATED_DELTA,
+        GATED_NORM,
         ADD,
         ACTIVATION,
         GATE,
@@ -159,12 +175,16 @@ def span_of(
     before = [
         each
         for source in node.inputs.values()
-        if source in STAGES and source not in apart and (STAGES[source].inner or source in through)
+        if source in STAGES and source not in apart and (_is_within(source) or source in through)
         for each in span_of(source, geometry, layer, apart, through)
     ]
     # What two nodes of the span are computed from is computed once.
     once = {each.stage: each for each in before}
     return (*once.values(), node)
+
+
+def _is_within(name: str) -> bool:
+    return STAGES[name].inner and not STAGES[name].composed
 
 
 def span_from(name: str, geometry: Geometry, layer: int | None, known: Collection[str]) -> tuple[Node, ...]:
@@ -191,6 +211,19 @@ def operation_of(span: tuple[Node, ...]) -> Operation:
 def products_in(span: tuple[Node, ...]) -> int:
     """Return how many nodes of a span multiply with weights."""
     return sum(operator_of(node).operation is Operation.PROJECTION for node in span)
+
+
+_KEPT: Mapping[str, tuple[str, ...]] = {
+    "short_conv": ("conv_in",),
+    "gated_delta": ("conv_out", "beta", "decay"),
+}
+"""Operator -> the arguments of which those of all tokens before make its state."""
+
+
+def kept_by(span: tuple[Node, ...]) -> tuple[str, ...]:
+    """Return the arguments of a span of which a later pass reads those of earlier ones too."""
+    states = (argument for node in span for argument in _KEPT.get(node.operator, ()))
+    return (*CACHED.get(operation_of(span), ()), *states)
 
 
 def operation_at(name: str, geometry: Geometry, layer: int | None, apart: Collection[str] = ()) -> Operation:

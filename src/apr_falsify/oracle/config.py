@@ -25,6 +25,9 @@ def hf_config(model: Model, layers: int) -> Any:
 
     """
     config = _of_directory(model) if model.format == "safetensors" else config_of_geometry(model.geometry)
+    if config.model_type in family_of(model.geometry).part_of:
+        whole, config = config, config.get_text_config()
+        config.tie_word_embeddings = whole.tie_word_embeddings
     if hasattr(config, "quantization_config"):  # the weights are handed over multiplied out
         del config.quantization_config
     config.num_hidden_layers = layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors import safe_open
 
 from apr_falsify.formats.quantised.grid import GridTensor
 from apr_falsify.formats.tensors import PlainTensor, Tensor
+from apr_falsify.formats.text_part import usual_name
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.families import family_of, roles_at
 from apr_falsify.model.shape import Geometry
@@ -39,15 +41,65 @@ def load_module(
     """
     config = hf_config(model, layers)
     state = _state(model, weight_sites(model.geometry, layers, head), dtype)
+    if family_of(model.geometry).experts_as_used:
+        state = {name: _as_used(name, tensor, model.geometry) for name, tensor in state.items()}
     if layers < model.geometry.layers:
         state.update(_stand_in_norm(model, dtype))
-    classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING if head else transformers.MODEL_MAPPING
+    own, names = model.weights.names, family_of(model.geometry).weights
+    if own["embed"] != names["embed"] and family_of(model.geometry).part_of:
+        state = {usual_name(name, own, names): tensor for name, tensor in state.items()}
     with _no_progress_bar():
-        module: torch.nn.Module = classes[type(config)].from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, **EAGER
-        )
+        module = _made(config, state, head, dtype)
     _divide_rope(module, model.geometry)
     return module.to(device).eval()
+
+
+def _as_used(name: str, tensor: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """Return a tensor of all experts as [experts, out, in]."""
+    width = {"gate_up_proj": geometry.hidden, "down_proj": geometry.moe_intermediate}.get(
+        name.rpartition(".")[2]
+    )
+    if tensor.ndim != 3 or tensor.shape[2] == width:
+        return tensor
+    return tensor.transpose(1, 2).contiguous()
+
+
+def _made(config: Any, state: dict[str, torch.Tensor], head: bool, dtype: torch.dtype) -> torch.nn.Module:
+    classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING if head else transformers.MODEL_MAPPING
+    try:
+        kind = classes[type(config)]
+    except KeyError:  # transformers has the text model with an output head within the larger one alone
+        base = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
+        return WithHead(_made(config, base, False, dtype), state, config)
+    module: torch.nn.Module = kind.from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype, **EAGER
+    )
+    return module
+
+
+class WithHead(torch.nn.Module):
+    """A base model and its output head.
+
+    Args:
+        model: the base model.
+        state: tensors by name, with that of the head, or of the embedding where it is tied.
+        config: the base model's config.
+
+    """
+
+    def __init__(self, model: Any, state: Mapping[str, torch.Tensor], config: Any) -> None:
+        super().__init__()
+        tied = config.tie_word_embeddings
+        weight = state["model.embed_tokens.weight" if tied else "lm_head.weight"].to(model.dtype)
+        self.model, self.config = model, config
+        vocab, hidden = weight.shape
+        self.lm_head = torch.nn.Linear(hidden, vocab, bias=False, dtype=weight.dtype, device="meta")
+        self.lm_head.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, input_ids: torch.Tensor, **words: Any) -> Any:
+        """Run both, as transformers' models with a head do."""
+        found = self.model(input_ids=input_ids, **words)
+        return types.SimpleNamespace(logits=self.lm_head(found.last_hidden_state))
 
 
 EAGER: Mapping[str, str] = {"attn_implementation": "eager", "experts_implementation": "eager"}

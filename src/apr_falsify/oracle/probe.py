@@ -14,9 +14,11 @@ from functools import partial
 from typing import Any
 
 from apr_falsify.errors import FamilyError, nearest
-from apr_falsify.model.families import family_of, place_of, shape_of_role
+from apr_falsify.model.families import family_of, graph_of, place_of, shape_of_role
+from apr_falsify.model.graph import ModulePlace, Node
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import SEEN_BY_ATTENTION, Key
+from apr_falsify.model.stages import Key
+from apr_falsify.oracle.functions import show_functions
 from apr_falsify.oracle.libraries import attention_functions, torch
 from apr_falsify.oracle.taps import (
     Take,
@@ -25,6 +27,8 @@ from apr_falsify.oracle.taps import (
     decoder_of,
     final_norm_of,
     layer_of,
+    listed_columns,
+    module_of,
     qkv_modules,
     seen_rotated,
     taps_of,
@@ -65,6 +69,7 @@ def probed(
         for place, hook in _end_hooks(module, decoder, geometry, wanted, emit):
             _add_hook(undo, place, hook)
         _replace_attention(undo, decoder, geometry, names, emit)
+        show_functions(undo, decoder, geometry, names, emit)
         yield
 
 
@@ -103,12 +108,14 @@ def _layer_hooks(
             return
         projections = _Projections(layer, names, emit, len(paths), geometry)
         for path in paths:
-            yield path, projections.see
+            roles = [role for role in "qkv" if module_of(geometry, role) == path]
+            yield path, partial(projections.see, listed_columns(geometry, roles[0]))
 
 
 def _see(emit: Emit, stages: tuple[tuple[Key, Take], ...], module: Any, args: Any, output: Any) -> None:
     for key, pick in stages:
-        emit(key, pick(args, output))
+        if (values := pick(args, output)) is not None:
+            emit(key, values)
 
 
 def _add_up(
@@ -143,10 +150,13 @@ class _Projections:
             Key(layer, name): [] for name in ("qkv_matmul", "qkv_bias") if name in names
         }
 
-    def see(self, module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def see(
+        self, columns: list[int] | None, module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
         for key, parts in self._parts.items():
             plain = key.stage == "qkv_matmul" and module.bias is not None
-            parts.append(self._without_bias(module, args[0]) if plain else output)
+            part = self._without_bias(module, args[0]) if plain else output
+            parts.append(part if columns is None else part[..., columns])
             if len(parts) == self._modules:
                 joined = (torch.cat(parts, dim=-1) if self._modules > 1 else parts[0])[0]
                 self._emit(key, joined if self._order is None else joined[:, self._order])
@@ -225,7 +235,17 @@ def _replace_attention(
 
     The config that the model shares stays as it is: it also decides which mask the whole model builds.
     """
-    wanted = {Key(layer, name) for layer in names for name in SEEN_BY_ATTENTION if name in names[layer]}
+    graph = graph_of(geometry)
+    seen = {
+        layer: [
+            name
+            for name, node in graph.at(layer).items()
+            if node.tap is not None and node.tap.module == ModulePlace.ATTENTION_FUNCTION
+        ]
+        for layer in names
+    }
+    wanted = {Key(layer, name) for layer in names for name in seen[layer] if name in names[layer]}
+    operands = {layer: _operands(graph.at(layer)) for layer in {key.layer for key in wanted}}
     own = f"apr_falsify_{next(_numbers)}"
     copies: dict[int, Any] = {}
     for layer in dict.fromkeys(key.layer for key in wanted if key.layer is not None):
@@ -238,16 +258,29 @@ def _replace_attention(
         attention.config = copies[id(original)]
     if wanted:
         attention_functions[own] = partial(
-            _eager, frozenset(wanted), emit, family_of(geometry).softmax_upcast, seen_rotated(geometry)
+            _eager,
+            frozenset(wanted),
+            emit,
+            operands,
+            family_of(geometry).softmax_upcast,
+            *seen_rotated(geometry),
         )
         undo.callback(attention_functions.__delitem__, own)
+
+
+def _operands(nodes: Mapping[str, Node]) -> tuple[str, str]:
+    """Return what the attention function of a layer is given as q and as k."""
+    scores = nodes.get("attn_scores_uncapped") or nodes["attn_scores"]
+    return scores.inputs["q_post_rope"], scores.inputs["k_post_rope"]
 
 
 def _eager(
     wanted: frozenset[Key],
     emit: Emit,
+    operands: Mapping[int | None, tuple[str, str]],
     upcast: bool,
-    rotated: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+    of_heads: Callable[[torch.Tensor], torch.Tensor],
+    of_shared: Callable[[torch.Tensor], torch.Tensor],
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -260,14 +293,17 @@ def _eager(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Do what transformers' ``eager_attention_forward`` does: q (1,H,S,D), k and v (1,K,S,D) after RoPE."""
 
-    def see(name: str, values: torch.Tensor) -> None:
+    def see(
+        name: str, values: torch.Tensor, bring: Callable[[torch.Tensor], torch.Tensor] = _as_it_is
+    ) -> None:
         if (module.layer_idx, name) in wanted:
-            emit(Key(module.layer_idx, name), rotated.get(name, _as_it_is)(values[0]))
+            emit(Key(module.layer_idx, name), bring(values[0]))
 
+    q, k = operands.get(module.layer_idx, ("", ""))
     groups = getattr(module, "num_key_value_groups", 1)
-    see("q_post_rope", query.transpose(1, 2).flatten(2))
-    for name in ("k_post_rope", "k_rope"):
-        see(name, key.transpose(1, 2).flatten(2))
+    see(q, query.transpose(1, 2).flatten(2), of_heads)
+    see(k, key.transpose(1, 2).flatten(2), of_heads)
+    see("k_rope", key.transpose(1, 2).flatten(2), of_shared)
     scores = _scores(module, query, _repeat_kv(key, groups), scaling)
     if softcap is not None:
         see("attn_scores_uncapped", scores)
@@ -283,8 +319,9 @@ def _eager(
     if s_aux is not None:
         weights = weights[..., :-1]
     see("attn_softmax", weights)
-    mixed = torch.matmul(weights, _repeat_kv(value, groups))
-    return mixed.transpose(1, 2).contiguous(), weights
+    mixed = torch.matmul(weights, _repeat_kv(value, groups)).transpose(1, 2).contiguous()
+    see("attention", mixed.flatten(2))
+    return mixed, weights
 
 
 def _as_it_is(values: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ attention function sees is handed out there.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,9 +24,10 @@ Take = Callable[[Any, Any], Any]
 
 _TAKES: Mapping[Pick, Take] = {
     Pick.INPUT: lambda args, output: args[0][0],
-    Pick.OUTPUT: lambda args, output: _first(output)[0],
+    Pick.OUTPUT: lambda args, output: _rows(output),
+    Pick.HEADS_INPUT: lambda args, output: args[0][0].flatten(1),
     Pick.HEADS: lambda args, output: output[0].transpose(0, 1),
-    Pick.LAST_ROW: lambda args, output: _first(output)[0, -1],
+    Pick.LAST_ROW: lambda args, output: _rows(output)[-1],
     Pick.ROUTER_LOGITS: lambda args, output: output[0],
     Pick.ROUTING: lambda args, output: _routing(output),
     Pick.LAST_WEIGHTS: lambda args, output: _best_first(output)[0],
@@ -36,6 +38,31 @@ _TAKES: Mapping[Pick, Take] = {
 def _first(output: Any) -> Any:
     """Return a module's output, the first where it gives several."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def _rows(output: Any) -> Any:
+    """Return a module's output of the one sequence, which some modules give without its batch."""
+    values = _first(output)
+    return values if values.ndim == 2 else values[0]
+
+
+def _listed(take: Take, geometry: Geometry) -> Take:
+    """Let a router's output be (logits, weights, experts); Llama 4's is all experts' weights, then logits."""
+
+    def listed(args: Any, output: Any) -> Any:
+        if len(output) != 2:
+            return take(args, output)
+        weights, logits = output
+        experts = logits.topk(geometry.experts_per_token, dim=-1).indices
+        return take(args, (logits, weights.gather(-1, experts), experts))
+
+    return listed
+
+
+def _of_call(take: Take, call: tuple[int, int]) -> Take:
+    """Take at one of the calls that a pass makes of a module, ``None`` at the others."""
+    count = itertools.count()
+    return lambda args, output: take(args, output) if next(count) % call[1] == call[0] else None
 
 
 def _routing(output: Any) -> Any:
@@ -51,6 +78,9 @@ def _best_first(output: Any) -> tuple[Any, Any]:
     return weights[order], experts[order]
 
 
+_WITHIN = (ModulePlace.ATTENTION_FUNCTION, ModulePlace.FUNCTION)
+"""Where no module shows a stage, but a function that one calls."""
+
 JOINED = ("qkv_matmul", "qkv_bias")
 """Stages that stand in several modules."""
 
@@ -64,12 +94,21 @@ def taps_of(geometry: Geometry, layer: int) -> Iterator[tuple[str, str, Take]]:
     """
     for stage, node in graph_of(geometry).at(layer).items():
         tap = node.tap
-        if tap is None or tap.module == ModulePlace.ATTENTION_FUNCTION or stage in JOINED:
+        if tap is None or tap.module in _WITHIN or stage in JOINED:
             continue
         take = _TAKES[tap.pick]
-        if tap.pick is Pick.OUTPUT:
-            for columns in (_columns(geometry, tap.module), _half_split_columns(geometry, tap.module)):
-                take = take if columns is None else _cut(take, columns)
+        columns = _columns(geometry, tap)
+        if columns is not None:
+            take = _cut(take, columns)
+        if tap.module == "router":
+            take = _listed(take, geometry)
+        order = _half_split_columns(geometry, tap.module) if tap.pick is Pick.OUTPUT else None
+        if node.operator == "rotary":  # as the module has q or k, not as the attention function is given it
+            take = _half_split(take, geometry, shape_of_role(node["part"], geometry)[0])
+        elif order is not None:
+            take = _cut(take, order)
+        if tap.call != (0, 1):
+            take = _of_call(take, tap.call)
         yield stage, _path(geometry, tap), _shaped(take, stage)
         if tap.added:
             yield stage, tap.added.removeprefix("."), _shaped(take, stage)
@@ -148,8 +187,28 @@ def canonical_columns(geometry: Geometry, widths: Mapping[str, int]) -> list[int
     return found
 
 
-def _columns(geometry: Geometry, role: str) -> slice | None:
-    """Return which columns of a module's output are those of ``role``, ``None`` for all of them."""
+def mixer_of(geometry: Geometry) -> str:
+    """Return the path, within a layer, of the module that mixes tokens where there is no attention."""
+    role = "scan_o" if "scan_o" in family_of(geometry).weights else "conv_o"
+    return module_of(geometry, role).rpartition(".")[0]
+
+
+def feed_forward_of(geometry: Geometry) -> str:
+    """Return the path, within a layer, of the module of a feed-forward block."""
+    return module_of(geometry, "down").rpartition(".")[0]
+
+
+def listed_columns(geometry: Geometry, role: str) -> list[int] | None:
+    """Return which columns of a module's output are those of ``role``, where a family lists them."""
+    rows = family_of(geometry).listed_rows.get(role)
+    return None if rows is None else list(rows(geometry))
+
+
+def _columns(geometry: Geometry, tap: Tap) -> slice | list[int] | None:
+    """Return which columns of a module's output are those of a tap's role, ``None`` for all of them."""
+    if tap.pick is Pick.OUTPUT and (listed := listed_columns(geometry, tap.module)) is not None:
+        return listed
+    role = tap.module
     for group in family_of(geometry).fused:
         if role in group:
             widths = {each: shape_of_role(each, geometry)[0] for each in group}
@@ -167,8 +226,8 @@ def _half_split_columns(geometry: Geometry, role: str) -> list[int] | None:
     return found
 
 
-def seen_rotated(geometry: Geometry) -> Mapping[str, Callable[[Any], Any]]:
-    """Return what brings q or k as transformers' attention function sees them to the stage, by its name."""
+def seen_rotated(geometry: Geometry) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return what makes half-split pairs of q or k as the attention function has them, and of k_rope."""
     width = geometry.rope.width(geometry.head_dim)
     kept = not family_of(geometry).interleaved or family_of(geometry).split_by_rotation
     shared = None if kept else half_split(geometry, "k_rope").of_whole_heads(np.arange(width)).tolist()
@@ -181,19 +240,25 @@ def seen_rotated(geometry: Geometry) -> Mapping[str, Callable[[Any], Any]]:
         found = values[:, geometry.head_dim - width : geometry.head_dim]
         return found if shared is None else found[:, shared]
 
-    return {
-        "q_post_rope": half_split_heads,
-        "k_post_rope": half_split_heads,
-        "k_rope": shared_part,
-    }
+    return half_split_heads, shared_part
 
 
 def _cut(take: Take, columns: slice | list[int]) -> Take:
     return lambda args, output: take(args, output)[..., columns]
 
 
+def _half_split(take: Take, geometry: Geometry, width: int) -> Take:
+    order = canonical_columns(geometry, {"q": width})
+    return take if order is None else lambda args, output: take(args, output)[..., order]
+
+
 def _shaped(take: Take, stage: str) -> Take:
     """Put heads side by side where a module keeps them apart: a norm of q or of k."""
     if not STAGES[stage].inner or STAGES[stage].scope is not Scope.LAYER:
         return take
-    return lambda args, output: take(args, output).flatten(1)
+
+    def shaped(args: Any, output: Any) -> Any:
+        values = take(args, output)
+        return None if values is None else values.flatten(1)
+
+    return shaped

@@ -17,10 +17,9 @@ from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.model.wiring import supplier_of
 from apr_falsify.numerics.arithmetic import format_named
-from apr_falsify.operators.attention import CACHED
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.operators.site import ModelSite
-from apr_falsify.operators.table import boundary_of, operation_of, operator_of, span_of
+from apr_falsify.operators.table import boundary_of, kept_by, operator_of, span_of
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.kernel import Arithmetic, RuntimeSite, arithmetic_named
 from apr_falsify.traces.capture import Request, Sink, laid_end_to_end
@@ -121,7 +120,7 @@ def forward_order(model: Model, request: Request) -> list[Key]:
         Key(layer, name)
         for layer in places
         for name in graph.at(layer)
-        if not STAGES[name].inner or (layer, name) in wanted
+        if not STAGES[name].inner or STAGES[name].composed or (layer, name) in wanted
     ]
     return order[: 1 + max(index for index, key in enumerate(order) if key in wanted)]
 
@@ -145,14 +144,24 @@ def run_stage(
     inputs = {argument: values[source] for argument, source in sources.items()}
     if cache is not None:
         _check_known(span)
-    for argument in CACHED.get(operation_of(span), ()):
+    for argument in kept_by(span):
         if cache is not None and (cached := sources.get(argument)) is not None:
             before = cache.get(cached, inputs[argument][:0])[: place.passes.unseen]
             cache[cached] = inputs[argument] = np.concatenate((before, inputs[argument]))
     return step(key, inputs, RuntimeSite(model=place, arithmetic=arithmetic))
 
 
-_OVER_PASSES = ("rotary", "shared_rotary", "scores", "softmax", "sink_softmax", "mix")
+_OVER_PASSES = (
+    "rotary",
+    "shared_rotary",
+    "temperature",
+    "scores",
+    "softmax",
+    "sink_softmax",
+    "mix",
+    "short_conv",
+    "gated_delta",
+)
 
 
 def _check_known(span: tuple[Node, ...]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.weights import Model
-from apr_falsify.model.stages import APR_STAGES, Key
+from apr_falsify.model.stages import APR_STAGES, STAGES, Key
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.subjects.embedded import as_defined, capture
 from apr_falsify.subjects.kernel import RuntimeSite, arithmetic_named
@@ -24,7 +24,11 @@ def request_of(model: Model, tokens: int = 9, layers: int | None = None) -> Requ
     """Ask for every stage of the first layers, on random tokens."""
     drawn = np.random.default_rng(tokens).integers(1, model.geometry.vocab, tokens)
     chosen = range(model.geometry.layers if layers is None else layers)
-    return Request(tokens=tuple(map(int, drawn)), layers=chosen, stages=APR_STAGES)
+    return Request(tokens=tuple(map(int, drawn)), layers=chosen, stages=SHOWN)
+
+
+SHOWN = tuple(name for name in STAGES if name in APR_STAGES or STAGES[name].composed)
+"""The stages of every model, and those without which others of its kind cannot be judged sharply."""
 
 
 def spoiled_run(model: Model, request: Request, spoils: dict[Key, Change], arithmetic: str = "f32") -> Trace:

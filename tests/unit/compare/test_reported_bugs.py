@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from apr_falsify.compare.localise import bisect
+from apr_falsify.exam.seeding import recurrent
+from apr_falsify.exam.seeding.places import from_input
+from apr_falsify.exam.seeding.scene import Formula, Scene
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Key
@@ -200,12 +203,90 @@ BUGS: Mapping[str, tuple[str, int, Change | Step, tuple[str, ...], str, str]] = 
         "expert-groups",
         "experts chosen from all groups",
     ),
+    "chunks ignored": ("llama4_text", 0, _always(chunks=()), ("attn_softmax",), "mask", "no chunks"),
+    "a window for chunks": (
+        "llama4_text",
+        0,
+        _always(chunks=(), windows=(5, 5)),
+        ("attn_softmax",),
+        "mask",
+        "a sliding window of 5 for chunks",
+    ),
+    "the router's weight applied after the expert": (
+        "llama4_text",
+        1,
+        _always(weighted_input=False),
+        ("ffn_out",),
+        "expert-form",
+        "the router's weights applied to what the experts make",
+    ),
+    "the shared expert's gate left out": (
+        "qwen3_next",
+        0,
+        _always(shared_gated=False),
+        ("ffn_out",),
+        "shared-expert",
+        "the shared expert without the sigmoid of its gate",
+    ),
 }
 """Bug -> recipe, layer, how the port's geometry or steps differ, the wrong stages, the cause, its words."""
 
 
 STEPS = (_without_latent_norm, _pairs_side_by_side, _rotated_part_first)
 """The changes that are of steps."""
+
+
+FORMULAS: Mapping[str, tuple[str, int, Formula, str, str, str]] = {
+    "the attention temperature left out": (
+        "llama4_text-unnormed-biased-tied",
+        1,
+        from_input("q_post_rope"),
+        "q_tempered",
+        "attention-temperature",
+        "the attention temperature left out",
+    ),
+    "a convolution shifted by one": (
+        "qwen3_next",
+        0,
+        recurrent.conv_shifted,
+        "conv_out",
+        "convolution",
+        "a convolution that sees the tokens before",
+    ),
+    "the decay's sign wrong": (
+        "qwen3_next",
+        0,
+        recurrent.decay_sign,
+        "decay",
+        "decay",
+        "the decay with the other sign",
+    ),
+    "the decay's softplus left out": (
+        "qwen3_next",
+        0,
+        recurrent.without_softplus,
+        "decay",
+        "decay",
+        "the decay without softplus",
+    ),
+    "a state that is not carried": (
+        "qwen3_next",
+        0,
+        recurrent.state_lost,
+        "scan_out",
+        "state",
+        "a scan whose state begins anew",
+    ),
+    "the gate of attention left out": (
+        "qwen3_next",
+        1,
+        from_input("attention"),
+        "attn_gated",
+        "gate",
+        "the gate of attention's output left out",
+    ),
+}
+"""Bug -> recipe, layer, how the port computes a stage, that stage, the cause, some of its words."""
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +320,26 @@ def test_a_reported_bug_is_located_and_named(bug: str, models: dict[str, Model])
         assert (each.cause[0], words in each.cause[1]) == (cause, True), each.cause
 
 
+@pytest.mark.parametrize("bug", FORMULAS)
+def test_a_bug_of_a_layer_without_attention_is_located_and_named(bug: str, models: dict[str, Model]) -> None:
+    recipe, layer, formula, stage, cause, words = FORMULAS[bug]
+    model = models[recipe]
+
+    def step(key: Key, inputs: Inputs, site: RuntimeSite) -> Array:
+        if key != Key(layer, stage):
+            return as_defined(key, inputs, site)
+        return formula(Scene(name=stage, inputs=inputs, site=site, seed=0))
+
+    subject = capture(model, request_for(model, tokens=12), MemorySink(), step=step)
+    found = bisect(run(model), subject, weights=model.weights, layers=[layer])
+
+    assert found.breakdowns == ()
+    (source,) = found.sources
+    assert (source.layer, source.stages) == (layer, (stage,))
+    assert source.cause is not None
+    assert (source.cause[0], words in source.cause[1]) == (cause, True), source.cause
+
+
 def _rows() -> dict[str, str]:
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     return {line.split("|")[1].strip(): line for line in lines if "| `" in line}
@@ -246,7 +347,10 @@ def _rows() -> dict[str, str]:
 
 def test_the_page_says_of_each_bug_what_is_found() -> None:
     said = _rows()
-    assert list(said) == list(BUGS)
+    assert list(said) == [*BUGS, *FORMULAS]
+    for bug, (_, _, _, stage, cause, words) in FORMULAS.items():
+        assert all(f"`{word}`" in said[bug] for word in (stage, cause))
+        assert words in said[bug]
     for bug, (_, _, _, stages, cause, words) in BUGS.items():
         assert all(f"`{word}`" in said[bug] for word in (*stages, cause))
         assert words in said[bug]

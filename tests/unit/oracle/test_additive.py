@@ -7,25 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.stages import ATTENTION_SUBSTAGES, STAGES, Key
 from apr_falsify.oracle.capture import capture, forward, load
 from apr_falsify.oracle.libraries import attention_functions, dtype_named
-from apr_falsify.oracle.loading import EAGER
 from apr_falsify.oracle.probe import probed
 from apr_falsify.oracle.run import Oracle, to_numpy
 from apr_falsify.traces.capture import MemorySink
 from tests.checkpoints import FAMILIES, RECIPES
 from tests.sampling import in_turn
 from tests.unit.oracle.conftest import OpenCheckpoint
-from tests.unit.oracle.requests import request_for
+from tests.unit.oracle.requests import plain_model, request_for
 
 
 def plain_logits(model: Model, tokens: tuple[int, ...], dtype: str) -> torch.Tensor:
     """Return the logits [S, V] of the model as transformers loads and runs it, nothing of ours between."""
-    plain = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype_named(dtype), **EAGER)
+    plain = plain_model(model, dtype=dtype_named(dtype))
     with torch.no_grad():
         logits: torch.Tensor = plain(torch.tensor([tokens]), use_cache=False).logits[0]
     return logits
@@ -91,8 +89,9 @@ def footprint(oracle: Oracle) -> list[Any]:
     ]
 
 
-def test_everything_is_undone_after_a_capture(checkpoint: OpenCheckpoint) -> None:
-    model = checkpoint("qwen2")
+@pytest.mark.parametrize("name", ["qwen2", "qwen3_next", "lfm2"])
+def test_everything_is_undone_after_a_capture(name: str, checkpoint: OpenCheckpoint) -> None:
+    model = checkpoint(name)
     oracle = load(model)
     before = footprint(oracle)
 

@@ -19,6 +19,9 @@ from tests.unit.oracle.conftest import OpenCheckpoint
 TOLERANCE = 1e-6
 """transformers does norms, rotary angles and softmax in f32 whatever the model's number format."""
 
+WIDER = dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_moe"), 1e-5)
+"""Families of which it does the states of linear attention in f32 besides, which each layer adds to."""
+
 _ALL = ("router_logits", "moe_router", "router_weights")
 UPCAST_ROUTING = {
     "mixtral": ("moe_router", "router_weights"),
@@ -48,7 +51,8 @@ def both(model: Model, tokens: int) -> tuple[Trace, Trace]:
 def differences(oracle: Trace, subject: Trace) -> dict[str, float]:
     return {
         f"{layer} {name}": float(
-            np.linalg.norm(array.data - subject.stages[layer, name].data) / np.linalg.norm(array.data)
+            np.linalg.norm(array.data - subject.stages[layer, name].data)
+            / (np.linalg.norm(array.data) or 1.0)  # the one expert of a token may be the first
         )
         for (layer, name), array in oracle.stages.items()
     }
@@ -70,7 +74,8 @@ def test_every_stage_agrees_with_the_embedded_runtime(
         upcast |= stage == "moe_router_indices" or stage in UPCAST_ROUTING.get(model.geometry.family, ())
         assert array.data.dtype == (np.float32 if upcast else np.float64)
         assert array.data.shape == canonical_shape(stage, dims)
-    too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= TOLERANCE}
+    allowed = WIDER.get(model.geometry.family, TOLERANCE)
+    too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= allowed}
     assert not too_far
 
 
@@ -96,13 +101,16 @@ def test_every_stage_agrees_with_the_embedded_runtime(
         "gpt_oss",
         "deepseek_v2",
         "deepseek_v3",
+        "llama4_text",
+        "qwen3_next",
     ],
 )
 def test_a_prompt_much_longer_than_the_window_agrees(name: str, checkpoint: OpenCheckpoint) -> None:
     model = checkpoint(name)
     oracle, subject = both(model, 70)
 
-    too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= TOLERANCE}
+    allowed = WIDER.get(model.geometry.family, TOLERANCE)
+    too_far = {key: far for key, far in differences(oracle, subject).items() if not far <= allowed}
     assert not too_far
 
 

@@ -10,17 +10,16 @@ import transformers
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.oracle.capture import capture, load
-from apr_falsify.oracle.loading import EAGER
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import Trace
 from tests.checkpoints import RECIPES
 from tests.unit.oracle.conftest import OpenCheckpoint
-from tests.unit.oracle.requests import request_for
+from tests.unit.oracle.requests import plain_model, request_for
 
 
 def reported(model: Model, tokens: tuple[int, ...]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return hidden states and attention weights as the plain model reports them."""
-    plain = transformers.AutoModelForCausalLM.from_pretrained(model.path, **EAGER)
+    plain = plain_model(model)
     with torch.no_grad():
         out = plain(
             torch.tensor([tokens]), use_cache=False, output_hidden_states=True, output_attentions=True
@@ -42,7 +41,10 @@ def test_hidden_states_and_attentions_are_those_that_transformers_reports(
         Key(0, "post_ffn_residual"): states[1],
         Key(1, "post_ffn_residual"): states[2],
         Key(None, "final_norm"): states[3],  # the last state that transformers reports is past the norm
-        **{Key(layer, "attn_softmax"): weights for layer, weights in enumerate(attentions)},
+        **{
+            Key(layer, "attn_softmax"): weights
+            for layer, weights in zip(filter(model.geometry.attends_at, range(3)), attentions, strict=True)
+        },
     }
     for key, values in expected.items():
         assert trace.stages[key].data.tobytes() == values.tobytes(), key

@@ -12,6 +12,7 @@ from apr_falsify.compare.replay import Replay
 from apr_falsify.compare.variations import masks
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.compare.variations.common import Indices, moves, nearest_heads, parts, width_of_heads
+from apr_falsify.model.reach import seen_keys
 from apr_falsify.model.stages import Key, Layout
 from apr_falsify.numerics.operand_rules import PLAIN, Operation
 from apr_falsify.operators.heads import values_of
@@ -96,9 +97,8 @@ def unrotated_scores(case: Case) -> Iterator[Guess]:
 
 def seen_rightly(case: Case) -> Mask:
     """Return which keys the rows of the case may see: [rows, S]."""
-    assert case.layer is not None
     passes = case.replayer.trace.passes
-    return passes.visible(case.geometry.windows[case.layer])[passes.unseen :]
+    return seen_keys(case.geometry, case.layer, passes)[passes.unseen :]
 
 
 def masked_scores(case: Case) -> Iterator[Guess]:
@@ -156,10 +156,8 @@ def _weights(scores: F64, visible: Mask, axis: int = -1, sinks: F64 | None = Non
 def other_mask(case: Case) -> Iterator[Guess]:
     """Yield softmax under other masks: a token more or less, none, another window."""
     scores = _scores(case)
-    assert case.layer is not None
-    window = case.geometry.windows[case.layer]
-    instead = f"the model's window is {window}" if window else "a token sees itself and all before"
-    for says, visible in _masks(case, scores.shape[-1], window):
+    instead = usual_words(case)
+    for says, visible in _masks(case, scores.shape[-1]):
         values = _weights(scores, visible, sinks=_sinks(case))
         yield case.guess(says, values, {"attn_scores": scores}, instead=instead)
     yield from _soft_masks(case, scores)
@@ -174,10 +172,25 @@ def other_mask(case: Case) -> Iterator[Guess]:
 _LISTED = 8
 
 
-def _masks(case: Case, tokens: int, window: int | None) -> Iterator[tuple[str, Mask]]:
-    rows = slice(case.replayer.trace.passes.unseen, None)
-    yield from ((says, mask[rows]) for says, mask in masks.of_passes(case.replayer.trace.passes, window))
-    yield from ((says, mask[rows]) for says, mask in masks.usual(tokens, window))
+def usual_words(case: Case) -> str:
+    """Return which keys a token sees by right, as a clause."""
+    assert case.layer is not None
+    window, chunk = case.geometry.windows[case.layer], case.geometry.chunk_at(case.layer)
+    if chunk is not None:
+        return f"the model's chunks are of {chunk} tokens"
+    return f"the model's window is {window}" if window else "a token sees itself and all before"
+
+
+def _masks(case: Case, tokens: int) -> Iterator[tuple[str, Mask]]:
+    assert case.layer is not None
+    window, chunk = case.geometry.windows[case.layer], case.geometry.chunk_at(case.layer)
+    passes = case.replayer.trace.passes
+    rows = slice(passes.unseen, None)
+    yield from ((says, mask[rows]) for says, mask in masks.of_passes(passes, window, chunk))
+    yield from ((says, mask[rows]) for says, mask in masks.usual(tokens, window, chunk))
+    if passes.plain and case.subject.shape[-2] == tokens:
+        first = np.argmax(np.any(case.subject > 0, axis=0), axis=-1)
+        yield from masks.of_starts(dict(enumerate(first.tolist())), tokens, window)
     seen = int(np.max(np.count_nonzero(case.subject, axis=-1)))
     if seen < tokens and seen != window:
         yield f"a window of {seen}", (masks.back(tokens) >= 0) & (masks.back(tokens) < seen)

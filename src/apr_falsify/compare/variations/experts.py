@@ -32,7 +32,7 @@ def has_own_form(case: Case) -> bool:
     """Whether what an expert computes has constants or biases that a port may leave out."""
     g = case.geometry
     plain = g.expert_limit is None and g.expert_alpha == 1.0 and not g.expert_shift
-    return is_mixture(case) and not (plain and not g.expert_bias)
+    return is_mixture(case) and not (plain and not g.expert_bias and not g.weighted_input)
 
 
 def other_form(case: Case) -> Iterator[Guess]:
@@ -43,6 +43,9 @@ def other_form(case: Case) -> Iterator[Guess]:
         f"the {geometry.expert_alpha:.4g} within the experts' sigmoid left out": {"expert_alpha": 1.0},
         f"up without the {geometry.expert_shift:.4g} added": {"expert_shift": 0.0},
         "the experts' biases left out": {"expert_bias": False},
+        "the router's weights applied to what the experts make, not to what they are given": {
+            "weighted_input": False
+        },
         "plain silu(gate) * up in the experts": {
             "expert_limit": None,
             "expert_alpha": 1.0,

@@ -218,9 +218,9 @@ def _solved(case: Case, values_at: Callable[[float], F64], starts: Sequence[floa
 def _masks(case: Case, steps: _Steps) -> Iterator[Guess]:
     assert case.layer is not None
     passes = case.replayer.trace.passes
-    window, tokens = case.geometry.windows[case.layer], passes.tokens
-    instead = f"the model's window is {window}" if window else "a token sees itself and all before"
-    tried = {**dict(masks.of_passes(passes, window)), **dict(masks.usual(tokens, window))}
+    window, chunk = case.geometry.windows[case.layer], case.geometry.chunk_at(case.layer)
+    tokens, instead = passes.tokens, attend.usual_words(case)
+    tried = {**dict(masks.of_passes(passes, window, chunk)), **dict(masks.usual(tokens, window, chunk))}
     if passes.plain:
         tried.update(masks.of_starts(_first_keys(case, steps), tokens, window))
     for says, visible in tried.items():

@@ -18,11 +18,14 @@ def back(tokens: int) -> npt.NDArray[np.intp]:
     return np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
 
 
-def usual(tokens: int, window: int | None) -> Iterator[tuple[str, Mask]]:
-    """Yield masks of so many tokens that are not the model's, whose window is ``window``, and their names."""
+def usual(tokens: int, window: int | None, chunk: int | None = None) -> Iterator[tuple[str, Mask]]:
+    """Yield masks of so many tokens, by name, that are not the model's of this window or these chunks."""
     before, first = back(tokens), np.zeros((tokens, tokens), dtype=np.bool_)
     first[0, 0] = True
     inside = before < (window or tokens)
+    if chunk is not None:
+        yield from _of_chunks(tokens, chunk)
+        inside = inside & same_chunk(tokens, chunk)
     yield "no mask at all", np.ones((tokens, tokens), dtype=np.bool_)
     yield "a mask that lets each token see the next one", (before >= -1) & inside
     yield "a mask that hides each token from itself", ((before >= 1) & inside) | first
@@ -37,9 +40,32 @@ def usual(tokens: int, window: int | None) -> Iterator[tuple[str, Mask]]:
     yield "only the last key seen", np.broadcast_to(np.arange(tokens) == tokens - 1, before.shape)
 
 
-def of_passes(passes: Passes, window: int | None) -> Iterator[tuple[str, Mask]]:
+def same_chunk(tokens: int, chunk: int, first: int = 0) -> Mask:
+    """Return which tokens are of one chunk, where the first chunk is shorter by ``first`` tokens: [S, S]."""
+    of = (np.arange(tokens) + first) // chunk
+    return np.asarray(of[:, None] == of[None, :])
+
+
+def _of_chunks(tokens: int, chunk: int) -> Iterator[tuple[str, Mask]]:
+    """Yield the masks that ports make of chunks that do not see each other."""
+    causal = back(tokens) >= 0
+    yield "no chunks: all earlier tokens seen", causal
+    yield f"a sliding window of {chunk} for chunks of as many", causal & (back(tokens) < chunk)
+    for other in dict.fromkeys((chunk - 1, chunk + 1, 2 * chunk, chunk // 2)):
+        if other > 0:
+            yield f"chunks of {other} tokens", causal & same_chunk(tokens, other)
+    for first in range(1, min(chunk, _FARTHEST)):
+        yield f"chunks that begin {first} too early", causal & same_chunk(tokens, chunk, first)
+    yield "chunks but no causal mask", same_chunk(tokens, chunk)
+
+
+_FARTHEST = 16
+"""As many places are tried at which chunks may begin instead."""
+
+
+def of_passes(passes: Passes, window: int | None, chunk: int | None = None) -> Iterator[tuple[str, Mask]]:
     """Yield masks that do not know where a pass begins and ends, or which tokens are padding, by name."""
-    right, keys = passes.visible(window), np.arange(passes.tokens)
+    right, keys = passes.visible(window, chunk), np.arange(passes.tokens)
     if passes.padding:
         tokens = ~(keys < passes.padding)[:, None]
         yield "a mask that lets tokens see the padding", right | ((keys < passes.padding) & tokens)
@@ -71,5 +97,5 @@ def of_starts(starts: Mapping[int, int], tokens: int, window: int | None) -> Ite
             yield f"a window of {size}", (before >= 0) & (before < size)
     chunk = math.gcd(*later.values()) if later else 0
     if chunk > 1:
-        same = np.arange(tokens)[:, None] // chunk == np.arange(tokens)[None, :] // chunk
-        yield f"chunks of {chunk} tokens that do not see each other", (before >= 0) & same
+        says = f"chunks of {chunk} tokens that do not see each other"
+        yield says, (before >= 0) & same_chunk(tokens, chunk)

@@ -23,7 +23,13 @@ WEIGHTED: Mapping[str, tuple[str, ...]] = {
     "qkv_bias": ("q_bias", "k_bias", "v_bias"),
     "q_post_rope": ("q_norm",),
     "k_post_rope": ("k_norm",),
-    "attn_out": ("o",),
+    "scan_qkv": ("scan_qkv",),
+    "scan_gate": ("scan_z",),
+    "beta_logits": ("scan_b",),
+    "decay_logits": ("scan_a",),
+    "conv_proj": ("conv_proj",),
+    "attn_gate": ("attn_gate",),
+    "attn_out": ("o", "scan_o", "conv_o"),
     "ffn_norm": ("ffn_norm",),
     "router_logits": ("router",),
     "ffn_gate": ("gate",),
@@ -160,6 +166,8 @@ def neighbour_weights(case: Case) -> Iterator[Guess]:
         if not 0 <= layer < case.geometry.layers:
             continue
         others = tensors_of(case, layer)
+        if others.keys() != own.keys():
+            continue  # a layer of another kind
         if likely(case, others):
             yield case.evaluated(f"the {noun} of layer {layer}", weights=reweighed(case, others))
         for role in own if len(own) > 1 else ():
@@ -214,7 +222,10 @@ def _last(case: Case, x: F64) -> F64:
 
 
 def _columns(case: Case) -> Mapping[str, slice]:
-    return parts(case) if case.name == "qkv_matmul" else {next(iter(tensors_of(case))): slice(0, None)}
+    if case.name == "qkv_matmul":
+        return parts(case)
+    own = next(iter(tensors_of(case)), WEIGHTED[case.name][0])  # of a layer's kind
+    return {own: slice(0, None)}
 
 
 def _made(tensor: Tensor, values: FloatArray) -> MadeTensor:

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.exam.seeding.scene import Formula, Scene
+from apr_falsify.model.passes import Passes
+from apr_falsify.model.reach import seen_keys
 from apr_falsify.model.stages import LAYER_INPUT
 from apr_falsify.model.wiring import has_stage, node_of
 from apr_falsify.numerics.arithmetic import round_bf16
 from apr_falsify.operators import norms
-from apr_falsify.operators.attention import visible_keys
 from apr_falsify.operators.feedforward import silu
 from apr_falsify.operators.operator import Array
 from apr_falsify.operators.rotation import rope_frequencies, rotate
@@ -120,7 +121,7 @@ def _rotated(scene: Scene, turn: Callable[[Array], Array]) -> Array:
 def _unrotated(scene: Scene) -> Array:
     """Return what enters the rotation: q or k after their norm, where they have one."""
     x = scene.inputs["qkv_bias"][:, scene.columns(_role(scene))]
-    if not has_stage("q_norm", scene.geometry, 0):
+    if not has_stage("q_norm", scene.geometry, scene.layer):
         return x
     return _through_norm(scene, x, _role(scene))
 
@@ -290,9 +291,13 @@ def _with_sinks(scene: Scene, hidden: Array, sinks: Array | None = None) -> Arra
     return np.asarray(_softmax(np.concatenate((hidden, spread), axis=-1))[..., :-1])
 
 
+def _visible(scene: Scene) -> npt.NDArray[np.bool_]:
+    return seen_keys(scene.geometry, scene.layer, Passes.whole(scene.tokens))
+
+
 def one_sink(scene: Scene) -> Array:
     """Take the first head's sink for all of them."""
-    visible = visible_keys(scene.tokens, scene.geometry.windows[scene.layer])
+    visible = _visible(scene)
     sinks = scene.site.vector("sinks")
     hidden = np.where(visible, scene.inputs["attn_scores"], -np.inf)
     return _with_sinks(scene, hidden, np.full_like(sinks, sinks[0]))
@@ -312,7 +317,7 @@ def _softmax(scores: Array, sink: float = 0.0) -> Array:
 
 def with_sink(scene: Scene) -> Array:
     """Add 1 to the softmax's denominator ("off by one" softmax)."""
-    visible = visible_keys(scene.tokens, scene.geometry.windows[scene.layer])
+    visible = _visible(scene)
     return _softmax(np.where(visible, scene.inputs["attn_scores"], -np.inf), 1.0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from apr_falsify.errors import FamilyError, UnknownFamilyError, nearest
 from apr_falsify.model.blocks import WHOLE
@@ -27,7 +28,9 @@ from apr_falsify.model.families.granite import GRANITE
 from apr_falsify.model.families.granitemoe import GRANITE_MOE, GRANITE_MOE_SHARED
 from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
 from apr_falsify.model.families.internlm import INTERNLM3, IQUESTCODER
+from apr_falsify.model.families.lfm2 import LFM2, LFM2_MOE
 from apr_falsify.model.families.llama import LLAMA, MISTRAL
+from apr_falsify.model.families.llama4 import LLAMA4
 from apr_falsify.model.families.minimax import MINIMAX_M2
 from apr_falsify.model.families.ministral import MINISTRAL
 from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
@@ -37,7 +40,9 @@ from apr_falsify.model.families.olmo import OLMO2, OLMO3
 from apr_falsify.model.families.phi import PHI3
 from apr_falsify.model.families.phi1 import PHI
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from apr_falsify.model.families.qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from apr_falsify.model.families.qwen_moe import QWEN2_MOE
+from apr_falsify.model.families.qwen_vl import QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE
 from apr_falsify.model.families.seed_oss import SEED_OSS
 from apr_falsify.model.families.smollm3 import SMOLLM3
 from apr_falsify.model.families.stablelm import STABLELM
@@ -100,6 +105,15 @@ FAMILIES: tuple[Family, ...] = (
     DEEPSEEK_V3,
     GLM4_MOE_LITE,
     YOUTU,
+    LLAMA4,
+    QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    LFM2,
+    LFM2_MOE,
+    QWEN2_5_VL,
+    QWEN3_VL,
+    QWEN3_VL_MOE,
 )
 """The families that can be captured, run and replayed."""
 
@@ -169,6 +183,18 @@ def family_of_model_type(model_type: str, where: object = None) -> Family:
     """
     known = {value: each for each in known_families() for value in each.model_types}
     return _lookup(model_type, known, "model_type", where)
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a config says of its text model, where it is that of a larger one; else all of it."""
+    model_type, known = config.get("model_type"), known_families()
+    own = next((each for each in known if model_type in each.part_of), None)
+    if own is None or any(model_type in each.model_types for each in known):
+        return config
+    inner = config.get("text_config")
+    shared = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+    stated = {**shared, **inner} if isinstance(inner, Mapping) else config  # older files are flat
+    return {**stated, "model_type": own.model_types[0]}
 
 
 def family_of_gguf(

@@ -1,0 +1,99 @@
+"""Llama 4 (Meta 2025), its text model: chunks, layers without RoPE, and experts whose input is weighted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apr_falsify.model.blocks import decoder_layer
+from apr_falsify.model.family import Family
+from apr_falsify.model.graph import Node, Nodes, Pick, Tap
+from apr_falsify.model.names import HF_DECODER, MLP_BIASES, without
+from apr_falsify.model.rewired import followed
+from apr_falsify.model.settings import Config, attention_bias
+from apr_falsify.model.shape import Geometry
+from apr_falsify.reading import items
+
+_MLP = "model.layers.{n}.feed_forward."
+
+
+def _layer(geometry: Geometry, layer: int) -> Nodes:
+    nodes = decoder_layer(geometry, layer, activation_at=".feed_forward.activation_fn")
+    rotated = geometry.rope_at(layer).kind != "none"
+    if rotated and geometry.qk_normed:
+        for call, role in enumerate("qk"):  # one module norms both
+            stage, shown = f"{role}_post_rope", Tap(module=".self_attn.qk_norm", pick=Pick.HEADS_INPUT)
+            norm = Node(stage=f"{role}_l2_norm", operator="l2_norm", inputs={stage: stage})
+            nodes = followed(nodes, stage, norm, Tap(module=shown.module, pick=shown.pick, call=(call, 2)))
+    if not rotated and geometry.temperature_scale:
+        inputs = {"q_post_rope": "q_post_rope"}
+        tempered = Node(stage="q_tempered", operator="temperature", inputs=inputs)
+        nodes = followed(nodes, "q_post_rope", tempered, Tap(module="q"))
+    return nodes
+
+
+def _settings(config: Config) -> Mapping[str, Any]:
+    layers, every = range(config.layers), config.whole("no_rope_layer_interval")
+    listed = items(config.get("no_rope_layers") or [], "no_rope_layers")  # 1 where a layer is rotated
+    rotated = tuple(bool(turned) for turned in listed) or tuple((n + 1) % every != 0 for n in layers)
+    kinds = config.get("layer_types") or [
+        "chunked_attention" if turned else "full_attention" for turned in rotated
+    ]
+    chunk, step = config.get("attention_chunk_size"), config.whole("interleave_moe_layer_step")
+    mixed = config.get("moe_layers")
+    mixed = range(step - 1, config.layers, step) if mixed is None else items(mixed, "moe_layers")
+    return {
+        **attention_bias(config),
+        "rotated": rotated[: config.layers],
+        "chunks": tuple(chunk if kind == "chunked_attention" else None for kind in kinds),
+        "qk_normed": config.flag("use_qk_norm"),
+        "temperature_scale": config.number("attn_scale") if config.flag("attn_temperature_tuning") else 0.0,
+        "temperature_floor": config.number("floor_scale"),
+        "experts": config.whole("num_local_experts"),
+        "experts_per_token": config.whole("num_experts_per_tok"),
+        "moe_intermediate": config.whole("moe_intermediate_size"),
+        "shared_intermediate": config.whole("moe_intermediate_size"),
+        "router_scoring": "sigmoid",
+        "weighted_input": True,
+        "mixtures": tuple(n in mixed for n in layers),
+    }
+
+
+LLAMA4 = Family(
+    name="llama4",
+    title="Llama 4 (text)",
+    model_types=("llama4_text",),
+    part_of=("llama4",),
+    weights={
+        **without(HF_DECODER, *MLP_BIASES),
+        **{role: f"{_MLP}{role}_proj.weight" for role in ("gate", "up", "down")},
+        **{f"shared_{role}": f"{_MLP}shared_expert.{role}_proj.weight" for role in ("gate", "up", "down")},
+        "router": _MLP + "router.weight",
+        "expert_gate": _MLP + "experts.gate_up_proj",
+        "expert_up": _MLP + "experts.gate_up_proj",
+        "expert_down": _MLP + "experts.down_proj",
+    },
+    layer=_layer,
+    settings=_settings,
+    interleaved=True,
+    softmax_upcast=False,
+    expert_columns=dict.fromkeys(("expert_gate", "expert_up", "expert_down"), (0, 1)),
+    fused=(("expert_gate", "expert_up"),),
+    config_keys={"moe_intermediate_size": "intermediate_size", "intermediate_size": "intermediate_size_mlp"},
+    config_defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "intermediate_size_mlp": 16384,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+        "no_rope_layer_interval": 4,
+        "attention_chunk_size": 8192,
+        "use_qk_norm": True,
+        "attn_temperature_tuning": True,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+        "rope_theta": 5e5,
+    },
+)
