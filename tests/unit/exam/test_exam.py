@@ -14,7 +14,8 @@ from apr_falsify.compare.localise import bisect
 from apr_falsify.exam import trial
 from apr_falsify.exam.cases import ExamCase, Host, Seeded
 from apr_falsify.exam.examination import Examination
-from apr_falsify.exam.faults import CATALOGUE, Spread, fault_named
+from apr_falsify.exam.fault import Spread
+from apr_falsify.exam.faults import CATALOGUE, fault_named
 from apr_falsify.exam.grades import Grade, grade_of
 from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, tokens_of
 from apr_falsify.exam.store import Store
