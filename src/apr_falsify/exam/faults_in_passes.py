@@ -103,7 +103,7 @@ IN_PASSES: tuple[Fault, ...] = (
     fault("last-of-padding-seen", "attn_softmax", "one token of padding too few is masked",
           r"last token of padding", formula=c.masked(c.last_of_padding_seen), phases=PADDED),
     fault("chunk-mask-from-first-key", "attn_softmax", "a chunk's mask is aligned to the first key",
-          r"aligned to the first key", formula=c.masked(c.from_first_key), phases=CHUNKS),
+          r"aligned to the first key|another mask", formula=c.masked(c.from_first_key), phases=CHUNKS),
     fault("chunk-mask-missing", "attn_softmax", "no mask among the tokens of a chunk",
           r"no mask|another mask", formula=c.masked(c.none_in_a_pass), phases=CHUNKS),
     fault("cache-not-read", "attn_softmax", "a later pass does not read the cache",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from apr_falsify.exam.faults_in_passes import IN_PASSES
 from apr_falsify.exam.faults_of_weights import OF_WEIGHTS
 from apr_falsify.exam.grades import Grade
 from apr_falsify.exam.kernels import KERNELS
-from apr_falsify.exam.material import BLUEPRINTS, EVERY_SETTING, Material
+from apr_falsify.exam.material import EVERY_SETTING, Material
 from apr_falsify.exam.phases import AT_ONCE, PHASES, SHORTEST
 from apr_falsify.exam.plan import ExamPlan
 from apr_falsify.exam.plan_in_passes import PASSES_HOST, further_cases

@@ -179,7 +179,8 @@ def _masks(case: Case, tokens: int, window: int | None) -> Iterator[tuple[str, M
     yield from ((says, mask[rows]) for says, mask in masks.usual(tokens, window))
     seen = int(np.max(np.count_nonzero(case.subject, axis=-1)))
     if seen < tokens and seen != window:
-        yield f"a window of {seen}", (masks.back(tokens) >= 0) & (masks.back(tokens) < seen)
+        back = masks.back(tokens)[rows]
+        yield f"a window of {seen}", (back >= 0) & (back < seen)
 
 
 def _soft_masks(case: Case, scores: F64) -> Iterator[Guess]:
