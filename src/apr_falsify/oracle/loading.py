@@ -26,9 +26,15 @@ Site = tuple[str, int | None]
 
 
 def load_module(
-    model: Model, *, layers: int, head: bool, dtype: torch.dtype, device: torch.device
+    model: Model,
+    *,
+    layers: int,
+    head: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str = "eager",
 ) -> torch.nn.Module:
-    """Return the first ``layers`` layers of ``model`` in eager attention, ready to run.
+    """Return the first ``layers`` layers of ``model`` ready to run, by default in eager attention.
 
     Without ``head`` it is the base model. Where not all layers are loaded the final norm's weight is 1:
     what it makes of a middle layer's output is no stage of anything.
@@ -44,7 +50,7 @@ def load_module(
     classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING if head else transformers.MODEL_MAPPING
     with _no_progress_bar():
         module: torch.nn.Module = classes[type(config)].from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, **EAGER
+            None, config=config, state_dict=state, dtype=dtype, **{**EAGER, "attn_implementation": attention}
         )
     _divide_rope(module, model.geometry)
     return module.to(device).eval()

@@ -38,15 +38,20 @@ _numbers = itertools.count()
 
 @contextmanager
 def probed(
-    module: torch.nn.Module, wanted: Collection[Key], emit: Emit, geometry: Geometry
+    module: torch.nn.Module,
+    wanted: Collection[Key],
+    emit: Emit,
+    geometry: Geometry,
+    attention: str = "eager",
 ) -> Iterator[None]:
     """Hand every stage in ``wanted`` to ``emit`` while the block runs ``module`` on one sequence.
 
     Args:
-        module: a decoder of transformers, with or without its output head, in eager attention.
+        module: a decoder of transformers, with or without its output head.
         wanted: the stages; layers of which nothing is wanted are not touched.
         emit: called within the forward pass; what it raises ends the pass.
         geometry: the model's geometry.
+        attention: which of transformers' attentions it has; of another than ``eager`` only q and k show.
 
     """
     decoder = module.get_submodule(decoder_of(geometry)) if hasattr(module, "lm_head") else module
@@ -63,7 +68,7 @@ def probed(
                 _add_hook(undo, modules[path], hook)
         for place, hook in _end_hooks(module, decoder, geometry, wanted, emit):
             _add_hook(undo, place, hook)
-        _replace_attention(undo, decoder, geometry, names, emit)
+        _replace_attention(undo, decoder, geometry, names, emit, attention)
         yield
 
 
@@ -189,6 +194,7 @@ def _replace_attention(
     geometry: Geometry,
     names: Mapping[int, Collection[str]],
     emit: Emit,
+    own_attention: str,
 ) -> None:
     """Give the layers of which a sub-stage is wanted a config of their own that names an own function.
 
@@ -206,8 +212,13 @@ def _replace_attention(
         undo.callback(setattr, attention, "config", original)
         attention.config = copies[id(original)]
     if wanted:
-        attention_functions[own] = partial(
-            _eager, frozenset(wanted), emit, family_of(geometry).softmax_upcast, _half_splitter(geometry)
+        half_split, upcast = _half_splitter(geometry), family_of(geometry).softmax_upcast
+        attention_functions[own] = (
+            partial(_eager, frozenset(wanted), emit, upcast, half_split)
+            if own_attention == "eager"
+            else partial(
+                _seen_before, frozenset(wanted), emit, half_split, attention_functions[own_attention]
+            )
         )
         undo.callback(attention_functions.__delitem__, own)
 
@@ -264,6 +275,24 @@ def _eager(
     see("attn_softmax", weights)
     mixed = torch.matmul(weights, _repeat_kv(value, groups))
     return mixed.transpose(1, 2).contiguous(), weights
+
+
+def _seen_before(
+    wanted: frozenset[Key],
+    emit: Emit,
+    half_split: Callable[[torch.Tensor], torch.Tensor],
+    attend: Callable[..., Any],
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *rest: Any,
+    **named: Any,
+) -> Any:
+    """Show q and k after RoPE, and let another attention do the rest, which it does not show."""
+    for name, values in (("q_post_rope", query), ("k_post_rope", key)):
+        if (module.layer_idx, name) in wanted:
+            emit(Key(module.layer_idx, name), half_split(values[0].transpose(0, 1).flatten(1)))
+    return attend(module, query, key, *rest, **named)
 
 
 def _scores(module: Any, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:

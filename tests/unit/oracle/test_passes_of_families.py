@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from apr_falsify.commands.transformers_subject import TransformersSubject
 from apr_falsify.compare.bisection import Bisection, Kind
 from apr_falsify.compare.localise import bisect
+from apr_falsify.errors import UsageError
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.passes import Passes
 from apr_falsify.model.stages import STAGES
@@ -13,7 +15,7 @@ from apr_falsify.oracle.capture import load
 from apr_falsify.subjects.embedded import capture
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import Trace
-from tests.checkpoints import RECIPES
+from tests.checkpoints import FAMILIES, RECIPES
 from tests.sampling import in_turn, one_in
 from tests.unit.oracle.conftest import OpenCheckpoint
 
@@ -58,3 +60,21 @@ def test_passes_of_transformers_and_of_the_embedded_runtime_are_never_accused(
     for oracle in (at_once, cached):
         found = bisect(oracle, embedded, weights=model.weights)
         assert (found.kind, told(found), found.breakdowns) == (Kind.CONSISTENT, [], ())
+
+
+REFUSED = ("gemma2",)
+"""Families of which transformers itself refuses another attention than the eager one."""
+
+
+@pytest.mark.parametrize("name", dict.fromkeys((*one_in(16, FAMILIES), *REFUSED)))
+def test_a_fused_attention_is_the_same_or_is_refused_by_name(name: str, checkpoint: OpenCheckpoint) -> None:
+    model = checkpoint(name)
+    fused = TransformersSubject(model=model, attention="sdpa", batch=2)
+    request = request_of(model, PASSES["decode"])
+    if name in REFUSED:
+        with pytest.raises(UsageError, match=f"does not run {model.geometry.family} with this attention"):
+            fused.capture(request, MemorySink())
+        return
+    eager = load(model).capture(request, MemorySink())
+    found = bisect(eager, fused.capture(request, MemorySink()), weights=model.weights)
+    assert (found.kind, told(found)) == (Kind.CONSISTENT, [])
