@@ -65,7 +65,7 @@ def _integers(weight: F32, groups: npt.NDArray[np.intp]) -> tuple[Any, Any, Any]
 def _words(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
     """Pack eight codes of the last axis into a word, the first lowest."""
     eights = codes.reshape(*codes.shape[:-1], -1, 8) << (4 * np.arange(8, dtype=np.uint32))
-    return np.bitwise_or.reduce(eights, axis=-1).view(np.int32)
+    return np.asarray(np.bitwise_or.reduce(eights, axis=-1).view(np.int32))
 
 
 def _gptq(weight: F32, order: npt.NDArray[np.intp] | None = None) -> Parts:

@@ -268,7 +268,7 @@ def padding_seen(passes: Passes, window: int | None) -> Mask:
 def last_of_padding_seen(passes: Passes, window: int | None) -> Mask:
     """Mask one token too few as padding."""
     token, _, key = _parts(passes)
-    return passes.visible(window) | ((key == passes.padding - 1) & (token >= passes.padding))
+    return np.asarray(passes.visible(window) | ((key == passes.padding - 1) & (token >= passes.padding)))
 
 
 def from_first_key(passes: Passes, window: int | None) -> Mask:
@@ -286,25 +286,25 @@ def none_in_a_pass(passes: Passes, window: int | None) -> Mask:
 def own_pass_alone(passes: Passes, window: int | None) -> Mask:
     """Do not read the cache."""
     _, start, key = _parts(passes)
-    return passes.visible(window) & (key >= start)
+    return np.asarray(passes.visible(window) & (key >= start))
 
 
 def without_self(passes: Passes, window: int | None) -> Mask:
     """Hide each token after the first pass from itself."""
     token, start, key = _parts(passes)
-    return passes.visible(window) & ((key != token) | (start == 0))
+    return np.asarray(passes.visible(window) & ((key != token) | (start == 0)))
 
 
 def without_last_cached(passes: Passes, window: int | None) -> Mask:
     """Take the cache to be one token shorter than it is."""
     _, start, key = _parts(passes)
-    return passes.visible(window) & ((key != start - 1) | (start == 0))
+    return np.asarray(passes.visible(window) & ((key != start - 1) | (start == 0)))
 
 
 def without_first_cached(passes: Passes, window: int | None) -> Mask:
     """Hide the first key once it is cached."""
     _, start, key = _parts(passes)
-    return passes.visible(window) & ((key != passes.padding) | (start == 0))
+    return np.asarray(passes.visible(window) & ((key != passes.padding) | (start == 0)))
 
 
 def windowless_later(passes: Passes, window: int | None) -> Mask:
