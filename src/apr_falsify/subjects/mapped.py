@@ -64,8 +64,8 @@ def read_mapped(target: Target, mapping_path: Path) -> Trace:
         TokensError: the token ids are missing, given twice and differently, or not those of the recording.
 
     """
-    said = read_mapping(mapping_path)
-    dump = of_all_ranks(read_dump(target.path), said)
+    saved, said = read_dump(target.path), read_mapping(mapping_path)
+    dump = of_all_ranks(saved, said)
     geometry, _ = adopted_geometry(target)
     tokens = _tokens(target, said, dump, geometry)
     rows = recorded_rows(target, said, dump, tokens)
