@@ -60,8 +60,8 @@ CORRECT_SETTINGS: Mapping[str, tuple[str, ...]] = {
 OVERFLOWS = ("torch", "tiny-qwen2", "f16")
 """Host, model and format of which a padded run is no right one.
 
-transformers adds -65504 to scores of -16 and below, which is -inf in f16: a row of padding is NaN then, and in
-the next layer every row.
+transformers adds -65504 to scores of -16 and below, which is -inf in f16: a row of padding is NaN then, and
+in the next layer every row.
 """
 
 WEIGHTS_HOSTS = (PASSES_HOST, "torch", FILES)
