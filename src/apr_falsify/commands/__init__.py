@@ -8,8 +8,8 @@
 - behind ``capture``: ``export_kernel``, ``kernel_files``; ``print_mapping``, ``starter``, ``starter_match``,
   ``starter_names``, ``starter_text``
 - behind ``sweep``: ``sweep_worker``
-- behind ``faults``: ``examine``, ``exam_pool``, ``exam_worker``, ``hosts``, ``hosts_in_passes``, ``apr_host``,
-  ``smollm2``, ``faults_table``
+- behind ``faults``: ``examine``, ``exam_pool``, ``exam_worker``, ``hosts``, ``hosts_in_passes``,
+  ``apr_host``, ``smollm2``, ``faults_table``
 - behind ``evidence``, ``promote`` and ``doctor``: ``evidence_text``, ``standings``, ``standings_cache``,
   ``lanes``, ``lane_needs``, ``checks``
 """
