@@ -18,7 +18,7 @@ from pathlib import Path
 from apr_falsify.commands.options import Sides
 from apr_falsify.commands.passes import AskedPasses
 from apr_falsify.commands.sides import capture_one, capture_sides, make_plan, oracle_run, whole_or_nothing
-from apr_falsify.commands.specs import OracleSide, open_oracle
+from apr_falsify.commands.specs import RUNTIMES, OracleSide, open_oracle
 from apr_falsify.compare import localise
 from apr_falsify.compare.bisection import Bisection, Finding, FindingType, Kind, Row, Status, Verdict
 from apr_falsify.errors import (
@@ -35,7 +35,6 @@ from apr_falsify.model.stages import STAGES, Key, Layout, in_forward_order, stag
 from apr_falsify.operators.family_file import load_families
 from apr_falsify.pytest_plugin.verdict import Falsified, assert_one_source
 from apr_falsify.subjects.interface import DEFAULT_SECONDS
-from apr_falsify.subjects.registry import RUNTIMES
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import StageArray, Trace
 from apr_falsify.traces.trace import read_trace as trace_of

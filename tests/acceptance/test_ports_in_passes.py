@@ -166,3 +166,57 @@ def test_a_runtime_that_fixes_its_tokens_is_no_oracle(tmp_path: Path) -> None:
         run("bisect", "--oracle", f"recorded:{tmp_path}"), "--oracle", "cannot stand for transformers"
     )
     assert_refused(run(*ITSELF, "--dtype", "f16"), "--dtype", "the oracle is a runtime")
+
+
+# --- transformers against itself ---------------------------------------------------------------------------
+
+HF = f"transformers:{TINY}"
+HF_ITSELF = ("bisect", "--subject", HF, "--tokens", "5,6,7,8,9,10", "--layers", "0..3", "--format", "json")
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        (("--oracle", HF, "--subject-option", "attention=sdpa", "--decode", "2"), [4, 1, 1]),
+        (("--oracle", HF, "--oracle-option", "attention=sdpa", "--chunks", "4"), [4, 2]),
+        (("--oracle", HF, "--subject-option", "batch=2"), None),
+        (("--oracle", f"embedded:{TINY}", "--subject-option", "batch=3", "--decode", "1"), [5, 1]),
+    ],
+    ids=["sdpa-decode", "chunks-of-eager", "batch", "batch-decode"],
+)
+def test_another_attention_or_a_batch_is_no_fault(options: tuple[str, ...], passes: list[int] | None) -> None:
+    found = run(*HF_ITSELF, *options)
+    assert (found.code, found.json["kind"], found.json["findings"]) == (0, "consistent", [])
+    assert found.json.get("passes") == passes
+    assert "identical" not in found.json, "sums are done in another order"
+
+
+def test_what_was_asked_of_transformers_stands_in_its_trace_and_is_another_run(tmp_path: Path) -> None:
+    arguments = ("--tokens", "5,6,7", "--layers", "0..1", "--out", tmp_path / "trace")
+    assert run("capture", HF, *arguments, "--subject-option", "batch=2").code == 0
+    trace = read_trace(tmp_path / "trace")
+    assert (trace.provenance.runtime, trace.provenance.settings) == ("hf", {"batch": "2"})
+    again = run("capture", HF, *arguments)
+    assert_refused(again, "settings")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ("--oracle", TINY, "--oracle-option", "attention=sdpa"),
+            ("--oracle-option", "the oracle is no runtime"),
+        ),
+        (
+            ("--oracle", HF, "--oracle-option", "attention=flash"),
+            ("--oracle-option", "attention=eager or sdpa"),
+        ),
+        (("--oracle", HF, "--oracle-option", "batches=2"), ("--oracle-option", "did you mean 'batch'")),
+        (("--oracle", HF, "--oracle-option", "batch"), ("--oracle-option", "KEY=VALUE")),
+        (("--subject-option", "batch=0"), ("--subject-option", "from 1 to 64")),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_their_side(
+    options: tuple[str, ...], said: tuple[str, ...]
+) -> None:
+    assert_refused(run(*HF_ITSELF, *options), *said)

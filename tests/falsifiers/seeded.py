@@ -11,7 +11,8 @@ from apr_falsify.commands.hosts import FormulaHost
 from apr_falsify.compare.bisection import Bisection
 from apr_falsify.compare.localise import bisect
 from apr_falsify.exam.cases import ExamCase, Seeded
-from apr_falsify.exam.faults import Fault, fault_named
+from apr_falsify.exam.fault import Fault
+from apr_falsify.exam.faults import fault_named
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.seeding.places import one_channel
 from apr_falsify.exam.store import Store

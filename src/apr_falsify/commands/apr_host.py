@@ -11,7 +11,7 @@ from typing import Any
 from apr_falsify.errors import MissingDependencyError
 from apr_falsify.exam.cases import ExamCase, ExamRun
 from apr_falsify.exam.correct import APR_SETTINGS
-from apr_falsify.exam.faults import Fault
+from apr_falsify.exam.fault import Fault
 from apr_falsify.exam.material import Material, Setting
 from apr_falsify.exam.plan import APR_MODELS
 from apr_falsify.exam.store import Store, remove

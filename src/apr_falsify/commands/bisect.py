@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     help="The run in question, e.g. recorded:DIR.  [default: embedded:ORACLE]",
 )
 @options.both_sides
+@options.oracle_option
 @options.weights
 @options.out
 @options.output_format
@@ -36,6 +37,7 @@ def bisect(
     oracle: str | None,
     subject: str | None,
     sides: options.Sides,
+    oracle_option: tuple[tuple[str, str], ...],
     device: str,
     dtype: str | None,
     weights: str,
@@ -51,6 +53,7 @@ def bisect(
     from apr_falsify.commands.sides import capture_sides, make_plan, whole_or_nothing
 
     earlier = None if out is None else out / "subject"
+    sides["oracle_options"] = dict(oracle_option)
     with whole_or_nothing(out), make_plan(oracle, subject, earlier=earlier, logs=out, **sides) as plan:
         _refuse_unused(plan)
         traces = capture_sides(plan, dtype=dtype, device=device, run=out)
@@ -66,7 +69,9 @@ def bisect(
 
 def _refuse_unused(plan: Plan) -> None:
     """Refuse options that change nothing for these two sides."""
-    if plan.oracle.runtime is not None:
+    if plan.oracle.runtime is None:
+        options.refuse_unused(("oracle_option",), "the oracle is no runtime")
+    else:
         options.refuse_unused(("dtype", "device"), "the oracle is a runtime, not transformers")
     if plan.oracle.trace is not None:
         options.refuse_unused(("dtype", "device", "prompt"), "the oracle is a trace, taken as it is")

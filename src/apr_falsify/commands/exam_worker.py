@@ -17,11 +17,13 @@ from typing import NoReturn
 
 from apr_falsify.commands.apr_host import find_apr
 from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, TorchModels
+from apr_falsify.commands.hosts_in_passes import FilesHost, PassesHost
 from apr_falsify.commands.smollm2 import smollm2_path
 from apr_falsify.commands.specs import DEFAULT_MODEL
-from apr_falsify.exam.cases import Host
+from apr_falsify.exam.cases import FILES, Host
 from apr_falsify.exam.kernels import numpy_facts, operands
 from apr_falsify.exam.plan import SMOLLM2
+from apr_falsify.exam.plan_in_passes import PASSES_HOST
 from apr_falsify.exam.recipes import case_of, outcome_to_json
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.trial import Examiner
@@ -42,6 +44,8 @@ def examiner_in(models: Path, own: Path) -> Examiner:
         "tensors": TensorHost(readable=False),
         "conversion": TensorHost(readable=True),
         "torch": TorchHost(loaded),
+        PASSES_HOST: PassesHost(),
+        FILES: FilesHost(),
     }
     apr = find_apr(own, lambda material: loaded.drop_wide())
     if apr is not None:

@@ -16,14 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from apr_falsify.commands.apr_host import find_apr, with_tokens
 from apr_falsify.commands.exam_pool import Pool, Watch
 from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, TorchModels
+from apr_falsify.commands.hosts_in_passes import FilesHost, PassesHost
 from apr_falsify.commands.smollm2 import SMOLLM2_FILE, smollm2_path
 from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.errors import MissingDependencyError, UsageError, nearest
-from apr_falsify.exam.cases import ExamCase, Host
+from apr_falsify.exam.cases import FILES, ExamCase, Host
 from apr_falsify.exam.examination import Examination, again, sit
-from apr_falsify.exam.faults import CATALOGUE
+from apr_falsify.exam.faults import PLAIN
 from apr_falsify.exam.kernels import KERNELS, OWN
 from apr_falsify.exam.plan import MODELS, PARTS, SMOLLM2, WIDE_MODEL, ExamPlan
+from apr_falsify.exam.plan_in_passes import PASSES_HOST
 from apr_falsify.exam.recipes import case_of
 from apr_falsify.exam.results import Results
 from apr_falsify.exam.store import Store
@@ -39,6 +41,9 @@ QUICK_FAULTS = 6
 
 QUICK_CORRECT = 41
 """With ``--quick``: every n-th correct run of narrow models; prime, so that every text has its turn."""
+
+QUICK_FURTHER = 97
+"""With ``--quick``: every n-th case with passes or quantised weights."""
 
 QUICK_KERNELS = (OWN, "sse")
 QUICK_LONGEST = 128
@@ -173,12 +178,13 @@ def _planned(names: tuple[str, ...], wanted: Wanted) -> ExamPlan:
     return ExamPlan(
         models=tuple(name for name in names if name not in (SMOLLM2, WIDE_MODEL)),
         seeds=1,
-        faults=CATALOGUE[::QUICK_FAULTS],
+        faults=PLAIN[::QUICK_FAULTS],
         repetitive=1,
         pairs=16,
         correct=QUICK_CORRECT,
         kernels=wanted.kernels or QUICK_KERNELS,
         longest=QUICK_LONGEST,
+        further=QUICK_FURTHER,
         parts=wanted.parts,
     )
 
@@ -217,6 +223,8 @@ def _hosts(store: Store, directory: Path) -> tuple[dict[str, Host], list[str]]:
         "tensors": TensorHost(readable=False),
         "conversion": TensorHost(readable=True),
         "torch": TorchHost(TorchModels(store)),
+        PASSES_HOST: PassesHost(),
+        FILES: FilesHost(),
     }
     apr = find_apr(directory, lambda material: None)
     if apr is None:

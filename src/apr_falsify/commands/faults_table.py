@@ -70,10 +70,11 @@ _SPLITS = (
     ("by model", "by_model"),
     ("by arithmetic", "by_setting"),
     ("by text", "by_text"),
+    ("by phase", "by_phase"),
     ("by width", "by_width"),
 )
 _CORRECT_SPLITS = tuple(
-    (f"  by {what}", f"correct_by_{what}") for what in ("kernel", "text", "width", "host", "length")
+    (f"  by {what}", f"correct_by_{what}") for what in ("kernel", "phase", "text", "width", "host", "length")
 )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from apr_falsify.exam.cases import ExamCase, ExamRun, Seeded
 from apr_falsify.exam.checkpoints import as_converted
-from apr_falsify.exam.faults import Fault
+from apr_falsify.exam.fault import Fault
 from apr_falsify.exam.material import Material, Setting
 from apr_falsify.exam.seeding.scene import Scene
 from apr_falsify.exam.seeding.tensors import ConfigEdit, as_stored

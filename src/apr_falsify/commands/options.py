@@ -104,7 +104,8 @@ class KeyValue(click.ParamType[tuple[str, str]]):
             return value
         name, equals, text = (part.strip() for part in value.partition("="))
         if not (name and equals and text):
-            raise UsageError(f"not a setting: {value!r}", where="--subject-option", expected="KEY=VALUE")
+            where = "--subject-option" if param is None else param.opts[0]
+            raise UsageError(f"not a setting: {value!r}", where=where, expected="KEY=VALUE")
         return name, text
 
 
@@ -115,7 +116,7 @@ def _each_once(
     names = [name for name, _ in pairs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UsageError(f"{twice} is given twice", where="--subject-option", remedy="give it once")
+        raise UsageError(f"{twice} is given twice", where=param.opts[0], remedy="give it once")
     return pairs
 
 
@@ -187,6 +188,13 @@ subject_option = click.option(
     callback=_each_once,
     help="A setting handed to the subject's runtime, e.g. cache-type-k=q8_0; repeatable.",
 )
+oracle_option = click.option(
+    "--oracle-option",
+    type=KeyValue(),
+    multiple=True,
+    callback=_each_once,
+    help="A setting of the runtime behind --oracle RUNTIME:PATH, e.g. attention=sdpa; repeatable.",
+)
 apr_binary = click.option(
     "--apr-binary",
     callback=some_path,
@@ -236,6 +244,7 @@ class Sides(TypedDict):
         passes: which of them are computed together.
         arithmetic: what the subject computes in.
         options: settings for the subject's runtime.
+        oracle_options: settings for a runtime that takes transformers' place.
         program: the runtime's program, where it is not the one on PATH.
         seconds: how long one run of it may take.
 
@@ -249,6 +258,7 @@ class Sides(TypedDict):
     passes: NotRequired[passes.AskedPasses]
     arithmetic: str | None
     options: NotRequired[Mapping[str, str]]
+    oracle_options: NotRequired[Mapping[str, str]]
     program: NotRequired[Path | None]
     seconds: NotRequired[float]
 

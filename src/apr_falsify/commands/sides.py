@@ -23,6 +23,7 @@ from apr_falsify.commands.specs import (
     subject_named,
 )
 from apr_falsify.commands.tokenizers import tokenizer_check
+from apr_falsify.commands.transformers_subject import open_side
 from apr_falsify.compare.bisection import Finding
 from apr_falsify.errors import (
     OutputError,
@@ -37,7 +38,6 @@ from apr_falsify.model.stages import SEEN_BY_ATTENTION
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.oracle.tokenizer import encode
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, InPasses, Noted, Subject, Target
-from apr_falsify.subjects.registry import open_subject
 from apr_falsify.traces.capture import MemorySink, Request, Sink, TraceWriter
 from apr_falsify.traces.identity import difference, model_sha256, same_family_file
 from apr_falsify.traces.trace import Trace, is_trace, read_trace
@@ -107,9 +107,9 @@ def make_plan(
         raise UsageError("--prompt and --tokens say the same thing twice", remedy="give one of them")
     runtime, path = subject_named(subject_spec, oracle_spec)
     asked = sides.get("passes", AskedPasses())
-    oracle = open_oracle(oracle_spec or str(model_of(runtime, path)))
+    oracle = open_oracle(oracle_spec or str(model_of(runtime, path)), sides.get("oracle_options"))
     log = None if logs is None else logs / f"subject-{runtime}.log"
-    subject = open_subject(runtime, _target(path, oracle, log, sides))
+    subject = open_side(runtime, _target(path, oracle, log, sides))
     judged = _layers(sides["layers"], oracle, subject)
     text = _text(subject, prompt, tokens)
     span = range(judged[0], judged[-1] + 1)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from apr_falsify.commands.transformers_subject import OURS, open_side
 from apr_falsify.errors import UsageError
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.shape import Geometry
 from apr_falsify.oracle.hub import resolve
 from apr_falsify.subjects.interface import Startable, Subject, Target
-from apr_falsify.subjects.registry import RUNTIMES, open_subject
+from apr_falsify.subjects.registry import RUNTIMES as REGISTERED
+from apr_falsify.subjects.registry import RuntimeEntry
 from apr_falsify.traces.trace import Trace, is_trace, read_trace
+
+RUNTIMES: Mapping[str, RuntimeEntry] = {**REGISTERED, **OURS}
+"""Name -> runtime, for ``RUNTIME:PATH``."""
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "data" / "tiny-qwen2"
 """The tiny Qwen2 checkpoint that the package carries."""
@@ -45,10 +51,10 @@ class OracleSide:
         return self.trace.geometry
 
 
-def open_oracle(spec: str | OracleSide) -> OracleSide:
+def open_oracle(spec: str | OracleSide, options: Mapping[str, str] | None = None) -> OracleSide:
     """Return the oracle that ``spec`` names: a trace directory, a model on disk, or a hub id.
 
-    ``RUNTIME:PATH`` is a runtime that takes transformers' place.
+    ``RUNTIME:PATH`` is a runtime that takes transformers' place; ``options`` are settings for it.
 
     Raises:
         ModelError: nothing usable there.
@@ -61,21 +67,30 @@ def open_oracle(spec: str | OracleSide) -> OracleSide:
         raise UsageError("an empty path", where="--oracle", expected="a model, a hub id or a trace")
     runtime, colon, place = spec.partition(":")
     if colon and place and runtime in RUNTIMES:
-        return _run_by(runtime, Path(place))
+        return _run_by(runtime, Path(place), options or {})
     path = Path(spec)
     if is_trace(path):
         return OracleSide(trace=read_trace(path))
     return OracleSide(model=open_model(path if path.exists() else resolve(spec)))
 
 
-def _run_by(runtime: str, path: Path) -> OracleSide:
+def _run_by(runtime: str, path: Path, options: Mapping[str, str]) -> OracleSide:
     """Return a runtime as the oracle, of whatever model it runs.
 
     Raises:
         UsageError: it runs no tokens that it is given.
 
     """
-    found = None if is_recording(runtime, path) else open_subject(runtime, Target(path=path))
+    found = None
+    if not is_recording(runtime, path):
+        try:
+            found = open_side(runtime, Target(path=path, options=options))
+        except UsageError as error:
+            if error.where != "--subject-option":
+                raise
+            raise UsageError(
+                error.what, where="--oracle-option", expected=error.expected, remedy=error.remedy
+            ) from None
     if found is None or isinstance(found, Startable) or found.tokens is not None:
         raise UsageError(
             f"{runtime} does not run the tokens that it is given, so it cannot stand for transformers",

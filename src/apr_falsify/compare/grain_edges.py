@@ -68,6 +68,7 @@ def grains_on_the_other_side(
     """Return the replayed stage with those values across their edge that the subject has there; how many."""
     if not 0 < np.mean(stage.beyond(stage.expected)) <= _MOST_BEYOND:
         return stage.expected, 0
+    rule = replayer.by_pass(rule)
     kept = [_Kept.of(one, replayer, key, inputs) for one in grained_operands(rule, replayer.operation(key))]
     edges = [(one, at) for one in kept for at in one.near()]
     if not edges or len(edges) > _MOST:

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from apr_falsify.formats.quantised.grid import Grid, GridTensor, Indices, PackedOrder, even_groups
+from apr_falsify.formats.quantised.grid import F32, Grid, GridTensor, Indices, PackedOrder, even_groups
 from apr_falsify.formats.quantised.solved import solved
 from apr_falsify.formats.tensors import PlainTensor, Tensor
 from apr_falsify.formats.views import ViewedTensor
@@ -111,6 +111,9 @@ def _changes(tensor: GridTensor) -> Iterator[tuple[str, str, Change, str]]:
             _retransposed,
             "",
         )
+    if tensor.block_rows > 1:
+        for says, turned in _TURNED_BLOCKS.items():
+            yield GROUPS, says, _blocks_turned(tensor.block_rows, turned), ""
     if (np.diff(first.groups) < 0).any():
         yield from _act_orders(first.groups)
     if tensor.packing is not None:
@@ -167,6 +170,23 @@ def _retransposed(grid: Grid) -> Grid:
     turned = grid.scales.shape[::-1]
     zeros = None if grid.zeros is None else grid.zeros.reshape(turned).T
     return replace(grid, scales=grid.scales.reshape(turned).T, zeros=zeros)
+
+
+_TURNED_BLOCKS: Mapping[str, Callable[[F32], F32]] = {
+    "scales of blocks stored [in, out] and read as [out, in]": lambda blocks: blocks.T.reshape(blocks.shape),
+    "scales of blocks stored [out, in] and read as [in, out]": lambda blocks: (
+        blocks.reshape(blocks.shape[::-1]).T
+    ),
+}
+"""What is made of the scales of blocks, [rows of blocks, columns of blocks]."""
+
+
+def _blocks_turned(height: int, turned: Callable[[F32], F32]) -> Change:
+    def change(grid: Grid) -> Grid:
+        scales = np.repeat(turned(grid.scales[::height]), height, axis=0)
+        return replace(grid, scales=scales[: len(grid.scales)])
+
+    return change
 
 
 def _act_orders(groups: Indices) -> Iterator[tuple[str, str, Change, str]]:

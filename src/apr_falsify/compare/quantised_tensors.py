@@ -36,6 +36,16 @@ _SUSPECT = 2.0
 _WRONG = 3.0
 """From so many times that noise, a row is not what it was made of."""
 
+_SCALED = 8.0
+"""From so many times what rounding leaves of it, root mean square over its groups, a row has other scales.
+
+Rounding to nearest leaves 1; quantisers that clip, or weigh errors by activations, leave up to 5 of weights
+with heavy tails (simulated, in groups of 32 to whole rows of 512).
+"""
+
+_KEPT_SCALES = 2.0**-7
+"""By so much a factor may differ from 1: scales may be rounded to 16 bits after the codes were chosen."""
+
 _NEARER = 0.5
 """A mistake is named where it leaves less than this share of the difference."""
 
@@ -84,18 +94,21 @@ def excess(ours: Tensor, theirs: Tensor, rows: F64, columns: F64) -> Excess:
     """
     count = theirs.shape[0]
     groups = _groups(theirs)
-    off, allowed, energy = np.zeros(count), np.zeros(count), 0.0
+    off, allowed, scaled, energy = np.zeros(count), np.zeros(count), np.zeros(count), 0.0
     for start in range(0, count, _ROWS):
         stop = min(count, start + _ROWS)
         right = _scaled(ours, start, stop, rows, columns)
         with np.errstate(invalid="ignore", over="ignore"):
-            off[start:stop] = np.sum(np.square(theirs.rows(start, stop) - right), axis=1)
-        allowed[start:stop] = np.sum(np.square(_steps(right, groups, theirs.type)), axis=1) / 12
+            apart = theirs.rows(start, stop) - right
+            off[start:stop] = np.sum(np.square(apart), axis=1)
+        noise = np.square(_steps(right, groups, theirs.type)) / 12
+        allowed[start:stop] = np.sum(noise, axis=1)
+        scaled[start:stop] = _scaled_by(apart, right, noise, groups)
         energy += float(np.sum(np.square(right)))
     total = float(np.sum(off))
-    wrong = int(np.count_nonzero(~(off <= _WRONG**2 * allowed)))
+    wrong = int(np.count_nonzero(~(off <= _WRONG**2 * allowed) | (scaled > _SCALED)))
     misread, left = None, total
-    if not total <= _SUSPECT**2 * float(np.sum(allowed)):
+    if wrong or not total <= _SUSPECT**2 * float(np.sum(allowed)):
         misread, left = _explained(ours, theirs, rows, columns, total)
     scale = energy or 1.0
     return Excess(
@@ -120,6 +133,24 @@ def _steps(right: F64, groups: npt.NDArray[np.intp], kind: str) -> F64:
     if kind in _FLOATS:
         return np.abs(right) * _FLOATS[kind] + largest[:, groups] * 2.0**-9
     return 2 * largest[:, groups] / _CODES[kind]
+
+
+def _scaled_by(apart: F64, right: F64, noise: F64, groups: npt.NDArray[np.intp]) -> F64:
+    """Return by how much the groups of each row [rows] are scaled, in units of what rounding leaves of that.
+
+    A group's factor less 1 is <apart, right> / <right, right>. Rounding, independent of the value, gives it
+    the variance sum(noise * right^2) / <right, right>^2. A single group says little, a row of them much.
+    """
+    count = int(groups.max()) + 1
+    along, spread, energy = np.zeros((3, count, len(right)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.add.at(along, groups, (apart * right).T)
+        np.add.at(spread, groups, (noise * np.square(right)).T)
+        np.add.at(energy, groups, np.square(right).T)
+        beyond = np.maximum(np.abs(along) - _KEPT_SCALES * energy, 0.0)
+        ratio = np.square(beyond) / np.where(spread > 0, spread, np.inf)
+    found = np.sqrt(np.mean(ratio, axis=0))
+    return np.asarray(np.where(np.isfinite(found), found, np.inf))
 
 
 def _explained(

@@ -26,7 +26,7 @@ from apr_falsify.model.shape import EXPERT_ROLES, Geometry
 from apr_falsify.model.stages import STAGES, Key, Layout
 from apr_falsify.model.wiring import node_of, supplier_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
-from apr_falsify.numerics.operand_rules import AND, PLAIN, Operation, Rule, expected_rule
+from apr_falsify.numerics.operand_rules import AND, PLAIN, Operation, Rule, by_pass, expected_rule
 from apr_falsify.operators.heads import values_of
 from apr_falsify.operators.linear import weights_of
 from apr_falsify.operators.operator import Array
@@ -308,7 +308,7 @@ class Replayer:
     def _evaluated(
         self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...], composed: tuple[str, ...]
     ) -> Replay:
-        site = self._site(key, inputs, rules)
+        site = self._site(key, inputs, tuple(self.by_pass(rule) for rule in rules))
         span = span_from(key.stage, self.trace.geometry, key.layer, inputs)
         operation = operation_of(span)
         operator = operator_of(span[-1])
@@ -338,6 +338,10 @@ class Replayer:
             weight_type=_common(site.types),
             skipped=_skipping(plain, site) if operation is Operation.MIX else None,
         )
+
+    def by_pass(self, rule: Rule) -> Rule:
+        """Return a rule as the passes of this run have it."""
+        return by_pass(rule, self.trace.passes.sizes)
 
     def _site(self, key: Key, inputs: Mapping[str, Known], rules: tuple[Rule, ...]) -> ReplaySite:
         site = ReplaySite(

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.exam.faults import Fault, Spread
+from apr_falsify.exam.fault import Fault, Spread
 from apr_falsify.exam.kernels import OWN
 from apr_falsify.exam.material import Material, Setting
+from apr_falsify.exam.phases import AT_ONCE, PHASES
 from apr_falsify.exam.seeding.tensors import Bench, Place
 from apr_falsify.exam.store import Store
 from apr_falsify.formats.weights import Weights
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Key
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.trace import Trace
 
 F32 = npt.NDArray[np.float32]
+
+FILES = "quantised files"
+"""The host whose weights come from a file of their own, quantised, and are compared with the oracle's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +77,7 @@ class ExamCase:
         seeded: the faults; none for a correct run.
         kernel: the kernels that its process computes with.
         text: what kind of text the ids are.
+        phase: which of the tokens are computed together.
 
     """
 
@@ -82,6 +88,22 @@ class ExamCase:
     seeded: tuple[Seeded, ...] = ()
     kernel: str = OWN
     text: str = "random"
+    phase: str = AT_ONCE
+
+    @property
+    def in_passes(self) -> Passes | None:
+        """How its tokens are computed, ``None`` for a plain run."""
+        return PHASES[self.phase].passes(len(self.tokens))
+
+    @property
+    def judges_arithmetic(self) -> bool:
+        """Whether it is an answer that another arithmetic than the stated one was used."""
+        return any(each.fault.arithmetic for each in self.seeded)
+
+    @property
+    def reference(self) -> Material:
+        """The model that the oracle runs: the plain one where a file of quantised weights is in question."""
+        return self.material.plain if self.host == FILES else self.material
 
     @property
     def name(self) -> str:
@@ -91,7 +113,8 @@ class ExamCase:
             "  ", " "
         )
         amount = "".join(f" x{s.amount:.3g}" for s in self.seeded if s.amount != 1)
-        text = f"{len(self.tokens)} tokens, {self.text}"
+        phase = f", {self.phase}" if self.phase != AT_ONCE else ""
+        text = f"{len(self.tokens)} tokens, {self.text}{phase}"
         return f"{faults}{amount} on {self.host}, {where}, {self.setting.name}, {text}, {self.kernel} kernels"
 
 
@@ -104,12 +127,14 @@ class ExamRun:
         own_weights: the weights that it ran with, where the exam lets the comparison read them.
         changes: per wrong stage: |what it made - what it should have made from the same inputs|,
             where the host knows that itself.
+        batch: of another row of the batch, what attention reads of a row.
 
     """
 
     trace: Trace
     own_weights: Weights | None = None
     changes: Mapping[Key, npt.NDArray[np.float64]] | None = None
+    batch: Mapping[Key, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 class Host(Protocol):

@@ -108,6 +108,13 @@ def weights_of(model: Model) -> dict[Place, F32]:
     return found
 
 
+def tensors_of(model: Model) -> dict[str, npt.NDArray[Any]]:
+    """Return the tensors of a HuggingFace directory by name, as its files hold them."""
+    from safetensors.numpy import load_file
+
+    return {name: values for file in model.files for name, values in load_file(file).items()}
+
+
 def write_gguf(
     path: Path, geometry: Geometry, weights: Mapping[Place, F32], kind: str, tokenizer: Path | None = None
 ) -> Path:

@@ -10,6 +10,7 @@ from apr_falsify.exam.cases import ExamCase, Host
 from apr_falsify.exam.correct import correct_runs
 from apr_falsify.exam.plan import (
     CORRECT,
+    FURTHER,
     PAIRS,
     PARTS,
     SINGLE,
@@ -23,6 +24,7 @@ from apr_falsify.exam.plan import (
     smollm2_singles,
     wide_singles,
 )
+from apr_falsify.exam.plan_in_passes import further_cases
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.trial import COUNTS_FROM, TrialOutcome
 
@@ -60,6 +62,16 @@ class Examination:
     kernels: dict[str, dict[str, str]] = field(default_factory=dict)
     parts: tuple[str, ...] = PARTS
 
+    def count(self, outcomes: Iterable[TrialOutcome]) -> None:
+        """Take up outcomes of any kind, each by how many faults it has."""
+        for outcome in outcomes:
+            if not outcome.case.seeded:
+                self.correct.append(outcome)
+            elif len(outcome.case.seeded) == 1:
+                self.count_single([outcome])
+            elif outcome.level >= COUNTS_FROM:
+                self.pairs.append(outcome)
+
     def count_single(self, outcomes: Iterable[TrialOutcome]) -> None:
         """Take up single faults, each by how many floors it changes its stage."""
         for outcome in outcomes:
@@ -71,9 +83,8 @@ def sit(plan: ExamPlan, store: Store, hosts: Mapping[str, Host], hold: Hold) -> 
     start = time.monotonic()
     examination = Examination(parts=plan.parts)
     held = hold({part: cases for part, cases in _planned(plan, store, hosts).items() if part in plan.parts})
-    examination.count_single(held.get(SINGLE, ()))
-    examination.pairs += [outcome for outcome in held.get(PAIRS, ()) if outcome.level >= COUNTS_FROM]
-    examination.correct += held.get(CORRECT, ())
+    for outcomes in held.values():
+        examination.count(outcomes)
     if SMALL in plan.parts:
         _take_curve(examination, hold)
     examination.seconds = time.monotonic() - start
@@ -90,6 +101,7 @@ def _planned(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> dict[st
         SINGLE: faults,
         PAIRS: list(pairs(plan, store, hosts)),
         CORRECT: list(correct_runs(plan, store, hosts)),
+        FURTHER: list(further_cases(plan, store, hosts)),
     }
 
 

@@ -45,9 +45,17 @@ class Answer:
     found: tuple[Key, ...]
 
     @classmethod
-    def of(cls, result: Bisection, truth: set[Key]) -> Self:
-        """Read the answer from ``result``; a span that holds a wrong stage names that one."""
-        findings = tuple(finding for finding in result.findings if finding.type in ACCUSING)
+    def of(cls, result: Bisection, truth: set[Key], *, arithmetic: bool = False) -> Self:
+        """Read the answer from ``result``; a span that holds a wrong stage names that one.
+
+        Args:
+            result: the comparison.
+            truth: the stages that are wrong.
+            arithmetic: whether an arithmetic that is not the stated one is an answer.
+
+        """
+        types = (*ACCUSING, FindingType.ARITHMETIC) if arithmetic else ACCUSING
+        findings = tuple(finding for finding in result.findings if finding.type in types)
         found = dict.fromkeys(key for finding in findings for key in named(finding, truth))
         return cls(findings=findings, found=tuple(found))
 
@@ -60,6 +68,8 @@ class Answer:
 def named(finding: Finding, truth: set[Key]) -> list[Key]:
     """Return the stages that ``finding`` names."""
     places: list[Key] = [Key(finding.layer, name) for name in finding.stages]
+    if finding.type is FindingType.ARITHMETIC and finding.layer is None:  # of several layers, which it lists
+        places = [key for key in truth if key.stage in finding.stages] or places
     within = [key for key in places if key in truth]
     return within if within and finding.type is not FindingType.NOT_THE_SUBJECTS_WEIGHTS else places
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from apr_falsify.exam.quantised import SCHEMES
 from apr_falsify.numerics.arithmetic import format_named
 from apr_falsify.numerics.operand_rules import RULES, Operation, Rule
 
@@ -148,7 +149,7 @@ class Setting:
         name: what tables call it.
         store: the format in which the runtime keeps its stages.
         rules: operation -> name of the rule for its operands.
-        kind: the GGUF format of the weights, ``""`` for the checkpoint as it is.
+        kind: the GGUF format of the weights, or their scheme of ``exam.quantised``; ``""`` for plain ones.
         sequential: whether sums run one term after the other.
 
     """
@@ -199,6 +200,30 @@ SETTINGS: Mapping[str, Setting] = {
 }
 """Name -> setting."""
 
+_INT8, _FP8 = "int8 {} cache, a scale per {}", "fp8 e4m3 {} cache, a scale per tensor"
+
+
+def _cached(name: str, kind: str, per: str = "") -> Setting:
+    rules = {Operation.SCORES: kind.format("k", per), Operation.MIX: kind.format("v", per)}
+    return Setting(name=name, rules=rules)
+
+
+OF_CACHES: Mapping[str, Setting] = {
+    row.name: row
+    for row in (
+        _cached("int8 cache, a scale per token and head", _INT8, "token and head"),
+        _cached("int8 cache, a scale per head", _INT8, "head"),
+        _cached("fp8 cache, a scale per tensor", _FP8),
+    )
+}
+"""Name -> setting of a cache in 8 bits, for runs in passes."""
+
+OF_WEIGHTS: Mapping[str, Setting] = {name: Setting(name=name, kind=name) for name in SCHEMES}
+"""Name -> setting of a scheme of ``exam.quantised``."""
+
+EVERY_SETTING: Mapping[str, Setting] = {**SETTINGS, **OF_CACHES, **OF_WEIGHTS}
+"""Name -> setting, of every part of the exam."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Material:
@@ -207,7 +232,7 @@ class Material:
     Attributes:
         name: its blueprint.
         seed: draws its weights.
-        kind: the GGUF format of its weights, ``""`` for the checkpoint as it is.
+        kind: the GGUF format of its weights, or a scheme of ``exam.quantised``; ``""`` for plain ones.
         rows: how its embedding rows are made, see ``exam.texts``: ``""``, ``same`` or ``near``.
 
     """
@@ -220,8 +245,18 @@ class Material:
     @property
     def file_name(self) -> str:
         """What its checkpoint is called in the exam's folder of models."""
-        parts = (self.name, str(self.seed), self.kind, self.rows)
-        return "-".join(part for part in parts if part) + (".gguf" if self.kind else "")
+        parts = (self.name, str(self.seed), self.kind.replace(" ", "-"), self.rows)
+        return "-".join(part for part in parts if part) + (".gguf" if self.kind and not self.scheme else "")
+
+    @property
+    def scheme(self) -> bool:
+        """Whether its weights are quantised by a scheme of HuggingFace checkpoints."""
+        return self.kind in SCHEMES
+
+    @property
+    def plain(self) -> Material:
+        """The same model before its weights were quantised."""
+        return replace(self, kind="")
 
     @property
     def wide(self) -> bool:

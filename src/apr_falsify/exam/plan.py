@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from apr_falsify.exam.cases import ExamCase, Host, Seeded
-from apr_falsify.exam.faults import CATALOGUE, Fault, fault_named
+from apr_falsify.exam.fault import Fault
+from apr_falsify.exam.faults import PLAIN, fault_named
 from apr_falsify.exam.kernels import KERNELS
 from apr_falsify.exam.material import BLUEPRINTS, SETTINGS, Material, Setting, tokens_of
 from apr_falsify.exam.store import Store
@@ -56,7 +57,13 @@ SMOLLM2_FAULTS = 20
 SMOLLM2_SETTING = replace(SETTINGS["q4_1 x q8_1 of 32"], kind="")
 """What llama.cpp does with that file, whose weights are q4_1 already."""
 
-SINGLE, PAIRS, CORRECT, SMALL = PARTS = ("single faults", "pairs of faults", "correct runs", "small faults")
+SINGLE, PAIRS, CORRECT, SMALL, FURTHER = PARTS = (
+    "single faults",
+    "pairs of faults",
+    "correct runs",
+    "small faults",
+    "passes and quantised weights",
+)
 """The parts of an exam."""
 
 
@@ -73,25 +80,27 @@ class ExamPlan:
         correct: how many of the narrow models' correct runs take place: every n-th.
         kernels: the kernels under which correct models run.
         longest: how many tokens a correct run has at most.
+        further: how many of the cases with passes and quantised weights take place: every n-th.
         parts: the parts of the exam that are run.
 
     """
 
     models: tuple[str, ...]
     seeds: int = 3
-    faults: tuple[Fault, ...] = CATALOGUE
+    faults: tuple[Fault, ...] = PLAIN
     repetitive: int = 2
     pairs: int = 600
     correct: int = 1
     kernels: tuple[str, ...] = tuple(KERNELS)
     longest: int = 1024
+    further: int = 1
     parts: tuple[str, ...] = PARTS
 
 
 def singles(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> Iterator[ExamCase]:
     """Give the cases of one fault: each in every model and seed, on every host that can have it."""
     for at, fault in enumerate(plan.faults):
-        for host in hosts:
+        for host in (name for name in SETTINGS_OF if name in hosts):
             for turn, name in enumerate(plan.models):
                 for seed in range(plan.seeds):
                     yield from _single(store, hosts, host, fault, name, seed, at + turn + seed)
@@ -210,7 +219,7 @@ def repetitive_singles(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) 
 def smollm2_singles(store: Store, host: str = "formula") -> Iterator[ExamCase]:
     """Give up to 20 single faults in SmolLM2's first three layers."""
     geometry = store.model(Material(name=SMOLLM2, seed=0)).geometry
-    fitting = [fault for fault in CATALOGUE if fault.formula and fault.fits(geometry) and _in_layers(fault)]
+    fitting = [fault for fault in PLAIN if fault.formula and fault.fits(geometry) and _in_layers(fault)]
     for turn, fault in enumerate(fitting[:: max(1, len(fitting) // SMOLLM2_FAULTS)][:SMOLLM2_FAULTS]):
         yield ExamCase(
             host=host,
@@ -248,12 +257,13 @@ def pairs(plan: ExamPlan, store: Store, hosts: Mapping[str, Host]) -> Iterator[E
             )
             for _ in range(2)
         )
-        if hosts[host].runs(material, setting) and _apart(seeded, geometry):
+        if hosts[host].runs(material, setting) and are_apart(seeded, geometry):
             given += 1
             tokens = tokens_of(turn % 3, 6 + turn % 4, geometry.vocab)  # few, whose oracles stay in memory
             yield ExamCase(host=host, material=material, setting=setting, tokens=tokens, seeded=seeded)
 
 
-def _apart(seeded: Sequence[Seeded], geometry: Geometry) -> bool:
+def are_apart(seeded: Sequence[Seeded], geometry: Geometry) -> bool:
+    """Whether two faults have no stage in common."""
     first, second = (set(each.truth(geometry)) for each in seeded)
     return not first & second

@@ -11,7 +11,8 @@ from apr_falsify.exam.cases import ExamCase, Seeded
 from apr_falsify.exam.faults import CATALOGUE
 from apr_falsify.exam.grades import Grade
 from apr_falsify.exam.kernels import KERNELS
-from apr_falsify.exam.material import SETTINGS, Material
+from apr_falsify.exam.material import EVERY_SETTING, Material
+from apr_falsify.exam.phases import AT_ONCE, PHASES
 from apr_falsify.exam.texts import TEXTS
 from apr_falsify.exam.trial import TrialOutcome
 from apr_falsify.model.stages import Key
@@ -30,6 +31,7 @@ def recipe_of(case: ExamCase) -> Recipe:
         "setting": case.setting.name,
         "kernel": case.kernel,
         "text": case.text,
+        **({"phase": case.phase} if case.phase != AT_ONCE else {}),
         "tokens": list(case.tokens),
         "faults": [
             {"fault": each.fault.name, "layer": each.layer, "seed": each.seed, "amount": each.amount}
@@ -56,9 +58,10 @@ def case_of(recipe: Mapping[str, Any], where: object = None) -> ExamCase:
             material=Material(
                 name=recipe["model"], seed=recipe["seed"], kind=recipe["kind"], rows=recipe["rows"]
             ),
-            setting=_known(SETTINGS, recipe, "setting", where),
+            setting=_known(EVERY_SETTING, recipe, "setting", where),
             kernel=_known(KERNELS, recipe, "kernel", where).name,
             text=_known(TEXTS, recipe, "text", where).name,
+            phase=_known(PHASES, {"phase": AT_ONCE, **recipe}, "phase", where).name,
             tokens=tuple(recipe["tokens"]),
             seeded=tuple(_seeded(each, where) for each in recipe["faults"]),
         )

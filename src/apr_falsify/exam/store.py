@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from apr_falsify.exam.checkpoints import random_weights, weights_of, write_gguf, write_hf
+from apr_falsify.exam.checkpoints import random_weights, tensors_of, weights_of, write_gguf, write_hf
 from apr_falsify.exam.material import BLUEPRINTS, Material
+from apr_falsify.exam.quantised import SCHEMES, write_quantised
+from apr_falsify.exam.seeding.parts import Parts
 from apr_falsify.exam.texts import PASSAGE, embedding_rows
 from apr_falsify.exam.wide import drawn, write_wide
 from apr_falsify.formats.weights import Model, open_model
@@ -94,10 +96,31 @@ class Store:
         weights = weights_of(sound)
         if material.rows:
             weights["embed", None] = embedding_rows(material.rows, weights["embed", None])
-        if material.kind:
+        if material.scheme:
+            self.write_scheme(path, material)
+        elif material.kind:
             write_gguf(path, sound.geometry, weights, material.kind, self._tokenizer)
         else:
             write_hf(path, self.config(Material(name=material.name, seed=material.seed)), weights, sound.path)
+
+    def write_scheme(
+        self, path: Path, material: Material, edit: Callable[[Parts], None] | None = None
+    ) -> Path:
+        """Write a model with quantised weights to ``path``; ``edit`` changes what its files hold."""
+        sound = self.model(material.plain)
+        return write_quantised(
+            path,
+            SCHEMES[material.kind],
+            self.config(material.plain),
+            tensors_of(sound),
+            sound.weights.names,
+            edit,
+        )
+
+    @property
+    def spoiled_path(self) -> Path:
+        """Where this process alone writes a model that it removes."""
+        return self._own / "spoiled"
 
     def _write_wide(
         self, path: Path, material: Material, config: Mapping[str, Any], weights: Mapping[Any, Any]

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from apr_falsify.exam.examination import Examination
-from apr_falsify.exam.faults import CATALOGUE, Fault
+from apr_falsify.exam.fault import Fault
+from apr_falsify.exam.faults import CATALOGUE
 from apr_falsify.exam.grades import Grade
 from apr_falsify.exam.kernels import OWN
 from apr_falsify.exam.material import BLUEPRINTS
-from apr_falsify.exam.plan import CORRECT, PAIRS, SINGLE, SMOLLM2
+from apr_falsify.exam.plan import CORRECT, FURTHER, PAIRS, SINGLE, SMOLLM2
 from apr_falsify.exam.recipes import key_of, recipe_of
 from apr_falsify.exam.trial import TrialOutcome
 
@@ -119,9 +120,9 @@ def goals(examination: Examination) -> dict[str, bool]:
         PAIRS: {"95 % of pairs located": 0 < both["total"] * PAIRS_SHARE <= both["located"]},
         CORRECT: {"no correct run accused": correct["total"] > 0 == correct["accused"]},
     }
-    return {
-        goal: met for part, goals in every.items() if part in examination.parts for goal, met in goals.items()
-    }
+    # The part of passes and quantised weights has cases of all three kinds.
+    asked = every.keys() if FURTHER in examination.parts else examination.parts
+    return {goal: met for part, goals in every.items() if part in asked for goal, met in goals.items()}
 
 
 def to_json(examination: Examination) -> dict[str, Any]:
@@ -142,6 +143,7 @@ def to_json(examination: Examination) -> dict[str, Any]:
         "by_model": _split(examination.single, lambda outcome: outcome.case.material.name),
         "by_setting": _split(examination.single, lambda outcome: outcome.case.setting.name),
         "by_text": _split(examination.single, lambda outcome: outcome.case.text),
+        "by_phase": _split(examination.single, lambda outcome: outcome.case.phase),
         "by_width": _split(examination.single, lambda outcome: width_of(outcome.case.material.name)),
         **{f"correct_by_{what}": _split(examination.correct, by) for what, by in _CORRECT_BY.items()},
         "kernels": examination.kernels,
@@ -162,6 +164,7 @@ def to_json(examination: Examination) -> dict[str, Any]:
 _CORRECT_BY: Mapping[str, Callable[[TrialOutcome], str]] = {
     "setting": lambda outcome: outcome.case.setting.name,
     "kernel": lambda outcome: outcome.case.kernel,
+    "phase": lambda outcome: outcome.case.phase,
     "text": lambda outcome: outcome.case.text,
     "width": lambda outcome: width_of(outcome.case.material.name),
     "host": lambda outcome: outcome.case.host,

@@ -21,6 +21,7 @@ from apr_falsify.errors import AprFalsifyError
 from apr_falsify.exam.cases import ExamCase, ExamRun, Host
 from apr_falsify.exam.grades import Answer, Grade, explained, grade_of, published_grade
 from apr_falsify.exam.material import Material
+from apr_falsify.exam.phases import PHASES
 from apr_falsify.exam.store import Store
 from apr_falsify.model.stages import APR_STAGES, Key
 from apr_falsify.numerics.operand_rules import PLAIN
@@ -101,10 +102,11 @@ class Examiner:
         except AprFalsifyError as error:  # a foreign program that fails has failed this trial, not the exam
             return broken_down(case, "the run", error_line(error))
         try:
-            oracle = self._oracle_trace(case.material, request)
-            weights = self.store.model(case.material).weights
+            oracle = self._oracle_trace(case, request)
+            weights = self.store.model(case.reference).weights
+            seen = PHASES[case.phase].seen(ran.trace)
             try:
-                result = bisect(oracle, ran.trace, weights=weights, subject_weights=ran.own_weights)
+                result = bisect(oracle, seen, weights=weights, subject_weights=ran.own_weights)
             except Exception as error:  # a comparison that breaks down has failed this trial, not the exam
                 return broken_down(case, "the comparison", error_line(error))
             if result.breakdowns:  # what is caught within it costs no verdict, but passes no exam
@@ -117,18 +119,21 @@ class Examiner:
     def _request(self, case: ExamCase) -> Request:
         layers = min(self.store.model(case.material).geometry.layers, 3)
         tokens = self.hosts[case.host].fixed_tokens or case.tokens
-        return Request(tokens=tokens, layers=range(layers), stages=APR_STAGES)
+        return Request(tokens=tokens, layers=range(layers), stages=APR_STAGES, in_passes=case.in_passes)
 
     def _captured(self, host: Host, case: ExamCase, request: Request) -> tuple[Path, ExamRun]:
         self._count += 1
         directory = self._directory / f"subject-{self._count}"
         with TraceWriter(directory) as writer:
             ran = host.run(self.store, case, request, writer)
-        read = ExamRun(trace=read_trace(directory), own_weights=ran.own_weights, changes=ran.changes)
-        return directory, read
+        batch = {1: ran.batch} if ran.batch else {}
+        return directory, replace(ran, trace=replace(read_trace(directory), batch=batch))
 
-    def _oracle_trace(self, material: Material, request: Request) -> Trace:
-        key = (material, request.tokens)
+    def _oracle_trace(self, case: ExamCase, request: Request) -> Trace:
+        material = case.reference
+        if case.host == "torch":  # which has the oracle's cache: the oracle shall have none
+            request = _without_cache(request)
+        key = (material, request.tokens, request.in_passes)
         if key not in self._oracles:
             self._count += 1
             directory = self._directory / f"oracle-{self._count}"
@@ -153,7 +158,7 @@ class Examiner:
         levels = [self._levels(case, index, keys, ran) for index, keys in enumerate(wrong)]
         truth = {key for keys in wrong for key in keys}
         required = {key for each in levels for key, level in each.items() if level >= COUNTS_FROM}
-        answer = Answer.of(result, truth)
+        answer = Answer.of(result, truth, arithmetic=case.judges_arithmetic)
         excess = {(row.layer, row.stage): row.excess for row in result.rows if row.excess is not None}
         return TrialOutcome(
             case=case,
@@ -180,7 +185,11 @@ class Examiner:
             without = replace(case, seeded=case.seeded[:index] + case.seeded[index + 1 :])
             changes = self._against(without, keys, ran.trace)
         replayer = Replayer(ran.trace, self.store.model(case.material).weights, case.setting.unit_roundoff)
-        return {key: level_of(change, replayer, key) for key, change in changes.items()}
+        phase, passes = PHASES[case.phase], ran.trace.passes
+        return {
+            key: level_of(np.where(phase.data(key, passes), change, 0.0), replayer, key)
+            for key, change in changes.items()
+        }
 
     def _against(self, case: ExamCase, keys: set[Key], trace: Trace) -> dict[Key, F64]:
         other = self._reference(case)
@@ -191,13 +200,20 @@ class Examiner:
 
     def _reference(self, case: ExamCase) -> Trace:
         request = self._request(case)
-        key = (case.host, case.material, case.setting.name, request.tokens)
+        key = (case.host, case.material, case.setting.name, request.tokens, case.phase)
         if case.seeded or key not in self._sound:
             trace = self.hosts[case.host].run(self.store, case, request, MemorySink()).trace
             if case.seeded:
                 return trace
             self._sound[key] = trace
         return self._sound[key]
+
+
+def _without_cache(request: Request) -> Request:
+    """Return the same run in one pass."""
+    passes = request.passes
+    whole = replace(passes, sizes=(passes.tokens,))
+    return replace(request, in_passes=None if whole.plain else whole)
 
 
 def _is_other(part: object, kept: Material) -> bool:
@@ -234,5 +250,7 @@ def level_of(change: F64, replayer: Replayer, key: Key) -> float:
     if isinstance(found, Missing):
         return 0.0
     sigma = found.sigma[-len(change) :] if found.sigma.shape != change.shape else found.sigma
-    ratio = np.nan_to_num(change.reshape(sigma.shape) / sigma, nan=np.inf)
+    moved = change.reshape(sigma.shape)
+    with np.errstate(divide="ignore"):
+        ratio = np.where(moved == 0, 0.0, np.nan_to_num(moved / np.where(moved == 0, 1.0, sigma), nan=np.inf))
     return float(np.max(ratio)) / LIMIT

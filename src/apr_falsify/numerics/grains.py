@@ -64,21 +64,48 @@ class Grain:
         float8: the number format, ``None`` for integers.
         zero_point: of integers: how many steps there are from the least value to the largest, where 0 is one
             of them but not their middle; 0 for integers from -127 to 127.
+        spans: how many tokens came together, where a scale spans tokens: those of a pass share one. Of fewer
+            values than that, the last ones are meant.
 
     """
 
     axes: tuple[int, ...] | None
     float8: Float8 | None = None
     zero_point: int = 0
+    spans: tuple[int, ...] = ()
 
     def __call__(self, values: Values) -> F64:
         """Return what is left of ``values``."""
+        parts = self._parts(values)
+        return self._left(values) if len(parts) == 1 else np.concatenate([self._left(part) for part in parts])
+
+    def _left(self, values: Values) -> F64:
         scale, quants, offset = self._quantised(values)
         with np.errstate(invalid="ignore"):
             return (quants.astype(np.float64) - offset) * scale
 
     def steps(self, values: Values) -> Steps:
         """Return where ``values`` lie between the steps."""
+        found = [self._steps(part) for part in self._parts(values)]
+        if len(found) == 1:
+            return found[0]
+        return Steps(
+            quants=np.concatenate([each.quants for each in found]),
+            scale=np.concatenate([each.scale for each in found]),
+            fraction=np.concatenate([each.fraction for each in found]),
+            flip=np.concatenate([each.flip for each in found]),
+        )
+
+    def _parts(self, values: Values) -> list[Values]:
+        """Return the tokens of each pass, all of ``values`` where these are not whole passes."""
+        if len(self.spans) < 2 or not self.over_tokens:
+            return [values]
+        starts = len(values) - np.cumsum(self.spans[::-1])[::-1]
+        if 0 not in starts:
+            return [values]
+        return np.split(values, starts[starts > 0])
+
+    def _steps(self, values: Values) -> Steps:
         scale, quants, offset = self._quantised(values)
         wide = np.broadcast_to(scale, values.shape).astype(np.float64)
         scaled = np.divide(values.astype(np.float64), wide, out=np.zeros(values.shape), where=wide != 0)

@@ -8,7 +8,7 @@ uses was measured on its output or is published in its sources, as each row says
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from typing import Any
@@ -89,6 +89,24 @@ class Rule:
         heads = values[:, -width:].reshape(len(values), kv_heads, head_dim)
         held[:, -width:] = self.right(heads).reshape(len(values), width)
         return held
+
+
+@cache
+def by_pass(rule: Rule, sizes: tuple[int, ...]) -> Rule:
+    """Return ``rule`` in a run of passes of so many tokens: each has scales of its own.
+
+    A scale that spans tokens is known once they are there: a pass has one for what it computes, and one for
+    what it adds to a cache.
+    """
+    if len(sizes) < 2:
+        return rule
+    left, right = (
+        replace(side, spans=sizes) if isinstance(side, grains.Grain) and side.over_tokens else side
+        for side in (rule.left, rule.right)
+    )
+    parts = tuple((name, by_pass(part, sizes)) for name, part in rule.parts)
+    same = left is rule.left and right is rule.right and parts == rule.parts
+    return rule if same else replace(rule, left=left, right=right, parts=parts)
 
 
 PLAIN = Rule(name="f32", left=exact)

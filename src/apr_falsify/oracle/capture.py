@@ -45,12 +45,22 @@ def load(
     return Oracle.load(model, layers=layers, head=head, dtype=dtype, device=device)
 
 
-def capture(model: Model, request: Request, sink: Sink, *, dtype: str = "f32", device: str = "cpu") -> Trace:
-    """Run ``model`` through transformers, eager, and hand the requested stages to ``sink``.
+def capture(
+    model: Model,
+    request: Request,
+    sink: Sink,
+    *,
+    dtype: str = "f32",
+    device: str = "cpu",
+    attention: str = "eager",
+    batch: int = 1,
+) -> Trace:
+    """Run ``model`` through transformers and hand the requested stages to ``sink``.
 
     Stages arrive as each is computed, in canonical shapes (``stages.py``), f32 (f64 for ``f64``; f16 and
     bf16 widen exactly). Only the layers up to the last requested one are loaded and run, and the output
-    head only where ``lm_head`` is stored. Tokens and logits are those of :func:`forward`, bit for bit.
+    head only where ``lm_head`` is stored. Tokens and logits are those of :func:`forward`, bit for bit, unless
+    another ``attention`` than transformers' eager one, or a ``batch`` of several rows, is asked for.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
@@ -64,7 +74,8 @@ def capture(model: Model, request: Request, sink: Sink, *, dtype: str = "f32", d
     from apr_falsify.oracle.run import Oracle
 
     start_hashing(model.files)  # its provenance will ask for the digest when the run is over
-    return Oracle.for_request(model, request, dtype=dtype, device=device).capture(request, sink)
+    oracle = Oracle.for_request(model, request, dtype=dtype, device=device, attention=attention, batch=batch)
+    return oracle.capture(request, sink)
 
 
 def forward(

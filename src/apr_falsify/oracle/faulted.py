@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.oracle.faulted_passes import IN_PASSES, Patch
 from apr_falsify.oracle.libraries import torch
-
-Patch = Callable[[ExitStack, Any, int, int], None]
-"""Seeds a fault: what undoes it, the causal language model, the layer, the seed."""
 
 _Change = Callable[[torch.Tensor, int], torch.Tensor]
 _Tables = tuple[torch.Tensor, torch.Tensor]
@@ -239,6 +237,7 @@ def _ahead(keys: int) -> Callable[[torch.Tensor | None, Any], torch.Tensor]:
 
 
 PATCHES: Mapping[str, Patch] = {
+    **IN_PASSES,
     "embedding-scaled": _output("model.embed_tokens", lambda x, _: x * x.shape[-1] ** 0.5),
     "embedding-one-token": _output("model.embed_tokens", _one_token),
     "attn-norm-scaled": _output(_LAYER + ".input_layernorm", lambda x, _: x * 1.01),

@@ -28,9 +28,15 @@ Site = tuple[str, int | None]
 
 
 def load_module(
-    model: Model, *, layers: int, head: bool, dtype: torch.dtype, device: torch.device
+    model: Model,
+    *,
+    layers: int,
+    head: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str = "eager",
 ) -> torch.nn.Module:
-    """Return the first ``layers`` layers of ``model`` in eager attention, ready to run.
+    """Return the first ``layers`` layers of ``model`` ready to run, by default in eager attention.
 
     Without ``head`` it is the base model. Where not all layers are loaded the final norm's weight is 1:
     what it makes of a middle layer's output is no stage of anything.
@@ -49,7 +55,7 @@ def load_module(
     if own["embed"] != names["embed"] and family_of(model.geometry).part_of:
         state = {usual_name(name, own, names): tensor for name, tensor in state.items()}
     with _no_progress_bar():
-        module = _made(config, state, head, dtype)
+        module = _made(config, state, head, dtype, attention)
     _divide_rope(module, model.geometry)
     return module.to(device).eval()
 
@@ -64,15 +70,17 @@ def _as_used(name: str, tensor: torch.Tensor, geometry: Geometry) -> torch.Tenso
     return tensor.transpose(1, 2).contiguous()
 
 
-def _made(config: Any, state: dict[str, torch.Tensor], head: bool, dtype: torch.dtype) -> torch.nn.Module:
+def _made(
+    config: Any, state: dict[str, torch.Tensor], head: bool, dtype: torch.dtype, attention: str
+) -> torch.nn.Module:
     classes = transformers.MODEL_FOR_CAUSAL_LM_MAPPING if head else transformers.MODEL_MAPPING
     try:
         kind = classes[type(config)]
     except KeyError:  # transformers has the text model with an output head within the larger one alone
         base = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
-        return WithHead(_made(config, base, False, dtype), state, config)
+        return WithHead(_made(config, base, False, dtype, attention), state, config)
     module: torch.nn.Module = kind.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype, **EAGER
+        None, config=config, state_dict=state, dtype=dtype, **{**EAGER, "attn_implementation": attention}
     )
     return module
 

@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
-PATCHED = frozenset(
+PATCHED_IN_PASSES = frozenset(
+    (
+        "later-position-next",
+        "later-position-before",
+        "later-position-zero",
+        "key-stale",
+        "keys-exchanged",
+        "keys-shifted",
+        "key-evicted",
+        "key-of-another-request",
+        "value-stale",
+        "values-exchanged",
+        "values-shifted",
+        "value-evicted",
+        "value-of-another-request",
+        "chunk-mask-missing",
+        "chunk-mask-from-first-key",
+        "cache-not-read",
+        "step-hides-itself",
+        "first-cached-hidden",
+        "cache-one-shorter",
+    )
+)
+"""Those of runs in passes."""
+
+PATCHED = PATCHED_IN_PASSES | frozenset(
     (
         "embedding-scaled",
         "embedding-one-token",

@@ -43,15 +43,20 @@ _numbers = itertools.count()
 
 @contextmanager
 def probed(
-    module: torch.nn.Module, wanted: Collection[Key], emit: Emit, geometry: Geometry
+    module: torch.nn.Module,
+    wanted: Collection[Key],
+    emit: Emit,
+    geometry: Geometry,
+    attention: str = "eager",
 ) -> Iterator[None]:
     """Hand every stage in ``wanted`` to ``emit`` while the block runs ``module`` on one sequence.
 
     Args:
-        module: a decoder of transformers, with or without its output head, in eager attention.
+        module: a decoder of transformers, with or without its output head.
         wanted: the stages; layers of which nothing is wanted are not touched.
         emit: called within the forward pass; what it raises ends the pass.
         geometry: the model's geometry.
+        attention: which of transformers' attentions it has; of another than ``eager`` only q and k show.
 
     """
     decoder = module.get_submodule(decoder_of(geometry)) if hasattr(module, "lm_head") else module
@@ -68,7 +73,7 @@ def probed(
                 _add_hook(undo, modules[path], hook)
         for place, hook in _end_hooks(module, decoder, geometry, wanted, emit):
             _add_hook(undo, place, hook)
-        _replace_attention(undo, decoder, geometry, names, emit)
+        _replace_attention(undo, decoder, geometry, names, emit, attention)
         show_functions(undo, decoder, geometry, names, emit)
         yield
 
@@ -230,6 +235,7 @@ def _replace_attention(
     geometry: Geometry,
     names: Mapping[int, Collection[str]],
     emit: Emit,
+    own_attention: str,
 ) -> None:
     """Give the layers of which a sub-stage is wanted a config of their own that names an own function.
 
@@ -257,13 +263,18 @@ def _replace_attention(
         undo.callback(setattr, attention, "config", original)
         attention.config = copies[id(original)]
     if wanted:
-        attention_functions[own] = partial(
-            _eager,
-            frozenset(wanted),
-            emit,
-            operands,
-            family_of(geometry).softmax_upcast,
-            *seen_rotated(geometry),
+        upcast, splits = family_of(geometry).softmax_upcast, seen_rotated(geometry)
+        attention_functions[own] = (
+            partial(_eager, frozenset(wanted), emit, operands, upcast, *splits)
+            if own_attention == "eager"
+            else partial(
+                _seen_before,
+                frozenset(wanted),
+                emit,
+                operands,
+                *splits,
+                attention_functions[own_attention],
+            )
         )
         undo.callback(attention_functions.__delitem__, own)
 
@@ -326,6 +337,30 @@ def _eager(
 
 def _as_it_is(values: torch.Tensor) -> torch.Tensor:
     return values
+
+
+def _seen_before(
+    wanted: frozenset[Key],
+    emit: Emit,
+    operands: Mapping[int | None, tuple[str, str]],
+    of_heads: Callable[[torch.Tensor], torch.Tensor],
+    of_shared: Callable[[torch.Tensor], torch.Tensor],
+    attend: Callable[..., Any],
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *rest: Any,
+    **named: Any,
+) -> Any:
+    """Show what another attention is given and makes, and let it do the rest, which it does not show."""
+    q, k = operands.get(module.layer_idx, ("", ""))
+    for name, values, bring in ((q, query, of_heads), (k, key, of_heads), ("k_rope", key, of_shared)):
+        if (module.layer_idx, name) in wanted:
+            emit(Key(module.layer_idx, name), bring(values[0].transpose(0, 1).flatten(1)))
+    mixed, weights = attend(module, query, key, *rest, **named)
+    if (module.layer_idx, "attention") in wanted:
+        emit(Key(module.layer_idx, "attention"), mixed[0].flatten(1))
+    return mixed, weights
 
 
 def _scores(module: Any, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:

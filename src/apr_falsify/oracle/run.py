@@ -17,11 +17,14 @@ from apr_falsify.oracle.loading import load_module
 from apr_falsify.oracle.probe import probed
 from apr_falsify.oracle.tokenizer import decode
 from apr_falsify.traces.capture import Request, Sink, laid_end_to_end, source_commit
-from apr_falsify.traces.identity import driver_of, model_sha256, name_of
+from apr_falsify.traces.identity import driver_of, model_sha256, name_of, settings_of
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import Trace
 
 FloatArray = npt.NDArray[np.floating[Any]]
+
+HIDDEN = ("attn_scores_uncapped", "attn_scores", "attn_softmax")
+"""The stages that no other attention than the eager one shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,8 @@ class Oracle:
         module: the same in transformers: its first layers, with or without the output head.
         dtype: number format of weights and activations.
         device: where it runs.
+        attention: transformers' name of its attention; none but ``eager`` shows scores and weights.
+        batch: how many rows run together, of which the first is captured; the others have other tokens.
 
     """
 
@@ -40,9 +45,21 @@ class Oracle:
     module: torch.nn.Module
     dtype: str
     device: str
+    attention: str = "eager"
+    batch: int = 1
 
     @classmethod
-    def load(cls, model: Model, *, layers: int | None, head: bool, dtype: str, device: str) -> Self:
+    def load(
+        cls,
+        model: Model,
+        *,
+        layers: int | None,
+        head: bool,
+        dtype: str,
+        device: str,
+        attention: str = "eager",
+        batch: int = 1,
+    ) -> Self:
         """Load ``model``; see :func:`apr_falsify.oracle.load`."""
         count = model.geometry.layers if layers is None else layers
         model.geometry.check_layers(range(count))
@@ -52,29 +69,56 @@ class Oracle:
                 expected=f"1 to {model.geometry.layers}, all of them with the output head",
             )
         module = load_module(
-            model, layers=count, head=head, dtype=dtype_named(dtype), device=device_named(device)
+            model,
+            layers=count,
+            head=head,
+            dtype=dtype_named(dtype),
+            device=device_named(device),
+            attention=attention,
         )
-        return cls(model=model, module=module, dtype=dtype, device=device)
+        return cls(model=model, module=module, dtype=dtype, device=device, attention=attention, batch=batch)
 
     @classmethod
-    def for_request(cls, model: Model, request: Request, *, dtype: str, device: str) -> Self:
+    def for_request(
+        cls,
+        model: Model,
+        request: Request,
+        *,
+        dtype: str,
+        device: str,
+        attention: str = "eager",
+        batch: int = 1,
+    ) -> Self:
         """Load what ``request`` needs and no more, after it was checked."""
         request.check(model.geometry)
         head = not {(None, "lm_head_proj"), (None, "lm_head")}.isdisjoint(request.keys(model.geometry))
-        return cls.load(model, layers=request.layers.stop, head=head, dtype=dtype, device=device)
+        return cls.load(
+            model,
+            layers=request.layers.stop,
+            head=head,
+            dtype=dtype,
+            device=device,
+            attention=attention,
+            batch=batch,
+        )
+
+    def _ids(self, tokens: tuple[int, ...]) -> torch.Tensor:
+        """Return the token ids of all rows, [batch, S]: the others have this one's, turned round."""
+        rows = [tokens[at % len(tokens) :] + tokens[: at % len(tokens)] for at in range(self.batch)]
+        return torch.tensor(rows, device=self.device)
 
     def run(self, tokens: tuple[int, ...]) -> Any:
         """Run the module on ``tokens`` at once and return what transformers returns."""
-        ids = torch.tensor([tokens], device=self.device)
+        ids = self._ids(tokens)
         with torch.inference_mode():
             return self.module(input_ids=ids, use_cache=False)
 
     def run_passes(self, tokens: tuple[int, ...], passes: Passes) -> None:
         """Run the module on ``tokens`` pass by pass, with transformers' own cache of keys and values."""
         cache = transformers.DynamicCache(config=self.module.config)
-        ids = torch.tensor([tokens], device=self.device)
-        at = torch.tensor([passes.at.tolist()], device=self.device, dtype=torch.long)
-        seen = (torch.arange(len(tokens), device=self.device) >= passes.padding).long()[None]
+        ids = self._ids(tokens)
+        at = torch.tensor([passes.at.tolist()] * self.batch, device=self.device, dtype=torch.long)
+        seen = (torch.arange(len(tokens), device=self.device) >= passes.padding).long().repeat(self.batch, 1)
         for start, size in zip(passes.starts, passes.sizes, strict=True):
             end = start + size
             with torch.inference_mode():
@@ -111,7 +155,10 @@ class Oracle:
             else:
                 parts.setdefault(key, []).append(array)
 
-        with probed(self.module, request.keys(geometry), emit, geometry):
+        wanted = [
+            key for key in request.keys(geometry) if self.attention == "eager" or key.stage not in HIDDEN
+        ]
+        with probed(self.module, wanted, emit, geometry, self.attention):
             if request.passes.plain:
                 self.run(request.tokens)
             else:
@@ -137,6 +184,7 @@ class Oracle:
             dtype=self.dtype,
             device=self.device,
             arithmetic=self.dtype,
+            settings=settings_of(self.attention, self.batch),
             libraries={
                 "torch": str(torch.__version__),
                 "transformers": transformers.__version__,

@@ -14,7 +14,7 @@ from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.arithmetic import FORMATS, Format, format_named
-from apr_falsify.numerics.operand_rules import PLAIN, Operation, Rule, stated_rules
+from apr_falsify.numerics.operand_rules import PLAIN, Operation, Rule, by_pass, stated_rules
 from apr_falsify.operators.attention import OPERANDS
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.operators.site import ModelSite, linear
@@ -126,19 +126,29 @@ class RuntimeSite:
         layer: int | None = None,
         tokens: tuple[int, ...] | None = None,
         geometry: Geometry | None = None,
+        passes: Passes | None = None,
     ) -> RuntimeSite:
-        """Return the same place in another layer, with other tokens, or taken to be of another geometry."""
+        """Return the same place in another layer, with other tokens, of another geometry, or other passes."""
         place = self.model
-        weights = place.weights if geometry is None else replace(place.weights, geometry=geometry)
-        layer = place.layer if layer is None else layer
         return replace(
-            self, model=replace(place, weights=weights, layer=layer, tokens=tokens or place.tokens)
+            self,
+            model=replace(
+                place,
+                weights=place.weights if geometry is None else replace(place.weights, geometry=geometry),
+                layer=place.layer if layer is None else layer,
+                tokens=tokens or place.tokens,
+                in_passes=passes or place.in_passes,
+            ),
         )
+
+    def holding(self, rules: Mapping[Operation, Rule]) -> RuntimeSite:
+        """Return the same place, where operands are held in another way."""
+        return replace(self, arithmetic=replace(self.arithmetic, rules={**self.arithmetic.rules, **rules}))
 
 
 def _operands(site: RuntimeSite, name: str, inputs: dict[str, Array]) -> dict[str, Array]:
     operation = operation_at(name, site.geometry, site.layer, inputs)
-    rule = site.arithmetic.rule(operation)
+    rule = by_pass(site.arithmetic.rule(operation), site.passes.sizes)
     if rule is PLAIN or operation not in OPERANDS:
         return inputs
     left, right = OPERANDS[operation]

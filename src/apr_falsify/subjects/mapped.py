@@ -46,6 +46,7 @@ from apr_falsify.subjects.mapping import (
 )
 from apr_falsify.subjects.mapping_names import is_layered, name_of
 from apr_falsify.subjects.mapping_passes import Padding
+from apr_falsify.subjects.ranks import of_all_ranks
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import StageArray, Trace
 
@@ -63,7 +64,8 @@ def read_mapped(target: Target, mapping_path: Path) -> Trace:
         TokensError: the token ids are missing, given twice and differently, or not those of the recording.
 
     """
-    dump, said = read_dump(target.path), read_mapping(mapping_path)
+    saved, said = read_dump(target.path), read_mapping(mapping_path)
+    dump = of_all_ranks(saved, said)
     geometry, _ = adopted_geometry(target)
     tokens = _tokens(target, said, dump, geometry)
     rows = recorded_rows(target, said, dump, tokens)

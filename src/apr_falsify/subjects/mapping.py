@@ -97,6 +97,7 @@ class StageMap:
         layout: what the axes do not say.
         masked: whether the mask was added to the scores before they were stored.
         dtype: the number format of the arrays where they do not tell, ``None`` for their own.
+        shards: the axis along which the arrays of ranks lie, or ``sum``; ``None`` where it is not cut.
 
     """
 
@@ -106,6 +107,7 @@ class StageMap:
     layout: tuple[Layout, ...] = ()
     masked: bool = False
     dtype: str | None = None
+    shards: str | None = None
 
     @property
     def by_pass(self) -> bool:
@@ -137,6 +139,7 @@ class MappingFile:
         padding: which tokens are padding.
         pad_token: the id of padding.
         row: the row of a batch that is the run.
+        ranks: how many tensor-parallel ranks left arrays.
         weights: the weights that it multiplied with, ``None`` where it names none.
         stages: where the stages lie.
 
@@ -156,6 +159,7 @@ class MappingFile:
     padding: Padding | None = None
     pad_token: int | None = None
     row: int | None = None
+    ranks: int | None = None
     weights: OwnWeights | None = None
     stages: tuple[StageMap, ...]
 
@@ -218,15 +222,6 @@ def _arithmetic(value: object, name: str) -> str:
     return text(value, name)
 
 
-def _tokens(value: object, name: str) -> tuple[int, ...] | str:
-    if isinstance(value, str):
-        return value
-    ids = tuple(whole(token, f"one of {name}") for token in items(value, name))
-    if not ids:
-        raise TraceError(f"{name} is empty", expected="the token ids that were run")
-    return ids
-
-
 def _layer(value: object, name: str) -> int:
     layer = whole(value, name)
     if layer < 0:
@@ -245,7 +240,13 @@ def _stages(value: object, name: str) -> tuple[StageMap, ...]:
     return tuple(found[row] for row in STAGES if row in found)
 
 
-_STAGE_KEYS: Mapping[str, str] = {"from": "names", "axes": "axes", "layout": "words", "dtype": "a format"}
+_STAGE_KEYS: Mapping[str, str] = {
+    "from": "names",
+    "axes": "axes",
+    "layout": "words",
+    "dtype": "a format",
+    "shards": "an axis",
+}
 
 
 def _stage_map(name: str, entry: object, where: str) -> StageMap:
@@ -268,6 +269,7 @@ def _stage_map(name: str, entry: object, where: str) -> StageMap:
         layout=tuple(word for word in layout if word not in _BY_AXES),
         masked=masked,
         dtype=None if data.get("dtype") is None else _format(data["dtype"], f"{where}.dtype"),
+        shards=mapping_passes.read_shards(data.get("shards"), names, axes, where),
     )
     _check_axes(found, f"{where}.axes")
     _check_layers(found, where)
@@ -386,7 +388,6 @@ _FIELDS: Mapping[str, Callable[[object, str], Any]] = {
     "device": text,
     "arithmetic": _arithmetic,
     "prompt": text,
-    "tokens": _tokens,
     "layer": _layer,
     **mapping_passes.KEYS,
     "weights": own_weights,

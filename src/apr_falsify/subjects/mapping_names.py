@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+RANK = "{rank}"
+"""Stands for the number of a tensor-parallel rank."""
+
 _FIELD = re.compile(r"\{(layer|pass)([+-]\d{1,4})?(?::0?(\d))?\}")
 
 
@@ -33,4 +36,4 @@ def has_field(pattern: str, word: str) -> bool:
 
 def without_fields(pattern: str) -> str:
     """Return what is left of ``pattern`` where its fields are empty."""
-    return _FIELD.sub("", pattern)
+    return _FIELD.sub("", pattern).replace(RANK, "")

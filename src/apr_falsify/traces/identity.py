@@ -53,6 +53,12 @@ def name_of(path: Path, files: tuple[Path, ...]) -> str:
     return model_name(path, lambda: model_sha256(files))
 
 
+def settings_of(attention: str, batch: int) -> dict[str, str]:
+    """Return what a run of transformers says of how it was run, beyond its usual way."""
+    said = {"attention": attention} if attention != "eager" else {}
+    return {**said, **({"batch": str(batch)} if batch > 1 else {})}
+
+
 def start_hashing(files: tuple[Path, ...]) -> list[Future[str]]:
     """Start to read ``files`` for :func:`model_sha256`, so that it need not wait: 15 GB take many seconds."""
     return [_digest_of(file) for file in files]

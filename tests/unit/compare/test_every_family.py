@@ -22,7 +22,8 @@ from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.errors import ModelError
 from apr_falsify.exam.cases import ExamCase, ExamRun, Host, Seeded
-from apr_falsify.exam.faults import CATALOGUE, Fault, Spread
+from apr_falsify.exam.fault import Fault, Spread
+from apr_falsify.exam.faults import PLAIN
 from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.trial import COUNTS_FROM, level_of
@@ -96,7 +97,7 @@ def found_in(result: Bisection) -> set[Key]:
 
 def seeded_in(model: Model) -> Iterator[tuple[str, Seeded]]:
     """Give every fault that the model can have, on every host, each in another layer that has its stages."""
-    for at, fault in enumerate(CATALOGUE):
+    for at, fault in enumerate(PLAIN):
         layers = [layer for layer in range(LAYERS) if _in_layer(fault, model, layer)]
         for turn, (name, host) in enumerate(HOSTS.items()):
             if layers and host.can(fault, model.geometry, SETTINGS["f32"]):

@@ -289,3 +289,36 @@ def test_positions_that_are_said_to_run_on_through_padding_are_told(checkpoint: 
     found = bisect(run(model, passes), run(model, passes), weights=model.weights)
     assert found.kind is Kind.CONSISTENT
     assert any("stands at 4, as is said" in line for line in found.not_checked)
+
+
+@pytest.mark.parametrize("case", [*CACHES, "own-pass-alone", "hides-itself"])
+def test_a_cache_or_a_mask_is_judged_by_a_decode_step_alone(case: str, checkpoint: OpenCheckpoint) -> None:
+    """It has fewer rows than keys, and every cause that is tried must know that."""
+    model = checkpoint("llama")
+    step, stage = CACHES[case][:2] if case in CACHES else (masked(STEP_MASKS[case]), "attn_softmax")
+    found = bisect(run(model, Passes.whole(S)), last_step(run(model, DECODE, step)), weights=model.weights)
+    assert found.breakdowns == ()
+    assert {(source.layer, source.stages[-1]) for source in found.sources} == {(1, stage)}
+
+
+STEP_MASKS: Mapping[str, Callable[[Passes], Values]] = {
+    "own-pass-alone": lambda p: causal(p) & (np.arange(p.tokens) >= p.unseen),
+    "hides-itself": lambda p: causal(p) & ~(np.eye(p.tokens, dtype=np.bool_) & (p.unseen > 0)),
+}
+
+
+@pytest.mark.parametrize("per", ["head", "tensor", "channel"])
+def test_a_cache_with_a_scale_over_tokens_is_right_pass_by_pass(per: str, checkpoint: OpenCheckpoint) -> None:
+    """What a pass adds to the cache has a scale of its own: those of later tokens are not known yet."""
+    model, stated = (
+        checkpoint("llama"),
+        f"f32; int8 k cache, a scale per {per}; int8 v cache, a scale per {per}",
+    )
+    oracle = run(model, Passes.whole(S))
+    for passes in (DECODE, CHUNKS):
+        right = run(model, passes, arithmetic=stated)
+        found = bisect(oracle, right, weights=model.weights, arithmetic=stated)
+        assert (found.kind, found.findings) == (Kind.CONSISTENT, ()), passes
+    # The scales of another run are wrong in this one: those of all tokens at once.
+    other = bisect(oracle, replace(right, in_passes=DECODE), weights=model.weights, arithmetic=stated)
+    assert other.sources

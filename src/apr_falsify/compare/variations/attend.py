@@ -193,7 +193,8 @@ def _masks(case: Case, tokens: int) -> Iterator[tuple[str, Mask]]:
         yield from masks.of_starts(dict(enumerate(first.tolist())), tokens, window)
     seen = int(np.max(np.count_nonzero(case.subject, axis=-1)))
     if seen < tokens and seen != window:
-        yield f"a window of {seen}", (masks.back(tokens) >= 0) & (masks.back(tokens) < seen)
+        back = masks.back(tokens)[rows]
+        yield f"a window of {seen}", (back >= 0) & (back < seen)
 
 
 def _soft_masks(case: Case, scores: F64) -> Iterator[Guess]:
@@ -277,15 +278,19 @@ def other_axis(case: Case) -> Iterator[Guess]:
 def other_mixing(case: Case) -> Iterator[Guess]:
     """Yield the mix with transposed or unnormalised weights, or with q or k in the place of v."""
     weights, fused = case.inputs["attn_softmax"], case.inputs["qkv_bias"]
-    visible = np.tril(np.ones(weights.shape[-2:]))
-    yield case.evaluated("transposed attention weights", {"attn_softmax": weights.swapaxes(1, 2)})
+    rows, keys = weights.shape[-2:]  # fewer rows than keys: those of the last tokens
+    visible = np.tri(rows, keys, keys - rows)
+    if rows == keys:
+        yield case.evaluated("transposed attention weights", {"attn_softmax": weights.swapaxes(1, 2)})
     even = np.broadcast_to(visible / visible.sum(axis=-1, keepdims=True), weights.shape)
     yield case.evaluated("the plain mean of the visible values", {"attn_softmax": even})
-    own = np.broadcast_to(np.eye(weights.shape[-1]), weights.shape)
+    own = np.broadcast_to(np.eye(rows, keys, keys - rows), weights.shape)
     yield case.evaluated("each token's own value, unmixed,", {"attn_softmax": own})
     scores = case.captured("attn_scores")
     if scores is not None:
-        yield case.evaluated("scores for weights (no softmax)", {"attn_softmax": np.tril(scores)})
+        yield case.evaluated(
+            "scores for weights (no softmax)", {"attn_softmax": np.where(visible > 0, scores, 0.0)}
+        )
     width = case.geometry.kv_heads * case.geometry.value_dim
     seen = {parts(case)["v"].start}
     starts = {"k": parts(case)["k"].start, "q": 0, "v before k": parts(case)["k"].start}
@@ -296,7 +301,7 @@ def other_mixing(case: Case) -> Iterator[Guess]:
                 f"v taken from the columns of {says}", {"qkv_bias": fused[:, start : start + width]}
             )
     rotated = case.captured("k_post_rope")
-    if rotated is not None and case.geometry.value_dim == case.geometry.head_dim:
+    if rotated is not None and len(rotated) == keys and case.geometry.value_dim == case.geometry.head_dim:
         yield case.evaluated("the rotated k in the place of v", {"qkv_bias": rotated})
 
 

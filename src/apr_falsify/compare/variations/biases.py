@@ -37,7 +37,8 @@ BIASED: Mapping[str, Bias] = {
 """Stage -> its bias."""
 
 _NEAR = 1e-2
-_COUNTS = (0.0, 2.0, -1.0)
+_OF_RANKS = (3.0, 4.0, 6.0, 8.0, 16.0)
+_COUNTS = (0.0, 2.0, -1.0, *_OF_RANKS)
 
 
 def _times(case: Case) -> float:
@@ -92,6 +93,11 @@ def _words(changed: Mapping[str, float], right: float) -> tuple[str, str]:
         return "missing-bias", f"the bias of {roles} missing"
     if values == {2.0}:
         return "doubled-bias", f"the bias of {roles} added twice"
+    if len(values) == 1 and values <= {*_OF_RANKS}:
+        return (
+            "doubled-bias",
+            f"the bias of {roles} added {values.pop():.0f} times, as where each rank adds it,",
+        )
     if values == {1.0} and right == 0:
         return "bias-included", f"the bias of {roles} added here already"
     if values == {-1.0}:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
+from apr_falsify.model.stages import Key
+from apr_falsify.numerics.operand_rules import Operation, Rule
 from apr_falsify.operators.heads import parts
 from apr_falsify.operators.operator import Array, Inputs
 from apr_falsify.operators.site import Site
@@ -27,8 +30,12 @@ class SeededPlace(Site, Protocol):
         layer: int | None = None,
         tokens: tuple[int, ...] | None = None,
         geometry: Geometry | None = None,
+        passes: Passes | None = None,
     ) -> SeededPlace:
-        """Return the same place in another layer, with other tokens, or taken to be of another geometry."""
+        """Return the same place in another layer, with other tokens, of another geometry, or other passes."""
+
+    def holding(self, rules: Mapping[Operation, Rule]) -> SeededPlace:
+        """Return the same place, where operands are held in another way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +47,7 @@ class Scene:
         inputs: what it is computed from.
         site: where.
         seed: chooses channels, heads, tokens and rows.
+        batch: what attention reads of another row of the batch, of the same tokens as this one's inputs.
 
     """
 
@@ -47,6 +55,7 @@ class Scene:
     inputs: Inputs
     site: SeededPlace
     seed: int
+    batch: Mapping[Key, Array] = field(default_factory=dict)
 
     @property
     def geometry(self) -> Geometry:
@@ -68,6 +77,11 @@ class Scene:
     def tokens(self) -> int:
         """How many tokens run."""
         return len(self.site.tokens)
+
+    @property
+    def passes(self) -> Passes:
+        """The passes so far; the last of them is computed."""
+        return self.site.passes
 
     def right(self) -> Array:
         """Return what the stage should be."""

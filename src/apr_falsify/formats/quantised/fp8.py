@@ -83,7 +83,7 @@ def fp8_weight(
         )
 
     kind = model.tensors[name].type.lower().replace("f8", "fp8")
-    return GridTensor(name=name, type=kind, shape=(out, width), read=read)
+    return GridTensor(name=name, type=kind, shape=(out, width), read=read, block_rows=height)
 
 
 def scale_values(model: Quantised, name: str, needed_by: str) -> npt.NDArray[np.float32]:

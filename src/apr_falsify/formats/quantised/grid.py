@@ -66,6 +66,7 @@ class GridTensor:
         shape: its shape, always the output channels before the input channels.
         read: the grid of rows ``start`` to ``stop``, of all experts laid end to end.
         packing: how codes share a word, ``None`` where each has its own.
+        block_rows: how many rows share their scales.
 
     """
 
@@ -74,6 +75,7 @@ class GridTensor:
     shape: tuple[int, ...]
     read: Callable[[int, int], Grid]
     packing: PackedOrder | None = None
+    block_rows: int = 1
 
     def rows(self, start: int, stop: int) -> F32:
         """Return rows ``start`` to ``stop``, multiplied out in f32."""
