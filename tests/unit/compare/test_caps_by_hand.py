@@ -1,4 +1,4 @@
-"""What the guesses about soft-caps are, by hand: c * tanh(x / c), what a cap leaves, and when there is none."""
+"""What the guesses about soft-caps are, by hand: c * tanh(x / c), what it leaves, and when there is none."""
 
 from __future__ import annotations
 
