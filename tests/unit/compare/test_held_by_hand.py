@@ -18,6 +18,7 @@ from apr_falsify.compare.fused import rounded_weights
 from apr_falsify.compare.grain_edges import Grained, _fixed, grained_operands
 from apr_falsify.compare.kernel_case import kernel_case
 from apr_falsify.compare.read_again import read_again
+from apr_falsify.compare.stored_format import _sample
 from apr_falsify.compare.variations.common import stale_inputs
 from apr_falsify.compare.variations.head_norms import measured_epsilon
 from apr_falsify.compare.variations.residual import measured_residual
@@ -28,6 +29,7 @@ from apr_falsify.model.stages import Key
 from apr_falsify.numerics.grains import ACTIVATIONS, caches
 from apr_falsify.numerics.operand_rules import PLAIN, Operation
 from apr_falsify.operators.roundoff import LIMIT, Known
+from apr_falsify.traces.trace import StageArray
 from tests.unit.compare.cases import case_of, close, replayed
 from tests.unit.compare.judged_by_hand import fit
 from tests.unit.compare.wrong_stages import F64, Run, small_run
@@ -84,6 +86,16 @@ def test_a_value_of_few_bits_may_be_half_a_unit_of_its_precision_off(bits: int, 
     half = np.abs(case.expected) * (2.0**-bits + 2.0 ** (-2 * bits))
     close(LIMIT * (guess.sigma - case.sigma), half)
     assert case.fits(guess)
+
+
+def test_a_hypothesis_on_formats_is_judged_in_the_first_three_layers() -> None:
+    keys = [Key(layer, name) for layer in range(5) for name in ("attn_out", "ffn_out")]
+    keys += [Key(None, "final_norm"), Key(None, "lm_head")]
+    stages = dict.fromkeys(keys, StageArray(data=np.zeros(1, np.float32)))
+    trace = replace(small_run((1, 2)).trace, stages=stages)
+    assert _sample(trace, [*keys, Key(0, "ffn_norm")]) == keys[:6]
+    assert _sample(trace, keys[2:]) == keys[2:8]
+    assert _sample(trace, keys[-2:]) == keys[-2:]
 
 
 # --- arithmetics ---------------------------------------------------------------------------------------
@@ -211,6 +223,6 @@ def test_a_run_is_read_again_in_the_format_that_a_finding_names(run: Run) -> Non
 
 def test_a_run_of_several_passes_is_no_kernel_case(run: Run) -> None:
     assert run.model is not None
-    decoded = replace(run.trace, passes=Passes(sizes=(4, 1)))
+    decoded = replace(run.trace, in_passes=Passes(sizes=(4, 1)))
     with pytest.raises(StageError, match="in 2 passes"):
         kernel_case(decoded, run.model.weights, Key(1, "ffn_out"))

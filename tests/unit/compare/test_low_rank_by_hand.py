@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from apr_falsify.compare.bisection import FindingType, Kind
 from apr_falsify.compare.judge import Judged, judge
+from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.low_rank import _rank_of, merged_weights
 from apr_falsify.formats.tensors import PlainTensor
 from apr_falsify.formats.weights import Model
@@ -135,3 +137,14 @@ def test_logits_that_are_wrong_too_are_no_adapter(model: Model) -> None:
     found = judged(model, trace)
     assert found[key].in_error
     assert merged_weights(trace, model.weights, found, None) == []
+
+
+def test_an_adapter_is_told_of_weights_that_are_not_known_to_be_the_subjects(model: Model) -> None:
+    """Where they are its own, each of the products is computed wrongly."""
+    oracle, subject = traced(model), traced(adapted(model, 0, 1))
+    found = bisect(oracle, subject, weights=model.weights)
+    assert found.kind is Kind.UNMEASURED
+    assert [one.type for one in found.findings] == [FindingType.NOT_THE_SUBJECTS_WEIGHTS]
+    own = bisect(oracle, subject, weights=model.weights, subject_weights=model.weights)
+    assert {(one.layer, one.stages) for one in own.sources} == {(0, ("attn_out",)), (1, ("attn_out",))}
+    assert FindingType.NOT_THE_SUBJECTS_WEIGHTS not in {one.type for one in own.findings}
