@@ -70,6 +70,9 @@ def test_a_row_of_zeros_is_no_wrong_one() -> None:
 def test_a_scale_that_is_no_number_is_wrong_in_every_row() -> None:
     found = compared(some_codes(2), made(some_codes(2) + 1, scale=np.inf))
     assert (found.rows, found.rel_l2) == (2, np.inf)
+    right = some_codes(2)
+    right[0, 0] = np.inf  # on both sides, and under every other reading: no difference can be told
+    assert compared(right, made(some_codes(2) + 1, scale=np.inf)).rows == 2
 
 
 @pytest.mark.parametrize(("groups", "named"), [(10, True), (9, True), (7, False), (6, False)])
