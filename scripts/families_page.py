@@ -89,6 +89,9 @@ def _geometry(family: Family) -> Geometry:
     config = transformers.CONFIG_MAPPING[family.model_types[0]]
     known = set(config().to_dict()) | set(getattr(config, "attribute_map", {}))
     small = {key: value for key, value in _SMALL.items() if key in known}
+    if "kv_lora_rank" in known:  # every head has k and v of its own, and says by parts how wide it is
+        small = {**small, "num_key_value_heads": small["num_attention_heads"]}
+        small.pop("head_dim", None)
     return geometry_of_config(config(**small).to_dict())
 
 
@@ -109,7 +112,7 @@ def _norms(geometry: Geometry) -> str:
 
 def _queries(geometry: Geometry) -> str:
     layer = graph_of(geometry).layers[0]
-    said = []
+    said = ["of latents"] if geometry.kv_latent else []
     if "q_norm" in layer:
         said.append("normed by head" if layer["q_norm"]["over"] == "head" else "normed whole")
     kinds = {geometry.rope_at(n).kind for n in range(geometry.layers)}

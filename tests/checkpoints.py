@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests import further_recipes, mixture_recipes, recipes
+from tests import further_recipes, latent_recipes, mixture_recipes, recipes
 from tests.recipe import Recipe
 
 _SIZES: Mapping[str, Any] = {
@@ -31,6 +31,7 @@ RECIPES: Mapping[str, Recipe] = {
     **recipes.RECIPES,
     **further_recipes.RECIPES,
     **mixture_recipes.RECIPES,
+    **latent_recipes.RECIPES,
 }
 """Every family, and every knob of its config that changes a formula."""
 
@@ -81,6 +82,10 @@ FAMILIES = (
     "solar_open",
     "exaone_moe",
     "granitemoeshared",
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe_lite",
+    "youtu",
 )
 """One plain recipe of each family."""
 

@@ -10,10 +10,25 @@ pub mod ring;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod made;
+/// The product.
+/// ```
+/// assert_eq!(kv_engine::mul(2, 3), 6);
+/// ```
 pub fn mul(a: i64, b: i64) -> i64 { a * b }
+/// The half; says no more.
+pub fn halve(a: i64) -> i64 { a / 2 }
+#[cfg(all(test, feature = "simd"))]
+mod lanes { #[test] fn sums_lanes() { assert_eq!(2, 1 + 1); } }
+#[cfg(all(test, feature = "trace"))]
+mod traced { #[test] fn traces_all() { assert_eq!(2, 1 + 1); } }
 #[cfg(test)]
 mod checks {
     use super::*;
+    #[test]
+    #[cfg_attr(not(miri), ignore)]
+    fn under_miri() { assert_eq!(mul(1, 1), 1); }
+    #[test]
+    fn r#match() { assert_eq!(mul(1, 1), 1); }
     #[rstest]
     #[case(1, 2)]
     #[case::big(100, 200)]
@@ -44,7 +59,7 @@ WORKSPACE: Mapping[str, str] = {
     "Cargo.toml": '[workspace]\nmembers = ["engine", "tools/*"]\n',
     "engine/Cargo.toml": (
         '[package]\nname = "kv-engine"\nversion = "0.3.0"\n'
-        '[features]\ndefault = []\nsimd = []\ngpu = ["simd"]\n'
+        '[features]\ndefault = []\nsimd = []\ngpu = ["simd"]\ntrace = []\n'
         '[dev-dependencies]\nproptest = "1"\nrstest = "0.18"\ntest-case = "3"\n'
     ),
     "engine/src/lib.rs": ENGINE,
@@ -56,15 +71,29 @@ WORKSPACE: Mapping[str, str] = {
     "engine/src/made.rs": (
         "macro_rules! law { ($($n:ident;)*) => { $( #[test] fn $n() { assert_eq!(2, 1 + 1); } )* } }\n"
         "law! { law_of_one; law_of_two; }\n"
+        "macro_rules! held { ($m:ident, $e:expr) => { mod $m { #[test] fn holds() { assert!($e); } } } }\n"
+        "held!(small, 1 < 2);\nheld!(large, 2 < 3);\n"
+        "#[cfg(kani)]\n#[kani::proof]\nfn proves_mul() {}\n"
     ),
     "engine/tests/flow.rs": "mod helpers;\n#[test]\nfn flows_through() { assert_eq!(2, 1 + 1); }\n",
     "engine/tests/helpers/mod.rs": "#[test]\nfn helper_checked() { assert_eq!(2, 1 + 1); }\n",
     "tools/bench/Cargo.toml": (
         '[package]\nname = "bench-tool"\nversion = "0.1.0"\nautotests = false\n'
         '[[test]]\nname = "smoke"\npath = "checks/smoke.rs"\n'
+        '[features]\nwide = ["kv-engine/simd"]\n'
+        '[dependencies]\nkv-engine = {path = "../../engine", features = ["trace"]}\n'
     ),
     "tools/bench/src/main.rs": "fn main() {}\n#[test]\nfn parses_args() { assert_eq!(2, 1 + 1); }\n",
     "tools/bench/checks/smoke.rs": "#[test]\nfn smokes() { assert_eq!(2, 1 + 1); }\n",
+    "solo/Cargo.toml": (
+        '[package]\nname = "own-runner"\nversion = "0.1.0"\nautotests = false\n[workspace]\n'
+        '[[test]]\nname = "own"\npath = "checks/own.rs"\nharness = false\n'
+    ),
+    "solo/src/lib.rs": "\n",
+    "solo/checks/own.rs": "fn main() {}\n",
+    "solo/tests/unlisted.rs": "#[test]\nfn unlisted_one() { assert_eq!(2, 1 + 1); }\n",
+    "tools/bench/examples/shows.rs": "fn main() {}\n",
+    "tools/bench/benches/speed.rs": "fn main() {}\n",
     "tools/bench/tests/forgotten.rs": "#[test]\nfn forgotten_one() { assert_eq!(2, 1 + 1); }\n",
 }
 
@@ -115,20 +144,27 @@ PROJECT: Mapping[str, str] = {
         "check-gone: check\n\tpytest checks/test_flow.py::test_gone_for_good\n\ncheck-via: check-gone\n\n"
         "check-var:\n\t@$(PY) -m pytest checks/test_flow.py::TestPipe::test_vanished\n\n"
         "check-shell:\n\tfor one in a b; do pytest checks/$$one.py; done\n\n"
-        "check-again:\n\t$(MAKE) check-var\n"
+        "check-again:\n\t$(MAKE) check-var\n\n"
+        "gone:\n\t@echo begins\n\t-pytest checks/test_flow.py::test_gone_too\n\n"
+        "inner:\n\t$(MAKE) -C checks deep\n"
     ),
+    "checks/Makefile": "deep:\n\tpytest test_flow.py::test_gone_inside\n",
     "justfile": (
         "verify-flow:\n    pytest checks/test_flow.py -k test_opens\n\n"
         'verify-gone arg="x": verify-flow\n    @pytest checks/test_flow.py -k test_gone_entirely\n\n'
+        "[group('x')]\nplain:\n    pytest checks/test_flow.py::test_gone_plainly\n\nalias p := plain\n\n"
         "verify-arg name:\n    pytest checks/{{name}}.py\n\nverify-both: verify-flow verify-gone\n"
     ),
     "tox.ini": (
-        "[tox]\nenvlist = py311, lint\n[testenv]\ncommands = pytest checks/test_flow.py {posargs}\n"
+        "[tox]\nenvlist = py{311,312}-{unit,full}, lint\n[testenv]\ncommands =\n"
+        "    pytest checks/test_flow.py {posargs}\n"
+        "    full: pytest checks/test_missing.py\n"
         "[testenv:gone]\ncommands =\n    pytest {toxinidir}/checks/test_missing.py\n"
         "[testenv:lint]\ncommands = ruff check .\n"
     ),
     "noxfile.py": (
-        "import nox\n@nox.session\ndef flow_checks(session):\n"
+        "import nox\n@nox.session\n@nox.parametrize('n', [1])\ndef by_number(session, n): ...\n\n"
+        "@nox.session\ndef flow_checks(session):\n"
         '    session.run("pytest", "checks/test_flow.py")\n\n'
         '@nox.session(name="gone-checks")\ndef gone(session):\n'
         '    session.run("pytest", "checks/test_gone_file.py", *session.posargs)\n'

@@ -43,6 +43,42 @@ RUST: Mapping[str, str] = {
     "cargo test -p kv-engine stray_test": OFF,
     "cargo test -p kv-engine made::law_of_two": "",
     "cargo test -p kv-engine made::law_of_three": GONE,
+    "cargo test -p kv-engine made::small::holds -- --exact": "",
+    "cargo test -p kv-engine made::tiny::holds": GONE,
+    "cargo test -p kv-engine --doc mul": "",
+    "cargo test -p kv-engine --doc halve": GONE,
+    "cargo test -p kv-engine --doc doubled_up": GONE,
+    "cargo test -p kv-engine sums_lanes": OFF,
+    "cargo test -p kv-engine --features gpu sums_lanes": "",
+    "cargo test -p kv-engine -p bench-tool --features wide sums_lanes": "",
+    "cargo test -p kv-engine traces_all": OFF,  # only another package asks for it
+    "cargo test --workspace traces_all": "",
+    "cargo test -p kv-engine under_miri": IGNORED,
+    "cargo +nightly miri test -p kv-engine under_miri": "",
+    "cargo miri test -p kv-engine evicts_never": GONE,
+    "cargo test -p kv-engine 'checks::r#match' -- --exact": "",
+    "cargo test -p kv-engine checks::match": GONE,  # the runner lists it as it is written
+    "cargo test --workspace unlisted_one": GONE,  # of a workspace of its own
+    "cd engine && cargo test --workspace smokes": "",
+    "cd engine && cargo test smokes": GONE,
+    "cd solo && cargo test whatever_it_runs": "test-not-checkable",
+    "cd solo && cargo test unlisted_one": OFF,
+    "cargo llvm-cov --lcov --output-path lcov.info nextest -p kv-engine evicts_oldest": "",
+    "cargo llvm-cov --lcov --output-path lcov.info nextest -p kv-engine evicts_never": GONE,
+    "cargo llvm-cov -p kv-engine evicts_never": GONE,
+    "cargo hack test --each-feature -p kv-engine evicts_never": GONE,
+    "cargo hack --each-feature test -p kv-engine launches": "",
+    "cross test -p kv-engine evicts_never": GONE,
+    "cargo watch -x 'test -p kv-engine evicts_never'": GONE,
+    "ls *.rs | xargs -n 1 cargo test -p kv-engine evicts_never": GONE,
+    "cargo kani -p kv-engine --harness proves_mul": "",
+    "cargo kani -p kv-engine --harness proves_div": GONE,
+    "cargo run -p bench-tool --example shows -- --all": "",
+    "cargo run -p bench-tool --example hides": GONE,
+    "cargo bench -p bench-tool --bench speed -- big": "",
+    "cargo bench -p bench-tool --bench sped": GONE,
+    "cargo run --bin bench-tool": "",
+    "cargo nextest run -p kv-engine --run-ignored default evicts_oldest": "",
     "cargo test -p kv-engine --test flow helpers::helper_checked": "",
     "cargo test -p kv-engine --test helpers": GONE,
     "cargo test -p bench-tool --test smoke smokes": "",
@@ -108,6 +144,22 @@ PYTHON: Mapping[str, str] = {
     "make check-via": GONE,
     "make check-var": GONE,
     "make check-again": GONE,
+    "make gone": GONE,
+    "make -j 4 check gone": GONE,
+    "make inner": GONE,
+    "make sure that nothing is lost": "",
+    "just plain": GONE,
+    "just p": GONE,
+    "just like before": "",
+    "tox -e py312-unit": "",
+    "tox -e py312-full": FILE,
+    "nox -s by_number": "",
+    "nox -s by_numbers": GONE,
+    "/usr/bin/env pytest -k test_gone_for_good": GONE,
+    "uvx --with pytest-cov pytest -k test_gone_for_good": GONE,
+    "coverage run --branch -m pytest -k test_gone_for_good": GONE,
+    "hatch run test:pytest -k test_gone_for_good": GONE,
+    "find checks | xargs -n 1 pytest -k test_gone_for_good": GONE,
     "make check-shell": "",
     "just verify-flow": "",
     "just verify-gone": GONE,
@@ -142,6 +194,51 @@ def reported(root: Path, table: str) -> Mapping[str, list[str]]:
         at = int(one.problem.key.partition("[")[2].partition("]")[0])
         found[list(tests)[at]].append(one.problem.code)
     return found
+
+
+TOX = """\
+env_list = ["3.12", "flow"]
+[env_run_base]
+commands = [["pytest", "checks/test_flow.py", {replace = "posargs", extend = true}]]
+[env.gone]
+commands = [["pytest", "{tox_root}/checks/test_missing.py"]]
+[env.inside]
+change_dir = "checks"
+commands = [["pytest", "test_flow.py"], ["pytest", "more/test_missing.py"]]
+[env.lint]
+commands = [["ruff", "check", {replace = "ref", of = ["env", "flow", "deps"]}, "checks/gone.py"]]
+"""
+
+
+@pytest.mark.parametrize("file", ["tox.toml", "pyproject.toml"])
+@pytest.mark.parametrize(
+    ("test", "code"),
+    [
+        ("tox -e 3.12", ""),
+        ("tox -e flow -- checks/test_missing.py", FILE),
+        ("tox -e flow -- -q", ""),
+        ("tox -e gone", FILE),
+        ("tox -e inside", FILE),
+        ("tox -e lint", ""),
+        ("tox -e nowhere", GONE),
+    ],
+)
+def test_what_an_environment_of_toml_runs(tmp_path: Path, file: str, test: str, code: str) -> None:
+    settings = TOX if file == "tox.toml" else TOX.replace("[env", "[tool.tox.env")
+    files = {
+        "checks/test_flow.py": "def test_opens():\n    assert 1 + 1 == 2\n",
+        "setup.py": "",
+        file: settings if file == "tox.toml" else f"[tool.tox]\n{settings}",
+        "contracts/k-v1.yaml": (
+            "metadata: {id: C-K, version: 1.0.0, status: ACTIVE, description: d}\nfalsification_tests:\n"
+            f"- {{id: F-1, rule: r, prediction: p, if_fails: x, test: '{test}'}}\n"
+        ),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    shown = validate((tmp_path / "contracts",), cached=False).shown
+    assert [one.problem.code for one in shown] == ([code] if code else [])
 
 
 @pytest.fixture(scope="module")

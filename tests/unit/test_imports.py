@@ -29,6 +29,7 @@ ORDER = (
     "symbols",
     "contracts",
     "evidence",
+    "sweeps",
     "commands",
     "pytest_plugin",
     "api",
@@ -43,6 +44,7 @@ GAPS: Mapping[str, tuple[str, ...]] = {
     "symbols": ("traces", "oracle", "subjects", "compare", "exam"),
     "contracts": ("traces", "oracle", "subjects", "compare", "evidence"),
     "evidence": ("oracle", "subjects", "contracts.rules"),
+    "sweeps": ("oracle", "subjects", "compare", "exam", "symbols", "contracts"),
 }
 """Room, or a part of one -> what it may not import although that stands before it."""
 

@@ -120,7 +120,7 @@ class TensorHost:
 
     def can(self, fault: Fault, geometry: Geometry, setting: Setting) -> bool:
         """Whether the fault is one of tensors."""
-        return fault.edit is not None and fault.fits(geometry) and not touches_tied_embedding(fault, geometry)
+        return fault.edits(geometry) and fault.fits(geometry) and not touches_tied_embedding(fault, geometry)
 
     def runs(self, material: Material, setting: Setting) -> bool:
         """It runs everything."""
@@ -160,7 +160,7 @@ class TorchHost:
 
     def can(self, fault: Fault, geometry: Geometry, setting: Setting) -> bool:
         """Whether the fault can be seeded in torch."""
-        seedable = fault.name in PATCHED or fault.edit is not None or fault.config is not None
+        seedable = fault.name in PATCHED or fault.edits(geometry) or fault.config is not None
         return seedable and fault.fits(geometry) and not touches_tied_embedding(fault, geometry)
 
     def runs(self, material: Material, setting: Setting) -> bool:

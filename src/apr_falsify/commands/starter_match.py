@@ -19,7 +19,7 @@ from apr_falsify.commands.starter_names import ALIKE, UNMISTAKABLE, likeness
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Key, Scope
 from apr_falsify.operators.heads import parts
-from apr_falsify.subjects.array_axes import rearranged
+from apr_falsify.subjects.array_axes import as_sized, rearranged
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, ForeignArray
 from apr_falsify.subjects.mapped_arrays import FLOATS, WHOLE
 from apr_falsify.subjects.mapping import QKV_PARTS, canonical_axes, factors
@@ -199,6 +199,7 @@ def arrangements(
 
     One without ``tokens`` where the stage has them is the last token's row alone.
     """
+    sizes = as_sized(sizes, place.stage, place.part)
     wholes = [place.axes, *_split(place.axes)]
     if "tokens" not in place.axes:
         wholes += [("tokens", *whole) for whole in wholes]
@@ -219,6 +220,7 @@ def _split(axes: tuple[str, ...]) -> list[tuple[str, ...]]:
     apart = {
         "q": ("heads", "head_dim"),
         "kv": ("kv_heads", "head_dim"),
+        "mixed": ("heads", "head_dim"),
         "qkv": ("qkv_heads", "head_dim"),
     }
     ways = [tuple(part for axis in axes for part in apart.get(axis, (axis,))), factors(axes)]
@@ -291,7 +293,7 @@ def arranged(
 ) -> F64:
     """Return ``values`` as ``place``, of padded keys the first, no tokens where ``axes`` have none."""
     usual = tuple(axis for axis in place.axes if axis != "tokens" or "tokens" in axes)
-    found = rearranged(values, axes, usual, sizes).astype(np.float64)
+    found = rearranged(values, axes, usual, as_sized(sizes, place.stage, place.part)).astype(np.float64)
     return found[..., : sizes["keys"]] if "keys" in axes else found
 
 

@@ -4,7 +4,8 @@ To be read in this order:
 
 - the procedure and its answer: ``localise``, ``bisection``, ``rows``, ``findings``, ``foreign``,
   ``unchecked``; what may break down in it: ``attempts``; what of a mixture stands twice: ``last_token``
-- structure before values: ``structure``, ``axes``, ``layout``, ``convention``, ``proof``
+- structure before values: ``structure``, ``axes``, ``layout``, ``convention``,
+  ``conventions``, ``proof``
 - what a recording takes from the oracle's run, or leaves out beside it: ``borrowed``
 - figures of two arrays: ``metrics``, ``sums``, and the rule that others publish: ``published``
 - the weights themselves: ``weights``, ``format_costs``, ``systematic``, ``rescaled_channels``,

@@ -18,6 +18,7 @@ from apr_falsify.compare.excess import EXPLAINED_SHARE
 from apr_falsify.compare.operands import Operands
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.operand_rules import Rule
+from apr_falsify.operators.heads import values_of
 from apr_falsify.operators.roundoff import LIMIT
 
 F64 = npt.NDArray[np.float64]
@@ -118,7 +119,7 @@ def mix_on_the_other_side(
 ) -> Answer:
     """Return the replayed mix [S, H * D] with those values of v across their edge that the subject has so."""
     geometry, size = operands.geometry, quantise.ROTATED_BLOCK if rule.rotated else None
-    own = inputs["qkv_bias"][:, -geometry.kv_heads * geometry.head_dim :]
+    own = values_of(inputs["qkv_bias"], geometry)
     held = own if size is None else quantise.hadamard_rotated(own, size)
     keys = np.arange(len(held)) if stage.beyond(stage.expected).any() else np.arange(0)
     edges = list(_edges(rule, held, nearness(held, size), keys, second=True))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import STAGES
+from apr_falsify.model.stages import HEAD_WIDTHS, STAGES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +15,8 @@ class Axes:
 
     Attributes:
         names: what one position of each axis is called (``token``, ``head``, ``channel`` ...).
-        head_dim: D, the number of last-axis positions of one head; ``None`` where that axis holds no heads.
+        head_dim: D, the number of last-axis positions of one head; ``None`` where that axis holds no heads,
+            or heads of two widths.
         heads: what the heads within the last axis are called, in their order.
         context: what every position has in common, for words (``last token``); empty for nothing.
         first_token: the token of the first row, where not all were recorded.
@@ -65,6 +66,7 @@ _NAMES: Mapping[str, str] = {
 _HEADS: Mapping[str, Callable[[Geometry], tuple[str, ...]]] = {
     "q": lambda geometry: _numbered("head", geometry.heads),
     "kv": lambda geometry: _numbered("kv head", geometry.kv_heads),
+    "mixed": lambda geometry: _numbered("head", geometry.heads),
     "qkv": lambda geometry: (
         *_numbered("q head", geometry.heads),
         *_numbered("k head", geometry.kv_heads),
@@ -87,6 +89,9 @@ def axes_of(name: str, geometry: Geometry, first_token: int = 0) -> Axes:
     names = [_NAMES.get(word, "channel") for word in words]
     if words[-1] == "tokens":
         names[-1] = "key"
-    heads = _HEADS[words[-1]](geometry) if words[-1] in _HEADS else ()
-    width = geometry.head_dim if heads else None
+    axis = words[-1]
+    # Heads of two widths lie side by side in q|k|v of latent attention: no one width tells them apart.
+    alike = axis != "qkv" or geometry.value_dim == geometry.head_dim
+    heads = _HEADS[axis](geometry) if axis in _HEADS and alike else ()
+    width = geometry.dims(1)[HEAD_WIDTHS.get(axis, "head_dim")] if heads else None
     return Axes(names=tuple(names), head_dim=width, heads=heads, first_token=first_token)

@@ -18,6 +18,7 @@ from functools import partial
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.bisection import Finding, FindingType
+from apr_falsify.compare.conventions import CONVENTIONS, Convention
 from apr_falsify.compare.judge import Judged, judge
 from apr_falsify.compare.layout import FACTORS
 from apr_falsify.compare.proof import helps, is_read, is_right, wrong
@@ -26,98 +27,6 @@ from apr_falsify.formats.weights import Weights
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import ROWS, Key, Layout, stored_shape
 from apr_falsify.traces.trace import StageArray, Trace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Convention:
-    """A way to store stages.
-
-    Attributes:
-        name: what reports call it.
-        word: the layout word that it adds, or takes away where it was declared.
-        stages: the stages that it concerns, together.
-        finding: what it is reported as: a mismatch that the runtime should declare, or one that is no matter.
-
-    """
-
-    name: str
-    word: Layout
-    stages: tuple[str, ...]
-    finding: FindingType = FindingType.LAYOUT
-
-
-_OF_Q = (("q_post_rope",), ("qkv_bias", "q_post_rope"), ("qkv_matmul", "qkv_bias", "q_post_rope"))
-_WHENCE = ("", ", from the bias on", ", from the weights on")
-_FOLDED: Mapping[Layout, str] = {
-    Layout.SCALED: "q holds the scale of the scores",
-    Layout.HEAD_SCALED: "q holds 1/sqrt(D) of the scale of the scores",
-    Layout.CAP_SCALED: "q holds the scale of the scores over their soft-cap",
-    Layout.ROOT_SCALED: "q and k each hold the root of the scale of the scores",
-}
-
-
-def _folded() -> Iterator[Convention]:
-    """Yield the ways in which the scale of the scores is multiplied into q and k already."""
-    no_matter = FindingType.RECORDING
-    for word, name in _FOLDED.items():
-        more = ("k_post_rope",) if word is Layout.ROOT_SCALED else ()
-        for stages, whence in zip(_OF_Q, _WHENCE, strict=True):
-            yield Convention(name=name + whence, word=word, stages=(*stages, *more), finding=no_matter)
-    name = "k holds the scale of the scores"
-    yield Convention(name=name, word=Layout.SCALED, stages=("k_post_rope",), finding=no_matter)
-
-
-CONVENTIONS: tuple[Convention, ...] = (
-    Convention(
-        name="scores zero above the diagonal",
-        word=Layout.CAUSAL_ZEROED,
-        stages=("attn_scores",),
-        finding=FindingType.RECORDING,
-    ),
-    Convention(
-        name="scores are data only where a query may look",
-        word=Layout.VISIBLE_ONLY,
-        stages=("attn_scores",),
-        finding=FindingType.RECORDING,
-    ),
-    Convention(
-        name="softmax is data only where a query may look",
-        word=Layout.VISIBLE_ONLY,
-        stages=("attn_softmax",),
-        finding=FindingType.RECORDING,
-    ),
-    *_folded(),
-    Convention(
-        name="weights of experts before the scale of the routed ones",
-        word=Layout.BEFORE_SCALE,
-        stages=("router_weights", "moe_router"),
-        finding=FindingType.RECORDING,
-    ),
-    Convention(
-        name="rotary pairs interleaved in q and k",
-        word=Layout.INTERLEAVED,
-        stages=("qkv_matmul", "qkv_bias", "q_post_rope", "k_post_rope"),
-    ),
-    Convention(
-        name="rotary pairs interleaved after RoPE",
-        word=Layout.INTERLEAVED,
-        stages=("q_post_rope", "k_post_rope"),
-    ),
-    Convention(name="scores stored before 1/sqrt(D)", word=Layout.UNSCALED, stages=("attn_scores",)),
-    Convention(name="q and k head-major", word=Layout.HEAD_MAJOR, stages=("q_post_rope", "k_post_rope")),
-    Convention(name="q head-major", word=Layout.HEAD_MAJOR, stages=("q_post_rope",)),
-    Convention(name="k head-major", word=Layout.HEAD_MAJOR, stages=("k_post_rope",)),
-    Convention(name="attention head-major", word=Layout.HEAD_MAJOR, stages=("attention",)),
-    Convention(name="scores transposed", word=Layout.TRANSPOSED, stages=("attn_scores",)),
-    Convention(name="softmax transposed", word=Layout.TRANSPOSED, stages=("attn_softmax",)),
-    Convention(
-        name="scores and softmax transposed", word=Layout.TRANSPOSED, stages=("attn_scores", "attn_softmax")
-    ),
-    Convention(
-        name="channel-major", word=Layout.TRANSPOSED, stages=("attn_norm", "attn_out", "ffn_norm", "ffn_out")
-    ),
-)
-"""What is tried, singly and in pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +111,11 @@ def _fewer_in_error(judged: Mapping[Key, Judged], again: Mapping[Key, Judged]) -
 
 
 def _trials(geometry: Geometry) -> Iterator[Trial]:
-    possible = [one for one in CONVENTIONS if _POSSIBLE.get(one.word, _always)(geometry)]
+    possible = [
+        one
+        for one in CONVENTIONS
+        if _POSSIBLE.get(one.word, _always)(geometry) and (geometry.kv_latent or not one.of_latents)
+    ]
     yield from ((convention,) for convention in possible)
     for first, second in itertools.combinations(possible, 2):
         if first.word is not second.word:
@@ -217,10 +130,11 @@ _POSSIBLE: Mapping[Layout, Callable[[Geometry], bool]] = {
     Layout.HEAD_SCALED: lambda geometry: bool(geometry.attn_scales),
     Layout.CAP_SCALED: lambda geometry: geometry.attn_softcap is not None,
     Layout.BEFORE_SCALE: lambda geometry: geometry.routed_scale != 1.0,
+    Layout.ROTARY_FIRST: lambda geometry: geometry.kv_latent > 0,
 }
 """Layout word -> whether it means something in a model that no other word means."""
 
-_REORDERED = (Layout.INTERLEAVED, Layout.HEAD_MAJOR, Layout.TRANSPOSED)
+_REORDERED = (Layout.INTERLEAVED, Layout.ROTARY_FIRST, Layout.HEAD_MAJOR, Layout.TRANSPOSED)
 
 _SAME_NORM = 0.05
 """How far the norm of a stage that is only reordered may be from its replay's, 4-bit rounding included."""

@@ -32,6 +32,7 @@ from apr_falsify.compare.replay import Replayer, is_mixed
 from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.numerics.operand_rules import Operation, Rule
 from apr_falsify.operators.roundoff import LIMIT, Known
+from apr_falsify.operators.table import products_in
 
 F64 = npt.NDArray[np.float64]
 Stored = npt.NDArray[Any]
@@ -80,6 +81,8 @@ def on_the_other_side(
     inputs = replayer.inputs(key)
     if any(known.sigma is not None for known in inputs.values()):
         return expected, 0  # its input is not to the bit what the runtime had
+    if products_in(replayer.span(key)) > 1:
+        return expected, 0  # several products in a row: what the later ones multiply is computed, unseen
     stage = EdgeStage(subject=subject.astype(np.float64), expected=expected, sigma=sigma, shaped=shaped)
     return find(stage, replayer, key, inputs, rule)
 

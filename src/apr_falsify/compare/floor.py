@@ -21,7 +21,7 @@ from apr_falsify.model.graph import Node
 from apr_falsify.numerics.operand_rules import Operation
 from apr_falsify.operators.operator import Array
 from apr_falsify.operators.roundoff import F64, TINY, Ins, Known, lost
-from apr_falsify.operators.table import arguments, operator_of, span_from
+from apr_falsify.operators.table import arguments, operator_of, products_in, span_from
 
 
 def rounding(name: str, inputs: Ins, value: F64, site: ReplaySite, store: float) -> F64:
@@ -60,7 +60,9 @@ def sigma_of(node: Node, ins: Ins, value: F64, site: ReplaySite, store: float) -
 def projected_through(
     span: tuple[Node, ...], inputs: Ins, site: ReplaySite, store: float
 ) -> tuple[Array, F64]:
-    """Return a span with a product in it under each of the site's rules, [rules, ...], and its sigma."""
+    """Return a span with products in it under each of the site's rules, [rules, ...], and its sigma."""
+    if products_in(span) > 1:
+        return _through_several(span, inputs, site, store)
     plain = {name: known.value for name, known in inputs.items()}
     values: dict[str, Array] = {}
     made: dict[str, Known] = {}
@@ -77,3 +79,31 @@ def projected_through(
     last = made[span[-1].stage]
     assert last.sigma is not None
     return values[span[-1].stage], last.sigma
+
+
+def _through_several(
+    span: tuple[Node, ...], inputs: Ins, site: ReplaySite, store: float
+) -> tuple[Array, F64]:
+    """Return the same of a span in which one product is multiplied again: rule by rule."""
+    rules, found = site.rules, []
+    for rule in rules:
+        site.rules = (rule,)
+        found.append(_under_one_rule(span, inputs, site, store))
+    site.rules = rules
+    sigma = found[0].sigma
+    assert sigma is not None
+    return np.stack([known.value for known in found]), sigma
+
+
+def _under_one_rule(span: tuple[Node, ...], inputs: Ins, site: ReplaySite, store: float) -> Known:
+    made: dict[str, Known] = {}
+    for node in span:
+        ins = arguments(node, inputs, made)
+        site.begin(ins)
+        plain = {name: known.value for name, known in ins.items()}
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            found = operator_of(node).values(node, plain, site)
+        product = operator_of(node).operation is Operation.PROJECTION
+        y = np.asarray(found[0] if product else found, dtype=np.float64)
+        made[node.stage] = Known(value=y, sigma=sigma_of(node, ins, y, site, store))
+    return made[span[-1].stage]

@@ -109,8 +109,10 @@ class _Kept:
             (known,) = inputs.values()
             values = known.value
         else:
-            width = geometry.kv_heads * geometry.head_dim
-            values = inputs[operand.role].value[:, -width:].reshape(-1, geometry.kv_heads, geometry.head_dim)
+            mixed = operand.role == "qkv_bias"
+            size = geometry.value_dim if mixed else geometry.head_dim
+            width = geometry.kv_heads * size
+            values = inputs[operand.role].value[:, -width:].reshape(-1, geometry.kv_heads, size)
         return cls(of_rule=operand, values=values, held=operand.grain(values))
 
     def near(self) -> list[int]:

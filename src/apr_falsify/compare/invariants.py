@@ -26,6 +26,7 @@ from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import SQUARES, STAGES, Key, Layout
 from apr_falsify.model.wiring import has_stage
 from apr_falsify.numerics.operand_rules import RULES, Operation, Rule
+from apr_falsify.operators.heads import values_of
 from apr_falsify.operators.rotation import rope_frequencies
 from apr_falsify.operators.roundoff import FEW, LIMIT, TINY, UNIT, smallest_rounding
 from apr_falsify.traces.trace import Trace
@@ -244,8 +245,8 @@ def _pair_lengths(role: str) -> Callable[[Trace, int], _Found]:
         after = _values(trace, layer, f"{role}_post_rope")
         start = 0 if role == "q" else geometry.heads * geometry.head_dim
         before = _before_rope(trace, layer)[:, start : start + after.shape[1]]
-        width = geometry.rope_at(layer).width(geometry.head_dim)
-        before, after = (_rotated_part(x, geometry.head_dim, width) for x in (before, after))
+        width, first = geometry.rope_at(layer).width(geometry.head_dim), geometry.rotary_start(layer)
+        before, after = (_rotated_part(x, geometry.head_dim, first, width) for x in (before, after))
         ratio, size, at = _lengths(before, after, width, _coarsest_unit(trace))
         if ratio <= 1:
             sentence = f"RoPE leaves the length of {role}'s pairs within {size:.1e}"
@@ -262,9 +263,11 @@ def _pair_lengths(role: str) -> Callable[[Trace, int], _Found]:
     return measure
 
 
-def _rotated_part(x: F64, head_dim: int, width: int) -> F64:
-    """Return the channels of each head that are rotated, the first ``width``."""
-    return x if width == head_dim else x.reshape(len(x), -1, head_dim)[..., :width].reshape(len(x), -1)
+def _rotated_part(x: F64, head_dim: int, start: int, width: int) -> F64:
+    """Return the channels of each head that are rotated, ``width`` of them from ``start`` on."""
+    if width == head_dim:
+        return x
+    return x.reshape(len(x), -1, head_dim)[..., start : start + width].reshape(len(x), -1)
 
 
 def _lengths(before: F64, after: F64, head_dim: int, store: float) -> tuple[float, float, tuple[int, ...]]:
@@ -289,19 +292,19 @@ def _first_value(trace: Trace, layer: int) -> _Found:
     if trace.passes.unseen > trace.passes.padding:
         raise _Unmeasured("the first token was not recorded")
     mixed = _values(trace, layer, "attention")[0].reshape(geometry.heads, -1)
-    own = _before_rope(trace, layer)[:, -geometry.kv_heads * geometry.head_dim :]
+    own = values_of(_before_rope(trace, layer), geometry)
     found = [_mixed_as(trace, rule, mixed, own) for rule in RULES[Operation.MIX]]
     best = min(found, key=lambda entry: entry.ratio)
     return best if best.ratio <= 1 else found[0]
 
 
 def _mixed_as(trace: Trace, rule: Rule, mixed: F64, own: F64) -> _Found:
-    """Measure the first token's output against what ``rule`` leaves of ``own``, all tokens' V [S, K * D]."""
+    """Measure the first token's output against what ``rule`` leaves of ``own``, all tokens' V [S, K * Dv]."""
     geometry = trace.geometry
     own = own if rule.by_head else own[:1]  # a scale may be shared by all tokens
-    if geometry.head_dim % rule.block:
+    if geometry.value_dim % rule.block:
         return _Found(ratio=math.inf, size=math.inf, sentence="")
-    held = rule.held_right(own, geometry.kv_heads, geometry.head_dim)
+    held = rule.held_right(own, geometry.kv_heads, geometry.value_dim)
     values = held[0].reshape(geometry.kv_heads, -1)
     expected = np.repeat(values, geometry.heads // geometry.kv_heads, axis=0)
     allowed = LIMIT * np.abs(expected) * (UNIT * FEW + max(_coarsest_unit(trace), UNIT)) + TINY

@@ -193,7 +193,7 @@ def _other_fits(
     replayer: Replayer, key: Key, subject: Stored, tried: tuple[Rule, ...], attempts: Attempts
 ) -> tuple[Fit, ...]:
     operation = replayer.operation(key)
-    dims = replayer.trace.geometry.head_dim
+    dims = math.gcd(replayer.trace.geometry.head_dim, replayer.trace.geometry.value_dim)
     others = tuple(
         rule
         for rule in RULES[operation]

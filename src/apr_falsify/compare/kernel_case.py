@@ -31,8 +31,8 @@ from apr_falsify.traces.trace import Trace
 
 Values = npt.NDArray[Any]
 
-_NEEDS_EVERY_TOKEN = ("q_post_rope", "k_post_rope", *SQUARES, "attention")
-_ROTARY = ("q_post_rope", "k_post_rope")
+_ROTARY = ("q_post_rope", "k_post_rope", "k_rope")
+_NEEDS_EVERY_TOKEN = (*_ROTARY, *SQUARES, "attention")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +195,8 @@ def _constants(key: Key, geometry: Geometry, tokens: int) -> dict[str, Any]:
         "head_dim": geometry.head_dim,
         "norm_eps": geometry.norm_eps,
     }
+    if geometry.v_head_dim:
+        found["v_head_dim"] = geometry.v_head_dim
     if name in _ROTARY:
         rope = geometry.rope_at(layer)
         frequencies, factor = rope_frequencies(rope, geometry.head_dim, tokens)

@@ -18,7 +18,17 @@ from apr_falsify.compare.axes import Axes, axes_of
 from apr_falsify.errors import TraceError
 from apr_falsify.model.passes import Mask, Passes
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import ROWS, SCORES, SQUARES, STAGES, Key, Layout, recorded_shape
+from apr_falsify.model.stages import (
+    HEAD_WIDTHS,
+    PER_HEAD,
+    ROWS,
+    SCORES,
+    SQUARES,
+    STAGES,
+    Key,
+    Layout,
+    recorded_shape,
+)
 from apr_falsify.operators.roundoff import TINY
 from apr_falsify.operators.softcap import softcap
 from apr_falsify.traces.trace import StageArray
@@ -45,13 +55,19 @@ class Aligned:
 
 
 _ROTARY_COLUMNS: Mapping[str, Callable[[Geometry], int]] = {
-    "q_post_rope": lambda geometry: geometry.heads * geometry.head_dim,
+    **dict.fromkeys(("q_up", "q_post_rope"), lambda geometry: geometry.heads * geometry.head_dim),
+    **dict.fromkeys(("k_shared", "k_rope"), lambda geometry: geometry.rope.width(geometry.head_dim)),
     "k_post_rope": lambda geometry: geometry.kv_heads * geometry.head_dim,
     "qkv_matmul": lambda geometry: (geometry.heads + geometry.kv_heads) * geometry.head_dim,
     "qkv_bias": lambda geometry: (geometry.heads + geometry.kv_heads) * geometry.head_dim,
 }
 """Stage -> how many of its leading columns are rotary pairs; v is not rotated."""
 
+
+_ROTATED_ALONE = ("k_shared", "k_rope")
+"""Those of them that are the rotated channels of one head and nothing else."""
+
+_INNER = ("q_up", *_ROTATED_ALONE)
 
 FACTORS: Mapping[Layout, Callable[[Geometry, int | None], float]] = {
     Layout.SCALED: lambda geometry, layer: geometry.attn_scale_at(layer),
@@ -70,10 +86,9 @@ _BOTH = (Layout.ROOT_SCALED,)
 """Those of :data:`FACTORS` that are in k as well where q, k and v lie in one array; the others are in q."""
 
 _ACTS: Mapping[Layout, Callable[[str], bool]] = {
-    Layout.HEAD_MAJOR: lambda name: (
-        STAGES[name].axes in (("tokens", "q"), ("tokens", "kv"), ("tokens", "qkv"))
-    ),
+    Layout.HEAD_MAJOR: lambda name: name in PER_HEAD or STAGES[name].axes[-1] == "qkv",
     Layout.INTERLEAVED: lambda name: name in _ROTARY_COLUMNS,
+    Layout.ROTARY_FIRST: lambda name: name in _ROTARY_COLUMNS and name not in _ROTATED_ALONE,
     # Not attn_softmax: it is zero there by meaning, and zeroing the other side would hide a fault.
     Layout.CAUSAL_ZEROED: lambda name: name in SCORES,
     Layout.UNSCALED: lambda name: name in SCORES,
@@ -81,7 +96,7 @@ _ACTS: Mapping[Layout, Callable[[str], bool]] = {
     Layout.LAST_TOKEN: lambda name: STAGES[name].axes[0] == "tokens",
     Layout.TRANSPOSED: lambda name: len(STAGES[name].axes) > 1,
     Layout.VISIBLE_ONLY: lambda name: name in SQUARES,
-    **dict.fromkeys(FACTORS, lambda name: name in _ROTARY_COLUMNS),
+    **dict.fromkeys(FACTORS, lambda name: name in _ROTARY_COLUMNS and name not in _INNER),
     Layout.BEFORE_SCALE: lambda name: name in _ROUTED,
 }
 """Whether each word says anything about a stage; elsewhere it is passed over."""
@@ -144,9 +159,9 @@ def _sized(data: Array, name: str, shape: tuple[int, ...]) -> Array:
 
 def _token_major(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
     """[heads, S, D] -> [S, heads * D]."""
-    tokens = passes.rows
-    width = geometry.dims(tokens)[STAGES[key.stage].axes[-1]]
-    heads = _sized(data, key.stage, (width // geometry.head_dim, tokens, geometry.head_dim))
+    tokens, dims, axis = passes.rows, geometry.dims(passes.rows), STAGES[key.stage].axes[-1]
+    width, size = dims[axis], dims[HEAD_WIDTHS.get(axis, "head_dim")]
+    heads = _sized(data, key.stage, (width // size, tokens, size))
     return heads.swapaxes(0, 1).reshape(tokens, width)
 
 
@@ -156,11 +171,25 @@ def _half_split(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Ar
     width = geometry.dims(tokens)[STAGES[key.stage].axes[-1]]
     split = np.array(_sized(data, key.stage, (tokens, width)))
     columns = _ROTARY_COLUMNS[key.stage](geometry)
-    heads = split[:, :columns].reshape(tokens, -1, geometry.head_dim)  # a view
-    turned = geometry.rope.width(geometry.head_dim)
-    pairs = np.array(heads[..., :turned]).reshape(tokens, -1, turned // 2, 2)
-    heads[..., :turned] = pairs.swapaxes(-1, -2).reshape(tokens, -1, turned)
+    turned, start = geometry.rope.width(geometry.head_dim), geometry.rotary_start(key.layer)
+    alone = key.stage in _ROTATED_ALONE
+    heads = split[:, :columns].reshape(tokens, -1, turned if alone else geometry.head_dim)  # a view
+    start = 0 if alone else start
+    rotated = np.s_[..., start : start + turned]
+    pairs = np.array(heads[rotated]).reshape(tokens, -1, turned // 2, 2)
+    heads[rotated] = pairs.swapaxes(-1, -2).reshape(tokens, -1, turned)
     return split
+
+
+def _rotary_last(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
+    """Within each head of latent attention, the rotated channels behind the others; v stays."""
+    if not geometry.kv_latent:
+        return data
+    tokens = passes.rows
+    found = np.array(_sized(data, key.stage, (tokens, geometry.dims(tokens)[STAGES[key.stage].axes[-1]])))
+    heads = found[:, : _ROTARY_COLUMNS[key.stage](geometry)].reshape(tokens, -1, geometry.head_dim)  # a view
+    heads[:] = np.roll(heads, -geometry.rope.width(geometry.head_dim), axis=-1)
+    return found
 
 
 def _scaled(data: Array, key: Key, geometry: Geometry, passes: Passes) -> Array:
@@ -213,6 +242,7 @@ _UNDO: Mapping[Layout, Callable[[Array, Key, Geometry, Passes], Array]] = {
     Layout.TRANSPOSED: _untransposed,
     Layout.PADDED_KEYS: _without_padding,
     Layout.HEAD_MAJOR: _token_major,
+    Layout.ROTARY_FIRST: _rotary_last,
     Layout.INTERLEAVED: _half_split,
     **{word: _unmultiplied(word) for word in FACTORS},
     Layout.UNSCALED: _scaled,

@@ -42,7 +42,9 @@ class Operands:
             return inputs
         left, right = OPERANDS[operation]
         a, b = self.rotated(inputs, rule) if operation is Operation.SCORES else (inputs[left], inputs[right])
-        kept = rule.held_right(b, self.geometry.kv_heads, self.geometry.head_dim)
+        mixed = operation is Operation.MIX
+        size = self.geometry.value_dim if mixed else self.geometry.head_dim
+        kept = rule.held_right(b, self.geometry.kv_heads, size)
         return {**inputs, left: rule.left(a), right: kept}
 
     def rotated(self, inputs: Mapping[str, F64], rule: Rule) -> tuple[F64, F64]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from apr_falsify.compare.bisection import FindingType
-from apr_falsify.compare.convention import CONVENTIONS, stored_as
+from apr_falsify.compare.convention import stored_as
+from apr_falsify.compare.conventions import CONVENTIONS
 from apr_falsify.compare.stored_format import StoredRun, as_stated
 from apr_falsify.formats.weights import Weights
 from apr_falsify.traces.trace import Trace

@@ -28,6 +28,7 @@ from apr_falsify.model.wiring import node_of, supplier_of
 from apr_falsify.numerics.arithmetic import FORMATS, Format
 from apr_falsify.numerics.operand_rules import AND, PLAIN, Operation, Rule, expected_rule
 from apr_falsify.operators.attention import CACHED
+from apr_falsify.operators.heads import values_of
 from apr_falsify.operators.linear import weights_of
 from apr_falsify.operators.operator import Array
 from apr_falsify.operators.replayed import MixtureOperator, replay_mixture
@@ -296,8 +297,9 @@ class Replayer:
 
     def _recomputed(self, key: Key) -> F64 | None:
         """Return the rounding of a captured stage that is not the very tensor the runtime went on with."""
-        if key.stage not in RECOMPUTED.get(self.trace.provenance.runtime, ()) or self.weights is None:
-            return None
+        recomputed = RECOMPUTED.get(self.trace.provenance.runtime, ())
+        if key.stage not in recomputed or self.weights is None or self.trace.geometry.kv_latent:
+            return None  # latent attention adds no bias, and goes on with what is captured
         if key not in self._sigmas:
             self._sigmas[key] = self._evaluated(
                 key, self._inputs(key, [], self._rows(key)), (PLAIN,), ()
@@ -381,9 +383,8 @@ class Replayer:
 def _skipping(inputs: Mapping[str, F64], site: ReplaySite) -> F64 | None:
     """Return ``attention`` without the keys of weight zero where a value is not finite, else ``None``."""
     qkv = inputs["qkv_bias"]
-    width = site.geometry.kv_heads * site.geometry.head_dim
     broken = ~np.isfinite(qkv)
-    if not broken[:, -width:].any():
+    if not values_of(broken, site.geometry).any():
         return None
     result = compute("attention", {**inputs, "qkv_bias": np.where(broken, 0.0, qkv)}, site)
     seen = (inputs["attn_softmax"] > 0).astype(np.float64)

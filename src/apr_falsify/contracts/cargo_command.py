@@ -49,6 +49,8 @@ class CargoTest:
         flags: options set by ``--cfg`` in RUSTFLAGS.
         folder: where it runs, as far as the command says.
         is_nextest: whether nextest runs it.
+        is_doc: whether only documentation is tested.
+        only_targets: whether it runs the targets that it names and none of their tests.
 
     """
 
@@ -67,6 +69,8 @@ class CargoTest:
     flags: tuple[str, ...] = ()
     folder: str = ""
     is_nextest: bool = False
+    is_doc: bool = False
+    only_targets: bool = False
 
     @property
     def package(self) -> str:
@@ -102,7 +106,7 @@ class _Reading:
         elif option in ("-E", "--filter-expr", "--filterset"):
             self.filtersets.append(value)
         elif option == "--run-ignored":
-            self.ignored = "also" if value == "all" else "only"
+            self.ignored = {"all": "also", "default": "no"}.get(value, "only")
         elif option in ("--manifest-path", "-C"):
             self.folder = re.sub(r"/?Cargo\.toml$", "", value)
         elif option in ("--workspace", "--all"):
@@ -127,14 +131,21 @@ class _Reading:
 
 
 def read_cargo(command: Command) -> CargoTest | None:
-    """Read a command; ``None`` where cargo tests nothing, or only documentation."""
-    words = _after_test(list(command.words[1:]))
-    if words is None:
+    """Read a command; ``None`` where cargo neither tests nor runs a target by its name."""
+    through, words = _without_wrapper(list(command.words[1:]))
+    only_targets = through == "" and words[:1] in (["run"], ["bench"])
+    found = words[1:] if only_targets else _after_test(words)
+    if found is None:
         return None
     reading = _Reading()
-    is_nextest = "nextest" in command.words[:4]
-    _take(reading, words, is_nextest)
-    if ("doc", "") in reading.targets:
+    is_nextest = not only_targets and "nextest" in words
+    _take(reading, found, is_nextest)
+    if only_targets:
+        reading.targets = [one for one in reading.targets if one[0] in _RUN[words[0]] and one[1]]
+        reading.filters, reading.whole = [], True
+        if not reading.targets:
+            return None
+    if ("doc", "") in reading.targets and not reading.filters:
         return None
     within = command.within
     folder = f"{within}/{reading.folder}" if within and reading.folder else within or reading.folder
@@ -151,10 +162,52 @@ def read_cargo(command: Command) -> CargoTest | None:
         features=tuple(one for one in reading.features if one),
         all_features=reading.all_features,
         default_features=not reading.no_default,
-        flags=_flags(command.settings),
+        flags=(*_flags(command.settings), *(("miri",) if through == "miri" else ())),
         folder=folder.removeprefix("./").rstrip("/"),
         is_nextest=is_nextest,
+        is_doc=("doc", "") in reading.targets,
+        only_targets=only_targets,
     )
+
+
+_RUN = {"run": ("bin", "example"), "bench": ("bench",)}
+"""What runs targets by their names -> their kinds."""
+_WRAPPERS = ("miri", "llvm-cov", "hack", "careful", "insta")
+"""Commands of cargo that hand on what stands behind them to ``cargo test`` or nextest."""
+_WRAPPER_VALUED = ("--output-path", "--output-dir", "--ignore-filename-regex", "--depth", "--group-features")
+_EVERY_FEATURE = ("--each-feature", "--feature-powerset")
+
+
+def _without_wrapper(words: list[str]) -> tuple[str, list[str]]:
+    """``llvm-cov --lcov nextest -p a`` -> ``nextest run -p a``, and what it went through."""
+    start = next((at for at, word in enumerate(words) if not word.startswith(("+", "-"))), len(words))
+    if words[start : start + 1] == ["watch"]:
+        inner = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-x", "--exec")), "")
+        return "watch", [*inner.split()]
+    if words[start : start + 1] == [] or words[start] not in _WRAPPERS:
+        return "", words
+    through, rest = words[start], words[start + 1 :]
+    at = next((at for at, word in enumerate(rest) if word in ("test", "t", "nextest")), -1)
+    if at < 0:
+        return through, [] if through != "llvm-cov" else ["test", *_handed_on(rest)]
+    verb = ["nextest", "run"] if rest[at] == "nextest" else ["test"]
+    behind = rest[at + 1 :][1 if rest[at + 1 : at + 2] in (["run"], ["r"]) else 0 :]
+    before = _handed_on(rest[:at])
+    return through, [*verb, *before, *behind]
+
+
+def _handed_on(words: list[str]) -> list[str]:
+    """Options of a wrapper that ``cargo test`` knows too; of those that try each feature, that all are on."""
+    found: list[str] = []
+    pending = iter(words)
+    for word in pending:
+        if word in _WRAPPER_VALUED:
+            next(pending, "")
+        elif word in _EVERY_FEATURE:
+            found.append("--all-features")
+        else:
+            found.append(word)
+    return found
 
 
 def _after_test(words: list[str]) -> list[str] | None:

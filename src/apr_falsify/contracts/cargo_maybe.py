@@ -31,5 +31,7 @@ def may_be_documented(
     """Whether the code of a documentation comment may be what is meant; it is named for its item."""
     if target.kind != "lib" or command.targets or command.is_nextest or not isinstance(wanted, str):
         return False
+    if not target.has_doctests:
+        return False
     last = wanted.rpartition("::")[2]
     return bool(last) and any(last in name for name in documented)

@@ -6,7 +6,16 @@ import re
 from collections.abc import Iterator
 
 from apr_falsify.contracts.cited_tests import cited_tests, shown_path
-from apr_falsify.contracts.evidence_keys import CODE, first_of, is_inside_evidence, keys_read_as
+from apr_falsify.contracts.evidence_keys import (
+    BLOCK,
+    CODE,
+    LIVE,
+    LOCATION,
+    PLACE,
+    first_of,
+    is_inside_evidence,
+    keys_read_as,
+)
 from apr_falsify.contracts.model import (
     STATUS_KEYS,
     TEST_KEYS,
@@ -17,7 +26,7 @@ from apr_falsify.contracts.model import (
     place_of,
     text_of,
 )
-from apr_falsify.contracts.names import PathName, TestNames, parse_path, parse_symbols, parse_test
+from apr_falsify.contracts.names import PathName, parse_path, parse_symbols, parse_test
 from apr_falsify.contracts.problem import Place
 from apr_falsify.contracts.prose import (
     functions_of,
@@ -39,6 +48,16 @@ _NAME_KEYS_IN_EVIDENCE = """
     """.split()  # noqa: SIM905 - words read best as words
 _FILE_KEYS_OUTSIDE = ("file_paths", "file_path", "source_files", "source_file")
 _TEST_NAME_KEYS = ("test_names", "test_functions", "test_name", "tests", "test")
+READ_IN_GROUPS = frozenset(
+    (
+        *_FILE_KEYS,
+        *_NAME_KEYS,
+        *_NAME_KEYS_IN_EVIDENCE,
+        *_TEST_NAME_KEYS,
+        *keys_read_as(BLOCK, LIVE, LOCATION, PLACE),
+    )
+)
+"""Keys of a mapping of evidence that are read by themselves."""
 _SEVERAL = re.compile(r"[,\n]").search
 _PATH_IN_PROSE = re.compile(
     r"(?<![\w/.:-])((?:[a-z][\w-]*:)?(?:[\w.-]+/)+[\w.-]+\.(?:rs|py)(?:::\w+)*)(?![\w/*])"
@@ -301,7 +320,7 @@ def named_tests(
             yield label(name, text, line(name), absent)
         else:
             yield _test("test", name, line(name), absent, name=name, paths=paths)
-    if names == TestNames():
+    if not names:
         yield from names_in_prose(text, place, absent)
 
 

@@ -49,6 +49,8 @@ def cited_tests(
         yield cite("run", f"pytest {chosen}", name=run.keyword or run.marker, run=run)
     for target in names.targets:
         yield cite("target", f"{target.tool} {target.name}", name=target.name, target=target)
+    for harness in names.harnesses:
+        yield cite("harness", harness, name=harness)
     for file in names.files:
         if file.symbol == "unittest":
             yield cite("unittest", file.path, name=file.path)

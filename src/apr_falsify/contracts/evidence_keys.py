@@ -67,6 +67,13 @@ _LOOKS = re.compile(
 )
 
 
+_MAY_LOOK = re.compile(
+    r"(?:^|_)(?:backed|supported|corroborated|substantiated|established|ensured|guaranteed|satisfied|measured|"
+    r"reproduced|justified|pinned|locked|upheld|realized|realised|wired|defined|located)_(?:by|in|at|to|via)$"
+)
+_NAMES_SOURCE = re.compile(r"[\w/-]\.(?:rs|py|lean|v|c|cc|cpp|h|cu|go|ts|js|sh)(?:::|:\d|#L|[\s`),;]|$)")
+
+
 def keys_read_as(*readings: str) -> tuple[str, ...]:
     """Return the keys that are read in one of the ways."""
     return tuple(key for key, reading in KEYS.items() if reading in readings)
@@ -75,6 +82,13 @@ def keys_read_as(*readings: str) -> tuple[str, ...]:
 def looks_like_evidence(key: str) -> bool:
     """Whether a key that is in no table has a name that evidence goes by."""
     return key not in KEYS and bool(_LOOKS.search(key.lower()))
+
+
+def may_be_evidence(key: str, value: object) -> bool:
+    """Whether a key that is in no table goes by a name that evidence may have, and its value names a file."""
+    texts = value if isinstance(value, list) else [value]
+    named = any(isinstance(one, str) and _NAMES_SOURCE.search(one) for one in texts)
+    return named and key not in KEYS and bool(_MAY_LOOK.search(key.lower()))
 
 
 EVIDENCE = frozenset(keys_read_as(BLOCK, LIVE, LOCATION, TEST, CODE))

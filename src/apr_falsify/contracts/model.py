@@ -36,9 +36,10 @@ class Citation:
     """One thing a contract says exists.
 
     ``kind`` is file, symbol, pytest, run (a pytest that chooses by name), marker, cargo, target (of a build
-    tool), test (one named without its file), binding, theorem (see ``proofs``), or loose (see ``prose``).
-    ``paths`` are the files it is said to be in; none means anywhere in the tree. ``expected_absent`` marks
-    what belongs to a falsifier that itself says something is missing. ``role`` tells evidence from reference.
+    tool), harness (of Kani), test (one named without its file), binding, theorem (see ``proofs``), or loose
+    (see ``prose``). ``paths`` are the files it is said to be in; none means anywhere in the tree.
+    ``expected_absent`` marks what belongs to a falsifier that itself says something is missing. ``role``
+    tells evidence from reference.
     """
 
     kind: str

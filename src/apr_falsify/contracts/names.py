@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from apr_falsify.contracts.cargo_command import CargoTest, read_cargo
+from apr_falsify.contracts.cargo_command import CargoTest, is_placeholder, read_cargo
 from apr_falsify.contracts.pytest_command import PytestRun, read_pytest
 from apr_falsify.contracts.shell import Command, commands
 
@@ -153,25 +153,34 @@ class PytestNode:
 class BuildTarget:
     """What a build tool is asked to run: ``make falsify``, ``just check``, ``nox -s tests``, ``tox -e lint``.
 
-    ``arguments`` are those behind ``--``, which tox hands on.
+    ``arguments`` are those behind ``--``, which tox hands on. ``is_sure`` is false of a word that may be one
+    of a sentence: it counts where the tool's file has such a target.
     """
 
     tool: str
     name: str
     within: str = ""
     arguments: tuple[str, ...] = ()
+    is_sure: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestNames:
-    """What the text of a ``test:`` names."""
+    """What the text of a ``test:`` names; true where it surely names anything."""
 
     nodes: tuple[PytestNode, ...] = ()
     cargo: tuple[CargoTest, ...] = ()
     runs: tuple[PytestRun, ...] = ()
     targets: tuple[BuildTarget, ...] = ()
+    harnesses: tuple[str, ...] = ()
     files: tuple[PathName, ...] = ()
     bare: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        sure = any(one.is_sure for one in self.targets)
+        return sure or bool(
+            self.nodes or self.cargo or self.runs or self.harnesses or self.files or self.bare
+        )
 
 
 @functools.lru_cache(4096)
@@ -181,14 +190,16 @@ def parse_test(text: str) -> TestNames:
     cargo: list[CargoTest] = []
     runs: list[PytestRun] = []
     targets: list[BuildTarget] = []
+    harnesses: list[str] = []
     files: list[PathName] = []
     for command in commands(text):
-        one = read_cargo(command) if command.tool == "cargo" else None
+        one = read_cargo(command) if command.tool in ("cargo", "cross") else None
         run = read_pytest(command)
         nodes.extend(node for word in (run.arguments if run else ()) for node in _nodes(word, command.within))
         cargo.extend([one] if one else ())
         runs.extend([run] if run else ())
         targets.extend(_build_targets(command))
+        harnesses.extend(_harnesses(command))
         files.extend(replace(path, within=command.within) for path in _files_run(command, run))
     known = {(node.path.path, node.parts) for node in nodes}
     others = _nodes(text, _folder_of(text))  # in prose, or behind a tool that is not known
@@ -196,15 +207,27 @@ def parse_test(text: str) -> TestNames:
     whole = parse_path(text) if "\n" not in text.strip() else None
     if whole and not nodes and whole.path.endswith((".rs",) if whole.symbol else (".py", ".rs", ".sh")):
         files.append(whole)
-    bare = () if nodes or cargo or files or runs or targets else _bare_test(text)
+    sure = any(one.is_sure for one in targets)
+    bare = () if nodes or cargo or files or runs or sure or harnesses else _bare_test(text)
     return TestNames(
         nodes=tuple(nodes),
         cargo=tuple(cargo),
         runs=tuple(run for run in runs if run.keyword or _chooses_by_mark(run)),
         targets=tuple(targets),
+        harnesses=tuple(harnesses),
         files=tuple(dict.fromkeys(files)),
         bare=bare,
     )
+
+
+def _harnesses(command: Command) -> Iterator[str]:
+    """What ``cargo kani --harness NAME`` asks for."""
+    words = command.words
+    for at, word in enumerate(words) if words[1:2] == ("kani",) or command.tool == "kani" else ():
+        option, equals, value = word.partition("=")
+        name = value if equals else words[at + 1] if at + 1 < len(words) else ""
+        if option == "--harness" and re.fullmatch(r"(?:\w+::)*\w+", name) and not is_placeholder(name):
+            yield name
 
 
 def _chooses_by_mark(run: PytestRun) -> bool:
@@ -287,10 +310,12 @@ def _build_targets(command: Command) -> list[BuildTarget]:
         sure = [one for one in named if re.match(r"^[A-Za-z][\w.-]*$", one)]
         return [BuildTarget(tool=tool, name=one, within=command.within, arguments=given) for one in sure]
     within, names = _recipes_asked_for(tool, words, command.within)
-    named = [one for one in names if re.match(r"^[A-Za-z]\w*[-_][\w-]*$", one)]  # `make sure that` is prose
-    if len(command.words) == 2 and names[:1] and names[0] in _USUAL_TARGETS:
-        named = names
-    return [BuildTarget(tool=tool, name=one, within=within) for one in named]
+    alone = len(command.words) == 2 and names[:1] and names[0] in _USUAL_TARGETS
+    return [
+        BuildTarget(tool=tool, name=one, within=within, is_sure=bool(alone or re.search(r"\w[-_]", one)))
+        for one in names
+        if re.match(r"^[A-Za-z][\w-]*$", one)
+    ]  # `make sure that` is prose
 
 
 def _recipes_asked_for(tool: str, words: list[str], within: str) -> tuple[str, list[str]]:

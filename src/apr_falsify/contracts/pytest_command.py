@@ -25,6 +25,7 @@ class PytestRun:
         keyword: of ``-k``, empty where there is none.
         marker: of ``-m``; ``None`` where there is none, so that the settings' own holds.
         ignored: files, folders and node ids that are left out.
+        ignored_globs: patterns of files that are left out.
         folder: where it runs, as far as the command says.
 
     """
@@ -33,6 +34,7 @@ class PytestRun:
     keyword: str = ""
     marker: str | None = None
     ignored: tuple[str, ...] = ()
+    ignored_globs: tuple[str, ...] = ()
     folder: str = ""
 
 
@@ -43,6 +45,7 @@ def read_pytest(command: Command) -> PytestRun | None:
         return None
     arguments: list[str] = []
     ignored: list[str] = []
+    globs: list[str] = []
     keyword, marker = "", None
     pending = iter(words)
     for word in pending:
@@ -60,11 +63,14 @@ def read_pytest(command: Command) -> PytestRun | None:
             marker = value
         elif option in ("--deselect", "--ignore"):
             ignored.append(value)
+        elif option == "--ignore-glob":
+            globs.append(value)
     return PytestRun(
         arguments=tuple(arguments),
         keyword=keyword,
         marker=marker,
         ignored=tuple(ignored),
+        ignored_globs=tuple(globs),
         folder=command.within,
     )
 

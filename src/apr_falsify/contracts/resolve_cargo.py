@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from apr_falsify.contracts.cargo_command import CargoTest, is_left_open, is_placeholder
+from apr_falsify.contracts.cargo_doc import why_not_documented
 from apr_falsify.contracts.cargo_maybe import may_be_case, may_be_documented, may_make
+from apr_falsify.contracts.cargo_targets import is_selected, targets_shown
 from apr_falsify.contracts.filterset import (
     Expression,
     Named,
@@ -57,7 +59,9 @@ class _Seen:
     off: list[tuple[str, str]] = field(default_factory=list)
     elsewhere: list[tuple[CargoTarget, RustTest]] = field(default_factory=list)
     may: list[str] = field(default_factory=list)
+    runners: list[str] = field(default_factory=list)
     maybe: bool = False
+    is_named: bool = False
 
 
 def resolve_cargo(command: CargoTest, scope: SearchScope) -> Resolution:
@@ -72,6 +76,12 @@ def resolve_cargo(command: CargoTest, scope: SearchScope) -> Resolution:
         resolution = _target_there(kind, name, command, chosen) if name else RESOLVED
         if resolution is not RESOLVED:
             return resolution
+    if command.only_targets:
+        return RESOLVED
+    if command.is_doc:
+        libraries = [(one.project, one.package) for one in chosen]
+        found = [why_not_documented(one, libraries, command) for one in command.filters]
+        return next((one for one in found if one is not RESOLVED), RESOLVED)
     expressions = [parse_filterset(text) for text in command.filtersets]
     if None in expressions:
         return not_checkable(f"{command.filtersets[expressions.index(None)]!r} is no expression of nextest")
@@ -116,25 +126,28 @@ def _packages(command: CargoTest, scope: SearchScope) -> Iterator[_Chosen]:
         workspace = project.workspace
         if command.packages:
             found = [one for name in command.packages for one in workspace.named(name)]
-        elif command.folder:
-            found = workspace.chosen(command.folder) if tree.locate(command.folder) else []
+        elif command.folder and not tree.locate(command.folder):
+            found = []
         elif command.whole:
-            found = workspace.packages
+            found = workspace.whole(command.folder)
+        elif command.folder:
+            found = workspace.chosen(command.folder)
         else:
             found = workspace.chosen("")
         left_out = {one.name for name in command.excluded for one in workspace.named(name)}
-        for package in dict.fromkeys(one.folder for one in found if one.name not in left_out):
-            one = next(each for each in found if each.folder == package)
-            yield _Chosen(project=project, package=one, build=_build(project, one, command))
+        tested = {one.folder: one for one in found if one.name not in left_out}
+        names = frozenset(one.name for one in tested.values())
+        for one in tested.values():
+            yield _Chosen(project=project, package=one, build=_build(project, one, command, names))
 
 
-def _build(project: RustProject, package: Package, command: CargoTest) -> Build:
+def _build(project: RustProject, package: Package, command: CargoTest, tested: frozenset[str]) -> Build:
     return Build(
         package=package,
         features=package.enabled(command.features, default=command.default_features),
         all_features=command.all_features,
         flags=frozenset(command.flags),
-        asked=asked_of(project.workspace, package),
+        asked=asked_of(project.workspace, package, tested),
         settable=project.settable,
     )
 
@@ -194,19 +207,28 @@ def _filter(wanted: str | Expression, command: CargoTest, chosen: list[_Chosen])
         return not_checkable(seen.may[0])
     if seen.ignored:
         return _ignored(wanted, seen.ignored[0])
+    if seen.runners and not seen.is_named and _no_orphan(wanted, chosen):
+        return not_checkable(seen.runners[0])
     return _not_run(wanted, command, chosen, seen)
+
+
+def _no_orphan(wanted: str | Expression, chosen: list[_Chosen]) -> bool:
+    """Whether what is asked for stands in no file that is never compiled."""
+    last = _last_name(wanted)
+    return not any(last in one.project.orphans(one.package) for one in chosen)
 
 
 def _look(
     wanted: str | Expression, command: CargoTest, one: _Chosen, target: CargoTarget, seen: _Seen
 ) -> None:
     tests = one.project.tests(one.package, target)
-    selected = _is_selected(target, command)
+    selected = is_selected(target, command)
     if selected and not target.has_harness:
-        seen.may.append(f"the {target.kind} {target.name} has a runner of its own (harness = false)")
+        seen.runners.append(f"the {target.kind} {target.name} has a runner of its own (harness = false)")
         return
     why = _why_target_off(target, one, command) if selected else ""
     for test in _matching(wanted, command, one.package, target, tests.holding(_part(wanted))):
+        seen.is_named |= not test.unsure and test.name == _last_name(wanted)
         if not selected:
             if not test.unsure:
                 seen.elsewhere.append((target, test))
@@ -267,21 +289,6 @@ def _judge(test: RustTest, command: CargoTest, build: Build, seen: _Seen) -> Non
         seen.running.append(test)
 
 
-def _is_selected(target: CargoTarget, command: CargoTest) -> bool:
-    import fnmatch
-
-    groups = {kind for kind, name in command.targets if not name}
-    if not command.targets:
-        return target.is_tested
-    if "all" in groups or target.kind in groups or ("tests" in groups and target.is_tested):
-        return True
-    return any(
-        kind == target.kind and fnmatch.fnmatchcase(target.name, name)
-        for kind, name in command.targets
-        if name
-    )
-
-
 def _why_target_off(target: CargoTarget, one: _Chosen, command: CargoTest) -> str:
     """Why a target that is asked for runs no test of the language; empty where it does."""
     if one.package.features is not None:
@@ -339,17 +346,13 @@ def _not_run(wanted: str | Expression, command: CargoTest, chosen: list[_Chosen]
     if seen.elsewhere:
         target, test = seen.elsewhere[0]
         how = "--lib" if target.kind == "lib" else f"--{target.kind} {target.name}"
-        message = f"no test of {_targets_shown(command)} matches {name}"
+        message = f"no test of {targets_shown(command)} matches {name}"
         return missing("test-not-found", message, f"there is one in {test.file}:{test.line} ({how})")
     stopped = _stopped(chosen)
     if stopped.code:
         return not_checkable(stopped.message)
     message = f"no #[test] matches {name} in {crate}"
     return missing("test-not-found", message, _hint(wanted, last, command, chosen))
-
-
-def _targets_shown(command: CargoTest) -> str:
-    return " ".join(f"--{kind} {name}".strip() for kind, name in command.targets) or "the default targets"
 
 
 def _orphan(name: str, file: str, line: int, one: _Chosen) -> Resolution:

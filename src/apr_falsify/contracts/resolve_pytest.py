@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from apr_falsify.contracts.names import PathName, parse_path
 from apr_falsify.contracts.pytest_command import PytestRun, read_pytest
+from apr_falsify.contracts.pytest_left_out import is_deselected, is_left_out_by_conftest
 from apr_falsify.contracts.resolution import (
     RESOLVED,
     UNCHECKED,
@@ -40,6 +41,8 @@ _HOOKS = (
     b"pytest_itemcollected",
     b"params=",
 )
+_MARKING = (b"add_marker", b"pytest_collection_modifyitems", b"pytest_itemcollected", b"own_markers")
+"""What gives tests marks that stand nowhere on them."""
 
 
 def settings_of(found: FoundPath) -> PytestSettings:
@@ -61,6 +64,9 @@ def why_not_run(found: FoundPath, parts: list[str], settings: PytestSettings) ->
     below = [one for one in read.items if list(one.parts[: len(parts)]) == parts]
     hidden = next((line for one, line in read.hidden if list(one) == parts), None)
     if not below:
+        never = [why for one, why in read.never if list(one[: len(parts)]) == parts]
+        if never and not any(list(one.parts[: len(parts)]) == parts for one in read.items):
+            return missing("test-not-collected", f"{shown} is not collected by pytest: {never[0]}")
         if hidden is None:
             return RESOLVED
         message = f"{shown} is not collected: its name is defined again in line {hidden}, which hides it"
@@ -87,13 +93,16 @@ def why_case_not_there(found: FoundPath, parts: list[str], case: str) -> Resolut
     read = found.tree.items(found.relative)
     tests = [one for one in read.items if list(one.parts) == parts]
     sure = [one for one in tests if one.cases and one.is_whole]
+    shown = f"{found.shown}::{'::'.join(parts)}[{case}]"
+    if len(tests) == len(sure) == 1 and case in tests[0].skipped_cases:
+        message = f"{shown} is skipped always: its own marks say so"
+        return missing("test-ignored", message, "a skipped test is no evidence")
     if not sure or len(sure) < len(tests) or any(case in (one.cases or ()) for one in sure):
         return RESOLVED
     if b"params=" in (found.tree.read_bytes(found.relative) or b"") or b"autouse" in (
         found.tree.read_bytes(os.path.join(os.path.dirname(found.relative), "conftest.py")) or b""
     ):
         return RESOLVED
-    shown = f"{found.shown}::{'::'.join(parts)}[{case}]"
     near = close_matches(case, sure[0].cases or (), 2, 0.6)
     return missing("test-not-found", f"{shown} does not exist: the test has no such case", did_you_mean(near))
 
@@ -104,7 +113,10 @@ def why_file_not_run(found: FoundPath) -> Resolution:
         return RESOLVED
     read = found.tree.items(found.relative)
     tests = [one for one in read.items if one.parts[-1].startswith("test")]
-    if read.is_open or not tests or not all(one.skip for one in tests):
+    if not tests and read.never and not read.is_open and not read.origins:
+        message = f"no test of {found.shown} is collected by pytest: {read.never[0][1]}"
+        return missing("test-not-collected", message, "a test that is not collected is no evidence")
+    if read.is_open or read.origins or not tests or not all(one.skip for one in tests):
         return RESOLVED
     message = f"every test of {found.shown} is skipped always: {tests[0].skip}"
     return missing("test-ignored", message, "a skipped test is no evidence")
@@ -121,8 +133,13 @@ def _is_left_out(item: PythonItem, expression: str) -> bool:
     return parsed is not None and _marked(parsed, item) is False
 
 
-def _marked(expression: Expression, item: PythonItem) -> bool | None:
-    return chooses(expression, lambda name: name in item.marks or None)
+def _marked(expression: Expression, item: PythonItem, *, sure: bool = False) -> bool | None:
+    return chooses(expression, lambda name: name in item.marks or (False if sure else None))
+
+
+def _may_be_marked(place: _Place, is_open: bool) -> bool:
+    """Whether tests of a file may carry marks that are not read: of one case, of a class elsewhere."""
+    return is_open or b"marks=" in (place.tree.read_bytes(place.file) or b"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,17 +171,20 @@ def _resolve_run(run: PytestRun, keyword: Expression | None, scope: SearchScope)
     if not places and not scope.owns():
         return unresolved(f"the tests of {run.keyword or run.marker!r} are in no tree that was given")
     marker = parse_expression(_marker_of(run, places))
+    marked_by_hooks = marker is not None and _has_hooks(scope, _MARKING)
     unsure = False
     skipped: list[str] = []
     names: list[str] = []
     for place in places:
         read = place.tree.items(place.file)
-        unsure |= read.is_open
+        is_open = read.is_open or _may_come_from(read.origins, keyword, scope)
+        unsure |= is_open
+        sure = marker is not None and not marked_by_hooks and not _may_be_marked(place, is_open)
         for item in read.items:
-            if item.parts[: len(place.parts)] != place.parts or _is_deselected(run, place.file, item):
+            if item.parts[: len(place.parts)] != place.parts or is_deselected(run, place.file, item.parts):
                 continue
             by_name = True if keyword is None else _chosen(keyword, item, place.file)
-            by_mark = True if marker is None else _marked(marker, item)
+            by_mark = True if marker is None else _marked(marker, item, sure=sure)
             names.append(item.parts[-1])
             if by_name is False or by_mark is False:
                 continue
@@ -177,13 +197,15 @@ def _resolve_run(run: PytestRun, keyword: Expression | None, scope: SearchScope)
     return _nothing(run, keyword, scope, skipped, names, unsure)
 
 
-def _is_deselected(run: PytestRun, file: str, item: PythonItem) -> bool:
-    """Whether ``--ignore`` or ``--deselect`` leaves a test out."""
-    for one in run.ignored:
-        path, _, rest = one.removeprefix("./").rstrip("/").partition("::")
-        whole = f"{run.folder}/{path}" if run.folder else path
-        parts = tuple(rest.split("::")) if rest else ()
-        if (file == whole or file.startswith(f"{whole}/")) and item.parts[: len(parts)] == parts:
+def _may_come_from(origins: tuple[str, ...], keyword: Expression | None, scope: SearchScope) -> bool:
+    """Whether what is asked for may be a test of a class or module elsewhere, which a file takes over."""
+    for origin in origins:
+        trees = [one for one in scope.trees if one.find_file(f"{origin}.py") or one.find(origin, limit=1)]
+        words = [word.lower() for word in names_in(keyword)] if keyword else []
+        if not trees or not words:
+            return True
+        names = (name.lower() for tree in trees for name in tree.vocabulary.defined)
+        if any(word in name for name in names for word in words):
             return True
     return False
 
@@ -227,14 +249,18 @@ def _case_chosen(expression: Expression, item: PythonItem, names: tuple[str, ...
     def decide(word: str) -> bool | None:
         if any(word.lower() in name for name in lower):
             return True
-        return None if item.cases is None else False
+        if item.cases is not None:
+            return False
+        return (
+            None if item.case_words is None or word.lower().rstrip("0123456789") in item.case_words else False
+        )
 
     return chooses(expression, decide)
 
 
-def _has_hooks(scope: SearchScope) -> bool:
+def _has_hooks(scope: SearchScope, hooks: tuple[bytes, ...] = _HOOKS) -> bool:
     files = [(tree, file) for tree in scope.local for file in tree.find_file("conftest.py")]
-    return any(hook in (tree.read_bytes(file) or b"") for tree, file in files for hook in _HOOKS)
+    return any(hook in (tree.read_bytes(file) or b"") for tree, file in files for hook in hooks)
 
 
 def _places(run: PytestRun, scope: SearchScope) -> list[_Place] | None:
@@ -270,6 +296,6 @@ def _below(tree: SourceTree, folder: str, *, named: bool) -> Iterator[_Place]:
         [start] if named or not settings.paths else [f"{start}{one.strip('./')}" for one in settings.paths]
     )
     for file in tree.below(start):
-        inside = any(file.startswith(base) for base in bases)
+        inside = any(file.startswith(base) for base in bases) and not is_left_out_by_conftest(tree, file)
         if inside and file.endswith(".py") and is_file_collected(file, settings):
             yield _Place(tree=tree, file=file)

@@ -11,7 +11,7 @@ from apr_falsify.contracts.cited_tests import cited_tests
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.names import BuildTarget, parse_test
 from apr_falsify.contracts.problem import Place
-from apr_falsify.contracts.recipes import environments_of, recipe_of
+from apr_falsify.contracts.recipes import recipe_of
 from apr_falsify.contracts.resolution import (
     RESOLVED,
     UNCHECKED,
@@ -22,6 +22,7 @@ from apr_falsify.contracts.resolution import (
     missing,
 )
 from apr_falsify.contracts.roots import FoundPath, SearchScope
+from apr_falsify.contracts.tox import environments_of
 from apr_falsify.symbols.tree import SourceTree
 
 Resolve = Callable[[Citation, SearchScope], Resolution]
@@ -30,7 +31,7 @@ _FILES = {
     "make": ("GNUmakefile", "makefile", "Makefile"),
     "just": ("justfile", "Justfile", ".justfile"),
     "nox": ("noxfile.py",),
-    "tox": ("tox.ini",),
+    "tox": ("tox.ini", "pyproject.toml", "tox.toml"),
 }
 _NAMES = {
     "make": re.compile(r"^([\w./ -]+)::?(?![=:])", re.MULTILINE),
@@ -43,9 +44,7 @@ _OPEN = {
         r"^-?s?include\b|%[^\n:%]*:|\$\(eval|^[^\t\n#$]*\$[({][^\n]*:|\.DEFAULT", re.MULTILINE
     ),
     "just": re.compile(r"^(?:import|mod)\b", re.MULTILINE),
-    "nox": re.compile(
-        r"^[ \t]*(?:from[ \t]+\S+[ \t]+import[ \t]+\*|nox\.session\()|parametrize", re.MULTILINE
-    ),
+    "nox": re.compile(r"^[ \t]*(?:from[ \t]+\S+[ \t]+import[ \t]+\*|nox\.session\()", re.MULTILINE),
 }
 _PYTHONS = re.compile(r"^(?:py|pypy|cpython|python)?-?[\d.]*t?$")
 _MOST_BYTES = 256 * 1024
@@ -73,9 +72,11 @@ def _resolve(target: BuildTarget, scope: SearchScope, resolve: Resolve, seen: se
                 if raw is None or len(raw) > _MOST_BYTES:
                     continue
                 text = raw.decode("utf-8", "replace")
+                if target.tool == "tox" and environments_of(text) is None:
+                    continue
                 there = _in_file(target, path, text, tree)
                 if there is not RESOLVED:
-                    return there
+                    return there if target.is_sure else UNCHECKED
                 here = replace(target, within=folder)
                 seen.update((here, target))
                 return _followed(here, path, text, scope, resolve, seen)
@@ -86,7 +87,8 @@ def _in_file(target: BuildTarget, path: str, text: str, tree: SourceTree) -> Res
     if target.tool == "tox":
         return _environment(target, path, text, tree)
     found = [word for match in _NAMES[target.tool].findall(text) for word in _words(match)]
-    if target.name in found or tree.locate(target.name):
+    many = target.tool == "nox" and any(target.name.startswith(f"{one}-") for one in found)  # `tests-3.12`
+    if target.name in found or many or (target.is_sure and tree.locate(target.name)):
         return RESOLVED
     if _OPEN[target.tool].search(text):
         return UNCHECKED
@@ -128,7 +130,7 @@ def _followed(
                 return found
     for line, command in recipe.commands:
         whole = f"cd {target.within} && {command}" if target.within else command
-        found = _of_command(whole, scope, resolve, seen)
+        found = _of_command(whole, scope, resolve, seen, told=target.arguments)
         if found.state is ResolutionState.MISSING:
             where = f"{_RUNS} {target.tool} {target.name} ({path}:{line}): {found.message}"
             return replace(found, message=found.message if found.message.startswith(_RUNS) else where)
@@ -138,10 +140,17 @@ def _followed(
 _RUNS = "run by"
 
 
-def _of_command(command: str, scope: SearchScope, resolve: Resolve, seen: set[BuildTarget]) -> Resolution:
-    """The first test of a command that is surely missing; ``RESOLVED`` where none is."""
+def _of_command(
+    command: str, scope: SearchScope, resolve: Resolve, seen: set[BuildTarget], told: tuple[str, ...] = ()
+) -> Resolution:
+    """The first test of a command that is surely missing; ``RESOLVED`` where none is.
+
+    A file in ``told`` is cited by the line that asks for the target, and reported there.
+    """
     nowhere = Place(line=1, column=1, key="")
     for citation in cited_tests(parse_test(command), command, lambda _: nowhere, absent=False):
+        if citation.kind == "file" and citation.paths[0].path in told:
+            continue
         if citation.target is not None:
             found = RESOLVED if citation.target in seen else _resolve(citation.target, scope, resolve, seen)
         else:

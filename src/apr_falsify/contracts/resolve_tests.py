@@ -42,6 +42,8 @@ def resolve_test(citation: Citation, scope: SearchScope) -> Resolution:
     if citation.kind == "cargo":
         assert citation.cargo is not None
         return resolve_cargo(citation.cargo, scope)
+    if citation.kind == "harness":
+        return _harness(citation, scope)
     if citation.kind == "run":
         assert citation.run is not None
         return resolve_run(citation.run, scope)
@@ -104,7 +106,8 @@ def _absent_node(
     if parts[0] in imported or (
         len(parts) > 1 and is_inherited(found.tree, found.relative, "::".join(parts))
     ):
-        return RESOLVED
+        running = why_not_run(found, parts, settings_of(found))
+        return running if running.code else RESOLVED
     if "*" in imported or (len(parts) > 1 and _has_foreign_base(index, parts[0])):
         return UNCHECKED  # it may come with the star or with the base class, and neither is here
     elsewhere = [
@@ -167,6 +170,13 @@ def _bare(citation: Citation, scope: SearchScope) -> Resolution:
         return unresolved(f"{citation.name!r} is in no tree that was given")
     near = [name for tree in trees for name in tree.nearest(last, tree.vocabulary.defined)[:3]][:3]
     return missing("test-not-found", f"test {citation.name!r} exists nowhere", did_you_mean(near))
+
+
+def _harness(citation: Citation, scope: SearchScope) -> Resolution:
+    """A proof that Kani is asked for by a part of its name."""
+    last = citation.name.rpartition("::")[2]
+    defined = (name for tree in scope.trees for name in tree.vocabulary.defined)
+    return RESOLVED if any(last in name for name in defined) else _bare(citation, scope)
 
 
 def _why_not_compiled(tree: SourceTree, file: str, one: Definition) -> str:

@@ -12,9 +12,13 @@ _ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*\+?=")
 _RUNNERS: dict[str, tuple[str, ...]] = {
     "sudo": ("-u",), "env": ("-u",), "time": ("-f", "-o"), "nice": ("-n",), "command": (), "exec": (),
     "nohup": (), "xvfb-run": (), "if": (), "then": (), "else": (), "elif": (), "while": (), "until": (),
-    "do": (), "!": (), "{": (), "$": (), "eval": (), "stdbuf": (), "faketime": (), "caffeinate": (),
+    "do": (), "!": (), "{": (), "$": (), "eval": (), "stdbuf": ("-i", "-o"), "faketime": (), "caffeinate": (),
+    "uvx": ("--with", "--from", "-p", "--python"), "strace": ("-e", "-o"), "setarch": (), "catchsegv": (),
+    "xargs": ("-n", "-P", "-I", "-L", "-d", "-a", "-s", "-E"), "ionice": ("-c", "-n"), "taskset": ("-c",),
 }  # fmt: skip
-_RUN_WITH = re.compile(r"^(?:uv|poetry|hatch|pdm|rye|pipenv|pixi|conda|mamba|micromamba|cross-env|dotenv)$")
+_RUN_WITH = re.compile(
+    r"^(?:uv|pipx|poetry|hatch|pdm|rye|pipenv|pixi|conda|mamba|micromamba|cross-env|dotenv)$"
+)
 _TIMEOUT = re.compile(r"^\d+(?:\.\d+)?[smhd]?$")
 _QUOTED = re.compile(r"^[\s>*-]*`([^`]+)`")
 _SHELLS = ("sh", "bash", "zsh", "dash")
@@ -124,17 +128,23 @@ def _bare(words: list[str]) -> tuple[list[str], list[str]]:
     while rest:
         if _ASSIGNMENT.match(rest[0]):
             settings.append(rest.pop(0))
-        elif rest[0] in _RUNNERS:
-            valued = _RUNNERS[rest.pop(0)]
+        elif rest[0].rpartition("/")[2] in _RUNNERS:
+            valued = _RUNNERS[rest.pop(0).rpartition("/")[2]]
             while rest and rest[0].startswith("-"):
                 rest = rest[2 if rest[0] in valued else 1 :]
         elif rest[0] == "timeout":
             rest = rest[1:]
             while rest and (rest[0].startswith("-") or _TIMEOUT.match(rest[0])):
                 rest = rest[1:]
-        elif _RUN_WITH.match(rest[0]) and "run" in rest[1:3]:
-            rest = rest[rest.index("run") + 1 :]
-            rest = _without_options(rest)
+        elif _RUN_WITH.match(rest[0]) and "run" in rest[1:4]:
+            is_hatch = rest[0] == "hatch"
+            rest = _without_options(rest[rest.index("run") + 1 :])
+            if is_hatch and rest and ":" in rest[0].strip(":"):  # `test:pytest`: in an environment
+                rest[0] = rest[0].partition(":")[2]
+        elif rest[:2] == ["hatch", "test"]:
+            rest = ["pytest", *rest[2:]]
+        elif rest[:2] == ["coverage", "run"] and "-m" in rest:
+            rest = ["python", *rest[rest.index("-m") :]]
         else:
             break
     return settings, rest

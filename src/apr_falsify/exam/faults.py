@@ -63,6 +63,10 @@ class Fault:
         present = set(stages_of(geometry))
         return present.issuperset(self.stages) and all(NEEDS[need](geometry) for need in self.needs)
 
+    def edits(self, geometry: Geometry) -> bool:
+        """Whether wrong tensors of such a model have it; latent attention has others than q, k and v."""
+        return self.edit is not None and not (geometry.kv_latent and "qkv_matmul" in self.stages)
+
     def truth(self, geometry: Geometry, layer: int) -> tuple[Key, ...]:
         """Return the stages that are wrong where the fault is put into ``layer``, in forward order."""
         layers: Mapping[Spread, tuple[int | None, ...]] = {
@@ -92,7 +96,7 @@ NEEDS: Mapping[str, Any] = {
     "rope scaling": lambda g: g.rope.kind not in ("default", "none"),
     "plain rope": lambda g: g.rope.kind == "default",
     "groups": lambda g: 1 < g.kv_heads < g.heads,
-    "square q": lambda g: g.heads * g.head_dim == g.hidden,
+    "square q": lambda g: g.heads * g.head_dim == g.hidden and g.value_dim == g.head_dim,
     "square down": lambda g: g.intermediate == g.hidden,
     "own head": lambda g: not g.tied,
     "rms norm": lambda g: node_of("final_norm", g, None).operator == "rms_norm",
@@ -125,8 +129,7 @@ CATALOGUE: tuple[Fault, ...] = (
            r"other rows of the table|the one before",
            formula=p.one_token, **_ONCE),
     _fault("embedding-narrow", "embedding", "embeddings stored in fewer bits than declared",
-           r"6 bits of precision",
-           formula=p.coarse(6), **_ONCE),
+           r"6 bits of precision", formula=p.coarse(6), **_ONCE),
     # norms
     _fault("norm-epsilon", _NORMS, "another family's epsilon", r"epsilon",
            formula=f.other_epsilon, config=t.epsilon(1e-3), needs=("no head norms",), **_EVERY),
@@ -141,8 +144,7 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("attn-norm-centred", "attn_norm", "LayerNorm where RMSNorm is meant", r"LayerNorm",
            formula=f.layer_norm, needs=("rms norm",)),
     _fault("attn-norm-one-channel", "attn_norm", "one channel of the norm is 1 % off",
-           r"only channel \d+: x 1\.0",
-           formula=p.one_channel(1.01)),
+           r"only channel \d+: x 1\.0", formula=p.one_channel(1.01)),
     _fault("attn-norm-of-neighbour", "attn_norm", "the norm's weight of a neighbouring layer",
            r"weights of layer \d",
            formula=p.of_neighbour, edit=t.from_neighbour("attn_norm")),
@@ -166,8 +168,7 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("q-transposed", "qkv_matmul", "a square q weight is transposed", r"q transposed",
            edit=t.transposed("q"), needs=("square q",)),
     _fault("q-row-off", "qkv_matmul", "one row of q's weights is 1 % off", r"only channel \d",
-           edit=t.row_times("q",
-           1.01)),
+           edit=t.row_times("q", 1.01)),
     _fault("k-column-off", "qkv_matmul", "one input channel of k is 10 % off",
            r"channel \d+ of attn_norm alone entering",
            edit=t.column_times("k", 1.1)),
@@ -280,8 +281,7 @@ CATALOGUE: tuple[Fault, ...] = (
            formula=f.masked(lambda back, s: back >= 0), config=t.without_window, needs=("window",)),
     _fault("window-invented", "attn_softmax", "a window of 3 where the model has none", r"window of 3",
            formula=f.masked(lambda back, s: (back >= 0) & (back < 3)), needs=("no window",)),
-    _fault("softmax-temperature", "attn_softmax", "a temperature of 0.9",
-           r"scores x 0\.9",
+    _fault("softmax-temperature", "attn_softmax", "a temperature of 0.9", r"scores x 0\.9",
            formula=f.tempered(0.9)),
     _fault("softmax-sink", "attn_softmax", "1 is added to the denominator", r"sink",
            formula=f.with_sink),
@@ -311,11 +311,9 @@ CATALOGUE: tuple[Fault, ...] = (
     _fault("o-transposed", "attn_out", "a square output projection is transposed", r"o transposed",
            edit=t.transposed("o"), needs=("square q",)),
     _fault("o-heads-reversed", "attn_out", "the output projection reads heads in reverse",
-           r"heads in reverse order",
-           edit=t.heads_reversed("o")),
+           r"heads in reverse order", edit=t.heads_reversed("o")),
     _fault("o-of-neighbour", "attn_out", "the output projection of a neighbouring layer",
-           r"weights of layer \d",
-           edit=t.from_neighbour("o")),
+           r"weights of layer \d", edit=t.from_neighbour("o")),
     _fault("o-one-channel", "attn_out", "one output channel is 1 % off", r"only channel \d",
            formula=p.one_channel(1.01), edit=t.row_times("o", 1.01)),
     _fault("o-doubled", "attn_out", "the output is summed over two shards twice", r"\bx 2 ",
@@ -332,8 +330,7 @@ CATALOGUE: tuple[Fault, ...] = (
            r"values clipped to", formula=p.saturated(0.5)),
     # feed-forward
     _fault("gate-and-up-swapped", "ffn_gate ffn_up", "gate and up are loaded in each other's place",
-           r"up for gate|gate for up",
-           edit=t.exchanged("gate", "up")),
+           r"up for gate|gate for up", edit=t.exchanged("gate", "up")),
     _fault("gate-row-off", "ffn_gate", "one row of gate is 2 % off", r"only channel \d",
            formula=p.one_channel(1.02), edit=t.row_times("gate", 1.02)),
     _fault("gate-block-scale", "ffn_gate", "one block's quantisation scale is halved", r"only channel \d",

@@ -64,11 +64,13 @@ class HalfSplit:
     """A q or k projection whose file holds interleaved rotary pairs, seen half-split.
 
     GGUF conversion of the llama family stores row 2i and 2i+1 of a head where the original has
-    rows i and i + D/2. Where only the first ``width`` channels of a head are rotated, the others stay.
+    rows i and i + D/2. Where only ``width`` channels of a head are rotated, from ``begin`` on, the others
+    stay.
     """
 
     head_dim: int
     width: int | None = None
+    begin: int = 0
 
     def shape(self, base: Tensor) -> tuple[int, ...]:
         """Return the shape of ``base``."""
@@ -91,9 +93,10 @@ class HalfSplit:
         width = self.head_dim if self.width is None else self.width
         heads = rows.reshape(-1, self.head_dim, *rows.shape[1:])
         groups = (width // 2, 2) if interleaved else (2, width // 2)
-        pairs = heads[:, :width].reshape(-1, *groups, *rows.shape[1:])
+        before, rotated, after = np.split(heads, [self.begin, self.begin + width], axis=1)
+        pairs = rotated.reshape(-1, *groups, *rows.shape[1:])
         turned = np.swapaxes(pairs, 1, 2).reshape(-1, width, *rows.shape[1:])
-        return np.concatenate((turned, heads[:, width:]), axis=1).reshape(rows.shape)
+        return np.concatenate((before, turned, after), axis=1).reshape(rows.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

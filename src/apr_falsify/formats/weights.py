@@ -47,10 +47,16 @@ from apr_falsify.model.geometry import ROPE_TENSORS, geometry_of_gguf, geometry_
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.arithmetic import Format
 
+ROTATED_ROLES: tuple[str, ...] = ("q", "k", "q_bias", "k_bias", "q_b", "k_rope", "k_rope_bias")
+"""Roles whose rows are channels that are rotated, some or all of them."""
 
-def half_split(geometry: Geometry) -> HalfSplit:
-    """Return the view of interleaved rotary pairs as half-split ones."""
-    return HalfSplit(head_dim=geometry.head_dim, width=geometry.rope.width(geometry.head_dim))
+
+def half_split(geometry: Geometry, role: str = "q") -> HalfSplit:
+    """Return the view of the interleaved rotary pairs of a role as half-split ones."""
+    width = geometry.rope.width(geometry.head_dim)
+    if role.startswith("k_rope"):  # one head's rotated channels alone
+        return HalfSplit(head_dim=width)
+    return HalfSplit(head_dim=geometry.head_dim, width=width, begin=geometry.rotary_start(0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +132,11 @@ class Weights:
                 by_head = row.fused_by_head and self.of_checkpoint
                 own = RowsByHead(head_dim=self.geometry.head_dim, part=at) if by_head else rows
                 tensor = ViewedTensor(base=tensor, view=own)
-        if self.interleaved and role in ("q", "k", "q_bias", "k_bias"):
-            return ViewedTensor(base=tensor, view=half_split(self.geometry))
+        return self._half_split(tensor, role)
+
+    def _half_split(self, tensor: Tensor, role: str) -> Tensor:
+        if self.interleaved and role in ROTATED_ROLES:
+            return ViewedTensor(base=tensor, view=half_split(self.geometry, role))
         return tensor
 
     def tensor(self, role: str, layer: int | None = None) -> Tensor:

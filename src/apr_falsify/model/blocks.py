@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from apr_falsify.model.graph import ModulePlace, Node, Nodes, Pick, Tap
+from apr_falsify.model.latent import latent_heads
 from apr_falsify.model.shape import EXPERT_BIASES, EXPERT_ROLES, SHARED_ROLES, Geometry
 from apr_falsify.model.stages import LAYER_INPUT
 
@@ -131,17 +132,16 @@ def attention_block(
     """Return the attention of one layer, up to the residual stream after it where there is one."""
     source = "attn_norm" if pre_norm else LAYER_INPUT
     fused = "qkv_bias" if geometry.qkv_bias else "qkv_matmul"
-    at = Tap(module="q", pick=_INPUT)
+    at = Tap(module="q_a" if geometry.q_latent else "q", pick=_INPUT)
     nodes = [norm_node("attn_norm", LAYER_INPUT, norm=norm, bias=norm_bias, tap=at)] if pre_norm else []
-    nodes.append(
-        Node(
-            stage="qkv_matmul",
-            operator="linear",
-            inputs={"attn_norm": source},
-            roles=("q", "k", "v"),
-            tap=Tap(module="q"),
-        )
+    projection = Node(
+        stage="qkv_matmul",
+        operator="linear",
+        inputs={"attn_norm": source},
+        roles=("q", "k", "v"),
+        tap=Tap(module="q"),
     )
+    nodes += latent_heads(geometry, source) if geometry.kv_latent else [projection]
     if geometry.qkv_bias:
         nodes.append(
             Node(

@@ -30,6 +30,8 @@ class Family:
         layer: gives the nodes of one layer.
         ends: gives the nodes of the whole model.
         settings: what its config says beyond the usual sizes, as keywords of ``Geometry``.
+        published_code: classes of makers' repositories (``auto_map``) that transformers has taken over: a
+            config.json that names one is read, and the code is not run.
         config_keys: this family's own names of config keys, by their usual names.
         config_defaults: what transformers 5 takes for a key that config.json leaves out, where that is
             neither a plain default nor derived from another key.
@@ -37,6 +39,7 @@ class Family:
         local_rope: whether layers with a window have a rotary embedding of their own.
         partial_rotary: whether ``partial_rotary_factor`` counts: a head may be rotated in part.
         interleaved: whether a HuggingFace checkpoint's rotary pairs lie side by side: (0, 1), (2, 3) ...
+        split_by_rotation: whether transformers puts those half-split where it rotates them.
         gguf_interleaved: whether q and k lie in a GGUF file as interleaved rotary pairs: conversion permutes
             them so, or leaves them as they are.
         norm_offset: what is added to a norm's weight as a HuggingFace checkpoint stores it.
@@ -65,12 +68,14 @@ class Family:
     layer: Layer = decoder_layer
     ends: Ends = decoder_ends
     settings: Settings = nothing
+    published_code: tuple[str, ...] = ()
     config_keys: Mapping[str, str] = field(default_factory=dict)
     config_defaults: Mapping[str, Any] = field(default_factory=dict)
     rope_aliases: Mapping[str, str] = field(default_factory=dict)
     local_rope: bool = False
     partial_rotary: bool = False
     interleaved: bool = False
+    split_by_rotation: bool = False
     gguf_interleaved: bool = False
     norm_offset: float = 0.0
     offset_rounded: bool = False

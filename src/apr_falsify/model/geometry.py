@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import AprFalsifyError, GeometryError, ModelError
-from apr_falsify.model.families import family_of_gguf, family_of_model_type
+from apr_falsify.model.families import family_of_gguf, family_of_model_type, known_families
 from apr_falsify.model.family import Family
 from apr_falsify.model.gguf_settings import Gguf
 from apr_falsify.model.rope import Rope, local_ropes_of_config, rope_of_config
@@ -49,13 +49,21 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise ModelError(f"config.json is no JSON: {error}", where=path) from error
     if not isinstance(config, dict):
         raise ModelError("config.json is not a JSON object", where=path)
-    if "auto_map" in config:
+    if "auto_map" in config and not _is_known_code(config):
         raise ModelError(
             "the model wants to run its own code (auto_map in config.json)",
             where=path,
             expected="a model whose family transformers itself knows; trust_remote_code stays off",
         )
     return config
+
+
+def _is_known_code(config: Mapping[str, Any]) -> bool:
+    """Whether the code that a config.json names is that which transformers' own class took the place of."""
+    named = config["auto_map"]
+    kinds = [each for each in known_families() if config.get("model_type") in each.model_types]
+    known = {name for each in kinds for name in each.published_code}
+    return isinstance(named, Mapping) and named.get("AutoModelForCausalLM") in known
 
 
 def geometry_of_config(config: Mapping[str, Any], where: object = None) -> Geometry:

@@ -40,15 +40,26 @@ ROLES: Mapping[str, WeightRole] = {
     "attn_norm_bias": WeightRole(("hidden",), "attn_norm"),
     "q": WeightRole(("q", "hidden"), "qkv_matmul"),
     "k": WeightRole(("kv", "hidden"), "qkv_matmul", ("v",)),
-    "v": WeightRole(("kv", "hidden"), "qkv_matmul", ("k",)),
+    "v": WeightRole(("v", "hidden"), "qkv_matmul", ("k",)),
+    # Of latent attention: down to a latent, its norm, up to the heads; and the part of k that heads share.
+    "q_a": WeightRole(("q_latent", "hidden"), "qkv_matmul"),
+    "q_a_bias": WeightRole(("q_latent",), "qkv_matmul"),
+    "q_a_norm": WeightRole(("q_latent",), "qkv_matmul"),
+    "q_b": WeightRole(("q", "q_latent"), "qkv_matmul"),
+    "kv_a": WeightRole(("kv_latent", "hidden"), "qkv_matmul"),
+    "kv_a_bias": WeightRole(("kv_latent",), "qkv_matmul"),
+    "k_rope": WeightRole(("rotary", "hidden"), "qkv_matmul"),
+    "k_rope_bias": WeightRole(("rotary",), "qkv_matmul"),
+    "kv_a_norm": WeightRole(("kv_latent",), "qkv_matmul"),
+    "kv_b": WeightRole(("kv_up", "kv_latent"), "qkv_matmul"),
     "q_bias": WeightRole(("q",), "qkv_bias"),
     "k_bias": WeightRole(("kv",), "qkv_bias", ("v_bias",)),
-    "v_bias": WeightRole(("kv",), "qkv_bias", ("k_bias",)),
+    "v_bias": WeightRole(("v",), "qkv_bias", ("k_bias",)),
     # Of one head; ("q",) and ("kv",) where a family norms all heads as one.
     "q_norm": WeightRole(("head_dim",), "q_post_rope", ("k_norm",)),
     "k_norm": WeightRole(("head_dim",), "k_post_rope", ("q_norm",)),
     "sinks": WeightRole(("heads",), "attn_softmax"),
-    "o": WeightRole(("hidden", "q"), "attn_out"),
+    "o": WeightRole(("hidden", "mixed"), "attn_out"),
     "o_bias": WeightRole(("hidden",), "attn_out"),
     "attn_post_norm": WeightRole(("hidden",), "attn_out"),
     "ffn_norm": WeightRole(("hidden",), "ffn_norm", ("attn_norm", "final_norm")),
@@ -214,6 +225,25 @@ HF_CORRECTED_MIXTURE: Mapping[str, str] = {
     "router_correction": _HF_LAYER + "mlp.gate.e_score_correction_bias",
 }
 """Those of DeepSeek-V3 and of all that took its router over."""
+HF_LATENT: Mapping[str, str] = {
+    "q_a": _HF_LAYER + "self_attn.q_a_proj.weight",
+    "q_a_bias": _HF_LAYER + "self_attn.q_a_proj.bias",
+    "q_a_norm": _HF_LAYER + "self_attn.q_a_layernorm.weight",
+    "q_b": _HF_LAYER + "self_attn.q_b_proj.weight",
+    "kv_a": _HF_LAYER + "self_attn.kv_a_proj_with_mqa.weight",
+    "kv_a_bias": _HF_LAYER + "self_attn.kv_a_proj_with_mqa.bias",
+    "k_rope": _HF_LAYER + "self_attn.kv_a_proj_with_mqa.weight",
+    "k_rope_bias": _HF_LAYER + "self_attn.kv_a_proj_with_mqa.bias",
+    "kv_a_norm": _HF_LAYER + "self_attn.kv_a_layernorm.weight",
+    "kv_b": _HF_LAYER + "self_attn.kv_b_proj.weight",
+}
+"""Those of latent attention, with q directly (``HF_DECODER["q"]``) or by way of a latent."""
+HF_LATENT_DECODER: Mapping[str, str] = {
+    **without(HF_DECODER, "k", "v", "q_bias", "k_bias", "v_bias", *MLP_BIASES),
+    **HF_LATENT,
+}
+LATENT_FUSED = (("kv_a", "k_rope"), ("kv_a_bias", "k_rope_bias"))
+"""What lies one below the other in its tensors."""
 
 _GPT2_LAYER = "transformer.h.{n}."
 _GPT2_MODULES: Mapping[str, str] = {

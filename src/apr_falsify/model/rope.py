@@ -252,6 +252,11 @@ def _share_of_gguf(optional: Callable[[str, Any], Any], head_dim: int, partial: 
         return {}
     if not partial:
         raise GeometryError(f"rope.dimension_count is {width}", expected=f"{head_dim}, as the keys' width")
+    return share_of(width, head_dim)
+
+
+def share_of(width: int, head_dim: int) -> dict[str, float]:
+    """Return the parameter by which a rotary embedding turns ``width`` of a head's ``head_dim`` channels."""
     share = width / max(head_dim, 1)
     return {"partial_rotary_factor": share if int(head_dim * share) == width else math.nextafter(share, 2)}
 

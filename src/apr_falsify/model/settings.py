@@ -6,11 +6,13 @@ A family's ``settings`` takes a :class:`Config` and returns what it says beyond 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from apr_falsify.errors import GeometryError
+from apr_falsify.model.rope import Rope, rope_of_config, share_of
 from apr_falsify.model.shape import MAX_LAYERS
 from apr_falsify.reading import flag, items, number, whole
 
@@ -186,24 +188,104 @@ def experts(config: Config) -> Mapping[str, Any]:
     }
 
 
+def listed_mixtures(config: Config) -> Mapping[str, Any]:
+    """Read ``mlp_layer_types``, which says of each layer whether it is a mixture, where it is there."""
+    if (kinds := config.get("mlp_layer_types")) is None:
+        return {}
+    return {"mixtures": tuple(_is_sparse(kind) for kind in items(kinds, "mlp_layer_types"))}
+
+
+def _is_sparse(kind: object) -> bool:
+    if kind not in ("dense", "sparse"):
+        raise GeometryError(f"the layer kind {kind!r} has no formula here", expected="dense or sparse")
+    return kind == "sparse"
+
+
+def refuse_others(config: Config, key: str, *known: object) -> None:
+    """Refuse a config that says something else of ``key`` than what is ``known``, or nothing.
+
+    Raises:
+        GeometryError: it does.
+
+    """
+    if key in config.values and config[key] not in known:
+        raise GeometryError(
+            f"{key} is {config[key]!r}, which has no formula here", expected=" or ".join(map(repr, known))
+        )
+
+
 def corrected_experts(config: Config) -> Mapping[str, Any]:
-    """Read the mixture of DeepSeek-V3: a sigmoid router with groups and a correction, and shared experts.
+    """Read the mixture of DeepSeek-V3: a sigmoid router with groups and a correction, and shared experts."""
+    refuse_others(config, "scoring_func", "sigmoid")
+    refuse_others(config, "topk_method", "noaux_tc")
+    groups = config.get("n_group") or 1
+    return {
+        **routed_and_shared(config),
+        "router_scoring": "sigmoid",
+        "router_corrected": True,
+        "expert_groups": groups,
+        "expert_groups_chosen": config.get("topk_group") or 1,
+        "group_best": 1 if groups == 1 else 2,
+    }
+
+
+def routed_and_shared(config: Config) -> Mapping[str, Any]:
+    """Read how many experts DeepSeek's mixtures have, how wide they are, and which layers are mixtures.
 
     The first ``first_k_dense_replace`` layers have none; the shared experts lie in one, as wide as all of
     them.
     """
-    groups, width = config.get("n_group") or 1, config.whole("moe_intermediate_size")
+    refuse_others(config, "moe_layer_freq", 1)
+    width = config.whole("moe_intermediate_size")
     return {
         "experts": config.whole("n_routed_experts"),
         "experts_per_token": config["num_experts_per_tok"],
         "moe_intermediate": width,
         "shared_intermediate": whole(config.get("n_shared_experts") or 0, "n_shared_experts") * width,
         "norm_topk_prob": config.flag("norm_topk_prob"),
-        "router_scoring": "sigmoid",
-        "router_corrected": True,
-        "expert_groups": groups,
-        "expert_groups_chosen": config.get("topk_group") or 1,
-        "group_best": 1 if groups == 1 else 2,
         "routed_scale": config.number("routed_scaling_factor", 1.0),
         "mixtures": tuple(n >= config.whole("first_k_dense_replace", 0) for n in range(config.layers)),
     }
+
+
+def latent_attention(config: Config) -> Mapping[str, Any]:
+    """Read latent attention (``model/latent.py``): latents, heads of two sizes, the scale of the scores.
+
+    Raises:
+        GeometryError: heads of k and v that are shared, rotary pairs that lie half-split, or rotary channels
+            that are not rotated.
+
+    """
+    heads, rotary = config.whole("num_attention_heads"), config.whole("qk_rope_head_dim")
+    head_dim = config.whole("qk_nope_head_dim") + rotary
+    if config.get("num_key_value_heads") not in (None, heads):
+        raise GeometryError(
+            f"num_key_value_heads is {config['num_key_value_heads']}",
+            expected=f"{heads}: latent attention makes k and v of every head",
+        )
+    refuse_others(config, "rope_interleave", True)
+    rope = rope_of_config(config.values)
+    if rope.share != 1.0:
+        raise GeometryError(
+            f"only a share of {rope.share} of a head's rotary channels is rotated", expected="all of them"
+        )
+    biased = config.flag("attention_bias")
+    return {
+        "kv_heads": heads,
+        "head_dim": head_dim,
+        "v_head_dim": config.whole("v_head_dim"),
+        "q_latent": config.whole("q_lora_rank") if config.get("q_lora_rank") is not None else 0,
+        "kv_latent": config.whole("kv_lora_rank"),
+        "latent_bias": biased,
+        "output_bias": biased,
+        "rope": replace(rope, parameters={**rope.parameters, **share_of(rotary, head_dim)}),
+        "attn_scales": same_scale(config, yarn_in_scale(rope) / math.sqrt(head_dim)) if head_dim > 0 else (),
+    }
+
+
+def yarn_in_scale(rope: Rope) -> float:
+    """Return by what DeepSeek's YaRN multiplies the scale of the scores: the square of its magnitude."""
+    weight, factor = rope.parameters.get("mscale_all_dim", 0.0), rope.parameters.get("factor", 1.0)
+    if rope.kind == "default" or not weight or factor <= 1:
+        return 1.0
+    return (0.1 * weight * math.log(factor) + 1) ** 2

@@ -23,6 +23,9 @@ _LIMITS: Mapping[str, int] = {
 }
 _OPTIONAL_LIMITS: Mapping[str, int] = {
     "positions": 1 << 22,
+    "v_head_dim": 4096,
+    "q_latent": 65_536,
+    "kv_latent": 65_536,
     "experts": 4096,
     "experts_per_token": 4096,
     "moe_intermediate": 1 << 20,
@@ -46,7 +49,12 @@ class Geometry:
         hidden: E, the width of the residual stream.
         heads: H, query heads.
         kv_heads: K, key/value heads; query head h reads h // (H / K).
-        head_dim: D.
+        head_dim: D, the width of a head of q and of k.
+        v_head_dim: that of a head of v, 0 for the same; see :attr:`value_dim`.
+        q_latent: the width of the latent that q is made of in latent attention, 0 for none.
+        kv_latent: the width of the one that k and v are made of, 0 where attention has no latents. Where it
+            has, the last channels of a head are rotated, not the first.
+        latent_bias: whether what makes the latents, and the output projection, have a bias.
         intermediate: F, the width of the feed-forward block.
         vocab: V.
         norm_eps: epsilon of every norm.
@@ -104,6 +112,10 @@ class Geometry:
     vocab: int
     norm_eps: float
     rope: Rope
+    v_head_dim: int = 0
+    q_latent: int = 0
+    kv_latent: int = 0
+    latent_bias: bool = False
     activation: str = "silu"
     windows: tuple[int | None, ...] = ()
     qkv_bias: bool = False
@@ -160,11 +172,18 @@ class Geometry:
             "heads": self.heads,
             "q": self.heads * self.head_dim,
             "kv": self.kv_heads * self.head_dim,
-            "qkv": (self.heads + 2 * self.kv_heads) * self.head_dim,
+            "v": self.kv_heads * self.value_dim,
+            "qkv": (self.heads + self.kv_heads) * self.head_dim + self.kv_heads * self.value_dim,
+            "mixed": self.heads * self.value_dim,
             "ffn": self.intermediate,
             "vocab": self.vocab,
             "head_dim": self.head_dim,
+            "v_head_dim": self.value_dim,
         }
+        if self.kv_latent:
+            rotary = self.rope.width(self.head_dim)
+            dims |= {"q_latent": self.q_latent, "kv_latent": self.kv_latent, "rotary": rotary}
+            dims["kv_up"] = self.kv_heads * (self.head_dim - rotary + self.value_dim)
         if self.positions:
             dims["positions"] = self.positions
         if self.experts:
@@ -175,6 +194,15 @@ class Geometry:
         if self.shared_intermediate:
             dims["shared_ffn"] = self.shared_intermediate
         return dims
+
+    @property
+    def value_dim(self) -> int:
+        """Dv, the width of a head of v and of the mix."""
+        return self.v_head_dim or self.head_dim
+
+    def rotary_start(self, layer: int | None) -> int:
+        """Return the first channel of a head that is rotated in ``layer``."""
+        return self.head_dim - self.rope_at(layer).width(self.head_dim) if self.kv_latent else 0
 
     def rope_at(self, layer: int | None) -> Rope:
         """Return the rotary embedding of ``layer``, one that turns nothing where it has none."""
@@ -339,7 +367,16 @@ def _check_groups(geometry: Geometry) -> None:
 
 def _check_constants(geometry: Geometry) -> None:
     text(geometry.family, "the family")
-    for name in ("qkv_bias", "qk_normed", "output_bias", "mlp_bias", "head_bias", "parallel", "tied"):
+    for name in (
+        "qkv_bias",
+        "qk_normed",
+        "output_bias",
+        "mlp_bias",
+        "head_bias",
+        "parallel",
+        "tied",
+        "latent_bias",
+    ):
         flag(getattr(geometry, name), name)
     for rotated in geometry.rotated:
         flag(rotated, "whether a layer is rotated")

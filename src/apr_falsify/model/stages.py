@@ -52,6 +52,8 @@ class Layout(StrEnum):
     """[heads, S, D] where the canonical shape is [S, heads * D]."""
     INTERLEAVED = "interleaved"
     """Rotary pairs are (0,1), (2,3) ...; canonical is half-split: (0, D/2), (1, D/2 + 1) ..."""
+    ROTARY_FIRST = "rotary-first"
+    """The rotated channels of a head come first, where latent attention has them last."""
     CAUSAL_ZEROED = "causal-zeroed"
     """Zero above the diagonal, where the canonical stage holds the full square."""
     UNSCALED = "unscaled"
@@ -112,6 +114,19 @@ STAGES: Mapping[str, Stage] = _table(
         scope=Scope.FIRST_LAYER,
     ),
     Stage(name="attn_norm", axes=("tokens", "hidden"), what="norm before attention"),
+    *(
+        Stage(name=name, axes=("tokens", axis), what=what, inner=True, product=product)
+        for name, axis, what, product in (
+            ("q_latent", "q_latent", "the latent that q is made of", True),
+            ("q_latent_norm", "q_latent", "that latent after its norm", False),
+            ("q_up", "q", "queries made of it, before RoPE", True),
+            ("kv_latent", "kv_latent", "the latent that k and v are made of", True),
+            ("kv_latent_norm", "kv_latent", "that latent after its norm, as a cache keeps it", False),
+            ("kv_up", "kv_up", "k without its rotated part, and v, made of it: head by head", True),
+            ("k_shared", "rotary", "the part of k that all heads share, before RoPE", True),
+            ("k_rope", "rotary", "that part after RoPE, as a cache keeps it", False),
+        )
+    ),
     Stage(name="qkv_matmul", axes=("tokens", "qkv"), what="q|k|v before the bias", product=True),
     Stage(name="qkv_bias", axes=("tokens", "qkv"), what="q|k|v after the bias"),
     Stage(name="q_norm", axes=("tokens", "q"), what="queries after their own norm", inner=True),
@@ -138,7 +153,7 @@ STAGES: Mapping[str, Stage] = _table(
     ),
     Stage(
         name="attention",
-        axes=("tokens", "q"),
+        axes=("tokens", "mixed"),
         what="weights times values, before the output projection",
         product=True,
     ),
@@ -150,11 +165,7 @@ STAGES: Mapping[str, Stage] = _table(
         product=True,
     ),
     Stage(name="attn_out", axes=("tokens", "hidden"), what="attention's output", product=True),
-    Stage(
-        name="post_attn_residual",
-        axes=("tokens", "hidden"),
-        what="hidden state after attention is added",
-    ),
+    Stage(name="post_attn_residual", axes=("tokens", "hidden"), what="hidden state after attention is added"),
     Stage(name="ffn_norm", axes=("tokens", "hidden"), what="norm before the feed-forward block"),
     Stage(
         name="router_logits",
@@ -195,10 +206,7 @@ STAGES: Mapping[str, Stage] = _table(
     ),
     Stage(name="moe_ffn_out", axes=("hidden",), what="last token's mixture output", product=True),
     Stage(
-        name="moe_router_indices",
-        axes=("chosen_experts",),
-        what="last token's chosen experts",
-        product=True,
+        name="moe_router_indices", axes=("chosen_experts",), what="last token's chosen experts", product=True
     ),
     Stage(
         name="final_norm",
@@ -247,7 +255,7 @@ ATTENTION_CHAIN: tuple[str, ...] = (
 ATTENTION_SUBSTAGES: tuple[str, ...] = ("q_post_rope", "k_post_rope", "attn_scores", "attn_softmax")
 """What ``--no-attn-substages`` leaves out."""
 
-SEEN_BY_ATTENTION: tuple[str, ...] = (*ATTENTION_SUBSTAGES, "attn_scores_uncapped")
+SEEN_BY_ATTENTION: tuple[str, ...] = (*ATTENTION_SUBSTAGES, "attn_scores_uncapped", "k_rope")
 """What stands between the projections of q, k, v and the mix."""
 
 
@@ -322,8 +330,8 @@ def canonical_shape(name: str, dims: Mapping[str, int]) -> tuple[int, ...]:
     Args:
         name: a stage of the table.
         dims: the size of each axis word: ``tokens`` (S), ``hidden`` (E), ``heads`` (H),
-            ``q`` (H*D), ``kv`` (K*D), ``qkv`` ((H+2K)*D), ``ffn`` (F), ``vocab`` (V),
-            ``experts`` (X), ``chosen_experts`` (k); see :meth:`Geometry.dims`.
+            ``q`` (H*D), ``kv`` (K*D), ``qkv`` (H*D + K*D + K*Dv), ``mixed`` (H*Dv), ``ffn`` (F),
+            ``vocab`` (V), ``experts`` (X), ``chosen_experts`` (k); see :meth:`Geometry.dims`.
 
     Raises:
         StageError: the model has no such axis, and so no such stage.
@@ -351,7 +359,10 @@ def recorded_shape(name: str, dims: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(shape)
 
 
-PER_HEAD: tuple[str, ...] = tuple(name for name, row in STAGES.items() if row.axes[-1] in ("q", "kv"))
+HEAD_WIDTHS: Mapping[str, str] = {"q": "head_dim", "kv": "head_dim", "mixed": "v_head_dim"}
+"""Axis word of heads side by side -> that of one head."""
+
+PER_HEAD: tuple[str, ...] = tuple(name for name, row in STAGES.items() if row.axes[-1] in HEAD_WIDTHS)
 """Stages of heads side by side, in which a head may come before the tokens."""
 
 SCORES: tuple[str, ...] = ("attn_scores_uncapped", "attn_scores")
@@ -374,7 +385,8 @@ def stored_shape(
     words = set(layout)
     shape = list(recorded_shape(name, dims))
     if Layout.HEAD_MAJOR in words and name in PER_HEAD:
-        shape = [shape[1] // dims["head_dim"], shape[0], dims["head_dim"]]
+        width = dims[HEAD_WIDTHS[STAGES[name].axes[-1]]]
+        shape = [shape[1] // width, shape[0], width]
     if Layout.LAST_TOKEN in words and STAGES[name].axes[0] == "tokens":
         shape.pop(-2)
     if Layout.PADDED_KEYS in words and name in SQUARES:

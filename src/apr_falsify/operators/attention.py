@@ -13,7 +13,7 @@ from apr_falsify.model.graph import Node
 from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.operand_rules import Operation
-from apr_falsify.operators.heads import by_head, flat, for_queries
+from apr_falsify.operators.heads import by_head, flat, for_queries, values_of
 from apr_falsify.operators.operator import Inputs, Lines, Operator
 from apr_falsify.operators.repeated import added_up
 from apr_falsify.operators.roundoff import F64, FEW, UNIT, Ins, NoisySite, lost, squared, stored
@@ -66,8 +66,8 @@ def visible_keys(tokens: int, window: int | None) -> npt.NDArray[np.bool_]:
 
 
 def attention(weights: Array, qkv: Array, geometry: Geometry) -> Array:
-    """Return softmax.V before the output projection: [S, H*D] from [H, S, S] and q|k|v [S, (H+2K)*D]."""
-    values = by_head(qkv[:, -geometry.kv_heads * geometry.head_dim :], geometry.head_dim)
+    """Return softmax.V before the output projection: [S, H*Dv] from [H, S, S] and q|k|v."""
+    values = by_head(values_of(qkv, geometry), geometry.value_dim)
     return flat(weights @ for_queries(values, geometry))
 
 
@@ -140,8 +140,8 @@ def raised_by(sigma: F64, y: F64) -> F64:
 def _mix_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     geometry = site.geometry
     weights = ins["attn_softmax"]
-    v = ins["qkv_bias"].value[:, -geometry.kv_heads * geometry.head_dim :]
-    values = for_queries(by_head(v, geometry.head_dim), geometry)
+    v = values_of(ins["qkv_bias"].value, geometry)
+    values = for_queries(by_head(v, geometry.value_dim), geometry)
     squares = flat(squared(weights.value) @ squared(values))
     variance = sum_variance(squares, y, weights.value.shape[-1])
     sizes = flat(np.abs(weights.value) @ np.abs(values))
@@ -150,7 +150,7 @@ def _mix_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -
     if weights.sigma is not None:
         variance = variance + flat(squared(weights.sigma) @ squared(values))
     if (sigma := ins["qkv_bias"].sigma) is not None:
-        own = for_queries(by_head(sigma[:, -v.shape[1] :], geometry.head_dim), geometry)
+        own = for_queries(by_head(sigma[:, -v.shape[1] :], geometry.value_dim), geometry)
         variance = variance + flat(squared(weights.value) @ squared(own))
     return np.asarray(variance)
 
@@ -184,8 +184,9 @@ def _softmax_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
 
 
 def _mix_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+    width = "v_head_dim" if geometry.v_head_dim else "head_dim"
     return (
-        "v = qkv_bias[:, -kv_heads * head_dim :].reshape(tokens, kv_heads, head_dim).swapaxes(0, 1)",
+        f"v = qkv_bias[:, -kv_heads * {width} :].reshape(tokens, kv_heads, {width}).swapaxes(0, 1)",
         "v = np.repeat(v, heads // kv_heads, axis=0)",
         "attention = (attn_softmax @ v).swapaxes(0, 1).reshape(tokens, -1)",
     )

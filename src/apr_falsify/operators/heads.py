@@ -20,7 +20,21 @@ FUSED = "qkv_bias"
 def parts(geometry: Geometry) -> dict[str, slice]:
     """Return the columns of q, k and v in q|k|v."""
     q, kv = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
-    return {"q": slice(0, q), "k": slice(q, q + kv), "v": slice(q + kv, q + 2 * kv)}
+    v = geometry.kv_heads * geometry.value_dim
+    return {"q": slice(0, q), "k": slice(q, q + kv), "v": slice(q + kv, q + kv + v)}
+
+
+def head_size(part: str, geometry: Geometry) -> int:
+    """Return how wide a head of q, of k or of v is."""
+    return geometry.value_dim if part == "v" else geometry.head_dim
+
+
+_Number = TypeVar("_Number", bound=np.generic)
+
+
+def values_of(qkv: npt.NDArray[_Number], geometry: Geometry) -> npt.NDArray[_Number]:
+    """Return v, which stands last in q|k|v: [S, K*Dv]; of v alone all of it."""
+    return qkv[:, -geometry.kv_heads * geometry.value_dim :]
 
 
 def part_of(node: Node, inputs: Inputs, geometry: Geometry) -> Array:
@@ -44,7 +58,7 @@ def part_text(node: Node) -> str:
     argument = next(iter(node.inputs))
     if argument != FUSED:
         return argument
-    columns = {"q": "[:, : heads * head_dim]", "k": "[:, heads * head_dim : -kv_heads * head_dim]"}
+    columns = {"q": "[:, : heads * head_dim]", "k": "[:, heads * head_dim : (heads + kv_heads) * head_dim]"}
     return argument + columns[node["part"]]
 
 

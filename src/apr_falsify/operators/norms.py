@@ -37,8 +37,13 @@ def layer_norm(x: Array, weight: Array, bias: Array | None, eps: float) -> Array
     return normed if bias is None else np.asarray(normed + bias.astype(x.dtype, copy=False))
 
 
+def eps_of(node: Node, geometry: Geometry) -> float:
+    """Return the epsilon of a norm: the model's, unless the node has one of its own."""
+    return float(node.constants.get("eps", geometry.norm_eps))
+
+
 def _norm(node: Node, x: Array, site: Site) -> Array:
-    role, eps = node["role"], site.geometry.norm_eps
+    role, eps = node["role"], eps_of(node, site.geometry)
     if node.operator == "layer_norm":
         bias = site.vector(f"{role}_bias") if f"{role}_bias" in node.roles else None
         return layer_norm(x, site.vector(role), bias, eps)
@@ -79,7 +84,7 @@ def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F6
 
 def _normed(node: Node, known: Known, y: F64, site: NoisySite, store: float) -> F64:
     """Count the norm of ``known``, whose normalised values may be rounded before the weight is applied."""
-    weight, eps = site.vector(node["role"]), site.geometry.norm_eps
+    weight, eps = site.vector(node["role"]), eps_of(node, site.geometry)
     found = _COUNTED[node.operator](known, y, weight, eps, store) + lost(store, weight)
     # An f32 sum of squares that overflows is infinite, and what is divided by its root is 0.
     overflows = np.sum(np.square(known.value), axis=-1, keepdims=True) > np.finfo(np.float32).max
@@ -127,15 +132,15 @@ def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
 
 
 def _lines(node: Node, name: str, x: str) -> Lines:
-    role = node["role"]
+    role, eps = node["role"], node.constants.get("eps", "norm_eps")
     if node.operator == "layer_norm":
         bias = f" + {role}_bias" if f"{role}_bias" in node.roles else ""
         return (
             f"centred = {x} - np.mean({x}, axis=-1, keepdims=True)",
-            "spread = np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + norm_eps)",
+            f"spread = np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + {eps})",
             f"{name} = centred / spread * {role}_weight" + bias,
         )
-    return (f"{name} = {x} / np.sqrt(np.mean({x}**2, axis=-1, keepdims=True) + norm_eps) * {role}_weight",)
+    return (f"{name} = {x} / np.sqrt(np.mean({x}**2, axis=-1, keepdims=True) + {eps}) * {role}_weight",)
 
 
 RMS_NORM = Operator(name="rms_norm", values=_values, variance=_variance, text=_text)

@@ -113,16 +113,17 @@ _ROPE_RULES: Mapping[str, Callable[[_Frequencies, Rope, int], tuple[_Frequencies
 }
 
 
-def rotate(x: Array, rope: Rope, head_dim: int, passes: Passes | None = None) -> Array:
+def rotate(x: Array, rope: Rope, head_dim: int, passes: Passes | None = None, start: int = 0) -> Array:
     """Apply RoPE to ``x`` [S, heads * D], rotary pairs half-split over the channels that are rotated.
 
     Token s stands where ``passes`` says, at s where none are given; of fewer rows these are the last tokens'.
+    Those channels begin at ``start`` of each head.
     """
     angles, factors = rope_angles(rope, head_dim, passes or Passes.whole(len(x)), len(x))
     cos, sin = (np.asarray(f(angles) * factors, dtype=x.dtype)[:, None, :] for f in (np.cos, np.sin))
     heads, half = x.reshape(len(x), -1, head_dim), angles.shape[1]
-    first, second, still = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
-    turned = (first * cos - second * sin, second * cos + first * sin, still)
+    before, first, second, after = np.split(heads, [start, start + half, start + 2 * half], axis=-1)
+    turned = (before, first * cos - second * sin, second * cos + first * sin, after)
     return np.concatenate(turned, axis=-1).reshape(x.shape)
 
 

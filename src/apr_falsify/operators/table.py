@@ -23,6 +23,7 @@ from apr_falsify.operators.attention import MIX, SCORES, SOFTMAX
 from apr_falsify.operators.embed import EMBED
 from apr_falsify.operators.feedforward import ACTIVATION, ADD, GATE
 from apr_falsify.operators.head import HEAD, LOGITS
+from apr_falsify.operators.latent import LATENT_HEADS, SHARED_ROTARY
 from apr_falsify.operators.linear import BIAS, LINEAR
 from apr_falsify.operators.mixture import LAST_MIXTURE, MIXTURE
 from apr_falsify.operators.norms import LAYER_NORM, RMS_NORM
@@ -40,6 +41,8 @@ OPERATORS: Mapping[str, Operator] = {
         RMS_NORM,
         LAYER_NORM,
         LINEAR,
+        LATENT_HEADS,
+        SHARED_ROTARY,
         BIAS,
         ROTARY,
         SCORES,
@@ -159,7 +162,9 @@ def span_of(
         if source in STAGES and source not in apart and (STAGES[source].inner or source in through)
         for each in span_of(source, geometry, layer, apart, through)
     ]
-    return (*before, node)
+    # What two nodes of the span are computed from is computed once.
+    once = {each.stage: each for each in before}
+    return (*once.values(), node)
 
 
 def span_from(name: str, geometry: Geometry, layer: int | None, known: Collection[str]) -> tuple[Node, ...]:
@@ -181,6 +186,11 @@ def operation_of(span: tuple[Node, ...]) -> Operation:
     if Operation.SCORES in kinds and Operation.MIX in kinds:
         return Operation.ATTENTION
     return next((kind for kind in kinds if kind is not Operation.ELEMENTWISE), Operation.ELEMENTWISE)
+
+
+def products_in(span: tuple[Node, ...]) -> int:
+    """Return how many nodes of a span multiply with weights."""
+    return sum(operator_of(node).operation is Operation.PROJECTION for node in span)
 
 
 def operation_at(name: str, geometry: Geometry, layer: int | None, apart: Collection[str] = ()) -> Operation:

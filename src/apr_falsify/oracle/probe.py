@@ -26,6 +26,7 @@ from apr_falsify.oracle.taps import (
     final_norm_of,
     layer_of,
     qkv_modules,
+    seen_rotated,
     taps_of,
 )
 
@@ -96,6 +97,10 @@ def _layer_hooks(
         yield path, partial(_see, added if any(parts[key] > 1 for key, _ in here) else emit, tuple(here))
     if not {"qkv_matmul", "qkv_bias"}.isdisjoint(names):
         paths = qkv_modules(geometry)
+        if geometry.kv_latent:
+            heads = _LatentHeads(layer, emit, geometry)
+            yield from zip(paths, (heads.see_q, heads.see_latent, heads.see_up), strict=True)
+            return
         projections = _Projections(layer, names, emit, len(paths), geometry)
         for path in paths:
             yield path, projections.see
@@ -153,6 +158,32 @@ class _Projections:
         return torch.nn.functional.linear(x, weight)
 
 
+class _LatentHeads:
+    """Puts q, k and v of one layer together from the projections of latent attention, before RoPE."""
+
+    def __init__(self, layer: int, emit: Emit, geometry: Geometry) -> None:
+        self._key, self._emit, self._geometry = Key(layer, "qkv_matmul"), emit, geometry
+        self._seen: list[torch.Tensor] = []
+
+    def see_q(self, module: Any, args: Any, output: torch.Tensor) -> None:
+        self._seen = [output[0]]
+
+    def see_latent(self, module: Any, args: Any, output: torch.Tensor) -> None:
+        self._seen.append(output[0, :, self._geometry.kv_latent :])
+
+    def see_up(self, module: Any, args: Any, output: torch.Tensor) -> None:
+        q, shared = self._seen
+        geometry = self._geometry
+        # A cache has earlier rows too.
+        heads = output[0, 0, -len(q) :].reshape(len(q), geometry.kv_heads, -1)
+        own, v = heads[..., : -geometry.value_dim], heads[..., -geometry.value_dim :]
+        k = torch.cat((own, shared[:, None].expand(*own.shape[:-1], -1)), dim=-1)
+        turned = torch.cat((q, k.flatten(1)), dim=-1)
+        order = canonical_columns(geometry, {"qk": turned.shape[-1]})
+        turned = turned if order is None else turned[:, order]
+        self._emit(self._key, torch.cat((turned, v.flatten(1)), dim=-1))
+
+
 def _end_hooks(
     module: torch.nn.Module,
     decoder: torch.nn.Module,
@@ -207,26 +238,16 @@ def _replace_attention(
         attention.config = copies[id(original)]
     if wanted:
         attention_functions[own] = partial(
-            _eager, frozenset(wanted), emit, family_of(geometry).softmax_upcast, _half_splitter(geometry)
+            _eager, frozenset(wanted), emit, family_of(geometry).softmax_upcast, seen_rotated(geometry)
         )
         undo.callback(attention_functions.__delitem__, own)
-
-
-def _half_splitter(geometry: Geometry) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what brings q or k [S, heads * D] of transformers to half-split rotary pairs."""
-
-    def half_split(values: torch.Tensor) -> torch.Tensor:
-        order = canonical_columns(geometry, {"q": values.shape[-1]})
-        return values if order is None else values[:, order]
-
-    return half_split
 
 
 def _eager(
     wanted: frozenset[Key],
     emit: Emit,
     upcast: bool,
-    half_split: Callable[[torch.Tensor], torch.Tensor],
+    rotated: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -241,12 +262,12 @@ def _eager(
 
     def see(name: str, values: torch.Tensor) -> None:
         if (module.layer_idx, name) in wanted:
-            values = values[0]
-            emit(Key(module.layer_idx, name), half_split(values) if name.endswith("rope") else values)
+            emit(Key(module.layer_idx, name), rotated.get(name, _as_it_is)(values[0]))
 
     groups = getattr(module, "num_key_value_groups", 1)
     see("q_post_rope", query.transpose(1, 2).flatten(2))
-    see("k_post_rope", key.transpose(1, 2).flatten(2))
+    for name in ("k_post_rope", "k_rope"):
+        see(name, key.transpose(1, 2).flatten(2))
     scores = _scores(module, query, _repeat_kv(key, groups), scaling)
     if softcap is not None:
         see("attn_scores_uncapped", scores)
@@ -264,6 +285,10 @@ def _eager(
     see("attn_softmax", weights)
     mixed = torch.matmul(weights, _repeat_kv(value, groups))
     return mixed.transpose(1, 2).contiguous(), weights
+
+
+def _as_it_is(values: torch.Tensor) -> torch.Tensor:
+    return values
 
 
 def _scores(module: Any, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:

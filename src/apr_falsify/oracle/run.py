@@ -157,7 +157,7 @@ def joined_passes(key: Key, parts: list[FloatArray], passes: Passes) -> tuple[Fl
     """
     ends = [start + size for start, size in zip(passes.starts, passes.sizes, strict=True)]
     forgotten = False
-    if key.stage == "k_post_rope":
+    if key.stage in ("k_post_rope", "k_rope", "kv_up"):  # of what a cache hands out
         parts = [part[-size:] for part, size in zip(parts, passes.sizes, strict=True)]
     if key.stage in SQUARES:
         forgotten = any(part.shape[-1] < end for part, end in zip(parts, ends, strict=True))

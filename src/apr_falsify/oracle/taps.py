@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from apr_falsify.formats.weights import half_split
+from apr_falsify.formats.weights import ROTATED_ROLES, half_split
 from apr_falsify.model.families import family_of, graph_of, shape_of_role
 from apr_falsify.model.graph import ModulePlace, Pick, Tap
 from apr_falsify.model.shape import Geometry
@@ -67,9 +67,9 @@ def taps_of(geometry: Geometry, layer: int) -> Iterator[tuple[str, str, Take]]:
         if tap is None or tap.module == ModulePlace.ATTENTION_FUNCTION or stage in JOINED:
             continue
         take = _TAKES[tap.pick]
-        columns = _columns(geometry, tap.module)
-        if columns is not None:
-            take = _cut(take, columns)
+        if tap.pick is Pick.OUTPUT:
+            for columns in (_columns(geometry, tap.module), _half_split_columns(geometry, tap.module)):
+                take = take if columns is None else _cut(take, columns)
         yield stage, _path(geometry, tap), _shaped(take, stage)
         if tap.added:
             yield stage, tap.added.removeprefix("."), _shaped(take, stage)
@@ -116,8 +116,13 @@ def attention_of(geometry: Geometry) -> str:
 
 
 def qkv_modules(geometry: Geometry) -> tuple[str, ...]:
-    """Return the projections whose outputs, side by side, are q, k and v: three, or one."""
-    return tuple(dict.fromkeys(module_of(geometry, role) for role in "qkv"))
+    """Return the projections whose outputs are q, k and v: three, or one; of latent attention those of q, of
+    what k and v are made of beside k's shared part, and of k's own parts and v.
+    """
+    roles: tuple[str, ...] = ("q", "k", "v")
+    if geometry.kv_latent:
+        roles = ("q_b" if geometry.q_latent else "q", "kv_a", "kv_b")
+    return tuple(dict.fromkeys(module_of(geometry, role) for role in roles))
 
 
 def canonical_columns(geometry: Geometry, widths: Mapping[str, int]) -> list[int] | None:
@@ -146,14 +151,44 @@ def canonical_columns(geometry: Geometry, widths: Mapping[str, int]) -> list[int
 def _columns(geometry: Geometry, role: str) -> slice | None:
     """Return which columns of a module's output are those of ``role``, ``None`` for all of them."""
     for group in family_of(geometry).fused:
-        if role in group and role != group[0]:
+        if role in group:
             widths = {each: shape_of_role(each, geometry)[0] for each in group}
             start = sum(widths[each] for each in group[: group.index(role)])
             return slice(start, start + widths[role])
     return None
 
 
-def _cut(take: Take, columns: slice) -> Take:
+def _half_split_columns(geometry: Geometry, role: str) -> list[int] | None:
+    """Return the order that makes rotary pairs of a module's output half-split, ``None`` where they are."""
+    if not family_of(geometry).interleaved or role not in ROTATED_ROLES:
+        return None
+    columns = np.arange(shape_of_role(role, geometry)[0])
+    found: list[int] = half_split(geometry, role).of_whole_heads(columns).tolist()
+    return found
+
+
+def seen_rotated(geometry: Geometry) -> Mapping[str, Callable[[Any], Any]]:
+    """Return what brings q or k as transformers' attention function sees them to the stage, by its name."""
+    width = geometry.rope.width(geometry.head_dim)
+    kept = not family_of(geometry).interleaved or family_of(geometry).split_by_rotation
+    shared = None if kept else half_split(geometry, "k_rope").of_whole_heads(np.arange(width)).tolist()
+
+    def half_split_heads(values: Any) -> Any:
+        order = None if kept else canonical_columns(geometry, {"q": values.shape[-1]})
+        return values if order is None else values[:, order]
+
+    def shared_part(values: Any) -> Any:  # the last channels of head 0
+        found = values[:, geometry.head_dim - width : geometry.head_dim]
+        return found if shared is None else found[:, shared]
+
+    return {
+        "q_post_rope": half_split_heads,
+        "k_post_rope": half_split_heads,
+        "k_rope": shared_part,
+    }
+
+
+def _cut(take: Take, columns: slice | list[int]) -> Take:
     return lambda args, output: take(args, output)[..., columns]
 
 

@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.model.shape import Geometry
-from apr_falsify.model.stages import Layout
+from apr_falsify.model.stages import STAGES, Layout
 from apr_falsify.subjects.mapping import BATCH, StageMap, factors
 
 F32 = npt.NDArray[np.float32]
+
+_V = 2
+"""The index of v among q, k and v."""
 
 
 def axis_sizes(geometry: Geometry, tokens: int) -> dict[str, int]:
@@ -26,6 +29,20 @@ def axis_sizes(geometry: Geometry, tokens: int) -> dict[str, int]:
         "layers": geometry.layers,
         "1": 1,
     }
+
+
+def as_sized(sizes: Mapping[str, int], stage: str, part: int | None) -> Mapping[str, int]:
+    """Return the sizes of axis words as a stage, or its q, k or v (``part`` 0, 1 or 2), has them.
+
+    A head is as wide as one of v in ``attention`` and in v itself; in an array of q|k|v whose heads have two
+    widths no head stands apart.
+    """
+    if sizes["v_head_dim"] == sizes["head_dim"]:
+        return sizes
+    if stage == "attention" or part == _V:
+        return {**sizes, "head_dim": sizes["v_head_dim"], "q": sizes["mixed"], "kv": sizes["v"]}
+    joined = STAGES[stage].axes[-1] == "qkv" and part is None
+    return {**sizes, "qkv_heads": sizes["qkv"], "head_dim": 1} if joined else sizes
 
 
 def stored_sizes(

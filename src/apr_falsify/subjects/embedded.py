@@ -152,7 +152,7 @@ def run_stage(
     return step(key, inputs, RuntimeSite(model=place, arithmetic=arithmetic))
 
 
-_OVER_PASSES = ("rotary", "scores", "softmax", "sink_softmax", "mix")
+_OVER_PASSES = ("rotary", "shared_rotary", "scores", "softmax", "sink_softmax", "mix")
 
 
 def _check_known(span: tuple[Node, ...]) -> None:

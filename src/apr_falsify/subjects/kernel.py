@@ -144,13 +144,14 @@ def _operands(site: RuntimeSite, name: str, inputs: dict[str, Array]) -> dict[st
     left, right = OPERANDS[operation]
     a, b = inputs[left], inputs[right]
     dtype = a.dtype
+    size = site.geometry.value_dim if operation is Operation.MIX else site.geometry.head_dim
     if rule.rotated and operation is Operation.SCORES:
         size = quantise.rotation_size(site.geometry.head_dim)
         a, b = (quantise.hadamard_rotated(x, size).astype(dtype) for x in (a, b))
     return {
         **inputs,
         left: rule.left(a).astype(dtype, copy=False),
-        right: rule.held_right(b, site.geometry.kv_heads, site.geometry.head_dim).astype(dtype, copy=False),
+        right: rule.held_right(b, site.geometry.kv_heads, size).astype(dtype, copy=False),
     }
 
 

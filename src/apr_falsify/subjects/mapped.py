@@ -21,7 +21,7 @@ from apr_falsify.model.stages import SCORES, SQUARES, STAGES, Key, Layout, Scope
 from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.all_tokens import EVERY_TOKEN, with_every_token
-from apr_falsify.subjects.array_axes import axis_sizes, rearranged, stored_sizes
+from apr_falsify.subjects.array_axes import as_sized, axis_sizes, rearranged, stored_sizes
 from apr_falsify.subjects.foreign import Dump, read_dump
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.mapped_arrays import F32, as_f32, kind_of, remedy_of
@@ -309,7 +309,8 @@ class _Reader:
             )
         axes = row.axes[index]
         keys = shape[1] if number is None else self._keys(axes, array.shape, layer, shape)
-        sizes = {**axis_sizes(self.geometry, shape[0]), "keys": keys}
+        part = index if len(row.names) > 1 else None
+        sizes = {**as_sized(axis_sizes(self.geometry, shape[0]), row.stage, part), "keys": keys}
         if self.said.row is not None and len(array.shape) == len(axes) + 1 and BATCH not in axes:
             axes = (BATCH, *axes)
         expected = stored_sizes(row, axes, sizes, array.shape)

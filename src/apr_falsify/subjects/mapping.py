@@ -46,6 +46,7 @@ BATCH = "batch"
 FACTORS: Mapping[str, tuple[str, ...]] = {
     "q": ("kv_heads", "groups", "head_dim"),
     "kv": ("kv_heads", "head_dim"),
+    "mixed": ("kv_heads", "groups", "head_dim"),
     "qkv": ("qkv_heads", "head_dim"),
     "heads": ("kv_heads", "groups"),
 }
@@ -61,7 +62,8 @@ _ROTARY = ("qkv_matmul", "qkv_bias", "q_post_rope", "k_post_rope")
 
 LAYOUT_OF: Mapping[Layout, tuple[str, ...]] = {
     Layout.HEAD_MAJOR: PER_HEAD,
-    Layout.INTERLEAVED: _ROTARY,
+    Layout.INTERLEAVED: (*_ROTARY, "q_up", "k_shared", "k_rope"),
+    Layout.ROTARY_FIRST: (*_ROTARY, "q_up"),
     Layout.CAUSAL_ZEROED: SQUARES,
     Layout.UNSCALED: SCORES,
     Layout.PADDED_KEYS: SQUARES,

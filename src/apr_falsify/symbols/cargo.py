@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apr_falsify.reading import table
+from apr_falsify.symbols.cargo_features import feature_table, requested_features, texts_of, wanted_of
 from apr_falsify.symbols.tree import SourceTree
 
 MANIFEST = "Cargo.toml"
@@ -28,6 +29,7 @@ class CargoTarget:
         root: its first file, relative to the tree.
         is_tested: whether plain ``cargo test`` runs its tests.
         has_harness: whether the language's own test runner is linked, so that ``#[test]`` counts.
+        has_doctests: whether code in its documentation is tested.
         needs: features without which cargo leaves it out.
 
     """
@@ -37,6 +39,7 @@ class CargoTarget:
     root: str
     is_tested: bool
     has_harness: bool = True
+    has_doctests: bool = True
     needs: tuple[str, ...] = ()
 
 
@@ -51,6 +54,7 @@ class Package:
         features: its feature table, with the implicit features of optional dependencies; ``None`` where there
             is no manifest to say.
         forced: features that it enables itself by depending on itself.
+        wants: packages that it depends on, with the features that it asks, or may ask, of each.
         why_no_others: why files beside those of ``targets`` make no target; empty where they would.
 
     """
@@ -60,6 +64,7 @@ class Package:
     targets: tuple[CargoTarget, ...]
     features: Mapping[str, tuple[str, ...]] | None = None
     forced: tuple[str, ...] = ()
+    wants: tuple[tuple[str, tuple[str, ...]], ...] = ()
     why_no_others: str = ""
 
     def path(self, relative: str) -> str:
@@ -103,7 +108,7 @@ class Workspace:
         packages: in the order of their folders.
         members: folder of a workspace -> the folders of its members, those it names as default apart.
         defaults: folder of a workspace -> folders of its default members.
-        asked: package -> features that other packages of the tree ask of it.
+        shared: package -> features that the workspace asks of it for those members that depend on it.
         unread: manifests that cannot be read, and members that are not there.
 
     """
@@ -111,8 +116,9 @@ class Workspace:
     packages: list[Package] = field(default_factory=list)
     members: dict[str, list[str]] = field(default_factory=dict)
     defaults: dict[str, list[str]] = field(default_factory=dict)
-    asked: dict[str, set[str]] = field(default_factory=dict)
+    shared: dict[str, set[str]] = field(default_factory=dict)
     unread: list[Unread] = field(default_factory=list)
+    _asked: dict[frozenset[str], dict[str, set[str]]] = field(default_factory=dict)
 
     def chosen(self, folder: str) -> list[Package]:
         """Packages that cargo tests in a folder where no package is named."""
@@ -129,10 +135,37 @@ class Workspace:
             return [max(around, key=lambda one: len(one.folder))]
         return [one for one in self.packages if _is_in(one.folder, folder)]
 
+    def whole(self, folder: str) -> list[Package]:
+        """Packages of the workspace around a folder: its members, and what they depend on within it."""
+        roots = [one for one in self.members if _is_in(folder, one)]
+        if not roots:
+            return self.packages
+        root = max(roots, key=len)
+        listed = [one for one in self.packages if one.folder in self.members[root]]
+        needed = self.asked(frozenset(one.name for one in listed))
+        others = [one for one in self.packages if one.name in needed and _is_in(one.folder, root)]
+        return list({one.folder: one for one in (*listed, *others)}.values())
+
     def unread_around(self, package: Package) -> list[Unread]:
         """Manifests around a package that cargo stops at."""
         folders = ((one, one.where.rpartition("/")[0]) for one in self.unread)
         return [one for one, folder in folders if _is_in(package.folder, folder)]
+
+    def asked(self, chosen: frozenset[str]) -> Mapping[str, set[str]]:
+        """Features by package that others ask of it, of those that are built where these are tested."""
+        if chosen not in self._asked:
+            by_name = {one.name: one for one in self.packages}
+            found: dict[str, set[str]] = {}
+            pending, seen = [*chosen], set(chosen)
+            while pending:
+                own = by_name.get(pending.pop())
+                for other, features in own.wants if own else ():
+                    if own and other != own.name:
+                        found.setdefault(other, set()).update(features, self.shared.get(other, ()))
+                    pending += [] if other in seen else [other]
+                    seen.add(other)
+            self._asked[chosen] = found
+        return self._asked[chosen]
 
     def around(self, file: str) -> Package | None:
         """Return the package that a file is of: the innermost whose folder holds it."""
@@ -198,30 +231,30 @@ def _manifest(tree: SourceTree, folder: str, workspace: Workspace) -> dict[str, 
 def _take(tree: SourceTree, folder: str, manifest: dict[str, Any], workspace: Workspace) -> None:
     if isinstance(manifest.get("workspace"), dict):
         _take_workspace(tree, folder, manifest["workspace"], workspace)
+        for other, features in requested_features(manifest["workspace"]):
+            workspace.shared.setdefault(other, set()).update(features)
     package = manifest.get("package")
     name = package.get("name") if isinstance(package, dict) else None
-    for other, features in _requested_features(manifest):
-        if other != name:
-            workspace.asked.setdefault(other, set()).update(features)
     if isinstance(name, str):
         workspace.packages.append(
             Package(
                 name=name,
                 folder=folder,
                 targets=tuple(_targets(tree, folder, name, manifest)),
-                features=_feature_table(manifest),
+                features=feature_table(manifest),
                 forced=tuple(
-                    one for other, asked in _requested_features(manifest) if other == name for one in asked
+                    one for other, asked in requested_features(manifest) if other == name for one in asked
                 ),
+                wants=tuple(wanted_of(manifest)),
                 why_no_others=_why_no_others(manifest),
             )
         )
 
 
 def _take_workspace(tree: SourceTree, folder: str, said: dict[str, Any], workspace: Workspace) -> None:
-    excluded = set(_texts(said.get("exclude")))
+    excluded = set(texts_of(said.get("exclude")))
     found: list[str] = [folder]
-    for member in _texts(said.get("members")):
+    for member in texts_of(said.get("members")):
         places = [one for one in _folders_like(tree, folder, member) if one not in excluded]
         if not places:
             where = f"{folder}/{MANIFEST}" if folder else MANIFEST
@@ -230,7 +263,7 @@ def _take_workspace(tree: SourceTree, folder: str, said: dict[str, Any], workspa
                 workspace.unread.append(Unread(where=where, why=why))
         found.extend(places)
     workspace.members[folder] = found
-    defaults = _texts(said.get("default-members"))
+    defaults = texts_of(said.get("default-members"))
     if defaults:
         workspace.defaults[folder] = [one for name in defaults for one in _folders_like(tree, folder, name)]
 
@@ -244,41 +277,6 @@ def _folders_like(tree: SourceTree, folder: str, member: str) -> list[str]:
             one for one in folders if fnmatch.fnmatchcase(one, whole) and one.count("/") == whole.count("/")
         ]
     return [one for one in folders if one == whole]
-
-
-def _texts(value: object) -> list[str]:
-    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
-
-
-def _feature_table(manifest: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    found = {str(name): tuple(_texts(value)) for name, value in table(manifest, "features").items()}
-    hidden = {
-        one.removeprefix("dep:") for values in found.values() for one in values if one.startswith("dep:")
-    }
-    for name, said in _dependencies(manifest):
-        if said.get("optional") is True and name not in hidden:
-            found.setdefault(name, ())
-    return found
-
-
-_TABLES = ("dependencies", "dev-dependencies", "build-dependencies")
-
-
-def _dependencies(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    places = [manifest, *(one for one in table(manifest, "target").values() if isinstance(one, dict))]
-    for place in places:
-        for kind in _TABLES:
-            for name, said in table(place, kind).items():
-                yield str(name), said if isinstance(said, dict) else {}
-    for name, said in table(manifest, "workspace", "dependencies").items():
-        yield str(name), said if isinstance(said, dict) else {}
-
-
-def _requested_features(manifest: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    return [
-        (str(said.get("package", name)), _texts(said.get("features")))
-        for name, said in _dependencies(manifest)
-    ]
 
 
 def _why_no_others(manifest: dict[str, Any]) -> str:
@@ -342,6 +340,7 @@ def _library(tree: SourceTree, base: str, name: str, said: Mapping[str, Any]) ->
             root=root,
             is_tested=said.get("test", True) is not False,
             has_harness=said.get("harness", True) is not False,
+            has_doctests=said.get("doctest", True) is not False,
         )
 
 
@@ -384,5 +383,5 @@ def _stated(tree: SourceTree, base: str, kind: str, said: Mapping[str, Any]) -> 
             root=root,
             is_tested=bool(said.get("test", kind in ("bin", "test"))),
             has_harness=said.get("harness", True) is not False,
-            needs=tuple(_texts(said.get("required-features"))),
+            needs=tuple(texts_of(said.get("required-features"))),
         )

@@ -112,10 +112,15 @@ def settable_options(tree: SourceTree) -> frozenset[str] | None:
     return frozenset(names)
 
 
-def asked_of(workspace: Workspace, package: Package) -> frozenset[str]:
-    """Return the features that others of the tree ask of a package, with those that these enable."""
-    return (
-        package.enabled(workspace.asked.get(package.name, ()), default=False)
-        if package.features
-        else frozenset()
-    )
+def asked_of(workspace: Workspace, package: Package, chosen: frozenset[str]) -> frozenset[str]:
+    """Return the features that what is built beside a package asks of it, with those that these enable.
+
+    Args:
+        workspace: whose packages.
+        package: of which features.
+        chosen: names of the packages that are tested together.
+
+    """
+    if not package.features:
+        return frozenset()
+    return package.enabled(workspace.asked(chosen).get(package.name, ()), default=False)

@@ -51,7 +51,7 @@ class Maker:
     Attributes:
         module: ``a::b``, the module where it is called; empty for the crate itself.
         why: what it is and where, for a reader.
-        words: the names it can give; ``None`` where it can give any.
+        words: the names it can give, ``a::b`` where it writes a module too; ``None`` where it can give any.
         cfgs: predicates that must hold for it to be there.
 
     """
@@ -133,7 +133,9 @@ def _take(crate: Crate, here: _Here, outline: Outline, rules: Mapping[str, list[
             continue
         crate.makers.append(maker)
         for word in sorted(maker.words if maker.words is not None else call.words or ()):
-            made = TestItem(parts=(*call.parts, word), line=call.line, cfgs=call.cfgs, unsure=True)
+            made = TestItem(
+                parts=(*call.parts, *word.split("::")), line=call.line, cfgs=call.cfgs, unsure=True
+            )
             crate.tests.append(_test(here, made, cfgs))
 
 
@@ -173,6 +175,7 @@ _NO_TESTS = frozenset(
 )
 
 
+_MOST_NESTED = 80  # names in a macro that writes a module: any may be in any
 _OF_FUNCTIONS = ("quickcheck",)
 """Macros that make a test of each function within them."""
 
@@ -198,6 +201,11 @@ def _maker(
         why = f"the macro {call.name}! at {where} puts the names of tests together"
         return Maker(module=module, why=why, cfgs=cfgs)
     words = call.words | set(made.functions)
+    if made.modules and (made.modules > 1 or len(words) > _MOST_NESTED):
+        why = f"the macro {call.name}! at {where} makes modules of tests"
+        return Maker(module=module, why=why, cfgs=cfgs)
+    if made.modules:
+        words |= {f"{one}::{other}" for one in words for other in words}
     return Maker(module=module, why=f"the macro {call.name}! at {where}", words=words, cfgs=cfgs)
 
 
@@ -208,18 +216,26 @@ def _is_of_tests(target: CargoTarget, cfgs: tuple[str, ...]) -> bool:
 
 def _reach(name: str, rules: Mapping[str, list[MacroRules]]) -> MacroRules:
     """A macro and all that it calls, taken together."""
-    pending, seen, tests, pastes = [name], {name}, False, False
+    pending, seen, tests, pastes, modules = [name], {name}, False, False, 0
     functions: list[str] = []
     while pending:
         for one in rules.get(pending.pop(), ()):
             tests |= one.makes_tests
             pastes |= one.pastes
+            modules += one.modules
             functions += one.functions
             fresh = [call for call in one.calls if call not in seen]
             seen.update(fresh)
             pending += fresh
             pastes |= any(call == "paste" for call in fresh)
-    return MacroRules(name=name, makes_tests=tests, functions=tuple(functions), calls=(), pastes=pastes)
+    return MacroRules(
+        name=name,
+        makes_tests=tests,
+        functions=tuple(functions),
+        calls=(),
+        pastes=pastes,
+        modules=modules,
+    )
 
 
 def _below(tree: SourceTree, crate: Crate, here: _Here, outline: Outline) -> Iterator[_Here]:

@@ -117,6 +117,7 @@ class MacroRules:
         functions: names of functions that stand in it as they are.
         calls: macros that it calls.
         pastes: it puts names together, so that they stand nowhere.
+        modules: how many modules it writes, in which its functions may stand.
 
     """
 
@@ -125,6 +126,7 @@ class MacroRules:
     functions: tuple[str, ...]
     calls: tuple[str, ...]
     pastes: bool
+    modules: int = 0
 
 
 @quickly_pickled
@@ -164,8 +166,30 @@ _DOCUMENTATION = re.compile(r"(?:^[ \t]*//[/!][^\n]*\n)+", re.MULTILINE)
 _DOCUMENTED = re.compile(
     r"\b(?:fn|struct|enum|trait|mod|type|const|static|union|macro_rules\s*!)\s+(?:r#)?(\w+)"
 )
+_DOCUMENTED_OTHERWISE = re.compile(
+    r"\bdoc\s*=\s*(?:include_str|concat|\$)|^[ \t]*/\*[*!](?:(?!\*/).)*```|\bdoc\s*=\s*\"[^\"]*```",
+    re.MULTILINE | re.DOTALL,
+)
+_PART = re.compile(r"\s*(?:#\s*\[[^\]]*\]\s*)*(?:pub(?:\([^)]*\))?\s+)?(\w+)")
+_FENCE = re.compile(r"^[ \t]*//[/!][ \t]*```+[ \t]*([^\n]*)$", re.MULTILINE)
+_INDENTED = re.compile(r"^[ \t]*//[/!](?: {5,}|\t)\S", re.MULTILINE)
+_OF_CODE = re.compile(
+    r"rust|should_panic|no_run|compile_fail|test_harness|standalone\w*|edition\w*|E\d+|ignore-.*"
+)
+ANY_NAME = "*"
+"""Among the documented names: documentation stands there that only the compiler puts together."""
+
+
+def _holds_code(documentation: str) -> bool:
+    """Whether it holds code that is run: in a fence of no other language, or indented."""
+    fences = _FENCE.findall(documentation)[::2]
+    words = ([word for word in re.split(r"[\s,{}]+", fence) if word] for fence in fences)
+    return any(all(map(_OF_CODE.fullmatch, one)) for one in words) or bool(_INDENTED.search(documentation))
+
+
 _RULES_TEST = re.compile(r"#\s*\[[^\]]*(?:\btest|test\b|rstest|case)")
 _RULES_FUNCTION = re.compile(r"\b(?:fn|mod)\s+(\w+)")
+_RULES_MODULE = re.compile(r"\bmod\s+[\w$]+\s*\{")
 _CALL = re.compile(r"(\w+)\s*!\s*[({\[]")
 
 
@@ -194,12 +218,14 @@ class _Scanner:
 
     def documented(self) -> frozenset[str]:
         """Items with code in the documentation before them; an empty name for the file's own."""
-        found: set[str] = set()
-        for block in _DOCUMENTATION.finditer(self.text) if "```" in self.text else ():
-            if "```" not in block.group():
+        found = {ANY_NAME} if _DOCUMENTED_OTHERWISE.search(self.text) else set()
+        for block in _DOCUMENTATION.finditer(self.text) if "//" in self.text else ():
+            if not _holds_code(block.group()):
                 continue
             item = _DOCUMENTED.search(self.code, block.end())
             found.add("" if block.group().lstrip().startswith("//!") or item is None else item[1])
+            part = _PART.match(self.code, block.end())  # of an enum or a struct
+            found.update([part[1]] if part else [])
         return frozenset(found)
 
     def line(self, at: int) -> int:
@@ -367,4 +393,5 @@ class _Scanner:
             functions=tuple(dict.fromkeys(_RULES_FUNCTION.findall(body))),
             calls=tuple(dict.fromkeys(_CALL.findall(body))),
             pastes="[<" in body or "concat_idents" in body,
+            modules=len(_RULES_MODULE.findall(body)),
         )

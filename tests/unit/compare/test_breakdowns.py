@@ -13,7 +13,7 @@ import pytest
 
 from apr_falsify.compare import causes, convention, edges, invariants, search
 from apr_falsify.compare.bisection import FindingType, Kind, Verdict
-from apr_falsify.compare.convention import CONVENTIONS, Convention
+from apr_falsify.compare.conventions import CONVENTIONS, Convention
 from apr_falsify.compare.localise import bisect
 from apr_falsify.compare.replay import Replayer
 from apr_falsify.compare.variations.case import Case, Guess, Variation

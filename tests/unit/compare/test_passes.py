@@ -45,7 +45,9 @@ def run(model: Model, passes: Passes, step: Step = as_defined, arithmetic: str =
     return capture(model, request, MemorySink(), arithmetic=arithmetic_named(arithmetic), step=step)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2-by-layer-upcast", "phi3-longrope-partial-window"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma3", "gpt2-by-layer-upcast", "phi3-longrope-partial-window", "deepseek_v2"]
+)
 @pytest.mark.parametrize("passes", [DECODE, CHUNKS, PADDED], ids=["decode", "chunks", "padded"])
 def test_a_right_run_is_never_accused(name: str, passes: Passes, checkpoint: OpenCheckpoint) -> None:
     model = checkpoint(name)

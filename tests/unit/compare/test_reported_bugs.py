@@ -10,18 +10,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from apr_falsify.compare.localise import bisect
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.shape import Geometry
-from apr_falsify.subjects.embedded import capture
+from apr_falsify.model.stages import Key
+from apr_falsify.operators.heads import parts
+from apr_falsify.operators.operator import Array, Inputs
+from apr_falsify.operators.rotation import rope_angles
+from apr_falsify.subjects.embedded import Step, as_defined, capture
+from apr_falsify.subjects.kernel import RuntimeSite
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import Trace
 from tests.checkpoints import make_checkpoint
 from tests.unit.oracle.requests import request_for
 
 Change = Callable[[Geometry], dict[str, Any]]
+"""How a port's geometry differs."""
 
 PAGE = Path(__file__).parents[3] / "docs" / "reported-bugs.md"
 ROTATED = ("q_post_rope", "k_post_rope")
@@ -37,7 +44,41 @@ def _rope(**changed: float) -> Change:
     }
 
 
-BUGS: Mapping[str, tuple[str, int, Change, tuple[str, ...], str, str]] = {
+def _scale(of: Callable[[Geometry], float]) -> Change:
+    return lambda geometry: {"attn_scales": (of(geometry),) * geometry.layers}
+
+
+def _without_latent_norm(key: Key, inputs: Inputs, site: RuntimeSite) -> Array:
+    return inputs["kv_latent"] if key.stage == "kv_latent_norm" else as_defined(key, inputs, site)
+
+
+def _pairs_side_by_side(key: Key, inputs: Inputs, site: RuntimeSite) -> Array:
+    if key.stage not in ROTATED:
+        return as_defined(key, inputs, site)
+    start = site.geometry.head_dim - site.geometry.dims(1)["rotary"]
+    joined = inputs["qkv_bias"]
+    x = joined[:, parts(site.geometry)[key.stage[0]]].reshape(len(joined), -1, site.geometry.head_dim)
+    angles, _ = rope_angles(site.geometry.rope, site.geometry.head_dim, site.passes, len(x))
+    even, odd = x[..., start::2], x[..., start + 1 :: 2]
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    turned = np.stack((even * cos - odd * sin, odd * cos + even * sin), axis=-1)
+    found = np.concatenate((x[..., :start], turned.reshape(*x.shape[:2], -1)), axis=-1)
+    return found.reshape(len(x), -1).astype(joined.dtype)
+
+
+def _rotated_part_first(key: Key, inputs: Inputs, site: RuntimeSite) -> Array:
+    if key.stage not in ROTATED:
+        return as_defined(key, inputs, site)
+    rotary, size = site.geometry.dims(1)["rotary"], site.geometry.head_dim
+    joined = np.array(inputs["qkv_bias"])
+    columns = parts(site.geometry)[key.stage[0]]
+    heads = joined[:, columns].reshape(len(joined), -1, size)
+    joined[:, columns] = np.roll(heads, -rotary, axis=-1).reshape(len(joined), -1)
+    made = as_defined(key, {"qkv_bias": joined}, site).reshape(heads.shape)
+    return np.roll(made, rotary, axis=-1).reshape(len(joined), -1)
+
+
+BUGS: Mapping[str, tuple[str, int, Change | Step, tuple[str, ...], str, str]] = {
     "YaRN's attention factor left out": (
         "ernie4_5-biased-untied-yarn",
         1,
@@ -103,8 +144,68 @@ BUGS: Mapping[str, tuple[str, int, Change, tuple[str, ...], str, str]] = {
         "expert-form",
         "up without the 1 added",
     ),
+    "YaRN's mscale not in the scale of the scores": (
+        "deepseek_v3",
+        1,
+        _scale(lambda geometry: geometry.head_dim**-0.5),
+        ("attn_scores",),
+        "multiplier",
+        "YaRN's mscale left out of the scale of the scores",
+    ),
+    "YaRN's mscale in the scale, but not squared": (
+        "deepseek_v2",
+        1,
+        _scale(lambda geometry: (geometry.head_dim**-0.5 * geometry.attn_scale_at(1)) ** 0.5),
+        ("attn_scores",),
+        "multiplier",
+        "YaRN's mscale once, not squared",
+    ),
+    "the norm of kv's latent left out": (
+        "deepseek_v3",
+        1,
+        _without_latent_norm,
+        ("kv_latent_norm",),
+        "norm-form",
+        "the norm skipped",
+    ),
+    "the rotated part's pairs taken side by side": (
+        "youtu",
+        1,
+        _pairs_side_by_side,
+        ROTATED,
+        "rope-pairing",
+        "rotary pairs (0, 1), (2, 3)",
+    ),
+    "the first channels of a head rotated, not the last": (
+        "deepseek_v2-direct-greedy-biased",
+        1,
+        _rotated_part_first,
+        ROTATED,
+        "head-parts",
+        "the first 12 channels of each head rotated",
+    ),
+    "the shared expert dropped": (
+        "deepseek_v3",
+        1,
+        _always(shared_intermediate=0),
+        ("ffn_out",),
+        "shared-expert",
+        "the shared expert left out",
+    ),
+    "the group limit ignored": (
+        "deepseek_v2",
+        1,
+        _always(expert_groups=1, expert_groups_chosen=1, group_best=1),
+        ("moe_router_indices",),
+        "expert-groups",
+        "experts chosen from all groups",
+    ),
 }
-"""Bug -> recipe, layer, how the port's geometry differs, the wrong stages, the cause, some of its words."""
+"""Bug -> recipe, layer, how the port's geometry or steps differ, the wrong stages, the cause, its words."""
+
+
+STEPS = (_without_latent_norm, _pairs_side_by_side, _rotated_part_first)
+"""The changes that are of steps."""
 
 
 @pytest.fixture(scope="module")
@@ -117,18 +218,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     return Made()
 
 
-def run(model: Model, **changes: Any) -> Trace:
+def run(model: Model, step: Step = as_defined, **changes: Any) -> Trace:
     geometry = replace(model.geometry, **changes)
     ported = replace(model, geometry=geometry, weights=replace(model.weights, geometry=geometry))
     request = request_for(ported, tokens=12)
-    return replace(capture(ported, request, MemorySink()), geometry=model.geometry)
+    return replace(capture(ported, request, MemorySink(), step=step), geometry=model.geometry)
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_reported_bug_is_located_and_named(bug: str, models: dict[str, Model]) -> None:
     recipe, layer, change, stages, cause, words = BUGS[bug]
     model = models[recipe]
-    subject = run(model, **change(model.geometry))
+    subject = run(model, change) if change in STEPS else run(model, **change(model.geometry))
     found = bisect(run(model), subject, weights=model.weights, layers=[layer])
 
     assert found.breakdowns == ()

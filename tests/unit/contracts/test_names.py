@@ -174,7 +174,7 @@ def test_files_and_targets_given_to_a_build_tool_are_read(
 ) -> None:
     found = parse_test(text)
     assert [one.path for one in found.files] == files
-    assert [(one.tool, one.name) for one in found.targets] == targets
+    assert [(one.tool, one.name) for one in found.targets if one.is_sure] == targets
 
 
 @pytest.mark.parametrize("text", ["cargo build -p x", "cargo test --doc", "cargo bench", "apr trace --help"])

@@ -28,6 +28,7 @@ UPCAST_ROUTING = {
     "granitemoeshared": ("router_logits",),
     "minimax_m2": ("moe_router", "router_weights"),
     "ernie4_5_moe": ("router_logits",),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), _ALL),
 }
 """What a family's router computes in f32 and leaves so."""
 
@@ -93,6 +94,8 @@ def test_every_stage_agrees_with_the_embedded_runtime(
         "glm4",
         "qwen2_moe-normed-unbiased-dense-layer-window",
         "gpt_oss",
+        "deepseek_v2",
+        "deepseek_v3",
     ],
 )
 def test_a_prompt_much_longer_than_the_window_agrees(name: str, checkpoint: OpenCheckpoint) -> None:

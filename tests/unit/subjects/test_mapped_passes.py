@@ -29,7 +29,7 @@ __all__ = ["checkpoint"]
 S = 9
 DECODE = Passes(sizes=(6, 1, 1, 1))
 CHUNKS = Passes(sizes=(4, 4, 1))
-FAMILIES = ("qwen2", "gemma2", "gemma3", "gpt2", "phi3")
+FAMILIES = ("qwen2", "gemma2", "gemma3", "gpt2", "phi3", "deepseek_v2")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

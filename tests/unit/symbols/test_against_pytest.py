@@ -18,6 +18,86 @@ from apr_falsify.contracts.resolve_tests import resolve_test
 from apr_falsify.contracts.roots import Roots, SearchScope
 from apr_falsify.contracts.source import parse
 
+STATED = """
+import enum, sys, unittest
+from typing import TYPE_CHECKING
+import pytest
+parked = pytest.mark.skip(reason="x")
+posix = pytest.mark.skipif(sys.platform == "nowhere", reason="x")
+VALUES = ["k1", "k2"]
+class Color(enum.Enum):
+    RED = 1
+@parked
+def test_parked_by_name(): ...
+@posix
+def test_posix_by_name(): ...
+@pytest.mark.skipif("True", reason="x")
+def test_true_in_text(): ...
+@pytest.mark.skipif(1 == 1 and not False, reason="x")
+def test_true_in_words(): ...
+@pytest.mark.skipif(1 == 2, reason="x")
+def test_false_in_words(): ...
+def test_skips_behind():
+    value = 1
+    pytest.skip(f"not yet {value}")
+def test_may_skip():
+    if sys.platform == "nowhere":
+        pytest.skip("no")
+@pytest.mark.parametrize("n", [])
+def test_no_values(n): ...
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.skip), pytest.param(2, marks=parked)])
+def test_every_case_off(n): ...
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.skip), 2])
+def test_a_case_off(n): ...
+class Common:
+    def test_inherited(self): ...
+class TestHeir(Common):
+    def test_of_heir(self): ...
+@pytest.mark.skip
+class TestOffBase:
+    def test_off_in_base(self): ...
+class TestOffHeir(TestOffBase):
+    def test_off_in_heir(self): ...
+class TestSetUp:
+    def setup_method(self): pytest.skip("no")
+    def test_set_up(self): ...
+class TestAutouse:
+    @pytest.fixture(autouse=True)
+    def never(self): pytest.skip("no")
+    def test_autouse(self): ...
+class CaseSetUp(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls): raise unittest.SkipTest("no")
+    def test_case_set_up(self): ...
+class TestWithProperty:
+    @property
+    def test_property(self): return 1
+    def test_beside_property(self): ...
+if False:
+    def test_under_false(): ...
+else:
+    def test_under_else(): ...
+if TYPE_CHECKING:
+    def test_for_types(): ...
+def test_deleted(): ...
+del test_deleted
+def test_replaced(): ...
+test_replaced = None
+def test_switched_off(): ...
+test_switched_off.__test__ = False
+def helper(): ...
+test_renamed = helper
+@pytest.mark.parametrize("k", VALUES)
+def test_of_constant(k): ...
+@pytest.mark.parametrize("n", range(2))
+class TestOfRange:
+    @pytest.mark.parametrize("m", ["a", b"raw"])
+    def test_in_range(self, n, m): ...
+@pytest.mark.parametrize("n", [5, 6], ids=["five", None])
+def test_ids(n): ...
+@pytest.mark.parametrize("c", [Color.RED, len])
+def test_of_objects(c): ...
+"""
 FILES = {
     "pyproject.toml": (
         "[project]\nname = 'demo'\nversion = '1'\n[tool.pytest.ini_options]\n"
@@ -55,6 +135,11 @@ FILES = {
         "import pytest\npytest.skip('never', allow_module_level=True)\ndef test_in_skipping(): ...\n"
     ),
     "tests/test_imports.py": "import pytest\npytest.importorskip('os')\ndef test_imported(): ...\n",
+    "tests/test_stated.py": STATED,
+    "tests/test_not_tests.py": "__test__ = False\ndef test_not_one(): ...\n",
+    "tests/conftest.py": "collect_ignore = ['test_left.py']\ncollect_ignore_glob = ['*_old.py']\n",
+    "tests/test_left.py": "def test_left_out(): ...\n",
+    "tests/test_one_old.py": "def test_of_old(): ...\n",
     "tests/inner/test_deep.py": "def test_deep(): ...\n",
 }  # fmt: skip
 NODES = [
@@ -67,6 +152,22 @@ NODES = [
     TestCase::test_of_case TestBuilt::test_built test_nowhere
     """.split()  # noqa: SIM905 - words read best as words
 ] + [
+    *(
+        f"tests/test_stated.py::{name}"
+        for name in """
+        test_parked_by_name test_posix_by_name test_true_in_text test_true_in_words test_false_in_words
+        test_skips_behind test_may_skip test_no_values test_every_case_off test_a_case_off
+        TestHeir::test_inherited TestHeir::test_of_heir TestOffHeir::test_off_in_base
+        TestOffHeir::test_off_in_heir TestSetUp::test_set_up TestAutouse::test_autouse
+        CaseSetUp::test_case_set_up TestWithProperty::test_property TestWithProperty::test_beside_property
+        test_under_false test_under_else test_for_types test_deleted test_replaced test_switched_off
+        test_renamed test_of_constant TestOfRange::test_in_range
+        test_of_constant[k1] test_of_constant[k9] TestOfRange::test_in_range[a-0]
+        TestOfRange::test_in_range[raw-1] TestOfRange::test_in_range[0-a] TestOfRange::test_in_range[a-2]
+        test_ids[five] test_ids[6] test_ids[5] test_a_case_off[1] test_a_case_off[2]
+        """.split()  # noqa: SIM905 - words read best as words
+    ),
+    "tests/test_not_tests.py::test_not_one",
     "tests/test_marked.py::test_marked",
     "tests/test_skips_itself.py::test_in_skipping",
     "tests/test_imports.py::test_imported",
@@ -78,7 +179,9 @@ CHOICES = [
     "tests -k inner", "tests/inner -k runs", "tests/inner -k deep", "tests -k fast", "tests -k bare_skip",
     "tests/test_plain.py -k hidden", "tests/test_plain.py -k '(runs or fast) and not (deep or slow)'",
     "tests/test_plain.py::TestGroup -k in_group", "tests/test_plain.py::TestGroup -k runs",
-    "tests/test_marked.py -k marked", "tests -k two",
+    "tests/test_marked.py -k marked", "tests -k two", "-k left_out", "-k of_old", "-k test_not_one",
+    "tests -k runs --ignore-glob='tests/test_pl*.py'", "tests -k under_false", "-k inherited",
+    "tests/test_stated.py -k color", "-k test_gone_for_good", "tests/test_plain.py -m 'slow and fast'",
 ]  # fmt: skip
 
 
@@ -135,7 +238,8 @@ def answer(root: Path, command: str) -> tuple[ResolutionState, str]:
 
 @pytest.fixture(scope="module")
 def run_ids(project: Path) -> set[str]:
-    return {node.partition("[")[0] for node in really_runs(project, "tests", "-k", "")}
+    found = really_runs(project, "tests", "-k", "")
+    return found | {node.partition("[")[0] for node in found}
 
 
 @pytest.mark.parametrize("node", NODES)

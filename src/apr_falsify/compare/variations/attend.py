@@ -11,9 +11,10 @@ import numpy as np
 from apr_falsify.compare.replay import Replay
 from apr_falsify.compare.variations import masks
 from apr_falsify.compare.variations.case import F64, Case, Guess
-from apr_falsify.compare.variations.common import Indices, moves, nearest_heads, parts
+from apr_falsify.compare.variations.common import Indices, moves, nearest_heads, parts, width_of_heads
 from apr_falsify.model.stages import Key, Layout
 from apr_falsify.numerics.operand_rules import PLAIN, Operation
+from apr_falsify.operators.heads import values_of
 
 Mask = masks.Mask
 
@@ -30,8 +31,8 @@ def _kv(case: Case) -> F64:
     """Return the shared heads: [S, K, D]."""
     value = case.inputs[_SHARED[case.name]]
     if case.name == "attention":
-        value = value[:, parts(case)["v"]]
-    return value.reshape(len(value), -1, case.geometry.head_dim)
+        value = values_of(value, case.geometry)
+    return value.reshape(len(value), -1, width_of_heads(case))
 
 
 def _with_mapping(case: Case, says: str, mapping: Indices, instead: str = "") -> Guess:
@@ -79,7 +80,7 @@ def _measured_mapping(case: Case) -> Indices:
 def _by_head(case: Case, x: F64) -> F64:
     if case.name == "attn_scores":
         return x.reshape(len(x), -1)
-    return x.reshape(len(x), -1, case.geometry.head_dim).swapaxes(0, 1).reshape(case.geometry.heads, -1)
+    return x.reshape(len(x), -1, width_of_heads(case)).swapaxes(0, 1).reshape(case.geometry.heads, -1)
 
 
 def unrotated_scores(case: Case) -> Iterator[Guess]:
@@ -272,7 +273,7 @@ def other_mixing(case: Case) -> Iterator[Guess]:
     scores = case.captured("attn_scores")
     if scores is not None:
         yield case.evaluated("scores for weights (no softmax)", {"attn_softmax": np.tril(scores)})
-    width = case.geometry.kv_heads * case.geometry.head_dim
+    width = case.geometry.kv_heads * case.geometry.value_dim
     seen = {parts(case)["v"].start}
     starts = {"k": parts(case)["k"].start, "q": 0, "v before k": parts(case)["k"].start}
     for says, start in starts.items():
@@ -282,7 +283,7 @@ def other_mixing(case: Case) -> Iterator[Guess]:
                 f"v taken from the columns of {says}", {"qkv_bias": fused[:, start : start + width]}
             )
     rotated = case.captured("k_post_rope")
-    if rotated is not None:
+    if rotated is not None and case.geometry.value_dim == case.geometry.head_dim:
         yield case.evaluated("the rotated k in the place of v", {"qkv_bias": rotated})
 
 

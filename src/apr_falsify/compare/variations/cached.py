@@ -14,9 +14,8 @@ import numpy.typing as npt
 
 from apr_falsify.compare.variations.attend import is_apart
 from apr_falsify.compare.variations.case import F64, Case, Guess, Variation
-from apr_falsify.compare.variations.common import parts
 from apr_falsify.model.stages import SCORES, Key
-from apr_falsify.operators.heads import by_head, flat, for_queries
+from apr_falsify.operators.heads import by_head, flat, for_queries, values_of
 from apr_falsify.operators.rotation import farthest, rope_frequencies
 
 _MOST_TOKENS = 512
@@ -111,10 +110,12 @@ def _turned_keys(case: Case, read: _Read) -> Iterator[Guess]:
     at = case.replayer.trace.passes.at
     places = np.arange(farthest(at) + 8, dtype=np.float64)
     frequencies, _ = rope_frequencies(case.rope, case.geometry.head_dim, farthest(at))
+    start = case.geometry.rotary_start(case.layer)
     queries = by_head(case.inputs["q_post_rope"], case.geometry.head_dim)[:, read.rows]
     values, found = case.expected.copy(), {}
     for key in read.keys:
-        turned = _turned(known.value[key], (places - at[key])[:, None] * frequencies, case.geometry.head_dim)
+        angles = (places - at[key])[:, None] * frequencies
+        turned = _turned(known.value[key], angles, case.geometry.head_dim, start)
         shared = for_queries(by_head(turned, case.geometry.head_dim), case.geometry)
         scores = queries @ shared.swapaxes(-1, -2) * case.geometry.attn_scale_at(case.layer)
         subject = _column(case.subject, read, key)[..., None]
@@ -126,13 +127,13 @@ def _turned_keys(case: Case, read: _Read) -> Iterator[Guess]:
     yield Guess(says=says, values=values, instead="a cached key keeps the position it was written at")
 
 
-def _turned(key: F64, angles: F64, head_dim: int) -> F64:
-    """Return one key [K*D] turned by each row of ``angles`` [P, pairs]: [P, K*D]."""
+def _turned(key: F64, angles: F64, head_dim: int, start: int) -> F64:
+    """Return one key [K*D] turned by each row of ``angles`` [P, pairs], from ``start`` on: [P, K*D]."""
     heads, half = key.reshape(1, -1, head_dim), angles.shape[1]
-    first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
+    before, first, second, after = np.split(heads, [start, start + half, start + 2 * half], axis=-1)
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-    still = np.broadcast_to(rest, (len(angles), *rest.shape[1:]))
-    turned = (first * cos - second * sin, second * cos + first * sin, still)
+    still = [np.broadcast_to(rest, (len(angles), *rest.shape[1:])) for rest in (before, after)]
+    turned = (still[0], first * cos - second * sin, second * cos + first * sin, still[1])
     return np.concatenate(turned, axis=-1).reshape(len(angles), -1)
 
 
@@ -144,9 +145,9 @@ def other_values(case: Case) -> Iterator[Guess]:
     if not len(rows) or keys > _MOST_TOKENS or weights.shape[1] != len(exceeds):
         return
     geometry = case.geometry
-    v = case.inputs["qkv_bias"][:, parts(case)["v"]]
-    values = for_queries(by_head(v, geometry.head_dim), geometry)
-    left = by_head(case.subject - case.shaped(case.expected), geometry.head_dim)[:, rows]
+    v = values_of(case.inputs["qkv_bias"], geometry)
+    values = for_queries(by_head(v, geometry.value_dim), geometry)
+    left = by_head(case.subject - case.shaped(case.expected), geometry.value_dim)[:, rows]
     w = weights[:, rows]
     along = np.einsum("htj,htd,hid->ji", w, np.nan_to_num(left), values)  # <what is left, w_j v_i>
     first = int(rows[0]) + case.replayer.trace.passes.unseen

@@ -12,6 +12,7 @@ from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words, 
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES
 from apr_falsify.numerics.arithmetic import FORMATS
+from apr_falsify.operators.heads import head_size
 from apr_falsify.operators.heads import parts as columns_of
 from apr_falsify.operators.roundoff import Known
 
@@ -159,36 +160,43 @@ def _likely(case: Case, inputs: Mapping[str, F64]) -> bool:
 
 def moved_heads(case: Case) -> Iterator[Guess]:
     """Yield the replay with each head's values taken from the head that they fit best."""
-    for label, columns in _head_groups(case):
-        e, s = (_heads_first(case, a[..., columns]) for a in (case.shaped(case.expected), case.subject))
+    for label, columns, size in _head_groups(case):
+        e, s = (_heads_first(case, a[..., columns], size) for a in (case.shaped(case.expected), case.subject))
         order = nearest_heads(e, s)
         if len(order) > 1 and not np.array_equal(order, np.arange(len(order))):
             yield Guess(
                 says=f"{label}{mapping_words(order)}",
-                values=_reordered(case, case.expected, columns, order),
-                sigma=_reordered(case, case.sigma, columns, order),
+                values=_reordered(case, case.expected, columns, order, size),
+                sigma=_reordered(case, case.sigma, columns, order, size),
             )
 
 
-def _head_groups(case: Case) -> Iterator[tuple[str, slice]]:
+def _head_groups(case: Case) -> Iterator[tuple[str, slice, int]]:
+    """Yield the heads that may stand in each other's places: their label, their columns, how wide each is."""
     if case.name in ("qkv_matmul", "qkv_bias"):
-        yield from ((f"{part}: ", columns) for part, columns in parts(case).items())
+        for part, columns in parts(case).items():
+            yield f"{part}: ", columns, head_size(part, case.geometry)
     else:
-        yield "", slice(None)
+        yield "", slice(None), width_of_heads(case)
 
 
-def _heads_first(case: Case, x: F64) -> F64:
+def width_of_heads(case: Case) -> int:
+    """Return how wide a head is in the case's stage."""
+    return head_size("v" if case.name in ("attention", "attn_out") else "q", case.geometry)
+
+
+def _heads_first(case: Case, x: F64, size: int) -> F64:
     """Return [heads, everything else]."""
     if STAGES[case.name].axes[0] == "heads":
         return x.reshape(len(x), -1)
-    heads = x.reshape(len(x), -1, case.geometry.head_dim).swapaxes(0, 1)
+    heads = x.reshape(len(x), -1, size).swapaxes(0, 1)
     return heads.reshape(len(heads), -1)
 
 
-def _reordered(case: Case, x: F64, columns: slice, order: Indices) -> F64:
+def _reordered(case: Case, x: F64, columns: slice, order: Indices, size: int) -> F64:
     if STAGES[case.name].axes[0] == "heads":
         return x[order]
-    result, size = x.copy(), case.geometry.head_dim
+    result = x.copy()
     heads = x[..., columns].reshape(len(x), -1, size)
     result[..., columns] = heads[:, order].reshape(len(x), -1)
     return result
@@ -228,7 +236,7 @@ def heads_before_tokens(case: Case) -> Iterator[Guess]:
         says = "queries and keys exchanged"
         yield Guess(says=says, values=case.expected.swapaxes(1, 2), sigma=case.sigma.swapaxes(1, 2))
         return
-    shape = (len(case.expected), -1, case.geometry.head_dim)
+    shape = (len(case.expected), -1, width_of_heads(case))
     values, sigma = (a.reshape(shape).swapaxes(0, 1).reshape(a.shape) for a in (case.expected, case.sigma))
     yield Guess(says="[heads, tokens, D] read as [tokens, heads, D]", values=values, sigma=sigma)
 

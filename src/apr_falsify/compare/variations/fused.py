@@ -18,11 +18,11 @@ import numpy.typing as npt
 from apr_falsify.compare.floor import sigma_of
 from apr_falsify.compare.fused import rounded_weights, step
 from apr_falsify.compare.site import ReplaySite
-from apr_falsify.compare.variations import attend, masks
+from apr_falsify.compare.variations import attend, latents, masks
 from apr_falsify.compare.variations.case import F64, Case, Guess, factor_words
 from apr_falsify.compare.variations.common import moves
 from apr_falsify.numerics.operand_rules import Operation, Rule
-from apr_falsify.operators.heads import by_head, for_queries
+from apr_falsify.operators.heads import by_head, for_queries, values_of
 from apr_falsify.operators.roundoff import UNIT, Known
 
 Indices = npt.NDArray[np.intp]
@@ -135,6 +135,7 @@ def _named_scales(case: Case) -> dict[str, float]:
         "the scale of the hidden size": geometry.hidden**-0.5 / own,
         "the scale of hidden / heads": (geometry.hidden / geometry.heads) ** -0.5 / own,
         "exponentials of base 2": math.log(2),
+        **{says: value / own for value, says in latents.scales(geometry, case.layer)},
     }
 
 
@@ -238,11 +239,9 @@ def _first_keys(case: Case, steps: _Steps) -> dict[int, int]:
         return {}
     rows = np.unique(np.linspace(0, tokens - 1, min(_ROWS, tokens)).astype(int))
     geometry = case.geometry
-    v = case.inputs["qkv_bias"][:, -geometry.kv_heads * geometry.head_dim :]
-    values = for_queries(
-        by_head(steps.rule.held_right(v, geometry.kv_heads, geometry.head_dim), geometry.head_dim), geometry
-    )
-    subject = by_head(case.subject, geometry.head_dim)
+    v, size = values_of(case.inputs["qkv_bias"], geometry), geometry.value_dim
+    values = for_queries(by_head(steps.rule.held_right(v, geometry.kv_heads, size), size), geometry)
+    subject = by_head(case.subject, size)
     found: dict[int, int] = {}
     for row in rows:
         scores = steps.scores.value[:, row, : row + 1]
@@ -288,7 +287,7 @@ def _measured_sinks(case: Case, steps: _Steps) -> F64 | None:
     geometry = case.geometry
     if len(case.subject) != len(case.expected):
         return None
-    right, subject = (by_head(x, geometry.head_dim) for x in (case.shaped(case.expected), case.subject))
+    right, subject = (by_head(x, geometry.value_dim) for x in (case.shaped(case.expected), case.subject))
     scores = np.where(steps.visible, steps.scores.value, -np.inf)
     top = np.max(scores, axis=-1)
     total = np.sum(np.exp(scores - top[..., None]), axis=-1)
@@ -326,10 +325,10 @@ def _mapping(case: Case, steps: _Steps) -> Iterator[Guess]:
     geometry = case.geometry
     if geometry.kv_heads == 1:
         return
-    subject, left = by_head(case.subject, geometry.head_dim), []
+    subject, left = by_head(case.subject, geometry.value_dim), []
     for one in range(geometry.kv_heads):
         alone = np.full(geometry.heads, one)
-        found = by_head(case.shaped(_mapped(case, "", alone, alone).values), geometry.head_dim)
+        found = by_head(case.shaped(_mapped(case, "", alone, alone).values), geometry.value_dim)
         left.append(np.sum(np.square(found - subject), axis=(1, 2)))
     measured = np.argmin(np.stack(left), axis=0)
     says = f"query heads reading the kv heads {', '.join(map(str, measured))}"
@@ -339,11 +338,10 @@ def _mapping(case: Case, steps: _Steps) -> Iterator[Guess]:
 def _mapped(case: Case, says: str, of_k: Indices, of_v: Indices) -> Guess:
     """Return attention where query head h reads the kv heads of_k[h] and of_v[h]."""
     geometry = case.geometry
-    width = geometry.kv_heads * geometry.head_dim
-    k, v = case.inputs["k_post_rope"], case.inputs["qkv_bias"][:, -width:]
+    k, v = case.inputs["k_post_rope"], values_of(case.inputs["qkv_bias"], geometry)
     read = {
         "k_post_rope": k.reshape(len(k), -1, geometry.head_dim)[:, of_k].reshape(len(k), -1),
-        "qkv_bias": v.reshape(len(v), -1, geometry.head_dim)[:, of_v].reshape(len(v), -1),
+        "qkv_bias": v.reshape(len(v), -1, geometry.value_dim)[:, of_v].reshape(len(v), -1),
     }
     wide = replace(geometry, kv_heads=geometry.heads)
     instead = "the model's query head h reads kv head h // (H / K)"

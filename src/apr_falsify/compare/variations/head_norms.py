@@ -47,7 +47,7 @@ def other_head_norm(case: Case) -> Iterator[Guess]:
         crossed = normed(case, x, other)
         yield _as_stage(case, "q's norm before RoPE with k's weight, or k's with q's,", crossed)
     if not case.name.endswith("_norm"):
-        after = multiplied(x, declared(case).rotor, case.geometry.head_dim)
+        after = multiplied(case, x, declared(case).rotor)
         yield case.guess("the norm after RoPE", normed(case, after, weight))
 
 
@@ -79,13 +79,13 @@ def _unrotated_subject(case: Case) -> F64:
         return subject
     own = declared(case)
     back = np.asarray(np.conj(own.rotor[-len(subject) :]) / own.factor**2, dtype=np.complex128)
-    return multiplied(subject, back, case.geometry.head_dim)
+    return multiplied(case, subject, back)
 
 
 def _as_stage(case: Case, says: str, values: F64, instead: str = "") -> Guess:
     """Return what the stage is where its norm gives ``values``: rotated, or as it is."""
     if not case.name.endswith("_norm"):
-        values = multiplied(values, declared(case).rotor, case.geometry.head_dim)
+        values = multiplied(case, values, declared(case).rotor)
     return case.guess(says, values, instead=instead)
 
 

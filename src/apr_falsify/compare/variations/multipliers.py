@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from apr_falsify.compare.variations import caps
+from apr_falsify.compare.variations import caps, latents
 from apr_falsify.compare.variations.case import Case, Guess, factor_words
 
 _NEAR = 1e-3
@@ -43,7 +43,7 @@ def is_declared(case: Case) -> bool:
     """Whether a stage has a multiplier that is more than 1/sqrt(D) on scores without a cap."""
     if case.name == "embedding" and case.geometry.positions:
         return False
-    if caps.cap_of(case) is not None:
+    if caps.cap_of(case) is not None or (case.name.startswith("attn_scores") and case.geometry.kv_latent):
         return True
     usual = case.geometry.head_dim**-0.5 if case.name.startswith("attn_scores") else 1.0
     return not math.isclose(declared(case), usual)
@@ -67,6 +67,10 @@ def _named(case: Case) -> Iterator[tuple[float, str]]:
             yield 1 / scale, f"the logits multiplied by {by}, not divided"
         return
     noun = _NOUNS[case.name]
+    if case.name.startswith("attn_scores"):
+        yield from latents.scales(case.geometry, case.layer)
+        if case.geometry.kv_latent:
+            return  # its scale is no multiplier of the model's: what else is wrong with it is a factor
     yield from forms(noun, scale)
     if case.name.startswith("attn_scores"):
         yield size**-0.5, f"1/sqrt(head_dim) for {noun} {scale:.6g}"

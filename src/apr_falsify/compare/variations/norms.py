@@ -11,6 +11,7 @@ import numpy as np
 from apr_falsify.compare.variations.case import F64, Case, Guess
 from apr_falsify.model.graph import Node
 from apr_falsify.model.stages import LAYER_INPUT
+from apr_falsify.operators.norms import eps_of
 from apr_falsify.operators.roundoff import UNIT
 
 
@@ -35,13 +36,19 @@ def _role(case: Case) -> str:
     return role
 
 
-_EPSILONS = (1e-5, 1e-6, 0.0, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3)
+def _declared(case: Case) -> float:
+    """Return the epsilon of the norm."""
+    return eps_of(case.span[-1], case.geometry)
+
+
+EPSILONS = (1e-5, 1e-6, 0.0, 1e-12, 1e-8, 1e-7, 1e-4, 1e-3)
 """Those of published models and of libraries' defaults."""
 
 _SMALLEST = 1e-12
 
 
-def _scaled(x: F64, eps: float) -> F64:
+def scaled(x: F64, eps: float) -> F64:
+    """Return ``x`` divided by its root mean square over the last axis."""
     return np.asarray(x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + eps))
 
 
@@ -51,21 +58,21 @@ def _centred(x: F64) -> F64:
 
 _Form = Callable[[F64, F64, float], F64]
 
-_FORMS: Mapping[str, _Form] = {
-    "the norm's weight ignored": lambda x, w, eps: _scaled(x, eps),
-    "1 + weight for the weight": lambda x, w, eps: _scaled(x, eps) * (1 + w),
-    "the weight for 1 + weight": lambda x, w, eps: _scaled(x, eps) * w,
-    "the weight - 1 for the weight": lambda x, w, eps: _scaled(x, eps) * (w - 1),
-    "the weight applied twice": lambda x, w, eps: _scaled(x, eps) * w * w,
-    "division by the weight": lambda x, w, eps: _scaled(x, eps) / w,
-    "LayerNorm for RMSNorm (the mean taken off)": lambda x, w, eps: _scaled(_centred(x), eps) * w,
+FORMS: Mapping[str, _Form] = {
+    "the norm's weight ignored": lambda x, w, eps: scaled(x, eps),
+    "1 + weight for the weight": lambda x, w, eps: scaled(x, eps) * (1 + w),
+    "the weight for 1 + weight": lambda x, w, eps: scaled(x, eps) * w,
+    "the weight - 1 for the weight": lambda x, w, eps: scaled(x, eps) * (w - 1),
+    "the weight applied twice": lambda x, w, eps: scaled(x, eps) * w * w,
+    "division by the weight": lambda x, w, eps: scaled(x, eps) / w,
+    "LayerNorm for RMSNorm (the mean taken off)": lambda x, w, eps: scaled(_centred(x), eps) * w,
     "no normalisation, only the weight,": lambda x, w, eps: x * w,
     "the norm skipped": lambda x, w, eps: x,
     "epsilon added outside the root": lambda x, w, eps: (
         x / (np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True)) + eps) * w
     ),
     "the sum of squares for their mean": lambda x, w, eps: (
-        _scaled(x, eps / x.shape[-1]) * w / math.sqrt(x.shape[-1])
+        scaled(x, eps / x.shape[-1]) * w / math.sqrt(x.shape[-1])
     ),
     "one scale for all tokens": lambda x, w, eps: x / np.sqrt(np.mean(np.square(x)) + eps) * w,
     "division by the mean square, without the root,": lambda x, w, eps: (
@@ -81,10 +88,10 @@ _FORMS: Mapping[str, _Form] = {
 _LayerForm = Callable[[F64, F64, F64 | float, float], F64]
 
 _LAYER_FORMS: Mapping[str, _LayerForm] = {
-    "RMSNorm for LayerNorm (the mean left in)": lambda x, w, b, eps: _scaled(x, eps) * w + b,
-    "the norm's bias left out": lambda x, w, b, eps: _scaled(_centred(x), eps) * w,
-    "the norm's weight ignored": lambda x, w, b, eps: _scaled(_centred(x), eps) + b,
-    "1 + weight for the weight": lambda x, w, b, eps: _scaled(_centred(x), eps) * (1 + w) + b,
+    "RMSNorm for LayerNorm (the mean left in)": lambda x, w, b, eps: scaled(x, eps) * w + b,
+    "the norm's bias left out": lambda x, w, b, eps: scaled(_centred(x), eps) * w,
+    "the norm's weight ignored": lambda x, w, b, eps: scaled(_centred(x), eps) + b,
+    "1 + weight for the weight": lambda x, w, b, eps: scaled(_centred(x), eps) * (1 + w) + b,
     "no normalisation, only weight and bias,": lambda x, w, b, eps: x * w + b,
     "the norm skipped": lambda x, w, b, eps: x,
 }
@@ -113,12 +120,12 @@ def _input(case: Case) -> F64:
 
 def wrong_form(case: Case) -> Iterator[Guess]:
     """Yield each wrong formula of the norm."""
-    x, weight, eps = _input(case), case.vector(_role(case)), case.geometry.norm_eps
+    x, weight, eps = _input(case), case.vector(_role(case)), _declared(case)
     if _is_layer_norm(case):
         bias = _bias(case)
         yield from (case.guess(says, form(x, weight, bias, eps)) for says, form in _LAYER_FORMS.items())
         return
-    for says, form in _FORMS.items():
+    for says, form in FORMS.items():
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             values = form(x, weight, eps)
         guess = case.guess(says, values)
@@ -131,8 +138,8 @@ def wrong_form(case: Case) -> Iterator[Guess]:
 
 def usual_epsilon(case: Case) -> Iterator[Guess]:
     """Yield the norm with each epsilon that models commonly have."""
-    for eps in _EPSILONS:
-        if eps != case.geometry.norm_eps:
+    for eps in EPSILONS:
+        if eps != _declared(case):
             yield _with_epsilon(case, eps)
 
 
@@ -161,8 +168,8 @@ def of_product(case: Case) -> Iterator[Guess]:
 
 
 def _with_epsilon(case: Case, eps: float) -> Guess:
-    values = _scaled(_still_to_scale(case), eps) * case.vector(_role(case)) + _bias(case)
-    instead = f"the model declares {case.geometry.norm_eps:g}"
+    values = scaled(_still_to_scale(case), eps) * case.vector(_role(case)) + _bias(case)
+    instead = f"the model declares {_declared(case):g}"
     return case.guess(f"epsilon {eps:.3g}", values, instead=instead)
 
 

@@ -19,7 +19,7 @@ from apr_falsify.numerics.operand_rules import Operation
 WEIGHTED: Mapping[str, tuple[str, ...]] = {
     "embedding": ("embed",),
     "attn_norm": ("attn_norm",),
-    "qkv_matmul": ("q", "k", "v"),
+    "qkv_matmul": ("q", "k", "v", "q_a", "q_b", "kv_a", "k_rope", "kv_b"),
     "qkv_bias": ("q_bias", "k_bias", "v_bias"),
     "q_post_rope": ("q_norm",),
     "k_post_rope": ("k_norm",),
@@ -34,6 +34,13 @@ WEIGHTED: Mapping[str, tuple[str, ...]] = {
     "attn_proj": ("o",),
     "ffn_proj": ("down",),
     "lm_head_proj": ("lm_head",),
+    "q_latent": ("q_a",),
+    "q_latent_norm": ("q_a_norm",),
+    "q_up": ("q", "q_b"),
+    "kv_latent": ("kv_a",),
+    "kv_latent_norm": ("kv_a_norm",),
+    "kv_up": ("kv_b",),
+    "k_shared": ("k_rope",),
 }
 """Stage -> the roles of the weights it uses."""
 
@@ -44,8 +51,8 @@ MOST_VALUES = 1 << 26
 
 
 def is_product(case: Case) -> bool:
-    """Whether the stage is multiplied with weights."""
-    return case.operation is Operation.PROJECTION
+    """Whether the stage is multiplied with weights, and what with them is all that it is computed from."""
+    return case.operation is Operation.PROJECTION and len(case.known) == 1
 
 
 def is_product_of_all_tokens(case: Case) -> bool:
@@ -84,12 +91,13 @@ def other_order(case: Case) -> Iterator[Guess]:
 def rotary_order(case: Case) -> Iterator[Guess]:
     """Yield q and k, or one of them, with each head's rows in the order of the other kind of rotary pairs."""
     size = case.geometry.head_dim
-    width = case.rope.width(size)
+    width, start = case.rope.width(size), case.geometry.rotary_start(case.layer)
     everything = np.arange(case.expected.shape[1])
     orders = {"interleaved for half-split": (2, width // 2), "half-split for interleaved": (width // 2, 2)}
     for (who, columns), (says, shape) in itertools.product(_rotary_columns(case).items(), orders.items()):
         heads = everything[columns].reshape(-1, size).copy()
-        heads[:, :width] = heads[:, :width].reshape(-1, *shape).swapaxes(1, 2).reshape(-1, width)
+        turned = np.s_[:, start : start + width]
+        heads[turned] = heads[turned].reshape(-1, *shape).swapaxes(1, 2).reshape(-1, width)
         order = everything.copy()
         order[columns] = heads.reshape(-1)
         yield _gathered(case, f"channels of each {who}head in rotary order {says}", order)
@@ -206,7 +214,7 @@ def _last(case: Case, x: F64) -> F64:
 
 
 def _columns(case: Case) -> Mapping[str, slice]:
-    return parts(case) if case.name == "qkv_matmul" else {WEIGHTED[case.name][0]: slice(0, None)}
+    return parts(case) if case.name == "qkv_matmul" else {next(iter(tensors_of(case))): slice(0, None)}
 
 
 def _made(tensor: Tensor, values: FloatArray) -> MadeTensor:
@@ -230,7 +238,7 @@ def other_input(case: Case) -> Iterator[Guess]:
 def _inputs(case: Case, role: str, x: F64) -> Iterator[tuple[str, F64, str]]:
     yield from ((f"{says} for {role}", value, "") for says, value in _stand_ins(case))
     if case.name == "attn_out":
-        heads = x.reshape(len(x), -1, case.geometry.head_dim)
+        heads = x.reshape(len(x), -1, case.geometry.value_dim)
         yield "[heads, tokens, D] read as [tokens, heads, D]", heads.swapaxes(0, 1).reshape(x.shape), ""
         yield "heads in reverse order", heads[:, ::-1].reshape(x.shape), ""
     for count in _TAILS:

@@ -27,6 +27,7 @@ from apr_falsify.compare.variations.turning import (
     positions_of,
     role_of,
     rotated_guess,
+    split_heads,
     unrotated,
     unscaled,
 )
@@ -198,14 +199,14 @@ def other_direction(case: Case) -> Iterator[Guess]:
     for factor in dict.fromkeys((own.factor, 1.0)):  # an attention factor may be left out with it
         yield rotated_guess(case, "no rotation", replace(still, factor=factor), name="rope-not-applied")
     yield rotated_guess(case, "rotation in the other direction", replace(own, frequencies=-own.frequencies))
-    x, size = unrotated(case), case.geometry.head_dim
+    x = unrotated(case)
     swapped = 1j * np.conj(own.rotor)  # cos for sin and sin for cos: i * exp(-i a)
-    yield case.guess("cos and sin exchanged", multiplied(x, swapped, size))
-    yield case.guess("the cosine part alone", multiplied(x, np.asarray(own.rotor.real + 0j), size))
+    yield case.guess("cos and sin exchanged", multiplied(case, x, swapped))
+    yield case.guess("the cosine part alone", multiplied(case, x, np.asarray(own.rotor.real + 0j)))
     for kind, rounded in (("bf16", round_bf16), ("f16", round_f16)):
         rotor = rounded(own.rotor.real) + 1j * rounded(own.rotor.imag)
         says = f"cos and sin of the rotation stored as {kind}"
-        yield case.guess(says, multiplied(x, rotor, size), name="precision")
+        yield case.guess(says, multiplied(case, x, rotor), name="precision")
 
 
 def other_pairing(case: Case) -> Iterator[Guess]:
@@ -228,9 +229,10 @@ def other_pairing(case: Case) -> Iterator[Guess]:
 
 
 def _channels(case: Case, x: F64, order: Indices) -> F64:
-    """Return ``x`` with the first channels of each head in another order."""
-    heads = x.reshape(len(x), -1, case.geometry.head_dim)
-    return np.concatenate((heads[..., order], heads[..., len(order) :]), axis=-1).reshape(x.shape)
+    """Return ``x`` with the rotated channels of each head in another order."""
+    before, *halves, after = split_heads(case, x, len(order) // 2)
+    turned = np.concatenate(halves, axis=-1)[..., order]
+    return np.concatenate((before, turned, after), axis=-1).reshape(x.shape)
 
 
 _FARTHEST = 8192
@@ -281,4 +283,4 @@ def other_part(case: Case) -> Iterator[Guess]:
         seen.add(start)
         says = f"{role_of(case)} taken from where q|k|v in the order {'|'.join(order)} has it"
         taken = fused[:, start : start + width]
-        yield case.guess(says, multiplied(taken, own.rotor, case.geometry.head_dim))
+        yield case.guess(says, multiplied(case, taken, own.rotor))

@@ -43,12 +43,13 @@ def other_share(case: Case) -> Iterator[Guess]:
     size, own = case.geometry.head_dim, declared(case)
     pairs, measured = len(own.frequencies), 2 * math.ceil(_moved_channels(case) / 2)
     whole = 2 * pairs == size
-    instead = "" if whole else f"the model rotates the first {2 * pairs} of {size}"
+    where = "last" if case.geometry.rotary_start(case.layer) else "first"
+    instead = "" if whole else f"the model rotates the {where} {2 * pairs} of {size}"
     quarters = (size // 4 * 2, size // 8 * 2, size // 8 * 6, size)
     for r in dict.fromkeys((*quarters, measured, measured + 2)):
         if not 2 <= r <= size or r == 2 * pairs:
             continue
-        says = f"{'only ' if whole else ''}the first {r} of {size} channels of each head rotated"
+        says = f"{'only ' if whole else ''}the {where} {r} of {size} channels of each head rotated"
         says = "each head rotated as a whole" if r == size else says
         for (how, frequencies), factor in itertools.product(_over(case, r), _factors(own.factor)):
             turn = replace(own, frequencies=frequencies, factor=factor)
@@ -83,12 +84,15 @@ def _changed(case: Case) -> npt.NDArray[np.bool_]:
 
 
 def _moved_channels(case: Case) -> int:
+    if case.geometry.kv_latent:  # which rotates the last ones
+        return len(_changed(case)) - int(np.min(np.flatnonzero(_changed(case)), initial=len(_changed(case))))
     return int(np.max(np.flatnonzero(_changed(case)), initial=-1)) + 1
 
 
 def _moved_pairs(case: Case, pairs: int) -> int:
     changed = _changed(case)
-    either = changed[:pairs] | changed[pairs : 2 * pairs]
+    start = case.geometry.rotary_start(case.layer)
+    either = changed[start : start + pairs] | changed[start + pairs : start + 2 * pairs]
     return int(np.max(np.flatnonzero(either), initial=-1)) + 1
 
 

@@ -14,6 +14,7 @@ from apr_falsify.compare.variations import (
     feedforward,
     fused,
     head_norms,
+    latents,
     multipliers,
     norms,
     places,
@@ -101,6 +102,17 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_length),
     Variation(name="rope-position", stages=turning.ROTATED, guesses=solved_rotary.other_positions),
     Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.other_head_norm),
+    Variation(
+        name="latent-norm",
+        stages=("qkv_matmul", "q_up", "kv_up"),
+        where=latents.has_norms,
+        guesses=latents.other_norm,
+        multiplies=True,
+    ),
+    Variation(name="head-parts", stages=latents.STAGES, where=latents.is_latent, guesses=latents.other_parts),
+    Variation(
+        name="head-parts", stages=("qkv_matmul",), where=latents.is_latent, guesses=latents.other_split
+    ),
     Variation(name="qkv-order", stages=turning.ROTATED, guesses=rotary.other_part),
     Variation(name="missing-bias", stages=(*turning.ROTATED, "attention"), guesses=biases.composed_bias),
     Variation(name="other-bias", stages=("qkv_bias",), guesses=biases.other_bias),

@@ -118,25 +118,31 @@ def of_share(rope: Rope) -> dict[str, float]:
     return {} if rope.share == 1 else {"partial_rotary_factor": rope.share}
 
 
-def paired(x: F64, head_dim: int, pairs: int) -> Complex:
-    """Return the first pairs of each head of [S, heads * D], half-split, as complex [S, heads, pairs]."""
-    heads = x.reshape(len(x), -1, head_dim)
-    return np.asarray(heads[..., :pairs] + 1j * heads[..., pairs : 2 * pairs])
+def paired(case: Case, x: F64, pairs: int) -> Complex:
+    """Return the rotated pairs of each head of [S, heads * D], half-split, as complex [S, heads, pairs]."""
+    _, first, second, _ = split_heads(case, x, pairs)
+    return np.asarray(first + 1j * second)
 
 
-def multiplied(x: F64, rotor: Complex, head_dim: int) -> F64:
+def split_heads(case: Case, x: F64, pairs: int) -> list[F64]:
+    """Return what stands before the rotated pairs of each head, their halves, and what stands after them."""
+    start = case.geometry.head_dim - 2 * pairs if case.geometry.kv_latent else 0
+    heads = x.reshape(len(x), -1, case.geometry.head_dim)
+    return np.split(heads, [start, start + pairs, start + 2 * pairs], axis=-1)
+
+
+def multiplied(case: Case, x: F64, rotor: Complex) -> F64:
     """Return ``x`` with its pairs, as complex numbers, times ``rotor`` [S, 1, pairs]; the rest as it is."""
-    pairs = rotor.shape[-1]
-    z = paired(x, head_dim, pairs) * rotor
-    heads = x.reshape(len(x), -1, head_dim)
-    return np.concatenate((z.real, z.imag, heads[..., 2 * pairs :]), axis=-1).reshape(x.shape)
+    before, first, second, after = split_heads(case, x, rotor.shape[-1])
+    z = (first + 1j * second) * rotor
+    return np.concatenate((before, z.real, z.imag, after), axis=-1).reshape(x.shape)
 
 
 def rotated_guess(
     case: Case, says: str, turn: Turn, instead: str = "", name: str = "", x: F64 | None = None
 ) -> Guess:
     """Return the stage under another rotation, of ``x`` where that is not what is to be rotated."""
-    values = multiplied(unrotated(case) if x is None else x, turn.rotor, case.geometry.head_dim)
+    values = multiplied(case, unrotated(case) if x is None else x, turn.rotor)
     return case.guess(says, values, angle_errors=turn.angle_errors, instead=instead, name=name)
 
 
@@ -163,8 +169,8 @@ def length(case: Case) -> float | None:
 
 
 def _pairs_before_and_after(case: Case) -> tuple[Complex, Complex]:
-    size, pairs = case.geometry.head_dim, len(declared(case).frequencies)
+    pairs = len(declared(case).frequencies)
     return (
-        paired(case.shaped(unrotated(case)), size, pairs),
-        paired(np.nan_to_num(case.subject), size, pairs),
+        paired(case, case.shaped(unrotated(case)), pairs),
+        paired(case, np.nan_to_num(case.subject), pairs),
     )

@@ -35,7 +35,7 @@ def name_problems(path: str, citation: Citation, resolution: Resolution) -> Iter
     yield problem_at(path, code, place, resolution.message, subject=named, hint=resolution.hint)
 
 
-_TESTS = frozenset(("pytest", "unittest", "cargo", "test"))
+_TESTS = frozenset(("pytest", "unittest", "cargo", "test", "harness"))
 _CODE = frozenset(("file", "symbol"))
 
 

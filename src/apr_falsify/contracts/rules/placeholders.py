@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from apr_falsify.contracts.evidence_keys import KEYS, TEST, looks_like_evidence
+from apr_falsify.contracts.evidence_keys import KEYS, TEST, looks_like_evidence, may_be_evidence
 from apr_falsify.contracts.model import FALSIFIER_BLOCKS, Contract, place_of
 from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.rules.claims import (
@@ -86,7 +86,7 @@ def _unread(value: Value, key: str) -> Iterator[tuple[str, str, Value]]:
             yield from _unread(item, f"{key}[{at}]")
     elif isinstance(value, Mapping):
         for name, item in value.items():
-            if looks_like_evidence(name) and has_content(item):
+            if (looks_like_evidence(name) and has_content(item)) or may_be_evidence(name, item):
                 yield f"{key}.{name}", str(name), item
             else:
                 yield from _unread(item, f"{key}.{name}")

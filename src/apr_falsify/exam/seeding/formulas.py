@@ -110,10 +110,11 @@ def _role(scene: Scene) -> str:
 
 
 def _rotated(scene: Scene, turn: Callable[[Array], Array]) -> Array:
-    """Return q or k as ``turn`` makes it of the normed heads [S, heads, D]."""
-    still = _unrotated(scene)
-    heads = still.reshape(len(still), -1, scene.geometry.head_dim)
-    return np.asarray(turn(heads).reshape(still.shape))
+    """Return q or k as ``turn`` makes it of the normed heads [S, heads, D], from the rotated channels on."""
+    still, size = _unrotated(scene), scene.geometry.head_dim
+    start = scene.geometry.rotary_start(scene.site.layer)
+    before, heads = np.split(still.reshape(len(still), -1, size), [start], axis=-1)
+    return np.concatenate((before, turn(heads)), axis=-1).reshape(still.shape)
 
 
 def _unrotated(scene: Scene) -> Array:
@@ -224,7 +225,8 @@ def linear_rope(factor: float) -> Formula:
 def without_head_norm(scene: Scene) -> Array:
     """Skip the norm of the heads before the rotation."""
     heads = scene.inputs["qkv_bias"][:, scene.columns(_role(scene))]
-    return rotate(heads, scene.rope, scene.geometry.head_dim)
+    start = scene.geometry.rotary_start(scene.site.layer)
+    return rotate(heads, scene.rope, scene.geometry.head_dim, start=start)
 
 
 def head_norm_after_rope(scene: Scene) -> Array:
@@ -252,7 +254,8 @@ def mapped(name: str, choose: Callable[[npt.NDArray[np.intp], int], npt.NDArray[
         choice = choose(np.arange(geometry.heads), geometry.kv_heads)
         x = scene.inputs[name]
         kv = x[:, scene.columns("v")] if name == "qkv_bias" else x
-        spread = _chosen_heads(kv, choice, geometry.head_dim)
+        size = geometry.value_dim if name == "qkv_bias" else geometry.head_dim
+        spread = _chosen_heads(kv, choice, size)
         ungrouped = replace(geometry, kv_heads=geometry.heads)
         site = scene.site.moved(geometry=ungrouped)
         fed = np.concatenate((spread, spread, spread), axis=-1) if name == "qkv_bias" else spread
@@ -331,7 +334,7 @@ def window_of(scene: Scene) -> int:
 def heads_not_transposed(scene: Scene) -> Array:
     """Write [H, S, D] where [S, H, D] is read."""
     right = scene.right()
-    heads = right.reshape(len(right), -1, scene.geometry.head_dim).swapaxes(0, 1)
+    heads = right.reshape(len(right), -1, scene.geometry.value_dim).swapaxes(0, 1)
     return np.ascontiguousarray(heads).reshape(right.shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -39,7 +40,11 @@ def one_head(factor: float) -> Formula:
 
     def wrong(scene: Scene) -> Array:
         right = scene.right().copy()
-        heads = right if right.ndim == 3 else right.reshape(len(right), -1, scene.geometry.head_dim)
+        # Of latent attention's q|k|v, whose heads have two widths, some channels of one or two heads.
+        size = scene.geometry.value_dim if scene.name == "attention" else scene.geometry.head_dim
+        if right.shape[-1] % size:
+            size = math.gcd(size, right.shape[-1])
+        heads = right if right.ndim == 3 else right.reshape(len(right), -1, size)
         if right.ndim == 3:
             heads[scene.pick(len(heads))] *= factor
         else:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.formats.weights import Weights, half_split
+from apr_falsify.formats.weights import ROTATED_ROLES, Weights, half_split
 from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics.quantise import q4_0
+from apr_falsify.operators.heads import head_size
 
 F32 = npt.NDArray[np.float32]
 Place = tuple[str, int | None]
@@ -75,9 +76,10 @@ def as_stored(weights: Weights, changed: Mapping[Place, F32]) -> dict[str, F32]:
         group = next((each for each in row.fused if role in each), (role,))
         parts = [changed.get((each, layer), _sound(weights, each, layer)) for each in group]
         if weights.interleaved:  # as the file holds them
-            turned = half_split(weights.geometry).as_stored
-            at = [each in ("q", "k", "q_bias", "k_bias") for each in group]
-            parts = [turned(part) if turn else part for part, turn in zip(parts, at, strict=True)]
+            parts = [
+                half_split(weights.geometry, each).as_stored(part) if each in ROTATED_ROLES else part
+                for each, part in zip(group, parts, strict=True)
+            ]
         values = _together(parts, weights.geometry) if len(parts) > 1 else parts[0]
         if role.endswith("norm"):
             values = values - np.float32(row.norm_offset)
@@ -194,7 +196,10 @@ def heads_reversed(*roles: str) -> Edit:
         return np.ascontiguousarray(heads.T if role == "o" else heads)
 
     return lambda bench: {
-        (role, bench.layer): reverse(role, bench.get(role), bench.geometry.head_dim) for role in roles
+        (role, bench.layer): reverse(
+            role, bench.get(role), head_size("v" if role == "o" else role, bench.geometry)
+        )
+        for role in roles
     }
 
 

@@ -11,6 +11,8 @@ from apr_falsify.model.blocks import WHOLE
 from apr_falsify.model.families.arcee import ARCEE
 from apr_falsify.model.families.cohere import COHERE, COHERE2
 from apr_falsify.model.families.cwm import CWM
+from apr_falsify.model.families.deepseek_v2 import DEEPSEEK_V2
+from apr_falsify.model.families.deepseek_v3 import DEEPSEEK_V3, GLM4_MOE_LITE
 from apr_falsify.model.families.dots1 import DOTS1, SOLAR_OPEN
 from apr_falsify.model.families.ernie_moe import ERNIE4_5_MOE
 from apr_falsify.model.families.exaone import EXAONE4, EXAONE_MOE
@@ -41,6 +43,7 @@ from apr_falsify.model.families.smollm3 import SMOLLM3
 from apr_falsify.model.families.stablelm import STABLELM
 from apr_falsify.model.families.starcoder2 import STARCODER2
 from apr_falsify.model.families.vaultgemma import VAULTGEMMA
+from apr_falsify.model.families.youtu import YOUTU
 from apr_falsify.model.family import Family
 from apr_falsify.model.graph import Graph, ModulePlace, Tap, graph_of_nodes
 from apr_falsify.model.names import ROLE_AXES
@@ -93,6 +96,10 @@ FAMILIES: tuple[Family, ...] = (
     EXAONE_MOE,
     GRANITE_MOE_SHARED,
     GPT_OSS,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GLM4_MOE_LITE,
+    YOUTU,
 )
 """The families that can be captured, run and replayed."""
 

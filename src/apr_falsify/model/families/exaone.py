@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from apr_falsify.errors import GeometryError
 from apr_falsify.model.blocks import HEAD, decoder_layer
 from apr_falsify.model.family import Family
 from apr_falsify.model.gguf_settings import Gguf, windows
 from apr_falsify.model.graph import Pick
 from apr_falsify.model.names import HF_CORRECTED_MIXTURE, HF_DECODER, HF_QK_NORM, gguf_names, without
-from apr_falsify.model.settings import Config, corrected_experts, window_by_pattern
-from apr_falsify.reading import items
+from apr_falsify.model.settings import Config, corrected_experts, listed_mixtures, window_by_pattern
 
 
 def _settings(config: Config) -> Mapping[str, Any]:
@@ -53,16 +51,7 @@ EXAONE4 = Family(
 
 
 def _of_mixtures(config: Config) -> Mapping[str, Any]:
-    found = {**_settings(config), **corrected_experts(config)}
-    if (kinds := config.get("mlp_layer_types")) is None:
-        return found
-    return {**found, "mixtures": tuple(_is_sparse(kind) for kind in items(kinds, "mlp_layer_types"))}
-
-
-def _is_sparse(kind: object) -> bool:
-    if kind not in ("dense", "sparse"):
-        raise GeometryError(f"the layer kind {kind!r} has no formula here", expected="dense or sparse")
-    return kind == "sparse"
+    return {**_settings(config), **corrected_experts(config), **listed_mixtures(config)}
 
 
 EXAONE_MOE = Family(

@@ -1,0 +1,50 @@
+"""DeepSeek-V2 and V2-Lite (DeepSeek-AI 2024): latent attention, and a softmax router that may have groups.
+
+transformers passes over ``norm_topk_prob``, which is false in every published model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apr_falsify.model.family import Family
+from apr_falsify.model.names import HF_LATENT_DECODER, HF_MIXTURE, HF_SHARED_EXPERTS, LATENT_FUSED
+from apr_falsify.model.settings import Config, latent_attention, refuse_others, routed_and_shared
+
+
+def _settings(config: Config) -> Mapping[str, Any]:
+    refuse_others(config, "topk_method", "greedy", "group_limited_greedy")
+    refuse_others(config, "scoring_func", "softmax")
+    refuse_others(config, "norm_topk_prob", False)
+    refuse_others(config, "mlp_bias", False)
+    limited = config.get("topk_method") == "group_limited_greedy"
+    return {
+        **latent_attention(config),
+        **routed_and_shared(config),
+        "expert_groups": config["n_group"] if limited else 1,
+        "expert_groups_chosen": config["topk_group"] if limited else 1,
+    }
+
+
+DEEPSEEK_V2 = Family(
+    name="deepseek_v2",
+    title="DeepSeek-V2",
+    model_types=("deepseek_v2",),
+    weights={**HF_LATENT_DECODER, **HF_MIXTURE, **HF_SHARED_EXPERTS},
+    settings=_settings,
+    published_code=("modeling_deepseek.DeepseekV2ForCausalLM",),
+    interleaved=True,
+    fused=LATENT_FUSED,
+    config_defaults={
+        "q_lora_rank": 1536,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "rms_norm_eps": 1e-6,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 1407,
+    },
+)
