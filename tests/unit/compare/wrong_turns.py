@@ -69,6 +69,13 @@ ROTATIONS: dict[str, Wrong] = {
         steps(12, divisors=LONG),
         factor=longrope(8),
     ),
+    "the long factors, and no attention factor": turn(
+        PHI3,
+        K,
+        "rope-scaling",
+        "^the long factors for the short ones and no attention factor fits",
+        steps(12, divisors=LONG),
+    ),
     "no attention factor": turn(
         PHI3, K, "rope-scaling", "without the attention factor 1.3229 fits", steps(12, divisors=SHORT)
     ),
