@@ -23,6 +23,7 @@ from apr_falsify.commands.specs import (
     subject_named,
 )
 from apr_falsify.commands.tokenizers import tokenizer_check
+from apr_falsify.commands.wired import lacks_mapping, open_wired
 from apr_falsify.compare.bisection import Finding
 from apr_falsify.errors import (
     OutputError,
@@ -109,7 +110,8 @@ def make_plan(
     asked = sides.get("passes", AskedPasses())
     oracle = open_oracle(oracle_spec or str(model_of(runtime, path)))
     log = None if logs is None else logs / f"subject-{runtime}.log"
-    subject = open_subject(runtime, _target(path, oracle, log, sides))
+    target = _target(path, oracle, log, sides)
+    subject = open_wired(target) if lacks_mapping(runtime, target) else open_subject(runtime, target)
     judged = _layers(sides["layers"], oracle, subject)
     text = _text(subject, prompt, tokens)
     span = range(judged[0], judged[-1] + 1)
