@@ -1,4 +1,4 @@
-"""The mapping of a recording that has none: its arrays wired by replay, for ``--print-mapping`` and ``bisect``."""
+"""The mapping of a recording that has none: its arrays wired by replay, to print or to bisect with."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ are worth a comparison of all values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.matching.forms import (
+    WORDED,
     Form,
     Place,
     forms_of,
@@ -34,6 +36,9 @@ F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 _SAMPLE = 192
+_SAMPLED_OFF, _SAMPLED_LEAST = 20.0, 2e-3
+"""How many times farther than all its values an array's sample may be, and what is always looked at."""
+
 _LOOKED_AT = 24
 """How many arrays are compared with all their values, those of the nearest samples."""
 
@@ -93,6 +98,7 @@ class Hit:
 class _Table:
     entries: Sequence[Entry]
     samples: F64
+    last: Mask
 
 
 class Bag:
@@ -121,11 +127,12 @@ class Bag:
             for name, values in load_all(path, wanted)
         ]
         self._tables: dict[tuple[Any, ...], _Table] = {}
+        self._sampled_at: dict[tuple[Any, ...], npt.NDArray[np.intp]] = {}
 
     def _may_fit(self, shape: tuple[int, ...]) -> bool:
         """Whether an array may be any place: it has as many values as tokens times something, or a row."""
         size = int(np.prod(shape, dtype=np.int64))
-        return 1 < size and (size % self.sizes["tokens"] == 0 or size in self.sizes.values())
+        return size > 1 and (size % self.sizes["tokens"] == 0 or size in self.sizes.values())
 
     def entries(self, place: Place) -> list[Entry]:
         """Return every array in every form in which it may be ``place``."""
@@ -135,23 +142,38 @@ class Bag:
         """Return an array as ``place``."""
         return view(self.arrays[entry.at].values, entry.form, place, self.sizes, self.geometry)
 
-    def nearest(self, place: Place, wanted: F64) -> list[Hit]:
-        """Return the arrays nearest to ``wanted`` [place in canonical axes], the nearest first."""
+    def nearest(self, place: Place, wanted: F64, within: float) -> list[Hit]:
+        """Return the arrays that may lie ``within`` a relative distance of ``wanted``, the nearest first.
+
+        ``wanted`` is the place in canonical axes.
+        """
+        off = self._sampled_distances(place, wanted)
+        order = np.argsort(off, kind="stable")[:_LOOKED_AT]
+        entries = self._table(place).entries
+        near = [entries[index] for index in order if off[index] <= max(_SAMPLED_OFF * within, _SAMPLED_LEAST)]
+        hits = [hit for entry in near if (hit := self.measured(entry, place, wanted)) is not None]
+        return sorted(hits, key=lambda hit: (hit.distance, hit.entry.form.oddity))
+
+    def likeliest(self, place: Place, wanted: F64, most: int) -> list[Hit]:
+        """Return the ``most`` arrays of all tokens whose samples are nearest to ``wanted``, however far."""
+        off = self._sampled_distances(place, wanted)
+        entries = self._table(place).entries
+        order = [index for index in np.argsort(off, kind="stable") if not entries[index].form.last]
+        hits = (self.measured(entries[index], place, wanted) for index in order[:most])
+        found = [hit for hit in hits if hit is not None]
+        return sorted(found, key=lambda hit: (min(hit.distance, 2.0), hit.entry.form.oddity))
+
+    def _sampled_distances(self, place: Place, wanted: F64) -> F64:
+        """Return how far each array's sample is from that of ``wanted``, relative to it."""
         table = self._table(place)
         if not table.entries:
-            return []
-        sample = _sampled(self.only_data(wanted, place), self._points(place))
-        last = np.array([entry.form.last for entry in table.entries])
-        aims = np.where(last[:, None], self._of_last_row(wanted, place), sample)
-        with np.errstate(all="ignore"):
-            off = np.sqrt(np.mean(np.square(table.samples - aims), axis=1))
-            off /= np.sqrt(np.mean(np.square(aims), axis=1)) + 1e-30
-        order = np.argsort(np.nan_to_num(off, nan=np.inf), kind="stable")[:_LOOKED_AT]
-        near = [index for index in order if off[index] <= max(4 * off[order[0]], 0.02) or off[index] < 0.7]
-        hits = [
-            hit for index in near if (hit := self.measured(table.entries[index], place, wanted)) is not None
-        ]
-        return sorted(hits, key=lambda hit: (hit.distance, hit.entry.form.oddity))
+            return np.zeros(0)
+        aims = _sampled(self.only_data(wanted, place), self._points(place))
+        if table.last.any():
+            aims = np.where(table.last[:, None], self._of_last_row(wanted, place), aims)
+        off = np.sqrt(np.mean(np.square(table.samples - aims), axis=1))
+        off /= np.sqrt(np.mean(np.square(aims), axis=-1)) + 1e-30
+        return np.asarray(np.nan_to_num(off, nan=np.inf))
 
     def _of_last_row(self, wanted: F64, place: Place) -> F64:
         if place.axes[0] != "tokens":
@@ -211,7 +233,8 @@ class Bag:
                     values = np.broadcast_to(values, (self.sizes["tokens"], values.shape[1]))
                 entries.append(Entry(at=at, form=form))
                 samples.append(_sampled(self.only_data(values, place), points))
-        return _Table(entries=entries, samples=np.array(samples))
+        last = np.array([entry.form.last for entry in entries], dtype=np.bool_)
+        return _Table(entries=entries, samples=np.array(samples), last=last)
 
     def _forms_of(self, shape: tuple[int, ...], place: Place, alike: str) -> list[Form]:
         key = (shape, place.axes, place.part, alike, place.lies_as)
@@ -228,6 +251,12 @@ class Bag:
 
     def _points(self, place: Place) -> npt.NDArray[np.intp]:
         """Return which values are sampled, as indices into the place laid flat."""
+        key = (place.axes, is_square(place))
+        if key not in self._sampled_at:
+            self._sampled_at[key] = self._chosen_points(place)
+        return self._sampled_at[key]
+
+    def _chosen_points(self, place: Place) -> npt.NDArray[np.intp]:
         count = int(np.prod([self.sizes[axis] for axis in place.axes]))
         chance = np.random.default_rng(count)
         if not is_square(place):
@@ -240,7 +269,10 @@ class Bag:
 
 def _with_words(form: Form, words: tuple[Any, ...]) -> Form:
     return Form(
-        stored=form.stored, words=(*form.words, *words), last=form.last, oddity=form.oddity + 8 * len(words)
+        stored=form.stored,
+        words=(*form.words, *words),
+        last=form.last,
+        oddity=form.oddity + WORDED * len(words),
     )
 
 
@@ -267,13 +299,17 @@ def _other_sets(found: F64, wanted: F64) -> float:
 def distance(found: F64, wanted: F64) -> float:
     """Return the relative L2 distance; infinite where one is not finite and the other is."""
     with np.errstate(all="ignore"):
-        off = found - wanted
-        off[(found == wanted) | (np.isnan(found) & np.isnan(wanted))] = 0.0
-        size = float(np.linalg.norm(np.nan_to_num(wanted, posinf=0.0, neginf=0.0)))
-        left = float(np.linalg.norm(off))
-    if not np.isfinite(left):
-        return float("inf")
-    return left / size if size else (0.0 if left == 0 else float("inf"))
+        off = (found - wanted).reshape(-1)
+        left = float(np.dot(off, off))
+        if not math.isfinite(left):
+            off[(found == wanted).reshape(-1) | (np.isnan(found) & np.isnan(wanted)).reshape(-1)] = 0.0
+            left = float(np.dot(off, off))
+            wanted = np.nan_to_num(wanted, posinf=0.0, neginf=0.0)
+        flat = wanted.reshape(-1)
+        size = float(np.dot(flat, flat))
+    if not math.isfinite(left):
+        return math.inf
+    return math.sqrt(left / size) if size else (0.0 if left == 0 else math.inf)
 
 
 def sizes_named(sizes: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""The closed list of ways in which an array may hold a stage: orders of axes, slices, copies, layout words."""
+"""The closed list of ways in which an array may hold a stage: axes in any order, slices, copies, words."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from apr_falsify.traces.trace import StageArray
 
 F64 = npt.NDArray[np.float64]
 Sizes = Mapping[str, int]
+
+
+WORDED = 8
+"""From this oddity on, a form says that values were changed, not only moved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +126,7 @@ def _totals(place: Place, whole: Sequence[Axis], take: Mapping[str, Slice], size
     if not take:
         yield sizes
         return
-    ((word, (_, stop, step)),) = take.items()
+    ((word, (_, stop, _)),) = take.items()
     heads, kv, dim = sizes["heads"], sizes["kv_heads"], sizes["head_dim"]
     if word == "ffn":
         yield {**sizes, word: 2 * sizes["ffn"]}

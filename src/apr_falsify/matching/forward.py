@@ -1,8 +1,9 @@
-"""The forward pass of one run, node by node: from the run's own arrays where they are known, else computed."""
+"""The forward pass of one run, node by node: its own arrays where they are known, else computed."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +128,11 @@ class ForwardRun:
         """Return the stages that one is computed from."""
         node = node_of(key.stage, self.geometry, key.layer)
         return [supplier_of(source, self.geometry, key.layer) for source in node.inputs.values()]
+
+    def is_of_layer(self, key: Key, derived: Collection[Key]) -> bool:
+        """Whether a stage is computed from weights, or from something besides ``derived``."""
+        node = node_of(key.stage, self.geometry, key.layer)
+        return bool(node.roles) or any(source not in derived for source in self.inputs_of(key))
 
     def expected(self, key: Key, values: Values) -> F64:
         """Return what a stage's inputs make it, in f64, of every token."""

@@ -1,20 +1,21 @@
 """What a search found, as the stages of a mapping file: one form a stage, a pattern or a list of names.
 
-A mapping says of a stage one order of axes for all layers. Of arrays that are equal, those are taken whose form
-and name most layers share.
+A mapping says of a stage one order of axes for all layers. Of arrays that are equal, those are taken whose
+form and name most layers share.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from apr_falsify.matching.bag import Bag, Hit
 from apr_falsify.matching.forms import Form, Place
 from apr_falsify.matching.forward import JOINED
 from apr_falsify.matching.names import pattern_of, template
-from apr_falsify.matching.search import Open, Use
+from apr_falsify.matching.readers import Use
+from apr_falsify.matching.search import Open
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Layout, Scope
 from apr_falsify.model.wiring import stages_of
@@ -31,7 +32,7 @@ class WiredStage:
 
     Attributes:
         stage: its name there.
-        names: layer (``None`` where it has none) -> the names of its arrays, three where q, k and v lie apart.
+        names: layer (``None`` where it has none) -> the names of its arrays; three for q, k, v apart.
         pattern: the names with ``{layer}``, empty where they are listed by layer.
         stored: how each array lies.
         layout: what the axes do not say.
@@ -93,6 +94,7 @@ def wiring_of(
         tight: see :class:`Wiring`.
 
     """
+    uses = _settled(bag, uses)
     choice = _Choice(bag=bag, reserved={use.at for use in uses.values()})
     stages = [stage for name in STAGES if (stage := _stage(name, uses, choice)) is not None]
     used = {name for stage in stages for names in stage.names.values() for name in names}
@@ -105,6 +107,36 @@ def wiring_of(
         lacking=frozenset(stages_of(bag.geometry)) - {stage.stage for stage in stages},
         tight=tight,
     )
+
+
+def _settled(bag: Bag, uses: Mapping[Place, Use]) -> dict[Place, Use]:
+    """Exchange arrays of equal values between places, so that each stage lies alike in all layers."""
+    found = dict(uses)
+    holder = {use.at: place for place, use in found.items()}
+    for name, part in dict.fromkeys((place.key.stage, place.part) for place in uses):
+        places = [place for place in found if (place.key.stage, place.part) == (name, part)]
+        shapes = Counter(
+            shape for place in places for shape in {_shape_of(hit) for hit in found[place].equals}
+        )
+        if not shapes:
+            continue
+        common = max(shapes, key=lambda shape: shapes[shape])
+        for place in places:
+            use = found[place]
+            if _shape_of(use.hit) == common:
+                continue
+            for hit in use.equals:
+                other = holder.get(hit.entry.at)
+                if _shape_of(hit) != common or other is None or other == place or other.axes != place.axes:
+                    continue
+                theirs = found[other]
+                if theirs.hit.entry.form.stored.take or use.hit.entry.form.stored.take:
+                    continue
+                found[place] = replace(use, hit=hit)
+                found[other] = replace(theirs, hit=use.hit, equals=(use.hit, *theirs.equals))
+                holder[hit.entry.at], holder[use.at] = place, other
+                break
+    return found
 
 
 def _stage(name: str, uses: Mapping[Place, Use], choice: _Choice) -> WiredStage | None:
@@ -159,7 +191,7 @@ def _shape_of(hit: Hit) -> Shape:
 
 
 def _one_form(uses: Mapping[int | None, Use], choice: _Choice) -> dict[int | None, Hit]:
-    """Return, for the form that most layers share, the array of each layer, of equal ones those named alike."""
+    """Return the array of each layer in the form that most share, of equal ones those named alike."""
     if not uses:
         return {}
     shared: Counter[Shape] = Counter()

@@ -13,16 +13,17 @@ Layer by layer:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.matching.bag import Bag, Hit, distance
-from apr_falsify.matching.forms import Place
-from apr_falsify.matching.forward import ForwardRun, Values
+from apr_falsify.matching.forms import WORDED, Place
+from apr_falsify.matching.forward import ForwardRun
 from apr_falsify.matching.names import NamePreference
+from apr_falsify.matching.readers import DEEPEST, Fit, Readers, State, Use
 from apr_falsify.model.stages import Key
 
 F64 = npt.NDArray[np.float64]
@@ -33,57 +34,14 @@ _SAME = 1e-6
 _MOST_TRIED = 40
 """Arrays that are tried as one wrong place, the nearest first."""
 
-_PAIRED = 10
+_FOLLOWED = 8
+"""Of these, so many are followed through stages that were not recorded."""
+
+_PAIRED = 8
 """The same of two wrong places that one stage reads."""
-
-_DEEPEST = 5
-"""Through how many stages that were not recorded an array is followed to one that was."""
-
-_WORDED = 8
-"""From this oddity on, a form says that values were changed, not only moved."""
 
 _MASKED = 3
 """How odd scores are to which the mask was added."""
-
-_GAIN = 0.25
-"""A reader fits an array only if it is so much nearer than without it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """An array that is a place.
-
-    Attributes:
-        hit: the array, its form, and how far it is from what its inputs make it.
-        why: what shows it: ``inputs``, ``readers`` or ``place``.
-        readers: the recorded places that it makes, where those show it.
-        equals: arrays of the same values, this one among them.
-
-    """
-
-    hit: Hit
-    why: str
-    readers: tuple[Place, ...] = ()
-    equals: tuple[Hit, ...] = ()
-
-    @property
-    def at(self) -> int:
-        """The array's number in the bag."""
-        return self.hit.entry.at
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """What fits if a place is an array, and does not otherwise.
-
-    Attributes:
-        readers: the recorded places.
-        distance: the least distance of one of them.
-
-    """
-
-    readers: tuple[Place, ...]
-    distance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +56,6 @@ class Open:
 
     place: Place
     candidates: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _State:
-    values: Values = field(default_factory=dict)
-    uses: dict[Place, Use] = field(default_factory=dict)
 
 
 class Search:
@@ -123,7 +75,8 @@ class Search:
     ) -> None:
         self.bag, self.run, self.tight, self.prefers = bag, run, tight, prefers
         self.fine_up_to = fine_up_to
-        self.state = _State()
+        self.state = State()
+        self.readers = Readers(bag, run, tight, self.state)
         self.open: dict[Place, Open] = {}
 
     # --- the sweep ------------------------------------------------------------------------------------
@@ -160,7 +113,7 @@ class Search:
     def _by_inputs(self, place: Place, wanted: F64) -> Use | None:
         if not np.any(wanted):
             return None
-        hits = [hit for hit in self.bag.nearest(place, wanted) if hit.distance <= self.tight]
+        hits = [hit for hit in self.bag.nearest(place, wanted, self.tight) if hit.distance <= self.tight]
         free = [hit for hit in hits if not self._taken(hit, place)]
         if not free:
             return None
@@ -187,17 +140,20 @@ class Search:
     def _same(self, one: Hit, other: Hit, place: Place) -> bool:
         """Whether two arrays hold the same; scores where a query may look."""
         if not (one.masked or other.masked):
-            return _equal(one, other)
+            return equal(one, other)
         values = [self.bag.only_data(hit.values, place) for hit in (one, other)]
         return distance(*values) <= _SAME
 
     def _name(self, hit: Hit) -> str:
         return self.bag.arrays[hit.entry.at].name
 
-    def _taken(self, hit: Hit, place: Place) -> bool:
+    def _taken(self, hit: Hit, place: Place, *, lent: bool = False) -> bool:
         """Whether another place holds the array, or the same slice of it."""
+        sources = self.run.inputs_of(place.key) if self.state.values else []
         for other, use in self.state.uses.items():
             if use.at == hit.entry.at and other != place:
+                if lent and use.why == "inputs" and other.key in sources and other.axes == place.axes:
+                    continue  # a stage that does nothing: its array was taken for its input
                 if not (hit.entry.form.stored.take and use.hit.entry.form.stored.take):
                     return True
                 if _overlap(hit, use.hit):
@@ -222,65 +178,37 @@ class Search:
                 return key
         return None
 
-    def _is_right(self, place: Place, known: set[Key], depth: int = 0) -> bool:
-        """Whether a place that is computed from this one was found by what its inputs make it."""
-        if depth > _DEEPEST:
-            return False
-        for reader in self._readers(place):
-            if reader.key not in known:
-                continue
-            use = self.state.uses.get(reader)
-            if use is not None and use.why == "inputs":
-                return True
-            if use is None and self._is_right(reader, known, depth + 1):
-                return True
-        return False
-
-    def _readers(self, place: Place) -> list[Place]:
-        """Return the places that are computed from one; the bias of q is added to q alone."""
-        return [
-            reader
-            for key in self.run.readers(place.key, place.part)
-            for reader in self.run.places_of(key)
-            if not (place.part and reader.part) or place.part == reader.part
-        ]
-
     def _candidates(self, place: Place, most: int) -> list[Hit]:
         wanted = self.run.part(place, self.state.values[place.key])
-        hits = []
-        for entry in self.bag.entries(place):
-            if entry.form.last:
-                continue
-            hit = self.bag.measured(entry, place, wanted)
-            if hit is not None and np.any(hit.values) and not self._taken(hit, place):
-                hits.append(hit)
-        hits.sort(key=lambda hit: (min(hit.distance, 2.0), hit.entry.form.oddity))
-        return hits[:most]
+        hits = self.bag.likeliest(place, wanted, 2 * most)
+        return [hit for hit in hits if np.any(hit.values) and not self._taken(hit, place, lent=True)][:most]
 
     def _by_readers(self, place: Place, known: set[Key]) -> bool:
         """Look for the array of which the readers of ``place`` make what was recorded."""
         found: list[tuple[Hit, Fit]] = []
         tried = self._candidates(place, _MOST_TRIED)
-        if self._is_before(place) or self._is_right(place, known):
+        if self._is_before(place) or self.readers.is_right(place, known):
             tried = [hit for hit in tried if hit.distance < _LIKE]  # a small fault beside what is right
-        for hit in tried:
+        for rank, hit in enumerate(tried):
             if any(
-                _equal(hit, other) and hit.entry.form.oddity >= other.entry.form.oddity + _WORDED
+                equal(hit, other) and hit.entry.form.oddity >= other.entry.form.oddity + WORDED
                 for other, _ in found
             ):
                 continue
-            fit = self._fitting({place: hit}, known)
+            fit = self.readers.fit({place: hit}, known, DEEPEST if rank < _FOLLOWED else 1)
+            if fit is not None and not fit.anchored and hit.distance > _LIKE:
+                continue
             if fit is not None and not self._fits_better_later(place, hit, fit, known):
                 found.append((hit, fit))
         return self._take(place, found)
 
     def _fits_better_later(self, place: Place, hit: Hit, fit: Fit, known: set[Key]) -> bool:
         """Whether the array is rather what a stage makes of the place: scores past their soft-cap, say."""
-        for reader in self._readers(place):
+        for reader in self.readers.of(place):
             if reader.key not in known or reader in self.state.uses or reader.axes != place.axes:
                 continue
             other = self.bag.measured(hit.entry, reader, self.run.part(reader, self.state.values[reader.key]))
-            later = None if other is None else self._fitting({reader: other}, known)
+            later = None if other is None else self.readers.fit({reader: other}, known)
             if later is not None and later.distance < fit.distance / 3:
                 return True
         return False
@@ -297,7 +225,7 @@ class Search:
         best.sort(key=lambda pair: (pair[0].distance, pair[0].entry.form.oddity))
         hit, fit = best[0]
         rivals = [
-            other for other, _ in best[1:] if not _equal(other, hit) and other.distance < 2 * hit.distance
+            other for other, _ in best[1:] if not equal(other, hit) and other.distance < 2 * hit.distance
         ]
         plain = [other for other in rivals if other.entry.form.oddity <= hit.entry.form.oddity]
         if plain:
@@ -306,8 +234,21 @@ class Search:
                 self.open[place] = Open(place=place, candidates=tuple(names))
                 return False
         self.open.pop(place, None)
-        self.state.uses[place] = self._chosen(place, [each for each, _ in best], "readers", fit.readers)
+        use = self._chosen(place, [each for each, _ in best], "readers", fit.readers)
+        self.state.uses[place] = use
+        self._take_back(use, place)
         return True
+
+    def _take_back(self, use: Use, place: Place) -> None:
+        """Let the place that held an array look for another one of its values."""
+        for other, held in list(self.state.uses.items()):
+            if (
+                other != place
+                and held.at == use.at
+                and not (held.hit.entry.form.stored.take and use.hit.entry.form.stored.take)
+            ):
+                del self.state.uses[other]
+                self._forward([other.key])
 
     def _pair(self, key: Key, known: set[Key]) -> bool:
         """Look for the arrays of two wrong places that one stage reads."""
@@ -315,18 +256,18 @@ class Search:
 
     def _pair_of(self, first: Place, known: set[Key]) -> bool:
         key = first.key
-        if first in self.state.uses or self._is_before(first) or self._is_right(first, known):
+        if first in self.state.uses or self._is_before(first) or self.readers.is_right(first, known):
             return False
         for reader in self.run.readers(key, first.part):
             others = [other for other in self.run.inputs_of(reader) if other != key and other in known]
             for other in others:
                 second = self.run.places_of(other)[-1]  # of q, k and v the mix reads v
-                if second in self.state.uses or self._is_right(second, known):
+                if second in self.state.uses or self.readers.is_right(second, known):
                     continue
                 one, two = (self._candidates(place, _PAIRED) for place in (first, second))
                 for a, b in itertools.product(one, two):
-                    fit = None if a.entry.at == b.entry.at else self._fitting({first: a, second: b}, known)
-                    if fit is not None:
+                    fit = None if a.entry.at == b.entry.at else self.readers.fit({first: a, second: b}, known)
+                    if fit is not None and (fit.anchored or max(a.distance, b.distance) < _LIKE):
                         self.state.uses[first] = self._chosen(first, [a], "readers", fit.readers)
                         self.state.uses[second] = self._chosen(second, [b], "readers", fit.readers)
                         return True
@@ -339,7 +280,7 @@ class Search:
     )
 
     def _exchange(self, key: Key) -> Key | None:
-        """Exchange two places of one shape where their readers fit only so: the run has taken one for the other."""
+        """Exchange two places where their readers fit only so: the run takes one for the other."""
         known = set(self.state.values)
         for name, part, other, twin in self._TWINS:
             if key.stage != name:
@@ -348,83 +289,17 @@ class Search:
             uses = [self.state.uses.get(place) for place in (one, two)]
             if any(use is None or use.why != "inputs" for use in uses):
                 continue
-            if self._is_right(one, known) and self._is_right(two, known):
+            if self.readers.is_right(one, known) and self.readers.is_right(two, known):
                 continue
             a, b = uses[0], uses[1]
             assert a is not None
             assert b is not None
-            fit = self._fitting({one: b.hit, two: a.hit}, known)
+            fit = self.readers.fit({one: b.hit, two: a.hit}, known)
             if fit is not None:
                 self.state.uses[one] = Use(hit=b.hit, why="readers", readers=fit.readers, equals=b.equals)
                 self.state.uses[two] = Use(hit=a.hit, why="readers", readers=fit.readers, equals=a.equals)
                 return key
         return None
-
-    def _fitting(self, tried: dict[Place, Hit], known: set[Key]) -> Fit | None:
-        """Return what fits if each place is the array that is tried, ``None`` where nothing does."""
-        values = dict(self.state.values)
-        for place, hit in tried.items():
-            self.run.put(place, hit.values, values)
-        taken = {hit.entry.at for hit in tried.values()}
-        found: list[tuple[Place, float]] = []
-        frontier = list(dict.fromkeys(place.key for place in tried))
-        started = set(frontier)
-        for _ in range(_DEEPEST):
-            following = [
-                reader
-                for key in frontier
-                for reader in self.run.readers(key)
-                if reader in known and reader not in started
-            ]
-            frontier = []
-            for reader in self._in_order(dict.fromkeys(following)):
-                values[reader] = self.run.expected(reader, values)
-                found += (fits := list(self._found_only_so(reader, values, taken)))
-                started.add(reader)
-                if not fits and not self._is_used(reader):
-                    frontier.append(reader)
-            if found or not frontier:
-                break
-        if not found:
-            return None
-        return Fit(
-            readers=tuple(place for place, _ in found), distance=min(distance for _, distance in found)
-        )
-
-    def _is_used(self, key: Key) -> bool:
-        return all(place in self.state.uses for place in self.run.places_of(key))
-
-    def _in_order(self, keys: Iterable[Key]) -> list[Key]:
-        order = {key: index for index, key in enumerate(self.state.values)}
-        return sorted(keys, key=order.__getitem__)
-
-    def _found_only_so(self, key: Key, values: Values, taken: set[int]) -> Iterator[tuple[Place, float]]:
-        """Yield the places of ``key`` whose array fits ``values``, and fits worse without them."""
-        for place in self.run.places_of(key):
-            use = self.state.uses.get(place)
-            wanted = self.run.part(place, values[key])
-            before = self.run.part(place, self.state.values[key] if use is None else self._unread(key))
-            if not np.any(wanted):
-                continue
-            if use is not None:
-                found = [self.bag.measured(use.hit.entry, place, wanted)]
-            elif distance(wanted, before) <= self.tight / 4:
-                continue
-            else:
-                found = [*self.bag.nearest(place, wanted)[:3]]
-            for hit in found:
-                if hit is None or hit.distance > self.tight or hit.entry.at in taken:
-                    continue
-                if use is None and hit.entry.form.oddity >= _WORDED:
-                    continue
-                without = self.bag.measured(hit.entry, place, before)
-                if without is None or hit.distance <= _GAIN * without.distance:
-                    yield place, hit.distance
-                    break
-
-    def _unread(self, key: Key) -> F64:
-        """Return what a stage is made by what is known now."""
-        return self.run.expected(key, self.state.values)
 
     # --- what is recognised by its place --------------------------------------------------------------
 
@@ -433,13 +308,13 @@ class Search:
         known = set(self.state.values)
         for key in list(self.state.values):
             for place in self.run.places_of(key):
-                if place in self.state.uses or self._is_right(place, known) or not self._is_fed(key):
+                if place in self.state.uses or self.readers.is_right(place, known) or not self._is_fed(key):
                     continue
                 left = self._candidates(place, _MOST_TRIED)
                 like = [hit for hit in left if hit.distance < _LIKE]
                 alone = left if place.axes == ("vocab",) and not like else like
-                distinct = [hit for hit in alone if hit is alone[0] or not _equal(hit, alone[0])]
-                if len(distinct) == 1 and distinct[0].entry.form.oddity < _WORDED:
+                distinct = [hit for hit in alone if hit is alone[0] or not equal(hit, alone[0])]
+                if len(distinct) == 1 and distinct[0].entry.form.oddity < WORDED:
                     self.open.pop(place, None)
                     self.state.uses[place] = self._chosen(place, alone, "place")
                 elif distinct:
@@ -459,10 +334,11 @@ _LIKE = 0.6
 """How far an array may be from what a place should be and still be like it."""
 
 
-def _equal(one: Hit, other: Hit) -> bool:
-    return one.values.shape == other.values.shape and distance(one.values, other.values) <= _SAME
-
-
 def _overlap(one: Hit, other: Hit) -> bool:
     first, second = (dict(hit.entry.form.stored.take).popitem()[1] for hit in (one, other))
     return bool(set(range(*first)) & set(range(*second)))
+
+
+def equal(one: Hit, other: Hit) -> bool:
+    """Whether two arrays have the same values."""
+    return one.values.shape == other.values.shape and distance(one.values, other.values) <= _SAME

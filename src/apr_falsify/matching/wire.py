@@ -98,7 +98,7 @@ def _distances(bag: Bag, run: ForwardRun, oracle: Mapping[Key, F64], layer: int 
     found = []
     for key in run.keys_at(layer):
         for place in run.places_of(key) if key in oracle else ():
-            hits = bag.nearest(Place(place.key, place.part), run.part(place, oracle[key]))
+            hits = bag.nearest(Place(place.key, place.part), run.part(place, oracle[key]), _STEPS[-1])
             found += [hits[0].distance] if hits else []
     return found
 

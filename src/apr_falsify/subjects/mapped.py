@@ -25,6 +25,7 @@ from apr_falsify.subjects.array_axes import axis_sizes, rearranged, stored_sizes
 from apr_falsify.subjects.foreign import Dump, read_dump
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.mapped_arrays import F32, as_f32, kind_of, remedy_of
+from apr_falsify.subjects.mapped_parts import unfolded_array
 from apr_falsify.subjects.mapped_passes import (
     RecordedRows,
     named_array,
@@ -34,7 +35,6 @@ from apr_falsify.subjects.mapped_passes import (
     shown_padding,
     with_context,
 )
-from apr_falsify.subjects.mapped_parts import unfolded_array
 from apr_falsify.subjects.mapping import (
     BATCH,
     MASKED,

@@ -191,7 +191,7 @@ def read_mapping(path: Path) -> MappingFile:
 
     """
     try:
-        data = mapping(read_yaml(path), "the file")
+        data = mapping(read_yaml(path, aliases=True), "the file")
         if data.get("schema") != SCHEMA:
             raise TraceError(f"the schema is {data.get('schema')!r}", expected=SCHEMA)
         _check_keys(data, _FIELDS, "the file")
