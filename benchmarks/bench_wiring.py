@@ -10,6 +10,7 @@ the truth, and prints the figures and what is not right.
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from tests.wired_bags import TOKENS, Case, Score, bag_of, cases, save, score
 from apr_falsify.commands.starter_names import likeness
 from apr_falsify.errors import TraceError
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.matching.result import Wiring
 from apr_falsify.matching.wire import wire
 from apr_falsify.model.stages import STAGES
 from apr_falsify.oracle.capture import capture
@@ -51,7 +53,7 @@ def main() -> None:
 
         tally: Counter[str] = Counter()
         seconds = 0.0
-        for case in list(cases(count, list(RECIPES), model))[first:]:
+        for case in itertools.islice(cases(count, list(RECIPES), model), first, None):
             try:
                 bag = bag_of(model(case.recipe), case)
             except (ValueError, KeyError, IndexError, AssertionError) as error:

@@ -14,7 +14,7 @@ from apr_falsify.commands.progress import busy
 from apr_falsify.commands.starter import token_arrays
 from apr_falsify.commands.starter_names import likeness
 from apr_falsify.commands.wired_text import wired_text
-from apr_falsify.errors import AprFalsifyError, ExitCode, TokensError
+from apr_falsify.errors import TokensError, UndecidedError
 from apr_falsify.formats.weights import Weights
 from apr_falsify.matching.result import Wiring
 from apr_falsify.matching.wire import wire
@@ -26,12 +26,6 @@ from apr_falsify.subjects.mapping import MAPPING_YAML
 from apr_falsify.subjects.recorded import RecordedSubject, is_foreign, open_recorded
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import Trace, is_trace
-
-
-class UndecidedError(AprFalsifyError):
-    """An array that a verdict would rest on may be one stage or another."""
-
-    exit_code = ExitCode.INCONCLUSIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -310,8 +310,8 @@ class Search:
             for place in self.run.places_of(key):
                 if place in self.state.uses or self.readers.is_right(place, known) or not self._is_fed(key):
                     continue
-                left = self._candidates(place, _MOST_TRIED)
-                like = [hit for hit in left if hit.distance < _LIKE]
+                left = [hit for hit in self._candidates(place, _MOST_TRIED) if not self._is_copy(hit, place)]
+                like = [hit for hit in left if hit.distance < _ALONE]
                 alone = left if place.axes == ("vocab",) and not like else like
                 distinct = [hit for hit in alone if hit is alone[0] or not equal(hit, alone[0])]
                 if len(distinct) == 1 and distinct[0].entry.form.oddity < WORDED:
@@ -321,6 +321,11 @@ class Search:
                     names = tuple(dict.fromkeys(self._name(hit) for hit in distinct))
                     self.open[place] = Open(place=place, candidates=names)
 
+    def _is_copy(self, hit: Hit, place: Place) -> bool:
+        """Whether an array has the values of another place: a copy of it proves nothing of this one."""
+        others = [other for other in self.state.uses if other.axes == place.axes]
+        return any(equal(hit, self.state.uses[other].hit) for other in others)
+
     def _is_fed(self, key: Key) -> bool:
         """Whether something that a stage is computed from was recorded."""
         return any(
@@ -329,6 +334,9 @@ class Search:
             for place in self.run.places_of(source)
         )
 
+
+_ALONE = 0.15
+"""How far the one array that is left may be from a place of which nothing recorded is computed."""
 
 _LIKE = 0.6
 """How far an array may be from what a place should be and still be like it."""

@@ -14,6 +14,7 @@ from apr_falsify.formats.weights import Weights
 from apr_falsify.matching.bag import Bag, sizes_named
 from apr_falsify.matching.forms import Place
 from apr_falsify.matching.forward import OF_LAST, ForwardRun
+from apr_falsify.matching.mixed import check_one_run
 from apr_falsify.matching.names import Likeness, NamePreference
 from apr_falsify.matching.result import Wiring, wiring_of
 from apr_falsify.matching.search import Search
@@ -53,6 +54,7 @@ def wire(
 
     Raises:
         TraceError: no array is of this model and these tokens.
+        UndecidedError: the arrays are of two runs.
 
     """
     geometry = weights.geometry
@@ -73,7 +75,7 @@ def wire(
         search = Search(bag, run, tight, names, _fine_up_to(distances, tight))
         search.sweep()
         right = sum(use.why == "inputs" for use in search.state.uses.values())
-        if 2 * right >= max(near, 1):
+        if not near or 2 * right >= near:
             break
     if not any(use.why == "inputs" for use in search.state.uses.values()):
         raise TraceError(
@@ -82,6 +84,7 @@ def wire(
             expected="the arrays of a run of this model on these tokens",
             remedy="name the model and the tokens that were run",
         )
+    check_one_run(search)
     return wiring_of(bag, search.state.uses, search.open.values(), tuple(dump), tight)
 
 
