@@ -5,8 +5,8 @@
   and the program ``validate_contracts``
 - the two sides of a comparison: ``specs``, ``sides``, ``tokenizers``, ``live``; what is reported of it:
   ``report``, ``page``
-- behind ``capture``: ``export_kernel``, ``kernel_files``; ``print_mapping``, ``starter``, ``starter_match``,
-  ``starter_names``, ``starter_text``
+- behind ``capture``: ``export_kernel``, ``kernel_files``; ``print_mapping``, ``wired``, ``wired_text``,
+  ``starter``, ``starter_match``, ``starter_names``, ``starter_text``
 - behind ``faults``: ``examine``, ``exam_pool``, ``exam_worker``, ``hosts``, ``apr_host``, ``smollm2``,
   ``faults_table``
 - behind ``evidence``, ``promote`` and ``doctor``: ``evidence_text``, ``standings``, ``standings_cache``,
