@@ -85,7 +85,13 @@ def wire(
             remedy="name the model and the tokens that were run",
         )
     check_one_run(search)
-    return wiring_of(bag, search.state.uses, search.open.values(), tuple(dump), tight)
+    return wiring_of(
+        bag,
+        search.state.uses,
+        search.open.values(),
+        tuple(name for name in dump if name not in left_out),
+        tight,
+    )
 
 
 def _canonical(oracle: Trace) -> dict[Key, F64]:
