@@ -124,6 +124,10 @@ class ProcessError(AprFalsifyError):
     """A foreign program that could not be run, failed, or left nothing usable."""
 
 
+class SweepError(AprFalsifyError):
+    """A sweep file that cannot be read, or a directory of runs that cannot be trusted."""
+
+
 class OutputError(AprFalsifyError):
     """The result could not be written."""
 

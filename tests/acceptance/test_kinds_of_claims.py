@@ -17,10 +17,15 @@ SYMBOL, FILE = "symbol-not-found", "file-not-found"
 TREE: Mapping[str, str] = {
     "Cargo.toml": '[package]\nname = "demo"\nversion = "0.1.0"\n',
     "src/lib.rs": (
-        "pub mod ops;\npub fn add(a: i32, b: i32) -> i32 { a + b }\n"
+        "pub mod ops;\npub mod kinds;\npub fn add(a: i32, b: i32) -> i32 { a + b }\n"
         "#[cfg(test)]\nmod tests { #[test]\nfn sums_up() { assert_eq!(super::add(1, 2), 3); } }\n"
     ),
     "src/ops.rs": "pub fn scale(x: f32) -> f32 { x }\n#[cfg(kani)]\n#[kani::proof]\nfn verify_scale() {}\n",
+    "src/kinds.rs": (
+        "pub use crate::ops::scale;\npub struct Gain;\nimpl Gain { pub fn apply() {} }\n"
+        'include!("kinds_more.rs");\n'
+    ),
+    "src/kinds_more.rs": "pub fn included(x: f32) -> f32 { x + x }\n",
     "lean/Demo/Scale.lean": "import Demo.Inner\ntheorem scale_doubles (x : Nat) : x = x := rfl\n",
     "lean/Demo/Inner.lean": "namespace Scale\nlemma is_zero : 2 * 0 = 0 := rfl\n",
     "lean/Demo/Empty.lean": "-- to be proved\n/- theorem scale_halves : True := trivial -/\n",
@@ -90,6 +95,21 @@ BINDINGS: Mapping[str, list[str]] = {
     ],
     "contract: c-000.yaml, equation: e, module_path: demo, function: shrink, status: not_implemented": [],
     "contract: c-000.yaml, equation: e, module_path: demo, function: shrink, status: partial": [SYMBOL],
+    **{
+        f"equation: e, module_path: '{path}', function: '{name}', status: implemented": said
+        for path, name, said in (
+            ("demo::gone", "add", ["binding-elsewhere"]),
+            ("demo::ops", "add", ["binding-elsewhere"]),
+            ("demo::ops::Gain", "apply", ["binding-elsewhere"]),
+            ("demo::kinds::Gain", "apply", []),
+            ("demo::kinds::Gain", "Gain::apply", []),
+            ("demo::kinds", "Gain::apply", []),
+            ("demo::kinds", "scale", []),  # passed on
+            ("demo::kinds", "included", []),  # from a file that it includes
+            ("demo::ops::scale", "scale", []),
+            ("demo", "scale", []),
+        )
+    },
 }
 
 

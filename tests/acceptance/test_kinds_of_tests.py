@@ -144,6 +144,51 @@ def reported(root: Path, table: str) -> Mapping[str, list[str]]:
     return found
 
 
+TOX = """\
+env_list = ["3.12", "flow"]
+[env_run_base]
+commands = [["pytest", "checks/test_flow.py", {replace = "posargs", extend = true}]]
+[env.gone]
+commands = [["pytest", "{tox_root}/checks/test_missing.py"]]
+[env.inside]
+change_dir = "checks"
+commands = [["pytest", "test_flow.py"], ["pytest", "more/test_missing.py"]]
+[env.lint]
+commands = [["ruff", "check", {replace = "ref", of = ["env", "flow", "deps"]}, "checks/gone.py"]]
+"""
+
+
+@pytest.mark.parametrize("file", ["tox.toml", "pyproject.toml"])
+@pytest.mark.parametrize(
+    ("test", "code"),
+    [
+        ("tox -e 3.12", ""),
+        ("tox -e flow -- checks/test_missing.py", FILE),
+        ("tox -e flow -- -q", ""),
+        ("tox -e gone", FILE),
+        ("tox -e inside", FILE),
+        ("tox -e lint", ""),
+        ("tox -e nowhere", GONE),
+    ],
+)
+def test_what_an_environment_of_toml_runs(tmp_path: Path, file: str, test: str, code: str) -> None:
+    settings = TOX if file == "tox.toml" else TOX.replace("[env", "[tool.tox.env")
+    files = {
+        "checks/test_flow.py": "def test_opens():\n    assert 1 + 1 == 2\n",
+        "setup.py": "",
+        file: settings if file == "tox.toml" else f"[tool.tox]\n{settings}",
+        "contracts/k-v1.yaml": (
+            "metadata: {id: C-K, version: 1.0.0, status: ACTIVE, description: d}\nfalsification_tests:\n"
+            f"- {{id: F-1, rule: r, prediction: p, if_fails: x, test: '{test}'}}\n"
+        ),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    shown = validate((tmp_path / "contracts",), cached=False).shown
+    assert [one.problem.code for one in shown] == ([code] if code else [])
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kinds")

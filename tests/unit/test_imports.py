@@ -30,6 +30,7 @@ ORDER = (
     "symbols",
     "contracts",
     "evidence",
+    "sweeps",
     "commands",
     "pytest_plugin",
     "api",
@@ -45,6 +46,7 @@ GAPS: Mapping[str, tuple[str, ...]] = {
     "symbols": ("traces", "oracle", "subjects", "compare", "matching", "exam"),
     "contracts": ("traces", "oracle", "subjects", "compare", "matching", "evidence"),
     "evidence": ("oracle", "subjects", "matching", "contracts.rules"),
+    "sweeps": ("oracle", "subjects", "compare", "matching", "exam", "symbols", "contracts"),
 }
 """Room, or a part of one -> what it may not import although that stands before it."""
 

@@ -20,6 +20,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "bisect": ("apr_falsify.commands.bisect", "Capture both sides, compare them, say where they part."),
     "capture": ("apr_falsify.commands.capture", "Run one side and keep its stages as a trace."),
     "compare": ("apr_falsify.commands.compare", "Compare two traces; runs nothing, writes nothing."),
+    "sweep": ("apr_falsify.commands.sweep", "Plan, run and report many bisections."),
     "faults": ("apr_falsify.commands.faults", "Examine the suite itself, with seeded faults."),
     "evidence": ("apr_falsify.commands.evidence", "Re-check, show, compare and sign evidence bundles."),
     "promote": ("apr_falsify.commands.promote", "Raise a falsifier by a rung, on a bundle that verifies."),

@@ -6,8 +6,8 @@ To be read in this order:
   ``cargo_command``, ``pytest_command``, ``schema``, ``settings``, ``facts``
 - what a contract cites: ``evidence_keys``, ``cited_tests``, ``citations``, ``prose``, ``located``,
   ``proofs``, ``cited``, ``bindings``, ``markers``, ``roots``, ``resolution``, ``resolve``, ``resolve_tests``,
-  ``resolve_cargo``, ``cargo_maybe``, ``filterset``, ``resolve_pytest``, ``recipes``, ``resolve_target``,
-  ``hollow``, ``marked``
+  ``resolve_cargo``, ``cargo_maybe``, ``filterset``, ``resolve_pytest``, ``recipes``, ``tox``,
+  ``resolve_target``, ``hollow``, ``marked``
 - judging: ``validate``, ``rules``, ``statuses``, ``standing``, ``problem``, ``history``, ``baseline``,
   ``outcome``
 - at scale: ``engine``, ``ahead``, ``cache``

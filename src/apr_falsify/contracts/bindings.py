@@ -14,10 +14,11 @@ from apr_falsify.contracts.model import BoundEquation, Citation, Sibling, entrie
 from apr_falsify.contracts.names import PathName, parse_symbols
 from apr_falsify.contracts.problem import Place, Problem, problem_at
 from apr_falsify.contracts.resolution import UNCHECKED, Resolution, ResolutionState, unresolved
-from apr_falsify.contracts.resolve import resolve
+from apr_falsify.contracts.resolve import exists_anywhere, resolve
 from apr_falsify.contracts.roots import SearchScope
 from apr_falsify.contracts.source import Mapping, Sequence, Text
 from apr_falsify.contracts.statuses import word_of
+from apr_falsify.symbols.match import is_reexported, lookup
 from apr_falsify.symbols.tree import SourceTree
 
 _CLAIMS = ("IMPLEMENTED", "PARTIAL", "BOUND", "DONE", "COMPLETE")
@@ -37,12 +38,12 @@ def binding_citations(data: Mapping) -> Iterator[Citation]:
         function = _function(item)
         if function is None:
             continue
-        module = text_of(item, "module_path").split("::")[0]
+        module = text_of(item, "module_path")
         own = function if item.get("function") else function.rpartition("::")[2]
         for name in parse_symbols(own):
             yield Citation(
                 kind="binding",
-                text=module if module and "-" not in module else crate,
+                text=module if module and "-" not in module.partition("::")[0] else crate,
                 name=name,
                 place=place_of(function, f"{key}.function"),
                 expected_absent=word_of(text_of(item, "status")) not in _CLAIMS,
@@ -93,7 +94,7 @@ def binding_problems(path: str, data: Mapping) -> Iterator[Problem]:
 
 def resolve_binding(citation: Citation, scope: SearchScope) -> Resolution:
     """Look a bound function up in the trees that hold its crate."""
-    crate = citation.text
+    crate = citation.text.partition("::")[0]
     trees = [tree for tree in scope.trees if holds_crate(tree, crate)]
     if not trees:
         return unresolved(
@@ -105,12 +106,41 @@ def resolve_binding(citation: Citation, scope: SearchScope) -> Resolution:
         message = f"the binding says {citation.role}, and {citation.name} is there"
         hint = "say implemented, or what of it is missing"
         return Resolution(state=best.state, code="under-claimed", message=message, hint=hint)
+    if best.state is ResolutionState.RESOLVED and not best.code:
+        return _under_its_module(citation, trees, best, scope)
     if best.state is not ResolutionState.MISSING:
         return best
     if citation.expected_absent:
         return UNCHECKED
     message = f"the binding says implemented, and {citation.name!r} exists nowhere in {crate}"
     return replace(best, message=message)
+
+
+def _under_its_module(
+    citation: Citation, trees: list[SourceTree], found: Resolution, scope: SearchScope
+) -> Resolution:
+    """Say where a function is that is neither in the module that the binding gives nor passed on by it."""
+    *outer, last = citation.name.split("::")
+    modules = citation.text.split("::")
+    if modules[-1] in (last, *outer[-1:]):  # the path of the function itself, or of its type
+        modules.pop()
+    name = "::".join((*modules[1:], citation.name))
+    if len(modules) < 2 or exists_anywhere(name, trees, scope, sure=True) is not ResolutionState.MISSING:
+        return found
+    if any(_offers(tree, modules[-1], citation.name) for tree in trees):
+        return found
+    where = [f"{file}:{one.line}" for tree in trees for file, one in tree.find(last)]
+    message = f"{citation.name!r} is not under {'::'.join(modules)}, where the binding says it is"
+    hint = f"it is defined in {', '.join(where[:3])}"
+    return replace(found, code="binding-elsewhere", message=message, hint=hint)
+
+
+def _offers(tree: SourceTree, module: str, name: str) -> bool:
+    """Whether a module that may be meant includes a name, passes it on, or makes it by a macro."""
+    places = (f"/{module}.rs", f"/{module}/mod.rs", f"/{module}.py", f"/{module}/__init__.py")
+    files = [file for file in tree.files() if file.endswith(places)]
+    first = name.partition("::")[0]
+    return any(lookup(tree, file, name) or is_reexported(tree, file, first) for file in files)
 
 
 def _in_tree(citation: Citation, tree: SourceTree) -> Citation:

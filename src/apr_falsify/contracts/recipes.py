@@ -1,18 +1,19 @@
 """The commands behind a target of make or just, a session of nox, an environment of tox.
 
-Sources: the GNU make manual, "Writing Rules"; the just manual; nox's and tox's documentation of their files.
+Sources: the GNU make manual, "Writing Rules"; the just manual; nox's documentation of its file; ``tox``.
 A command that holds what only a run knows (an argument, a variable of the shell) is left out.
 """
 
 from __future__ import annotations
 
 import ast
-import configparser
 import functools
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from apr_falsify.contracts.tox import commands_of_environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ def recipe_of(tool: str, name: str, text: str, arguments: tuple[str, ...] = ()) 
     if tool == "nox":
         return Recipe(commands=tuple(_of_session(name, text)))
     if tool == "tox":
-        return Recipe(commands=tuple(_of_environment(name, text, arguments)))
+        return Recipe(commands=tuple(commands_of_environment(name, text, arguments)))
     return _of_make(name, text) if tool == "make" else _of_just(name, text)
 
 
@@ -150,52 +151,3 @@ def _session_names(node: ast.FunctionDef) -> Iterator[str]:
         for keyword in one.keywords if isinstance(one, ast.Call) else ():
             if keyword.arg == "name" and isinstance(keyword.value, ast.Constant):
                 yield str(keyword.value.value)
-
-
-_FOLDERS = re.compile(r"\{(?:toxinidir|tox_root)\}/?")
-_POSARGS = re.compile(r"\{posargs(?::([^{}]*))?\}|\[\]")
-
-
-def _of_environment(name: str, text: str, arguments: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    sections = _sections(text)
-    own, base = sections.get(f"testenv:{name}"), sections.get("testenv")
-    section = next((one for one in (own, base) if one is not None and "commands" in one), None)
-    if section is None:
-        return
-    folder = next((one["changedir"] for one in (own, base) if one is not None and "changedir" in one), "")
-    folder = _FOLDERS.sub("", folder).strip()
-    given = shlex.join(arguments)
-    for line in re.sub(r"\\\n\s*", " ", section["commands"]).splitlines():
-        whole = (
-            _POSARGS.sub(lambda match: given or match[1] or "", _FOLDERS.sub("", line))
-            .lstrip(_PREFIX)
-            .rstrip()
-        )
-        if not whole or re.search(r"\{[^}]*\}|^[\w,!{}.-]+:\s", whole):
-            continue  # what only tox knows, or of one factor
-        yield _line_of(text, line), f"cd {folder} && {whole}" if folder else whole
-
-
-def _line_of(text: str, line: str) -> int:
-    at = text.find(line.strip().split("\\")[0])
-    return text.count("\n", 0, max(at, 0)) + 1
-
-
-def _sections(text: str) -> dict[str, dict[str, str]]:
-    parser = configparser.ConfigParser(interpolation=None, strict=False)
-    try:
-        parser.read_string(text)
-    except configparser.Error:
-        return {}
-    return {name: dict(parser[name]) for name in parser.sections()}
-
-
-def environments_of(text: str) -> set[str] | None:
-    """Return the factors that a tox.ini makes names of; ``None`` where it is no such file."""
-    sections = _sections(text)
-    if "tox" not in sections and "testenv" not in sections:
-        return None
-    listed = [sections["tox"].get(one, "") for one in ("envlist", "env_list")] if "tox" in sections else []
-    named = [one.partition(":")[2] for one in sections if one.startswith("testenv:")]
-    conditions = re.findall(r"^[ \t]+([\w.,!{}-]+):(?:\s|$)", text, re.MULTILINE)
-    return {word for one in (*listed, *named, *conditions) for word in re.findall(r"[\w.]+", one)}

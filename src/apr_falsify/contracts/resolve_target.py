@@ -11,7 +11,7 @@ from apr_falsify.contracts.cited_tests import cited_tests
 from apr_falsify.contracts.model import Citation
 from apr_falsify.contracts.names import BuildTarget, parse_test
 from apr_falsify.contracts.problem import Place
-from apr_falsify.contracts.recipes import environments_of, recipe_of
+from apr_falsify.contracts.recipes import recipe_of
 from apr_falsify.contracts.resolution import (
     RESOLVED,
     UNCHECKED,
@@ -22,6 +22,7 @@ from apr_falsify.contracts.resolution import (
     missing,
 )
 from apr_falsify.contracts.roots import FoundPath, SearchScope
+from apr_falsify.contracts.tox import environments_of
 from apr_falsify.symbols.tree import SourceTree
 
 Resolve = Callable[[Citation, SearchScope], Resolution]
@@ -30,7 +31,7 @@ _FILES = {
     "make": ("GNUmakefile", "makefile", "Makefile"),
     "just": ("justfile", "Justfile", ".justfile"),
     "nox": ("noxfile.py",),
-    "tox": ("tox.ini",),
+    "tox": ("tox.ini", "pyproject.toml", "tox.toml"),
 }
 _NAMES = {
     "make": re.compile(r"^([\w./ -]+)::?(?![=:])", re.MULTILINE),
@@ -73,6 +74,8 @@ def _resolve(target: BuildTarget, scope: SearchScope, resolve: Resolve, seen: se
                 if raw is None or len(raw) > _MOST_BYTES:
                     continue
                 text = raw.decode("utf-8", "replace")
+                if target.tool == "tox" and environments_of(text) is None:
+                    continue
                 there = _in_file(target, path, text, tree)
                 if there is not RESOLVED:
                     return there
@@ -128,7 +131,7 @@ def _followed(
                 return found
     for line, command in recipe.commands:
         whole = f"cd {target.within} && {command}" if target.within else command
-        found = _of_command(whole, scope, resolve, seen)
+        found = _of_command(whole, scope, resolve, seen, told=target.arguments)
         if found.state is ResolutionState.MISSING:
             where = f"{_RUNS} {target.tool} {target.name} ({path}:{line}): {found.message}"
             return replace(found, message=found.message if found.message.startswith(_RUNS) else where)
@@ -138,10 +141,17 @@ def _followed(
 _RUNS = "run by"
 
 
-def _of_command(command: str, scope: SearchScope, resolve: Resolve, seen: set[BuildTarget]) -> Resolution:
-    """The first test of a command that is surely missing; ``RESOLVED`` where none is."""
+def _of_command(
+    command: str, scope: SearchScope, resolve: Resolve, seen: set[BuildTarget], told: tuple[str, ...] = ()
+) -> Resolution:
+    """The first test of a command that is surely missing; ``RESOLVED`` where none is.
+
+    A file in ``told`` is cited by the line that asks for the target, and reported there.
+    """
     nowhere = Place(line=1, column=1, key="")
     for citation in cited_tests(parse_test(command), command, lambda _: nowhere, absent=False):
+        if citation.kind == "file" and citation.paths[0].path in told:
+            continue
         if citation.target is not None:
             found = RESOLVED if citation.target in seen else _resolve(citation.target, scope, resolve, seen)
         else:

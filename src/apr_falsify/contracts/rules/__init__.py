@@ -96,6 +96,7 @@ RULES = _rules(
     ("source-does-not-parse", ERROR, "a named file that does not parse defines nothing"),
     ("absent-as-stated", NOTICE, "a falsifier that says something is missing may name what is missing"),
     ("evidence-not-read", NOTICE, "evidence under a key that no table has is checked by nobody"),
+    ("binding-elsewhere", NOTICE, "a reader looks for the function where the binding says it is"),
     ("under-claimed", NOTICE, "a status that says 'to come' of what is there hides it"),
     ("binding-without-function", NOTICE, "a binding that names no function claims what nobody can look up"),
     ("unresolved-name", WARNING, "a name of another tree is neither right nor wrong until the tree is given"),
