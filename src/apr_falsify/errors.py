@@ -110,6 +110,12 @@ class ContractError(AprFalsifyError):
     """A contract that cannot be read, or lacks what is requested of it."""
 
 
+class UndecidedError(AprFalsifyError):
+    """An array that a verdict would rest on may be one stage or another, or of another run."""
+
+    exit_code = ExitCode.INCONCLUSIVE
+
+
 class EvidenceError(AprFalsifyError):
     """A bundle that cannot be read or does not verify; nothing may rest on it."""
 

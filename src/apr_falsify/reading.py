@@ -55,8 +55,13 @@ _SPARE = 48 << 20
 """Bytes that values may take beyond four times their text: no file that is meant well needs a tenth."""
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, *, aliases: bool = False) -> Any:
     """Return the content of the one document in the YAML file at ``path``, as YAML 1.1 plain values.
+
+    Args:
+        path: the file.
+        aliases: whether it may hold any, as PyYAML writes them for a list that stands in two places. Their
+            values count each time.
 
     Raises:
         OSError: it cannot be read, or is no regular file.
@@ -70,7 +75,7 @@ def read_yaml(path: Path) -> Any:
     kind: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     content = _bytes(path, most=_MOST_YAML).decode("utf-8")
     try:
-        _check_events(content, kind)
+        _check_events(content, kind, aliases)
         loader = kind(content)
         try:
             return _constructed(loader)
@@ -88,16 +93,29 @@ _MOST_VALUES = 1 << 16
 _MOST_DEPTH = 100
 
 
-def _check_events(content: str, kind: Any) -> None:
+def _check_events(content: str, kind: Any, aliases: bool) -> None:
     """Refuse what would cost too much to be made into values; reading events needs no recursion."""
     import yaml
 
     depth, values = 0, 0
+    begun: list[tuple[str | None, int]] = []  # of each collection that is open: its anchor, what came before
+    sizes: dict[str, int] = {}
     for event in yaml.parse(content, kind):
         values += isinstance(event, yaml.NodeEvent)
+        if isinstance(event, yaml.CollectionStartEvent):
+            begun.append((event.anchor, values - 1))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = begun.pop()
+            sizes |= {anchor: values - before} if anchor is not None else {}
+        elif isinstance(event, yaml.ScalarEvent) and event.anchor is not None:
+            sizes[event.anchor] = 1
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError("it holds an alias (*name): write the value out")
+            if not aliases:
+                raise ValueError("it holds an alias (*name): write the value out")
+            if event.anchor not in sizes:  # not begun, or it would stand within itself
+                raise ValueError(f"the alias *{event.anchor} stands for nothing that is whole before it")
+            values += sizes[event.anchor] - 1
         if values > _MOST_VALUES:
             raise ValueError(f"it holds more than {_MOST_VALUES} values")
         if depth > _MOST_DEPTH:

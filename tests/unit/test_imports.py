@@ -25,6 +25,7 @@ ORDER = (
     "oracle",
     "subjects",
     "compare",
+    "matching",
     "exam",
     "symbols",
     "contracts",
@@ -39,12 +40,13 @@ ORDER = (
 GAPS: Mapping[str, tuple[str, ...]] = {
     "subjects": ("oracle",),
     "compare": ("oracle", "subjects"),
-    "exam": ("oracle", "subjects"),
+    "matching": ("oracle",),
+    "exam": ("oracle", "subjects", "matching"),
     "exam.seeding": ("compare",),
-    "symbols": ("traces", "oracle", "subjects", "compare", "exam"),
-    "contracts": ("traces", "oracle", "subjects", "compare", "evidence"),
-    "evidence": ("oracle", "subjects", "contracts.rules"),
-    "sweeps": ("oracle", "subjects", "compare", "exam", "symbols", "contracts"),
+    "symbols": ("traces", "oracle", "subjects", "compare", "matching", "exam"),
+    "contracts": ("traces", "oracle", "subjects", "compare", "matching", "evidence"),
+    "evidence": ("oracle", "subjects", "matching", "contracts.rules"),
+    "sweeps": ("oracle", "subjects", "compare", "matching", "exam", "symbols", "contracts"),
 }
 """Room, or a part of one -> what it may not import although that stands before it."""
 

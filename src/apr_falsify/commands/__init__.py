@@ -5,8 +5,8 @@
   ``doctor``, and the program ``validate_contracts``
 - the two sides of a comparison: ``specs``, ``sides``, ``tokenizers``, ``live``,
   ``transformers_subject``; what is reported of it: ``report``, ``page``
-- behind ``capture``: ``export_kernel``, ``kernel_files``; ``print_mapping``, ``starter``, ``starter_match``,
-  ``starter_names``, ``starter_text``
+- behind ``capture``: ``export_kernel``, ``kernel_files``; ``print_mapping``, ``wired``, ``wired_text``,
+  ``starter``, ``starter_match``, ``starter_names``, ``starter_text``
 - behind ``sweep``: ``sweep_worker``
 - behind ``faults``: ``examine``, ``exam_pool``, ``exam_worker``, ``hosts``, ``hosts_in_passes``,
   ``apr_host``, ``smollm2``, ``faults_table``

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from apr_falsify.commands.sides import DEFAULT_DTYPES
 from apr_falsify.commands.specs import OracleSide, open_oracle
 from apr_falsify.commands.starter import ProposalContext, propose, token_arrays
 from apr_falsify.commands.starter_text import starter_text
+from apr_falsify.commands.wired import wired_mapping
 from apr_falsify.errors import TokensError
 from apr_falsify.model.stages import STAGES
 from apr_falsify.oracle.capture import capture
@@ -53,7 +53,7 @@ def mapping_starter(
             trace = capture(
                 oracle.model, request, MemorySink(), dtype=dtype or DEFAULT_DTYPES[device], device=device
             )
-        known = replace(known, oracle=trace, weights=oracle.model.weights)
+        return wired_mapping(path, dump, trace, oracle.model.weights, tokens_from=known.tokens_from).text
     with busy("comparing"), np.errstate(invalid="ignore"):  # any bits may stand there: signalling NaN too
         return starter_text(propose(dump, known, path), dump, known, path.name)
 

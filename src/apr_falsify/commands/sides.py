@@ -24,6 +24,7 @@ from apr_falsify.commands.specs import (
 )
 from apr_falsify.commands.tokenizers import tokenizer_check
 from apr_falsify.commands.transformers_subject import open_side
+from apr_falsify.commands.wired import lacks_mapping, open_wired
 from apr_falsify.compare.bisection import Finding
 from apr_falsify.errors import (
     OutputError,
@@ -109,7 +110,8 @@ def make_plan(
     asked = sides.get("passes", AskedPasses())
     oracle = open_oracle(oracle_spec or str(model_of(runtime, path)), sides.get("oracle_options"))
     log = None if logs is None else logs / f"subject-{runtime}.log"
-    subject = open_side(runtime, _target(path, oracle, log, sides))
+    target = _target(path, oracle, log, sides)
+    subject = open_wired(target) if lacks_mapping(runtime, target) else open_side(runtime, target)
     judged = _layers(sides["layers"], oracle, subject)
     text = _text(subject, prompt, tokens)
     span = range(judged[0], judged[-1] + 1)

@@ -265,6 +265,25 @@ def check_expansion(path: Path, size: int) -> None:
 _EXPANSION, _SPARE = 4, 48 << 20
 
 
+def load_all(path: Path, wanted: Dump) -> Iterator[tuple[str, Values]]:
+    """Yield name and values of the arrays ``wanted`` of the recording at ``path``, whose file is opened once.
+
+    Raises:
+        TraceError: they are cut off, or packed too tightly.
+
+    """
+    if path.suffix != ".npz" or not path.is_file():
+        yield from ((name, array.load()) for name, array in wanted.items())
+        return
+    try:
+        with opened_zip(path, MOST_ARRAYS) as archive:
+            found = {member.filename.removesuffix(".npy"): member for member in members_of(archive)}
+            check_expansion(path, sum(found[name].file_size for name in wanted))
+            yield from ((name, read_member(archive, found[name])) for name in wanted)
+    except (OSError, ValueError, MemoryError) as error:
+        raise _broken(path, error) from error
+
+
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Values:
     """Return the values of an array whose header was read by :func:`npz_array`.
 

@@ -25,6 +25,7 @@ from apr_falsify.subjects.array_axes import as_sized, axis_sizes, rearranged, st
 from apr_falsify.subjects.foreign import Dump, read_dump
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.mapped_arrays import F32, as_f32, kind_of, remedy_of
+from apr_falsify.subjects.mapped_parts import unfolded_array
 from apr_falsify.subjects.mapped_passes import (
     RecordedRows,
     named_array,
@@ -44,7 +45,7 @@ from apr_falsify.subjects.mapping import (
     factors,
     read_mapping,
 )
-from apr_falsify.subjects.mapping_names import is_layered, name_of
+from apr_falsify.subjects.mapping_names import is_layered
 from apr_falsify.subjects.mapping_passes import Padding
 from apr_falsify.subjects.ranks import of_all_ranks
 from apr_falsify.traces.provenance import Provenance, utc_now
@@ -168,7 +169,7 @@ def _embedding_rows(said: MappingFile, dump: Dump, geometry: Geometry) -> npt.ND
     row = next((row for row in said.stages if row.stage == "embedding"), None)
     if row is None or row.stacked or row.by_pass or factors(row.axes[0]) != ("tokens", "hidden"):
         return None
-    array = dump.get(name_of(row.names[0], 0))
+    array = dump.get(row.name(0, 0))
     return None if array is None else as_f32(array, row, said)
 
 
@@ -227,7 +228,7 @@ class _Reader:
         beyond = data[:, :, : passes.tokens][:, met & ~seen]
         if (beyond > MASKED_BELOW).any():
             raise TraceError(
-                f"{name_of(row.names[0], layer, self.rows.first_pass)!r} holds {float(beyond.max()):g} "
+                f"{row.name(0, layer, self.rows.first_pass)!r} holds {float(beyond.max()):g} "
                 "above the diagonal",
                 where=self.said.path,
                 expected=f"values up to {MASKED_BELOW:g} or -inf there, as scores with the mask added have",
@@ -251,7 +252,7 @@ class _Reader:
         held = [
             layer
             for layer in range(self.geometry.layers)
-            if any(name_of(name, layer, self.rows.first_pass) in self.dump for name in row.names)
+            if any(row.name(at, layer, self.rows.first_pass) in self.dump for at in range(len(row.names)))
         ]
         self._check_beyond(row)
         return held or [0]  # which is not there, and is refused by its name
@@ -271,7 +272,7 @@ class _Reader:
 
     def _check_beyond(self, row: StageMap) -> None:
         """Refuse a recording of more layers than the model has: it is of another model."""
-        beyond = name_of(row.names[0], self.geometry.layers, self.rows.first_pass)
+        beyond = row.name(0, self.geometry.layers, self.rows.first_pass)
         if beyond in self.dump:
             raise TraceError(
                 f"{beyond!r} is {row.stage} of layer {self.geometry.layers}",
@@ -301,11 +302,11 @@ class _Reader:
         self, row: StageMap, index: int, layer: int | None, number: int | None, shape: tuple[int, int]
     ) -> F32:
         """Return one array in canonical axes: of the pass ``number``, with so many tokens and keys."""
-        name = name_of(row.names[index], layer, number)
+        name = row.name(index, layer, number)
         array = named_array(self.dump, name, self.said, f"stages.{row.stage}.from")
         user = row.stage if len(row.names) == 1 else f"{'qkv'[index]} of {row.stage}"
         taken = self.used.setdefault(name, user)
-        if taken != user:
+        if taken != user and not row.stored:
             raise TraceError(
                 f"the array {name!r} is {taken} and {user}", where=self.said.path, expected="one stage"
             )
@@ -313,6 +314,8 @@ class _Reader:
         keys = shape[1] if number is None else self._keys(axes, array.shape, layer, shape)
         part = index if len(row.names) > 1 else None
         sizes = {**as_sized(axis_sizes(self.geometry, shape[0]), row.stage, part), "keys": keys}
+        if row.stored:
+            array = unfolded_array(array, row.stored[index], sizes)
         if self.said.row is not None and len(array.shape) == len(axes) + 1 and BATCH not in axes:
             axes = (BATCH, *axes)
         expected = stored_sizes(row, axes, sizes, array.shape)

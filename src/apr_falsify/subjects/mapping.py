@@ -17,7 +17,7 @@ Everything that is not written here is refused or reported, never guessed. The f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.numerics.operand_rules import stated_rules
 from apr_falsify.reading import items, mapping, read_yaml, text, whole
 from apr_falsify.subjects import mapping_passes
-from apr_falsify.subjects.mapping_names import has_field, is_layered, without_fields
+from apr_falsify.subjects.mapped_parts import Stored
+from apr_falsify.subjects.mapping_names import has_field, is_layered, name_of, without_fields
+from apr_falsify.subjects.mapping_parts import check_shared, plain_entry
 from apr_falsify.subjects.mapping_passes import Padding
 from apr_falsify.subjects.own_weights import OwnWeights, own_weights
 
@@ -98,6 +100,8 @@ class StageMap:
         masked: whether the mask was added to the scores before they were stored.
         dtype: the number format of the arrays where they do not tell, ``None`` for their own.
         shards: the axis along which the arrays of ranks lie, or ``sum``; ``None`` where it is not cut.
+        by_layer: layer -> their names, where no pattern gives them.
+        stored: of each array how it lies where its axes alone do not say that; empty where they do.
 
     """
 
@@ -108,6 +112,14 @@ class StageMap:
     masked: bool = False
     dtype: str | None = None
     shards: str | None = None
+    by_layer: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    stored: tuple[Stored, ...] = ()
+
+    def name(self, index: int, layer: int | None, which: int | None = None) -> str:
+        """Return the name of an array, empty where the layer has none."""
+        if self.by_layer:
+            return self.by_layer[layer][index] if layer in self.by_layer else ""
+        return name_of(self.names[index], layer, which)
 
     @property
     def by_pass(self) -> bool:
@@ -185,7 +197,7 @@ def read_mapping(path: Path) -> MappingFile:
 
     """
     try:
-        data = mapping(read_yaml(path), "the file")
+        data = mapping(read_yaml(path, aliases=True), "the file")
         if data.get("schema") != SCHEMA:
             raise TraceError(f"the schema is {data.get('schema')!r}", expected=SCHEMA)
         _check_keys(data, _FIELDS, "the file")
@@ -202,7 +214,7 @@ def read_mapping(path: Path) -> MappingFile:
         raise TraceError(error.what, where=path, expected=error.expected, remedy=error.remedy) from error
 
 
-def _check_keys(data: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+def _check_keys(data: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     for key in data:
         if key not in known:
             raise UsageError(
@@ -236,22 +248,17 @@ def _stages(value: object, name: str) -> tuple[StageMap, ...]:
         if row.name in found:
             raise ValueError(f"{name}: {key} is {row.name}, which is there already")
         found[row.name] = _stage_map(row.name, entry, f"{name}.{key}")
-    _check_shared(found.values())
+    check_shared((row.stage, row.by_layer or {None: row.names}, row.stored) for row in found.values())
     return tuple(found[row] for row in STAGES if row in found)
 
 
-_STAGE_KEYS: Mapping[str, str] = {
-    "from": "names",
-    "axes": "axes",
-    "layout": "words",
-    "dtype": "a format",
-    "shards": "an axis",
-}
+_STAGE_KEYS = ("from", "axes", "layout", "dtype", "take", "shards")
 
 
 def _stage_map(name: str, entry: object, where: str) -> StageMap:
-    data = mapping(entry, where)
-    _check_keys(data, _STAGE_KEYS, where)
+    _check_keys(mapping(entry, where), _STAGE_KEYS, where)
+    plain = plain_entry(name, mapping(entry, where), where)
+    data = plain.entry
     names = _names(name, data.get("from"), f"{where}.from")
     words = items(data.get("layout", []), f"{where}.layout")
     masked = name in SCORES and MASKED in words
@@ -270,6 +277,8 @@ def _stage_map(name: str, entry: object, where: str) -> StageMap:
         masked=masked,
         dtype=None if data.get("dtype") is None else _format(data["dtype"], f"{where}.dtype"),
         shards=mapping_passes.read_shards(data.get("shards"), names, axes, where),
+        by_layer=plain.by_layer,
+        stored=plain.stored,
     )
     _check_axes(found, f"{where}.axes")
     _check_layers(found, where)
@@ -367,17 +376,6 @@ def _check_layers(row: StageMap, where: str) -> None:
         raise TraceError(f"{where}: only some of q, k and v are per layer", expected="all three, or none")
     if STAGES[row.stage].scope is Scope.MODEL and (named[0] or stacked[0]):
         raise TraceError(f"{where}: {row.stage} exists once", expected="a name without {layer}")
-
-
-def _check_shared(rows: Iterable[StageMap]) -> None:
-    """Refuse one array under two stages, as far as the patterns alone tell."""
-    users: dict[str, str] = {}
-    for row in rows:
-        for name in row.names:
-            if name in users:
-                also = "twice" if users[name] == row.stage else f"by {users[name]} too"
-                raise TraceError(f"stages.{row.stage}: {name!r} is used {also}", expected="another array")
-            users[name] = row.stage
 
 
 _FIELDS: Mapping[str, Callable[[object, str], Any]] = {
