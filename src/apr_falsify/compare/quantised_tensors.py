@@ -157,7 +157,8 @@ def _explained(
     ours: Tensor, theirs: Tensor, rows: F64, columns: F64, total: float
 ) -> tuple[Misreading | None, float]:
     """Return the mistake that leaves least of a difference, where it leaves little, and what is left."""
-    best, least = None, total if np.isfinite(total) else np.inf
+    best, least = None, total if np.isfinite(total) else _energy(ours, rows, columns)
+    limit = _NEARER**2 * least
     for one in misreadings(theirs):
         left = 0.0
         for start in range(0, theirs.shape[0], _ROWS):
@@ -169,4 +170,15 @@ def _explained(
                 break
         if left < least:
             best, least = one, left
-    return (best, least) if best is not None and not least > _NEARER**2 * total else (None, total)
+    return (best, least) if best is not None and not least > limit else (None, total)
+
+
+def _energy(ours: Tensor, rows: F64, columns: F64) -> float:
+    """Return the sum of the squares of the right values, by which a difference without bound is judged."""
+    starts = range(0, ours.shape[0], _ROWS)
+    return float(
+        sum(
+            np.sum(np.square(_scaled(ours, start, min(ours.shape[0], start + _ROWS), rows, columns)))
+            for start in starts
+        )
+    )

@@ -27,6 +27,7 @@ from apr_falsify.matching.forms import (
     words_for,
 )
 from apr_falsify.model.passes import Passes
+from apr_falsify.model.reach import seen_keys
 from apr_falsify.model.shape import Geometry
 from apr_falsify.subjects.array_axes import axis_sizes
 from apr_falsify.subjects.foreign import BF16_BITS, Dump, load_all
@@ -200,16 +201,16 @@ class Bag:
         """Return scores with zeros where no query may look."""
         if not is_square(place):
             return values
-        assert place.key.layer is not None
-        seen = self.passes.visible(self.geometry.windows[place.key.layer] if is_score(place) else None)
+        layer = place.key.layer
+        seen = seen_keys(self.geometry, layer, self.passes) if is_score(place) else self.passes.visible(None)
         return np.where(seen, values, 0.0)
 
     def _table(self, place: Place) -> _Table:
         geometry, layer = self.geometry, place.key.layer
         differs = (geometry.attn_scale_at(layer), geometry.windows[layer]) if layer is not None else ()
         alike = place.key.stage if self._is_special(place) else ""
-        key = (place.axes, place.part, place.lies_as if len(words_for(place, geometry)) > 1 else "", alike)
-        key = (*key, differs if is_square(place) or key[2] else ())
+        lies = place.lies_as if len(words_for(place, geometry)) > 1 else ""
+        key = (place.axes, place.part, lies, alike, differs if is_square(place) or lies else ())
         if key not in self._tables:
             self._tables[key] = self._made(place, alike)
         return self._tables[key]

@@ -175,9 +175,8 @@ class ForwardRun:
         values[key] = whole
         if key.stage == "moe_router":
             chosen = np.clip(values[Key(key.layer, "moe_router_indices")], 0, self.geometry.experts - 1)
-            values[Key(key.layer, "router_weights")] = by_expert(
-                chosen.astype(np.int64), whole, self.geometry.experts
-            )
+            weights = by_expert(chosen.astype(np.int64), whole, self.geometry.experts)
+            values[Key(key.layer, "router_weights")] = weights.astype(np.float64)
 
     def readers(self, key: Key, part: str = "") -> list[Key]:
         """Return the stages that are computed from one, or from its q, k or v."""

@@ -167,7 +167,7 @@ def _stage(name: str, uses: Mapping[Place, Use], choice: _Choice) -> WiredStage 
     if layout is None:
         choice.notes.append(f"{name}: a layout of q without that of k cannot be said")
         return None
-    names = {
+    names: Mapping[int | None, tuple[str, ...]] = {
         layer: tuple(choice.bag.arrays[hit.entry.at].name for hit in each) for layer, each in hits.items()
     }
     stored = tuple(hit.entry.form.stored for hit in first)

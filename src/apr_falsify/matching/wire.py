@@ -114,7 +114,7 @@ def _distances(bag: Bag, run: ForwardRun, oracle: Mapping[Key, F64], layer: int 
 
 def _fine_up_to(distances: Mapping[int, Sequence[float]], tight: float) -> int:
     """Return the last layer of which two arrays are the oracle's: what was wrong before would show there."""
-    for layer, each in reversed(distances.items()):
+    for layer, each in reversed(list(distances.items())):
         if sum(distance <= tight * _FOLLOWS for distance in each) > 1:
             return layer
     return 0

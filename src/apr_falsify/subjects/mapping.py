@@ -112,7 +112,7 @@ class StageMap:
     masked: bool = False
     dtype: str | None = None
     shards: str | None = None
-    by_layer: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    by_layer: Mapping[int | None, tuple[str, ...]] = field(default_factory=dict)
     stored: tuple[Stored, ...] = ()
 
     def name(self, index: int, layer: int | None, which: int | None = None) -> str:

@@ -95,6 +95,13 @@ def test_a_mistake_is_named_where_it_leaves_less_than_half(groups: int, named: b
 # --- how else it may be read ------------------------------------------------------------------------
 
 
+def test_nothing_is_named_for_a_scale_without_end() -> None:
+    """The difference is infinite as read, and the reciprocal, 0, is no nearer to the right values."""
+    right = some_codes(3) - 8
+    found = compared(right, made(right, scale=np.inf))
+    assert (found.rows, found.misread) == (3, None)
+
+
 def test_only_a_format_of_integers_has_zero_points_to_mistake() -> None:
     codes = some_codes(4)
     said = {
