@@ -4,8 +4,9 @@ Makes recordings of every family of the tests' recipes (``tests/wired_bags.py``)
 parts split and fused, copies, some stages not saved, and one fault in two of three. Wires each, compares with
 the truth, and prints the figures and what is not right.
 
-Measured on 198 recordings: of 8,959 places one is wired wrongly (beside an embedding that is scaled, and is not
-found), two stay open, and 115 of 130 faulty stages are found as themselves. The rest are left out, and accuse nothing.
+Measured on 198 recordings: of 8,959 places one is wired wrongly (beside an embedding that is scaled, and
+is not found), two stay open, and 115 of 130 faulty stages are found as themselves. The rest are left out,
+and accuse nothing.
 
     python benchmarks/bench_wiring.py [COUNT [FIRST]]
 """
