@@ -13,9 +13,11 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import psutil
 import pytest
 
 from apr_falsify.folders import partial_prefix
+from apr_falsify.traces.trace import read_trace
 from tests.acceptance.programs import PROGRAM, TINY, run
 from tests.faulted_checkpoints import FAULTS, write_faulted
 
@@ -164,6 +166,50 @@ def test_a_job_that_dies_says_why_and_stops_nobody(
     assert [line["id"] for line in lines(retried.out)] == ["bad+right+ids"]
 
 
+def test_what_a_job_started_ends_with_it(models: Path, tmp_path: Path) -> None:
+    """A runtime's program has a session of its own."""
+    start = "subprocess.Popen(['sleep', '600.25'], start_new_session=True)"
+    file = write(tmp_path, models, more_models='bad = { spec = "embedded:tiny", family = "bad.py" }')
+    file.write_text(f"{file.read_text()}seconds = 6\n")
+    (tmp_path / "bad.py").write_text(f"import subprocess, time\n{start}\ntime.sleep(60)\n")
+    done = run("sweep", "run", file, "--job", "bad+right+ids", "--job", "bad+right+ids")
+    assert [line["word"] for line in lines(done.out)] == ["timed out"]
+    assert not [one for one in psutil.process_iter(["cmdline"]) if "600.25" in (one.info["cmdline"] or ())]
+
+
+def test_traces_are_kept_where_they_are_asked_for(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, models)
+    monkeypatch.chdir(tmp_path.parent)
+    file = Path(tmp_path.name, "night.toml")
+    assert run("sweep", "run", file, "--job", "tiny+right+ids", "--keep", "traces").code == 0
+    place = tmp_path / "night.sweep" / "jobs" / "tiny+right+ids"
+    assert read_trace(place / "subject").tokens == (1, 2, 3)
+    assert [path.name for path in (tmp_path / "night.sweep" / "jobs").iterdir()] == [place.name]
+
+
+def test_another_sweep_in_the_same_directory_is_refused(ran: Path, tmp_path: Path) -> None:
+    file = tmp_path / "day.toml"
+    file.write_text(ran.with_name("night.toml").read_text())
+    done = run("sweep", "run", file, "--out", ran)
+    assert done.code == 2
+    assert "the runs of another sweep lie here: night" in done.err
+
+
+def test_what_compared_nothing_is_no_pass(ran: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(ran, out)
+    place = out / "jobs" / "tiny+right+ids" / "result.json"
+    held = json.loads(place.read_text())
+    for row in held["bisection"]["stages"]:
+        row["status"] = "not-requested"
+    place.write_text(json.dumps(held))
+    done = run("sweep", "report", out)
+    assert done.code == 2
+    assert "it passed, and compared nothing" in done.err
+
+
 def test_a_sweep_that_is_killed_goes_on_where_it_was(models: Path, tmp_path: Path) -> None:
     file = write(tmp_path, models, limits="repeat = 4")
     out = tmp_path / "night.sweep"
@@ -259,6 +305,9 @@ def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, says:
         ({"version": "0.0.1"}, "several versions"),
         ({"schema": "other"}, "is not as it was written"),
         ({"bisection": None}, "is not as it was written"),
+        ({"bisection": {}}, "schema is None"),
+        ({"exit_code": 99}, "99 is not a valid ExitCode"),
+        ({"ended": "died", "bisection": None}, "exit_code is 0 of a job that died"),
         ({"sha256": "0"}, "another job of this name"),
     ],
 )

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +15,9 @@ from apr_falsify.commands import options
 from apr_falsify.commands.checks import Check, CheckState
 from apr_falsify.commands.output import wrapped
 from apr_falsify.errors import ExitCode
-from apr_falsify.model.families import FAMILIES, family_of
-from apr_falsify.model.families.of_users import families_of_users
-from apr_falsify.model.family import Family
+
+if TYPE_CHECKING:
+    from apr_falsify.model.family import Family
 
 
 @click.command()
@@ -143,6 +144,7 @@ def _llama_cpp() -> Check:
 def _default_model() -> Check:
     from apr_falsify.commands.specs import DEFAULT_MODEL
     from apr_falsify.formats.weights import open_model
+    from apr_falsify.model.families import family_of
 
     geometry = open_model(DEFAULT_MODEL).geometry
     detail = f"{family_of(geometry).title}, {geometry.layers} layers, carried by the package"
@@ -156,6 +158,9 @@ def titles(families: Iterable[Family]) -> str:
 
 
 def _families() -> Check:
+    from apr_falsify.model.families import FAMILIES
+    from apr_falsify.model.families.of_users import families_of_users
+
     detail = titles(FAMILIES)
     if own := families_of_users():
         detail += f"; of your own: {titles(own)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -101,7 +102,7 @@ def run(
         raise UsageError("traces stay where a Ray job ran", where="--keep", remedy="--engine local")
     planned = read_plan(file)
     chosen = _chosen(planned, names, index)
-    runs = Runs(out or file.with_suffix(".sweep"))
+    runs = Runs(out or file.with_name(f"{planned.name}.sweep"))
     with runs.locked(shared=bool(names) or index is not None):
         runs.write_plan(planned.name, planned.jobs)
         waiting = [job for job in chosen if _is_waiting(runs, job, retry_failed)]
@@ -120,7 +121,7 @@ def _chosen(planned: SweepPlan, names: Sequence[str], index: int | None) -> list
         if index >= len(planned.jobs):
             raise SweepError(f"no job {index}", where="--index", expected=f"0 to {len(planned.jobs) - 1}")
         return [planned.jobs[index]]
-    return [planned.job(name) for name in names] or list(planned.jobs)
+    return [planned.job(name) for name in dict.fromkeys(names)] or list(planned.jobs)
 
 
 def _is_waiting(runs: Runs, job: Job, retry_failed: bool) -> bool:
@@ -149,7 +150,7 @@ def _run(
             chosen.run(jobs, runs.room, done)
     finally:
         chosen.end()
-        _removed(logs)
+        shutil.rmtree(logs, ignore_errors=True)
 
 
 def _engine(
@@ -164,12 +165,6 @@ def _engine(
     return RayEngine(limits, address=address, workers=workers)
 
 
-def _removed(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextmanager
 def _watched(runs: Runs, total: int) -> Iterator[Done]:
     """Store each result and show it: a bar on a terminal, else a line of JSON."""
@@ -179,7 +174,7 @@ def _watched(runs: Runs, total: int) -> Iterator[Done]:
     from apr_falsify.commands.output import tell
     from apr_falsify.sweeps.summary import Outcome
 
-    lock, shown = threading.Lock(), sys.stdout.isatty()
+    lock, shown = threading.Lock(), sys.stdout is not None and sys.stdout.isatty()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
         task = progress.add_task("jobs", total=total)

@@ -21,9 +21,11 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 from apr_falsify.commands.main import cli, guarded
+from apr_falsify.compare.bisection import SCHEMA
 from apr_falsify.errors import ExitCode
 from apr_falsify.portable import portable_text
 from apr_falsify.sweeps.runs import Ended
+from apr_falsify.sweeps.worker import kill_all
 
 
 def outcome(arguments: list[str], out: str | None) -> dict[str, Any]:
@@ -36,7 +38,8 @@ def outcome(arguments: list[str], out: str | None) -> dict[str, Any]:
     ended = Ended.JUDGED if bisection is not None else _ended(code)
     message = "" if bisection is not None else portable_text(said.getvalue().strip())
     gc.collect()  # a model of the last job is not held through the next
-    return {"ended": ended.value, "exit_code": int(code), "message": message, "bisection": bisection}
+    code = int(code if ended.exit_code is None else ended.exit_code)
+    return {"ended": ended.value, "exit_code": code, "message": message, "bisection": bisection}
 
 
 def _object(printed: str) -> Mapping[str, Any] | None:
@@ -45,11 +48,12 @@ def _object(printed: str) -> Mapping[str, Any] | None:
         found = json.loads(printed)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and "schema" in found else None
+    return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
 
 
 def _ended(code: int) -> Ended:
-    return Ended.REFUSED if code == ExitCode.USAGE else Ended.INTERNAL
+    known = {ExitCode.USAGE: Ended.REFUSED, ExitCode.INCONCLUSIVE: Ended.UNDECIDED}
+    return known.get(ExitCode(code), Ended.INTERNAL) if code in list(ExitCode) else Ended.INTERNAL
 
 
 def main() -> None:
@@ -68,7 +72,7 @@ def _end_with(parent: int) -> None:
     """End this process, and what it started, soon after its parent: nobody waits for the answer then."""
     while os.getppid() == parent:
         time.sleep(0.5)
-    os.killpg(0, signal.SIGKILL)
+    kill_all(os.getpid())
 
 
 if __name__ == "__main__":

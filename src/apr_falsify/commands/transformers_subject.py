@@ -77,6 +77,12 @@ class TransformersSubject:
             UsageError: transformers does not have this attention for the model's family.
 
         """
+        if self.batch > 1 and any(self.geometry.mixtures):
+            raise UsageError(
+                "the router of a mixture sees all rows of a batch as one sequence, and shows no row alone",
+                where=f"batch={self.batch}",
+                expected="batch=1",
+            )
         how = {"dtype": self.dtype, "device": self.device, "attention": self.attention}
         try:
             return capture(self.model, request, sink, batch=self.batch, **how)

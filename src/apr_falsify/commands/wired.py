@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from apr_falsify.commands.starter import token_arrays
 from apr_falsify.commands.starter_names import likeness
 from apr_falsify.commands.wired_text import wired_text
 from apr_falsify.errors import TokensError, UndecidedError
+from apr_falsify.folders import temporary_folder
 from apr_falsify.formats.weights import Weights
 from apr_falsify.matching.result import Wiring
 from apr_falsify.matching.wire import wire
@@ -66,25 +69,30 @@ def wired_mapping(
     left_out = frozenset() if tokens_from is None else frozenset({tokens_from})
     with busy("wiring"), np.errstate(invalid="ignore"):
         wiring = wire(path, dump, weights, oracle.tokens, oracle=oracle, likeness=likeness, left_out=left_out)
-    text = wired_text(wiring, path.name, oracle.tokens, tokens_from=tokens_from, dtype=_dtype(dump))
+    text = wired_text(wiring, path.name, oracle.tokens, tokens_from=tokens_from, dtype=_dtype(dump, wiring))
     return WiredMapping(wiring=wiring, text=text)
 
 
-def _dtype(dump: Dump) -> str:
-    """Return the format of the arrays: that in which the run keeps its stages, as far as they tell."""
-    kinds = {array.kind for array in dump.values()}
-    if "f32" in kinds or "f64" in kinds:
-        return "f32"
-    return "f16" if "f16" in kinds else "bf16" if kinds & {"bf16", "u16", "v16"} else "f32"
+_FORMATS = {"f16": "f16", "bf16": "bf16", "u16": "bf16", "v16": "bf16"}
+
+
+def _dtype(dump: Dump, wiring: Wiring) -> str:
+    """Return the format in which the run keeps its stages: that of most arrays that became one."""
+    wired = {name for stage in wiring.stages for names in stage.names.values() for name in names}
+    formats = Counter(_FORMATS.get(dump[name].kind, "f32") for name in wired if name in dump)
+    return formats.most_common(1)[0][0] if formats else "f32"
 
 
 @contextmanager
 def as_file(mapping: WiredMapping) -> Iterator[Path]:
     """Write the mapping file where a recording is opened by it."""
-    with TemporaryDirectory(prefix="apr-falsify-") as folder:
-        path = Path(folder) / MAPPING_YAML
+    folder = temporary_folder("mapping")
+    try:
+        path = folder / MAPPING_YAML
         path.write_text(mapping.text, encoding="utf-8")
         yield path
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_decided(mapping: WiredMapping, where: Path) -> None:
@@ -104,8 +112,8 @@ def check_decided(mapping: WiredMapping, where: Path) -> None:
         f"{first.place} may be one of several arrays: {names}{more}",
         where=where,
         expected=f"a {MAPPING_YAML} that names it",
-        remedy=f"apr-falsify capture recorded:{where} --print-mapping --oracle MODEL > {MAPPING_YAML}, "
-        f"and say there which array is {first.place.key.stage}",
+        remedy=f"apr-falsify capture {shlex.quote(f'recorded:{where}')} --print-mapping --oracle MODEL "
+        f"> {MAPPING_YAML}, and say there which array is {first.place.key.stage}",
     )
 
 

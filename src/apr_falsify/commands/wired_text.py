@@ -30,7 +30,7 @@ def wired_text(
     """
     held = json.dumps(tokens_from, ensure_ascii=False) if tokens_from is not None else str(list(tokens))
     lines = [
-        f"# Wired by apr-falsify {__version__} for {recording}: each array is the stage that "
+        f"# Wired by apr-falsify {__version__} for {json.dumps(recording)}: each array is the stage that "
         "its inputs make it, or of which its readers are made.",
         f"schema: {SCHEMA}",
         "runtime: unnamed  # the port's name; version, device, prompt and arithmetic may follow",

@@ -265,13 +265,28 @@ class Search:
                 if second in self.state.uses or self.readers.is_right(second, known):
                     continue
                 one, two = (self._candidates(place, _PAIRED) for place in (first, second))
+                fitting = []
                 for a, b in itertools.product(one, two):
                     fit = None if a.entry.at == b.entry.at else self.readers.fit({first: a, second: b}, known)
                     if fit is not None and (fit.anchored or max(a.distance, b.distance) < _LIKE):
-                        self.state.uses[first] = self._chosen(first, [a], "readers", fit.readers)
-                        self.state.uses[second] = self._chosen(second, [b], "readers", fit.readers)
-                        return True
+                        fitting.append((a, b, fit))
+                if fitting:
+                    return self._take_pair(first, second, fitting)
         return False
+
+    def _take_pair(self, first: Place, second: Place, fitting: Sequence[tuple[Hit, Hit, Fit]]) -> bool:
+        """Take the pair of wrong inputs that fits; where another fits too, which one it is stays open."""
+        a, b, fit = fitting[0]
+        ones, twos = ([pair[0] for pair in fitting], [pair[1] for pair in fitting])
+        for place, hits in ((first, ones), (second, twos)):
+            if not all(equal(hit, hits[0]) for hit in hits):
+                names = tuple(dict.fromkeys(map(self._name, hits)))
+                self.open[place] = Open(place=place, candidates=names)
+                return False
+        for place, hit in ((first, a), (second, b)):
+            self.open.pop(place, None)
+            self.state.uses[place] = self._chosen(place, [hit], "readers", fit.readers)
+        return True
 
     _TWINS = (
         ("ffn_gate", "", "ffn_up", ""),

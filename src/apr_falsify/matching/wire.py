@@ -70,9 +70,8 @@ def wire(
     known = {} if oracle is None else _canonical(oracle)
     distances = {layer: _distances(bag, run, known, layer) for layer in range(geometry.layers)}
     near = sum(distance < _STEPS[-1] for each in distances.values() for distance in each)
-    names = NamePreference(likeness)
     for tight in _STEPS:  # the rounding of f32, of 16 bits, of 8 and of 4
-        search = Search(bag, run, tight, names, _fine_up_to(distances, tight))
+        search = Search(bag, run, tight, NamePreference(likeness), _fine_up_to(distances, tight))
         search.sweep()
         right = sum(use.why == "inputs" for use in search.state.uses.values())
         if not near or 2 * right >= near:

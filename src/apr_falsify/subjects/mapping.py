@@ -112,13 +112,13 @@ class StageMap:
     masked: bool = False
     dtype: str | None = None
     shards: str | None = None
-    by_layer: Mapping[int | None, tuple[str, ...]] = field(default_factory=dict)
+    by_layer: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     stored: tuple[Stored, ...] = ()
 
     def name(self, index: int, layer: int | None, which: int | None = None) -> str:
         """Return the name of an array, empty where the layer has none."""
         if self.by_layer:
-            return self.by_layer[layer][index] if layer in self.by_layer else ""
+            return "" if layer is None or layer not in self.by_layer else self.by_layer[layer][index]
         return name_of(self.names[index], layer, which)
 
     @property

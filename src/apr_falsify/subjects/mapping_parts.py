@@ -56,7 +56,8 @@ def plain_entry(stage: str, entry: Mapping[str, Any], where: str) -> PlainEntry:
         if take is not None:
             raise TraceError(f"{where}.take without {where}.axes", expected="the axes of the array")
         return PlainEntry(entry=left, by_layer=by_layer)
-    apart = len(items(left["from"], f"{where}.from")) > 1 if not isinstance(left.get("from"), str) else False
+    names = left.get("from")
+    apart = isinstance(names, list | tuple) and len(names) > 1
     rows = items(left["axes"], f"{where}.axes") if apart else [left["axes"]]
     cuts = items(take, f"{where}.take") if apart and take is not None else [take] * len(rows)
     if len(cuts) != len(rows):

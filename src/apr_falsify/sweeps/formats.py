@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ MOST_OF_MATRIX = 256
 
 def junit(summary: Summary) -> str:
     """Return the JUnit XML of a sweep: a test a job; one that measured nothing is an error, never a pass."""
-    suite = ElementTree.Element("testsuite", name=f"sweep {summary.name}", tests=str(len(summary.outcomes)))
+    suite = ElementTree.Element(
+        "testsuite", name=_printable(f"sweep {summary.name}"), tests=str(len(summary.outcomes))
+    )
     counts = {"failure": 0, "error": 0}
     total = 0.0
     for one in summary.outcomes:
@@ -76,15 +79,15 @@ def slurm(plan: SweepPlan, file: str) -> str:
     """Return an array script: a job a task, all into one directory that the nodes share."""
     minutes = int(plan.seconds // 60) + 2
     memory = max([plan.memory, *(job.reserve for job in plan.jobs)]) >> 20
-    out = shlex.quote(f"{plan.name}.sweep")
+    name = re.sub(r"[^\w.-]", "-", plan.name)
     return f"""#!/bin/bash
-#SBATCH --job-name={plan.name}
+#SBATCH --job-name={name}
 #SBATCH --array=0-{len(plan.jobs) - 1}
 #SBATCH --time={minutes}
 #SBATCH --mem={memory}M
 #SBATCH --cpus-per-task=1
 set -euo pipefail
-apr-falsify sweep run {shlex.quote(file)} --out {out} --index "$SLURM_ARRAY_TASK_ID"
+apr-falsify sweep run {shlex.quote(file)} --index "$SLURM_ARRAY_TASK_ID"
 """
 
 

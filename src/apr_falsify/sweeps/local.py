@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,7 @@ class LocalEngine:
     def __init__(self, limits: Limits, logs: Path, workers: int | None = None) -> None:
         self._limits, self._logs = limits, logs
         self._workers = workers or len(os.sched_getaffinity(0))
+        self._threads = max(1, len(os.sched_getaffinity(0)) // self._workers)
         self._memory = Memory()
         self._lock, self._ended = threading.Lock(), False
         self._alive: set[Worker] = set()
@@ -98,10 +99,11 @@ class LocalEngine:
     def run(self, jobs: Sequence[Job], room: Room, done: Done) -> None:
         """Run ``jobs``; each is given to ``done`` as soon as it has ended, in a thread of its worker."""
         waiting = iter(jobs)
-        with ThreadPoolExecutor(max(1, min(self._workers, len(jobs)))) as slots:
+        count = max(1, min(self._workers, len(jobs)))
+        with ThreadPoolExecutor(count) as slots:
             try:
-                count = max(1, min(self._workers, len(jobs)))
-                for slot in [slots.submit(self._slot, waiting, room, done) for _ in range(count)]:
+                running = [slots.submit(self._slot, waiting, room, done) for _ in range(count)]
+                for slot in as_completed(running):
                     slot.result()
             except BaseException:
                 self.end()  # else leaving the block would wait for what they run
@@ -112,6 +114,8 @@ class LocalEngine:
         worker: Worker | None = None
         while (job := self._next(waiting)) is not None:
             with self._memory.taken(max(job.reserve, self._limits.memory)), room(job) as place:
+                if worker is not None and worker.is_full:  # of what earlier jobs left in it
+                    worker.end()
                 if worker is None or not worker.alive:
                     worker = self._start()
                 result = worker.run(job, place if self._limits.keep else None)
@@ -130,7 +134,9 @@ class LocalEngine:
             self._started += 1
             log = self._logs / f"worker-{self._started}.log"
         limits = self._limits
-        worker = Worker(limits.folder, log, seconds=limits.seconds, memory=limits.memory)
+        worker = Worker(
+            limits.folder, log, seconds=limits.seconds, memory=limits.memory, threads=self._threads
+        )
         with self._lock:
             self._alive.add(worker)
         if self._ended:  # while it started, when it was in no list yet

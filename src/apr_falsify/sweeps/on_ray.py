@@ -10,16 +10,18 @@ Source of the interface: Ray's documentation, "Actors" and "Fault tolerance".
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from apr_falsify.errors import ExitCode, MissingDependencyError, ProcessError
+from apr_falsify.portable import portable_text
 from apr_falsify.sweeps.job import Job
 from apr_falsify.sweeps.local import Done, Limits, Room
 from apr_falsify.sweeps.runs import Ended, Result
@@ -28,6 +30,9 @@ from apr_falsify.sweeps.worker import Worker
 _TRIES = 2
 """How often a job is begun whose actor is lost: once more than the first time."""
 
+
+_SHORT = 24
+"""Characters of a folder in which Ray's paths of sockets find room."""
 
 _PATIENCE = 5.0
 """Seconds in which an address must answer."""
@@ -61,10 +66,12 @@ class RayEngine:
         if address is not None:
             _answers(address)
         self._running = ExitStack()
+        place = self._running.enter_context(_short_folder()) if address is None else None
         try:
             ray.init(
                 address=address or "local",
                 include_dashboard=False,
+                _temp_dir=place,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 num_cpus=workers if address is None else None,
@@ -76,12 +83,14 @@ class RayEngine:
                 remedy="ray start --head, then --address HOST:6379",
             ) from error
         self._running.callback(ray.shutdown)
-        self._workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._asked = workers
 
     def run(self, jobs: Sequence[Job], room: Room, done: Done) -> None:
         """Run ``jobs``; each is given to ``done`` as soon as its result is here."""
-        count = max(1, min(self._workers, len(jobs)))
-        idle = [self._actor(jobs) for _ in range(count)] if jobs else []
+        if not jobs:
+            return
+        needs = self._needs(jobs)
+        idle = [self._actor(needs) for _ in range(min(self._fitting(needs), len(jobs)))]
         waiting = [(job, 1) for job in reversed(jobs)]
         running: dict[Any, tuple[Job, Any, int]] = {}
         with self._told():
@@ -95,9 +104,9 @@ class RayEngine:
                 result = self._result(ready, turn)
                 if result is None:
                     waiting.append((job, turn + 1))
-                    idle.append(self._actor(jobs))
+                    idle.append(self._actor(needs))
                     continue
-                idle.append(self._actor(jobs) if result.ended is Ended.DIED else actor)
+                idle.append(self._actor(needs) if result.ended is Ended.DIED else actor)
                 with room(job) as place:
                     done(job, result, place)
 
@@ -108,20 +117,43 @@ class RayEngine:
         except self._ray.exceptions.ActorDiedError as error:
             if turn < _TRIES:
                 return None
-            return Result(
-                ended=Ended.DIED,
-                exit_code=int(ExitCode.INTERNAL),
-                seconds=0.0,
-                message=f"its actor was lost {turn} times: {str(error).splitlines()[0]}",
-            )
-
-    def _actor(self, jobs: Sequence[Job]) -> Any:
-        reserve = max([self._limits.memory, *(job.reserve for job in jobs)])
-        gpus = 1 if any("cuda" in job.arguments for job in jobs) else 0
-        there = self._ray.cluster_resources().get("memory", 0)
-        kind = self._ray.remote(num_cpus=1, num_gpus=gpus, memory=min(reserve, int(there // self._workers)))(
-            _Held
+            message = f"its actor was lost {turn} times: {str(error).splitlines()[0]}"
+        except self._ray.exceptions.RayTaskError as error:  # the actor could not begin a worker, say
+            message = str(error.cause)
+        return Result(
+            ended=Ended.DIED,
+            exit_code=int(ExitCode.INTERNAL),
+            seconds=0.0,
+            message=portable_text(message),
         )
+
+    def _needs(self, jobs: Sequence[Job]) -> Mapping[str, float]:
+        """Return what an actor asks the cluster for: a core, memory, and a GPU where a lane is on one."""
+        on_gpu = any(
+            pair == ("--device", "cuda") for job in jobs for pair in itertools.pairwise(job.arguments)
+        )
+        reserve = max([self._limits.memory, *(job.reserve for job in jobs)])
+        return {"CPU": 1, "memory": reserve, **({"GPU": 1} if on_gpu else {})}
+
+    def _fitting(self, needs: Mapping[str, float]) -> int:
+        """Return how many actors the cluster holds at a time; one more would wait for ever.
+
+        Raises:
+            ProcessError: not one.
+
+        """
+        there = self._ray.cluster_resources()
+        count = min(int(there.get(name, 0) // size) for name, size in needs.items() if size)
+        if not count:
+            raise ProcessError(
+                "the Ray cluster holds no worker of this sweep",
+                expected=", ".join(f"{name} {size:g}" for name, size in needs.items()),
+                remedy="lower [limits] memory, or add a node",
+            )
+        return min(count, self._asked or count)
+
+    def _actor(self, needs: Mapping[str, float]) -> Any:
+        kind = self._ray.remote(num_cpus=1, num_gpus=needs.get("GPU", 0), memory=int(needs["memory"]))(_Held)
         limits = self._limits
         return kind.remote(str(limits.folder), limits.seconds, limits.memory)
 
@@ -139,6 +171,16 @@ class RayEngine:
     def end(self) -> None:
         """Leave the cluster; actors end with it, and their workers with them."""
         self._running.close()
+
+
+@contextmanager
+def _short_folder() -> Iterator[str]:
+    """Give a folder for a cluster's sockets, whose paths a system bounds at 107 bytes (unix(7))."""
+    usual = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir=usual if len(usual) < _SHORT else "/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        yield folder
 
 
 def _answers(address: str) -> None:

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from apr_falsify import __version__
+from apr_falsify.compare.bisection import SCHEMA, Kind, Status
 from apr_falsify.errors import ExitCode, OutputError, SweepError
 from apr_falsify.folders import partial_name, partial_prefix, sweep, write_whole
-from apr_falsify.reading import mapping, number, read_json, text, whole
+from apr_falsify.reading import items, mapping, number, read_json, text, whole
 from apr_falsify.sweeps.job import Job
 
 SWEEP_SCHEMA = "apr-falsify/sweep/v1"
@@ -40,6 +41,7 @@ class Ended(StrEnum):
 
     JUDGED = "judged"
     REFUSED = "refused"
+    UNDECIDED = "undecided"
     INTERNAL = "internal error"
     TIMED_OUT = "timed out"
     OUT_OF_MEMORY = "out of memory"
@@ -53,6 +55,7 @@ class Ended(StrEnum):
 
 _EXIT: Mapping[Ended, ExitCode] = {
     Ended.REFUSED: ExitCode.USAGE,
+    Ended.UNDECIDED: ExitCode.INCONCLUSIVE,
     Ended.INTERNAL: ExitCode.INTERNAL,
     Ended.TIMED_OUT: ExitCode.INCONCLUSIVE,
     Ended.OUT_OF_MEMORY: ExitCode.INCONCLUSIVE,
@@ -114,15 +117,45 @@ class Result:
             raise ValueError(
                 f"ended is {ended.value!r}, and bisection is {'missing' if held is None else 'there'}"
             )
+        code = ExitCode(whole(data.get("exit_code"), "exit_code"))
+        if held is None and code is not ended.exit_code:
+            raise ValueError(f"exit_code is {code:d} of a job that {ended.value}")
+        if held is not None:
+            _check_bisection(mapping(held, "bisection"), code)
         return cls(
             ended=ended,
-            exit_code=whole(data.get("exit_code"), "exit_code"),
+            exit_code=int(code),
             seconds=number(data.get("seconds"), "seconds"),
             peak=whole(data.get("peak"), "peak"),
             message=text(data.get("message"), "message"),
             version=text(data.get("version"), "version"),
             bisection=None if held is None else mapping(held, "bisection"),
         )
+
+
+def _check_bisection(held: Mapping[str, Any], code: ExitCode) -> None:
+    """Check that a bisection is one, and that nothing passes which is not consistent and compared nothing.
+
+    Raises:
+        ValueError: it is none, or its exit code is not that of its headline.
+
+    """
+    if held.get("schema") != SCHEMA:
+        raise ValueError(f"its bisection's schema is {held.get('schema')!r}, not {SCHEMA!r}")
+    kind = Kind(text(held.get("kind"), "kind"))
+    for name in ("sources", "findings", "stages"):
+        rows = [mapping(one, name) for one in items(held.get(name), name)]
+        if (
+            name == "stages"
+            and code is ExitCode.OK
+            and not any(one.get("status") == _COMPARED for one in rows)
+        ):
+            raise ValueError("it passed, and compared nothing")
+    if code is ExitCode.OK and kind is not Kind.CONSISTENT:
+        raise ValueError(f"it passed, and is {kind.value}")
+
+
+_COMPARED = Status.COMPARED.value
 
 
 class Runs:
@@ -198,11 +231,18 @@ class Runs:
         """Store what is to run, so that a report knows what has not.
 
         Raises:
+            SweepError: another sweep lies here.
             OutputError: it cannot be written.
 
         """
         data = {"schema": SWEEP_SCHEMA, "name": name, "jobs": [job.to_json() for job in jobs]}
         path = self.folder / SWEEP_JSON
+        if path.exists() and self.read_plan()[0] != name:
+            raise SweepError(
+                f"the runs of another sweep lie here: {self.read_plan()[0]}",
+                where=self.folder,
+                remedy="choose another --out",
+            )
         try:
             (self.folder / "jobs").mkdir(parents=True, exist_ok=True)
             write_whole(path, (json.dumps(data, indent=1) + "\n").encode())

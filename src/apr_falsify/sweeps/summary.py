@@ -250,6 +250,12 @@ def summary_of(
             result = each.get(job)
             if result is not None:
                 found.setdefault(job.id, []).append(Outcome(job=job, result=result))
+    if len(names) > 1:
+        raise SweepError(
+            f"the runs of several sweeps: {', '.join(names)}",
+            where=runs[0].folder,
+            remedy="report on one sweep at a time",
+        )
     outcomes = [one for job in jobs.values() for one in found.get(job.id, [Outcome(job=job, result=None)])]
     summary = Summary(
         name=", ".join(names),

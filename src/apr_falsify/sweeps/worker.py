@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from apr_falsify.errors import ProcessError
+from apr_falsify.portable import portable_text
 from apr_falsify.sweeps.job import Job
 from apr_falsify.sweeps.runs import Ended, Result
 
@@ -40,15 +40,21 @@ class Worker:
         log: a file for what its libraries print.
         seconds: how long one job may take.
         memory: how many bytes a job may take, its programs included; 0: no limit.
+        threads: how many threads its libraries compute with, where the environment does not say that.
 
     Raises:
         ProcessError: it could not be started.
 
     """
 
-    def __init__(self, folder: Path, log: Path, *, seconds: float, memory: int) -> None:
+    def __init__(self, folder: Path, log: Path, *, seconds: float, memory: int, threads: int = 1) -> None:
         self._seconds, self._memory, self._log = seconds, memory, log
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")}
+        usual = {
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+        }
+        environment = {**usual, **os.environ}
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", PROGRAM],
@@ -69,6 +75,11 @@ class Worker:
         return self._process.poll() is None
 
     @property
+    def is_full(self) -> bool:
+        """Whether it holds so much of earlier jobs that the next might be ended for it."""
+        return bool(self._memory) and self.alive and 2 * self._bytes() > self._memory
+
+    @property
     def pid(self) -> int:
         """The id of its process, and of the session of all that it starts."""
         return self._process.pid
@@ -82,7 +93,7 @@ class Worker:
 
         """
         start = time.monotonic()
-        request = {"arguments": job.arguments, "out": None if out is None else str(out)}
+        request = {"arguments": job.arguments, "out": None if out is None else str(out.absolute())}
         with suppress(BrokenPipeError):
             self._write(json.dumps(request))
         answer, ended, peak = self._answer(start + self._seconds, self._memory)
@@ -116,12 +127,15 @@ class Worker:
             if not more:
                 return None, Ended.DIED, peak
             read += more
+        peak = max(peak, self._bytes())
+        if memory and peak > memory:
+            return None, Ended.OUT_OF_MEMORY, peak
         found: dict[str, Any] = json.loads(read)
-        return found, Ended.JUDGED, max(peak, self._bytes())
+        return found, Ended.JUDGED, peak
 
     def _bytes(self) -> int:
-        """Return the memory of its own of the whole session; 0 where the system does not say."""
-        return sum(_anonymous(pid) for pid in _of_session(self.pid))
+        """Return the memory of its own, and of all that it started; 0 where the system does not say."""
+        return sum(_anonymous(pid) for pid in (self.pid, *descendants(self.pid)))
 
     def _why(self, ended: Ended) -> str:
         if ended is Ended.TIMED_OUT:
@@ -130,7 +144,7 @@ class Worker:
             return f"it took more than {self._memory / (1 << 30):.2f} GiB"
         code = self._process.wait()
         how = f"by signal {_signal_name(-code)}" if code < 0 else f"with exit code {code}"
-        return f"its process ended {how}: {self._said()}"
+        return portable_text(f"its process ended {how}: {self._said()}")
 
     def _said(self) -> str:
         with suppress(OSError):
@@ -140,8 +154,8 @@ class Worker:
 
     def end(self) -> None:
         """End it, and all that it started."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        if self.alive:
+            kill_all(self.pid)
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             with suppress(OSError):
@@ -171,12 +185,29 @@ def _signal_name(number: int) -> str:
         return str(number)
 
 
-def _of_session(session: int) -> Iterator[int]:
-    """Give the processes of a session. Source: proc(5), ``/proc/PID/stat``: the session is the 6th field."""
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and those that they did, in whatever session.
+
+    Source: proc(5), ``/proc/PID/stat``: the parent is the 4th field. Empty where there is no ``/proc``.
+    """
+    children: dict[int, list[int]] = {}
     for place in _PROC.glob("[0-9]*") if _PROC.is_dir() else ():
         with suppress(OSError, IndexError, ValueError):
-            if int((place / "stat").read_text().rpartition(")")[2].split()[3]) == session:
-                yield int(place.name)
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(place.name))
+    found = list(children.get(pid, []))
+    for each in found:  # which grows on the way
+        found += children.get(each, [])
+    return found
+
+
+def kill_all(pid: int) -> None:
+    """Kill a process, its group, and all that it started."""
+    for each in (*descendants(pid), pid):
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(each, signal.SIGKILL)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _anonymous(pid: int) -> int:

@@ -49,7 +49,7 @@ NEEDED_WHOLE = ("qkv_bias", "q_post_rope", "k_post_rope", "attn_scores", "attn_s
 """Stages whose rows, or whose readers' rows, take more than one token."""
 
 
-SHARE = 40
+SHARE = 60
 """One in so many is run, in each recipe others."""
 
 

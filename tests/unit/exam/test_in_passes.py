@@ -143,11 +143,11 @@ def test_a_sample_of_the_faults_is_located_and_of_the_correct_runs_acquitted(
     examiner: Examiner, planned: list[ExamCase]
 ) -> None:
     wrong = []
-    for case in (*one_in(97, of_so_many(planned, 1)), *one_in(150, of_so_many(planned, 2), start=3)):
+    for case in (*one_in(250, of_so_many(planned, 1)), *one_in(400, of_so_many(planned, 2), start=3)):
         outcome = examiner.trial(case)
         if outcome.grade is not Grade.LOCATED and outcome.level >= COUNTS_FROM:
             wrong.append((case.name, outcome.found, outcome.said))
-    for case in one_in(89, of_so_many(planned, 0), start=1):
+    for case in one_in(250, of_so_many(planned, 0), start=1):
         outcome = examiner.trial(case)
         if outcome.grade is not Grade.LOCATED:
             wrong.append((case.name, outcome.found, outcome.said))

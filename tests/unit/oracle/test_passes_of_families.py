@@ -48,7 +48,7 @@ def told(found: Bisection) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("name", "way"), one_in(11, in_turn(RECIPES, tuple(PASSES))))
+@pytest.mark.parametrize(("name", "way"), one_in(23, in_turn(RECIPES, tuple(PASSES))))
 def test_passes_of_transformers_and_of_the_embedded_runtime_are_never_accused(
     name: str, way: str, checkpoint: OpenCheckpoint
 ) -> None:
@@ -66,10 +66,11 @@ REFUSED = ("gemma2",)
 """Families of which transformers itself refuses another attention than the eager one."""
 
 
-@pytest.mark.parametrize("name", dict.fromkeys((*one_in(16, FAMILIES), *REFUSED)))
+@pytest.mark.parametrize("name", dict.fromkeys((*one_in(29, FAMILIES), *REFUSED)))
 def test_a_fused_attention_is_the_same_or_is_refused_by_name(name: str, checkpoint: OpenCheckpoint) -> None:
     model = checkpoint(name)
-    fused = TransformersSubject(model=model, attention="sdpa", batch=2)
+    rows = 1 if any(model.geometry.mixtures) else 2
+    fused = TransformersSubject(model=model, attention="sdpa", batch=rows)
     request = request_of(model, PASSES["decode"])
     if name in REFUSED:
         with pytest.raises(UsageError, match=f"does not run {model.geometry.family} with this attention"):
@@ -78,3 +79,10 @@ def test_a_fused_attention_is_the_same_or_is_refused_by_name(name: str, checkpoi
     eager = load(model).capture(request, MemorySink())
     found = bisect(eager, fused.capture(request, MemorySink()), weights=model.weights)
     assert (found.kind, told(found)) == (Kind.CONSISTENT, [])
+
+
+def test_a_mixture_beside_other_rows_is_refused(checkpoint: OpenCheckpoint) -> None:
+    """Its router sees the rows of a batch as one sequence."""
+    model = checkpoint("mixtral")
+    with pytest.raises(UsageError, match="all rows of a batch as one sequence"):
+        TransformersSubject(model=model, batch=2).capture(request_of(model, PASSES["decode"]), MemorySink())

@@ -105,13 +105,6 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="rope-scaling", stages=turning.ROTATED, guesses=solved_rotary.other_length),
     Variation(name="rope-position", stages=turning.ROTATED, guesses=solved_rotary.other_positions),
     Variation(name="head-norm", stages=head_norms.STAGES, guesses=head_norms.other_head_norm),
-    Variation(
-        name="latent-norm",
-        stages=("qkv_matmul", "q_up", "kv_up"),
-        where=latents.has_norms,
-        guesses=latents.other_norm,
-        multiplies=True,
-    ),
     Variation(name="head-parts", stages=latents.STAGES, where=latents.is_latent, guesses=latents.other_parts),
     Variation(
         name="head-parts", stages=("qkv_matmul",), where=latents.is_latent, guesses=latents.other_split
@@ -193,6 +186,13 @@ TABLE: tuple[Variation, ...] = (
     _of_experts("one-expert", experts.one_expert),
     # What multiplies with weights again.
     _of_experts("swapped-gate-up", experts.swapped_gate_up),
+    Variation(
+        name="latent-norm",
+        stages=("qkv_matmul", "q_up", "kv_up"),
+        where=latents.has_norms,
+        guesses=latents.other_norm,
+        multiplies=True,
+    ),
     Variation(name="norm-form", where=norms.is_norm_of_product, guesses=norms.of_product, multiplies=True),
     Variation(name="other-weights", stages=_REWEIGHED, guesses=projected.sibling_weights, multiplies=True),
     Variation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,18 +74,31 @@ def as_stored(weights: Weights, changed: Mapping[Place, F32]) -> dict[str, F32]:
     found: dict[str, F32] = {}
     for role, layer in changed:
         group = next((each for each in row.fused if role in each), (role,))
+        if weights.of_checkpoint and role in row.listed_rows:
+            group = tuple(each for each in row.listed_rows if names.get(each) == names[role])
         parts = [changed.get((each, layer), _sound(weights, each, layer)) for each in group]
         if weights.interleaved:  # as the file holds them
             parts = [
                 half_split(weights.geometry, each).as_stored(part) if each in ROTATED_ROLES else part
                 for each, part in zip(group, parts, strict=True)
             ]
-        values = _together(parts, weights.geometry) if len(parts) > 1 else parts[0]
+        if group[0] in row.listed_rows and weights.of_checkpoint:
+            values = _listed([row.listed_rows[each](weights.geometry) for each in group], parts)
+        else:
+            values = _together(parts, weights.geometry) if len(parts) > 1 else parts[0]
         if role.endswith("norm"):
             values = values - np.float32(row.norm_offset)
         name = names[role].format(n=layer)
         found[name] = np.ascontiguousarray(values.T if role in row.transposed else values)
     return found
+
+
+def _listed(rows: Sequence[tuple[int, ...]], parts: list[F32]) -> F32:
+    """Return a tensor of which each part has the rows that are listed for it."""
+    whole = np.empty((sum(map(len, rows)), *parts[0].shape[1:]), np.float32)
+    for own, part in zip(rows, parts, strict=True):
+        whole[list(own)] = part
+    return whole
 
 
 def _together(parts: list[F32], geometry: Geometry) -> F32:

@@ -1,0 +1,2 @@
+def parse_stage_list(text):
+    return text.split(',')
