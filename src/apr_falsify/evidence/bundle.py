@@ -51,7 +51,7 @@ from apr_falsify.traces.trace import TRACE_JSON, Trace
 if TYPE_CHECKING:
     from apr_falsify.evidence.sign import SigningKey
 
-LIMIT = 2_000_000
+LIMIT = 3_000_000
 """The size in bytes up to which a bundle holds the stage files themselves."""
 
 

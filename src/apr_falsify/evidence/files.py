@@ -31,7 +31,7 @@ SIDES = ("oracle", "subject")
 REQUIRED = (BUNDLE, CLAIM, JUNIT, STATEMENT)
 
 MOST_BYTES = 64 * 2**20
-"""What the files of one bundle may hold together; a bundle is meant to be below 2 MB."""
+"""What the files of one bundle may hold together; a bundle is meant to be below 3 MB."""
 
 _UNPACKED = 6 * 2**20
 """What a zip may hold beyond twice its own size: reports and statements shrink to a tenth, values hardly."""
