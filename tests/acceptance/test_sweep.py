@@ -249,16 +249,17 @@ def test_two_sweeps_in_one_directory(ran: Path) -> None:
 
 def test_a_full_disk_leaves_no_half_of_a_run(models: Path, tmp_path: Path) -> None:
     file = write(tmp_path, models)
-    script = ["prlimit", "--fsize=3000", str(PROGRAM), "sweep", "run", str(file), "--job", "tiny+right+ids"]
-    done = subprocess.run(script, capture_output=True, text=True, check=False, preexec_fn=_heedless_of_size)
+    script = [str(PROGRAM), "sweep", "run", str(file), "--job", "tiny+right+ids"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, preexec_fn=_full_disk)
     assert done.returncode == 2, done.stderr
     assert "cannot be written" in done.stderr
     assert not list((tmp_path / "night.sweep").glob("jobs/*"))
 
 
-def _heedless_of_size() -> None:
+def _full_disk() -> None:
+    """Let no file grow beyond what the plan of a sweep needs."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
 
 def test_a_model_that_goes_away_in_the_middle_is_refused_by_name(models: Path, tmp_path: Path) -> None:
