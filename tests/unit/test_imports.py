@@ -46,7 +46,7 @@ GAPS: Mapping[str, tuple[str, ...]] = {
     "symbols": ("traces", "oracle", "subjects", "compare", "matching", "exam"),
     "contracts": ("traces", "oracle", "subjects", "compare", "matching", "evidence"),
     "evidence": ("oracle", "subjects", "matching", "contracts.rules"),
-    "sweeps": ("oracle", "subjects", "compare", "matching", "exam", "symbols", "contracts"),
+    "sweeps": ("oracle", "subjects", "matching", "exam", "symbols", "contracts"),
 }
 """Room, or a part of one -> what it may not import although that stands before it."""
 
