@@ -36,6 +36,9 @@ LATENT: Mapping[str, Any] = {
 }
 V2, V3, FLASH = ({**LATENT, "model_type": name} for name in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite"))
 
+LLAMA4: Mapping[str, Any] = {**CONFIG, "model_type": "llama4_text", "head_dim": 4}
+NEXT: Mapping[str, Any] = {**CONFIG, "model_type": "qwen3_next", "head_dim": 4}
+
 UNKNOWN: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "a layer of another kind": (
         {**FLASH, "mlp_layer_types": ["dense", "recurrent"]},
@@ -74,6 +77,21 @@ UNKNOWN: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
     "rotary pairs that lie half-split": ({**V3, "rope_interleave": False}, "rope_interleave", "True"),
     "kv heads that are shared": ({**V3, "num_key_value_heads": 2}, "num_key_value_heads", "every head"),
     "an odd rotary width": ({**V3, "qk_rope_head_dim": 3, "qk_nope_head_dim": 7}, "3 of 10", "pairs"),
+    "layers without RoPE, each none-th": (
+        {**LLAMA4, "no_rope_layer_interval": 0},
+        "no_rope_layer_interval is 0",
+        "above 0",
+    ),
+    "layers that see no chunk and not all": (
+        {**LLAMA4, "layer_types": ["chunked_attention", "sliding_attention"]},
+        "'sliding_attention'",
+        "chunked_attention",
+    ),
+    "attention each none-th layer": (
+        {**NEXT, "full_attention_interval": 0},
+        "full_attention_interval is 0",
+        "above 0",
+    ),
     "no latent": ({**V3, "kv_lora_rank": -1}, "kv_latent is -1", "0 to"),
 }
 

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from apr_falsify.commands.apr_host import find_apr
-from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, TorchModels
-from apr_falsify.commands.hosts_in_passes import FilesHost, PassesHost
+from apr_falsify.commands.hosts import TorchModels
+from apr_falsify.commands.hosts_in_passes import hosts_of
 from apr_falsify.commands.smollm2 import smollm2_path
 from apr_falsify.commands.specs import DEFAULT_MODEL
-from apr_falsify.exam.cases import FILES, Host
 from apr_falsify.exam.kernels import numpy_facts, operands
 from apr_falsify.exam.plan import SMOLLM2
-from apr_falsify.exam.plan_in_passes import PASSES_HOST
 from apr_falsify.exam.recipes import case_of, outcome_to_json
 from apr_falsify.exam.store import Store
 from apr_falsify.exam.trial import Examiner
@@ -39,14 +37,7 @@ def examiner_in(models: Path, own: Path) -> Examiner:
     """
     store = Store(models, DEFAULT_MODEL, {SMOLLM2: smollm2_path()}, own=own)
     loaded = TorchModels(store)
-    hosts: dict[str, Host] = {
-        "formula": FormulaHost(),
-        "tensors": TensorHost(readable=False),
-        "conversion": TensorHost(readable=True),
-        "torch": TorchHost(loaded),
-        PASSES_HOST: PassesHost(),
-        FILES: FilesHost(),
-    }
+    hosts = hosts_of(loaded)
     apr = find_apr(own, lambda material: loaded.drop_wide())
     if apr is not None:
         hosts["apr"] = apr

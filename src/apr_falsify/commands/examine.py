@@ -15,17 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from apr_falsify.commands.apr_host import find_apr, with_tokens
 from apr_falsify.commands.exam_pool import Pool, Watch
-from apr_falsify.commands.hosts import FormulaHost, TensorHost, TorchHost, TorchModels
-from apr_falsify.commands.hosts_in_passes import FilesHost, PassesHost
+from apr_falsify.commands.hosts import TorchModels
+from apr_falsify.commands.hosts_in_passes import hosts_of
 from apr_falsify.commands.smollm2 import SMOLLM2_FILE, smollm2_path
 from apr_falsify.commands.specs import DEFAULT_MODEL
 from apr_falsify.errors import MissingDependencyError, UsageError, nearest
-from apr_falsify.exam.cases import FILES, ExamCase, Host
+from apr_falsify.exam.cases import ExamCase, Host
 from apr_falsify.exam.examination import Examination, again, sit
 from apr_falsify.exam.faults import PLAIN
 from apr_falsify.exam.kernels import KERNELS, OWN
 from apr_falsify.exam.plan import MODELS, PARTS, SMOLLM2, WIDE_MODEL, ExamPlan
-from apr_falsify.exam.plan_in_passes import PASSES_HOST
 from apr_falsify.exam.recipes import case_of
 from apr_falsify.exam.results import Results
 from apr_falsify.exam.store import Store
@@ -218,14 +217,7 @@ def _encode(model: Model, text: str) -> tuple[int, ...]:
 
 def _hosts(store: Store, directory: Path) -> tuple[dict[str, Host], list[str]]:
     """Return the hosts that the exam is planned for; workers have their own."""
-    hosts: dict[str, Host] = {
-        "formula": FormulaHost(),
-        "tensors": TensorHost(readable=False),
-        "conversion": TensorHost(readable=True),
-        "torch": TorchHost(TorchModels(store)),
-        PASSES_HOST: PassesHost(),
-        FILES: FilesHost(),
-    }
+    hosts = hosts_of(TorchModels(store))
     apr = find_apr(directory, lambda material: None)
     if apr is None:
         return hosts, ["the real apr: no program `apr` on PATH"]

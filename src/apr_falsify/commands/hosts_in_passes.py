@@ -8,11 +8,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from apr_falsify.commands.hosts import arithmetic_of, touches_tied_embedding, with_tensors
+from apr_falsify.commands.hosts import (
+    FormulaHost,
+    TensorHost,
+    TorchHost,
+    TorchModels,
+    arithmetic_of,
+    touches_tied_embedding,
+    with_tensors,
+)
 from apr_falsify.compare.borrowed import CACHED
-from apr_falsify.exam.cases import ExamCase, ExamRun, Seeded
+from apr_falsify.exam.cases import FILES, ExamCase, ExamRun, Host, Seeded
 from apr_falsify.exam.fault import Fault
 from apr_falsify.exam.material import Material, Setting
+from apr_falsify.exam.plan_in_passes import PASSES_HOST
 from apr_falsify.exam.seeding.scene import Scene
 from apr_falsify.exam.seeding.tensors import F32, Place
 from apr_falsify.exam.store import Store, remove
@@ -28,6 +37,18 @@ F64 = npt.NDArray[np.float64]
 
 OTHER_ROW = 7919
 """How far the token ids of the other row of a batch are from this one's."""
+
+
+def hosts_of(models: TorchModels) -> dict[str, Host]:
+    """Return every host but the real ``apr``, which needs a program."""
+    return {
+        "formula": FormulaHost(),
+        "tensors": TensorHost(readable=False),
+        "conversion": TensorHost(readable=True),
+        "torch": TorchHost(models),
+        PASSES_HOST: PassesHost(),
+        FILES: FilesHost(),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,9 @@ from apr_falsify.commands.sides import DEFAULT_DTYPES
 from apr_falsify.commands.specs import OracleSide, open_oracle
 from apr_falsify.commands.starter import ProposalContext, propose, token_arrays
 from apr_falsify.commands.starter_text import starter_text
-from apr_falsify.commands.wired import wired_mapping
+from apr_falsify.commands.wired import every_stage, tokens_run, wired_mapping
 from apr_falsify.errors import TokensError
-from apr_falsify.model.stages import STAGES
-from apr_falsify.oracle.capture import capture
 from apr_falsify.subjects.foreign import Dump, read_dump
-from apr_falsify.traces.capture import MemorySink, Request
 
 
 def mapping_starter(
@@ -45,14 +42,8 @@ def mapping_starter(
     oracle = None if oracle_spec is None else open_oracle(oracle_spec)
     known = _known(dump, oracle, tokens)
     if oracle is not None and oracle.model is not None and known.tokens is not None:
-        request = Request(
-            tokens=known.tokens, layers=range(oracle.geometry.layers), stages=tuple(STAGES), feeder=True
-        )
-        request.check(oracle.geometry)
-        with busy("running the oracle"):
-            trace = capture(
-                oracle.model, request, MemorySink(), dtype=dtype or DEFAULT_DTYPES[device], device=device
-            )
+        dtype = dtype or DEFAULT_DTYPES[device]
+        trace = every_stage(oracle.model, known.tokens, dtype=dtype, device=device)
         return wired_mapping(path, dump, trace, oracle.model.weights, tokens_from=known.tokens_from).text
     with busy("comparing"), np.errstate(invalid="ignore"):  # any bits may stand there: signalling NaN too
         return starter_text(propose(dump, known, path), dump, known, path.name)
@@ -68,7 +59,5 @@ def _known(dump: Dump, oracle: OracleSide | None, tokens: tuple[int, ...] | None
             )
         tokens = trace.tokens
     held = token_arrays(dump, None if geometry is None else geometry.vocab)
-    if tokens is None and len(held) == 1:
-        tokens = next(iter(held.values()))
-    source = next((name for name, ids in held.items() if ids == tokens), None)
+    tokens, source = tokens_run(held, tokens)
     return ProposalContext(geometry=geometry, tokens=tokens, tokens_from=source, oracle=trace)

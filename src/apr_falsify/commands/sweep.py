@@ -111,7 +111,7 @@ def run(
                 planned, runs, waiting, engine=engine, address=address, workers=workers, keep=keep == "traces"
             )
     results = [runs.get(job) for job in chosen]
-    return int(_told(runs, chosen, results))
+    return int(_summarise(runs, chosen, results))
 
 
 def _chosen(planned: SweepPlan, names: Sequence[str], index: int | None) -> list[Job]:
@@ -189,7 +189,7 @@ def _watched(runs: Runs, total: int) -> Iterator[Done]:
         yield done
 
 
-def _told(runs: Runs, jobs: Sequence[Job], results: Sequence[Result | None]) -> ExitCode:
+def _summarise(runs: Runs, jobs: Sequence[Job], results: Sequence[Result | None]) -> ExitCode:
     """Say on stderr how the jobs came out; return the worst."""
     from apr_falsify.sweeps.page import headline
     from apr_falsify.sweeps.summary import Outcome, Summary

@@ -30,13 +30,13 @@ from apr_falsify.sweeps.worker import kill_all
 
 def outcome(arguments: list[str], out: str | None) -> dict[str, Any]:
     """Run one bisection in this process; return how it ended, as plain values."""
-    said, told = io.StringIO(), io.StringIO()
+    printed, errors = io.StringIO(), io.StringIO()
     kept = [] if out is None else ["--out", out]
-    with redirect_stdout(told), redirect_stderr(said):
+    with redirect_stdout(printed), redirect_stderr(errors):
         code = guarded(cli, ["bisect", *arguments, *kept, "--format", "json"], "apr-falsify")
-    bisection = _object(told.getvalue())
+    bisection = _object(printed.getvalue())
     ended = Ended.JUDGED if bisection is not None else _ended(code)
-    message = "" if bisection is not None else portable_text(said.getvalue().strip())
+    message = "" if bisection is not None else portable_text(errors.getvalue().strip())
     gc.collect()  # a model of the last job is not held through the next
     code = int(code if ended.exit_code is None else ended.exit_code)
     return {"ended": ended.value, "exit_code": code, "message": message, "bisection": bisection}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from apr_falsify.commands.starter_names import likeness
 from apr_falsify.commands.wired_text import wired_text
 from apr_falsify.errors import TokensError, UndecidedError
 from apr_falsify.folders import temporary_folder
-from apr_falsify.formats.weights import Weights
+from apr_falsify.formats.weights import Model, Weights
 from apr_falsify.matching.result import Wiring
 from apr_falsify.matching.wire import wire
 from apr_falsify.model.stages import STAGES
@@ -138,12 +138,7 @@ def open_wired(target: Target) -> RecordedSubject:
     assert target.model is not None
     dump = read_dump(target.path)
     tokens, source = _tokens(dump, target)
-    request = Request(
-        tokens=tokens, layers=range(target.model.geometry.layers), stages=tuple(STAGES), feeder=True
-    )
-    request.check(target.model.geometry)
-    with busy("running the oracle"):
-        oracle = capture(target.model, request, MemorySink(), dtype="f32", device="cpu")
+    oracle = every_stage(target.model, tokens, dtype="f32", device="cpu")
     mapping = wired_mapping(target.path, dump, oracle, target.model.weights, tokens_from=source)
     check_decided(mapping, target.path)
     with as_file(mapping) as file:
@@ -151,19 +146,39 @@ def open_wired(target: Target) -> RecordedSubject:
     return replace(subject, notes=(*subject.notes, _note(mapping.wiring)))
 
 
+def every_stage(model: Model, tokens: tuple[int, ...], *, dtype: str, device: str) -> Trace:
+    """Run the oracle and return all that it computes."""
+    layers = range(model.geometry.layers)
+    request = Request(tokens=tokens, layers=layers, stages=tuple(STAGES), feeder=True)
+    request.check(model.geometry)
+    with busy("running the oracle"):
+        return capture(model, request, MemorySink(), dtype=dtype, device=device)
+
+
+def tokens_run(
+    held: Mapping[str, tuple[int, ...]], given: tuple[int, ...] | None
+) -> tuple[tuple[int, ...] | None, str | None]:
+    """Return the token ids that were run, as far as they are known, and the array that holds them.
+
+    Args:
+        held: the arrays that may hold them, see ``starter.token_arrays``.
+        given: the ids that the user or a trace says.
+
+    """
+    tokens = next(iter(held.values())) if given is None and len(held) == 1 else given
+    return tokens, next((name for name, ids in held.items() if ids == tokens), None)
+
+
 def _tokens(dump: Dump, target: Target) -> tuple[tuple[int, ...], str | None]:
-    """Return the token ids that were run, and the array that holds them."""
     assert target.model is not None
     held = token_arrays(dump, target.model.geometry.vocab)
-    tokens = target.tokens
-    if tokens is None and len(held) == 1:
-        tokens = next(iter(held.values()))
+    tokens, source = tokens_run(held, target.tokens)
     if tokens is None:
         names = f"; {', '.join(held)} may hold them" if held else ""
         raise TokensError(
             f"nothing says which tokens were run{names}", where=target.path, remedy="--tokens 1,2,3"
         )
-    return tokens, next((name for name, ids in held.items() if ids == tokens), None)
+    return tokens, source
 
 
 def _note(wiring: Wiring) -> str:

@@ -27,6 +27,8 @@ SHAPING = (
     "vocab",
     "mixtures",
     "experts_per_token",
+    "attends",
+    "mixer",
 )
 """The sizes without which no stage can be compared."""
 
@@ -48,7 +50,7 @@ _USED_BY: Mapping[str, tuple[str, ...]] = {
     "rotated": ("q_post_rope", "k_post_rope"),
     **dict.fromkeys(("norm_topk_prob", "router_scoring", "routed_scale"), ("router_weights", "ffn_out")),
     **dict.fromkeys(
-        ("router_corrected", "expert_groups", "expert_groups_chosen", "group_best"),
+        ("router_corrected", "expert_groups", "expert_groups_chosen", "group_best", "routed_sum_eps"),
         ("router_weights", "ffn_out"),
     ),
     **dict.fromkeys(("shared_intermediate", "shared_gated"), ("ffn_out",)),
@@ -85,7 +87,7 @@ def check_tokens(oracle: Trace, subject: Trace) -> None:
 
 def same_shapes(oracle: Geometry, subject: Geometry) -> bool:
     """Whether stages of the two models can be compared element by element."""
-    return all(getattr(oracle, name) == getattr(subject, name) for name in SHAPING)
+    return all(_stated(oracle, name) == _stated(subject, name) for name in SHAPING)
 
 
 def geometry_findings(oracle: Geometry, subject: Geometry) -> list[Finding]:
@@ -141,11 +143,12 @@ def _stated(geometry: Geometry, name: str) -> Any:
     """Return a size or constant; what may differ by layer of every layer, also where it is as usual."""
     if name == "attn_scales":
         return tuple(geometry.attn_scale_at(layer) for layer in range(geometry.layers))
-    if name == "rotated":
-        return geometry.rotated or (True,) * geometry.layers
-    if name == "chunks":
-        return geometry.chunks or (None,) * geometry.layers
-    return getattr(geometry, name)
+    value = getattr(geometry, name)
+    return value or (_USUAL[name],) * geometry.layers if name in _USUAL else value
+
+
+_USUAL: Mapping[str, Any] = {"rotated": True, "chunks": None, "attends": True}
+"""What differs by layer -> what a layer has where nothing is said."""
 
 
 def _stated_by(oracle: Geometry, subject: Geometry, name: str) -> tuple[Any, Any]:

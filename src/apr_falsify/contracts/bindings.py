@@ -138,7 +138,8 @@ def _under_its_module(
 def _offers(tree: SourceTree, module: str, name: str) -> bool:
     """Whether a module that may be meant includes a name, passes it on, or makes it by a macro."""
     places = (f"/{module}.rs", f"/{module}/mod.rs", f"/{module}.py", f"/{module}/__init__.py")
-    files = [file for file in tree.files() if file.endswith(places)]
+    names = (f"{module}.rs", "mod.rs", f"{module}.py", "__init__.py")
+    files = [file for name in names for file in tree.find_file(name) if file.endswith(places)]
     first = name.partition("::")[0]
     return any(lookup(tree, file, name) or is_reexported(tree, file, first) for file in files)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import functools
 from collections.abc import Iterator
 
 from apr_falsify.contracts.pytest_command import PytestRun
@@ -45,7 +46,12 @@ def _fits(file: str, pattern: str) -> bool:
 _LISTS = {"collect_ignore": False, "collect_ignore_glob": True}
 
 
-def _ignored(source: bytes | None) -> Iterator[tuple[bool, str]]:
+@functools.lru_cache(256)
+def _ignored(source: bytes | None) -> tuple[tuple[bool, str], ...]:
+    return tuple(_texts_of_lists(source))
+
+
+def _texts_of_lists(source: bytes | None) -> Iterator[tuple[bool, str]]:
     """The texts of the lists that stand at the level of the module, and whether they are patterns."""
     if source is None or b"collect_ignore" not in source:
         return

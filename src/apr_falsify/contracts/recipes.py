@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from apr_falsify.contracts.tox import commands_of_environment
+from apr_falsify.contracts.tox import PREFIX, commands_of_environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,6 @@ def recipe_of(tool: str, name: str, text: str, arguments: tuple[str, ...] = ()) 
 _VARIABLE = re.compile(r"^\s*(?:export\s+|override\s+)?([\w.]+)\s*(?::{1,3}|\?|\+)?=\s*(.*?)\s*$")
 _RULE = re.compile(r"^(?P<targets>[^\s#:=][^#:=]*?)\s*::?(?!=)\s*(?P<needs>[^;#=]*)(?:;(?P<inline>.*))?$")
 _USE = re.compile(r"\$(?:\((\w+)\)|\{(\w+)\})")
-_PREFIX = "@-+ \t"
 _BLANKS = re.compile(r"[ \t]+")
 _LONGEST = 20_000
 
@@ -78,7 +77,7 @@ def _of_make(name: str, text: str) -> Recipe:
     inside = False
     for at, line in _logical_lines(text):
         if line.startswith("\t"):
-            command = _expanded(line.lstrip(_PREFIX).rstrip(), variables)
+            command = _expanded(line.lstrip(PREFIX).rstrip(), variables)
             if inside and command and not command.startswith("#") and "$" not in command:
                 commands.append((at, command))
         elif rule := _RULE.match(line):
@@ -86,7 +85,7 @@ def _of_make(name: str, text: str) -> Recipe:
             if inside:
                 needs += _expanded(rule["needs"], variables).split()
                 if rule["inline"]:
-                    commands.append((at, _expanded(rule["inline"].lstrip(_PREFIX), variables)))
+                    commands.append((at, _expanded(rule["inline"].lstrip(PREFIX), variables)))
         elif assigned := _VARIABLE.match(line):
             variables[assigned[1]] = assigned[2].partition(" #")[0]
     return Recipe(commands=tuple(commands), needs=tuple(one for one in needs if one != "|"))
@@ -112,7 +111,7 @@ def _of_just(name: str, text: str) -> Recipe:
     inside = False
     for at, line in _logical_lines(text):
         if line[:1] in (" ", "\t"):
-            command = line.lstrip(_PREFIX).rstrip()
+            command = line.lstrip(PREFIX).rstrip()
             if inside and command and not command.startswith("#") and "{{" not in command:
                 commands.append((at, command))
         elif line.strip():

@@ -65,7 +65,7 @@ def why_not_run(found: FoundPath, parts: list[str], settings: PytestSettings) ->
     hidden = next((line for one, line in read.hidden if list(one) == parts), None)
     if not below:
         never = [why for one, why in read.never if list(one[: len(parts)]) == parts]
-        if never and not any(list(one.parts[: len(parts)]) == parts for one in read.items):
+        if never:
             return missing("test-not-collected", f"{shown} is not collected by pytest: {never[0]}")
         if hidden is None:
             return RESOLVED

@@ -7,6 +7,7 @@ Source: tox 4's documentation, "Configuration": ``tox.ini`` and, as TOML, ``tox.
 from __future__ import annotations
 
 import configparser
+import functools
 import re
 import shlex
 import tomllib
@@ -17,7 +18,8 @@ from apr_falsify.contracts.names import expand_braces
 
 _FOLDERS = re.compile(r"\{(?:toxinidir|tox_root)\}/?")
 _POSARGS = re.compile(r"\{posargs(?::([^{}]*))?\}|\[\]")
-_PREFIX = "@-+ \t"
+PREFIX = "@-+ \t"
+"""What may stand before a command: whether it is shown, and whether its failure counts."""
 
 
 def environments_of(text: str) -> set[str] | None:
@@ -58,7 +60,7 @@ def commands_of_environment(name: str, text: str, arguments: tuple[str, ...]) ->
     for line in re.sub(r"\\\n\s*", " ", section["commands"]).splitlines():
         whole = (
             _POSARGS.sub(lambda match: given or match[1] or "", _FOLDERS.sub("", line))
-            .lstrip(_PREFIX)
+            .lstrip(PREFIX)
             .rstrip()
         )
         condition = _CONDITION.match(whole)
@@ -103,6 +105,7 @@ def _sections(text: str) -> dict[str, dict[str, str]]:
     return {name: dict(parser[name]) for name in parser.sections()}
 
 
+@functools.lru_cache(64)
 def _parsed(text: str) -> Mapping[str, Any]:
     try:
         return tomllib.loads(text)
@@ -142,7 +145,7 @@ def _of_toml(
         found = [part for word in _list(words) for part in _words(word, arguments)]
         if not found or any(part is None or re.search(r"\{[^}]*\}", part) for part in found):
             continue  # what only tox knows
-        command = shlex.join(part for part in found if part is not None).lstrip(_PREFIX)
+        command = shlex.join(part for part in found if part is not None).lstrip(PREFIX)
         longest = max((word for word in words if isinstance(word, str)), key=len, default="")
         yield _line_of(text, longest), _in_folder(folder if isinstance(folder, str) else "", command)
 

@@ -43,9 +43,6 @@ _SAMPLED_OFF, _SAMPLED_LEAST = 20.0, 2e-3
 _LOOKED_AT = 24
 """How many arrays are compared with all their values, those of the nearest samples."""
 
-MASKED_BELOW = -1e4
-"""Scores up to here are a mask's."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BagArray:
@@ -135,10 +132,6 @@ class Bag:
         size = int(np.prod(shape, dtype=np.int64))
         return size > 1 and (size % self.sizes["tokens"] == 0 or size in self.sizes.values())
 
-    def entries(self, place: Place) -> list[Entry]:
-        """Return every array in every form in which it may be ``place``."""
-        return list(self._table(place).entries)
-
     def view(self, entry: Entry, place: Place) -> F64 | None:
         """Return an array as ``place``."""
         return view(self.arrays[entry.at].values, entry.form, place, self.sizes, self.geometry)
@@ -207,7 +200,9 @@ class Bag:
 
     def _table(self, place: Place) -> _Table:
         geometry, layer = self.geometry, place.key.layer
-        differs = (geometry.attn_scale_at(layer), geometry.windows[layer]) if layer is not None else ()
+        differs: tuple[float | None, ...] = ()
+        if layer is not None:
+            differs = (geometry.attn_scale_at(layer), geometry.windows[layer], geometry.chunk_at(layer))
         alike = place.key.stage if self._is_special(place) else ""
         lies = place.lies_as if len(words_for(place, geometry)) > 1 else ""
         key = (place.axes, place.part, lies, alike, differs if is_square(place) or lies else ())

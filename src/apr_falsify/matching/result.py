@@ -57,9 +57,7 @@ class Wiring:
         open: places that were left, because it cannot be decided which array they are.
         left_out: what was found and a mapping cannot say, in words.
         unused: the names of the arrays that no stage is.
-        faulty: the places that are not what their inputs make them.
         lacking: the stages of which no layer has an array.
-        tight: up to which relative distance an array was taken for what its inputs make it.
 
     """
 
@@ -67,23 +65,19 @@ class Wiring:
     open: tuple[Open, ...]
     left_out: tuple[str, ...]
     unused: tuple[str, ...]
-    faulty: tuple[Place, ...]
     lacking: frozenset[str]
-    tight: float
 
 
 @dataclass(slots=True)
 class _Choice:
-    """The array of each place, so far."""
+    """What is shared while stages are chosen: arrays that are taken, and notes."""
 
     bag: Bag
     reserved: set[int]
     notes: list[str] = field(default_factory=list)
 
 
-def wiring_of(
-    bag: Bag, uses: Mapping[Place, Use], opened: Iterable[Open], every: Sequence[str], tight: float
-) -> Wiring:
+def wiring_of(bag: Bag, uses: Mapping[Place, Use], opened: Iterable[Open], every: Sequence[str]) -> Wiring:
     """Return what was found, as a mapping file can say it.
 
     Args:
@@ -91,7 +85,6 @@ def wiring_of(
         uses: the array of each place.
         opened: the places that were left open.
         every: the names of all arrays, those that can be no stage too.
-        tight: see :class:`Wiring`.
 
     """
     uses = _settled(bag, uses)
@@ -103,9 +96,7 @@ def wiring_of(
         open=tuple(opened),
         left_out=tuple(choice.notes),
         unused=tuple(name for name in every if name not in used),
-        faulty=tuple(place for place, use in uses.items() if use.why != "inputs"),
         lacking=frozenset(stages_of(bag.geometry)) - {stage.stage for stage in stages},
-        tight=tight,
     )
 
 
@@ -263,14 +254,10 @@ def _patterns(stage: str, names: Mapping[int | None, tuple[str, ...]], bag: Bag)
         if pattern is None:
             return ()
         others = [layer for layer in range(bag.geometry.layers + 1) if layer not in each]
-        if any(_filled(pattern, layer) in known for layer in others):
+        if any(name_of(pattern, layer) in known for layer in others):
             return ()
         found.append(pattern)
     return tuple(found)
-
-
-def _filled(pattern: str, layer: int) -> str:
-    return name_of(pattern, layer)
 
 
 def _layers(layers: Sequence[int | None]) -> str:

@@ -91,11 +91,11 @@ class Search:
             window = [*done, *keys]
             while (fixed := self._fix(window)) is not None:
                 again = window[window.index(fixed) :]
-                self._forward(again, keep=fixed)
+                self._forward(again)
             done = keys
         self._by_place()
 
-    def _forward(self, keys: Sequence[Key], keep: Key | None = None) -> None:
+    def _forward(self, keys: Sequence[Key]) -> None:
         """Compute ``keys`` and find what is recorded of them; what its readers showed stays."""
         for key in keys:
             for place in self.run.places_of(key):

@@ -89,7 +89,6 @@ def wire(
         search.state.uses,
         search.open.values(),
         tuple(name for name in dump if name not in left_out),
-        tight,
     )
 
 

@@ -19,13 +19,13 @@ def latent_heads(geometry: Geometry, source: str) -> Nodes:
     nodes: list[Node] = []
     below, role = source, "q"
     if geometry.q_latent:
-        nodes += _latent("q_latent", source, "q_a", geometry.latent_bias)
+        nodes += _latent("q_latent", source, "q_a", geometry.output_bias)
         below, role = "q_latent_norm", "q_b"
     nodes.append(_product("q_up", below, role))
-    nodes += _latent("kv_latent", source, "kv_a", geometry.latent_bias)
+    nodes += _latent("kv_latent", source, "kv_a", geometry.output_bias)
     # transformers hands it the latents of all tokens as one head, as its cache keeps them.
     nodes.append(_product("kv_up", "kv_latent_norm", "kv_b", pick=Pick.HEADS))
-    nodes.append(_product("k_shared", source, "k_rope", biased=geometry.latent_bias))
+    nodes.append(_product("k_shared", source, "k_rope", biased=geometry.output_bias))
     rotated = Node(
         stage="k_rope",
         operator="shared_rotary",

@@ -121,6 +121,8 @@ def _check_mixtures(geometry: Any) -> None:
     for name in ("shared_gated", "weighted_input", "expert_bias", "sinks"):
         flag(getattr(geometry, name), name)
     number(geometry.expert_shift, "expert_shift")
+    if number(geometry.routed_sum_eps, "routed_sum_eps") < 0:
+        raise GeometryError(f"routed_sum_eps is {geometry.routed_sum_eps}", expected="at least 0")
     for name in ("expert_alpha", "expert_limit"):
         value = getattr(geometry, name)
         if value is not None and number(value, name) <= 0:
@@ -170,11 +172,11 @@ def check_constants(geometry: Any) -> None:
         "head_bias",
         "parallel",
         "tied",
-        "latent_bias",
     ):
         flag(getattr(geometry, name), name)
-    for rotated in geometry.rotated:
-        flag(rotated, "whether a layer is rotated")
+    for name in ("rotated", "attends"):
+        for each in getattr(geometry, name):
+            flag(each, f"one of {name}")
     if len(geometry.windows) != geometry.layers:
         raise GeometryError(f"{len(geometry.windows)} attention windows for {geometry.layers} layers")
     for what, sizes in (("an attention window", geometry.windows), ("a chunk", geometry.chunks)):

@@ -162,11 +162,39 @@ def window_by_type(config: Config, kinds: Any) -> Windows:
 
 
 def _slides(kind: object) -> bool:
-    if kind not in ("full_attention", "sliding_attention"):
-        raise GeometryError(
-            f"the layer type {kind!r} has no formula here", expected="full_attention or sliding_attention"
-        )
-    return kind == "sliding_attention"
+    return is_kind(kind, "sliding_attention", "full_attention")
+
+
+def is_kind(kind: object, wanted: str, other: str) -> bool:
+    """Whether a layer is of one kind and not of the other.
+
+    Raises:
+        GeometryError: it is of neither.
+
+    """
+    if kind not in (wanted, other):
+        raise GeometryError(f"the layer type {kind!r} has no formula here", expected=f"{other} or {wanted}")
+    return kind == wanted
+
+
+def rotated_layers(config: Config) -> tuple[bool, ...]:
+    """Read ``no_rope_layers``, which is 1 for a layer that is rotated; without it, the interval.
+
+    Raises:
+        GeometryError: an interval below 1.
+
+    """
+    if stated := config.get("no_rope_layers"):
+        return tuple(bool(layer) for layer in items(stated, "no_rope_layers"))[: config.layers]
+    every = _interval(config, "no_rope_layer_interval", 4)
+    return tuple((layer + 1) % every != 0 for layer in range(config.layers))
+
+
+def _interval(config: Config, key: str, usual: int) -> int:
+    every = config.whole(key, usual)
+    if every < 1:
+        raise GeometryError(f"{key} is {every}", expected="a whole number above 0")
+    return every
 
 
 def experts(config: Config) -> Mapping[str, Any]:
@@ -269,15 +297,13 @@ def latent_attention(config: Config) -> Mapping[str, Any]:
         raise GeometryError(
             f"only a share of {rope.share} of a head's rotary channels is rotated", expected="all of them"
         )
-    biased = config.flag("attention_bias")
     return {
         "kv_heads": heads,
         "head_dim": head_dim,
         "v_head_dim": config.whole("v_head_dim"),
         "q_latent": config.whole("q_lora_rank") if config.get("q_lora_rank") is not None else 0,
         "kv_latent": config.whole("kv_lora_rank"),
-        "latent_bias": biased,
-        "output_bias": biased,
+        "output_bias": config.flag("attention_bias"),
         "rope": replace(rope, parameters={**rope.parameters, **share_of(rotary, head_dim)}),
         "attn_scales": same_scale(config, yarn_in_scale(rope) / math.sqrt(head_dim)) if head_dim > 0 else (),
     }
@@ -300,10 +326,6 @@ def layers_of(config: Config, kind: str, other: str, every: int) -> tuple[bool, 
     """
     kinds = config.get("layer_types")
     if kinds is None:
-        every = config.whole("full_attention_interval", every)
+        every = _interval(config, "full_attention_interval", every)
         return tuple((n + 1) % every == 0 for n in range(config.layers))
-    listed = items(kinds, "layer_types")[: config.layers]
-    for each in listed:
-        if each not in (kind, other):
-            raise GeometryError(f"the layer type {each!r} has no formula here", expected=f"{kind} or {other}")
-    return tuple(each == kind for each in listed)
+    return tuple(is_kind(each, kind, other) for each in items(kinds, "layer_types")[: config.layers])

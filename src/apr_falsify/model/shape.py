@@ -29,7 +29,6 @@ class Geometry:
         q_latent: the width of the latent that q is made of in latent attention, 0 for none.
         kv_latent: the width of the one that k and v are made of, 0 where attention has no latents. Where it
             has, the last channels of a head are rotated, not the first.
-        latent_bias: whether what makes the latents, and the output projection, have a bias.
         intermediate: F, the width of the feed-forward block.
         vocab: V.
         norm_eps: epsilon of every norm.
@@ -45,10 +44,9 @@ class Geometry:
         temperature_floor: that f, in tokens.
         mixer: what mixes tokens in the layers without attention, ``None`` where there are none.
         attends: per layer, whether it has attention; empty where all have.
-        output_gated: whether attention's output is multiplied with the sigmoid of a gate.
         qkv_bias: whether q, k, v have a bias.
         qk_normed: whether q and k pass a norm, where a config switches that.
-        output_bias: whether the output projection has one.
+        output_bias: whether the output projection has one; and, in latent attention, what makes the latents.
         mlp_bias: whether gate, up and down have one.
         head_bias: whether the output head has one.
         parallel: whether the feed-forward block reads what enters the layer, as attention does, and both are
@@ -100,13 +98,11 @@ class Geometry:
     v_head_dim: int = 0
     q_latent: int = 0
     kv_latent: int = 0
-    latent_bias: bool = False
     activation: str = "silu"
     windows: tuple[int | None, ...] = ()
     chunks: tuple[int | None, ...] = ()
     mixer: Mixer | None = None
     attends: tuple[bool, ...] = ()
-    output_gated: bool = False
     temperature_scale: float = 0.0
     temperature_floor: float = 1.0
     qkv_bias: bool = False
@@ -197,7 +193,11 @@ class Geometry:
 
     def rotary_start(self, layer: int | None) -> int:
         """Return the first channel of a head that is rotated in ``layer``."""
-        return self.head_dim - self.rope_at(layer).width(self.head_dim) if self.kv_latent else 0
+        return self.first_of(self.rope_at(layer).width(self.head_dim))
+
+    def first_of(self, width: int) -> int:
+        """Return the first channel of a head that is rotated where ``width`` are."""
+        return self.head_dim - width if self.kv_latent else 0
 
     def rope_at(self, layer: int | None) -> Rope:
         """Return the rotary embedding of ``layer``, one that turns nothing where it has none."""

@@ -204,9 +204,10 @@ SCORES = Operator(
     text=_scores_text,
     operation=Operation.SCORES,
     over_tokens=True,
+    kept=(),
 )
 SOFTMAX = Operator(
-    name="softmax", values=_softmax, variance=_softmax_variance, text=_softmax_text, over_tokens=True
+    name="softmax", values=_softmax, variance=_softmax_variance, text=_softmax_text, over_tokens=True, kept=()
 )
 MIX = Operator(
     name="mix",
@@ -215,4 +216,5 @@ MIX = Operator(
     text=_mix_text,
     operation=Operation.MIX,
     over_tokens=True,
+    kept=(),
 )

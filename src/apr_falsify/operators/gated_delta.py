@@ -247,4 +247,11 @@ def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
     )
 
 
-GATED_DELTA = Operator(name="gated_delta", values=_values, variance=_variance, text=_text, over_tokens=True)
+GATED_DELTA = Operator(
+    name="gated_delta",
+    values=_values,
+    variance=_variance,
+    text=_text,
+    over_tokens=True,
+    kept=("conv_out", "beta", "decay"),
+)

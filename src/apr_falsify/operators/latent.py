@@ -93,4 +93,5 @@ SHARED_ROTARY = Operator(
     variance=_turned_variance,
     text=_turned_text,
     over_tokens=True,
+    kept=(),
 )

@@ -40,6 +40,8 @@ class Operator:
             exported files. Names are those of the arguments, the constants, and ``ROLE_weight``.
         operation: how runtimes hold its operands.
         over_tokens: whether one token's row takes more than that row: its position, or other tokens.
+        kept: the arguments of which those of all tokens before make its state, beside what a cache of keys
+            and values holds; ``None``: where it is ``over_tokens``, it cannot run in passes.
 
     """
 
@@ -49,6 +51,7 @@ class Operator:
     text: Callable[[Node, Geometry, int | None], Lines]
     operation: Operation = Operation.ELEMENTWISE
     over_tokens: bool = False
+    kept: tuple[str, ...] | None = None
 
 
 _T = TypeVar("_T")

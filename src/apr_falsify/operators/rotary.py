@@ -29,7 +29,7 @@ def _values(node: Node, inputs: Inputs, site: Site) -> Array:
 def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
     known = known_part_of(node, ins, site.geometry)
     size, errors = site.geometry.head_dim, angle_errors_at(site, len(y))
-    start = size - 2 * errors.shape[1] if site.geometry.kv_latent else 0  # which may turn other pairs
+    start = site.geometry.first_of(2 * errors.shape[1])  # which may turn other pairs
     return turned_variance(known, y, size, start, errors, store)
 
 
@@ -106,4 +106,4 @@ def _turned_text(start: int) -> Lines:
     )
 
 
-ROTARY = Operator(name="rotary", values=_values, variance=_variance, text=_text, over_tokens=True)
+ROTARY = Operator(name="rotary", values=_values, variance=_variance, text=_text, over_tokens=True, kept=())

@@ -82,4 +82,6 @@ def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
     )
 
 
-SHORT_CONV = Operator(name="short_conv", values=_values, variance=_variance, text=_text, over_tokens=True)
+SHORT_CONV = Operator(
+    name="short_conv", values=_values, variance=_variance, text=_text, over_tokens=True, kept=("conv_in",)
+)

@@ -30,7 +30,7 @@ def _gated_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
     return (f"{node.stage} = attention / (1 + np.exp(-attn_gate))",)
 
 
-def _factors(node: Node, ins: Ins) -> tuple[Known, Known]:
+def _factors(ins: Ins) -> tuple[Known, Known]:
     """Return the two factors: a part of the projection, and the convolution's output or the last part."""
     parts = ins["conv_proj"]
     width = parts.value.shape[-1] // 3
@@ -44,12 +44,12 @@ def _factors(node: Node, ins: Ins) -> tuple[Known, Known]:
 
 
 def _product(node: Node, inputs: Inputs, site: Site) -> Array:
-    left, right = _factors(node, {name: Known(value=value) for name, value in inputs.items()})  # type: ignore[arg-type]  # any float format
-    return np.asarray(left.value * right.value)
+    before, after, x = np.split(inputs["conv_proj"], 3, axis=-1)
+    return np.asarray(after * inputs["conv_out"] if "conv_out" in inputs else before * x)
 
 
 def _product_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
-    left, right = _factors(node, ins)
+    left, right = _factors(ins)
     return multiplied(left, right, y, store)
 
 
@@ -59,4 +59,4 @@ def _product_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
 
 
 SIGMOID_GATE = Operator(name="sigmoid_gate", values=_gated, variance=_gated_variance, text=_gated_text)
-PRODUCT = Operator(name="conv_gate", values=_product, variance=_product_variance, text=_product_text)
+CONV_GATE = Operator(name="conv_gate", values=_product, variance=_product_variance, text=_product_text)

@@ -67,4 +67,6 @@ def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
     )
 
 
-SINK_SOFTMAX = Operator(name="sink_softmax", values=_values, variance=_variance, text=_text, over_tokens=True)
+SINK_SOFTMAX = Operator(
+    name="sink_softmax", values=_values, variance=_variance, text=_text, over_tokens=True, kept=()
+)

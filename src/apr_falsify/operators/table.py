@@ -35,7 +35,7 @@ from apr_falsify.operators.operator import Array, Inputs, Operator
 from apr_falsify.operators.rotary import ROTARY
 from apr_falsify.operators.router import CHOSEN_EXPERTS, EXPERT_WEIGHTS, ROUTING
 from apr_falsify.operators.short_conv import SHORT_CONV
-from apr_falsify.operators.sigmoid_gate import PRODUCT, SIGMOID_GATE
+from apr_falsify.operators.sigmoid_gate import CONV_GATE, SIGMOID_GATE
 from apr_falsify.operators.sinks import SINK_SOFTMAX
 from apr_falsify.operators.site import Site
 from apr_falsify.operators.softcap import SOFTCAP
@@ -59,7 +59,7 @@ OPERATORS: Mapping[str, Operator] = {
         SINK_SOFTMAX,
         MIX,
         SIGMOID_GATE,
-        PRODUCT,
+        CONV_GATE,
         SHORT_CONV,
         BETA,
         DECAY,
@@ -213,16 +213,9 @@ def products_in(span: tuple[Node, ...]) -> int:
     return sum(operator_of(node).operation is Operation.PROJECTION for node in span)
 
 
-_KEPT: Mapping[str, tuple[str, ...]] = {
-    "short_conv": ("conv_in",),
-    "gated_delta": ("conv_out", "beta", "decay"),
-}
-"""Operator -> the arguments of which those of all tokens before make its state."""
-
-
 def kept_by(span: tuple[Node, ...]) -> tuple[str, ...]:
     """Return the arguments of a span of which a later pass reads those of earlier ones too."""
-    states = (argument for node in span for argument in _KEPT.get(node.operator, ()))
+    states = (argument for node in span for argument in operator_of(node).kept or ())
     return (*CACHED.get(operation_of(span), ()), *states)
 
 

@@ -45,4 +45,6 @@ def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
     )
 
 
-TEMPERATURE = Operator(name="temperature", values=_values, variance=_variance, text=_text, over_tokens=True)
+TEMPERATURE = Operator(
+    name="temperature", values=_values, variance=_variance, text=_text, over_tokens=True, kept=()
+)

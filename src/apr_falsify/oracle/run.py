@@ -23,8 +23,8 @@ from apr_falsify.traces.trace import Trace
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-HIDDEN = ("attn_scores_uncapped", "attn_scores", "attn_softmax")
-"""The stages that no other attention than the eager one shows."""
+FROM_CACHE = ("k_post_rope", "k_l2_norm", "k_rope", "kv_up", "conv_in", "conv_out")
+"""Stages that a later pass shows of all tokens so far, as a cache hands them out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +156,7 @@ class Oracle:
                 parts.setdefault(key, []).append(array)
 
         wanted = [
-            key for key in request.keys(geometry) if self.attention == "eager" or key.stage not in HIDDEN
+            key for key in request.keys(geometry) if self.attention == "eager" or key.stage not in SQUARES
         ]
         with probed(self.module, wanted, emit, geometry, self.attention):
             if request.passes.plain:
@@ -205,14 +205,7 @@ def joined_passes(key: Key, parts: list[FloatArray], passes: Passes) -> tuple[Fl
     """
     ends = [start + size for start, size in zip(passes.starts, passes.sizes, strict=True)]
     forgotten = False
-    if key.stage in (
-        "k_post_rope",
-        "k_l2_norm",
-        "k_rope",
-        "kv_up",
-        "conv_in",
-        "conv_out",
-    ):  # as a cache has it
+    if key.stage in FROM_CACHE:
         parts = [part[-size:] for part, size in zip(parts, passes.sizes, strict=True)]
     if key.stage in SQUARES:
         forgotten = any(part.shape[-1] < end for part, end in zip(parts, ends, strict=True))

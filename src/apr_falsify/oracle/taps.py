@@ -102,10 +102,10 @@ def taps_of(geometry: Geometry, layer: int) -> Iterator[tuple[str, str, Take]]:
             take = _cut(take, columns)
         if tap.module == "router":
             take = _listed(take, geometry)
-        order = _half_split_columns(geometry, tap.module) if tap.pick is Pick.OUTPUT else None
-        if node.operator == "rotary":  # as the module has q or k, not as the attention function is given it
-            take = _half_split(take, geometry, shape_of_role(node["part"], geometry)[0])
-        elif order is not None:
+        rotary = node.operator == "rotary"  # as a module has q or k, not as the attention function gets it
+        role = node["part"] if rotary else tap.module
+        order = _half_split_columns(geometry, role) if rotary or tap.pick is Pick.OUTPUT else None
+        if order is not None:
             take = _cut(take, order)
         if tap.call != (0, 1):
             take = _of_call(take, tap.call)
@@ -245,11 +245,6 @@ def seen_rotated(geometry: Geometry) -> tuple[Callable[[Any], Any], Callable[[An
 
 def _cut(take: Take, columns: slice | list[int]) -> Take:
     return lambda args, output: take(args, output)[..., columns]
-
-
-def _half_split(take: Take, geometry: Geometry, width: int) -> Take:
-    order = canonical_columns(geometry, {"q": width})
-    return take if order is None else lambda args, output: take(args, output)[..., order]
 
 
 def _shaped(take: Take, stage: str) -> Take:

@@ -151,22 +151,9 @@ def run_stage(
     return step(key, inputs, RuntimeSite(model=place, arithmetic=arithmetic))
 
 
-_OVER_PASSES = (
-    "rotary",
-    "shared_rotary",
-    "temperature",
-    "scores",
-    "softmax",
-    "sink_softmax",
-    "mix",
-    "short_conv",
-    "gated_delta",
-)
-
-
 def _check_known(span: tuple[Node, ...]) -> None:
     for node in span:
-        if operator_of(node).over_tokens and node.operator not in _OVER_PASSES:
+        if operator_of(node).over_tokens and operator_of(node).kept is None:
             raise PassesError(
                 f"the operator {node.operator} reads other tokens, and what a cache keeps of it is not known",
                 expected="one pass",

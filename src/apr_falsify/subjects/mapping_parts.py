@@ -108,7 +108,8 @@ def _stored(row: Sequence[object], take: object, where: str) -> Stored:
             raise TraceError(
                 f"{where}.take.{axis} is {bounds}", expected="[start, stop] or [start, stop, step]"
             )
-        found[str(axis)] = (bounds[0], bounds[1], *bounds[2:], *([1] if len(bounds) == 2 else []))[:3]  # type: ignore[assignment]
+        start, stop, step = (*bounds, 1)[:3]
+        found[str(axis)] = start, stop, step
     return Stored(axes=axes, take=found)
 
 

@@ -93,7 +93,7 @@ class RayEngine:
         idle = [self._actor(needs) for _ in range(min(self._fitting(needs), len(jobs)))]
         waiting = [(job, 1) for job in reversed(jobs)]
         running: dict[Any, tuple[Job, Any, int]] = {}
-        with self._told():
+        with self._in_our_words():
             while waiting or running:
                 while waiting and idle:
                     job, turn = waiting.pop()
@@ -158,7 +158,7 @@ class RayEngine:
         return kind.remote(str(limits.folder), limits.seconds, limits.memory)
 
     @contextmanager
-    def _told(self) -> Any:
+    def _in_our_words(self) -> Any:
         """Say in our words that the cluster has gone away."""
         try:
             yield

@@ -45,8 +45,8 @@ def sweep_html(summary: Summary) -> str:
             "headline": headline(summary),
             "subjects": subjects,
             "rows": [(model, [_shown(cells.get((model, each))) for each in subjects]) for model in models],
-            "bad": [_told(one) for one in summary.outcomes if one.exit_code is not ExitCode.OK],
-            "good": [_told(one) for one in summary.outcomes if one.exit_code is ExitCode.OK],
+            "bad": [_row(one) for one in summary.outcomes if one.exit_code is not ExitCode.OK],
+            "good": [_row(one) for one in summary.outcomes if one.exit_code is ExitCode.OK],
             "new": _of_cells(summary, "new") if summary.earlier is not None else None,
             "flaky": _of_cells(summary, "flaky"),
             "versions": ", ".join(summary.versions) or "none",
@@ -65,7 +65,7 @@ def headline(summary: Summary) -> str:
 
 def _of_cells(summary: Summary, which: str) -> list[dict[str, Any]]:
     wanted = {name for cell in summary.cells for name in getattr(cell, which)}
-    return [_told(one) for one in summary.outcomes if one.job.id in wanted]
+    return [_row(one) for one in summary.outcomes if one.job.id in wanted]
 
 
 def _shown(cell: Cell | None) -> dict[str, Any] | None:
@@ -87,7 +87,7 @@ def _first(sources: Sequence[str]) -> str:
     return f"{sources[0]}{more}" if sources else ""
 
 
-def _told(one: Outcome) -> dict[str, Any]:
+def _row(one: Outcome) -> dict[str, Any]:
     ran = one.result
     return {
         "id": one.job.id,

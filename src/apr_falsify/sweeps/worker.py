@@ -67,7 +67,7 @@ class Worker:
             )
         if self._answer(time.monotonic() + 60, 0)[0] is None:
             self.end()
-            raise ProcessError("a sweep's worker could not be started", expected=self._said())
+            raise ProcessError("a sweep's worker could not be started", expected=self._log_end())
 
     @property
     def alive(self) -> bool:
@@ -144,12 +144,12 @@ class Worker:
             return f"it took more than {self._memory / (1 << 30):.2f} GiB"
         code = self._process.wait()
         how = f"by signal {_signal_name(-code)}" if code < 0 else f"with exit code {code}"
-        return portable_text(f"its process ended {how}: {self._said()}")
+        return portable_text(f"its process ended {how}: {self._log_end()}")
 
-    def _said(self) -> str:
+    def _log_end(self) -> str:
         with suppress(OSError):
-            said = self._log.read_text(encoding="utf-8", errors="replace").strip()[-_QUOTED:]
-            return said or "it printed nothing"
+            end = self._log.read_text(encoding="utf-8", errors="replace").strip()[-_QUOTED:]
+            return end or "it printed nothing"
         return "it printed nothing"
 
     def end(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import pytest
 
 from apr_falsify.compare.bisection import FindingType, Status
 from apr_falsify.compare.structure import (
+    _USED_BY,
+    SHAPING,
     constant_findings,
     consumers,
     descendants,
@@ -18,6 +20,7 @@ from apr_falsify.compare.structure import (
     same_shapes,
     status_of,
 )
+from apr_falsify.model.mixers import ShortConv
 from apr_falsify.model.rope import Rope
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Key
@@ -75,6 +78,28 @@ def test_another_size_makes_stages_incomparable_and_is_a_finding(size: str) -> N
     assert finding.type is FindingType.GEOMETRY
     ours, theirs = getattr(MODEL, size), getattr(other, size)
     assert finding.explanation == f"{size} is {ours} in the oracle's model, {theirs} in the subject's"
+
+
+NOT_COMPARED = {
+    "family", "tied", "positions", "parallel", "sinks", "head_bias", "qk_normed", "experts",
+    "moe_intermediate", "expert_bias", "expert_limit", "expert_alpha", "expert_shift",
+}  # fmt: skip
+"""Fields that the family, the tensors or the shapes tell."""
+
+
+def test_every_constant_of_a_model_is_compared_or_listed_here() -> None:
+    assert {field.name for field in fields(Geometry)} - {*SHAPING, *_USED_BY} == NOT_COMPARED
+
+
+def test_models_with_other_mixers_or_other_layers_of_attention_are_not_of_one_shape() -> None:
+    mixed = replace(MODEL, mixer=ShortConv(kernel=3, bias=False), attends=(False, True))
+    assert same_shapes(mixed, replace(mixed))
+    assert same_shapes(replace(MODEL, attends=(True, True)), MODEL)  # as it is where nothing is said
+    for other in ({"mixer": ShortConv(kernel=4, bias=False)}, {"attends": (True, False)}):
+        assert not same_shapes(mixed, replace(mixed, **other))
+        assert [finding.type for finding in geometry_findings(mixed, replace(mixed, **other))] == [
+            FindingType.GEOMETRY
+        ]
 
 
 def test_equal_models_have_no_finding() -> None:

@@ -126,7 +126,7 @@ def paired(case: Case, x: F64, pairs: int) -> Complex:
 
 def split_heads(case: Case, x: F64, pairs: int) -> list[F64]:
     """Return what stands before the rotated pairs of each head, their halves, and what stands after them."""
-    start = case.geometry.head_dim - 2 * pairs if case.geometry.kv_latent else 0
+    start = case.geometry.first_of(2 * pairs)
     heads = x.reshape(len(x), -1, case.geometry.head_dim)
     return np.split(heads, [start, start + pairs, start + 2 * pairs], axis=-1)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.exam.seeding.formulas import softmax
 from apr_falsify.exam.seeding.scene import Formula, Scene
 from apr_falsify.model.passes import Passes
 from apr_falsify.model.stages import Key
@@ -246,9 +247,7 @@ def masked(visible: Visible) -> Formula:
         seen = seen | (
             ~seen.any(axis=1, keepdims=True) & np.eye(passes.tokens, dtype=np.bool_)[passes.unseen :]
         )
-        scores = np.where(seen, scene.inputs["attn_scores"], -np.inf)
-        raised = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
-        return np.asarray(raised / np.sum(raised, axis=-1, keepdims=True))
+        return softmax(np.where(seen, scene.inputs["attn_scores"], -np.inf))
 
     return wrong
 

@@ -279,7 +279,7 @@ def masked(sees: Mask) -> Formula:
         visible = np.asarray(sees(back, scene))
         visible |= (back == 0) & ~np.any(visible, axis=1, keepdims=True)
         hidden = np.where(visible, scores, -np.inf)
-        return _with_sinks(scene, hidden) if scene.geometry.sinks else _softmax(hidden)
+        return _with_sinks(scene, hidden) if scene.geometry.sinks else softmax(hidden)
 
     return wrong
 
@@ -288,7 +288,7 @@ def _with_sinks(scene: Scene, hidden: Array, sinks: Array | None = None) -> Arra
     """Return softmax over ``hidden`` and a logit per head, the model's own sinks where none are given."""
     logits = (scene.site.vector("sinks") if sinks is None else sinks).astype(hidden.dtype)
     spread = np.broadcast_to(logits[:, None, None], (*hidden.shape[:-1], 1))
-    return np.asarray(_softmax(np.concatenate((hidden, spread), axis=-1))[..., :-1])
+    return np.asarray(softmax(np.concatenate((hidden, spread), axis=-1))[..., :-1])
 
 
 def _visible(scene: Scene) -> npt.NDArray[np.bool_]:
@@ -308,7 +308,8 @@ def otherwise(**changed: Any) -> Formula:
     return lambda scene: scene.in_geometry(replace(scene.geometry, **changed))
 
 
-def _softmax(scores: Array, sink: float = 0.0) -> Array:
+def softmax(scores: Array, sink: float = 0.0) -> Array:
+    """Return the weights of scores [..., keys], ``sink`` added to the denominator."""
     top = np.max(scores, axis=-1, keepdims=True)
     weights = np.exp(scores - top)
     total = np.sum(weights, axis=-1, keepdims=True)
@@ -318,7 +319,7 @@ def _softmax(scores: Array, sink: float = 0.0) -> Array:
 def with_sink(scene: Scene) -> Array:
     """Add 1 to the softmax's denominator ("off by one" softmax)."""
     visible = _visible(scene)
-    return _softmax(np.where(visible, scene.inputs["attn_scores"], -np.inf), 1.0)
+    return softmax(np.where(visible, scene.inputs["attn_scores"], -np.inf), 1.0)
 
 
 def tempered(factor: float) -> Formula:

@@ -132,7 +132,7 @@ def blocks_transposed(height: int) -> GridChange:
 
 
 def second_scale(power: int) -> GridChange:
-    """Apply the scale of the whole tensor another time (1), or leave it out (-1)."""
+    """Multiply by the scale of the whole tensor to a power: -1 leaves it out, -2 divides by it."""
 
     def change(grid: Grid) -> Grid:
         outer = float(grid.scales.max()) / 448.0  # the largest scale in 8 bits is 448 as it was chosen

@@ -35,11 +35,15 @@ def _placed(node: Node) -> Node:
 
 
 def _settings(config: Config) -> Mapping[str, Any]:
-    listed = items(config.get("full_attn_idxs") or [], "full_attn_idxs")
+    listed = items(config.get("full_attn_idxs") or [*range(config.layers)], "full_attn_idxs")
     kinds = ["full_attention" if n in listed else "conv" for n in range(config.layers)]
-    kinds = config.get("layer_types") or (kinds if listed else ["full_attention"] * config.layers)
     return {
-        "attends": layers_of(Config({"layer_types": kinds, **config.values}), "full_attention", "conv", 1),
+        "attends": layers_of(
+            Config({**config.values, "layer_types": config.get("layer_types") or kinds}),
+            "full_attention",
+            "conv",
+            1,
+        ),
         "mixer": ShortConv(kernel=config.whole("conv_L_cache"), bias=config.flag("conv_bias")),
     }
 

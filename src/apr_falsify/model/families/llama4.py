@@ -10,7 +10,7 @@ from apr_falsify.model.family import Family
 from apr_falsify.model.graph import Node, Nodes, Pick, Tap
 from apr_falsify.model.names import HF_DECODER, MLP_BIASES, without
 from apr_falsify.model.rewired import followed
-from apr_falsify.model.settings import Config, attention_bias
+from apr_falsify.model.settings import Config, attention_bias, is_kind, rotated_layers
 from apr_falsify.model.shape import Geometry
 from apr_falsify.reading import items
 
@@ -33,9 +33,7 @@ def _layer(geometry: Geometry, layer: int) -> Nodes:
 
 
 def _settings(config: Config) -> Mapping[str, Any]:
-    layers, every = range(config.layers), config.whole("no_rope_layer_interval")
-    listed = items(config.get("no_rope_layers") or [], "no_rope_layers")  # 1 where a layer is rotated
-    rotated = tuple(bool(turned) for turned in listed) or tuple((n + 1) % every != 0 for n in layers)
+    rotated = rotated_layers(config)
     kinds = config.get("layer_types") or [
         "chunked_attention" if turned else "full_attention" for turned in rotated
     ]
@@ -44,8 +42,10 @@ def _settings(config: Config) -> Mapping[str, Any]:
     mixed = range(step - 1, config.layers, step) if mixed is None else items(mixed, "moe_layers")
     return {
         **attention_bias(config),
-        "rotated": rotated[: config.layers],
-        "chunks": tuple(chunk if kind == "chunked_attention" else None for kind in kinds),
+        "rotated": rotated,
+        "chunks": tuple(
+            chunk if is_kind(kind, "chunked_attention", "full_attention") else None for kind in kinds
+        ),
         "qk_normed": config.flag("use_qk_norm"),
         "temperature_scale": config.number("attn_scale") if config.flag("attn_temperature_tuning") else 0.0,
         "temperature_floor": config.number("floor_scale"),
@@ -55,7 +55,7 @@ def _settings(config: Config) -> Mapping[str, Any]:
         "shared_intermediate": config.whole("moe_intermediate_size"),
         "router_scoring": "sigmoid",
         "weighted_input": True,
-        "mixtures": tuple(n in mixed for n in layers),
+        "mixtures": tuple(n in mixed for n in range(config.layers)),
     }
 
 

@@ -67,7 +67,6 @@ def _settings(config: Config) -> Mapping[str, Any]:
         **experts(config),
         "shared_intermediate": config.get("shared_expert_intermediate_size") or 0,
         "shared_gated": config.get("shared_expert_intermediate_size") is not None,
-        "output_gated": True,
         "attends": layers_of(config, "full_attention", "linear_attention", 4),
         "mixer": GatedDelta(
             kernel=config.whole("linear_conv_kernel_dim"),

@@ -5,25 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from apr_falsify.errors import GeometryError
 from apr_falsify.model.family import Family
 from apr_falsify.model.names import HF_DECODER, gguf_names
-from apr_falsify.model.settings import Config, attention_bias, window_where
-from apr_falsify.reading import items
-
-
-def _rotated(config: Config) -> tuple[bool, ...]:
-    """Read ``no_rope_layers``, which is 1 for a layer that is rotated; without it, the interval."""
-    if (stated := config.get("no_rope_layers")) is not None:
-        return tuple(bool(layer) for layer in items(stated, "no_rope_layers"))
-    every = config.whole("no_rope_layer_interval", 4)
-    if every < 1:
-        raise GeometryError(f"no_rope_layer_interval is {every}", expected="a whole number above 0")
-    return tuple((layer + 1) % every != 0 for layer in range(config.layers))
+from apr_falsify.model.settings import Config, attention_bias, rotated_layers, window_where
 
 
 def _settings(config: Config) -> Mapping[str, Any]:
-    rotated, windowed = _rotated(config), config.flag("use_sliding_window")
+    rotated, windowed = rotated_layers(config), config.flag("use_sliding_window")
     return {
         **attention_bias(config),
         "mlp_bias": config.flag("mlp_bias"),
