@@ -130,7 +130,7 @@ def _queries(geometry: Geometry) -> str:
         said.append("normed after it")
     if any(geometry.chunks):
         said.append("chunks in some layers")
-    if geometry.output_gated:
+    if "attn_gated" in layer:
         said.append("gated output")
     if isinstance(geometry.mixer, GatedDelta):
         said.append("a gated delta rule in the other layers")
