@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apr_falsify.contracts.problem import Problem
-from apr_falsify.contracts.rules import RULES, SEVERITIES
+from apr_falsify.contracts.rules import NOTICE, RULES, SEVERITIES
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.reading import items, mapping, read_toml, table, text
 
@@ -53,6 +53,10 @@ class Settings:
     def severity(self, code: str) -> str:
         """Severity of a code in this project."""
         return self.severities.get(code, RULES[code].severity)
+
+    def counts(self, problem: Problem) -> bool:
+        """Whether a problem is more than a notice, and none that is ignored."""
+        return self.severity(problem.code) != NOTICE and not any(one.covers(problem) for one in self.ignores)
 
 
 def read_settings(start: Path) -> Settings:
