@@ -25,7 +25,6 @@ _MODULE_FOLLOWS = re.compile(r"\s*([{;])")
 _BODY = re.compile(r"[{;]")
 _INNER = re.compile(r"\s*#!\s*\[")
 _WORD = re.compile(r"[^\W\d]\w*")
-_QUOTED = re.compile(r'"([^"]*)"')
 _MOST_WORDS = 4000
 # nothing, a truth, or a text that is equal to itself
 _HOLLOW = re.compile(
@@ -96,6 +95,7 @@ class MacroCall:
         line: where it stands.
         words: identifiers it is given; ``None`` where they are too many to keep.
         cfgs: predicates that must hold for it to be there.
+        pastes: it holds a test whose name is put together within it.
 
     """
 
@@ -104,6 +104,7 @@ class MacroCall:
     line: int
     words: frozenset[str] | None
     cfgs: tuple[str, ...] = ()
+    pastes: bool = False
 
 
 @quickly_pickled
@@ -188,6 +189,7 @@ def _holds_code(documentation: str) -> bool:
 
 
 _RULES_TEST = re.compile(r"#\s*\[[^\]]*(?:\btest|test\b|rstest|case)")
+_PASTED_TEST = re.compile(r"#\s*\[[^\]]*(?:\btest|test\b)[^\]]*\]\s*(?:async\s+)?fn\s+(?:\[\s*<|\w*~)")
 _RULES_FUNCTION = re.compile(r"\b(?:fn|mod)\s+(\w+)")
 _RULES_MODULE = re.compile(r"\bmod\s+[\w$]+\s*\{")
 _CALL = re.compile(r"(\w+)\s*!\s*[({\[]")
@@ -360,15 +362,14 @@ class _Scanner:
         said = read_attributes(attributes)
         name, cfgs = before[1], (*place.cfgs, *said.cfgs)
         if name == "include":
-            quoted = _QUOTED.findall(self.text[opened:close])
-            plain = re.fullmatch(r'\s*"[^"]*"\s*,?\s*', self.text[opened + 1 : close])
+            plain = re.fullmatch(r'\s*"([^"]*)"\s*,?\s*', self.text[opened + 1 : close])
             self.modules.append(
                 ModuleItem(
                     parts=place.parts,
                     name="",
                     line=self.line(match.start()),
                     cfgs=cfgs,
-                    paths=(("true", quoted[0] if plain and quoted else ""),),
+                    paths=(("true", plain[1] if plain else ""),),
                     unsure=place.unsure,
                 )
             )
@@ -381,6 +382,7 @@ class _Scanner:
                 line=self.line(match.start()),
                 words=frozenset(words) if len(words) <= _MOST_WORDS else None,
                 cfgs=cfgs,
+                pastes=bool(_PASTED_TEST.search(self.code, opened, close)),
             )
         )
         self.items(opened + 1, close, _Place(place.parts, place.folders, cfgs, True))
