@@ -179,6 +179,19 @@ def test_what_is_ignored_is_not_noted(root: Path) -> None:
     assert json.loads(KNOWN.read_text(encoding="utf-8"))["problems"] == []
 
 
+@pytest.mark.parametrize("path", ["contracts/*.yaml", "contracts/parser-v1.yaml", "parser-*.yaml", "*"])
+def test_an_ignore_is_the_same_from_each_folder_of_the_project(
+    root: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (root / "contracts/parser-v1.yaml").write_text(WRONG, encoding="utf-8")
+    table = f"[[tool.apr-falsify.ignores]]\ncode = 'symbol-not-found'\nreason = 'soon'\npath = '{path}'\n"
+    (root / "pyproject.toml").write_text(table, encoding="utf-8")
+    for folder, contracts in ((".", "contracts"), ("src", "../contracts"), ("contracts", ".")):
+        monkeypatch.chdir(root / folder)
+        outcome = check(contracts)
+        assert (outcome.exit_code, outcome.unused_ignores) == (0, ())
+
+
 @pytest.mark.parametrize("name", ["contracts/parser-v1.yaml", "pyproject.toml"])
 def test_a_file_that_is_no_baseline_is_not_written_over(root: Path, name: str) -> None:
     before = (root / name).read_bytes()

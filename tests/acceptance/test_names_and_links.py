@@ -1,4 +1,4 @@
-"""Tests named like keywords or by macros, and trees that are links: what is there is found, what is gone missed."""
+"""Tests named like keywords or by macros, and trees that are links: found where they are, else missed."""
 
 from __future__ import annotations
 

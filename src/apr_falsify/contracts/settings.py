@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,23 +17,29 @@ from apr_falsify.reading import items, mapping, read_toml, table, text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignore:
-    """Lets be the problems of one code, in files matching ``path``, about ``subject`` if given."""
+    """Lets be the problems of one code, in files matching ``path``, about ``subject`` if given.
+
+    ``path`` is seen from ``root``, the folder of the settings, or the working directory, or is a file's name.
+    """
 
     code: str
     reason: str
     path: str = "*"
     subject: str = ""
+    root: Path = Path()
 
     def covers(self, problem: Problem) -> bool:
         """Whether it applies to a problem."""
         return (
             problem.code == self.code
-            and (
-                fnmatch.fnmatch(problem.path, self.path)
-                or fnmatch.fnmatch(Path(problem.path).name, self.path)
-            )
             and self.subject in ("", problem.subject)
+            and (
+                self.path == "*" or any(fnmatch.fnmatch(one, self.path) for one in self._names(problem.path))
+            )
         )
+
+    def _names(self, path: str) -> tuple[str, ...]:
+        return path, os.path.basename(path), os.path.relpath(path, self.root).replace(os.sep, "/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +154,5 @@ def _ignore(entry: Mapping[str, Any], where: Path) -> Ignore:
     _known(code, where)
     if not reason:
         raise UsageError(f"the ignore of {code!r} gives no reason", where=where, expected='reason = "..."')
-    return Ignore(
-        code=code, reason=reason, path=str(entry.get("path", "*")), subject=str(entry.get("subject", ""))
-    )
+    path, subject = str(entry.get("path", "*")), str(entry.get("subject", ""))
+    return Ignore(code=code, reason=reason, path=path, subject=subject, root=where.parent)
