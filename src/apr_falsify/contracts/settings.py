@@ -14,6 +14,10 @@ from apr_falsify.contracts.rules import NOTICE, RULES, SEVERITIES
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.reading import items, mapping, read_toml, table, text
 
+KNOWN_KEYS = ("contracts", "evidence-dir", "gpu-lane", "ignores", "lanes", "severities", "sources")
+"""Every key of ``[tool.apr-falsify]``; some of them only pytest reads."""
+_KEYS_OF_AN_IGNORE = ("code", "path", "reason", "subject")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignore:
@@ -113,6 +117,7 @@ def _table(path: Path) -> dict[str, Any] | None:
 
 def _settings(said: dict[str, Any], folder: Path) -> Settings:
     where = folder / "pyproject.toml"
+    _only(said, KNOWN_KEYS, "[tool.apr-falsify]", where)
     try:
         severities = _texts(said, "severities")
         contracts, evidence = said.get("contracts", []), said.get("evidence-dir")
@@ -144,12 +149,21 @@ def _texts(said: Mapping[str, Any], key: str) -> dict[str, str]:
     return {name: text(value, f"{key}.{name}") for name, value in mapping(said.get(key, {}), key).items()}
 
 
+def _only(said: Mapping[str, Any], keys: tuple[str, ...], what: str, where: Path) -> None:
+    """Refuse a key that nobody reads: an ignore without the path that was meant lets everything be."""
+    for key in said:
+        if key not in keys:
+            message = f"{what} has no key {key!r}"
+            raise UsageError(message, where=where, expected=", ".join(keys), remedy=nearest(key, keys))
+
+
 def _known(code: str, where: Path) -> None:
     if code not in RULES:
         raise UsageError(f"no rule has the code {code!r}", where=where, remedy=nearest(code, RULES))
 
 
 def _ignore(entry: Mapping[str, Any], where: Path) -> Ignore:
+    _only(entry, _KEYS_OF_AN_IGNORE, "an ignore", where)
     code, reason = str(entry.get("code", "")), str(entry.get("reason", "")).strip()
     _known(code, where)
     if not reason:
