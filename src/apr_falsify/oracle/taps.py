@@ -124,7 +124,7 @@ def _path(geometry: Geometry, tap: Tap) -> str:
     if tap.module == ModulePlace.LAYER:
         return ""
     if tap.module == ModulePlace.MIXTURE:
-        return module_of(geometry, "router").rpartition(".")[0]
+        return mixture_of(geometry)
     if tap.module.startswith("."):
         return tap.module[1:]
     return module_of(geometry, tap.module)
@@ -191,6 +191,11 @@ def mixer_of(geometry: Geometry) -> str:
     """Return the path, within a layer, of the module that mixes tokens where there is no attention."""
     role = "scan_o" if "scan_o" in family_of(geometry).weights else "conv_o"
     return module_of(geometry, role).rpartition(".")[0]
+
+
+def mixture_of(geometry: Geometry) -> str:
+    """Return the path, within a layer, of the module of a mixture of experts."""
+    return module_of(geometry, "router").rpartition(".")[0]
 
 
 def feed_forward_of(geometry: Geometry) -> str:
