@@ -93,6 +93,8 @@ FAMILIES = (
     "qwen3_5_moe_text",
     "lfm2",
     "lfm2_moe",
+    "granitemoehybrid",
+    "nemotron_h",
     "qwen2_5_vl_text",
     "qwen3_vl_text",
     "qwen3_vl_moe_text",

@@ -1,8 +1,9 @@
 """Experts of a mixture that are read when a token is given to them: of 128 a short prompt needs a part.
 
-transformers holds the matrices of all experts of a layer as one tensor and takes an expert's part by its number.
-Here a tensor of one number, seen in that shape, stands in for it while the model is made, and then what reads an
-expert's own matrices from the checkpoint. The forward pass is transformers' own code, and its bits are the same.
+transformers holds the matrices of all experts of a layer as one tensor, and takes an expert's part by its
+number. Here a tensor of one number, seen in that shape, stands in for it while the model is made, and then
+what reads an expert's own matrices from the checkpoint. The forward pass is transformers' own code; its bits
+are the same.
 """
 
 from __future__ import annotations

@@ -211,7 +211,9 @@ def listed_columns(geometry: Geometry, role: str) -> list[int] | None:
 
 def _columns(geometry: Geometry, tap: Tap) -> slice | list[int] | None:
     """Return which columns of a module's output are those of a tap's role, ``None`` for all of them."""
-    if tap.pick is Pick.OUTPUT and (listed := listed_columns(geometry, tap.module)) is not None:
+    if tap.pick is not Pick.OUTPUT:
+        return None
+    if (listed := listed_columns(geometry, tap.module)) is not None:
         return listed
     role = tap.module
     for group in family_of(geometry).fused:
