@@ -7,7 +7,7 @@ which 1.8 GB lie on the disk (f16, random), and one of 470 GB in 118 files, of w
 run is a process of its own. Memory is VmHWM above what the process used after its imports and a tiny run;
 pages of the mapped file count. What was read of the experts is taken from the kernel: the pages of the file
 that the process has touched, to which the kernel adds neighbours of at most 64 KiB (fault-around). The digest
-that a trace says of its model needs the file once whole, in a thread of its own; that is read, not mapped, and
+that a trace has of its model needs the file once whole, in a thread of its own; that is read, not mapped, and
 the time counts it. The processor's time is printed too: on a busy machine it alone can be compared.
 
 ``oracle`` captures every stage of layer 0 from transformers, and ``embedded`` runs our own decoder on it.
