@@ -102,6 +102,9 @@ FAMILIES = (
 """One plain recipe of each family."""
 
 
+_BY_LAYER = ("layer_types", "layers_block_type")
+
+
 def make_checkpoint(
     directory: Path, name: str, dtype: torch.dtype = torch.float32, *, layers: int = 3
 ) -> Path:
@@ -109,6 +112,7 @@ def make_checkpoint(
     recipe = RECIPES[name]
     sizes = {**_SIZES, **recipe.config, "num_hidden_layers": layers}
     values = {key: value for key, value in sizes.items() if value is not None}
+    values |= {key: values[key][:layers] for key in _BY_LAYER if key in values}
     config = transformers.CONFIG_MAPPING[recipe.family](**{**values, **_explicit_none(recipe)})
     model = (
         _whole(recipe.within, config)

@@ -114,6 +114,8 @@ GRANITE_HYBRID: Family = replace(
     role_axes=STATE_SPACE_AXES,
     config_defaults={
         **GRANITE_MOE_SHARED.config_defaults,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
         "shared_intermediate_size": 1024,
         "mamba_n_heads": 128,
         "mamba_n_groups": 1,
