@@ -85,7 +85,8 @@ def _settings(config: Config) -> Mapping[str, Any]:
     mixture = {**experts(config), "norm_topk_prob": True, "shared_intermediate": shared}
     return {
         **GRANITE.settings(config),
-        **(mixture if mixed else {"intermediate": shared}),
+        **(mixture if mixed else {}),
+        "intermediate": shared,
         "mlp_bias": False,
         "attends": tuple(kind == "full_attention" for kind in kinds),
         "mixer": _sizes(config),
