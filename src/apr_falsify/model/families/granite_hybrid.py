@@ -82,11 +82,12 @@ def _settings(config: Config) -> Mapping[str, Any]:
         )
     rotates = config.get("position_embedding_type") == "rope"
     kinds = layer_kinds(config, ("linear_attention", "full_attention"), "linear_attention")
-    mixture = {**experts(config), "norm_topk_prob": True, "shared_intermediate": shared}
+    mixture = {**experts(config), "norm_topk_prob": True}
     return {
         **GRANITE.settings(config),
         **(mixture if mixed else {}),
         "intermediate": shared,
+        "shared_intermediate": shared,
         "mlp_bias": False,
         "attends": tuple(kind == "full_attention" for kind in kinds),
         "mixer": _sizes(config),
