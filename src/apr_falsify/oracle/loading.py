@@ -50,6 +50,9 @@ def load_module(
     config = hf_config(model, layers)
     sites, one_by_one = weight_sites(model.geometry, layers, head), read_one_by_one(model)
     if one_by_one:
+        of_experts = [site for site in sites if site[0].partition(".")[0] in EXPERT_ROLES]
+        for role, layer in of_experts:  # named now if it is missing, and not only where a token needs it
+            model.weights.tensor(role, layer)
         sites = [site for site in sites if site[0].partition(".")[0] not in EXPERT_ROLES]
     state = _state(model, sites, dtype)
     if one_by_one:

@@ -62,8 +62,9 @@ def scan_of(form: ScanForm) -> Formula:
     """Scan by another form."""
 
     def scan(scene: Scene) -> Array:
-        given = [scene.inputs[name] for name in ("conv_out", "dt", "decay")]
-        return state_space.scanned(*given, scene.site.vector("scan_skip"), _space(scene), form)
+        values, dt, decay = (scene.inputs[name] for name in ("conv_out", "dt", "decay"))
+        skip = scene.site.vector("scan_skip")
+        return state_space.scanned(values, dt, decay, skip, _space(scene), form)
 
     return scan
 
