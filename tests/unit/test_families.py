@@ -131,6 +131,15 @@ def test_the_refusal_of_an_unknown_family_names_the_file() -> None:
         ("ernie4_5_moe", "use_bias", True),
         ("glm4_moe", "n_group", 3),
         ("exaone_moe", "mlp_layer_types", ["dense", "moe"]),
+        ("granitemoehybrid", "layer_types", ["linear_attention", "sliding_attention"]),
+        ("granitemoehybrid", "position_embedding_type", "alibi"),
+        ("granitemoehybrid", "mamba_d_head", 7),
+        ("granitemoehybrid", "mamba_n_groups", 3),
+        ("granitemoehybrid", "time_step_limit", [0.5, 0.1]),
+        ("nemotron_h", "hybrid_override_pattern", "ME"),
+        ("nemotron_h", "hybrid_override_pattern", "M"),
+        ("nemotron_h", "tie_word_embeddings", True),
+        ("nemotron_h", "attention_bias", True),
     ],
 )
 def test_what_a_family_has_no_formula_for_is_refused_by_its_key(

@@ -28,6 +28,7 @@ SHAPING = (
     "mixtures",
     "experts_per_token",
     "attends",
+    "feeds",
     "mixer",
 )
 """The sizes without which no stage can be compared."""
@@ -147,7 +148,7 @@ def _stated(geometry: Geometry, name: str) -> Any:
     return value or (_USUAL[name],) * geometry.layers if name in _USUAL else value
 
 
-_USUAL: Mapping[str, Any] = {"rotated": True, "chunks": None, "attends": True}
+_USUAL: Mapping[str, Any] = {"rotated": True, "chunks": None, "attends": True, "feeds": False}
 """What differs by layer -> what a layer has where nothing is said."""
 
 
