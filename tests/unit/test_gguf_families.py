@@ -25,6 +25,13 @@ from tests.unit.gguf_models import metadata_of, write_gguf
 from tests.unit.helpers import small_geometry, whole
 
 _GEMMA = {"query_pre_attn_scalar": 24}  # llama.cpp takes the heads' width, but for the largest of each
+_LLAMA4 = {
+    "attention_chunk_size": 8192,
+    "floor_scale": 8192,
+    "attn_scale": 0.1,
+    "no_rope_layers": [1, 1, 1, 0],
+    "layer_types": ["chunked_attention"] * 3 + ["full_attention"],
+}
 _SLIDES, _FULL = "sliding_attention", "full_attention"
 CONVERTED: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "granite": (2, {}),
@@ -59,6 +66,18 @@ CONVERTED: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "seed_oss-output-biased-tied": (2, {}),
     "exaone4": (3, {}),
     "glm4": (2, {}),
+    "glm": (2, {}),
+    "jais2": (2, {}),
+    "gpt_oss": (2, {"swiglu_limit": 7.0}),
+    "minimax_m2": (2, {}),
+    "ernie4_5_moe": (3, {}),
+    "lfm2": (3, {}),
+    "lfm2_moe": (3, {"routed_scaling_factor": 1.0}),
+    "llama4_text": (4, _LLAMA4),
+    "qwen2_5_vl_text": (2, {}),
+    "qwen3_vl_text": (2, {}),
+    "qwen3_vl_moe_text": (2, {}),
+    "exaone_moe": (3, {}),
 }
 """Recipe -> its layers, and what of its config.json is changed to what llama.cpp has in its code."""
 

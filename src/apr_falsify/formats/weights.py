@@ -41,6 +41,7 @@ from apr_falsify.formats.views import (
     Rounded,
     RowsByHead,
     SomeRows,
+    Unsqueezed,
     ViewedTensor,
 )
 from apr_falsify.model.families import family_of, place_of, shape_of_role
@@ -118,6 +119,8 @@ class Weights:
 
     def _as_used(self, tensor: Tensor, role: str) -> Tensor:
         row = family_of(self.geometry)
+        if not self.of_checkpoint:
+            tensor = _with_axes_of_one(tensor, self._shape(role))
         if self.of_checkpoint and role in row.transposed and not isinstance(tensor, GridTensor):
             tensor = transposed(tensor)
         kept = role in row.kept_in_f32 or (self.matrices_alone and len(tensor.shape) == 1)
@@ -185,6 +188,13 @@ class Weights:
 
     def _shape(self, role: str) -> tuple[int, ...]:
         return shape_of_role(role, self.geometry)
+
+
+def _with_axes_of_one(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor with the axes of 1 that llama.cpp's conversion drops; as it is where others differ."""
+    if tensor.shape == shape or tensor.shape != tuple(size for size in shape if size != 1):
+        return tensor
+    return ViewedTensor(base=tensor, view=Unsqueezed(to=shape))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,9 +85,13 @@ class Gguf:
 
     @property
     def head_dim(self) -> int:
-        """The width of a head; where it is not stated, the heads share the width of the stream evenly."""
+        """The width of a head; where it is not stated, the heads share the width of the stream evenly.
+
+        With latent attention the plain key is that of what is cached.
+        """
         heads = self.whole("attention.head_count")
-        return self.whole("attention.key_length", self.whole("embedding_length") // max(heads, 1))
+        plain = self.whole("attention.key_length", self.whole("embedding_length") // max(heads, 1))
+        return self.whole("attention.key_length_mla", plain)
 
     def rope(self, *, partial: bool) -> Rope:
         """Return the rotary embedding, which may turn a part of each head only where ``partial``."""
@@ -171,6 +175,27 @@ def experts(gguf: Gguf, *, normed: bool, width: str = "expert_feed_forward_lengt
 
 _SIGMOID = 2
 """The value of ``expert_gating_func`` for a sigmoid."""
+
+_SCORING: Mapping[str, int] = {"softmax": 1, "sigmoid": _SIGMOID}
+
+
+def scored_experts(gguf: Gguf, scoring: str) -> Mapping[str, Any]:
+    """Read a mixture in every layer whose router makes scores in one way: where a file says it, in that one.
+
+    Raises:
+        GeometryError: it says another.
+
+    """
+    if (function := gguf.whole("expert_gating_func", _SCORING[scoring])) != _SCORING[scoring]:
+        raise GeometryError(f"expert_gating_func is {function}", expected=f"{_SCORING[scoring]}, a {scoring}")
+    return {**experts(gguf, normed=True), "router_scoring": scoring}
+
+
+def sections(gguf: Gguf) -> Mapping[str, Any]:
+    """Read what M-RoPE and images need beside a text model; in text its three positions are equal."""
+    gguf.get("rope.dimension_sections")
+    gguf.get("n_deepstack_layers")
+    return {}
 
 
 def corrected_experts(gguf: Gguf) -> Mapping[str, Any]:

@@ -168,6 +168,16 @@ GGUF_NAMES: Mapping[str, str] = {
             "shared_up": "ffn_up_shexp",
             "shared_down": "ffn_down_shexp",
             "shared_router": "ffn_gate_inp_shexp",
+            "q_a": "attn_q_a",
+            "q_a_norm": "attn_q_a_norm",
+            "q_b": "attn_q_b",
+            "kv_a": "attn_kv_a_mqa",
+            "k_rope": "attn_kv_a_mqa",
+            "kv_a_norm": "attn_kv_a_norm",
+            "kv_b": "attn_kv_b",
+            "conv": "shortconv.conv",
+            "conv_proj": "shortconv.in_proj",
+            "conv_o": "shortconv.out_proj",
         }.items()
         for suffix, kind in (("", "weight"), ("_bias", "bias"))
     },
