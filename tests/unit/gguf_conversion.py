@@ -265,6 +265,8 @@ def metadata_of_config(config: Config, rule: Rule) -> dict[str, Any]:
         found |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
     if rope.get("rope_type") == "yarn":
         found["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+        betas = {f"rope.scaling.yarn_{name}": rope.get(name) for name in ("beta_fast", "beta_slow")}
+        found |= {key: float(beta) for key, beta in betas.items() if beta is not None}
     found |= rule.fixed(config)
     return {f"{rule.architecture}.{key}": value for key, value in found.items()}
 
@@ -285,12 +287,20 @@ def _merged(tensors: Mapping[str, F32]) -> Iterator[tuple[str, F32]]:
         yield name, np.stack([parts[expert] for expert in sorted(parts)])
 
 
-def convert(checkpoint: Path, target: Path, **changed: Any) -> Path:
+def convert(
+    checkpoint: Path,
+    target: Path,
+    named: str | None = None,
+    renamed: tuple[str, str] | None = None,
+    **changed: Any,
+) -> Path:
     """Write ``target``, a GGUF file of the HuggingFace directory ``checkpoint``.
 
     Args:
         checkpoint: config.json and one file of tensors.
         target: the file to write.
+        named: the architecture that the file shall say it is, instead of its own.
+        renamed: what stands in names of tensors, and what shall stand there instead.
         changed: keys of the metadata that are to have another value; dots are two underscores.
 
     """
@@ -315,7 +325,13 @@ def convert(checkpoint: Path, target: Path, **changed: Any) -> Path:
     if rope.get("rope_type") == "llama3":
         tensors["rope_freqs.weight"] = _llama3_divisors(config, rope)
     own_keys = {f"{rule.architecture}.{key.replace('__', '.')}": value for key, value in changed.items()}
-    return write_gguf(target, tensors, {**metadata, **own_keys}, architecture=rule.architecture)
+    everything = {**metadata, **own_keys, "tokenizer.ggml.model": "no_vocab"}  # llama.cpp asks for one
+    if renamed is not None:
+        tensors = {name.replace(*renamed): values for name, values in tensors.items()}
+    if named is not None:
+        own = f"{rule.architecture}."
+        everything = {key.replace(own, f"{named}.", 1): value for key, value in everything.items()}
+    return write_gguf(target, tensors, everything, architecture=named or rule.architecture)
 
 
 def _llama3_divisors(config: Config, rope: Config) -> F32:

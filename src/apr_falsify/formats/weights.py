@@ -18,6 +18,7 @@ from apr_falsify.formats.apr import MAGIC as APR_MAGIC
 from apr_falsify.formats.apr import AprFile, AprTensorInfo
 from apr_falsify.formats.apr_geometry import apr_names, geometry_of_apr
 from apr_falsify.formats.gguf import GgufFile, GgufTensorInfo
+from apr_falsify.formats.latents import with_whole_latents
 from apr_falsify.formats.quantised.grid import GridTensor
 from apr_falsify.formats.quantised.table import dequantised
 from apr_falsify.formats.safetensors import read_safetensors, safetensors_files
@@ -321,8 +322,8 @@ def _apr_tensor(file: AprFile, info: AprTensorInfo) -> Tensor:
 
 def _open_gguf(path: Path) -> Model:
     file = GgufFile(path)
-    tensors: dict[str, Tensor] = {info.name: _gguf_tensor(file, info) for info in file.tensors.values()}
-    shapes = {name: info.shape for name, info in file.tensors.items()}
+    tensors = with_whole_latents({info.name: _gguf_tensor(file, info) for info in file.tensors.values()})
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     divisors = {name: values for name in ROPE_TENSORS if (values := _vector(tensors, name))}
     geometry = geometry_of_gguf(file.architecture_metadata(), shapes, divisors, path)
     row = family_of(geometry)

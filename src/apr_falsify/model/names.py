@@ -268,6 +268,8 @@ HF_LATENT_DECODER: Mapping[str, str] = {
     **without(HF_DECODER, "k", "v", "q_bias", "k_bias", "v_bias", *MLP_BIASES),
     **HF_LATENT,
 }
+GGUF_LATENT_BIASES = ("q_a_bias", "kv_a_bias", "k_rope_bias", "o_bias")
+"""What llama.cpp has no tensor for."""
 LATENT_FUSED = (("kv_a", "k_rope"), ("kv_a_bias", "k_rope_bias"))
 """What lies one below the other in its tensors."""
 

@@ -147,6 +147,7 @@ class Recorder:
     def __init__(self, library: Library, archive: zipfile.ZipFile, wanted: set[str]) -> None:
         self._library, self._archive, self._wanted = library, archive, wanted
         self._seen: Counter[str] = Counter()
+        self._rotated: dict[str, list[int]] = {}
         self.error: Exception | None = None
 
     def __call__(self, address: int, asking: bool, _: Any) -> bool:
@@ -190,7 +191,14 @@ class Recorder:
         if values.nbytes:
             self._library.read(address, values.ctypes.data, 0, values.nbytes)
         self._seen[name] += 1
+        if self._library.operation(address) == b"ROPE":
+            self._rotated.setdefault(name, []).append(self._seen[name])
         self.write(name if self._seen[name] == 1 else f"{name}#{self._seen[name]}", values)
+
+    def write_which_are_rotated(self) -> None:
+        """Write, for each name, which of its occurrences RoPE made, counted from 1."""
+        for name, which in self._rotated.items():
+            self.write(f"{name}@rotated", np.asarray(which, np.int64))
 
     def write(self, name: str, values: Any) -> None:
         """Write one array."""
@@ -247,6 +255,7 @@ def capture(library: Library, request: Mapping[str, Any]) -> dict[str, Any]:
         positions = request.get("positions") or [*range(len(tokens))]
         parts = _parts(request.get("passes") or [len(tokens)], int(llama.llama_n_batch(context)))
         _decode(llama, context, list(zip(tokens, positions, strict=True)), parts, recorder)
+        recorder.write_which_are_rotated()
         llama.llama_free(context)
     return {}
 

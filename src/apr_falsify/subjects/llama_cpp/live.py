@@ -22,7 +22,8 @@ from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Key
 from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Target
-from apr_falsify.subjects.llama_cpp.graph import FLASH_HIDES, check_family, nodes_of, stages_of_capture
+from apr_falsify.subjects.llama_cpp.graph import stages_of_capture
+from apr_falsify.subjects.llama_cpp.nodes import FLASH_HIDES, check_family, nodes_of
 from apr_falsify.subjects.llama_cpp.recording import embedding_rows, opened_capture
 from apr_falsify.subjects.llama_cpp.settings import FLASH, PARAMETERS, parameters
 from apr_falsify.subjects.logs import Log, keeping_log, scratch
