@@ -185,9 +185,13 @@ def _same(ours: Any, theirs: Any) -> bool:
     return _close(ours, theirs) if isinstance(ours, float) else bool(ours == theirs)
 
 
+_OF_RULE: Mapping[str, Mapping[str, float]] = {"yarn": {"beta_fast": 32.0, "beta_slow": 1.0}}
+"""What a file that does not say it means, by scaling rule."""
+
+
 def _same_scaling(ours: Rope, theirs: Rope) -> bool:
-    shared = ours.parameters.keys() & theirs.parameters.keys()
-    return all(_close(ours.parameters[name], theirs.parameters[name]) for name in shared) and all(
+    first, second = ({**_OF_RULE.get(each.kind, {}), **each.parameters} for each in (ours, theirs))
+    return all(_close(first[name], second[name]) for name in first.keys() & second.keys()) and all(
         _close(a, b) for a, b in zip(ours.divisors, theirs.divisors, strict=False)
     )
 

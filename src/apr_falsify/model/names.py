@@ -176,6 +176,16 @@ GGUF_NAMES: Mapping[str, str] = {
             "shared_up": "ffn_up_shexp",
             "shared_down": "ffn_down_shexp",
             "shared_router": "ffn_gate_inp_shexp",
+            "q_a": "attn_q_a",
+            "q_a_norm": "attn_q_a_norm",
+            "q_b": "attn_q_b",
+            "kv_a": "attn_kv_a_mqa",
+            "k_rope": "attn_kv_a_mqa",
+            "kv_a_norm": "attn_kv_a_norm",
+            "kv_b": "attn_kv_b",
+            "conv": "shortconv.conv",
+            "conv_proj": "shortconv.in_proj",
+            "conv_o": "shortconv.out_proj",
         }.items()
         for suffix, kind in (("", "weight"), ("_bias", "bias"))
     },
@@ -266,6 +276,8 @@ HF_LATENT_DECODER: Mapping[str, str] = {
     **without(HF_DECODER, "k", "v", "q_bias", "k_bias", "v_bias", *MLP_BIASES),
     **HF_LATENT,
 }
+GGUF_LATENT_BIASES = ("q_a_bias", "kv_a_bias", "k_rope_bias", "o_bias")
+"""What llama.cpp has no tensor for."""
 LATENT_FUSED = (("kv_a", "k_rope"), ("kv_a_bias", "k_rope_bias"))
 """What lies one below the other in its tensors."""
 

@@ -216,12 +216,18 @@ def family_of_gguf(
 
     """
     named = [each for each in known_families() if architecture in each.gguf_architectures]
-    with_key = [each for each in named if each.gguf_key and (values or {}).get(each.gguf_key)]
+    with_key = [each for each in named if each.gguf_key and _has_key(each.gguf_key, values or {})]
+    with_key.sort(key=lambda each: "=" not in each.gguf_key)
     plain = [each for each in named if not each.gguf_key]
     known = {value: each for each in known_families() for value in each.gguf_architectures}
     if named:
         known[architecture] = (with_key or plain or named)[0]
     return _lookup(architecture, known, "general.architecture", where)
+
+
+def _has_key(key: str, values: Mapping[str, object]) -> bool:
+    name, stated, value = key.partition("=")
+    return str(values.get(name)) == value if stated else bool(values.get(name))
 
 
 def _lookup(name: str, known: Mapping[str, Family], key: str, where: object = None) -> Family:
