@@ -58,7 +58,7 @@ class _Storage(NamedTuple):
     kind: str
     dtype: str
     key: str
-    count: int
+    values: int
 
 
 class _Tensor(NamedTuple):
