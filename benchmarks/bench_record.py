@@ -6,8 +6,8 @@ Plain and recording runs alternate, who goes first alternates too; the ratio is 
 ``bare hooks`` are hooks that do nothing. Times are the clock's, and the processor's of this process, which
 other work on the machine changes less; both are ratios in one run.
 
-Measured once, on a machine whose two cores ten other jobs shared: 1.38 times the processor's seconds in memory
-and 1.74 to a folder (64 tokens, 548 arrays of 110 MB). The claim does not hold yet; the wiring is not
+Measured once, on a machine whose two cores ten other jobs shared: 1.38 times the processor's seconds in
+memory and 1.74 to a folder (64 tokens, 548 arrays of 110 MB). The claim does not hold yet; the wiring is not
 measured.
 
     python benchmarks/bench_record.py [--pairs 15] [--tokens 64]
