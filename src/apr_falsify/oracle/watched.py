@@ -18,7 +18,7 @@ import torch
 from apr_falsify.errors import TokensError, UsageError
 from apr_falsify.formats.safetensors_writer import PlainArray
 
-Tensor = torch.Tensor
+TorchTensor = torch.Tensor
 Show = Callable[[str, torch.Tensor], None]
 """Takes a value under its name; it may change as soon as the call is over."""
 

@@ -28,7 +28,7 @@ from apr_falsify.traces.capture import WholeDirectory
 from apr_falsify.traces.provenance import utc_now
 
 if TYPE_CHECKING:
-    from apr_falsify.oracle.watched import Tensor
+    from apr_falsify.oracle.watched import TorchTensor
 
 
 def record(
@@ -83,7 +83,7 @@ def _ids(tokens: Any) -> tuple[int, ...]:
 class _Store(Protocol):
     def add(self, name: str, array: PlainArray) -> None: ...
 
-    def add_tensor(self, name: str, values: Tensor) -> bool: ...
+    def add_tensor(self, name: str, values: TorchTensor) -> bool: ...
 
     def finish(self, facts: RecordingFacts) -> None: ...
 
@@ -101,7 +101,7 @@ class _OnDisk:
         with self._whole.writing():
             self._writer.add(name, array)
 
-    def add_tensor(self, name: str, values: Tensor) -> bool:
+    def add_tensor(self, name: str, values: TorchTensor) -> bool:
         from apr_falsify.oracle.watched import plain_of_tensor
 
         plain = plain_of_tensor(values)
@@ -127,12 +127,12 @@ class _InMemory:
 
     def __init__(self) -> None:
         self.arrays: dict[str, npt.NDArray[Any]] = {}
-        self._tensors: dict[str, tuple[Tensor, int | None]] = {}
+        self._tensors: dict[str, tuple[TorchTensor, int | None]] = {}
 
     def add(self, name: str, array: PlainArray) -> None:
         self.arrays[name] = _of_bytes(array, copied=True)
 
-    def add_tensor(self, name: str, values: Tensor) -> bool:
+    def add_tensor(self, name: str, values: TorchTensor) -> bool:
         from apr_falsify.oracle.watched import is_plain, version_of
 
         if not is_plain(values):
@@ -249,7 +249,7 @@ class Recorder:
             )
         self._names.add(name)
 
-    def _show(self, name: str, values: Tensor) -> None:
+    def _show(self, name: str, values: TorchTensor) -> None:
         assert self._store is not None
         self._claim(name)
         if not self._store.add_tensor(name, values):
