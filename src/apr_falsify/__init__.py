@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Kind,
         Layout,
         Model,
+        Recorder,
         Row,
         StageArray,
         Status,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         capture,
         open_model,
         read_trace,
+        record,
     )
 
 __version__ = "0.1.0"
@@ -41,6 +43,7 @@ __all__ = [
     "Kind",
     "Layout",
     "Model",
+    "Recorder",
     "Row",
     "StageArray",
     "Status",
@@ -52,6 +55,7 @@ __all__ = [
     "capture",
     "open_model",
     "read_trace",
+    "record",
 ]
 
 

@@ -34,6 +34,7 @@ from apr_falsify.formats.weights import Model
 from apr_falsify.model.stages import STAGES, Key, Layout, in_forward_order, stage
 from apr_falsify.operators.family_file import load_families
 from apr_falsify.pytest_plugin.verdict import Falsified, assert_one_source
+from apr_falsify.recording.recorder import Recorder, record
 from apr_falsify.subjects.interface import DEFAULT_SECONDS
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import StageArray, Trace
@@ -49,6 +50,7 @@ __all__ = [
     "Kind",
     "Layout",
     "Model",
+    "Recorder",
     "Row",
     "StageArray",
     "Status",
@@ -59,6 +61,7 @@ __all__ = [
     "capture",
     "open_model",
     "read_trace",
+    "record",
 ]
 
 AnyPath = str | os.PathLike[str]

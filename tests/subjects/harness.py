@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apr_falsify.commands.runtimes import open_side
 from apr_falsify.compare.bisection import Kind
 from apr_falsify.compare.layout import canonical
 from apr_falsify.compare.localise import bisect
@@ -22,11 +23,11 @@ from apr_falsify.formats.weights import open_model
 from apr_falsify.model.stages import STAGES, canonical_shape
 from apr_falsify.oracle.capture import capture as capture_oracle
 from apr_falsify.subjects.interface import Startable, Subject, Target
-from apr_falsify.subjects.registry import open_subject
 from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
 from apr_falsify.traces.trace import Trace, read_trace
 from tests.acceptance.programs import PROGRAM, TINY
 from tests.subjects.fake_apr import MODEL, TOKENS, fake_apr
+from tests.subjects.ports import BUILT
 from tests.support import DATA, machine_paths_in
 
 Overrides = Mapping[str, Any]
@@ -64,7 +65,7 @@ class Driven:
         """Open it as ``bisect`` would."""
         oracle = open_model(self.oracle)
         target = Target(path=path or self.path, model=oracle, tokens=self.tokens, **overrides)
-        return open_subject(self.runtime, target)
+        return open_side(self.runtime, target)
 
     def request(self, layers: range) -> Request:
         """Return a request for every stage of ``layers``."""
@@ -174,7 +175,7 @@ def wrong_model(driven: Driven, folder: Path) -> None:
 
 def killed_half_way(driven: Driven, folder: Path) -> None:
     """Killed at any moment, a capture leaves a whole trace or none, and the next one is not in its way."""
-    model = [] if driven.runtime != "recorded" else [str(driven.oracle)]
+    model = [str(driven.oracle)] if driven.runtime in ("recorded", "torch") else []
     tokens = ",".join(str(token) for token in driven.tokens)
     place = folder / "trace"
     command = [str(PROGRAM), "capture", f"{driven.runtime}:{driven.path}", *model, "--tokens", tokens]
@@ -301,8 +302,18 @@ DRIVEN: Mapping[str, Driven] = {
         path=DATA / "apr-tiny-qwen2" / "base",
         unfit=_NOTHING_RUNS | _GIVEN | {"layer-selection": "a recording hands out all that it holds"},
     ),
+    "torch": Driven(
+        runtime="torch",
+        path=BUILT.with_name(f"{BUILT.name}:right"),
+        unfit=_OWN_CODE
+        | _GIVEN
+        | {"portable": "its file is named with a function; test_wired_subjects.py has the same check"},
+    ),
 }
 """The runtimes, one line each; two where one takes models of very different kinds."""
 
-UNDRIVEN: Mapping[str, str] = {}
+UNDRIVEN: Mapping[str, str] = {
+    "transformers": "it is the oracle itself under other settings, which test_ports_in_passes.py drives",
+    "onnx": "it needs packages that few have; tests/subjects/test_wired_subjects.py runs it where they are",
+}
 """Runtimes of the registry that no line drives, and why."""

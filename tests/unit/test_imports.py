@@ -24,6 +24,7 @@ ORDER = (
     "traces",
     "oracle",
     "subjects",
+    "recording",
     "compare",
     "matching",
     "exam",
@@ -39,8 +40,8 @@ ORDER = (
 
 GAPS: Mapping[str, tuple[str, ...]] = {
     "subjects": ("oracle",),
-    "compare": ("oracle", "subjects"),
-    "matching": ("oracle",),
+    "compare": ("oracle", "subjects", "recording"),
+    "matching": ("oracle", "recording"),
     "exam": ("oracle", "subjects", "matching"),
     "exam.seeding": ("compare",),
     "symbols": ("traces", "oracle", "subjects", "compare", "matching", "exam"),

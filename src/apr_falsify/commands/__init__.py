@@ -4,7 +4,8 @@
 - verbs: ``bisect``, ``capture``, ``compare``, ``sweep``, ``faults``, ``evidence``, ``promote``, ``status``,
   ``doctor``, and the program ``validate_contracts``
 - the two sides of a comparison: ``specs``, ``sides``, ``tokenizers``, ``live``,
-  ``transformers_subject``; what is reported of it: ``report``, ``page``
+  ``runtimes``, ``transformers_subject``, ``live_wired``, ``torch_subject``, ``onnx_subject``; what is
+  reported of it: ``report``, ``page``
 - behind ``capture``: ``export_kernel``, ``kernel_files``; ``print_mapping``, ``wired``, ``wired_text``,
   ``starter``, ``starter_match``, ``starter_names``, ``starter_text``
 - behind ``sweep``: ``sweep_worker``

@@ -55,6 +55,7 @@ def capture(
     apr-falsify capture embedded:MODEL --out TRACE
     apr-falsify capture llama-cpp:MODEL.gguf --out TRACE
     apr-falsify capture recorded:DIR MODEL --tokens 1,2,3 --out TRACE
+    apr-falsify capture torch:FILE.py:BUILD MODEL --out TRACE
     apr-falsify capture recorded:DUMP --print-mapping --oracle MODEL > FILE
     apr-falsify capture recorded:TRACE MODEL --export-replay STAGE@LAYER --out DIR
     """
@@ -124,7 +125,7 @@ def _check_oracle(model: str | None) -> None:
 
 
 def _check_subject(side: str, model: str | None, *, exported: bool) -> None:
-    from apr_falsify.commands.specs import is_recording, split_subject
+    from apr_falsify.commands.specs import RUNTIMES, is_recording, split_subject
 
     runtime, path = split_subject(side)
     options.refuse_unused(("dtype", "device"), "it is the oracle's; the embedded runtime has --arithmetic")
@@ -140,5 +141,5 @@ def _check_subject(side: str, model: str | None, *, exported: bool) -> None:
                 where=side,
                 remedy=f"apr-falsify capture {side} MODEL --out TRACE",
             )
-    elif model is not None and not exported:
+    elif model is not None and not exported and RUNTIMES[runtime].holds_model:
         raise UsageError(f"unexpected argument {model!r}", remedy=f"apr-falsify capture {side} --out TRACE")

@@ -11,9 +11,10 @@ from apr_falsify.commands.sides import DEFAULT_DTYPES
 from apr_falsify.commands.specs import OracleSide, open_oracle
 from apr_falsify.commands.starter import ProposalContext, propose, token_arrays
 from apr_falsify.commands.starter_text import starter_text
-from apr_falsify.commands.wired import every_stage, tokens_run, wired_mapping
+from apr_falsify.commands.wired import every_stage, tokens_run, tokens_said, wired_mapping
 from apr_falsify.errors import TokensError
-from apr_falsify.subjects.foreign import Dump, read_dump
+from apr_falsify.subjects.dumps import read_dump
+from apr_falsify.subjects.foreign import Dump
 
 
 def mapping_starter(
@@ -40,7 +41,7 @@ def mapping_starter(
     """
     dump = read_dump(path)
     oracle = None if oracle_spec is None else open_oracle(oracle_spec)
-    known = _known(dump, oracle, tokens)
+    known = _known(path, dump, oracle, tokens)
     if oracle is not None and oracle.model is not None and known.tokens is not None:
         dtype = dtype or DEFAULT_DTYPES[device]
         trace = every_stage(oracle.model, known.tokens, dtype=dtype, device=device)
@@ -49,7 +50,9 @@ def mapping_starter(
         return starter_text(propose(dump, known, path), dump, known, path.name)
 
 
-def _known(dump: Dump, oracle: OracleSide | None, tokens: tuple[int, ...] | None) -> ProposalContext:
+def _known(
+    path: Path, dump: Dump, oracle: OracleSide | None, tokens: tuple[int, ...] | None
+) -> ProposalContext:
     geometry = None if oracle is None else oracle.geometry
     trace = None if oracle is None else oracle.trace
     if trace is not None:
@@ -59,5 +62,5 @@ def _known(dump: Dump, oracle: OracleSide | None, tokens: tuple[int, ...] | None
             )
         tokens = trace.tokens
     held = token_arrays(dump, None if geometry is None else geometry.vocab)
-    tokens, source = tokens_run(held, tokens)
+    tokens, source = tokens_run(held, tokens_said(path, tokens))
     return ProposalContext(geometry=geometry, tokens=tokens, tokens_from=source, oracle=trace)

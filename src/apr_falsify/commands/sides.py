@@ -15,6 +15,7 @@ from apr_falsify.commands.live import started_subject
 from apr_falsify.commands.options import Sides, naming_the_option
 from apr_falsify.commands.passes import AskedPasses
 from apr_falsify.commands.progress import counted
+from apr_falsify.commands.runtimes import open_side
 from apr_falsify.commands.specs import (
     DEFAULT_PROMPT,
     OracleSide,
@@ -23,7 +24,6 @@ from apr_falsify.commands.specs import (
     subject_named,
 )
 from apr_falsify.commands.tokenizers import tokenizer_check
-from apr_falsify.commands.transformers_subject import open_side
 from apr_falsify.commands.wired import lacks_mapping, open_wired
 from apr_falsify.compare.bisection import Finding
 from apr_falsify.errors import (

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from apr_falsify.commands.transformers_subject import OURS, open_side
+from apr_falsify.commands.runtimes import OURS, open_side
 from apr_falsify.errors import UsageError
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.shape import Geometry

@@ -11,8 +11,7 @@ from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.oracle.capture import capture
-from apr_falsify.subjects.interface import RuntimeSetting, Subject, Target, read_options
-from apr_falsify.subjects.registry import RuntimeEntry, open_subject
+from apr_falsify.subjects.interface import RuntimeSetting, Target, read_options
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.identity import difference, model_sha256, same_family_file, settings_of
 from apr_falsify.traces.trace import Trace
@@ -113,25 +112,3 @@ def open_transformers(target: Target) -> TransformersSubject:
     """Return the checkpoint at ``target`` as a subject."""
     chosen = read_options(target.options, SETTINGS, NAME)
     return TransformersSubject(model=open_model(target.path), **chosen)
-
-
-OURS: Mapping[str, RuntimeEntry] = {
-    NAME: RuntimeEntry(
-        open=open_transformers,
-        path="HF_DIR or MODEL.gguf",
-        what="the same checkpoint under another attention, number format or batch",
-        holds_model=True,
-        settings=lambda: SETTINGS,
-    )
-}
-"""The runtimes that need the oracle's room, which ``subjects`` does not know."""
-
-
-def open_side(runtime: str, target: Target) -> Subject:
-    """Return the subject of any runtime at ``target``.
-
-    Raises:
-        UsageError: no runtime has that name, or it has not such a setting.
-
-    """
-    return OURS[runtime].open(target) if runtime in OURS else open_subject(runtime, target)

@@ -23,10 +23,13 @@ from apr_falsify.matching.result import Wiring
 from apr_falsify.matching.wire import wire
 from apr_falsify.model.stages import STAGES
 from apr_falsify.oracle.capture import capture
-from apr_falsify.subjects.foreign import Dump, read_dump
+from apr_falsify.subjects.dump_names import check_one_pass
+from apr_falsify.subjects.dumps import read_dump
+from apr_falsify.subjects.foreign import Dump
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.mapping import MAPPING_YAML
 from apr_falsify.subjects.recorded import RecordedSubject, is_foreign, open_recorded
+from apr_falsify.subjects.recording_json import RECORDING_JSON, read_facts
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import Trace, is_trace
 
@@ -66,6 +69,7 @@ def wired_mapping(
         TraceError: no array is of this model and these tokens.
 
     """
+    check_one_pass(dump, path)
     left_out = frozenset() if tokens_from is None else frozenset({tokens_from})
     with busy("wiring"), np.errstate(invalid="ignore"):
         wiring = wire(path, dump, weights, oracle.tokens, oracle=oracle, likeness=likeness, left_out=left_out)
@@ -155,6 +159,26 @@ def every_stage(model: Model, tokens: tuple[int, ...], *, dtype: str, device: st
         return capture(model, request, MemorySink(), dtype=dtype, device=device)
 
 
+def tokens_said(path: Path, given: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Return the token ids that the user says or a recording says of itself, ``None`` where nobody does.
+
+    Raises:
+        TokensError: they say different ones.
+
+    """
+    facts = read_facts(path) if path.is_dir() else None
+    if facts is None:
+        return given
+    if given not in (None, facts.tokens):
+        raise TokensError(
+            "--tokens are not those of the recording",
+            where=path,
+            expected=f"{list(facts.tokens)}, as {RECORDING_JSON} says",
+            remedy="leave --tokens out",
+        )
+    return facts.tokens
+
+
 def tokens_run(
     held: Mapping[str, tuple[int, ...]], given: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...] | None, str | None]:
@@ -172,7 +196,7 @@ def tokens_run(
 def _tokens(dump: Dump, target: Target) -> tuple[tuple[int, ...], str | None]:
     assert target.model is not None
     held = token_arrays(dump, target.model.geometry.vocab)
-    tokens, source = tokens_run(held, target.tokens)
+    tokens, source = tokens_run(held, tokens_said(target.path, target.tokens))
     if tokens is None:
         names = f"; {', '.join(held)} may hold them" if held else ""
         raise TokensError(

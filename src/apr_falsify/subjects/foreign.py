@@ -7,12 +7,11 @@ of https://github.com/huggingface/safetensors; nothing pickled is ever loaded.
 from __future__ import annotations
 
 import ast
-import itertools
 import math
 import reprlib
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,42 +61,8 @@ Dump = Mapping[str, ForeignArray]
 """The arrays of one recording, by name."""
 
 
-def read_dump(path: Path) -> Dump:
-    """Return the arrays at ``path``.
-
-    Raises:
-        TraceError: no such format, cut off, pickled, a name that is there twice, or no array at all.
-
-    """
-    reader = _from_directory if path.is_dir() else _READERS.get(path.suffix)
-    if reader is None:
-        raise TraceError(
-            "not a file of arrays that is read here",
-            where=path,
-            expected=".npz, .safetensors, or a directory of .npy files",
-            remedy="save the run's arrays with numpy.savez or safetensors.numpy.save_file",
-        )
-    if path.exists() and not (path.is_dir() or path.is_file()):
-        raise TraceError("not a regular file", where=path)  # a pipe would be waited for without end
-    try:
-        arrays = list(reader(path))
-    except (OSError, ValueError) as error:
-        raise _broken(path, error) from error
-    found = {array.name: array for array in arrays}
-    if len(found) != len(arrays):
-        twice = next(name for name in found if sum(array.name == name for array in arrays) > 1)
-        raise TraceError(f"the array {twice!r} is there twice", where=path, remedy="write it once")
-    if not found:
-        raise TraceError(
-            "no arrays",
-            where=path,
-            expected="at least one .npy file" if path.is_dir() else "at least one named array",
-            remedy="save the run's arrays with NumPy; files of torch.save are not read",
-        )
-    return found
-
-
-def _broken(path: Path, error: Exception) -> TraceError:
+def broken(path: Path, error: Exception) -> TraceError:
+    """Return the error of a file that is not whole."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return TraceError(
         f"cannot be read: {said}",
@@ -111,7 +76,8 @@ MOST_ARRAYS = 10_000
 """Arrays of one recording: 80 layers of all stages are 2,000, and each costs a look at its header."""
 
 
-def _from_npz(path: Path) -> Iterator[ForeignArray]:
+def arrays_of_npz(path: Path) -> Iterator[ForeignArray]:
+    """Yield the arrays of an ``.npz`` archive."""
     unpacked: dict[str, int] = {}
     with opened_zip(path, MOST_ARRAYS) as archive:
         for member in members_of(archive):
@@ -146,37 +112,30 @@ def npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, load: Callable[
     return _array(member.filename.removesuffix(".npy"), shape, kind, load)
 
 
-def _from_directory(path: Path) -> Iterator[ForeignArray]:
-    root = path.resolve()
-    files = sorted(itertools.islice(path.rglob("*.npy"), MOST_ARRAYS + 1))
-    if len(files) > MOST_ARRAYS:
-        raise ValueError(f"it has more than {MOST_ARRAYS} arrays")
-    for file in files:
-        if not file.is_file() or not file.resolve().is_relative_to(root):
-            raise TraceError("no regular file, or a link that leads out of the recording", where=file)
-        try:
-            with file.open("rb") as stream:
-                shape, kind, start = _npy_header(stream)
-            _check_size(file.name, file.stat().st_size, start, shape, kind)
-        except (OSError, ValueError) as error:
-            raise _broken(file, error) from error
-        name = file.relative_to(path).as_posix().removesuffix(".npy")
-        yield _array(name, shape, kind, partial(_load_npy, file))
+def npy_array(file: Path, name: str) -> ForeignArray:
+    """Return what the header of an ``.npy`` file says.
+
+    Raises:
+        TraceError: it is not whole, or no array of plain numbers.
+
+    """
+    try:
+        with file.open("rb") as stream:
+            shape, kind, start = _npy_header(stream)
+        _check_size(file.name, file.stat().st_size, start, shape, kind)
+    except (OSError, ValueError) as error:
+        raise broken(file, error) from error
+    return _array(name, shape, kind, partial(_load_npy, file))
 
 
-def _from_safetensors(path: Path) -> Iterator[ForeignArray]:
+def arrays_of_safetensors(path: Path) -> Iterator[ForeignArray]:
+    """Yield the arrays of a safetensors file."""
     header, start = read_header(path)
     for name, entry in header.items():
         kind, dtype = _TYPES.get(entry["dtype"], (entry["dtype"].lower(), "V1"))
         begin, end = entry["data_offsets"]
         load = partial(_load_span, path, start + begin, end - begin, dtype)
         yield ForeignArray(name=name, kind=kind, shape=tuple(entry["shape"]), load=load)
-
-
-_READERS: Mapping[str, Callable[[Path], Iterable[ForeignArray]]] = {
-    ".npz": _from_npz,
-    ".safetensors": _from_safetensors,
-}
 
 
 _NPY = struct.Struct("<6sBB")
@@ -242,7 +201,7 @@ def _load_member(path: Path, member: zipfile.ZipInfo, unpacked: dict[str, int]) 
         with opened_zip(path, MOST_ARRAYS) as archive:
             return read_member(archive, member)
     except (OSError, ValueError, MemoryError) as error:
-        raise _broken(path, error) from error
+        raise broken(path, error) from error
 
 
 def check_expansion(path: Path, size: int) -> None:
@@ -281,7 +240,7 @@ def load_all(path: Path, wanted: Dump) -> Iterator[tuple[str, Values]]:
             check_expansion(path, sum(found[name].file_size for name in wanted))
             yield from ((name, read_member(archive, found[name])) for name in wanted)
     except (OSError, ValueError, MemoryError) as error:
-        raise _broken(path, error) from error
+        raise broken(path, error) from error
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Values:
@@ -302,7 +261,7 @@ def _load_npy(path: Path) -> Values:
         values: Values = np.load(path, mmap_mode="r" if path.stat().st_size > _SMALL else None)
         return values
     except (OSError, ValueError, EOFError) as error:
-        raise _broken(path, error) from error
+        raise broken(path, error) from error
 
 
 _SMALL = 1 << 16

@@ -22,7 +22,8 @@ from apr_falsify.numerics.arithmetic import FORMATS
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
 from apr_falsify.subjects.all_tokens import EVERY_TOKEN, with_every_token
 from apr_falsify.subjects.array_axes import as_sized, axis_sizes, rearranged, stored_sizes
-from apr_falsify.subjects.foreign import Dump, read_dump
+from apr_falsify.subjects.dumps import read_dump
+from apr_falsify.subjects.foreign import Dump
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.mapped_arrays import F32, as_f32, kind_of, remedy_of
 from apr_falsify.subjects.mapped_parts import unfolded_array

@@ -29,7 +29,8 @@ from apr_falsify.formats.weights import Model, Weights, open_model
 from apr_falsify.model.families import family_of, roles_at
 from apr_falsify.model.shape import Geometry
 from apr_falsify.reading import mapping, text
-from apr_falsify.subjects.foreign import ForeignArray, Values, read_dump
+from apr_falsify.subjects.dumps import read_dump
+from apr_falsify.subjects.foreign import ForeignArray, Values
 
 _SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab")
 _FLOATS = ("f16", "f32", "f64", "bf16")

@@ -17,6 +17,7 @@ from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects.adoption import adopted_geometry, adopted_model, adopted_tokens, verify_tokens
+from apr_falsify.subjects.dumps import holds_arrays
 from apr_falsify.subjects.interface import RuntimeSetting, Target
 from apr_falsify.subjects.layouts import declaration
 from apr_falsify.subjects.mapped import read_mapped
@@ -144,7 +145,7 @@ def is_foreign(target: Target) -> bool:
     path = target.path
     if "mapping" in target.options or path.is_file() or (path / MAPPING_YAML).exists():
         return True
-    return path.is_dir() and not any(path.rglob("*.bin")) and any(path.rglob("*.npy"))
+    return path.is_dir() and holds_arrays(path)
 
 
 def _unsaid(trace: Trace, said: Path) -> tuple[str, ...]:

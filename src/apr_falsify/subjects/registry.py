@@ -93,7 +93,7 @@ RUNTIMES: Mapping[str, RuntimeEntry] = {
     "recorded": RuntimeEntry(
         open=_open_recorded,
         path="DIRECTORY|FILE",
-        what="a trace from elsewhere: with trace.json, as apr leaves it, or any arrays with a MAPPING.yaml",
+        what="a run from elsewhere: a trace, what apr or apr_falsify.record leaves, or any arrays",
         settings=_recorded_settings,
     ),
 }

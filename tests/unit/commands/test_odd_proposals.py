@@ -9,7 +9,7 @@ import numpy as np
 from apr_falsify.commands.print_mapping import mapping_starter
 from apr_falsify.commands.starter import token_arrays
 from apr_falsify.model.stages import STAGES
-from apr_falsify.subjects.foreign import read_dump
+from apr_falsify.subjects.dumps import read_dump
 from apr_falsify.subjects.mapped_arrays import MOST_TOKENS
 from apr_falsify.subjects.recorded import RecordedSubject
 from apr_falsify.traces.capture import Request, TraceWriter

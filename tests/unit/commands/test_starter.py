@@ -18,7 +18,7 @@ from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.stages import STAGES
 from apr_falsify.oracle.capture import capture
 from apr_falsify.subjects import embedded
-from apr_falsify.subjects.foreign import read_dump
+from apr_falsify.subjects.dumps import read_dump
 from apr_falsify.subjects.recorded import open_recorded
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import Trace

@@ -16,7 +16,7 @@ from apr_falsify.matching.result import Wiring
 from apr_falsify.matching.wire import wire
 from apr_falsify.model.stages import STAGES, Key
 from apr_falsify.oracle.capture import capture
-from apr_falsify.subjects.foreign import read_dump
+from apr_falsify.subjects.dumps import read_dump
 from apr_falsify.traces.capture import MemorySink, Request
 from tests.checkpoints import make_checkpoint
 from tests.sampling import one_in

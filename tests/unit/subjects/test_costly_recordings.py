@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from apr_falsify.errors import TraceError
-from apr_falsify.subjects.foreign import MOST_ARRAYS, read_dump
+from apr_falsify.subjects.dumps import read_dump
+from apr_falsify.subjects.foreign import MOST_ARRAYS
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
 from apr_falsify.subjects.recorded import open_recorded
 from tests.fuzz.gauge import held, measured
