@@ -18,7 +18,7 @@ import numpy.typing as npt
 from apr_falsify.matching.forms import (
     WORDED,
     Form,
-    Place,
+    StagePlace,
     forms_of,
     is_score,
     is_square,
@@ -61,7 +61,7 @@ class BagArray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class BagEntry:
     """One array in one form.
 
     Attributes:
@@ -86,7 +86,7 @@ class Hit:
 
     """
 
-    entry: Entry
+    entry: BagEntry
     distance: float
     values: F64
     masked: bool = False
@@ -94,7 +94,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table:
-    entries: Sequence[Entry]
+    entries: Sequence[BagEntry]
     samples: F64
     last: Mask
 
@@ -132,11 +132,11 @@ class Bag:
         size = int(np.prod(shape, dtype=np.int64))
         return size > 1 and (size % self.sizes["tokens"] == 0 or size in self.sizes.values())
 
-    def view(self, entry: Entry, place: Place) -> F64 | None:
+    def view(self, entry: BagEntry, place: StagePlace) -> F64 | None:
         """Return an array as ``place``."""
         return view(self.arrays[entry.at].values, entry.form, place, self.sizes, self.geometry)
 
-    def nearest(self, place: Place, wanted: F64, within: float) -> list[Hit]:
+    def nearest(self, place: StagePlace, wanted: F64, within: float) -> list[Hit]:
         """Return the arrays that may lie ``within`` a relative distance of ``wanted``, the nearest first.
 
         ``wanted`` is the place in canonical axes.
@@ -148,7 +148,7 @@ class Bag:
         hits = [hit for entry in near if (hit := self.measured(entry, place, wanted)) is not None]
         return sorted(hits, key=lambda hit: (hit.distance, hit.entry.form.oddity))
 
-    def likeliest(self, place: Place, wanted: F64, most: int) -> list[Hit]:
+    def likeliest(self, place: StagePlace, wanted: F64, most: int) -> list[Hit]:
         """Return the ``most`` arrays of all tokens whose samples are nearest to ``wanted``, however far."""
         off = self._sampled_distances(place, wanted)
         entries = self._table(place).entries
@@ -157,7 +157,7 @@ class Bag:
         found = [hit for hit in hits if hit is not None]
         return sorted(found, key=lambda hit: (min(hit.distance, 2.0), hit.entry.form.oddity))
 
-    def _sampled_distances(self, place: Place, wanted: F64) -> F64:
+    def _sampled_distances(self, place: StagePlace, wanted: F64) -> F64:
         """Return how far each array's sample is from that of ``wanted``, relative to it."""
         table = self._table(place)
         if not table.entries:
@@ -169,12 +169,12 @@ class Bag:
         off /= np.sqrt(np.mean(np.square(aims), axis=-1)) + 1e-30
         return np.asarray(np.nan_to_num(off, nan=np.inf))
 
-    def _of_last_row(self, wanted: F64, place: Place) -> F64:
+    def _of_last_row(self, wanted: F64, place: StagePlace) -> F64:
         if place.axes[0] != "tokens":
             return _sampled(wanted, self._points(place))
         return _sampled(np.broadcast_to(wanted[-1:], wanted.shape), self._points(place))
 
-    def measured(self, entry: Entry, place: Place, wanted: F64) -> Hit | None:
+    def measured(self, entry: BagEntry, place: StagePlace, wanted: F64) -> Hit | None:
         """Return how far an array is from ``wanted``, ``None`` where it cannot be read so."""
         found = self.view(entry, place)
         if found is None:
@@ -190,7 +190,7 @@ class Bag:
         masked = seen < whole / 4
         return Hit(entry=entry, distance=seen if masked else whole, values=found, masked=masked)
 
-    def only_data(self, values: F64, place: Place) -> F64:
+    def only_data(self, values: F64, place: StagePlace) -> F64:
         """Return scores with zeros where no query may look."""
         if not is_square(place):
             return values
@@ -198,7 +198,7 @@ class Bag:
         seen = seen_keys(self.geometry, layer, self.passes) if is_score(place) else self.passes.visible(None)
         return np.where(seen, values, 0.0)
 
-    def _table(self, place: Place) -> _Table:
+    def _table(self, place: StagePlace) -> _Table:
         geometry, layer = self.geometry, place.key.layer
         differs: tuple[float | None, ...] = ()
         if layer is not None:
@@ -210,10 +210,10 @@ class Bag:
             self._tables[key] = self._made(place, alike)
         return self._tables[key]
 
-    def _is_special(self, place: Place) -> bool:
+    def _is_special(self, place: StagePlace) -> bool:
         return place.key.stage in ("ffn_gate", "ffn_up", "moe_router_indices") or is_square(place)
 
-    def _made(self, place: Place, alike: str) -> _Table:
+    def _made(self, place: StagePlace, alike: str) -> _Table:
         entries, samples = [], []
         points = self._points(place)
         for at, array in enumerate(self.arrays):
@@ -227,12 +227,12 @@ class Bag:
                     continue
                 if form.last and place.axes[0] == "tokens":
                     values = np.broadcast_to(values, (self.sizes["tokens"], values.shape[1]))
-                entries.append(Entry(at=at, form=form))
+                entries.append(BagEntry(at=at, form=form))
                 samples.append(_sampled(self.only_data(values, place), points))
         last = np.array([entry.form.last for entry in entries], dtype=np.bool_)
         return _Table(entries=entries, samples=np.array(samples), last=last)
 
-    def _forms_of(self, shape: tuple[int, ...], place: Place, alike: str) -> list[Form]:
+    def _forms_of(self, shape: tuple[int, ...], place: StagePlace, alike: str) -> list[Form]:
         key = (shape, place.axes, place.part, alike, place.lies_as)
         if key not in self._forms:
             plain = forms_of(shape, place, self.sizes)
@@ -245,14 +245,14 @@ class Bag:
             ]
         return self._forms[key]
 
-    def _points(self, place: Place) -> npt.NDArray[np.intp]:
+    def _points(self, place: StagePlace) -> npt.NDArray[np.intp]:
         """Return which values are sampled, as indices into the place laid flat."""
         key = (place.axes, is_square(place))
         if key not in self._sampled_at:
             self._sampled_at[key] = self._chosen_points(place)
         return self._sampled_at[key]
 
-    def _chosen_points(self, place: Place) -> npt.NDArray[np.intp]:
+    def _chosen_points(self, place: StagePlace) -> npt.NDArray[np.intp]:
         count = int(np.prod([self.sizes[axis] for axis in place.axes]))
         chance = np.random.default_rng(count)
         if not is_square(place):

@@ -46,7 +46,7 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class StagePlace:
     """A stage, or the q, k or v of one.
 
     Attributes:
@@ -90,7 +90,7 @@ _WHOLES: Mapping[tuple[str, ...], tuple[tuple[Axis, ...], ...]] = {
 """Canonical axes -> the other sets of axes that hold the same."""
 
 
-def _wholes(place: Place, sizes: Sizes) -> Iterator[tuple[tuple[Axis, ...], Mapping[str, Slice]]]:
+def _wholes(place: StagePlace, sizes: Sizes) -> Iterator[tuple[tuple[Axis, ...], Mapping[str, Slice]]]:
     yield place.axes, {}
     for whole in _WHOLES.get(place.axes, ()):
         if sizes["groups"] > 1 or "repeats" not in {word for axis in whole for word in words_of(axis)}:
@@ -98,7 +98,7 @@ def _wholes(place: Place, sizes: Sizes) -> Iterator[tuple[tuple[Axis, ...], Mapp
     yield from _slices(place, sizes)
 
 
-def _slices(place: Place, sizes: Sizes) -> Iterator[tuple[tuple[Axis, ...], Mapping[str, Slice]]]:
+def _slices(place: StagePlace, sizes: Sizes) -> Iterator[tuple[tuple[Axis, ...], Mapping[str, Slice]]]:
     """Yield the slices of fused arrays: gate|up in halves or in turn, q|k|v side by side or by head."""
     width = sizes["ffn"]
     if place.key.stage in ("ffn_gate", "ffn_up"):
@@ -121,7 +121,9 @@ def _slices(place: Place, sizes: Sizes) -> Iterator[tuple[tuple[Axis, ...], Mapp
     yield ("tokens", "kv_heads", within, "head_dim"), cut
 
 
-def _totals(place: Place, whole: Sequence[Axis], take: Mapping[str, Slice], sizes: Sizes) -> Iterator[Sizes]:
+def _totals(
+    place: StagePlace, whole: Sequence[Axis], take: Mapping[str, Slice], sizes: Sizes
+) -> Iterator[Sizes]:
     """Yield the sizes of axes that are taken from, for each array that may be cut so."""
     if not take:
         yield sizes
@@ -139,7 +141,7 @@ def _totals(place: Place, whole: Sequence[Axis], take: Mapping[str, Slice], size
                 yield {**sizes, word: total * unit}
 
 
-def forms_of(shape: Sequence[int], place: Place, sizes: Sizes) -> list[Form]:
+def forms_of(shape: Sequence[int], place: StagePlace, sizes: Sizes) -> list[Form]:
     """Return every form in which an array of ``shape`` may hold ``place``, the most usual first."""
     found: dict[tuple[tuple[Axis, ...], tuple[tuple[str, Slice], ...]], Form] = {}
     for whole, take in _wholes(place, sizes):
@@ -200,7 +202,7 @@ def _width(axis: Axis, sizes: Sizes) -> int:
     return math.prod(sizes["groups"] if word == "repeats" else sizes[word] for word in words_of(axis))
 
 
-def words_for(place: Place, geometry: Geometry) -> list[tuple[Layout, ...]]:
+def words_for(place: StagePlace, geometry: Geometry) -> list[tuple[Layout, ...]]:
     """Return the layout words that may be said of ``place``, none first."""
     name = place.lies_as
     words: list[tuple[Layout, ...]] = [()]
@@ -220,7 +222,7 @@ def words_for(place: Place, geometry: Geometry) -> list[tuple[Layout, ...]]:
 
 
 def view(
-    values: npt.NDArray[np.floating], form: Form, place: Place, sizes: Sizes, geometry: Geometry
+    values: npt.NDArray[np.floating], form: Form, place: StagePlace, sizes: Sizes, geometry: Geometry
 ) -> F64 | None:
     """Return an array as the place in canonical axes, f64; a last row alone as one row.
 
@@ -242,16 +244,16 @@ def view(
     return found[None] if form.last else np.asarray(found, dtype=np.float64)
 
 
-def is_square(place: Place) -> bool:
+def is_square(place: StagePlace) -> bool:
     """Whether it has a query and a key each."""
     return place.key.stage in SQUARES
 
 
-def is_score(place: Place) -> bool:
+def is_score(place: StagePlace) -> bool:
     """Whether a mask may have been added to it."""
     return place.key.stage in SCORES
 
 
-def is_whole_numbers(place: Place) -> bool:
+def is_whole_numbers(place: StagePlace) -> bool:
     """Whether it names experts."""
     return STAGES[place.key.stage].name == "moe_router_indices"

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.formats.weights import Weights
-from apr_falsify.matching.forms import Place
+from apr_falsify.matching.forms import StagePlace
 from apr_falsify.model.families import graph_of
 from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
@@ -120,9 +120,9 @@ class ForwardRun:
             if name != "moe_ffn_out"  # the last row of ffn_out
         ]
 
-    def places_of(self, key: Key) -> list[Place]:
+    def places_of(self, key: Key) -> list[StagePlace]:
         """Return the places of a stage."""
-        return [Place(key, part) for part in "qkv"] if key.stage in JOINED else [Place(key)]
+        return [StagePlace(key, part) for part in "qkv"] if key.stage in JOINED else [StagePlace(key)]
 
     def inputs_of(self, key: Key) -> list[Key]:
         """Return the stages that one is computed from."""
@@ -157,11 +157,11 @@ class ForwardRun:
         order = chosen if known is None else np.clip(known, 0, self.geometry.experts - 1).astype(np.int64)
         return np.take_along_axis(weights, order, axis=-1)
 
-    def part(self, place: Place, whole: F64) -> F64:
+    def part(self, place: StagePlace, whole: F64) -> F64:
         """Return the columns of a place."""
         return whole[:, parts(self.geometry)[place.part]] if place.part else whole
 
-    def put(self, place: Place, own: F64, values: Values) -> None:
+    def put(self, place: StagePlace, own: F64, values: Values) -> None:
         """Let the run go on with its own array at a place; one row is the last token's."""
         key = place.key
         whole = values[key].copy()

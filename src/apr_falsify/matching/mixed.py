@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from apr_falsify.errors import UndecidedError
 from apr_falsify.matching.bag import distance
-from apr_falsify.matching.forms import Place
-from apr_falsify.matching.search import Search
+from apr_falsify.matching.forms import StagePlace
+from apr_falsify.matching.search import WiringSearch
 from apr_falsify.model.stages import LAYER_INPUT, Key
 from apr_falsify.model.wiring import has_stage, node_of, supplier_of
 
@@ -15,7 +15,7 @@ _MOST_TRIED = 48
 _REMEDY = "save the arrays of one run, with its own token ids"
 
 
-def check_one_run(search: Search) -> None:
+def check_one_run(search: WiringSearch) -> None:
     """Refuse arrays of which some were computed from another stream than the recorded one.
 
     Raises:
@@ -41,7 +41,7 @@ def check_one_run(search: Search) -> None:
             )
 
 
-def _norms(search: Search) -> list[Key]:
+def _norms(search: WiringSearch) -> list[Key]:
     """Return the stages that are the norm of a residual stream, and that nothing is missing of."""
     names = ("attn_norm", "ffn_norm", "final_norm")
     streams = ("embedding", "post_attn_residual", "post_ffn_residual")
@@ -52,14 +52,14 @@ def _norms(search: Search) -> list[Key]:
     ]
 
 
-def _continues_another(search: Search, layer: int) -> bool:
+def _continues_another(search: WiringSearch, layer: int) -> bool:
     """Whether norm and sum of a layer, each wrong by what enters it, are right for another stream."""
     norm, total, branch = (Key(layer, name) for name in ("attn_norm", "post_attn_residual", "attn_out"))
     uses = search.state.uses
-    if any((use := uses.get(Place(key))) is None or use.why != "readers" for key in (norm, total)):
+    if any((use := uses.get(StagePlace(key))) is None or use.why != "readers" for key in (norm, total)):
         return False
     entering = supplier_of(LAYER_INPUT, search.run.geometry, layer)
-    if Place(entering) not in uses or set(
+    if StagePlace(entering) not in uses or set(
         node_of(total.stage, search.run.geometry, layer).inputs.values()
     ) != {
         LAYER_INPUT,
@@ -72,17 +72,17 @@ def _continues_another(search: Search, layer: int) -> bool:
     return distance(made, values[norm]) <= search.tight < distance(stream, values[entering])
 
 
-def _beside(search: Search, norm: Key) -> tuple[str, str] | None:
+def _beside(search: WiringSearch, norm: Key) -> tuple[str, str] | None:
     """Return two arrays that are left, of which the second is the norm of the first, ``None`` for none."""
     (entering,) = search.run.inputs_of(norm)
     values = search.state.values
     used = {use.at for use in search.state.uses.values()}
-    hits = search.bag.likeliest(Place(entering), values[entering], _MOST_TRIED)
+    hits = search.bag.likeliest(StagePlace(entering), values[entering], _MOST_TRIED)
     for hit in [hit for hit in hits if hit.entry.at not in used]:
         made = search.run.expected(norm, {**values, entering: hit.values})
         if distance(made, values[norm]) <= max(search.tight, _SAME_STREAM):
             continue
-        for found in search.bag.nearest(Place(norm), made, search.tight)[:3]:
+        for found in search.bag.nearest(StagePlace(norm), made, search.tight)[:3]:
             if found.distance <= search.tight and found.entry.at not in (used | {hit.entry.at}):
                 names = (search.bag.arrays[at].name for at in (hit.entry.at, found.entry.at))
                 return next(names), next(names)

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from apr_falsify.matching.forms import Place
+from apr_falsify.matching.forms import StagePlace
 
 Likeness = Callable[[str, str], float]
 """How like a name (with ``{layer}`` for its layer) is to those that programs give a stage, 0 to 1."""
@@ -27,16 +27,16 @@ class NamePreference:
         self._seen: dict[tuple[str, str], Counter[str]] = {}
         self._known: dict[tuple[str, str], float] = {}
 
-    def __call__(self, name: str, place: Place) -> float:
+    def __call__(self, name: str, place: StagePlace) -> float:
         """Return a number, more for a better name."""
         seen = self._seen.get((place.key.stage, place.part), Counter())
         return 2.0 * (seen[template(name)] > 0) + self._like(name, place)
 
-    def note(self, name: str, place: Place) -> None:
+    def note(self, name: str, place: StagePlace) -> None:
         """Remember that a place was called so."""
         self._seen.setdefault((place.key.stage, place.part), Counter())[template(name)] += 1
 
-    def _like(self, name: str, place: Place) -> float:
+    def _like(self, name: str, place: StagePlace) -> float:
         if self._likeness is None:
             return 0.0
         layer = "" if place.key.layer is None else str(place.key.layer)

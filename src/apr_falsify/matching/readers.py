@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.matching.bag import Bag, Hit, distance
-from apr_falsify.matching.forms import WORDED, Place
+from apr_falsify.matching.forms import WORDED, StagePlace
 from apr_falsify.matching.forward import ForwardRun, Values
 from apr_falsify.model.stages import Key
 
@@ -36,7 +36,7 @@ class Use:
 
     hit: Hit
     why: str
-    readers: tuple[Place, ...] = ()
+    readers: tuple[StagePlace, ...] = ()
     equals: tuple[Hit, ...] = ()
 
     @property
@@ -46,7 +46,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
+class ReaderFit:
     """What fits if a place is an array, and does not otherwise.
 
     Attributes:
@@ -57,7 +57,7 @@ class Fit:
 
     """
 
-    readers: tuple[Place, ...]
+    readers: tuple[StagePlace, ...]
     distance: float
     anchored: bool
 
@@ -67,7 +67,7 @@ class State:
     """The values of a run as far as they are computed, and the array of each place."""
 
     values: Values = field(default_factory=dict)
-    uses: dict[Place, Use] = field(default_factory=dict)
+    uses: dict[StagePlace, Use] = field(default_factory=dict)
 
 
 class Readers:
@@ -84,7 +84,7 @@ class Readers:
     def __init__(self, bag: Bag, run: ForwardRun, tight: float, state: State) -> None:
         self.bag, self.run, self.tight, self.state = bag, run, tight, state
 
-    def is_right(self, place: Place, known: Collection[Key], depth: int = 0) -> bool:
+    def is_right(self, place: StagePlace, known: Collection[Key], depth: int = 0) -> bool:
         """Whether a place that is computed from this one was found by what its inputs make it."""
         if depth > DEEPEST:
             return False
@@ -98,7 +98,7 @@ class Readers:
                 return True
         return False
 
-    def of(self, place: Place) -> list[Place]:
+    def of(self, place: StagePlace) -> list[StagePlace]:
         """Return the places that are computed from one; the bias of q is added to q alone."""
         return [
             reader
@@ -107,13 +107,15 @@ class Readers:
             if not (place.part and reader.part) or place.part == reader.part
         ]
 
-    def fit(self, tried: Mapping[Place, Hit], known: Collection[Key], deepest: int = DEEPEST) -> Fit | None:
+    def fit(
+        self, tried: Mapping[StagePlace, Hit], known: Collection[Key], deepest: int = DEEPEST
+    ) -> ReaderFit | None:
         """Return what fits if each place is the array that is tried, ``None`` where nothing does."""
         values = dict(self.state.values)
         for place, hit in tried.items():
             self.run.put(place, hit.values, values)
         taken = {hit.entry.at for hit in tried.values()}
-        found: list[tuple[Place, float]] = []
+        found: list[tuple[StagePlace, float]] = []
         derived = {place.key for place in tried}
         frontier, anchored = list(derived), False
         for _ in range(deepest if deepest > 1 else 2):
@@ -136,7 +138,7 @@ class Readers:
                 break
         if not found:
             return None
-        return Fit(
+        return ReaderFit(
             readers=tuple(place for place, _ in found),
             distance=min(distance for _, distance in found),
             anchored=anchored,
@@ -149,7 +151,7 @@ class Readers:
         order = {key: index for index, key in enumerate(self.state.values)}
         return sorted(keys, key=order.__getitem__)
 
-    def _found_only_so(self, key: Key, values: Values, taken: set[int]) -> Iterator[tuple[Place, float]]:
+    def _found_only_so(self, key: Key, values: Values, taken: set[int]) -> Iterator[tuple[StagePlace, float]]:
         """Yield the places of ``key`` whose array fits ``values``, and fits worse without them."""
         for place in self.run.places_of(key):
             use = self.state.uses.get(place)

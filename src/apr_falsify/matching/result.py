@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from apr_falsify.matching.bag import Bag, Hit
-from apr_falsify.matching.forms import Form, Place
+from apr_falsify.matching.forms import Form, StagePlace
 from apr_falsify.matching.forward import JOINED
 from apr_falsify.matching.names import pattern_of, template
 from apr_falsify.matching.readers import Use
@@ -77,7 +77,9 @@ class _Choice:
     notes: list[str] = field(default_factory=list)
 
 
-def wiring_of(bag: Bag, uses: Mapping[Place, Use], opened: Iterable[Open], every: Sequence[str]) -> Wiring:
+def wiring_of(
+    bag: Bag, uses: Mapping[StagePlace, Use], opened: Iterable[Open], every: Sequence[str]
+) -> Wiring:
     """Return what was found, as a mapping file can say it.
 
     Args:
@@ -100,7 +102,7 @@ def wiring_of(bag: Bag, uses: Mapping[Place, Use], opened: Iterable[Open], every
     )
 
 
-def _settled(bag: Bag, uses: Mapping[Place, Use]) -> dict[Place, Use]:
+def _settled(bag: Bag, uses: Mapping[StagePlace, Use]) -> dict[StagePlace, Use]:
     """Exchange arrays of equal values between places, so that each stage lies alike in all layers."""
     found = dict(uses)
     holder = {use.at: place for place, use in found.items()}
@@ -130,7 +132,7 @@ def _settled(bag: Bag, uses: Mapping[Place, Use]) -> dict[Place, Use]:
     return found
 
 
-def _stage(name: str, uses: Mapping[Place, Use], choice: _Choice) -> WiredStage | None:
+def _stage(name: str, uses: Mapping[StagePlace, Use], choice: _Choice) -> WiredStage | None:
     parts = tuple("qkv") if name in JOINED else ("",)
     found: dict[str, dict[int | None, Use]] = {
         part: {

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.matching.bag import Bag, Hit, distance
-from apr_falsify.matching.forms import WORDED, Place
+from apr_falsify.matching.forms import WORDED, StagePlace
 from apr_falsify.matching.forward import ForwardRun
 from apr_falsify.matching.names import NamePreference
-from apr_falsify.matching.readers import DEEPEST, Fit, Readers, State, Use
+from apr_falsify.matching.readers import DEEPEST, ReaderFit, Readers, State, Use
 from apr_falsify.model.stages import Key
 
 F64 = npt.NDArray[np.float64]
@@ -54,11 +54,11 @@ class Open:
 
     """
 
-    place: Place
+    place: StagePlace
     candidates: tuple[str, ...]
 
 
-class Search:
+class WiringSearch:
     """Finds the places of one recording among its arrays.
 
     Args:
@@ -77,7 +77,7 @@ class Search:
         self.fine_up_to = fine_up_to
         self.state = State()
         self.readers = Readers(bag, run, tight, self.state)
-        self.open: dict[Place, Open] = {}
+        self.open: dict[StagePlace, Open] = {}
 
     # --- the sweep ------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class Search:
                     self.state.uses[place] = use
                     self.run.put(place, use.hit.values, self.state.values)
 
-    def _by_inputs(self, place: Place, wanted: F64) -> Use | None:
+    def _by_inputs(self, place: StagePlace, wanted: F64) -> Use | None:
         if not np.any(wanted):
             return None
         hits = [hit for hit in self.bag.nearest(place, wanted, self.tight) if hit.distance <= self.tight]
@@ -119,7 +119,9 @@ class Search:
             return None
         return self._chosen(place, free, "inputs")
 
-    def _chosen(self, place: Place, hits: Sequence[Hit], why: str, readers: tuple[Place, ...] = ()) -> Use:
+    def _chosen(
+        self, place: StagePlace, hits: Sequence[Hit], why: str, readers: tuple[StagePlace, ...] = ()
+    ) -> Use:
         """Return the nearest array; of equal ones the plainest, with the likeliest name."""
         near = hits[0].distance + max(_SAME, hits[0].distance / 2)
         equals = [
@@ -137,7 +139,7 @@ class Search:
         self.prefers.note(self._name(equals[0]), place)
         return Use(hit=equals[0], why=why, readers=readers, equals=tuple(equals))
 
-    def _same(self, one: Hit, other: Hit, place: Place) -> bool:
+    def _same(self, one: Hit, other: Hit, place: StagePlace) -> bool:
         """Whether two arrays hold the same; scores where a query may look."""
         if not (one.masked or other.masked):
             return equal(one, other)
@@ -147,7 +149,7 @@ class Search:
     def _name(self, hit: Hit) -> str:
         return self.bag.arrays[hit.entry.at].name
 
-    def _taken(self, hit: Hit, place: Place, *, lent: bool = False) -> bool:
+    def _taken(self, hit: Hit, place: StagePlace, *, lent: bool = False) -> bool:
         """Whether another place holds the array, or the same slice of it."""
         sources = self.run.inputs_of(place.key) if self.state.values else []
         for other, use in self.state.uses.items():
@@ -178,14 +180,14 @@ class Search:
                 return key
         return None
 
-    def _candidates(self, place: Place, most: int) -> list[Hit]:
+    def _candidates(self, place: StagePlace, most: int) -> list[Hit]:
         wanted = self.run.part(place, self.state.values[place.key])
         hits = self.bag.likeliest(place, wanted, 2 * most)
         return [hit for hit in hits if np.any(hit.values) and not self._taken(hit, place, lent=True)][:most]
 
-    def _by_readers(self, place: Place, known: set[Key]) -> bool:
+    def _by_readers(self, place: StagePlace, known: set[Key]) -> bool:
         """Look for the array of which the readers of ``place`` make what was recorded."""
-        found: list[tuple[Hit, Fit]] = []
+        found: list[tuple[Hit, ReaderFit]] = []
         tried = self._candidates(place, _MOST_TRIED)
         if self._is_before(place) or self.readers.is_right(place, known):
             tried = [hit for hit in tried if hit.distance < _LIKE]  # a small fault beside what is right
@@ -202,7 +204,7 @@ class Search:
                 found.append((hit, fit))
         return self._take(place, found)
 
-    def _fits_better_later(self, place: Place, hit: Hit, fit: Fit, known: set[Key]) -> bool:
+    def _fits_better_later(self, place: StagePlace, hit: Hit, fit: ReaderFit, known: set[Key]) -> bool:
         """Whether the array is rather what a stage makes of the place: scores past their soft-cap, say."""
         for reader in self.readers.of(place):
             if reader.key not in known or reader in self.state.uses or reader.axes != place.axes:
@@ -213,11 +215,11 @@ class Search:
                 return True
         return False
 
-    def _is_before(self, place: Place) -> bool:
+    def _is_before(self, place: StagePlace) -> bool:
         """Whether later arrays are the oracle's, so that no fault of any size is here."""
         return place.key.layer is not None and place.key.layer < self.fine_up_to
 
-    def _take(self, place: Place, found: Sequence[tuple[Hit, Fit]]) -> bool:
+    def _take(self, place: StagePlace, found: Sequence[tuple[Hit, ReaderFit]]) -> bool:
         if not found:
             return False
         most = max(len(fit.readers) for _, fit in found)
@@ -239,7 +241,7 @@ class Search:
         self._take_back(use, place)
         return True
 
-    def _take_back(self, use: Use, place: Place) -> None:
+    def _take_back(self, use: Use, place: StagePlace) -> None:
         """Let the place that held an array look for another one of its values."""
         for other, held in list(self.state.uses.items()):
             if (
@@ -254,7 +256,7 @@ class Search:
         """Look for the arrays of two wrong places that one stage reads."""
         return any(self._pair_of(place, known) for place in self.run.places_of(key))
 
-    def _pair_of(self, first: Place, known: set[Key]) -> bool:
+    def _pair_of(self, first: StagePlace, known: set[Key]) -> bool:
         key = first.key
         if first in self.state.uses or self._is_before(first) or self.readers.is_right(first, known):
             return False
@@ -274,7 +276,9 @@ class Search:
                     return self._take_pair(first, second, fitting)
         return False
 
-    def _take_pair(self, first: Place, second: Place, fitting: Sequence[tuple[Hit, Hit, Fit]]) -> bool:
+    def _take_pair(
+        self, first: StagePlace, second: StagePlace, fitting: Sequence[tuple[Hit, Hit, ReaderFit]]
+    ) -> bool:
         """Take the pair of wrong inputs that fits; where another fits too, which one it is stays open."""
         a, b, fit = fitting[0]
         ones, twos = ([pair[0] for pair in fitting], [pair[1] for pair in fitting])
@@ -300,7 +304,7 @@ class Search:
         for name, part, other, twin in self._TWINS:
             if key.stage != name:
                 continue
-            one, two = Place(Key(key.layer, name), part), Place(Key(key.layer, other), twin)
+            one, two = StagePlace(Key(key.layer, name), part), StagePlace(Key(key.layer, other), twin)
             uses = [self.state.uses.get(place) for place in (one, two)]
             if any(use is None or use.why != "inputs" for use in uses):
                 continue
@@ -336,7 +340,7 @@ class Search:
                     names = tuple(dict.fromkeys(self._name(hit) for hit in distinct))
                     self.open[place] = Open(place=place, candidates=names)
 
-    def _is_copy(self, hit: Hit, place: Place) -> bool:
+    def _is_copy(self, hit: Hit, place: StagePlace) -> bool:
         """Whether an array has the values of another place: a copy of it proves nothing of this one."""
         others = [other for other in self.state.uses if other.axes == place.axes]
         return any(equal(hit, self.state.uses[other].hit) for other in others)

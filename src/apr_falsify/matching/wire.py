@@ -12,12 +12,12 @@ from apr_falsify.compare.layout import canonical
 from apr_falsify.errors import TraceError
 from apr_falsify.formats.weights import Weights
 from apr_falsify.matching.bag import Bag, sizes_named
-from apr_falsify.matching.forms import Place
+from apr_falsify.matching.forms import StagePlace
 from apr_falsify.matching.forward import OF_LAST, ForwardRun
 from apr_falsify.matching.mixed import check_one_run
 from apr_falsify.matching.names import Likeness, NamePreference
 from apr_falsify.matching.result import Wiring, wiring_of
-from apr_falsify.matching.search import Search
+from apr_falsify.matching.search import WiringSearch
 from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects.foreign import Dump
 from apr_falsify.traces.trace import Trace
@@ -71,7 +71,7 @@ def wire(
     distances = {layer: _distances(bag, run, known, layer) for layer in range(geometry.layers)}
     near = sum(distance < _STEPS[-1] for each in distances.values() for distance in each)
     for tight in _STEPS:  # the rounding of f32, of 16 bits, of 8 and of 4
-        search = Search(bag, run, tight, NamePreference(likeness), _fine_up_to(distances, tight))
+        search = WiringSearch(bag, run, tight, NamePreference(likeness), _fine_up_to(distances, tight))
         search.sweep()
         right = sum(use.why == "inputs" for use in search.state.uses.values())
         if not near or 2 * right >= near:
@@ -105,7 +105,7 @@ def _distances(bag: Bag, run: ForwardRun, oracle: Mapping[Key, F64], layer: int 
     found = []
     for key in run.keys_at(layer):
         for place in run.places_of(key) if key in oracle else ():
-            hits = bag.nearest(Place(place.key, place.part), run.part(place, oracle[key]), _STEPS[-1])
+            hits = bag.nearest(StagePlace(place.key, place.part), run.part(place, oracle[key]), _STEPS[-1])
             found += [hits[0].distance] if hits else []
     return found
 
