@@ -17,7 +17,7 @@ from apr_falsify.exam.kernels import KERNELS
 from apr_falsify.exam.material import EVERY_SETTING, Material
 from apr_falsify.exam.phases import AT_ONCE, PHASES, SHORTEST
 from apr_falsify.exam.plan import ExamPlan
-from apr_falsify.exam.plan_in_passes import PASSES_HOST, further_cases
+from apr_falsify.exam.plan_in_passes import CORRECT_TEXTS, PASSES_HOST, SEEDS, further_cases
 from apr_falsify.exam.quantised import SCHEMES, nearest
 from apr_falsify.exam.recipes import case_of, key_of, recipe_of
 from apr_falsify.exam.store import Store
@@ -86,6 +86,25 @@ def test_there_are_five_hundred_correct_runs_none_twice(planned: list[ExamCase])
     assert {case.kernel for case in correct} == KERNELS.keys()
     assert {case.material.kind for case in correct if case.material.scheme} == SCHEMES.keys()
     assert {case.host for case in correct} == {PASSES_HOST, "torch", FILES}
+
+
+def test_every_text_meets_every_seed_phase_length_and_kernel_in_correct_runs(
+    planned: list[ExamCase],
+) -> None:
+    correct = of_so_many(planned, 0)
+    texts = {case.text for case in correct}
+    assert texts == set(CORRECT_TEXTS)
+    for of in (
+        lambda case: case.material.seed,
+        lambda case: case.phase,
+        lambda case: len(case.tokens),
+        lambda case: case.kernel,
+        lambda case: case.host,
+    ):
+        values = {of(case) for case in correct}
+        met = {(of(case), case.text) for case in correct}
+        assert met == {(value, text) for value in values for text in texts}
+    assert {case.material.seed for case in correct} == set(range(SEEDS))
 
 
 @pytest.mark.parametrize("phase", PHASES)
