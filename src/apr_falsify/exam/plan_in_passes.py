@@ -117,14 +117,10 @@ def _setting(fault: Fault, usual: Sequence[str], turn: int) -> Setting:
     return EVERY_SETTING[names[turn % len(names)]]
 
 
-NOT_NAMED = ((PASSES_HOST, "awq-order-left-out"),)
-"""Host and fault that are not planned: it is taken there for other weights, and is still to be named."""
-
-
 def _possible(
     store: Store, hosts: Mapping[str, Host], host: str, fault: Fault, material: Material, setting: Setting
 ) -> bool:
-    if (host, fault.name) in NOT_NAMED or host not in hosts or not hosts[host].runs(material, setting):
+    if host not in hosts or not hosts[host].runs(material, setting):
         return False
     return hosts[host].can(fault, store.model(material).geometry, setting)
 
