@@ -158,6 +158,28 @@ def test_a_scale_that_spans_tokens_is_of_one_pass() -> None:
     assert by_pass(plain, (3, 2)) is plain
 
 
+def test_a_decode_step_alone_with_a_cache_in_8_bits_is_not_accused(examiner: Examiner) -> None:
+    """Keys of earlier passes are the oracle's: one beside an edge between two steps is held on either side.
+
+    The run of which the exam once accused two stages.
+    """
+    recipe = {
+        "host": PASSES_HOST,
+        "model": "tiny-qwen2",
+        "seed": 1,
+        "kind": "",
+        "rows": "",
+        "setting": "int8 cache, a scale per head",
+        "kernel": "own",
+        "text": "one token repeated",
+        "phase": "the last step alone",
+        "tokens": [91] * 17,
+        "faults": [],
+    }
+    outcome = examiner.trial(case_of(recipe))
+    assert (outcome.grade, outcome.found) == (Grade.LOCATED, ())
+
+
 def test_a_sample_of_the_faults_is_located_and_of_the_correct_runs_acquitted(
     examiner: Examiner, planned: list[ExamCase]
 ) -> None:
