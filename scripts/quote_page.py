@@ -17,8 +17,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from warm import warm
 
 ROOT = Path(__file__).parents[1]
 QUOTED = re.compile(r"```(?:console)?\n\$ (.*?(?:\\\n.*?)*)\n(.*?)```", flags=re.DOTALL)
@@ -53,9 +56,13 @@ def section(page: str, heading: str) -> str:
 
 def printed(page: str, folder: Path) -> Iterator[tuple[str, str, str]]:
     """Yield each command of ``page``, what it quotes below it, and what it prints in ``folder``."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **AUTHOR}
-    where = folder
+    with tempfile.TemporaryDirectory(prefix="w") as programs, warm(Path(programs)):
+        path = os.pathsep.join((programs, str(Path(sys.executable).parent), os.environ["PATH"]))
+        env = {**os.environ, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **AUTHOR}
+        yield from _printed(page, folder, env)
+
+
+def _printed(page: str, where: Path, env: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     for match in QUOTED.finditer(page):
         with tempfile.NamedTemporaryFile("r", encoding="utf-8") as left:
             done = subprocess.run(

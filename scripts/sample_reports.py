@@ -70,7 +70,8 @@ def sample(
     mixed = list(pool)
     chance.shuffle(mixed)
     codes: set[str] = set()
-    first, rest = [], []
+    first: list[tuple[JudgedProblem, str]] = []
+    rest: list[tuple[JudgedProblem, str]] = []
     for one in mixed:
         (rest if one[0].problem.code in codes else first).append(one)
         codes.add(one[0].problem.code)

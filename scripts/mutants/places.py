@@ -14,6 +14,9 @@ from mutants.changes import changes, is_text
 _CONTEXT = 50
 """Characters of a long expression that are shown on either side of the change."""
 
+_PLACED = (ast.expr, ast.stmt, ast.excepthandler, ast.keyword, ast.arg, ast.alias, ast.pattern)
+"""The nodes that know their lines."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
@@ -249,10 +252,11 @@ def _children(node: ast.AST, name: str, value: Any) -> Iterator[tuple[ast.AST, S
 def _lines(node: ast.AST, above: tuple[ast.AST, ...]) -> range:
     """Return the lines of the statement, or, in a compound one, of the expression that is changed."""
     holder = next(each for each in (node, *reversed(above)) if isinstance(each, ast.stmt))
-    compound = hasattr(holder, "body")
-    spot = next(each for each in (node, *reversed(above)) if hasattr(each, "lineno"))
-    if compound and spot is holder:
-        return range(holder.lineno, holder.body[0].lineno)
+    body: list[ast.stmt] | None = getattr(holder, "body", None)
+    spot = next(each for each in (node, *reversed(above)) if isinstance(each, _PLACED))
+    if body is not None and spot is holder:
+        return range(holder.lineno, body[0].lineno)
+    compound = body is not None
     around = spot if compound else holder
     return range(around.lineno, (around.end_lineno or around.lineno) + 1)
 

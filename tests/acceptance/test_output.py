@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +17,13 @@ from tests.acceptance.programs import APR_TOKENS, BLOCK, PROGRAM, RECORDINGS, TI
 ANSI = "\x1b["
 ROOT = Path(__file__).parents[2]
 FAULTY = ("--oracle", TINY, "--subject", f"recorded:{RECORDINGS / 'k-bias-zero'}", "--tokens", APR_TOKENS)
+GIVEN = ("--weights", TINY, "--tokens", APR_TOKENS)
+SAME = ("compare", RECORDINGS / "base", RECORDINGS / "base", *GIVEN)
+OTHER = ("compare", RECORDINGS / "base", RECORDINGS / "k-bias-zero", *GIVEN)
+"""A right and a wrong run, compared: what is printed is bisect's, and torch is not imported."""
 
 
-@pytest.mark.parametrize("arguments", [("bisect",), ("bisect", *FAULTY), ("doctor",)], ids=len)
+@pytest.mark.parametrize("arguments", [SAME, ("bisect", *FAULTY), ("doctor",)], ids=lambda given: given[0])
 def test_piped_text_keeps_to_80_columns_and_has_no_colour(arguments: tuple[object, ...]) -> None:
     wide = {**os.environ, "COLUMNS": "200", "TERM": "xterm-256color"}
     outcome = program(*arguments, env=wide)
@@ -37,7 +42,7 @@ def test_json_is_one_object_and_nothing_else_even_when_libraries_warn() -> None:
 
 
 def test_a_reader_that_goes_away_changes_no_exit_code() -> None:
-    for arguments, code in ((("bisect",), 0), (("bisect", *FAULTY), 1)):
+    for arguments, code in ((SAME, 0), (OTHER, 1)):
         command = [str(PROGRAM), *map(str, arguments)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -66,7 +71,9 @@ def test_a_reader_of_words_alone_may_go_away_too(name: str, arguments: tuple[str
 
 
 @pytest.mark.parametrize(
-    "command", ["apr-falsify bisect", "apr-falsify --help", "validate-contracts --list-rules"]
+    "command",
+    [f"apr-falsify {shlex.join(map(str, SAME))}", "apr-falsify --help", "validate-contracts --list-rules"],
+    ids=("compare", "help", "rules"),
 )
 def test_a_closed_stdout_is_no_defect(command: str) -> None:
     done = subprocess.run(

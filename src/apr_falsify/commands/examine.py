@@ -35,13 +35,13 @@ from apr_falsify.portable import portable_text
 from apr_falsify.reading import read_json
 from apr_falsify.subjects.logs import scratch
 
-QUICK_FAULTS = 6
+QUICK_FAULTS = 8
 """With ``--quick``: every n-th fault."""
 
 QUICK_CORRECT = 41
 """With ``--quick``: every n-th correct run of narrow models; prime, so that every text has its turn."""
 
-QUICK_FURTHER = 97
+QUICK_FURTHER = 149
 """With ``--quick``: every n-th case with passes or quantised weights."""
 
 QUICK_KERNELS = (OWN, "sse")
@@ -179,7 +179,7 @@ def _planned(names: tuple[str, ...], wanted: Wanted) -> ExamPlan:
         seeds=1,
         faults=PLAIN[::QUICK_FAULTS],
         repetitive=1,
-        pairs=16,
+        pairs=12,
         correct=QUICK_CORRECT,
         kernels=wanted.kernels or QUICK_KERNELS,
         longest=QUICK_LONGEST,

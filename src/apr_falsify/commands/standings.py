@@ -21,7 +21,7 @@ _MARKS = (b"bundle", b"evidence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Project:
+class ContractProject:
     """The project that a contract is of.
 
     Attributes:
@@ -41,7 +41,7 @@ class Project:
         return () if self.evidence is None else (f"{self.evidence}/",)
 
 
-def project_at(contract: Path) -> Project:
+def project_at(contract: Path) -> ContractProject:
     """Return the project of a contract: the configured one around it, else the nearest there is.
 
     Raises:
@@ -56,12 +56,12 @@ def project_at(contract: Path) -> Project:
     return _project(settings.root or project_of(folder), settings)
 
 
-def _project(root: Path, settings: Settings) -> Project:
+def _project(root: Path, settings: Settings) -> ContractProject:
     from apr_falsify.contracts.settings import project_name
 
     held = settings.evidence_dir.resolve() if settings.evidence_dir else None
     inside = held is not None and held.is_relative_to(root.resolve())
-    return Project(
+    return ContractProject(
         root=root,
         name=project_name(root),
         evidence=held.relative_to(root.resolve()).as_posix() if held is not None and inside else None,
@@ -69,7 +69,7 @@ def _project(root: Path, settings: Settings) -> Project:
 
 
 def judge_bundle(
-    claim: Claim, bundle: Path, project: Project, *, pin: str | None
+    claim: Claim, bundle: Path, project: ContractProject, *, pin: str | None
 ) -> tuple[Verification, Earned]:
     """Verify a bundle, and say what it earns for ``claim``.
 
@@ -92,7 +92,7 @@ def judge_bundle(
     return verification, answer
 
 
-def standing(claim: Claim, project: Project, code: Code | None = None) -> Standing:
+def standing(claim: Claim, project: ContractProject, code: Code | None = None) -> Standing:
     """Return the state of the evidence that a contract names for one falsifier.
 
     ``code`` is what was read of the project before, to spare reading it again for every claim.
@@ -169,7 +169,7 @@ def _naming(paths: Sequence[Path], evidence: Evidence) -> Iterator[Path]:
             yield path
 
 
-def _looked_at(naming: Sequence[Path], project: Project) -> dict[str, Standing]:
+def _looked_at(naming: Sequence[Path], project: ContractProject) -> dict[str, Standing]:
     from apr_falsify.contracts.claim import read_claims
     from apr_falsify.errors import ContractError
     from apr_falsify.symbols.digest import Project as Code
@@ -184,12 +184,12 @@ def _looked_at(naming: Sequence[Path], project: Project) -> dict[str, Standing]:
     return found
 
 
-def _is_below(bundle: str, project: Project) -> bool:
+def _is_below(bundle: str, project: ContractProject) -> bool:
     """Whether the folder for evidence holds a bundle, so that its content is part of the cache's key."""
     return project.evidence is not None and f"{Path(bundle).as_posix()}/".startswith(f"{project.evidence}/")
 
 
-def _not_named(folder: Path, project: Project, bundles: Sequence[str]) -> tuple[str, ...]:
+def _not_named(folder: Path, project: ContractProject, bundles: Sequence[str]) -> tuple[str, ...]:
     """Bundles of the folder that are none of ``bundles``; a folder or zip that is no bundle is left out."""
     from apr_falsify.contracts.files import shown_path
 

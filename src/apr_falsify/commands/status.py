@@ -14,7 +14,7 @@ from apr_falsify.contracts.statuses import BLOCKER
 from apr_falsify.errors import ExitCode
 
 if TYPE_CHECKING:
-    from apr_falsify.contracts.tally import CountedModel, Step, Tally
+    from apr_falsify.contracts.tally import CountedModel, RoadmapStep, Tally
 
 
 @click.command()
@@ -87,7 +87,7 @@ def _states(found: Tally, rung: str) -> str:
     return f"   {', '.join(told)}" if told else ""
 
 
-def _step_lines(step: Step) -> Iterator[str]:
+def _step_lines(step: RoadmapStep) -> Iterator[str]:
     state = "done" if step.is_done else "open"
     yield f"  {step.number:>2} {state:4} {step.level:9} {step.title}"
     standing = ", ".join(f"{one} {rung or 'no rung'}" for one, rung in step.falsifiers.items())

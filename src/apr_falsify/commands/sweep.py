@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from apr_falsify.sweeps.local import Done, Limits, LocalEngine
     from apr_falsify.sweeps.on_ray import RayEngine
     from apr_falsify.sweeps.plan import SweepPlan
-    from apr_falsify.sweeps.runs import Result, Runs
+    from apr_falsify.sweeps.runs import JobResult, Runs
     from apr_falsify.sweeps.summary import Summary
 
 FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
@@ -172,29 +172,29 @@ def _watched(runs: Runs, total: int) -> Iterator[Done]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from apr_falsify.commands.output import tell
-    from apr_falsify.sweeps.summary import Outcome
+    from apr_falsify.sweeps.summary import JobOutcome
 
     lock, shown = threading.Lock(), sys.stdout is not None and sys.stdout.isatty()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
         task = progress.add_task("jobs", total=total)
 
-        def done(job: Job, result: Result, place: Path) -> None:
+        def done(job: Job, result: JobResult, place: Path) -> None:
             with lock:
                 runs.put(job, result, place)
                 progress.advance(task)
                 if not shown:
-                    tell(json.dumps(Outcome(job=job, result=result).to_json()))
+                    tell(json.dumps(JobOutcome(job=job, result=result).to_json()))
 
         yield done
 
 
-def _summarise(runs: Runs, jobs: Sequence[Job], results: Sequence[Result | None]) -> ExitCode:
+def _summarise(runs: Runs, jobs: Sequence[Job], results: Sequence[JobResult | None]) -> ExitCode:
     """Say on stderr how the jobs came out; return the worst."""
     from apr_falsify.sweeps.page import headline
-    from apr_falsify.sweeps.summary import Outcome, Summary
+    from apr_falsify.sweeps.summary import JobOutcome, Summary
 
-    outcomes = tuple(Outcome(job=job, result=result) for job, result in zip(jobs, results, strict=True))
+    outcomes = tuple(JobOutcome(job=job, result=result) for job, result in zip(jobs, results, strict=True))
     summary = Summary(name="", outcomes=outcomes)
     click.echo(headline(summary), err=True)
     click.echo(f"report: apr-falsify sweep report {runs.folder}", err=True)

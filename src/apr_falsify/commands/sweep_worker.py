@@ -24,7 +24,7 @@ from apr_falsify.commands.main import cli, guarded
 from apr_falsify.compare.bisection import SCHEMA
 from apr_falsify.errors import ExitCode
 from apr_falsify.portable import portable_text
-from apr_falsify.sweeps.runs import Ended
+from apr_falsify.sweeps.runs import JobEnd
 from apr_falsify.sweeps.worker import kill_all
 
 
@@ -35,7 +35,7 @@ def outcome(arguments: list[str], out: str | None) -> dict[str, Any]:
     with redirect_stdout(printed), redirect_stderr(errors):
         code = guarded(cli, ["bisect", *arguments, *kept, "--format", "json"], "apr-falsify")
     bisection = _object(printed.getvalue())
-    ended = Ended.JUDGED if bisection is not None else _ended(code)
+    ended = JobEnd.JUDGED if bisection is not None else _ended(code)
     message = "" if bisection is not None else portable_text(errors.getvalue().strip())
     gc.collect()  # a model of the last job is not held through the next
     code = int(code if ended.exit_code is None else ended.exit_code)
@@ -51,9 +51,9 @@ def _object(printed: str) -> Mapping[str, Any] | None:
     return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
 
 
-def _ended(code: int) -> Ended:
-    known = {ExitCode.USAGE: Ended.REFUSED, ExitCode.INCONCLUSIVE: Ended.UNDECIDED}
-    return known.get(ExitCode(code), Ended.INTERNAL) if code in list(ExitCode) else Ended.INTERNAL
+def _ended(code: int) -> JobEnd:
+    known = {ExitCode.USAGE: JobEnd.REFUSED, ExitCode.INCONCLUSIVE: JobEnd.UNDECIDED}
+    return known.get(ExitCode(code), JobEnd.INTERNAL) if code in list(ExitCode) else JobEnd.INTERNAL
 
 
 def main() -> None:

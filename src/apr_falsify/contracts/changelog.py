@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from apr_falsify.contracts.spans import Document, Entry, Splice, by_hand, newline_at, raw
+from apr_falsify.contracts.spans import Document, MappingEntry, Splice, by_hand, newline_at, raw
 
 # the rule changelog-version counts the same lines as entries; here their parts are told apart
 _ENTRY = re.compile(
@@ -38,7 +38,9 @@ class _Content:
     text: str
 
 
-def changelog_splice(document: Document, description: Entry, line: ChangelogLine) -> tuple[Splice, str]:
+def changelog_splice(
+    document: Document, description: MappingEntry, line: ChangelogLine
+) -> tuple[Splice, str]:
     """Return the insertion of a changelog line, and the words it adds to the description.
 
     Raises:
@@ -67,7 +69,7 @@ def _is_oldest_first(entries: list[re.Match[str]]) -> bool:
     return len(versions) > 1 and versions[0] < versions[-1]
 
 
-def _in_block(document: Document, description: Entry, line: ChangelogLine) -> tuple[Splice, str]:
+def _in_block(document: Document, description: MappingEntry, line: ChangelogLine) -> tuple[Splice, str]:
     written = raw(document, description.value)
     newline = newline_at(document.text, description.value.start_mark.index)
     header = len(written.splitlines(keepends=True)[0])
@@ -116,7 +118,7 @@ def _end_of_last(text: str, entries: list[re.Match[str]]) -> int:
     return entries[-1].start() + gap.start() if gap else len(text)
 
 
-def _in_line(document: Document, description: Entry, line: ChangelogLine) -> tuple[Splice, str]:
+def _in_line(document: Document, description: MappingEntry, line: ChangelogLine) -> tuple[Splice, str]:
     """In a quoted or plain scalar, which may run over several lines of the file."""
     written, quote = raw(document, description.value), description.style
     content = _Content(

@@ -11,8 +11,8 @@ from apr_falsify.contracts.claim import Pin
 from apr_falsify.contracts.spans import (
     Change,
     Document,
-    Entry,
     KeyPath,
+    MappingEntry,
     Splice,
     by_hand,
     entry,
@@ -26,7 +26,7 @@ _SAFE_PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+-]*")
 
 
 def pin_changes(
-    document: Document, node: yaml.MappingNode, status: Entry, where: KeyPath, pin: Pin | None
+    document: Document, node: yaml.MappingNode, status: MappingEntry, where: KeyPath, pin: Pin | None
 ) -> Iterator[Change]:
     """Yield the splices after which a falsifier names the bundle ``pin``, or none where it is ``None``.
 
@@ -62,7 +62,7 @@ def _over(node: yaml.Node, text: str) -> Splice:
     return Splice(start=node.start_mark.index, end=node.end_mark.index, text=text)
 
 
-def _quote_of(document: Document, status: Entry) -> str:
+def _quote_of(document: Document, status: MappingEntry) -> str:
     """The quote that keys of this mapping are written in: JSON is YAML too, and stays JSON."""
     return '"' if document.text[status.key.start_mark.index] == '"' else ""
 
@@ -79,7 +79,9 @@ def _scalar(value: str, quote: str) -> str:
     return value if _SAFE_PLAIN.fullmatch(value) and not is_number else "'" + value.replace("'", "''") + "'"
 
 
-def _new_pin(document: Document, node: yaml.MappingNode, status: Entry, wanted: dict[str, str]) -> Splice:
+def _new_pin(
+    document: Document, node: yaml.MappingNode, status: MappingEntry, wanted: dict[str, str]
+) -> Splice:
     """A line below the status, or a further pair of a flow mapping."""
     quote = _quote_of(document, status)
     pair = f"{quote}evidence{quote}: {_flow(wanted, quote)}"
@@ -95,7 +97,7 @@ def _new_pin(document: Document, node: yaml.MappingNode, status: Entry, wanted: 
     return Splice(start=at, end=at, text=f"{newline_at(document.text, end)}{indent}{pair}")
 
 
-def _taken_away(document: Document, found: Entry, path: KeyPath) -> Iterator[Change]:
+def _taken_away(document: Document, found: MappingEntry, path: KeyPath) -> Iterator[Change]:
     """``null`` in its place: the key stays, so that a reader sees that there was evidence."""
     if not isinstance(found.value, yaml.MappingNode):
         raise by_hand(
@@ -111,7 +113,9 @@ def _taken_away(document: Document, found: Entry, path: KeyPath) -> Iterator[Cha
             yield Change(splice=_over(held.value, "null"), path=(*path, name), value=None)
 
 
-def _renewed(document: Document, found: Entry, path: KeyPath, wanted: dict[str, str]) -> Iterator[Change]:
+def _renewed(
+    document: Document, found: MappingEntry, path: KeyPath, wanted: dict[str, str]
+) -> Iterator[Change]:
     """New values for the keys that are there, and the missing ones behind them."""
     refuse_merged(document, found.value)
     own = {name: entry(document, found.value, name) for name in wanted}
@@ -129,7 +133,7 @@ def _renewed(document: Document, found: Entry, path: KeyPath, wanted: dict[str, 
         yield from _appended(document, found, there[-1], path, missing)
 
 
-def _rewritten(document: Document, held: Entry, value: str) -> Splice:
+def _rewritten(document: Document, held: MappingEntry, value: str) -> Splice:
     if held.is_null:
         blank = "" if raw(document, held.value) else " "
         return _over(held.value, blank + _scalar(value, ""))
@@ -142,7 +146,7 @@ def _rewritten(document: Document, held: Entry, value: str) -> Splice:
 
 
 def _appended(
-    document: Document, found: Entry, behind: Entry, path: KeyPath, missing: dict[str, str]
+    document: Document, found: MappingEntry, behind: MappingEntry, path: KeyPath, missing: dict[str, str]
 ) -> Iterator[Change]:
     quote = '"' if document.text[behind.key.start_mark.index] == '"' else ""
     pairs = [f"{quote}{name}{quote}: {_scalar(value, quote)}" for name, value in missing.items()]

@@ -28,8 +28,8 @@ from apr_falsify.contracts.source import Mapping, parse
 from apr_falsify.contracts.spans import (
     Change,
     Document,
-    Entry,
     KeyPath,
+    MappingEntry,
     by_hand,
     entry,
     falsifier_node,
@@ -146,7 +146,7 @@ def _of_falsifier(document: Document, plan: PromotionPlan) -> tuple[str, list[Ch
     ]
 
 
-def _status(document: Document, node: yaml.MappingNode, where: KeyPath) -> tuple[Entry, KeyPath]:
+def _status(document: Document, node: yaml.MappingNode, where: KeyPath) -> tuple[MappingEntry, KeyPath]:
     """The key that holds a falsifier's status, as the model reads it."""
     for name in STATUS_KEYS:
         found = entry(document, node, name)
@@ -158,7 +158,7 @@ def _status(document: Document, node: yaml.MappingNode, where: KeyPath) -> tuple
     raise by_hand(document, node, why, "write 'status:' beside its id")
 
 
-def _refuse_step(document: Document, status: Entry, plan: PromotionPlan) -> str:
+def _refuse_step(document: Document, status: MappingEntry, plan: PromotionPlan) -> str:
     """Refuse what is no single rung; return the rung that it stands on."""
     word = status.scalar.strip()
     rung = rung_of(word)
@@ -183,7 +183,9 @@ def _refuse_step(document: Document, status: Entry, plan: PromotionPlan) -> str:
     return rung
 
 
-def _status_change(document: Document, status: Entry, path: KeyPath, plan: PromotionPlan) -> Iterator[Change]:
+def _status_change(
+    document: Document, status: MappingEntry, path: KeyPath, plan: PromotionPlan
+) -> Iterator[Change]:
     if plan.move is not Move.RENEW:
         splice = reword(document, status, status.scalar.strip(), plan.rung)
         yield Change(splice=splice, path=path, value=status.scalar.replace(status.scalar.strip(), plan.rung))
@@ -204,7 +206,7 @@ def _sentence(plans: tuple[PromotionPlan, ...], old_rung: str) -> str:
 # metadata
 
 
-def _places(document: Document, name: str) -> list[tuple[Entry, KeyPath]]:
+def _places(document: Document, name: str) -> list[tuple[MappingEntry, KeyPath]]:
     """``metadata.name``, and ``name`` at the top, those that are there."""
     metadata = entry(document, document.root, "metadata")
     found = []

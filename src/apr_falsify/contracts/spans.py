@@ -54,7 +54,7 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class MappingEntry:
     """A key of a mapping with its value; both stand where their marks say."""
 
     key: yaml.ScalarNode
@@ -100,7 +100,7 @@ def by_hand(document: Document, node: yaml.Node, why: str, todo: str) -> Contrac
     return ContractError(why, where=f"{document.path}:{line}", remedy=f"edit it by hand: {todo}")
 
 
-def entry(document: Document, mapping: yaml.Node, name: str) -> Entry | None:
+def entry(document: Document, mapping: yaml.Node, name: str) -> MappingEntry | None:
     """Return a mapping's own key ``name``, ``None`` where it has none.
 
     Raises:
@@ -109,13 +109,13 @@ def entry(document: Document, mapping: yaml.Node, name: str) -> Entry | None:
     """
     for key, value in mapping.value if isinstance(mapping, yaml.MappingNode) else ():
         if isinstance(key, yaml.ScalarNode) and key.value == name:
-            found = Entry(key=key, value=value)
+            found = MappingEntry(key=key, value=value)
             _refuse_decorated(document, found)
             return found
     return None
 
 
-def _refuse_decorated(document: Document, found: Entry) -> None:
+def _refuse_decorated(document: Document, found: MappingEntry) -> None:
     """An alias is the node of its anchor, so its mark stands before its key."""
     key, value = found.key, found.value
     is_alias = value.start_mark.index < key.end_mark.index
@@ -186,7 +186,7 @@ def raw(document: Document, node: yaml.Node) -> str:
     return document.text[node.start_mark.index : node.end_mark.index]
 
 
-def reword(document: Document, found: Entry, old: str, new: str) -> Splice:
+def reword(document: Document, found: MappingEntry, old: str, new: str) -> Splice:
     """Replace ``old`` by ``new`` within a scalar; its quotes and all around it stay.
 
     Raises:

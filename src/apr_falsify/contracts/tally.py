@@ -26,7 +26,7 @@ _LEVELS = ("algorithm", "operator")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class RoadmapStep:
     """One step of the roadmap: done when every falsifier it is bound to stands at ``reach`` or above."""
 
     number: str
@@ -77,7 +77,7 @@ class Tally:
     rungs: Mapping[str, int]
     unranked: int
     contracts: int
-    steps: tuple[Step, ...] = ()
+    steps: tuple[RoadmapStep, ...] = ()
     models: tuple[CountedModel, ...] = ()
     evidence: Mapping[str, Mapping[str, int]] | None = None  # rung -> state -> how many, where it is kept
 
@@ -154,8 +154,8 @@ def _bound(item: YamlMapping, rungs: Mapping[str, str], where: Path) -> dict[str
     return bound
 
 
-def _step(item: YamlMapping, rungs: Mapping[str, str], where: Path) -> Step:
-    return Step(
+def _step(item: YamlMapping, rungs: Mapping[str, str], where: Path) -> RoadmapStep:
+    return RoadmapStep(
         number=text_of(item, "step"),
         title=text_of(item, "title"),
         level=_one_of(item, "level", _LEVELS, where),

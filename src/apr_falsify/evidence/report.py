@@ -19,7 +19,7 @@ from apr_falsify.evidence.page.bundle import OUTCOMES, claim_rows, next_rung, un
 from apr_falsify.evidence.page.bundle import commands as bundle_commands
 from apr_falsify.evidence.page.render import render
 from apr_falsify.evidence.page.sections import sections
-from apr_falsify.evidence.page.view import View, read_view
+from apr_falsify.evidence.page.view import PageView, read_view
 from apr_falsify.formats.weights import Weights
 from apr_falsify.traces.trace import Trace
 
@@ -138,7 +138,7 @@ def bundle_html(
     )
 
 
-def _read(bisection: Mapping[str, Any], traces: Traces | None) -> View:
+def _read(bisection: Mapping[str, Any], traces: Traces | None) -> PageView:
     try:
         return read_view(bisection, None if traces is None else traces[0].geometry)
     except ValueError as error:
@@ -149,7 +149,7 @@ def _read(bisection: Mapping[str, Any], traces: Traces | None) -> View:
         ) from error
 
 
-def _commands(view: View, traces: Traces | None, command: str) -> list[tuple[str, str]]:
+def _commands(view: PageView, traces: Traces | None, command: str) -> list[tuple[str, str]]:
     """Return what makes it again, each with what it does."""
     yours = ", with your own paths for ..." if ".../" in command else ""
     said = [(f"Run it again, from the same folder{yours}", command)] if command else []

@@ -89,7 +89,7 @@ def heads_of(x: Array, sizes: GatedDelta, form: DeltaForm = RULE) -> tuple[Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class DeltaStep:
     """What one token does to the states.
 
     Attributes:
@@ -108,7 +108,9 @@ class Step:
     read: Array
 
 
-def steps(q: Array, k: Array, v: Array, beta: Array, decay: Array, form: DeltaForm = RULE) -> Iterator[Step]:
+def steps(
+    q: Array, k: Array, v: Array, beta: Array, decay: Array, form: DeltaForm = RULE
+) -> Iterator[DeltaStep]:
     """Give the steps of the tokens in order."""
     state = np.zeros((v.shape[1], k.shape[2], v.shape[2]), dtype=v.dtype)
     for t in range(len(v)):
@@ -119,7 +121,7 @@ def steps(q: Array, k: Array, v: Array, beta: Array, decay: Array, form: DeltaFo
         learned = (v[t] - held if form.corrects else v[t]) * beta[t][:, None]
         state = kept + k[t][:, :, None] * learned[:, None, :]
         read = np.matmul(q[t][:, None, :], kept if form.reads_first else state)[:, 0]
-        yield Step(kept=kept, held=held, learned=learned, state=state, read=read)
+        yield DeltaStep(kept=kept, held=held, learned=learned, state=state, read=read)
 
 
 def scanned(x: Array, beta: Array, decay: Array, sizes: GatedDelta, form: DeltaForm = RULE) -> Array:
@@ -210,7 +212,7 @@ def _input_noise(ins: Ins, x: F64, sizes: GatedDelta) -> _Noise:
     )
 
 
-def _of_step(step: Step, k: F64, v: F64, beta: F64, noise: _Noise, within: F64, common: float) -> F64:
+def _of_step(step: DeltaStep, k: F64, v: F64, beta: F64, noise: _Noise, within: F64, common: float) -> F64:
     """Return the variance that one step brings into each head's states, summed over the keys: [H, V]."""
     kept, state = (np.sum(squared(each), axis=1) for each in (f64(step.kept), f64(step.state)))
     held, learned = f64(step.held), f64(step.learned)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from apr_falsify.errors import ExitCode, SweepError
 from apr_falsify.sweeps.job import AXES, Job
 from apr_falsify.sweeps.plan import SweepPlan
-from apr_falsify.sweeps.summary import Outcome, Summary
+from apr_falsify.sweeps.summary import JobOutcome, Summary
 
 MOST_OF_MATRIX = 256
 """Jobs that a matrix of GitHub Actions may have (its documentation, "Usage limits")."""
@@ -48,7 +48,7 @@ def junit(summary: Summary) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 
 
-def _kind(one: Outcome) -> str | None:
+def _kind(one: JobOutcome) -> str | None:
     if one.exit_code is ExitCode.OK:
         return None
     return "failure" if one.exit_code is ExitCode.DIVERGENCE else "error"

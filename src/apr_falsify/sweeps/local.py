@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apr_falsify.sweeps.job import Job
-from apr_falsify.sweeps.runs import Result
-from apr_falsify.sweeps.worker import Worker
+from apr_falsify.sweeps.runs import JobResult
+from apr_falsify.sweeps.worker import SweepWorker
 
-Done = Callable[[Job, Result, Path], None]
+Done = Callable[[Job, JobResult, Path], None]
 """Called with a job, what came of it, and its directory."""
 
 Room = Callable[[Job], AbstractContextManager[Path]]
@@ -93,7 +93,7 @@ class LocalEngine:
         self._threads = max(1, len(os.sched_getaffinity(0)) // self._workers)
         self._memory = Memory()
         self._lock, self._ended = threading.Lock(), False
-        self._alive: set[Worker] = set()
+        self._alive: set[SweepWorker] = set()
         self._started = 0
 
     def run(self, jobs: Sequence[Job], room: Room, done: Done) -> None:
@@ -111,7 +111,7 @@ class LocalEngine:
         self.end()
 
     def _slot(self, waiting: Iterator[Job], room: Room, done: Done) -> None:
-        worker: Worker | None = None
+        worker: SweepWorker | None = None
         while (job := self._next(waiting)) is not None:
             with self._memory.taken(max(job.reserve, self._limits.memory)), room(job) as place:
                 if worker is not None and worker.is_full:  # of what earlier jobs left in it
@@ -129,12 +129,12 @@ class LocalEngine:
         with self._lock:
             return None if self._ended else next(waiting, None)
 
-    def _start(self) -> Worker:
+    def _start(self) -> SweepWorker:
         with self._lock:
             self._started += 1
             log = self._logs / f"worker-{self._started}.log"
         limits = self._limits
-        worker = Worker(
+        worker = SweepWorker(
             limits.folder, log, seconds=limits.seconds, memory=limits.memory, threads=self._threads
         )
         with self._lock:

@@ -24,8 +24,8 @@ from apr_falsify.errors import ExitCode, MissingDependencyError, ProcessError
 from apr_falsify.portable import portable_text
 from apr_falsify.sweeps.job import Job
 from apr_falsify.sweeps.local import Done, Limits, Room
-from apr_falsify.sweeps.runs import Ended, Result
-from apr_falsify.sweeps.worker import Worker
+from apr_falsify.sweeps.runs import JobEnd, JobResult
+from apr_falsify.sweeps.worker import SweepWorker
 
 _TRIES = 2
 """How often a job is begun whose actor is lost: once more than the first time."""
@@ -106,22 +106,22 @@ class RayEngine:
                     waiting.append((job, turn + 1))
                     idle.append(self._actor(needs))
                     continue
-                idle.append(self._actor(needs) if result.ended is Ended.DIED else actor)
+                idle.append(self._actor(needs) if result.ended is JobEnd.DIED else actor)
                 with room(job) as place:
                     done(job, result, place)
 
-    def _result(self, ready: Any, turn: int) -> Result | None:
+    def _result(self, ready: Any, turn: int) -> JobResult | None:
         """Return what an actor answered; ``None`` where it was lost and the job is to be begun once more."""
         try:
-            return Result.from_json(self._ray.get(ready))
+            return JobResult.from_json(self._ray.get(ready))
         except self._ray.exceptions.ActorDiedError as error:
             if turn < _TRIES:
                 return None
             message = f"its actor was lost {turn} times: {str(error).splitlines()[0]}"
         except self._ray.exceptions.RayTaskError as error:  # the actor could not begin a worker, say
             message = str(error.cause)
-        return Result(
-            ended=Ended.DIED,
+        return JobResult(
+            ended=JobEnd.DIED,
             exit_code=int(ExitCode.INTERNAL),
             seconds=0.0,
             message=portable_text(message),
@@ -209,12 +209,12 @@ class _Held:
     def __init__(self, folder: str, seconds: float, memory: int) -> None:
         self._limits = Limits(folder=Path(folder), seconds=seconds, memory=memory)
         self._place = tempfile.TemporaryDirectory(prefix="apr-falsify-sweep-")
-        self._worker: Worker | None = None
+        self._worker: SweepWorker | None = None
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         """Run one job; return its result as plain values."""
         limits, wanted = self._limits, Job.from_json(job)
         if self._worker is None or not self._worker.alive:
             log = Path(self._place.name) / "worker.log"
-            self._worker = Worker(limits.folder, log, seconds=limits.seconds, memory=limits.memory)
+            self._worker = SweepWorker(limits.folder, log, seconds=limits.seconds, memory=limits.memory)
         return self._worker.run(wanted).to_json(wanted)

@@ -8,7 +8,7 @@ from typing import Any
 
 from apr_falsify.errors import ExitCode
 from apr_falsify.evidence.page.render import render
-from apr_falsify.sweeps.summary import Cell, Outcome, Summary
+from apr_falsify.sweeps.summary import JobOutcome, MatrixCell, Summary
 
 _BADGES: Mapping[ExitCode, str] = {
     ExitCode.OK: "good",
@@ -68,7 +68,7 @@ def _of_cells(summary: Summary, which: str) -> list[dict[str, Any]]:
     return [_row(one) for one in summary.outcomes if one.job.id in wanted]
 
 
-def _shown(cell: Cell | None) -> dict[str, Any] | None:
+def _shown(cell: MatrixCell | None) -> dict[str, Any] | None:
     if cell is None:
         return None
     right = sum(one.exit_code is ExitCode.OK for one in cell.outcomes)
@@ -87,7 +87,7 @@ def _first(sources: Sequence[str]) -> str:
     return f"{sources[0]}{more}" if sources else ""
 
 
-def _row(one: Outcome) -> dict[str, Any]:
+def _row(one: JobOutcome) -> dict[str, Any]:
     ran = one.result
     return {
         "id": one.job.id,

@@ -36,7 +36,7 @@ RESULT_JSON = "result.json"
 SWEEP_JSON = "sweep.json"
 
 
-class Ended(StrEnum):
+class JobEnd(StrEnum):
     """How a job ended; all but the first have no bisection."""
 
     JUDGED = "judged"
@@ -53,18 +53,18 @@ class Ended(StrEnum):
         return _EXIT.get(self)
 
 
-_EXIT: Mapping[Ended, ExitCode] = {
-    Ended.REFUSED: ExitCode.USAGE,
-    Ended.UNDECIDED: ExitCode.INCONCLUSIVE,
-    Ended.INTERNAL: ExitCode.INTERNAL,
-    Ended.TIMED_OUT: ExitCode.INCONCLUSIVE,
-    Ended.OUT_OF_MEMORY: ExitCode.INCONCLUSIVE,
-    Ended.DIED: ExitCode.INTERNAL,
+_EXIT: Mapping[JobEnd, ExitCode] = {
+    JobEnd.REFUSED: ExitCode.USAGE,
+    JobEnd.UNDECIDED: ExitCode.INCONCLUSIVE,
+    JobEnd.INTERNAL: ExitCode.INTERNAL,
+    JobEnd.TIMED_OUT: ExitCode.INCONCLUSIVE,
+    JobEnd.OUT_OF_MEMORY: ExitCode.INCONCLUSIVE,
+    JobEnd.DIED: ExitCode.INTERNAL,
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class JobResult:
     """What came of one job.
 
     Attributes:
@@ -78,7 +78,7 @@ class Result:
 
     """
 
-    ended: Ended
+    ended: JobEnd
     exit_code: int
     seconds: float
     peak: int = 0
@@ -111,9 +111,9 @@ class Result:
         """
         if data.get("schema") != RESULT_SCHEMA:
             raise ValueError(f"schema is {data.get('schema')!r}, not {RESULT_SCHEMA!r}")
-        ended = Ended(text(data.get("ended"), "ended"))
+        ended = JobEnd(text(data.get("ended"), "ended"))
         held = data.get("bisection")
-        if (held is None) == (ended is Ended.JUDGED):
+        if (held is None) == (ended is JobEnd.JUDGED):
             raise ValueError(
                 f"ended is {ended.value!r}, and bisection is {'missing' if held is None else 'there'}"
             )
@@ -173,7 +173,7 @@ class Runs:
         """Return the directory of a job, there or not."""
         return self.folder / "jobs" / job.id
 
-    def get(self, job: Job) -> Result | None:
+    def get(self, job: Job) -> JobResult | None:
         """Return what came of a job, ``None`` where it has not run.
 
         Raises:
@@ -192,7 +192,7 @@ class Runs:
                 remedy="choose another --out, or remove that directory",
             )
         try:
-            return Result.from_json(data)
+            return JobResult.from_json(data)
         except ValueError as error:
             raise SweepError(f"is not as it was written: {error}", where=path, remedy=_REMOVE) from error
 
@@ -211,7 +211,7 @@ class Runs:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def put(self, job: Job, result: Result, room: Path) -> None:
+    def put(self, job: Job, result: JobResult, room: Path) -> None:
         """Store what came of a job, with what lies in its ``room``: whole or not at all.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from apr_falsify.errors import ExitCode, SweepError
 from apr_falsify.reading import items, mapping, text
 from apr_falsify.sweeps.job import Job
-from apr_falsify.sweeps.runs import Result, Runs
+from apr_falsify.sweeps.runs import JobResult, Runs
 
 REPORT_SCHEMA = "apr-falsify/sweep-report/v1"
 
@@ -34,7 +34,7 @@ def worst(codes: Iterable[int]) -> ExitCode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class JobOutcome:
     """A job with what came of it.
 
     Attributes:
@@ -44,7 +44,7 @@ class Outcome:
     """
 
     job: Job
-    result: Result | None
+    result: JobResult | None
 
     @property
     def word(self) -> str:
@@ -102,7 +102,7 @@ def _layer(source: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class MatrixCell:
     """All jobs of one model and one subject.
 
     Attributes:
@@ -116,7 +116,7 @@ class Cell:
 
     model: str
     subject: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[JobOutcome, ...]
     flaky: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
 
@@ -126,7 +126,7 @@ class Cell:
         return worst(one.exit_code for one in self.outcomes)
 
     @property
-    def worst(self) -> Outcome:
+    def worst(self) -> JobOutcome:
         """The first job that is as bad as the cell."""
         return next(one for one in self.outcomes if one.exit_code is self.exit_code)
 
@@ -161,7 +161,7 @@ class Summary:
     """
 
     name: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[JobOutcome, ...]
     earlier: Mapping[str, tuple[str, tuple[str, ...]]] | None = field(default=None, repr=False)
 
     @property
@@ -170,13 +170,13 @@ class Summary:
         return worst(one.exit_code for one in self.outcomes)
 
     @property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[MatrixCell, ...]:
         """The matrix, model by model in the order of the sweep."""
-        groups: dict[tuple[str, str], list[Outcome]] = {}
+        groups: dict[tuple[str, str], list[JobOutcome]] = {}
         for one in self.outcomes:
             groups.setdefault((one.job.axes["model"], one.job.axes["subject"]), []).append(one)
         return tuple(
-            Cell(
+            MatrixCell(
                 model=model,
                 subject=subject,
                 outcomes=tuple(found),
@@ -186,7 +186,7 @@ class Summary:
             for (model, subject), found in groups.items()
         )
 
-    def _is_new(self, one: Outcome) -> bool:
+    def _is_new(self, one: JobOutcome) -> bool:
         return self.earlier is not None and self.earlier.get(one.job.id) != (one.word, one.sources)
 
     @property
@@ -208,10 +208,10 @@ class Summary:
         }
 
 
-def _flaky(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+def _flaky(outcomes: Sequence[JobOutcome]) -> tuple[str, ...]:
     """Return the ids of jobs that ran more than once, and did not come out alike."""
 
-    def same(one: Outcome) -> tuple[str, ...]:
+    def same(one: JobOutcome) -> tuple[str, ...]:
         return tuple(name for axis, name in one.job.axes.items() if axis != "repeat")
 
     ran = sorted((one for one in outcomes if one.result is not None), key=same)
@@ -236,7 +236,7 @@ def summary_of(
     """
     names: dict[str, None] = {}
     jobs: dict[str, Job] = {}
-    found: dict[str, list[Outcome]] = {}
+    found: dict[str, list[JobOutcome]] = {}
     for each in runs:
         name, planned = each.read_plan()
         names[name] = None
@@ -249,14 +249,14 @@ def summary_of(
                 )
             result = each.get(job)
             if result is not None:
-                found.setdefault(job.id, []).append(Outcome(job=job, result=result))
+                found.setdefault(job.id, []).append(JobOutcome(job=job, result=result))
     if len(names) > 1:
         raise SweepError(
             f"the runs of several sweeps: {', '.join(names)}",
             where=runs[0].folder,
             remedy="report on one sweep at a time",
         )
-    outcomes = [one for job in jobs.values() for one in found.get(job.id, [Outcome(job=job, result=None)])]
+    outcomes = [one for job in jobs.values() for one in found.get(job.id, [JobOutcome(job=job, result=None)])]
     summary = Summary(
         name=", ".join(names),
         outcomes=tuple(outcomes),

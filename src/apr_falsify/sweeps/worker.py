@@ -16,7 +16,7 @@ from typing import IO, Any
 from apr_falsify.errors import ProcessError
 from apr_falsify.portable import portable_text
 from apr_falsify.sweeps.job import Job
-from apr_falsify.sweeps.runs import Ended, Result
+from apr_falsify.sweeps.runs import JobEnd, JobResult
 
 PROGRAM = "apr_falsify.commands.sweep_worker"
 
@@ -29,7 +29,7 @@ _QUOTED = 2000
 _PROC = Path("/proc")
 
 
-class Worker:
+class SweepWorker:
     """One process that runs the jobs of a sweep, one at a time.
 
     Torch is imported once in it, not once a job. After a time-out, too much memory or its death it is gone,
@@ -84,7 +84,7 @@ class Worker:
         """The id of its process, and of the session of all that it starts."""
         return self._process.pid
 
-    def run(self, job: Job, out: Path | None = None) -> Result:
+    def run(self, job: Job, out: Path | None = None) -> JobResult:
         """Run one job; never raises for what the job does.
 
         Args:
@@ -103,7 +103,7 @@ class Worker:
         message = self._why(ended)
         self.end()
         assert ended.exit_code is not None
-        return Result(
+        return JobResult(
             ended=ended, exit_code=int(ended.exit_code), seconds=seconds, peak=peak, message=message
         )
 
@@ -112,35 +112,35 @@ class Worker:
         stream.write(line.encode() + b"\n")
         stream.flush()
 
-    def _answer(self, until: float, memory: int) -> tuple[dict[str, Any] | None, Ended, int]:
+    def _answer(self, until: float, memory: int) -> tuple[dict[str, Any] | None, JobEnd, int]:
         """Wait for a line; return it, how the job ended where none came, and the memory at its highest."""
         stream, read, peak = _open(self._process.stdout), b"", 0
         while not read.endswith(b"\n"):
             if not select.select([stream], [], [], _LOOK)[0]:
                 peak = max(peak, self._bytes())
                 if memory and peak > memory:
-                    return None, Ended.OUT_OF_MEMORY, peak
+                    return None, JobEnd.OUT_OF_MEMORY, peak
                 if time.monotonic() > until:
-                    return None, Ended.TIMED_OUT, peak
+                    return None, JobEnd.TIMED_OUT, peak
                 continue
             more = os.read(stream.fileno(), 1 << 20)
             if not more:
-                return None, Ended.DIED, peak
+                return None, JobEnd.DIED, peak
             read += more
         peak = max(peak, self._bytes())
         if memory and peak > memory:
-            return None, Ended.OUT_OF_MEMORY, peak
+            return None, JobEnd.OUT_OF_MEMORY, peak
         found: dict[str, Any] = json.loads(read)
-        return found, Ended.JUDGED, peak
+        return found, JobEnd.JUDGED, peak
 
     def _bytes(self) -> int:
         """Return the memory of its own, and of all that it started; 0 where the system does not say."""
         return sum(_anonymous(pid) for pid in (self.pid, *descendants(self.pid)))
 
-    def _why(self, ended: Ended) -> str:
-        if ended is Ended.TIMED_OUT:
+    def _why(self, ended: JobEnd) -> str:
+        if ended is JobEnd.TIMED_OUT:
             return f"it took more than {self._seconds:g} s"
-        if ended is Ended.OUT_OF_MEMORY:
+        if ended is JobEnd.OUT_OF_MEMORY:
             return f"it took more than {self._memory / (1 << 30):.2f} GiB"
         code = self._process.wait()
         how = f"by signal {_signal_name(-code)}" if code < 0 else f"with exit code {code}"
@@ -162,9 +162,9 @@ class Worker:
                 _open(stream).close()
 
 
-def _result(answer: dict[str, Any], seconds: float, peak: int) -> Result:
-    return Result(
-        ended=Ended(answer["ended"]),
+def _result(answer: dict[str, Any], seconds: float, peak: int) -> JobResult:
+    return JobResult(
+        ended=JobEnd(answer["ended"]),
         exit_code=answer["exit_code"],
         seconds=seconds,
         peak=peak,

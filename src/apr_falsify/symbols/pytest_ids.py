@@ -17,14 +17,14 @@ _MOST = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class ParameterSet:
     """One set of parameters: its id, and whether its own marks skip it always."""
 
     id: str
     is_skipped: bool = False
 
 
-def parameter_cases(node: Function, around: Sequence[ast.Call] = ()) -> tuple[Case, ...] | None:
+def parameter_cases(node: Function, around: Sequence[ast.Call] = ()) -> tuple[ParameterSet, ...] | None:
     """The cases of a test, in pytest's order; ``None`` where a run alone shows them.
 
     Args:
@@ -33,7 +33,7 @@ def parameter_cases(node: Function, around: Sequence[ast.Call] = ()) -> tuple[Ca
 
     """
     own = [one for one in reversed(node.decorator_list) if dotted(one).endswith("parametrize")]
-    sets: list[list[Case]] = []
+    sets: list[list[ParameterSet]] = []
     for call in (*own, *around):  # the nearest to the function stands first
         found = _of_one(call) if isinstance(call, ast.Call) else None
         if found is None or len({one.id for one in found}) < len(found):
@@ -45,7 +45,7 @@ def parameter_cases(node: Function, around: Sequence[ast.Call] = ()) -> tuple[Ca
     if not sets or count > _MOST:
         return None
     return tuple(
-        Case(id="-".join(one.id for one in parts), is_skipped=any(one.is_skipped for one in parts))
+        ParameterSet(id="-".join(one.id for one in parts), is_skipped=any(one.is_skipped for one in parts))
         for parts in itertools.product(*sets)
     )
 
@@ -143,7 +143,7 @@ def _is_skipped(value: ast.expr) -> bool:
     return False
 
 
-def _of_one(call: ast.Call) -> list[Case] | None:
+def _of_one(call: ast.Call) -> list[ParameterSet] | None:
     names, given = _names(call), {one.arg: one.value for one in call.keywords}
     values = _values(call)
     if not names or values is None:
@@ -156,7 +156,7 @@ def _of_one(call: ast.Call) -> list[Case] | None:
         one = _own_id(value) or own or _of_values(value, names, at)
         if not one:
             return None
-        found.append(Case(id=one, is_skipped=_is_skipped(value)))
+        found.append(ParameterSet(id=one, is_skipped=_is_skipped(value)))
     return found
 
 

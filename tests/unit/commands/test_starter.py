@@ -22,6 +22,7 @@ from apr_falsify.subjects.foreign import read_dump
 from apr_falsify.subjects.recorded import open_recorded
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import Trace
+from tests.sampling import in_turn
 from tests.unit.helpers import TINY
 from tests.unit.subjects.dumps import HEAD_DIM, HEADS, KV_HEADS, LAYERS, TOKENS, Arrays, dump_of, target
 
@@ -247,8 +248,7 @@ def rounded(arrays: Arrays, kind: str) -> Arrays:
     return {name: x.astype(kind) if x.dtype == np.float32 else x for name, x in arrays.items()}
 
 
-@pytest.mark.parametrize("kind", ["f4", "f2"])
-@pytest.mark.parametrize("what", STORED)
+@pytest.mark.parametrize(("what", "kind"), in_turn(STORED, ["f4", "f2"]))
 def test_what_is_only_stored_so_is_proposed_with_its_proof(
     what: str, kind: str, run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:
@@ -313,8 +313,7 @@ def test_scores_that_were_computed_unscaled_and_stored_transposed_stay_as_they_a
     assert "replay: not what its own inputs make it" in flat(text)
 
 
-@pytest.mark.parametrize("kind", ["f4", "f2"])
-@pytest.mark.parametrize("what", COMPUTED)
+@pytest.mark.parametrize(("what", "kind"), in_turn(COMPUTED, ["f4", "f2"]))
 def test_what_may_be_computed_so_stays_off(
     what: str, kind: str, run: Trace, known: ProposalContext, tmp_path: Path
 ) -> None:

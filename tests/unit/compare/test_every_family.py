@@ -110,7 +110,7 @@ def _in_layer(fault: Fault, model: Model, layer: int) -> bool:
     return fault.spread is not Spread.ONE or own <= set(stages_of(model.geometry, layer))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", one_in(2, RECIPES))
 def test_every_fault_is_located_and_nothing_breaks_down(recipe: str, benches: Mapping[str, Bench]) -> None:
     bench = benches[recipe]
     seen = 0
@@ -152,7 +152,7 @@ def is_relisted(key: Key, name: str) -> bool:
     return key.stage == "moe_router_indices" and name.startswith("tokens")
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", one_in(2, RECIPES, start=1))
 def test_every_stage_is_located_however_it_is_spoiled(recipe: str, benches: Mapping[str, Bench]) -> None:
     bench = benches[recipe]
     request = request_of(bench.model)
@@ -220,7 +220,7 @@ RUNS: Sequence[tuple[int, str, str, bool]] = (
 """Tokens, number format, what was captured, and whether there are weights to replay with."""
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", one_in(4, RECIPES))
 def test_nothing_breaks_down_whatever_was_captured(recipe: str, benches: Mapping[str, Bench]) -> None:
     model = benches[recipe].model
     spoils = list(itertools.product(benches[recipe].oracle.stages, SPOILS))

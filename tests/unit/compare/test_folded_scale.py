@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from apr_falsify.model.stages import Key, Layout
 from apr_falsify.subjects import embedded
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import Trace
+from tests.sampling import one_in
 from tests.unit.compare.ports import (
     EVERY,
     FOLDS,
@@ -60,7 +62,7 @@ FOLDED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "way"), FOLDED)
+@pytest.mark.parametrize(("name", "way"), one_in(2, FOLDED))
 def test_a_port_that_folds_the_scale_of_the_scores_is_right(name: str, way: str, runs: Runs) -> None:
     model, run = runs[name]
     found = judged(model, run, port(run, fold(model, run, way)))
@@ -70,7 +72,7 @@ def test_a_port_that_folds_the_scale_of_the_scores_is_right(name: str, way: str,
     assert FOLDS[way][2] in finding.advice
 
 
-@pytest.mark.parametrize(("name", "way"), FOLDED)
+@pytest.mark.parametrize(("name", "way"), one_in(2, FOLDED, start=1))
 def test_a_port_that_says_so_has_no_finding(name: str, way: str, runs: Runs) -> None:
     model, run = runs[name]
     word = Layout(FOLDS[way][2])
@@ -159,17 +161,15 @@ FAULTS: dict[str, tuple[Fault, set[Key]]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+FAULTY_PORTS = (
+    *itertools.product(("llama", "gpt2-by-layer-upcast"), ("into q", "its root into q and k")),
+    ("llama", "into the weights of q"),
+)
+
+
 @pytest.mark.parametrize(
-    ("name", "way"),
-    [
-        *(
-            (name, way)
-            for name in ("llama", "gpt2-by-layer-upcast")
-            for way in ("into q", "its root into q and k")
-        ),
-        ("llama", "into the weights of q"),
-    ],
+    ("name", "way", "fault"),
+    one_in(2, ((name, way, fault) for (name, way), fault in itertools.product(FAULTY_PORTS, FAULTS))),
 )
 def test_a_fault_beside_a_folded_scale_is_located(name: str, way: str, fault: str, runs: Runs) -> None:
     change, truth = FAULTS[fault]

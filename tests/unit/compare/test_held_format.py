@@ -129,21 +129,19 @@ def at(key: Key, factor: float) -> Change:
     return lambda other, x: x * np.float32(factor) if other == key else x
 
 
-@pytest.mark.parametrize("weights", [True, False], ids=["rounded weights", "weights as they are"])
-@pytest.mark.parametrize("dtype", SIXTEEN)
-@pytest.mark.parametrize(
-    "key",
-    [
-        Key(0, "qkv_matmul"),
-        Key(1, "attn_norm"),
-        Key(1, "q_post_rope"),
-        Key(2, "attn_scores"),
-        Key(1, "attention"),
-        Key(0, "ffn_swigl"),
-        Key(2, "ffn_out"),
-        Key(1, "post_ffn_residual"),
-    ],
+FAULTS = (
+    Key(0, "qkv_matmul"),
+    Key(1, "attn_norm"),
+    Key(1, "q_post_rope"),
+    Key(2, "attn_scores"),
+    Key(1, "attention"),
+    Key(0, "ffn_swigl"),
+    Key(2, "ffn_out"),
+    Key(1, "post_ffn_residual"),
 )
+
+
+@pytest.mark.parametrize(("key", "dtype", "weights"), in_turn(FAULTS, SIXTEEN, (True, False)))
 def test_a_fault_of_such_a_run_is_located(key: Key, dtype: str, weights: bool, runs: Runs) -> None:
     model, oracle = runs["llama"]
     found = bisect(oracle, as_f32(run_in(dtype, model, at(key, 1.1), weights=weights)), weights=model.weights)
@@ -279,9 +277,7 @@ UNROUNDED: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("said", ["bf16", "f32"])
-@pytest.mark.parametrize("which", UNROUNDED)
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize(("which", "said", "name"), in_turn(UNROUNDED, ("bf16", "f32"), ("llama", "qwen2")))
 def test_what_a_product_takes_rounded_may_be_recorded_unrounded(
     name: str, which: str, said: str, runs: Runs
 ) -> None:
@@ -291,10 +287,10 @@ def test_what_a_product_takes_rounded_may_be_recorded_unrounded(
     assert (found.kind, accused(found)) == (Kind.CONSISTENT, set())
 
 
-@pytest.mark.parametrize("which", UNROUNDED)
-@pytest.mark.parametrize(
-    "key", [Key(1, "ffn_out"), Key(1, "qkv_matmul"), Key(0, "attn_scores"), Key(2, "ffn_up")]
-)
+PRODUCTS = (Key(1, "ffn_out"), Key(1, "qkv_matmul"), Key(0, "attn_scores"), Key(2, "ffn_up"))
+
+
+@pytest.mark.parametrize(("which", "key"), in_turn(UNROUNDED, PRODUCTS))
 def test_a_fault_beside_that_is_located(key: Key, which: str, runs: Runs) -> None:
     model, oracle = runs["llama"]
     run = run_in("bf16", model, at(key, 1.2), unrounded=UNROUNDED[which])

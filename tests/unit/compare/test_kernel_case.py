@@ -164,7 +164,7 @@ def by_formula(files: Files) -> Array:
     return np.asarray(names[files.said["stage"]])
 
 
-@pytest.mark.parametrize("recipe", one_in(3, RECIPES))
+@pytest.mark.parametrize("recipe", one_in(5, RECIPES))
 def test_the_formula_computes_every_stage_of_every_family(recipe: str, tmp_path: Path) -> None:
     model = open_model(make_checkpoint(tmp_path / "model", recipe))
     request = Request(tokens=tuple(range(3, 16)), layers=range(3), stages=tuple(STAGES))

@@ -20,6 +20,7 @@ from apr_falsify.subjects.embedded import as_defined, capture
 from apr_falsify.subjects.kernel import RuntimeSite, arithmetic_named
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.trace import Trace
+from tests.sampling import in_turn
 from tests.unit.oracle.conftest import OpenCheckpoint, checkpoint
 
 __all__ = ["checkpoint"]
@@ -45,10 +46,10 @@ def run(model: Model, passes: Passes, step: Step = as_defined, arithmetic: str =
     return capture(model, request, MemorySink(), arithmetic=arithmetic_named(arithmetic), step=step)
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "gemma3", "gpt2-by-layer-upcast", "phi3-longrope-partial-window", "deepseek_v2"]
-)
-@pytest.mark.parametrize("passes", [DECODE, CHUNKS, PADDED], ids=["decode", "chunks", "padded"])
+RIGHT = ("llama", "gemma3", "gpt2-by-layer-upcast", "phi3-longrope-partial-window", "deepseek_v2", "qwen2")
+
+
+@pytest.mark.parametrize(("name", "passes"), in_turn(RIGHT, [DECODE, CHUNKS, PADDED]))
 def test_a_right_run_is_never_accused(name: str, passes: Passes, checkpoint: OpenCheckpoint) -> None:
     model = checkpoint(name)
     oracle = run(model, replace(passes, sizes=(S,)))

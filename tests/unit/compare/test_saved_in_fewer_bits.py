@@ -20,6 +20,7 @@ from apr_falsify.subjects import embedded
 from apr_falsify.subjects.recorded import open_recorded
 from apr_falsify.traces.capture import MemorySink, Request, TraceWriter
 from apr_falsify.traces.trace import Trace, read_trace
+from tests.sampling import in_turn
 from tests.unit.helpers import TINY
 from tests.unit.subjects.dumps import apr_trace, dump_of, plain_mapping, target, write
 
@@ -88,8 +89,7 @@ FAULTS: Mapping[str, tuple[Key, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SIXTEEN)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("fault", "kind"), in_turn(FAULTS, SIXTEEN))
 def test_a_fault_above_that_rounding_is_located(tmp_path: Path, fault: str, kind: str) -> None:
     key, change = FAULTS[fault]
     wrong = {key: change(np.array(apr_trace().stages[key].data))}

@@ -33,6 +33,7 @@ from apr_falsify.subjects.kernel import arithmetic_named
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import Trace
 from tests.checkpoints import RECIPES, Recipe, make_checkpoint
+from tests.sampling import in_turn
 from tests.unit.helpers import small_geometry
 from tests.unit.oracle.requests import request_for
 
@@ -251,8 +252,7 @@ def overflows(what: str, dtype: str, trace: Trace) -> bool:
     return dtype == "f16" and any(not np.isfinite(array.data).all() for array in trace.stages.values())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("what", EXTREMES)
+@pytest.mark.parametrize(("what", "dtype"), in_turn(EXTREMES, DTYPES))
 def test_a_correct_run_of_an_extreme_checkpoint_is_not_accused(
     what: str, dtype: str, extreme: Callable[[str, str], Model]
 ) -> None:

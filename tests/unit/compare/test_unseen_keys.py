@@ -13,6 +13,7 @@ from apr_falsify.compare.bisection import FindingType, Kind
 from apr_falsify.model.stages import Key
 from apr_falsify.operators.attention import visible_keys
 from apr_falsify.traces.trace import StageArray, Trace
+from tests.sampling import in_turn
 from tests.unit.compare.ports import EVERY, TOKENS, Array, Runs, accused, changed, fold, judged, port
 
 # --- what stands where no query may look ------------------------------------------------------------
@@ -68,8 +69,7 @@ FILLS: dict[str, Callable[[Trace], dict[Key, StageArray]]] = {
 }
 
 
-@pytest.mark.parametrize("fill", FILLS)
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "mistral"])
+@pytest.mark.parametrize(("fill", "name"), in_turn(FILLS, ["llama", "qwen2", "gemma2", "mistral"]))
 def test_what_no_query_may_see_is_not_held_against_a_port(name: str, fill: str, runs: Runs) -> None:
     model, run = runs[name]
     found = judged(model, run, port(run, FILLS[fill](run)))
@@ -93,8 +93,9 @@ def test_a_fault_in_what_a_query_sees_is_located_all_the_same(fill: str, runs: R
     assert accused(found) == {key, Key(1, "attn_softmax")}
 
 
-@pytest.mark.parametrize("fill", [fill for fill in FILLS if "softmax" not in fill])
-@pytest.mark.parametrize("layers", [(1,), EVERY])
+@pytest.mark.parametrize(
+    ("fill", "layers"), in_turn([fill for fill in FILLS if "softmax" not in fill], [(1,), EVERY])
+)
 def test_a_weight_on_the_future_is_a_fault(fill: str, layers: tuple[int, ...], runs: Runs) -> None:
     model, run = runs["llama"]
     wrong = port(run, FILLS[fill](run))

@@ -11,13 +11,13 @@ from apr_falsify.compare.bisection import Kind
 from apr_falsify.evidence.page.heat import CHANNEL_GROUPS, MOST_LINES, NOT_FINITE, heat_maps
 from apr_falsify.evidence.page.plots import FIRST, INFINITE, LAST, ZERO, PlotLine, dot_plot, overviews
 from apr_falsify.evidence.page.published import answers
-from apr_falsify.evidence.page.view import Figures, PageRow, RowState, View, read_view
+from apr_falsify.evidence.page.view import Figures, PageRow, PageView, RowState, read_view
 from apr_falsify.evidence.page.words import figure, headline, ranges, shortened, unchecked_sentence
 from apr_falsify.model.stages import Key
 from tests.unit.evidence.pages import Array, Case, case, changed, made, right, tiny, with_one
 
 
-def view_of(found: Case) -> View:
+def view_of(found: Case) -> PageView:
     return read_view(found.bisection, found.oracle.geometry)
 
 

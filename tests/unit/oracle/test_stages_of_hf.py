@@ -13,6 +13,7 @@ from apr_falsify.oracle.capture import capture, load
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import Trace
 from tests.checkpoints import RECIPES
+from tests.sampling import one_in
 from tests.unit.oracle.conftest import OpenCheckpoint
 from tests.unit.oracle.requests import plain_model, request_for
 
@@ -27,7 +28,7 @@ def reported(model: Model, tokens: tuple[int, ...]) -> tuple[list[np.ndarray], l
     return [state[0].numpy() for state in out.hidden_states], [each[0].numpy() for each in out.attentions]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", one_in(2, RECIPES))
 def test_hidden_states_and_attentions_are_those_that_transformers_reports(
     name: str, checkpoint: OpenCheckpoint
 ) -> None:
@@ -74,7 +75,7 @@ def follows(trace: Trace, layer: int) -> dict[str, tuple[np.ndarray, np.ndarray]
     return pairs
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", one_in(2, RECIPES, start=1))
 def test_sums_and_products_of_captured_stages_are_captured_stages(
     name: str, checkpoint: OpenCheckpoint
 ) -> None:

@@ -17,6 +17,7 @@ from apr_falsify.contracts.resolve_pytest import resolve_run
 from apr_falsify.contracts.resolve_tests import resolve_test
 from apr_falsify.contracts.roots import Roots, SearchScope
 from apr_falsify.contracts.source import parse
+from tests.sampling import one_in
 
 STATED = """
 import enum, sys, unittest
@@ -248,7 +249,7 @@ def test_a_node_is_right_where_pytest_runs_it(project: Path, run_ids: set[str], 
     assert (answer(project, f"pytest {node}")[0] is ResolutionState.RESOLVED) == really
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", one_in(3, CHOICES))
 def test_a_choice_is_right_where_pytest_runs_something(project: Path, choice: str) -> None:
     import shlex
 

@@ -9,7 +9,7 @@ from typing import Any
 from apr_falsify.evidence.facts import CHANGED_LANE, EMBEDDED_LANE, UNNAMED_LANE, Facts
 from apr_falsify.evidence.outcome import HOLLOW, Result
 from apr_falsify.evidence.page import words
-from apr_falsify.evidence.page.view import View
+from apr_falsify.evidence.page.view import PageView
 
 OUTCOMES: Mapping[Result, tuple[str, str]] = {
     Result.SURVIVED: ("good", "{id} survived: what it predicts was tested and found true ({reason})."),
@@ -23,7 +23,7 @@ OUTCOMES: Mapping[Result, tuple[str, str]] = {
 """Result -> colour class, and the page's first sentence."""
 
 
-def undone(facts: Facts, view: View | None) -> list[str]:
+def undone(facts: Facts, view: PageView | None) -> list[str]:
     """Return what this bundle does not show."""
     said = [
         f"{one.name}: {one.ended.value}" for one in facts.tests if one.ended.value not in ("passed", "failed")

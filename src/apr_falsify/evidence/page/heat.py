@@ -23,7 +23,7 @@ from apr_falsify.compare.layout import aligned
 from apr_falsify.compare.read_again import read_again
 from apr_falsify.compare.replay import Missing
 from apr_falsify.errors import AprFalsifyError
-from apr_falsify.evidence.page.view import Found, View
+from apr_falsify.evidence.page.view import Found, PageView
 from apr_falsify.evidence.page.words import figure, joined, ranges
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.stages import STAGES, Key
@@ -111,7 +111,7 @@ class _Compared:
 
 
 def heat_maps(
-    view: View,
+    view: PageView,
     oracle: Trace,
     subject: Trace,
     weights: Weights | None,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from apr_falsify.evidence.page.view import PageRow, RowState, View
+from apr_falsify.evidence.page.view import PageRow, PageView, RowState
 from apr_falsify.evidence.page.words import place
 
 ROW = 22
@@ -240,7 +240,7 @@ class Overview:
 _STEP = 17
 
 
-def overviews(view: View) -> list[Overview]:
+def overviews(view: PageView) -> list[Overview]:
     """Return the overview, in as many parts as the layers need; none for a single layer."""
     if len(view.layers) < 2:
         return []
@@ -249,7 +249,7 @@ def overviews(view: View) -> list[Overview]:
     return [_overview(f"o{index}", view, layers) for index, layers in enumerate(parts)]
 
 
-def _overview(ident: str, view: View, layers: tuple[int, ...]) -> Overview:
+def _overview(ident: str, view: PageView, layers: tuple[int, ...]) -> Overview:
     rows = [row for row in view.rows if row.layer in layers]
     names = list(dict.fromkeys(row.stage for row in view.rows if row.layer is not None))
     down = {name: TOP + _STEP * index + _STEP // 2 for index, name in enumerate(names)}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from apr_falsify.compare.published import THRESHOLD
-from apr_falsify.evidence.page.view import PageRow, PublishedRule, RowState, View
+from apr_falsify.evidence.page.view import PageRow, PageView, PublishedAnswer, RowState
 from apr_falsify.evidence.page.words import joined, ranges
 from apr_falsify.model.stages import ATTENTION_CHAIN
 
@@ -49,7 +49,7 @@ class Link:
     row: PageRow | None
 
 
-def links(view: View, rule: PublishedRule) -> list[Link]:
+def links(view: PageView, rule: PublishedAnswer) -> list[Link]:
     """Return the chain of one layer, with what both methods say of each stage."""
     rows = {row.stage: row for row in view.of_layer(rule.layer)}
     named = {bad for _, bad in rule.crossings}
@@ -65,7 +65,7 @@ def links(view: View, rule: PublishedRule) -> list[Link]:
     ]
 
 
-def answers(view: View) -> list[RuleAnswer]:
+def answers(view: PageView) -> list[RuleAnswer]:
     """Return both answers, layers with the same ones together."""
     groups: dict[tuple[str, str, tuple[str, ...]], list[int]] = {}
     for rule in view.rules:
@@ -132,7 +132,7 @@ def _inherits(link: Link) -> bool:
     return link.row is not None and link.row.state is RowState.INHERITS
 
 
-def outside(view: View) -> str:
+def outside(view: PageView) -> str:
     """Say which sources the rule cannot name, since they are no part of its chain; empty for none."""
     names = dict.fromkeys(
         name for each in view.sources for name in each.stages if name not in ATTENTION_CHAIN

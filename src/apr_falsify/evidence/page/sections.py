@@ -12,14 +12,14 @@ from apr_falsify.compare.unchecked import broken_down
 from apr_falsify.evidence.page import published, words
 from apr_falsify.evidence.page.heat import heat_maps
 from apr_falsify.evidence.page.plots import DotPlot, dot_plot, nearest_to_floor, overviews
-from apr_falsify.evidence.page.view import Found, PageRow, RowState, View
+from apr_falsify.evidence.page.view import Found, PageRow, PageView, RowState
 from apr_falsify.formats.weights import Weights
 from apr_falsify.traces.provenance import Provenance
 from apr_falsify.traces.trace import Trace
 
 
 def sections(
-    view: View,
+    view: PageView,
     traces: tuple[Trace, Trace] | None,
     weights: Weights | None,
     arithmetic: str | None,
@@ -50,7 +50,7 @@ def sections(
     }
 
 
-def _focus(view: View) -> int | None:
+def _focus(view: PageView) -> int | None:
     """Return the layer of the first source, else the only layer, else ``None``."""
     layers = [source.layer for source in view.sources if source.layer is not None]
     if layers:
@@ -58,7 +58,7 @@ def _focus(view: View) -> int | None:
     return view.layers[0] if len(view.layers) == 1 else None
 
 
-def _findings(view: View) -> list[dict[str, Any]]:
+def _findings(view: PageView) -> list[dict[str, Any]]:
     """Return the findings, a stage that is a source in several layers once."""
     groups: dict[tuple[str, tuple[str, ...]], list[Found]] = {}
     for found in view.findings:
@@ -78,7 +78,7 @@ PLOTTED_LAYERS = 4
 """Up to how many layers each has a plot of its own."""
 
 
-def _plots(view: View, focus: int | None) -> list[tuple[DotPlot, bool]]:
+def _plots(view: PageView, focus: int | None) -> list[tuple[DotPlot, bool]]:
     """Return the plots, each with whether it is shown at once."""
     if not view.rows:
         return []
@@ -100,14 +100,14 @@ def _plots(view: View, focus: int | None) -> list[tuple[DotPlot, bool]]:
     return plots
 
 
-def _chains(view: View, focus: int | None) -> list[tuple[int, list[published.Link]]]:
+def _chains(view: PageView, focus: int | None) -> list[tuple[int, list[published.Link]]]:
     """Return the nine cosines of one layer: the first source's, else the first."""
     rules = [rule for rule in view.rules if rule.chain]
     chosen = [rule for rule in rules if rule.layer == focus] or rules[:1]
     return [(rule.layer, published.links(view, rule)) for rule in chosen]
 
 
-def _tables(view: View, focus: int | None) -> list[dict[str, Any]]:
+def _tables(view: PageView, focus: int | None) -> list[dict[str, Any]]:
     few = len(view.layers) <= PLOTTED_LAYERS
     layers: list[int | None] = [*view.layers, None]
     return [
@@ -177,7 +177,7 @@ _TOLD: Mapping[str, str] = {
 """Attribute of a provenance -> what it is called."""
 
 
-def _provenance(view: View) -> list[tuple[str, str, str]]:
+def _provenance(view: PageView) -> list[tuple[str, str, str]]:
     rows = [
         (told, _attribute(view.oracle, name), _attribute(view.subject, name)) for name, told in _TOLD.items()
     ]

@@ -104,7 +104,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedRule:
+class PublishedAnswer:
     """The published rule's answer for one layer."""
 
     layer: int
@@ -114,7 +114,7 @@ class PublishedRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class PageView:
     """A bisection as a page needs it.
 
     Attributes:
@@ -135,7 +135,7 @@ class View:
     complete: bool
     rows: tuple[PageRow, ...]
     findings: tuple[Found, ...]
-    rules: tuple[PublishedRule, ...]
+    rules: tuple[PublishedAnswer, ...]
     not_checked: tuple[str, ...]
     tokens: tuple[int, ...]
     oracle: Provenance
@@ -179,7 +179,7 @@ def _axes(row: PageRow, geometry: Geometry | None) -> Axes | None:
     return Axes(names=tuple(plain.get(word, "channel") for word in STAGES[row.stage].axes))
 
 
-def read_view(data: object, geometry: Geometry | None = None) -> View:
+def read_view(data: object, geometry: Geometry | None = None) -> PageView:
     """Read an object of schema ``apr-falsify/bisection/v1``.
 
     Raises:
@@ -192,7 +192,7 @@ def read_view(data: object, geometry: Geometry | None = None) -> View:
     findings = tuple(_finding(entry) for entry in items(found.get("findings"), "findings"))
     rows = tuple(_row(entry) for entry in items(found.get("stages"), "stages"))
     rules = mapping(found.get("published_rule"), "published_rule")
-    return View(
+    return PageView(
         kind=Kind(text(found.get("kind"), "kind")),
         complete=flag(found.get("complete"), "complete"),
         rows=_with_states(_shown(rows), findings),
@@ -297,14 +297,14 @@ def _finding(data: object) -> Found:
     )
 
 
-def _rule(data: object) -> PublishedRule:
+def _rule(data: object) -> PublishedAnswer:
     entry = mapping(data, "a layer of published_rule")
     chain = _texts(entry.get("chain"), "chain")
     cosines = items(entry.get("cosines"), "cosines")
     pairs = [_texts(pair, "a crossing") for pair in items(entry.get("crossings"), "crossings")]
     if len(cosines) != len(chain) or any(len(pair) != 2 for pair in pairs):
         raise ValueError("published_rule gives another number of cosines than of stages")
-    return PublishedRule(
+    return PublishedAnswer(
         layer=whole(entry.get("layer"), "layer"),
         chain=chain,
         cosines=tuple(None if each is None else number(each, "a cosine") for each in cosines),

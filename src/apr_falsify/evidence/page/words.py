@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from apr_falsify.compare.bisection import FindingType, Kind, Status
-from apr_falsify.evidence.page.view import Found, PageRow, RowState, View
+from apr_falsify.evidence.page.view import Found, PageRow, PageView, RowState
 from apr_falsify.model.stages import Key
 from apr_falsify.traces.provenance import Provenance
 
@@ -52,18 +52,18 @@ def state_word(row: PageRow) -> str:
     return _MISSING.get(row.status, STATES[row.state][1])
 
 
-def headline(view: View) -> str:
+def headline(view: PageView) -> str:
     """Return the verdict in a sentence or two that need no other word of the page."""
     return _HEADLINES[view.kind](view)
 
 
-def _consistent(view: View) -> str:
+def _consistent(view: PageView) -> str:
     count = sum(row.accumulated is not None for row in view.rows)
     said = f"No stage introduces an error: {count} stages are what their inputs make them, to within rounding"
     return f"{said}.{_besides(view)}"
 
 
-def _besides(view: View) -> str:
+def _besides(view: PageView) -> str:
     """Say what else differs where no stage is a source: it makes the verdict all the same."""
     others = dict.fromkeys(_BESIDES[found.type] for found in view.findings if found.type in _BESIDES)
     return f" But {joined(others)}." if others else ""
@@ -76,7 +76,7 @@ _BESIDES: Mapping[FindingType, str] = {
 }
 
 
-def _localised(view: View) -> str:
+def _localised(view: PageView) -> str:
     if len(view.sources) > 1:
         return _one_cause(view)
     (source,) = view.sources or (None,)
@@ -104,7 +104,7 @@ def _explains(cause: str) -> str:
     return f"“{cause}” explains all of its error"
 
 
-def _around(view: View, source: Found) -> str:
+def _around(view: PageView, source: Found) -> str:
     """Say what comes before and after the source: right, in error, or not known."""
     places = [index for index, row in enumerate(view.rows) if _is_at(row, source)]
     if not places:
@@ -143,7 +143,7 @@ def _after(rows: Sequence[PageRow]) -> str:
     return f"of the {len(rows)} stages after it {inherit} inherit it, and none adds an error of its own"
 
 
-def _one_cause(view: View) -> str:
+def _one_cause(view: PageView) -> str:
     causes = {source.cause for source in view.sources}
     if len(causes) > 1 or "" in causes:
         return _several(view)
@@ -155,7 +155,7 @@ def _one_cause(view: View) -> str:
     return f"One cause, “{causes.pop()}”, explains all of the errors: {'; '.join(places)}."
 
 
-def _several(view: View) -> str:
+def _several(view: PageView) -> str:
     layers: dict[str, list[int | None]] = {}
     for source in view.sources:
         layers.setdefault(", ".join(source.stages), []).append(source.layer)
@@ -179,7 +179,7 @@ def _of_layers(layers: Sequence[int | None]) -> str:
     return f" of layer{'s' if len(known) > 1 else ''} {ranges(known)}" if known else ""
 
 
-def _layout(view: View) -> str:
+def _layout(view: PageView) -> str:
     stages = dict.fromkeys(
         name for each in view.findings if each.type is FindingType.LAYOUT for name in each.stages
     )
@@ -190,13 +190,13 @@ def _layout(view: View) -> str:
     )
 
 
-def _reference(view: View) -> str:
+def _reference(view: PageView) -> str:
     found = next((each for each in view.findings if each.type is FindingType.REFERENCE), None)
     where = "" if found is None else f", first in {place(Key(found.layer, joined(found.stages)))}"
     return f"The subject cannot be judged: the reference itself is not what its own inputs make it{where}."
 
 
-def _unmeasured(view: View) -> str:
+def _unmeasured(view: PageView) -> str:
     lacking = (FindingType.UNMEASURED, FindingType.NOT_THE_SUBJECTS_WEIGHTS)
     found = next((each for each in view.findings if each.type in lacking), None)
     why = "nothing could be judged" if found is None else _reason(found)
@@ -211,7 +211,7 @@ def _reason(found: Found) -> str:
     return f"{names}{_of_layers([found.layer])} could not be judged ({told})"
 
 
-_HEADLINES: Mapping[Kind, Callable[[View], str]] = {
+_HEADLINES: Mapping[Kind, Callable[[PageView], str]] = {
     Kind.CONSISTENT: _consistent,
     Kind.LOCALISED: _localised,
     Kind.SEVERAL: _several,
@@ -221,7 +221,7 @@ _HEADLINES: Mapping[Kind, Callable[[View], str]] = {
 }
 
 
-def unchecked(view: View) -> list[str]:
+def unchecked(view: PageView) -> list[str]:
     """Return everything that was not looked at or could not be judged, one thing an entry."""
     said = list(view.not_checked)
     for status, word in _MISSING.items():
