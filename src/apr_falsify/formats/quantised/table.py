@@ -62,7 +62,9 @@ def dequantised(
         ModelError: a scheme or a setting that is not read here, a part that is missing or does not fit.
 
     """
-    said = config.get(CONFIG_KEY) or _unsaid(tensors)
+    said = config.get(CONFIG_KEY)
+    if said is None:
+        said = _unsaid(tensors)
     if said is None:
         return dict(tensors)
     path = where / "config.json"
