@@ -253,10 +253,6 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         lambda arrays, said: arrays.update({"p3/L0.attn_scores": np.zeros((4, 1, 5), np.float32)}),
         r"has the shape \[4, 1, 5\]",
     ),
-    "a-cache-longer-than-the-run": (
-        lambda arrays, said: arrays.update({"p3/L0.attn_scores": np.zeros((4, 1, 40), np.float32)}),
-        r"has the shape \[4, 1, 40\]",
-    ),
     "positions-of-floats": (
         lambda arrays, said: (arrays.update(at=np.arange(9.0)), said.update(positions="at")),
         "holds no positions",
