@@ -53,6 +53,13 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+@pytest.fixture(autouse=True)
+def _nothing_beside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what lies beside the checkout from tests that are marked ``bare``, in whichever lane they run."""
+    if request.node.get_closest_marker("bare"):
+        monkeypatch.delenv("APR_FALSIFY_REAL", raising=False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_directory_of_pytest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what tests, and programs that they start, leave in the temporary directory out of the real one.

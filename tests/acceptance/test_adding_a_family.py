@@ -14,6 +14,8 @@ import apr_falsify as af
 from apr_falsify.model.families import FAMILIES, graph_of
 from tests.acceptance.programs import altered_model, assert_refused, edit_json, run
 
+pytestmark = pytest.mark.bare
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
 QUOTER: dict[str, Any] = runpy.run_path(str(ROOT / "scripts" / "quote_page.py"))

@@ -17,6 +17,8 @@ import pytest
 
 from tests.acceptance.programs import BLOCK, PROGRAM, TINY, Outcome, assert_refused, listing
 
+pytestmark = pytest.mark.bare
+
 MANY_TOKENS = ",".join(str(number % 512) for number in range(900))
 """Enough of them for a capture to take long enough to be interrupted."""
 

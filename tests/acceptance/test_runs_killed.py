@@ -11,9 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.acceptance import killing
 from tests.acceptance.programs import run
 from tests.acceptance.toy_project import CONTRACT, FILES, ONE, TWO, commit, git
+
+pytestmark = pytest.mark.bare
 
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 MEASURED = """\

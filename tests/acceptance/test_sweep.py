@@ -21,6 +21,8 @@ from apr_falsify.traces.trace import read_trace
 from tests.acceptance.programs import PROGRAM, TINY, run
 from tests.faulted_checkpoints import FAULTS, write_faulted
 
+pytestmark = pytest.mark.bare
+
 ROOT = Path(__file__).parents[2]
 QUOTER = runpy.run_path(str(ROOT / "scripts" / "quote_page.py"))
 

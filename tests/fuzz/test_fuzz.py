@@ -16,6 +16,8 @@ from tests.fuzz.chunk import Case, bench, read_some
 from tests.fuzz.readers.documents import REPOSITORY
 from tests.fuzz.readers.table import READERS
 
+pytestmark = pytest.mark.bare
+
 SAMPLE = 1000
 """Inputs over all readers: what fits into some five seconds of a test run."""
 

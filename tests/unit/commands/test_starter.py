@@ -26,6 +26,8 @@ from tests.sampling import in_turn
 from tests.unit.helpers import TINY
 from tests.unit.subjects.dumps import HEAD_DIM, HEADS, KV_HEADS, LAYERS, TOKENS, Arrays, dump_of, target
 
+pytestmark = pytest.mark.bare
+
 S = len(TOKENS)
 F32 = npt.NDArray[np.float32]
 REQUEST = Request(tokens=TOKENS, layers=range(LAYERS), stages=tuple(STAGES))

@@ -23,6 +23,8 @@ from apr_falsify.numerics.operand_rules import RULES, Operation, Rule
 from apr_falsify.traces.trace import StageArray, Trace
 from tests.unit.compare.broken import SOURCE, compared, doubled, noisy, noted, raising, right, run, sources
 
+pytestmark = pytest.mark.bare
+
 ERRORS: tuple[Exception, ...] = (
     ValueError("cannot reshape\nmore about it"),
     IndexError("out of bounds"),

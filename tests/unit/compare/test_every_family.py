@@ -36,6 +36,8 @@ from tests.checkpoints import RECIPES, make_checkpoint
 from tests.sampling import EVERY, one_in
 from tests.unit.compare.spoiled import SPOILS, request_of, spoiled_run
 
+pytestmark = pytest.mark.bare
+
 T = TypeVar("T")
 
 LAYERS = 3

@@ -32,6 +32,8 @@ from tests.unit.compare.ports import (
 )
 from tests.unit.oracle.requests import request_for
 
+pytestmark = pytest.mark.bare
+
 # --- scores stored before the scale of their own layer ----------------------------------------------
 
 

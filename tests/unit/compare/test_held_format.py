@@ -28,6 +28,8 @@ from tests.sampling import in_turn
 from tests.unit.compare.ports import TOKENS, Runs, accused, columns_of, port
 from tests.unit.oracle.requests import request_for
 
+pytestmark = pytest.mark.bare
+
 Array = npt.NDArray[Any]
 FAMILIES = (
     "qwen2",

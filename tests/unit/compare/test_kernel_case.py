@@ -28,6 +28,8 @@ from tests.checkpoints import RECIPES, make_checkpoint
 from tests.sampling import one_in
 from tests.unit.helpers import TINY
 
+pytestmark = pytest.mark.bare
+
 Array = npt.NDArray[Any]
 TOKENS = (274, 272, 332, 13, 20, 33)
 STAGES_OF_TINY = [name for name in APR_STAGES if not name.startswith("moe_")]

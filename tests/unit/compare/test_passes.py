@@ -23,6 +23,8 @@ from apr_falsify.traces.trace import Trace
 from tests.sampling import in_turn
 from tests.unit.oracle.conftest import OpenCheckpoint, checkpoint
 
+pytestmark = pytest.mark.bare
+
 __all__ = ["checkpoint"]
 
 Values = npt.NDArray[Any]

@@ -25,6 +25,8 @@ from tests.checkpoints import make_checkpoint
 from tests.unit.compare.ports import accused, port
 from tests.unit.compare.spoiled import Change, request_of, spoiled_run
 
+pytestmark = pytest.mark.bare
+
 TOKENS = 16
 Matrix = npt.NDArray[np.float32]
 

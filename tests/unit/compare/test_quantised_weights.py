@@ -25,6 +25,8 @@ from apr_falsify.traces.trace import Trace
 from tests.unit.helpers import model_directory, whole
 from tests.unit.quantised_files import PROJECTIONS, changed, decoded, quantise_checkpoint
 
+pytestmark = pytest.mark.bare
+
 WIDE = {
     "hidden_size": 64,
     "intermediate_size": 96,

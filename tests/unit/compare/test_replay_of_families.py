@@ -22,6 +22,8 @@ from tests.checkpoints import RECIPES, make_checkpoint
 from tests.sampling import in_turn, one_in
 from tests.unit.oracle.requests import request_for
 
+pytestmark = pytest.mark.bare
+
 NEW = [
     name for name, recipe in RECIPES.items() if recipe.family not in ("qwen2", "llama", "qwen3", "mistral")
 ]

@@ -37,6 +37,8 @@ from tests.sampling import in_turn
 from tests.unit.helpers import small_geometry
 from tests.unit.oracle.requests import request_for
 
+pytestmark = pytest.mark.bare
+
 F64 = npt.NDArray[np.float64]
 TORCH = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 DTYPES = tuple(TORCH)

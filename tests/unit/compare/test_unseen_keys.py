@@ -16,6 +16,8 @@ from apr_falsify.traces.trace import StageArray, Trace
 from tests.sampling import in_turn
 from tests.unit.compare.ports import EVERY, TOKENS, Array, Runs, accused, changed, fold, judged, port
 
+pytestmark = pytest.mark.bare
+
 # --- what stands where no query may look ------------------------------------------------------------
 
 

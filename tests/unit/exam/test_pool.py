@@ -17,6 +17,8 @@ from apr_falsify.exam.material import SETTINGS, Material
 from apr_falsify.exam.results import Results
 from apr_falsify.model.stages import Key
 
+pytestmark = pytest.mark.bare
+
 CORRECT = ExamCase(
     host="formula",
     material=Material(name="tiny-qwen2", seed=0),

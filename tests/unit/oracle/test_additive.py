@@ -20,6 +20,8 @@ from tests.sampling import in_turn, one_in
 from tests.unit.oracle.conftest import OpenCheckpoint
 from tests.unit.oracle.requests import plain_model, request_for
 
+pytestmark = pytest.mark.bare
+
 
 def plain_logits(model: Model, tokens: tuple[int, ...], dtype: str) -> torch.Tensor:
     """Return the logits [S, V] of the model as transformers loads and runs it, nothing of ours between."""

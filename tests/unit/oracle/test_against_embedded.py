@@ -16,6 +16,8 @@ from tests.checkpoints import RECIPES
 from tests.sampling import one_in
 from tests.unit.oracle.conftest import OpenCheckpoint
 
+pytestmark = pytest.mark.bare
+
 TOLERANCE = 1e-6
 """transformers does norms, rotary angles and softmax in f32 whatever the model's number format."""
 

@@ -17,6 +17,8 @@ from tests.sampling import one_in
 from tests.unit.oracle.conftest import OpenCheckpoint
 from tests.unit.oracle.requests import plain_model, request_for
 
+pytestmark = pytest.mark.bare
+
 
 def reported(model: Model, tokens: tuple[int, ...]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return hidden states and attention weights as the plain model reports them."""

@@ -12,6 +12,8 @@ from apr_falsify.evidence.verify import verify
 from tests.acceptance.programs import TINY
 from tests.unit.pytest_plugin.conftest import Project
 
+pytestmark = pytest.mark.bare
+
 LANE = (f"--oracle-model={TINY}", f"--subject=embedded:{TINY}", "--evidence-dir=evidence")
 NOTHING = "passed, but measured nothing of the lane's subject"
 TESTS = """

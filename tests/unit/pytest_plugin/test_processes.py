@@ -9,6 +9,8 @@ from apr_falsify.evidence.outcome import Result
 from apr_falsify.evidence.verify import verify
 from tests.unit.pytest_plugin.conftest import Project
 
+pytestmark = pytest.mark.bare
+
 XDIST = ("-n", "2", "-p", "xdist")
 
 COUNTING = """

@@ -24,6 +24,8 @@ from tests.unit.oracle.conftest import OpenCheckpoint, checkpoint
 from tests.unit.subjects.dumps import write
 from tests.unit.subjects.pass_dumps import Arrays, by_pass, end_to_end, hf_run, judged, mapping_of
 
+pytestmark = pytest.mark.bare
+
 __all__ = ["checkpoint"]
 
 S = 9
