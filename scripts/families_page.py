@@ -16,7 +16,7 @@ import transformers
 from apr_falsify.model.families import FAMILIES, graph_of
 from apr_falsify.model.family import Family
 from apr_falsify.model.geometry import geometry_of_config
-from apr_falsify.model.mixers import GatedDelta, ShortConv
+from apr_falsify.model.mixers import GatedDelta, ShortConv, StateSpace
 from apr_falsify.model.shape import Geometry
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
@@ -93,6 +93,11 @@ def _geometry(family: Family) -> Geometry:
     if "kv_lora_rank" in known:  # every head has k and v of its own, and says by parts how wide it is
         small = {**small, "num_key_value_heads": small["num_attention_heads"]}
         small.pop("head_dim", None)
+    kinds = ["linear_attention", "full_attention"]  # a layer of each kind
+    if "hybrid_override_pattern" in dir(config):
+        small["layers_block_type"] = [*kinds, "mlp"]
+    elif "mamba_n_heads" in known:
+        small |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
     return geometry_of_config(config(**small).to_dict())
 
 
@@ -113,13 +118,13 @@ def _norms(geometry: Geometry) -> str:
 
 def _queries(geometry: Geometry) -> str:
     attends = [n for n in range(geometry.layers) if geometry.attends_at(n)]
-    layer = graph_of(geometry).layers[attends[0]]
+    layer = graph_of(geometry).layers[attends[0] if attends else 0]
     said = ["of latents"] if geometry.kv_latent else []
     if "q_norm" in layer:
         said.append("normed by head" if layer["q_norm"]["over"] == "head" else "normed whole")
     kinds = {geometry.rope_at(n).kind for n in range(geometry.layers)}
     if kinds == {"none"}:
-        said.append("learned positions")
+        said.append("learned positions" if geometry.positions else "no RoPE")
     else:
         share = next(
             geometry.rope_at(n) for n in range(geometry.layers) if geometry.rope_at(n).kind != "none"
@@ -134,6 +139,8 @@ def _queries(geometry: Geometry) -> str:
         said.append("gated output")
     if isinstance(geometry.mixer, GatedDelta):
         said.append("a gated delta rule in the other layers")
+    if isinstance(geometry.mixer, StateSpace):
+        said.append("a state space in the other layers")
     if isinstance(geometry.mixer, ShortConv):
         said.append(
             "short convolutions" + (" in the other layers" if not all(geometry.attends) else ", where said")
@@ -144,10 +151,12 @@ def _queries(geometry: Geometry) -> str:
 
 
 def _feed_forward(geometry: Geometry) -> str:
-    layer = graph_of(geometry).layers[0]
+    layer = graph_of(geometry).layers[next((n for n, fed in enumerate(geometry.feeds) if fed), 0)]
     mixture = any(geometry.is_mixture(n) for n in range(geometry.layers))
     kind = _mixture(geometry) if mixture else "gated" if "ffn_gate" in layer else "plain"
     parallel = "" if "post_attn_residual" in layer else ", beside attention"
+    if geometry.feeds:
+        parallel = ", in layers of its own"
     return f"{kind}, {geometry.activation}{parallel}"
 
 

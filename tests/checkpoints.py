@@ -93,11 +93,16 @@ FAMILIES = (
     "qwen3_5_moe_text",
     "lfm2",
     "lfm2_moe",
+    "granitemoehybrid",
+    "nemotron_h",
     "qwen2_5_vl_text",
     "qwen3_vl_text",
     "qwen3_vl_moe_text",
 )
 """One plain recipe of each family."""
+
+
+_BY_LAYER = ("layer_types", "layers_block_type")
 
 
 def make_checkpoint(
@@ -107,6 +112,7 @@ def make_checkpoint(
     recipe = RECIPES[name]
     sizes = {**_SIZES, **recipe.config, "num_hidden_layers": layers}
     values = {key: value for key, value in sizes.items() if value is not None}
+    values |= {key: values[key][:layers] for key in _BY_LAYER if key in values}
     config = transformers.CONFIG_MAPPING[recipe.family](**{**values, **_explicit_none(recipe)})
     model = (
         _whole(recipe.within, config)

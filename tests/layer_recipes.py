@@ -28,6 +28,31 @@ _MROPE: Mapping[str, Any] = {
     "pad_token_id": None,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 4, 4]},
 }
+_STATE_SPACE: Mapping[str, Any] = {
+    "head_dim": None,
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 12,
+    "mamba_chunk_size": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "pad_token_id": None,
+}
+_NEMOTRON_H: Mapping[str, Any] = {
+    "rms_norm_eps": None,
+    "layer_norm_epsilon": 1e-5,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 10,
+    "n_groups": 3,
+    "ssm_state_size": 12,
+    "chunk_size": 8,
+    "pad_token_id": None,
+}
+_GRANITE: Mapping[str, Any] = {
+    "embedding_multiplier": 6.0,
+    "attention_multiplier": 0.3,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 3.0,
+}
 _DELTA: Mapping[str, Any] = {
     "linear_conv_kernel_dim": 3,
     "linear_key_head_dim": 12,
@@ -95,6 +120,64 @@ RECIPES: Mapping[str, Recipe] = {
             **MOE,
             "shared_expert_intermediate_size": 56,
             "full_attention_interval": 2,
+        },
+    ),
+    # Layer 1 has attention, the others a state space; all have a mixture and a shared expert.
+    "granitemoehybrid": Recipe(
+        family="granitemoehybrid",
+        config={
+            **_STATE_SPACE,
+            **_GRANITE,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "intermediate_size": 40,
+            "shared_intermediate_size": 56,
+        },
+    ),
+    "granitemoehybrid-dense-biased-tied-rotated-bounded": Recipe(
+        family="granitemoehybrid",
+        config={
+            **_STATE_SPACE,
+            **_GRANITE,
+            "mamba_n_heads": 4,
+            "mamba_n_groups": 1,
+            "mamba_proj_bias": True,
+            "mamba_d_conv": 3,
+            "time_step_limit": (0.4, 1.5),
+            "num_local_experts": 0,
+            "shared_intermediate_size": 72,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "position_embedding_type": "rope",
+        },
+    ),
+    "granitemoehybrid-unbiased-convolution": Recipe(
+        family="granitemoehybrid",
+        config={
+            **_STATE_SPACE,
+            "mamba_n_groups": 4,
+            "mamba_conv_bias": False,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 72,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+        },
+    ),
+    # Each layer is one block: a state space, attention, a feed-forward block.
+    "nemotron_h": Recipe(
+        family="nemotron_h",
+        config={**_NEMOTRON_H, "layers_block_type": ["linear_attention", "full_attention", "mlp"]},
+    ),
+    "nemotron_h-biased-bounded": Recipe(
+        family="nemotron_h",
+        config={
+            **_NEMOTRON_H,
+            "layers_block_type": ["mlp", "linear_attention", "full_attention"],
+            "n_groups": 1,
+            "conv_kernel": 3,
+            "time_step_min": 0.4,
+            "use_bias": True,
+            "use_conv_bias": False,
+            "mlp_bias": True,
         },
     ),
     # Layer 1 has attention, the others a short convolution.

@@ -23,6 +23,7 @@ EXPECTED: Mapping[str, list[str]] = {
     "d05-other-test-in-crate-wrong-module": ["test-not-found"],
     "d09b-right-binary-function-in-other-binary": ["test-not-found"],
     "s01-macro-generated-test": [],
+    "s03-reexport-trait-alias": [],
     "s05-workspace-dash-underscore-toolchain": [],
     "w01a-orphan-rs-file-cargo": ["test-not-collected"],
     "w06-test-asserts-nothing": ["test-asserts-nothing"],
@@ -75,6 +76,24 @@ def test_every_vendored_tree_is_tried() -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_drift_is_told(tmp_path: Path, name: str) -> None:
     assert codes(check(name, tmp_path, {})) == EXPECTED[name]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("inner_fn", "inner_function"),
+        ("fn go", "fn went"),
+        ("Alias", "Other"),
+        ("LIMIT", "LIMITS"),
+        ("fn deep", "fn deeper"),
+        ("mk_macro", "made"),
+        ("fn new", "fn newer"),
+    ],
+)
+def test_a_name_that_goes_from_a_silent_tree_is_missed(tmp_path: Path, before: str, after: str) -> None:
+    found = codes(check("s03-reexport-trait-alias", tmp_path, {"src/lib.rs": (before, after)}))
+    assert found
+    assert set(found) == {"symbol-not-found"}
 
 
 @pytest.mark.parametrize("name", TWINS)

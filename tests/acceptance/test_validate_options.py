@@ -127,6 +127,8 @@ def test_an_ignore_is_printed_with_its_reason_and_counted(tmp_path: Path) -> Non
         "[[tool.apr-falsify.ignores]]\ncode = 'symbol-not-fond'\nreason = 'x'\n",
         "[tool.apr-falsify.severities]\nsymbol-not-found = 'fatal'\n",
         "[tool.apr-falsify.severities]\nno-such-code = 'error'\n",
+        "[[tool.apr-falsify.ignores]]\ncode = 'yaml-tab'\nreason = 'x'\npaths = 'y'\n",
+        "[tool.apr-falsify]\nsorces = {a = 'b'}\n",
         "[tool.apr-falsify\n",
     ],
 )

@@ -242,7 +242,7 @@ def test_a_quantised_v_cache_is_located_and_named(kind: str, smollm2: Path) -> N
     result = run(smollm2, layers=range(2), cache_type_v=kind, flash_attn="on")
     ((stages, said),) = arithmetics(result)
     assert stages == ("attention",)
-    assert said.startswith(f"{kind} v cache, Hadamard-rotated fits")
+    assert said.startswith(f"f16 q and k; {kind} v cache, Hadamard-rotated fits")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_quantised_v_cache_is_located_and_named(kind: str, smollm2: Path) -> N
     [
         ({"cache_type_k": "q8_0"}, "q8_0 k cache"),
         ({"cache_type_k": "q4_0"}, "q4_0 k cache"),
-        ({"cache_type_v": "q8_0", "flash_attn": "on"}, "q8_0 v cache"),
+        ({"cache_type_v": "q8_0", "flash_attn": "on"}, "f16 q and k; q8_0 v cache"),
     ],
     ids=["q8_0-k", "q4_0-k", "q8_0-v"],
 )

@@ -12,8 +12,8 @@ from apr_falsify.errors import MissingDependencyError, ProcessError
 from apr_falsify.model.stages import STAGES
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import live, open_llama_cpp
-from apr_falsify.subjects.llama_cpp.graph import NODES
 from apr_falsify.subjects.llama_cpp.live import LlamaCppSubject
+from apr_falsify.subjects.llama_cpp.nodes import NODES
 from apr_falsify.subjects.llama_cpp.settings import SETTINGS
 from apr_falsify.traces.capture import MemorySink, Request
 from apr_falsify.traces.identity import model_sha256

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from apr_falsify.compare.structure import geometry_findings
-from apr_falsify.errors import GeometryError
+from apr_falsify.errors import AprFalsifyError, GeometryError
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.families import FAMILIES, roles_at
 from apr_falsify.model.stages import STAGES
@@ -25,6 +25,13 @@ from tests.unit.gguf_models import metadata_of, write_gguf
 from tests.unit.helpers import small_geometry, whole
 
 _GEMMA = {"query_pre_attn_scalar": 24}  # llama.cpp takes the heads' width, but for the largest of each
+_LLAMA4 = {
+    "attention_chunk_size": 8192,
+    "floor_scale": 8192,
+    "attn_scale": 0.1,
+    "no_rope_layers": [1, 1, 1, 0],
+    "layer_types": ["chunked_attention"] * 3 + ["full_attention"],
+}
 _SLIDES, _FULL = "sliding_attention", "full_attention"
 CONVERTED: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "granite": (2, {}),
@@ -34,6 +41,7 @@ CONVERTED: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "dots1": (2, {}),
     "glm4_moe": (2, {}),
     "glm4_moe-biased-unnormed-one-group": (2, {}),
+    "olmo2": (2, {}),
     "olmo2-biased-tied-yarn": (2, {}),
     "olmo3-biased-tied-yarn": (3, {}),
     "gemma": (2, {}),
@@ -54,11 +62,28 @@ CONVERTED: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "nemotron-biased-tied": (2, {}),
     "phi": (2, {}),
     "smollm3": (4, {"no_rope_layers": [1, 1, 1, 0]}),
+    "arcee": (2, {}),
     "arcee-biased-tied-yarn": (2, {}),
     "ernie4_5": (2, {}),
+    "seed_oss": (2, {}),
     "seed_oss-output-biased-tied": (2, {}),
     "exaone4": (3, {}),
     "glm4": (2, {}),
+    "glm": (2, {}),
+    "jais2": (2, {}),
+    "gpt_oss": (2, {"swiglu_limit": 7.0}),
+    "minimax_m2": (2, {}),
+    "ernie4_5_moe": (3, {}),
+    "lfm2": (3, {}),
+    "lfm2_moe": (3, {"routed_scaling_factor": 1.0}),
+    "llama4_text": (4, _LLAMA4),
+    "qwen2_5_vl_text": (2, {}),
+    "qwen3_vl_text": (2, {}),
+    "qwen3_vl_moe_text": (2, {}),
+    "exaone_moe": (3, {}),
+    "deepseek_v2": (2, {}),
+    "deepseek_v3": (2, {}),
+    "youtu": (2, {}),
 }
 """Recipe -> its layers, and what of its config.json is changed to what llama.cpp has in its code."""
 
@@ -87,7 +112,23 @@ def test_a_converted_file_gives_the_checkpoint_s_geometry_and_weights(recipe: st
 
 @pytest.mark.parametrize(
     "recipe",
-    ["granite", "gemma3-capped-pattern", "phi3-longrope-partial-window", "qwen2_moe", "cohere2", "glm4_moe"],
+    [
+        "granite",
+        "gemma3-capped-pattern",
+        "phi3-longrope-partial-window",
+        "qwen2_moe",
+        "cohere2",
+        "glm4_moe",
+        "gpt_oss",
+        "minimax_m2",
+        "ernie4_5_moe",
+        "lfm2_moe",
+        "llama4_text",
+        "qwen3_vl_moe_text",
+        "exaone_moe",
+        "deepseek_v2",
+        "deepseek_v3",
+    ],
 )
 def test_a_run_of_the_converted_file_is_that_of_transformers(recipe: str, tmp_path: Path) -> None:
     original, converted = both(tmp_path, recipe)
@@ -169,6 +210,46 @@ def test_a_key_that_switches_something_off_is_no_obstacle(tmp_path: Path) -> Non
     off = {"attention__clamp_kqv": 0.0, "expert_count": 0, "rope__scaling__finetuned": False}
     _, converted = both(tmp_path, "seed_oss-output-biased-tied", **off)
     assert converted.geometry.family == "seed_oss"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "architecture", "what"),
+    [
+        ("qwen3_moe", "llama", "expert_feed_forward_length is 40, which has no formula"),
+        ("olmo2", "granite", "has no"),
+        ("minimax_m2", "qwen3moe", "has no use|head_dim|dimension_count"),
+        ("lfm2", "llama", "head_count_kv|kv_heads|layer_norm_rms"),
+        ("gpt_oss", "mixtral", "'mixtral' is not a known model family"),
+    ],
+)
+def test_a_file_under_another_architecture_s_name_is_refused_and_nothing_is_guessed(
+    recipe: str, architecture: str, what: str, tmp_path: Path
+) -> None:
+    """Its tensors and keys are those of one architecture, and ``general.architecture`` names another."""
+    original = make_checkpoint(tmp_path / "hf", recipe, layers=CONVERTED[recipe][0])
+    path = convert(original, tmp_path / "x.gguf", named=architecture)
+    with pytest.raises(AprFalsifyError, match=what) as refusal:
+        open_model(path)
+    assert str(refusal.value.where).endswith("x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "renamed", "missing"),
+    [
+        ("granite", ("attn_q", "attention.wq"), r"blk\.0\.attention\.wq\.weight has no use in a Granite"),
+        ("minimax_m2", ("ffn_gate_exps", "ffn_gate.0"), r"blk\.0\.ffn_gate\.0\.weight has no use"),
+        ("gpt_oss", ("post_attention_norm", "ffn_norm"), r"blk\.0\.ffn_norm\.weight has no use in a gpt-oss"),
+        ("lfm2", ("token_embd_norm", "output_norm"), r"output_norm\.weight has no use in a LFM2"),
+    ],
+)
+def test_an_architecture_under_another_tensor_naming_is_refused_by_name(
+    recipe: str, renamed: tuple[str, str], missing: str, tmp_path: Path
+) -> None:
+    """As older converters called them (experts one by one), or as another architecture does."""
+    original = make_checkpoint(tmp_path / "hf", recipe, layers=CONVERTED[recipe][0])
+    path = convert(original, tmp_path / "x.gguf", renamed=renamed)
+    with pytest.raises(GeometryError, match=missing):
+        open_model(path)
 
 
 def test_a_tensor_that_the_family_has_no_use_for_is_refused_by_name(tmp_path: Path) -> None:

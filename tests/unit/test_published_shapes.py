@@ -17,6 +17,7 @@ import torch
 import transformers
 from transformers.core_model_loading import revert_weight_conversion
 
+from apr_falsify.formats.text_part import names_in
 from apr_falsify.model.families import FAMILIES, family_of, family_of_model_type, roles_at, shape_of_role
 from apr_falsify.model.geometry import geometry_of_config
 from apr_falsify.model.shape import Geometry
@@ -73,13 +74,13 @@ def of_transformers(config: Config) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, state).items()}
 
 
-def parts_of(geometry: Geometry) -> Iterator[tuple[str, str, Shape]]:
-    """Give each weight that the graph asks for: the tensor that it lies in, its role, its shape in use."""
-    family = family_of(geometry)
+def parts_of(geometry: Geometry, held: Mapping[str, Shape]) -> Iterator[tuple[str, str, Shape]]:
+    """Give each weight that the graph asks for: its tensor of those ``held``, its role, its shape in use."""
+    weights = names_in(held, family_of(geometry).weights)
     for layer in (None, *range(geometry.layers)):
         for role in roles_at(geometry, layer):
             kind, _, expert = role.partition(".")
-            yield family.weights[kind].format(n=layer, e=expert), kind, shape_of_role(role, geometry)
+            yield weights[kind].format(n=layer, e=expert), kind, shape_of_role(role, geometry)
 
 
 def whole(parts: list[tuple[str, Shape]], geometry: Geometry, stored: Shape) -> Shape:
@@ -95,7 +96,7 @@ def whole(parts: list[tuple[str, Shape]], geometry: Geometry, stored: Shape) -> 
 def test_the_graph_names_every_tensor_of_a_published_model(name: str) -> None:
     geometry, theirs = geometry_of_config(PUBLISHED[name]), of_transformers(PUBLISHED[name])
     ours: dict[str, list[tuple[str, Shape]]] = {}
-    for tensor, role, shape in parts_of(geometry):
+    for tensor, role, shape in parts_of(geometry, theirs):
         ours.setdefault(tensor, []).append((role, shape))
 
     assert {each for each in theirs if each not in ours} == set()

@@ -176,7 +176,7 @@ def _passes(runtime: str, subject: Subject, asked: AskedPasses, tokens: int) -> 
             raise UsageError(
                 f"the runtime {runtime} computes its tokens at once here",
                 where="--passes, --decode, --chunks, --positions",
-                expected="an embedded or a recorded subject",
+                expected="an embedded, a llama-cpp or a recorded subject",
             )
         return None
     if subject.passes is None:

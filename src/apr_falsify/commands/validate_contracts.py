@@ -106,7 +106,7 @@ def validate(
         AprFalsifyError: the command line, the settings or a source cannot be used.
 
     """
-    from apr_falsify.contracts.baseline import read_baseline, write_baseline
+    from apr_falsify.contracts.baseline import Extent, read_baseline, write_baseline
     from apr_falsify.contracts.engine import run
     from apr_falsify.contracts.outcome import judge
     from apr_falsify.contracts.settings import read_settings
@@ -123,9 +123,10 @@ def validate(
         from apr_falsify.contracts.history import history_problems
 
         problems.extend(history_problems(asked, against))
+    extent = Extent.of(asked, against)
     if write and baseline is not None:
-        write_baseline(baseline, (one for one in problems if settings.severity(one.code) != "notice"))
-    known = read_baseline(baseline) if baseline else None
+        write_baseline(baseline, [one for one in problems if settings.counts(one)], extent)
+    known = read_baseline(baseline).match(problems, extent) if baseline else None
     problems.sort(key=lambda one: (one.path, one.line, one.column, one.code))
     released = _on_a_release(problems, settings)
 
@@ -133,7 +134,7 @@ def validate(
         kept = one.code == "functional-without-bundle" and evidence is not None and evidence.covers(one.path)
         return kept or one.code in released
 
-    return judge(problems, report.counts, settings, known, strict=strict, raised=is_raised)
+    return judge(problems, report, settings, known, strict=strict, raised=is_raised)
 
 
 def _evidence(paths: Sequence[Path], settings: Settings, *, cached: bool) -> Evidence | None:

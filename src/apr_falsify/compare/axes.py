@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from apr_falsify.model.mixers import GatedDelta
+from apr_falsify.model.mixers import GatedDelta, StateSpace
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import HEAD_WIDTHS, STAGES
 
@@ -98,4 +98,6 @@ def axes_of(name: str, geometry: Geometry, first_token: int = 0) -> Axes:
     width = geometry.dims(1)[HEAD_WIDTHS.get(axis, "head_dim")] if heads else None
     if axis == "scan" and isinstance(geometry.mixer, GatedDelta):
         heads, width = _numbered("head", geometry.mixer.value_heads), geometry.mixer.value_dim
+    if axis == "scan" and isinstance(geometry.mixer, StateSpace):
+        heads, width = _numbered("head", geometry.mixer.heads), geometry.mixer.head_dim
     return Axes(names=tuple(names), head_dim=width, heads=heads, first_token=first_token)

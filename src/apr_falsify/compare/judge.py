@@ -33,7 +33,15 @@ from apr_falsify.compare.replay import Missing, Replay, Replayer
 from apr_falsify.formats.weights import Weights
 from apr_falsify.model.stages import Key
 from apr_falsify.numerics.arithmetic import FORMATS
-from apr_falsify.numerics.operand_rules import PLAIN, ROUNDED_STEPS, RULES, Operation, Rule, stated_rules
+from apr_falsify.numerics.operand_rules import (
+    PLAIN,
+    ROUNDED_STEPS,
+    RULES,
+    Operation,
+    Rule,
+    beside,
+    stated_rules,
+)
 from apr_falsify.operators.attention import OPERANDS
 from apr_falsify.operators.roundoff import LIMIT, UNIT, smallest_rounding
 from apr_falsify.traces.trace import Trace
@@ -196,9 +204,10 @@ def _other_fits(
 ) -> tuple[Fit, ...]:
     operation = replayer.operation(key)
     dims = math.gcd(replayer.trace.geometry.head_dim, replayer.trace.geometry.value_dim)
+    near = beside(replayer.expected(key)) if operation is Operation.ATTENTION else ()
     others = tuple(
         rule
-        for rule in RULES[operation]
+        for rule in dict.fromkeys((*near, *RULES[operation]))
         if rule not in tried
         and (operation is Operation.PROJECTION or dims % rule.block == 0)
         and not rule.rounds_steps

@@ -28,6 +28,7 @@ SHAPING = (
     "mixtures",
     "experts_per_token",
     "attends",
+    "feeds",
     "mixer",
 )
 """The sizes without which no stage can be compared."""
@@ -147,7 +148,7 @@ def _stated(geometry: Geometry, name: str) -> Any:
     return value or (_USUAL[name],) * geometry.layers if name in _USUAL else value
 
 
-_USUAL: Mapping[str, Any] = {"rotated": True, "chunks": None, "attends": True}
+_USUAL: Mapping[str, Any] = {"rotated": True, "chunks": None, "attends": True, "feeds": False}
 """What differs by layer -> what a layer has where nothing is said."""
 
 
@@ -184,9 +185,13 @@ def _same(ours: Any, theirs: Any) -> bool:
     return _close(ours, theirs) if isinstance(ours, float) else bool(ours == theirs)
 
 
+_OF_RULE: Mapping[str, Mapping[str, float]] = {"yarn": {"beta_fast": 32.0, "beta_slow": 1.0}}
+"""What a file that does not say it means, by scaling rule."""
+
+
 def _same_scaling(ours: Rope, theirs: Rope) -> bool:
-    shared = ours.parameters.keys() & theirs.parameters.keys()
-    return all(_close(ours.parameters[name], theirs.parameters[name]) for name in shared) and all(
+    first, second = ({**_OF_RULE.get(each.kind, {}), **each.parameters} for each in (ours, theirs))
+    return all(_close(first[name], second[name]) for name in first.keys() & second.keys()) and all(
         _close(a, b) for a, b in zip(ours.divisors, theirs.divisors, strict=False)
     )
 

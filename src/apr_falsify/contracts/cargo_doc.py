@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from apr_falsify.contracts.cargo_command import CargoTest
 from apr_falsify.contracts.resolution import RESOLVED, UNCHECKED, Resolution, did_you_mean, missing
 from apr_falsify.symbols.cargo import Package
-from apr_falsify.symbols.rust_outline import ANY_NAME
+from apr_falsify.symbols.rust_documented import ANY_NAME
 from apr_falsify.symbols.rust_project import RustProject
 
 _OF_FUNCTIONS = ("function", "method")

@@ -91,7 +91,8 @@ def _run(
     evidence: Evidence | None,
     tested: Sequence[Path],
 ) -> Report:
-    files = [_read(path) for path in discover(paths)]
+    asked = list(paths)
+    files = [_read(path) for path in discover(asked)]
     identity = "\0".join(
         [os.getcwd(), *(f"{name}={path.resolve()}" for name, path in sorted(sources.items()))]
     )
@@ -107,11 +108,31 @@ def _run(
     counts = sum((record.counts for record in records), more)
     if counts.functional:
         problems.extend(_unkept(records, evidence))
+    bare = _without_contract(asked, files, records)
     if evidence is None:
         counts = dataclasses.replace(counts, evidence_unchecked=counts.functional)
-        return Report(problems=tuple(problems), counts=counts)
+        return Report(problems=tuple(problems), counts=counts, without_contract=bare)
     found, looked_at = _of_evidence(records, evidence)
-    return Report(problems=(*problems, *found), counts=counts + looked_at)
+    return Report(problems=(*problems, *found), counts=counts + looked_at, without_contract=bare)
+
+
+def _without_contract(
+    asked: Sequence[Path], files: Sequence[_Read], records: Sequence[Record]
+) -> tuple[str, ...]:
+    """Paths that were asked for in which there is no contract, among others in which there is one."""
+    if len(asked) < 2:
+        return ()
+    having = {
+        os.path.join(os.path.realpath(file.path.parent), file.path.name)
+        for file, record in zip(files, records, strict=True)
+        if record.counts.contracts or record.counts.bindings
+    }
+    real = {os.path.realpath(path): shown_path(path) for path in asked}
+    return tuple(
+        shown
+        for path, shown in real.items()
+        if path not in having and not any(file.startswith(os.path.join(path, "")) for file in having)
+    )
 
 
 def _read(path: Path) -> _Read:

@@ -29,6 +29,8 @@ _KEYWORDS = re.compile(
     r"^(?:(?:pub(?:\([^)]*\))?|async|unsafe|const|static|fn|def|class|struct|enum|trait|type|mod|macro|method|"
     r"function|func|variant|test|module|impl)\s+)+(?=[A-Za-z_])"
 )
+_RAW = re.compile(r"\br#(?=[A-Za-z_])")
+"""Rust's way to use a keyword as a name: ``r#type`` is called ``type``."""
 _IDENTIFIER = re.compile(r"^(?:\.)?[A-Za-z_][\w*]*(?:(?:::|\.)[A-Za-z_*][\w*]*)*!?$")
 _REMARK = re.compile(
     r"\s+(?:\u2014|\u2013|-{1,2}|#|//|\[|->|→|=>?)(?:\s|$).*|[:;]\s.*|[:;,.]$|\s*->.*", re.DOTALL
@@ -78,7 +80,7 @@ def parse_path(text: str, *, surely: bool = False) -> PathName | None:
 
     ``surely`` says that the place where it stands only ever holds paths, so ``Makefile`` is one.
     """
-    text = text.strip()
+    text = _RAW.sub("", text.strip())
     if "://" in text:
         return None
     match = _PATH.match(text)
@@ -115,7 +117,7 @@ _BRACED = re.compile(r"(?<![\w:.])([\w:.]+::)\{([^{}]*)\}")
 
 def _bare(text: str) -> str:
     """Without back-ticks around it, generics, parentheses and what a dash or colon introduces."""
-    text = text.strip()
+    text = _RAW.sub("", text.strip())
     for match in _BRACED.finditer(text):
         expanded = ", ".join(match[1] + part.strip() for part in match[2].split(","))
         text = text.replace(match.group(), expanded)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from apr_falsify.contracts.baseline import Baseline
+from apr_falsify.contracts.baseline import BaselineMatch
 from apr_falsify.contracts.problem import Problem
-from apr_falsify.contracts.report import Counts
+from apr_falsify.contracts.report import Counts, Report
 from apr_falsify.contracts.rules import ERROR, WARNING
 from apr_falsify.contracts.settings import Ignore, Settings
 from apr_falsify.errors import ExitCode
@@ -30,6 +30,7 @@ class ValidationOutcome:
     counts: Counts
     mended: tuple[str, ...] = ()
     unused_ignores: tuple[Ignore, ...] = ()
+    without_contract: tuple[str, ...] = ()  # paths that were asked for
 
     @property
     def shown(self) -> tuple[JudgedProblem, ...]:
@@ -60,9 +61,9 @@ class ValidationOutcome:
 
 def judge(
     problems: Iterable[Problem],
-    counts: Counts,
+    report: Report,
     settings: Settings,
-    baseline: Baseline | None,
+    baseline: BaselineMatch | None,
     *,
     strict: bool,
     raised: Callable[[Problem], bool] = lambda _: False,
@@ -83,7 +84,8 @@ def judge(
         judged.append(JudgedProblem(problem=problem, severity=severity, let_be=let_be))
     return ValidationOutcome(
         judged=tuple(judged),
-        counts=counts,
-        mended=tuple(baseline.mended(problems)) if baseline else (),
+        counts=report.counts,
+        without_contract=report.without_contract,
+        mended=baseline.mended if baseline else (),
         unused_ignores=tuple(one for one in settings.ignores if one not in used),
     )

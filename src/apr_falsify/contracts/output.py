@@ -16,6 +16,7 @@ from apr_falsify.contracts.rules import ERROR, NOTICE, RULES, WARNING
 
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _SARIF_LEVELS = {ERROR: "error", WARNING: "warning", NOTICE: "note"}
+_TO_REMOVE = "remove it from the baseline: run again with --write-baseline"
 _MOST_ANNOTATIONS = 10  # GitHub shows no more of each level in a step
 
 
@@ -35,13 +36,7 @@ def text(outcome: ValidationOutcome) -> str:
         lines.append(path)
         lines.extend(line for one in group for line in _text_lines(one))
     lines.extend(_let_be(outcome))
-    lines.extend(
-        f"fixed: {shown}\n  remove it from the baseline: run again with --write-baseline"
-        for shown in outcome.mended
-    )
-    lines.extend(
-        f"unused ignore of {ignore.code} ({ignore.path}): remove it" for ignore in outcome.unused_ignores
-    )
+    lines.extend(f"fixed: {shown}\n  {_TO_REMOVE}" for shown in outcome.mended)
     return "\n".join([*lines, *_totals(outcome)]) + "\n"
 
 
@@ -58,6 +53,8 @@ def _let_be(outcome: ValidationOutcome) -> Iterator[str]:
     reasons = Counter((one.problem.code, one.let_be) for one in outcome.judged if one.let_be)
     for (code, reason), count in sorted(reasons.items()):
         yield f"ignored: {count} x {code}: {reason}"
+    for ignore in outcome.unused_ignores:
+        yield f"unused ignore of {ignore.code} ({ignore.path}): remove it"
 
 
 def _totals(outcome: ValidationOutcome) -> Iterator[str]:
@@ -79,8 +76,8 @@ def _totals(outcome: ValidationOutcome) -> Iterator[str]:
     if counts.evidence_unchecked:
         unchecked = _plural(counts.evidence_unchecked, "FUNCTIONAL falsifier")
         yield f"evidence-not-checked: {unchecked} (no evidence directory)"
-    problems = ", ".join(_plural(outcome.number(level), level) for level in (ERROR, WARNING, NOTICE))
-    yield problems
+    yield from (f"no contract in {path}" for path in outcome.without_contract)
+    yield ", ".join(_plural(outcome.number(level), level) for level in (ERROR, WARNING, NOTICE))
     if outcome.inconclusive:
         yield f"nothing conclusive: {outcome.inconclusive}"
 
@@ -110,6 +107,9 @@ def as_json(outcome: ValidationOutcome) -> str:
         "exit_code": int(outcome.exit_code),
         "problems": [_row(one) for one in outcome.judged],
         "mended": list(outcome.mended),
+        "unused_ignores": [{"code": one.code, "path": one.path} for one in outcome.unused_ignores],
+        "without_contract": list(outcome.without_contract),
+        "inconclusive": outcome.inconclusive or None,
         "counts": {
             "files": counts.files,
             "contracts": counts.contracts,
@@ -197,7 +197,11 @@ def github(outcome: ValidationOutcome) -> str:
             rest = Counter(problem.code for problem in mine[len(shown) :])
             summary = ", ".join(f"{count} x {code}" for code, count in rest.most_common())
             lines.append(f"::{level} title=validate-contracts::and {rest.total()} more: {_escape(summary)}")
-    return "".join(f"{line}\n" for line in [*lines, *_totals(outcome)])
+    if outcome.mended:
+        first, count = outcome.mended[0], len(outcome.mended)
+        more = f", and {count - 1} more" if count > 1 else ""
+        lines.append(f"::error title=baseline::{_escape(f'fixed: {first}{more}; {_TO_REMOVE}')}")
+    return "".join(f"{line}\n" for line in [*lines, *_let_be(outcome), *_totals(outcome)])
 
 
 def _annotation(level: str, problem: Problem) -> str:

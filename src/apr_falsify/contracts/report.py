@@ -37,7 +37,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All problems of all files, in the order of the files, and the counts."""
+    """All problems of all files, in the order of the files, and the counts.
+
+    ``without_contract`` are the paths that were asked for in which no file is a contract or a registry.
+    """
 
     problems: tuple[Problem, ...]
     counts: Counts
+    without_contract: tuple[str, ...] = ()

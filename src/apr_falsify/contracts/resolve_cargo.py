@@ -39,6 +39,7 @@ from apr_falsify.symbols.rust_build import Build, asked_of
 from apr_falsify.symbols.rust_cfg import holds
 from apr_falsify.symbols.rust_crate import RustTest
 from apr_falsify.symbols.rust_project import RustProject, rust_project
+from apr_falsify.symbols.tree import SourceTree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +121,12 @@ def prepare(command: CargoTest, scope: SearchScope) -> None:
         one.project.prepare(one.package)
 
 
+def _without_links(tree: SourceTree, folder: str) -> str:
+    """A folder under the name that its packages are listed by; the root of the tree has none."""
+    there = tree.locate(folder) if folder else None
+    return folder if there is None else "" if there == tree.root else tree.relative(there)
+
+
 def _packages(command: CargoTest, scope: SearchScope) -> Iterator[_Chosen]:
     for tree in scope.trees:
         project = rust_project(tree)
@@ -128,12 +135,9 @@ def _packages(command: CargoTest, scope: SearchScope) -> Iterator[_Chosen]:
             found = [one for name in command.packages for one in workspace.named(name)]
         elif command.folder and not tree.locate(command.folder):
             found = []
-        elif command.whole:
-            found = workspace.whole(command.folder)
-        elif command.folder:
-            found = workspace.chosen(command.folder)
         else:
-            found = workspace.chosen("")
+            folder = _without_links(tree, command.folder)
+            found = workspace.whole(folder) if command.whole else workspace.chosen(folder)
         left_out = {one.name for name in command.excluded for one in workspace.named(name)}
         tested = {one.folder: one for one in found if one.name not in left_out}
         names = frozenset(one.name for one in tested.values())

@@ -185,6 +185,19 @@ def project_of(folder: Path) -> Path:
     return _projects(folder)[0]
 
 
+def from_repository(path: Path) -> str:
+    """Return a path as seen from the root of its repository, else of its project; "." for the root."""
+    folder = path if path.is_dir() else path.parent
+    root = _outermost(os.path.realpath(folder))
+    there = os.path.join(os.path.realpath(folder), "" if folder is path else path.name)
+    return os.path.relpath(there, root).replace(os.sep, "/")
+
+
+@functools.cache
+def _outermost(folder: str) -> Path:
+    return _projects(Path(folder))[-1]
+
+
 def _projects(folder: Path) -> list[Path]:
     """The nearest project around ``folder`` and the git repository around that; else a plain guess."""
     folder = folder.resolve()

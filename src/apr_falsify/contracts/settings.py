@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from apr_falsify.contracts.problem import Problem
-from apr_falsify.contracts.rules import RULES, SEVERITIES
+from apr_falsify.contracts.rules import NOTICE, RULES, SEVERITIES
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.reading import items, mapping, read_toml, table, text
+
+KNOWN_KEYS = ("contracts", "evidence-dir", "gpu-lane", "ignores", "lanes", "severities", "sources")
+"""Every key of ``[tool.apr-falsify]``; some of them only pytest reads."""
+_KEYS_OF_AN_IGNORE = ("code", "path", "reason", "subject")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignore:
-    """Lets be the problems of one code, in files matching ``path``, about ``subject`` if given."""
+    """Lets be the problems of one code, in files matching ``path``, about ``subject`` if given.
+
+    ``path`` is seen from ``root``, the folder of the settings, or the working directory, or is a file's name.
+    """
 
     code: str
     reason: str
     path: str = "*"
     subject: str = ""
+    root: Path = Path()
 
     def covers(self, problem: Problem) -> bool:
         """Whether it applies to a problem."""
         return (
             problem.code == self.code
-            and (
-                fnmatch.fnmatch(problem.path, self.path)
-                or fnmatch.fnmatch(Path(problem.path).name, self.path)
-            )
             and self.subject in ("", problem.subject)
+            and (
+                self.path == "*" or any(fnmatch.fnmatch(one, self.path) for one in self._names(problem.path))
+            )
         )
+
+    def _names(self, path: str) -> tuple[str, ...]:
+        return path, os.path.basename(path), os.path.relpath(path, self.root).replace(os.sep, "/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +64,10 @@ class Settings:
     def severity(self, code: str) -> str:
         """Severity of a code in this project."""
         return self.severities.get(code, RULES[code].severity)
+
+    def counts(self, problem: Problem) -> bool:
+        """Whether a problem is more than a notice, and none that is ignored."""
+        return self.severity(problem.code) != NOTICE and not any(one.covers(problem) for one in self.ignores)
 
 
 def read_settings(start: Path) -> Settings:
@@ -102,6 +117,7 @@ def _table(path: Path) -> dict[str, Any] | None:
 
 def _settings(said: dict[str, Any], folder: Path) -> Settings:
     where = folder / "pyproject.toml"
+    _only(said, KNOWN_KEYS, "[tool.apr-falsify]", where)
     try:
         severities = _texts(said, "severities")
         contracts, evidence = said.get("contracts", []), said.get("evidence-dir")
@@ -133,16 +149,24 @@ def _texts(said: Mapping[str, Any], key: str) -> dict[str, str]:
     return {name: text(value, f"{key}.{name}") for name, value in mapping(said.get(key, {}), key).items()}
 
 
+def _only(said: Mapping[str, Any], keys: tuple[str, ...], what: str, where: Path) -> None:
+    """Refuse a key that nobody reads: an ignore without the path that was meant lets everything be."""
+    for key in said:
+        if key not in keys:
+            message = f"{what} has no key {key!r}"
+            raise UsageError(message, where=where, expected=", ".join(keys), remedy=nearest(key, keys))
+
+
 def _known(code: str, where: Path) -> None:
     if code not in RULES:
         raise UsageError(f"no rule has the code {code!r}", where=where, remedy=nearest(code, RULES))
 
 
 def _ignore(entry: Mapping[str, Any], where: Path) -> Ignore:
+    _only(entry, _KEYS_OF_AN_IGNORE, "an ignore", where)
     code, reason = str(entry.get("code", "")), str(entry.get("reason", "")).strip()
     _known(code, where)
     if not reason:
         raise UsageError(f"the ignore of {code!r} gives no reason", where=where, expected='reason = "..."')
-    return Ignore(
-        code=code, reason=reason, path=str(entry.get("path", "*")), subject=str(entry.get("subject", ""))
-    )
+    path, subject = str(entry.get("path", "*")), str(entry.get("subject", ""))
+    return Ignore(code=code, reason=reason, path=path, subject=subject, root=where.parent)

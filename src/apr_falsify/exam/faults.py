@@ -206,7 +206,7 @@ PLAIN: tuple[Fault, ...] = (
            r"applied to what the experts make", formula=f.otherwise(weighted_input=False),
            needs=("weighted input",)),
     # layers without attention, and gated attention
-    *(fault(*words, formula=formula) for *words, formula in r.ROWS),
+    *(fault(*words, formula=formula, needs=needs) for *words, formula, needs in r.ROWS),
     # attention and its projection
     fault("values-modulo", "attention", "query head h mixes v of kv head h % K", r"kv head h % K",
            formula=f.mapped("qkv_bias", lambda h, k: h % k), needs=("groups",)),

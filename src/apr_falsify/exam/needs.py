@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apr_falsify.model.mixers import GatedDelta, StateSpace
 from apr_falsify.model.wiring import node_of, stages_of
 
 NEEDS: Mapping[str, Any] = {
@@ -26,6 +27,9 @@ NEEDS: Mapping[str, Any] = {
     "rms norm": lambda g: node_of("final_norm", g, None).operator == "rms_norm",
     "sinks": lambda g: g.sinks,
     "clamp": lambda g: g.expert_limit is not None,
+    "delta rule": lambda g: isinstance(g.mixer, GatedDelta),
+    "state space": lambda g: isinstance(g.mixer, StateSpace),
+    "groups of heads": lambda g: 1 < g.mixer.groups < g.mixer.heads,
     "silu": lambda g: g.activation == "silu",
 }
 """What a fault can ask of a model, by its geometry."""

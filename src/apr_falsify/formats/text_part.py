@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-_BEFORE = {"model.language_model.": "", "language_model.model.": "language_model.", "": ""}
+_BEFORE = {
+    "model.language_model.": "",
+    "language_model.model.": "language_model.",
+    "backbone.": "",  # Nemotron-H calls its decoder so
+    "": "",
+}
 """What stands before the names of a text model's tensors, in checkpoints of a larger model or of the base
 model alone -> what then stands before that of its output head."""
 

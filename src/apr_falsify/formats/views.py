@@ -118,6 +118,23 @@ class SomeRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unsqueezed:
+    """A tensor with axes of 1 that its file leaves out."""
+
+    to: tuple[int, ...]
+
+    def shape(self, base: Tensor) -> tuple[int, ...]:
+        """Return the shape with these axes."""
+        return self.to
+
+    def rows(self, base: Tensor, start: int, stop: int) -> FloatArray:
+        """Return rows ``start`` to ``stop`` of what is seen."""
+        if self.to[0] == 1:
+            return base.rows(0, base.shape[0]).reshape(self.to)[start:stop]
+        return base.rows(start, stop).reshape(-1, *self.to[1:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListedRows:
     """Some rows of a tensor, in an order of their own."""
 

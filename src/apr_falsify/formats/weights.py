@@ -20,6 +20,7 @@ from apr_falsify.formats.apr import MAGIC as APR_MAGIC
 from apr_falsify.formats.apr import AprFile, AprTensorInfo
 from apr_falsify.formats.apr_geometry import apr_names, geometry_of_apr
 from apr_falsify.formats.gguf import GgufFile, GgufTensorInfo
+from apr_falsify.formats.latents import with_whole_latents
 from apr_falsify.formats.quantised.grid import GridTensor
 from apr_falsify.formats.quantised.table import dequantised
 from apr_falsify.formats.safetensors import read_safetensors, safetensors_files
@@ -43,6 +44,7 @@ from apr_falsify.formats.views import (
     Rounded,
     RowsByHead,
     SomeRows,
+    Unsqueezed,
     ViewedTensor,
 )
 from apr_falsify.model.families import family_of, place_of, shape_of_role
@@ -120,6 +122,8 @@ class Weights:
 
     def _as_used(self, tensor: Tensor, role: str) -> Tensor:
         row = family_of(self.geometry)
+        if not self.of_checkpoint:
+            tensor = _with_axes_of_one(tensor, self._shape(role))
         if self.of_checkpoint and role in row.transposed and not isinstance(tensor, GridTensor):
             tensor = transposed(tensor)
         kept = role in row.kept_in_f32 or (self.matrices_alone and len(tensor.shape) == 1)
@@ -187,6 +191,13 @@ class Weights:
 
     def _shape(self, role: str) -> tuple[int, ...]:
         return shape_of_role(role, self.geometry)
+
+
+def _with_axes_of_one(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor with the axes of 1 that llama.cpp's conversion drops; as it is where others differ."""
+    if tensor.shape == shape or tensor.shape != tuple(size for size in shape if size != 1):
+        return tensor
+    return ViewedTensor(base=tensor, view=Unsqueezed(to=shape))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,8 +335,8 @@ def _apr_tensor(file: AprFile, info: AprTensorInfo) -> Tensor:
 
 def _open_gguf(path: Path) -> Model:
     file = GgufFile(path)
-    tensors: dict[str, Tensor] = {info.name: _gguf_tensor(file, info) for info in file.tensors.values()}
-    shapes = {name: info.shape for name, info in file.tensors.items()}
+    tensors = with_whole_latents({info.name: _gguf_tensor(file, info) for info in file.tensors.values()})
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     divisors = {name: values for name in ROPE_TENSORS if (values := _vector(tensors, name))}
     geometry = geometry_of_gguf(file.architecture_metadata(), shapes, divisors, path)
     row = family_of(geometry)

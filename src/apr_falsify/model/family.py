@@ -25,7 +25,8 @@ class Family:
         part_of: values of ``model_type`` of larger models, of which this is the text part.
         gguf_architectures: values of ``general.architecture`` in GGUF.
         weights: role -> tensor name in a HuggingFace checkpoint.
-        gguf_key: a key without which a GGUF file of its architecture is of another family.
+        gguf_key: a key without which a GGUF file of its architecture is of another family; ``key=2`` where it
+            must be 2.
         gguf_weights: role -> tensor name in GGUF.
         gguf_settings: what GGUF metadata says beyond the usual sizes, as keywords of ``Geometry``.
         in_apr: whether an .apr file states all that its forward pass takes.

@@ -11,6 +11,8 @@ _CONV, _SCAN, _HEADS = ("tokens", "conv"), ("tokens", "scan"), ("tokens", "scan_
 
 OF_MIXERS: tuple[Row, ...] = (
     ("scan_qkv", _CONV, True, "q|k|v of linear attention, before their convolution"),
+    ("scan_xbc", _CONV, True, "x|B|C of a state space, before their convolution"),
+    ("dt_logits", _HEADS, True, "the step of each head of a state space, as projected"),
     (
         "conv_proj",
         ("tokens", "conv_parts"),
@@ -24,9 +26,10 @@ OF_MIXERS: tuple[Row, ...] = (
     ("beta_logits", _HEADS, True, "how far each head learns a token, before the sigmoid"),
     ("beta", _HEADS, False, "how far each head learns a token, from 0 to 1"),
     ("decay_logits", _HEADS, True, "the decay of each head's state, as projected"),
+    ("dt", _HEADS, False, "the step of each head, past softplus and within its bounds"),
     ("decay", _HEADS, False, "the logarithm of what each head's state keeps, at most 0"),
-    ("scan_out", _SCAN, False, "what each token's query reads from the states"),
-    ("scan_norm", _SCAN, False, "the same normed by head and gated, before the output projection"),
+    ("scan_out", _SCAN, False, "what each token reads from the states, with D x in a state space"),
+    ("scan_norm", _SCAN, False, "the same normed and gated, before the output projection"),
 )
 """What stands in the place of attention in recurrent layers and in convolutions."""
 

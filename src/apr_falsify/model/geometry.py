@@ -113,6 +113,9 @@ def _geometry_of_config(family: Family, config: Config) -> Geometry:
 def _usual_names(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``config`` with the family's defaults, its own keys under their usual names too."""
     values = {**family.config_defaults, **config}
+    kinds = config.get("layers_block_type", config.get("hybrid_override_pattern"))
+    if isinstance(kinds, (list, str)):
+        values.setdefault("num_hidden_layers", len(kinds))
     values.update({usual: values[own] for usual, own in family.config_keys.items() if own in values})
     return values
 
@@ -170,11 +173,9 @@ def geometry_of_gguf(
 
 def _geometry_of_gguf(family: Family, gguf: Gguf) -> Geometry:
     heads, head_dim = gguf.whole("attention.head_count"), gguf.head_dim
-    if gguf.get("attention.value_length", head_dim) != head_dim:
-        raise GeometryError(
-            f"attention.value_length is {gguf['attention.value_length']}",
-            expected=f"{head_dim}, as the keys' width",
-        )
+    values, stated = gguf.get("attention.value_length", head_dim), family.gguf_settings(gguf)
+    if values != head_dim and "v_head_dim" not in stated:
+        raise GeometryError(f"attention.value_length is {values}", expected=f"{head_dim}, as the keys' width")
     names = family.gguf_weights
     sizes: dict[str, Any] = {
         "family": family.name,
@@ -190,7 +191,7 @@ def _geometry_of_gguf(family: Family, gguf: Gguf) -> Geometry:
     }
     for word, role in _BIASED.items():
         sizes[word] = names[role].format(n=0) in gguf.tensors if role in names else False
-    sizes.update(family.gguf_settings(gguf))
+    sizes.update(stated)
     if "norm_eps" not in sizes:
         sizes["norm_eps"] = gguf["attention.layer_norm_rms_epsilon"]
     if "rope" not in sizes:

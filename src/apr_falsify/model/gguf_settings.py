@@ -7,14 +7,15 @@ constants of some architectures in its code: a pattern of windows, say, which a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from apr_falsify.errors import GeometryError
 from apr_falsify.model.limits import MAX_LAYERS
 from apr_falsify.model.rope import Rope, rope_of_gguf
-from apr_falsify.model.settings import Windows
+from apr_falsify.model.settings import Windows, yarn_in_scale
 from apr_falsify.reading import flag, items, number, whole
 
 _HARMLESS = frozenset(
@@ -85,9 +86,13 @@ class Gguf:
 
     @property
     def head_dim(self) -> int:
-        """The width of a head; where it is not stated, the heads share the width of the stream evenly."""
+        """The width of a head; where it is not stated, the heads share the width of the stream evenly.
+
+        With latent attention the plain key is that of what is cached.
+        """
         heads = self.whole("attention.head_count")
-        return self.whole("attention.key_length", self.whole("embedding_length") // max(heads, 1))
+        plain = self.whole("attention.key_length", self.whole("embedding_length") // max(heads, 1))
+        return self.whole("attention.key_length_mla", plain)
 
     def rope(self, *, partial: bool) -> Rope:
         """Return the rotary embedding, which may turn a part of each head only where ``partial``."""
@@ -172,17 +177,74 @@ def experts(gguf: Gguf, *, normed: bool, width: str = "expert_feed_forward_lengt
 _SIGMOID = 2
 """The value of ``expert_gating_func`` for a sigmoid."""
 
+_SCORING: Mapping[str, int] = {"softmax": 1, "sigmoid": _SIGMOID}
+
+
+def scored_experts(gguf: Gguf, scoring: str) -> Mapping[str, Any]:
+    """Read a mixture in every layer whose router makes scores in one way: where a file says it, in that one.
+
+    Raises:
+        GeometryError: it says another.
+
+    """
+    if (function := gguf.whole("expert_gating_func", _SCORING[scoring])) != _SCORING[scoring]:
+        raise GeometryError(f"expert_gating_func is {function}", expected=f"{_SCORING[scoring]}, a {scoring}")
+    return {**experts(gguf, normed=True), "router_scoring": scoring}
+
+
+def latent_attention(gguf: Gguf) -> Mapping[str, Any]:
+    """Read latent attention, as ``settings.latent_attention`` reads it of a config.json.
+
+    The plain keys are those of what is cached: one head, of the latent and the rotated channels. Files
+    of before that say the heads' own there.
+    """
+    heads, head_dim = gguf.whole("attention.head_count"), gguf.head_dim
+    rope, latent = gguf.rope(partial=True), gguf.whole("attention.kv_lora_rank")
+    weight = gguf.number("rope.scaling.yarn_log_multiplier", 0.0) / 0.1
+    if rope.kind == "yarn" and weight:
+        scales = {"mscale": weight, "mscale_all_dim": weight}
+        rope = replace(rope, parameters={**rope.parameters, **scales})
+    values = gguf.whole("attention.value_length", head_dim)
+    return {
+        "kv_heads": heads,
+        "v_head_dim": gguf.whole("attention.value_length_mla", values),
+        "q_latent": gguf.whole("attention.q_lora_rank", 0),
+        "kv_latent": latent,
+        "rope": rope,
+        "attn_scales": (yarn_in_scale(rope) / math.sqrt(head_dim),) * gguf.layers,
+    }
+
+
+def sections(gguf: Gguf) -> Mapping[str, Any]:
+    """Read what M-RoPE and images need beside a text model; in text its three positions are equal."""
+    gguf.get("rope.dimension_sections")
+    gguf.get("n_deepstack_layers")
+    return {}
+
 
 def corrected_experts(gguf: Gguf) -> Mapping[str, Any]:
-    """Read the mixture of DeepSeek-V3, as ``settings.corrected_experts`` reads it of a config.json.
+    """Read the mixture of DeepSeek-V3, as ``settings.corrected_experts`` reads it of a config.json."""
+    if (function := gguf.whole("expert_gating_func", _SIGMOID)) != _SIGMOID:
+        raise GeometryError(f"expert_gating_func is {function}", expected=f"{_SIGMOID}, a sigmoid")
+    found = routed_and_shared(gguf)
+    dense, groups = gguf.whole("leading_dense_block_count", 0), gguf.whole("expert_group_count", 1) or 1
+    return {
+        **found,
+        "router_scoring": "sigmoid",
+        "router_corrected": f"blk.{dense}.exp_probs_b.bias" in gguf.tensors,
+        "expert_groups": groups,
+        "expert_groups_chosen": gguf.whole("expert_group_used_count", 1) or 1,
+        "group_best": 1 if groups == 1 else 2,
+    }
+
+
+def routed_and_shared(gguf: Gguf) -> Mapping[str, Any]:
+    """Read how many experts DeepSeek's mixtures have, how wide they are, and which layers are mixtures.
 
     Layers that predict further tokens come last, and the forward pass of the next one does without them.
     """
-    if (function := gguf.whole("expert_gating_func", _SIGMOID)) != _SIGMOID:
-        raise GeometryError(f"expert_gating_func is {function}", expected=f"{_SIGMOID}, a sigmoid")
     layers = gguf.layers - gguf.whole("nextn_predict_layers", 0)
-    dense, groups = gguf.whole("leading_dense_block_count", 0), gguf.whole("expert_group_count", 1) or 1
-    width = gguf.whole("expert_feed_forward_length")
+    dense, width = gguf.whole("leading_dense_block_count", 0), gguf.whole("expert_feed_forward_length")
     return {
         "layers": layers,
         "experts": gguf["expert_count"],
@@ -190,11 +252,6 @@ def corrected_experts(gguf: Gguf) -> Mapping[str, Any]:
         "moe_intermediate": width,
         "shared_intermediate": gguf.whole("expert_shared_count", 0) * width,
         "norm_topk_prob": gguf.flag("expert_weights_norm"),
-        "router_scoring": "sigmoid",
-        "router_corrected": f"blk.{dense}.exp_probs_b.bias" in gguf.tensors,
-        "expert_groups": groups,
-        "expert_groups_chosen": gguf.whole("expert_group_used_count", 1) or 1,
-        "group_best": 1 if groups == 1 else 2,
         "routed_scale": gguf.number("expert_weights_scale", 1.0) or 1.0,
         "mixtures": tuple(n >= dense for n in range(layers)),
     }

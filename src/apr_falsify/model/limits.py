@@ -106,7 +106,7 @@ def check_optional(geometry: Any) -> None:
     ]
     if any(value <= 0 for value in factors):
         raise GeometryError("a scale or a soft-cap is not above 0")
-    for name in ("attn_scales", "mixtures", "rotated", "chunks", "attends"):
+    for name in ("attn_scales", "mixtures", "rotated", "chunks", "attends", "feeds"):
         if len(getattr(geometry, name)) not in (0, geometry.layers):
             raise GeometryError(f"{len(getattr(geometry, name))} {name} for {geometry.layers} layers")
     if not all(geometry.attends):
@@ -174,7 +174,7 @@ def check_constants(geometry: Any) -> None:
         "tied",
     ):
         flag(getattr(geometry, name), name)
-    for name in ("rotated", "attends"):
+    for name in ("rotated", "attends", "feeds"):
         for each in getattr(geometry, name):
             flag(each, f"one of {name}")
     if len(geometry.windows) != geometry.layers:

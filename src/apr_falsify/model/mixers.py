@@ -1,4 +1,4 @@
-"""Layers that mix tokens otherwise than by attention: a gated delta rule, or a short convolution."""
+"""Layers that mix tokens without attention: a gated delta rule, a state space, or a short convolution."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from apr_falsify.errors import GeometryError
-from apr_falsify.reading import flag, mapping, whole
+from apr_falsify.model.limits import ACTIVATIONS
+from apr_falsify.reading import flag, mapping, number, text, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,75 @@ class ShortConv:
         flag(self.bias, "a convolution's bias")
 
 
-Mixer = GatedDelta | ShortConv
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSpace:
+    """The sizes of a selective state space (Mamba-2, Dao & Gu 2024) behind a short convolution of x, B and C.
+
+    Attributes:
+        kernel: how many tokens the convolution sees, itself included.
+        heads: heads of x, each with a state [head_dim, state].
+        head_dim: the width of a head of x.
+        groups: heads of B and C; each serves heads / groups of x, neighbours. The gated norm goes over the
+            channels of a group.
+        state: the width of a head of B and C.
+        activation: what follows the convolution.
+        conv_bias: whether the convolution has a bias.
+        bias: whether the projections before and after have one.
+        least_step: what a step dt is raised to.
+        largest_step: what it is lowered to, ``None`` for no bound.
+
+    """
+
+    kernel: int
+    heads: int
+    head_dim: int
+    groups: int
+    state: int
+    activation: str = "silu"
+    conv_bias: bool = True
+    bias: bool = False
+    least_step: float = 0.0
+    largest_step: float | None = None
+
+    @property
+    def channels(self) -> int:
+        """The channels of x."""
+        return self.heads * self.head_dim
+
+    def dims(self, hidden: int) -> dict[str, int]:
+        """Return the size of each axis word of its stages and weights."""
+        return {
+            "conv": self.channels + 2 * self.groups * self.state,
+            "conv_kernel": self.kernel,
+            "scan": self.channels,
+            "scan_heads": self.heads,
+            "scan_dim": self.head_dim,
+            "one": 1,
+        }
+
+    def check(self) -> None:
+        """Check the sizes, and the bounds of a step.
+
+        Raises:
+            GeometryError: a size is none, heads cannot share the groups evenly, or no step is within bounds.
+
+        """
+        for name in ("kernel", "heads", "head_dim", "groups", "state"):
+            _check_size(name, getattr(self, name))
+        if self.heads % self.groups:
+            raise GeometryError(f"{self.heads} heads cannot share {self.groups} groups of B and C evenly")
+        flag(self.conv_bias, "a convolution's bias")
+        flag(self.bias, "the bias of a state space's projections")
+        if text(self.activation, "a convolution's activation") not in ACTIVATIONS:
+            raise GeometryError(
+                f"the activation {self.activation!r} has no formula here", expected=", ".join(ACTIVATIONS)
+            )
+        least = number(self.least_step, "the least step")
+        if least < 0 or (self.largest_step is not None and number(self.largest_step, "the largest") < least):
+            raise GeometryError(f"no step dt lies from {least} to {self.largest_step}")
+
+
+Mixer = GatedDelta | ShortConv | StateSpace
 
 _MOST = 1 << 20
 
@@ -108,4 +177,6 @@ def mixer_of_json(data: object) -> Mixer | None:
     if data is None:
         return None
     values: Mapping[str, Any] = mapping(data, "mixer")
-    return GatedDelta(**values) if "key_heads" in values else ShortConv(**values)
+    if "key_heads" in values:
+        return GatedDelta(**values)
+    return StateSpace(**values) if "state" in values else ShortConv(**values)

@@ -1,4 +1,4 @@
-"""Blocks in the place of attention: a gated delta rule, a gated short convolution; and gated attention.
+"""Blocks in the place of attention: a gated delta rule, a state space, a short convolution; gated attention.
 
 As in ``blocks.py`` each gives nodes in forward order, up to the residual stream after it.
 """
@@ -10,7 +10,7 @@ from itertools import chain, dropwhile
 
 from apr_falsify.model.blocks import norm_node
 from apr_falsify.model.graph import ModulePlace, Node, Nodes, Pick, Tap
-from apr_falsify.model.mixers import ShortConv
+from apr_falsify.model.mixers import ShortConv, StateSpace
 from apr_falsify.model.rewired import followed
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import LAYER_INPUT
@@ -71,6 +71,49 @@ def delta_block(geometry: Geometry) -> Nodes:
             tap=Tap(module="scan_o", pick=Pick.INPUT),
         ),
         _linear("attn_out", "scan_o", "scan_norm"),
+    )
+
+
+def state_space_block(geometry: Geometry) -> Nodes:
+    """Return a selective state space, as Mamba-2 has it: the gate z is applied before the norm."""
+    sizes = geometry.mixer
+    assert isinstance(sizes, StateSpace)
+    return (
+        _norm("scan_z"),
+        _linear("scan_gate", "scan_z", bias=sizes.bias),
+        _linear("scan_xbc", "scan_xbc", bias=sizes.bias),
+        _linear("dt_logits", "scan_dt", bias=sizes.bias),
+        Node(
+            stage="conv_out",
+            operator="short_conv",
+            inputs={"conv_in": "scan_xbc"},
+            roles=("conv", *(("conv_bias",) if sizes.conv_bias else ())),
+            constants={"activation": sizes.activation},
+            tap=_WITHIN,
+        ),
+        Node(
+            stage="dt",
+            operator="step",
+            inputs={"dt_logits": "dt_logits"},
+            roles=("dt_shift",),
+            tap=_WITHIN,
+        ),
+        Node(stage="decay", operator="step_decay", inputs={"dt": "dt"}, roles=("decay_log",), tap=_WITHIN),
+        Node(
+            stage="scan_out",
+            operator="state_space",
+            inputs={"conv_out": "conv_out", "dt": "dt", "decay": "decay"},
+            roles=("scan_skip",),
+            tap=_WITHIN,
+        ),
+        Node(
+            stage="scan_norm",
+            operator="gate_then_norm",
+            inputs={"scan_out": "scan_out", "scan_gate": "scan_gate"},
+            roles=("scan_norm",),
+            tap=Tap(module="scan_o", pick=Pick.INPUT),
+        ),
+        _linear("attn_out", "scan_o", "scan_norm", sizes.bias),
     )
 
 

@@ -63,6 +63,12 @@ ROLES: Mapping[str, WeightRole] = {
     "attn_gate_bias": WeightRole(("q",), "attn_gate", ("q_bias",)),
     "scan_qkv": WeightRole(("conv", "hidden"), "scan_qkv"),
     "scan_z": WeightRole(("scan", "hidden"), "scan_gate"),
+    "scan_z_bias": WeightRole(("scan",), "scan_gate"),
+    "scan_xbc": WeightRole(("conv", "hidden"), "scan_xbc"),
+    "scan_xbc_bias": WeightRole(("conv",), "scan_xbc"),
+    "scan_dt": WeightRole(("scan_heads", "hidden"), "dt_logits"),
+    "scan_dt_bias": WeightRole(("scan_heads",), "dt_logits"),
+    "dt_shift": WeightRole(("scan_heads",), "dt", ("decay_log", "scan_skip")),
     "scan_b": WeightRole(("scan_heads", "hidden"), "beta_logits", ("scan_a",)),
     "scan_a": WeightRole(("scan_heads", "hidden"), "decay_logits", ("scan_b",)),
     "conv_proj": WeightRole(("conv_parts", "hidden"), "conv_proj"),
@@ -71,8 +77,10 @@ ROLES: Mapping[str, WeightRole] = {
     "conv_bias": WeightRole(("conv",), "conv_out"),
     "decay_log": WeightRole(("scan_heads",), "decay", ("decay_shift",)),
     "decay_shift": WeightRole(("scan_heads",), "decay", ("decay_log",)),
+    "scan_skip": WeightRole(("scan_heads",), "scan_out", ("dt_shift",)),
     "scan_norm": WeightRole(("scan_dim",), "scan_norm"),
     "scan_o": WeightRole(("hidden", "scan"), "attn_out"),
+    "scan_o_bias": WeightRole(("hidden",), "attn_out"),
     "conv_o": WeightRole(("hidden", "conv"), "attn_out"),
     "conv_o_bias": WeightRole(("hidden",), "attn_out"),
     "o": WeightRole(("hidden", "mixed"), "attn_out"),
@@ -168,6 +176,16 @@ GGUF_NAMES: Mapping[str, str] = {
             "shared_up": "ffn_up_shexp",
             "shared_down": "ffn_down_shexp",
             "shared_router": "ffn_gate_inp_shexp",
+            "q_a": "attn_q_a",
+            "q_a_norm": "attn_q_a_norm",
+            "q_b": "attn_q_b",
+            "kv_a": "attn_kv_a_mqa",
+            "k_rope": "attn_kv_a_mqa",
+            "kv_a_norm": "attn_kv_a_norm",
+            "kv_b": "attn_kv_b",
+            "conv": "shortconv.conv",
+            "conv_proj": "shortconv.in_proj",
+            "conv_o": "shortconv.out_proj",
         }.items()
         for suffix, kind in (("", "weight"), ("_bias", "bias"))
     },
@@ -258,6 +276,8 @@ HF_LATENT_DECODER: Mapping[str, str] = {
     **without(HF_DECODER, "k", "v", "q_bias", "k_bias", "v_bias", *MLP_BIASES),
     **HF_LATENT,
 }
+GGUF_LATENT_BIASES = ("q_a_bias", "kv_a_bias", "k_rope_bias", "o_bias")
+"""What llama.cpp has no tensor for."""
 LATENT_FUSED = (("kv_a", "k_rope"), ("kv_a_bias", "k_rope_bias"))
 """What lies one below the other in its tensors."""
 

@@ -329,3 +329,40 @@ def layers_of(config: Config, kind: str, other: str, every: int) -> tuple[bool, 
         every = _interval(config, "full_attention_interval", every)
         return tuple((n + 1) % every == 0 for n in range(config.layers))
     return tuple(is_kind(each, kind, other) for each in items(kinds, "layer_types")[: config.layers])
+
+
+_KINDS: Mapping[str, str] = {"mamba": "linear_attention", "attention": "full_attention"}
+"""What configs called layer kinds before transformers 5 -> what they call them now."""
+
+
+def layer_kinds(config: Config, known: tuple[str, ...], usual: str) -> tuple[str, ...]:
+    """Return each layer's kind by ``layer_types`` or ``layers_block_type``; without them all are ``usual``.
+
+    Raises:
+        GeometryError: a kind that is not ``known``, or another number of them than of layers.
+
+    """
+    stated = config.get("layer_types") or config.get("layers_block_type") or [usual] * config.layers
+    kinds = tuple(
+        _KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in items(stated, "layer_types")
+    )
+    for kind in kinds:
+        if kind not in known:
+            raise GeometryError(f"the layer kind {kind!r} has no formula here", expected=" or ".join(known))
+    if len(kinds) < config.layers:
+        raise GeometryError(f"{len(kinds)} layer kinds for {config.layers} layers")
+    return kinds[: config.layers]
+
+
+def step_limits(config: Config, key: str) -> tuple[float, float | None]:
+    """Read the least and the largest step of a state space, ``None`` for a largest that is infinite.
+
+    Infinity is no JSON: transformers writes it as ``{"__float__": "Infinity"}``.
+    """
+    if config.get(key) is None:
+        return 0.0, None
+    limits = items(config[key], key)
+    if len(limits) != 2:
+        raise GeometryError(f"{key} has {len(limits)} values", expected="the least step and the largest")
+    infinite = limits[1] in ("Infinity", math.inf, {"__float__": "Infinity"})
+    return number(limits[0], key), None if infinite else number(limits[1], key)

@@ -44,6 +44,8 @@ class Geometry:
         temperature_floor: that f, in tokens.
         mixer: what mixes tokens in the layers without attention, ``None`` where there are none.
         attends: per layer, whether it has attention; empty where all have.
+        feeds: per layer, whether a feed-forward block is all that it has; empty where each layer has one
+            beside what mixes tokens.
         qkv_bias: whether q, k, v have a bias.
         qk_normed: whether q and k pass a norm, where a config switches that.
         output_bias: whether the output projection has one; and, in latent attention, what makes the latents.
@@ -105,6 +107,7 @@ class Geometry:
     attends: tuple[bool, ...] = ()
     temperature_scale: float = 0.0
     temperature_floor: float = 1.0
+    feeds: tuple[bool, ...] = ()
     qkv_bias: bool = False
     qk_normed: bool = False
     output_bias: bool = False
@@ -210,6 +213,10 @@ class Geometry:
         """Whether ``layer`` has attention."""
         return not self.attends or self.attends[layer]
 
+    def feeds_at(self, layer: int) -> bool:
+        """Whether ``layer`` has a feed-forward block alone."""
+        return bool(self.feeds) and self.feeds[layer]
+
     def chunk_at(self, layer: int | None) -> int | None:
         """Return how many tokens form a chunk in ``layer``, ``None`` where it has no chunks."""
         return self.chunks[layer] if self.chunks and layer is not None else None
@@ -256,7 +263,7 @@ class Geometry:
             if values.get("local_rope") is not None:
                 values["local_rope"] = _rope_of_json(values["local_rope"])
             values["mixer"] = mixer_of_json(values.get("mixer"))
-            for name in ("windows", "attn_scales", "mixtures", "rotated", "chunks", "attends"):
+            for name in ("windows", "attn_scales", "mixtures", "rotated", "chunks", "attends", "feeds"):
                 values[name] = tuple(items(values.get(name, []), name))
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:

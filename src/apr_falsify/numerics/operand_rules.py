@@ -245,6 +245,18 @@ RULES: Mapping[Operation, tuple[Rule, ...]] = {
 }
 """Operation -> the rules that are tried, the plain one first."""
 
+
+def beside(expected: Rule) -> tuple[Rule, ...]:
+    """Return the rules of attention as one in which one part is as in ``expected``, and the other is not."""
+    if not expected.parts:
+        return ()
+    scores, mix = expected.of(Operation.SCORES), expected.of(Operation.MIX)
+    return (
+        *(together(scores, other) for other in RULES[Operation.MIX] if other is not mix),
+        *(together(other, mix) for other in RULES[Operation.SCORES] if other is not scores),
+    )
+
+
 _LLAMA_CPP_PROJECTIONS: Mapping[str, str] = {
     "f16": "f16",
     "bf16": "bf16",

@@ -98,7 +98,12 @@ _TEXTS: Mapping[str, str] = {
 
 def activation_text(x: str, geometry: Geometry) -> str:
     """Return the model's activation of ``x`` as an expression."""
-    return _TEXTS[geometry.activation].format(x=x)
+    return text_of_activation(geometry.activation, x)
+
+
+def text_of_activation(name: str, x: str) -> str:
+    """Return the activation ``name`` of ``x`` as an expression."""
+    return _TEXTS[name].format(x=x)
 
 
 def activation_imports(geometry: Geometry) -> Lines:

@@ -1,10 +1,14 @@
-"""The gated norm of linear attention: each head over its root mean square, times a weight and silu(gate)."""
+"""Gated norms: of linear attention, each head normed, then times silu(gate); of a state space, the other way.
+
+There the product with silu(gate) is normed, over the channels of each group of heads (Dao & Gu 2024).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from apr_falsify.model.graph import Node
+from apr_falsify.model.mixers import StateSpace
 from apr_falsify.model.shape import Geometry
 from apr_falsify.operators.choices import f64
 from apr_falsify.operators.feedforward import activated, multiplied, silu
@@ -46,4 +50,46 @@ def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
     )
 
 
+def normed_groups(x: Array, weight: Array, eps: float, groups: int) -> Array:
+    """Return ``x`` [S, C] normed over each of ``groups`` equal parts of its channels, times a weight [C]."""
+    parts = x.reshape(len(x), groups, -1)
+    scale = 1 / np.sqrt(np.mean(np.square(parts), axis=-1, keepdims=True) + x.dtype.type(eps))
+    return np.asarray((parts * scale).reshape(x.shape) * weight.astype(x.dtype, copy=False))
+
+
+def groups_of(geometry: Geometry) -> int:
+    """Return into how many groups the channels of a state space are normed."""
+    assert isinstance(geometry.mixer, StateSpace)
+    return geometry.mixer.groups
+
+
+def _gate_first(node: Node, inputs: Inputs, site: Site) -> Array:
+    opened = inputs["scan_out"] * silu(inputs["scan_gate"])
+    return normed_groups(opened, site.vector("scan_norm"), site.geometry.norm_eps, groups_of(site.geometry))
+
+
+def _gate_first_variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F64:
+    x, gate, weight = ins["scan_out"], ins["scan_gate"], f64(site.vector("scan_norm"))
+    active = f64(silu(gate.value))
+    gated = Known(value=active, sigma=np.sqrt(activated(gate, active, "silu", UNIT)))
+    opened = f64(x.value) * active
+    carried = multiplied(x, gated, opened, store)
+    parts = opened.reshape(len(opened), groups_of(site.geometry), -1)
+    energy = np.mean(squared(parts), axis=-1, keepdims=True) + site.geometry.norm_eps
+    slope = squared(weight) * (carried.reshape(parts.shape) / energy).reshape(y.shape)
+    return np.asarray(norm_variance(y, parts.shape[-1], store) + slope + lost(store, weight))
+
+
+def _gate_first_text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
+    return (
+        "x = scan_out * scan_gate / (1 + np.exp(-scan_gate))",
+        f"x = x.reshape(tokens, {groups_of(geometry)}, -1)",
+        "x = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + norm_eps)",
+        f"{node.stage} = x.reshape(tokens, -1) * scan_norm_weight",
+    )
+
+
+GATE_THEN_NORM = Operator(
+    name="gate_then_norm", values=_gate_first, variance=_gate_first_variance, text=_gate_first_text
+)
 GATED_NORM = Operator(name="gated_norm", values=_values, variance=_variance, text=_text)

@@ -13,7 +13,7 @@ from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.operators.attention import sum_variance
 from apr_falsify.operators.choices import f64
-from apr_falsify.operators.feedforward import FUNCTIONS, activated, activation_text
+from apr_falsify.operators.feedforward import FUNCTIONS, activated, text_of_activation
 from apr_falsify.operators.operator import Array, Inputs, Lines, Operator, argument, only
 from apr_falsify.operators.roundoff import F64, UNIT, Ins, Known, NoisySite, squared, stored
 from apr_falsify.operators.site import Site
@@ -72,7 +72,7 @@ def _variance(node: Node, ins: Ins, y: F64, site: NoisySite, store: float) -> F6
 
 def _text(node: Node, geometry: Geometry, layer: int | None) -> Lines:
     x, bias = argument(node), " + conv_bias" if "conv_bias" in node.roles else ""
-    made = activation_text("made", geometry) if node["activation"] else "made"
+    made = text_of_activation(node["activation"], "made") if node["activation"] else "made"
     return (
         "kernel = conv_weight.reshape(len(conv_weight), -1)",
         "width = kernel.shape[1]",

@@ -24,7 +24,7 @@ from apr_falsify.operators.decay import BETA, DECAY
 from apr_falsify.operators.embed import EMBED
 from apr_falsify.operators.feedforward import ACTIVATION, ADD, GATE
 from apr_falsify.operators.gated_delta import GATED_DELTA
-from apr_falsify.operators.gated_norm import GATED_NORM
+from apr_falsify.operators.gated_norm import GATE_THEN_NORM, GATED_NORM
 from apr_falsify.operators.head import HEAD, LOGITS
 from apr_falsify.operators.l2_norm import L2_NORM
 from apr_falsify.operators.latent import LATENT_HEADS, SHARED_ROTARY
@@ -39,6 +39,7 @@ from apr_falsify.operators.sigmoid_gate import CONV_GATE, SIGMOID_GATE
 from apr_falsify.operators.sinks import SINK_SOFTMAX
 from apr_falsify.operators.site import Site
 from apr_falsify.operators.softcap import SOFTCAP
+from apr_falsify.operators.state_space import STATE_SPACE, STEP, STEP_DECAY
 from apr_falsify.operators.temperature import TEMPERATURE
 
 OPERATORS: Mapping[str, Operator] = {
@@ -65,6 +66,10 @@ OPERATORS: Mapping[str, Operator] = {
         DECAY,
         GATED_DELTA,
         GATED_NORM,
+        STEP,
+        STEP_DECAY,
+        STATE_SPACE,
+        GATE_THEN_NORM,
         ADD,
         ACTIVATION,
         GATE,

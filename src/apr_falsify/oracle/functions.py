@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import Any
 
 from apr_falsify.model.families import graph_of
@@ -33,6 +34,28 @@ def _of_scan(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
     yield "scan_out", output[0][0].flatten(1)
 
 
+def _of_state_space(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
+    whole = output[0] if isinstance(output, tuple) else output  # beside it the states, for a cache
+    yield "scan_out", (whole[0] if whole.ndim == 4 else whole).flatten(1)
+
+
+def _of_chunk_step(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
+    yield "dt", output[0]
+
+
+def _of_chunk(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
+    if args[0].ndim == 3:  # of x, the decays, B and C the one that has no channels
+        yield "decay", args[0][0]
+
+
+def _of_token_step(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
+    yield "dt", output[..., 0]
+
+
+def _of_token(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
+    yield "decay", args[0][..., 0, 0]
+
+
 def _of_activation(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
     yield "ffn_silu", output[0]
 
@@ -41,8 +64,18 @@ _SHOW: Mapping[str, Callable[[Any, Mapping[str, Any], Any], _Shown]] = {
     **dict.fromkeys(("causal_conv1d_fn", "causal_conv1d_update"), _of_convolution),
     "F.silu": _of_activation,
     **dict.fromkeys(("torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"), _of_scan),
+    **dict.fromkeys(("mamba2_chunk_scan", "mamba2_selective_state_update"), _of_state_space),
 }
 """Name of a function in transformers -> the stages that it shows; convolutions with tokens before a pass."""
+
+_INNER: Mapping[str, Mapping[str, Callable[[Any, Mapping[str, Any], Any], _Shown]]] = {
+    "mamba2_chunk_scan": {"torch.clamp": _of_chunk_step, "reshape_into_chunks": _of_chunk},
+    "mamba2_selective_state_update": {"F.softplus": _of_token_step, "torch.exp": _of_token},
+}
+"""Name of a function in transformers -> what it calls that shows stages, where no kernel stands for it."""
+
+_KERNELS = "mamba_ssm"
+"""The package whose kernels transformers takes for these where it is installed: they show nothing."""
 
 
 def show_functions(
@@ -69,34 +102,58 @@ def show_functions(
 
 
 def _replace_forward(undo: ExitStack, module: Any, layer: int, shown: Collection[str], emit: Emit) -> None:
-    plain = type(module).forward
-    while hasattr(plain, "__wrapped__"):
-        plain = plain.__wrapped__
+    plain = _unwrapped(type(module).forward)
 
-    def seen(name: str) -> Callable[..., Any]:
-        owner, _, own = name.rpartition(".")
-        function = getattr(plain.__globals__[owner], own) if owner else plain.__globals__[name]
-
+    def seen(function: Callable[..., Any], show: Callable[..., _Shown]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
             output = function(*args, **kwargs)
-            for stage, values in _SHOW[name](args, kwargs, output):
+            for stage, values in show(args, kwargs, output):
                 if stage in shown:
                     emit(Key(layer, stage), values)
             return output
 
         return called
 
-    known: dict[str, Any] = {name: seen(name) for name in _SHOW if name in plain.__globals__}
-    if "ffn_silu" in shown:
-        functional = plain.__globals__["F"]
-        known["F"] = types.SimpleNamespace(**{**vars(functional), "silu": seen("F.silu")})
+    shows = {name: show for name, show in _SHOW.items() if name != "F.silu" or "ffn_silu" in shown}
+    within = {}
+    if not {"dt", "decay"}.isdisjoint(shown) and find_spec(_KERNELS) is None:
+        for name in _INNER.keys() & plain.__globals__.keys():
+            within[name] = _twin(_unwrapped(plain.__globals__[name]), _INNER[name], seen)
+    module.forward = types.MethodType(_twin(plain, shows, seen, within), module)
+    undo.callback(delattr, module, "forward")
+
+
+def _unwrapped(function: Any) -> Any:
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
+def _twin(
+    plain: Any,
+    shows: Mapping[str, Callable[..., _Shown]],
+    seen: Callable[..., Callable[..., Any]],
+    within: Mapping[str, Callable[..., Any]] | None = None,
+) -> Callable[..., Any]:
+    """Return the very code of ``plain`` in which some names are functions that are seen.
+
+    Args:
+        plain: a function.
+        shows: name of what it calls, alone or in a module -> what that shows.
+        seen: makes the function that hands on what it is given and returns.
+        within: functions to see in place of those that ``plain`` knows by these names.
+
+    """
+    known: dict[str, Any] = {}
+    for name, show in shows.items():
+        owner, _, own = name.rpartition(".")
+        if not owner and name in plain.__globals__:
+            known[name] = seen((within or {}).get(name, plain.__globals__[name]), show)
+        elif owner in plain.__globals__:
+            module = plain.__globals__[owner]
+            known[owner] = types.SimpleNamespace(**{**vars(module), own: seen(getattr(module, own), show)})
     twin = types.FunctionType(
-        plain.__code__,
-        {**plain.__globals__, **known},
-        plain.__name__,
-        plain.__defaults__,
-        plain.__closure__,
+        plain.__code__, {**plain.__globals__, **known}, plain.__name__, plain.__defaults__, plain.__closure__
     )
     twin.__kwdefaults__ = plain.__kwdefaults__
-    module.forward = types.MethodType(twin, module)
-    undo.callback(delattr, module, "forward")
+    return twin

@@ -16,9 +16,11 @@ from apr_falsify.formats.tensors import PlainTensor, Tensor
 from apr_falsify.formats.text_part import usual_name
 from apr_falsify.formats.weights import Model, open_model
 from apr_falsify.model.families import family_of, roles_at
-from apr_falsify.model.shape import Geometry
+from apr_falsify.model.shape import EXPERT_ROLES, Geometry
 from apr_falsify.oracle.config import hf_config
+from apr_falsify.oracle.experts import put_readers, read_one_by_one, stand_ins
 from apr_falsify.oracle.libraries import torch, transformers
+from apr_falsify.oracle.taps import decoder_of, layer_of, mixture_of
 
 _BLOCK_VALUES = 1 << 20
 """How many weights are decoded at once."""
@@ -46,7 +48,15 @@ def load_module(
 
     """
     config = hf_config(model, layers)
-    state = _state(model, weight_sites(model.geometry, layers, head), dtype)
+    sites, one_by_one = weight_sites(model.geometry, layers, head), read_one_by_one(model)
+    if one_by_one:
+        of_experts = [site for site in sites if site[0].partition(".")[0] in EXPERT_ROLES]
+        for role, layer in of_experts:  # named now if it is missing, and not only where a token needs it
+            model.weights.tensor(role, layer)
+        sites = [site for site in sites if site[0].partition(".")[0] not in EXPERT_ROLES]
+    state = _state(model, sites, dtype)
+    if one_by_one:
+        state.update(stand_ins(model, layers, dtype))
     if family_of(model.geometry).experts_as_used:
         state = {name: _as_used(name, tensor, model.geometry) for name, tensor in state.items()}
     if layers < model.geometry.layers:
@@ -57,7 +67,19 @@ def load_module(
     with _no_progress_bar():
         module = _made(config, state, head, dtype, attention)
     _divide_rope(module, model.geometry)
+    if one_by_one:
+        _read_experts(module, model, layers, device)
     return module.to(device).eval()
+
+
+def _read_experts(module: torch.nn.Module, model: Model, layers: int, device: torch.device) -> None:
+    geometry = model.geometry
+    paths = {
+        layer: f"{layer_of(geometry, layer)}.{mixture_of(geometry)}.experts"
+        for layer in filter(geometry.is_mixture, range(layers))
+    }
+    decoder = module.get_submodule(decoder_of(geometry)) if hasattr(module, "lm_head") else module
+    put_readers(decoder, paths, model, device, _decoded)
 
 
 def _as_used(name: str, tensor: torch.Tensor, geometry: Geometry) -> torch.Tensor:

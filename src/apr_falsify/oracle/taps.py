@@ -124,7 +124,7 @@ def _path(geometry: Geometry, tap: Tap) -> str:
     if tap.module == ModulePlace.LAYER:
         return ""
     if tap.module == ModulePlace.MIXTURE:
-        return module_of(geometry, "router").rpartition(".")[0]
+        return mixture_of(geometry)
     if tap.module.startswith("."):
         return tap.module[1:]
     return module_of(geometry, tap.module)
@@ -193,6 +193,11 @@ def mixer_of(geometry: Geometry) -> str:
     return module_of(geometry, role).rpartition(".")[0]
 
 
+def mixture_of(geometry: Geometry) -> str:
+    """Return the path, within a layer, of the module of a mixture of experts."""
+    return module_of(geometry, "router").rpartition(".")[0]
+
+
 def feed_forward_of(geometry: Geometry) -> str:
     """Return the path, within a layer, of the module of a feed-forward block."""
     return module_of(geometry, "down").rpartition(".")[0]
@@ -206,7 +211,9 @@ def listed_columns(geometry: Geometry, role: str) -> list[int] | None:
 
 def _columns(geometry: Geometry, tap: Tap) -> slice | list[int] | None:
     """Return which columns of a module's output are those of a tap's role, ``None`` for all of them."""
-    if tap.pick is Pick.OUTPUT and (listed := listed_columns(geometry, tap.module)) is not None:
+    if tap.pick is not Pick.OUTPUT:
+        return None
+    if (listed := listed_columns(geometry, tap.module)) is not None:
         return listed
     role = tap.module
     for group in family_of(geometry).fused:

@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 
 from apr_falsify.commands.lanes import EMBEDDED, UNNAMED, Lane, lane_of, read_lanes, rooted
+from apr_falsify.contracts.settings import KNOWN_KEYS
 from apr_falsify.errors import UsageError, nearest
 from apr_falsify.evidence.facts import CHANGED_LANE
 from apr_falsify.portable import id_of
 from apr_falsify.pytest_plugin.project import OPTIONS, TABLE
 from apr_falsify.reading import read_toml, table
-
-KNOWN_KEYS = ("contracts", "evidence-dir", "gpu-lane", "ignores", "lanes", "severities", "sources")
-"""Every key of ``[tool.apr-falsify]``; some of them only ``validate-contracts`` reads."""
 
 
 def add_options(parser: pytest.Parser) -> None:

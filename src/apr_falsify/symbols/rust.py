@@ -40,7 +40,7 @@ _LISTS = {
 }
 _MACRO_ITEM = re.compile(
     r"(?P<attributes>(?:#\s*\[[^\]]*\]\s*)*)(?:pub(?:\([^)]*\))?\s+)?(?:async\s+|unsafe\s+|const\s+(?=fn))*"
-    r"\b(?P<kind>fn|struct|enum|trait|const|static(?:\s+ref)?|type|mod|union)\s+(?P<name>[A-Za-z_]\w*)"
+    r"\b(?P<kind>fn|struct|enum|trait|const|static(?:\s+ref)?|type|mod|union)\s+(?:r#)?(?P<name>[A-Za-z_]\w*)"
 )
 _MACRO_KINDS = {"fn": "function", "const": "constant", "mod": "module"}
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
@@ -132,7 +132,7 @@ class _Reader:
     def definition(
         self, node: Node, parents: tuple[str, ...], attributes: list[str], inherited: tuple[str, ...]
     ) -> None:
-        name = _text(node.child_by_field_name("name"))
+        name = _text(node.child_by_field_name("name")).removeprefix("r#")  # as rustdoc calls it
         marks = (*inherited, *_marks(attributes))
         kind = _KINDS[node.type]
         line = node.start_point[0] + 1

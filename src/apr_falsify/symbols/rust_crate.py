@@ -188,6 +188,9 @@ def _maker(
     where = f"{here.file}:{call.line}"
     cfgs = (*here.cfgs, *call.cfgs)
     if call.name not in rules:
+        if call.pastes:
+            why = f"the macro {call.name}! at {where} puts the names of tests together"
+            return Maker(module=module, why=why, cfgs=cfgs)
         if call.name in _NO_TESTS or not _is_of_tests(target, cfgs):
             return None  # what stands in it was read with the file
         if call.name in _OF_FUNCTIONS and call.words is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from apr_falsify.symbols.rust_cases import has_more_cases
 from apr_falsify.symbols.rust_cfg import Attributes, read_attributes
+from apr_falsify.symbols.rust_documented import documented
 from apr_falsify.symbols.rust_text import blanked, braces_of, closing
 from apr_falsify.symbols.states import quickly_pickled
 
@@ -25,7 +26,6 @@ _MODULE_FOLLOWS = re.compile(r"\s*([{;])")
 _BODY = re.compile(r"[{;]")
 _INNER = re.compile(r"\s*#!\s*\[")
 _WORD = re.compile(r"[^\W\d]\w*")
-_QUOTED = re.compile(r'"([^"]*)"')
 _MOST_WORDS = 4000
 # nothing, a truth, or a text that is equal to itself
 _HOLLOW = re.compile(
@@ -96,6 +96,7 @@ class MacroCall:
         line: where it stands.
         words: identifiers it is given; ``None`` where they are too many to keep.
         cfgs: predicates that must hold for it to be there.
+        pastes: it holds a test whose name is put together within it.
 
     """
 
@@ -104,6 +105,7 @@ class MacroCall:
     line: int
     words: frozenset[str] | None
     cfgs: tuple[str, ...] = ()
+    pastes: bool = False
 
 
 @quickly_pickled
@@ -162,32 +164,8 @@ class _Place:
     unsure: bool = False
 
 
-_DOCUMENTATION = re.compile(r"(?:^[ \t]*//[/!][^\n]*\n)+", re.MULTILINE)
-_DOCUMENTED = re.compile(
-    r"\b(?:fn|struct|enum|trait|mod|type|const|static|union|macro_rules\s*!)\s+(?:r#)?(\w+)"
-)
-_DOCUMENTED_OTHERWISE = re.compile(
-    r"\bdoc\s*=\s*(?:include_str|concat|\$)|^[ \t]*/\*[*!](?:(?!\*/).)*```|\bdoc\s*=\s*\"[^\"]*```",
-    re.MULTILINE | re.DOTALL,
-)
-_PART = re.compile(r"\s*(?:#\s*\[[^\]]*\]\s*)*(?:pub(?:\([^)]*\))?\s+)?(\w+)")
-_FENCE = re.compile(r"^[ \t]*//[/!][ \t]*```+[ \t]*([^\n]*)$", re.MULTILINE)
-_INDENTED = re.compile(r"^[ \t]*//[/!](?: {5,}|\t)\S", re.MULTILINE)
-_OF_CODE = re.compile(
-    r"rust|should_panic|no_run|compile_fail|test_harness|standalone\w*|edition\w*|E\d+|ignore-.*"
-)
-ANY_NAME = "*"
-"""Among the documented names: documentation stands there that only the compiler puts together."""
-
-
-def _holds_code(documentation: str) -> bool:
-    """Whether it holds code that is run: in a fence of no other language, or indented."""
-    fences = _FENCE.findall(documentation)[::2]
-    words = ([word for word in re.split(r"[\s,{}]+", fence) if word] for fence in fences)
-    return any(all(map(_OF_CODE.fullmatch, one)) for one in words) or bool(_INDENTED.search(documentation))
-
-
 _RULES_TEST = re.compile(r"#\s*\[[^\]]*(?:\btest|test\b|rstest|case)")
+_PASTED_TEST = re.compile(r"#\s*\[[^\]]*(?:\btest|test\b)[^\]]*\]\s*(?:async\s+)?fn\s+(?:\[\s*<|\w*~)")
 _RULES_FUNCTION = re.compile(r"\b(?:fn|mod)\s+(\w+)")
 _RULES_MODULE = re.compile(r"\bmod\s+[\w$]+\s*\{")
 _CALL = re.compile(r"(\w+)\s*!\s*[({\[]")
@@ -213,20 +191,8 @@ class _Scanner:
             modules=tuple(self.modules),
             calls=tuple(self.calls),
             rules=tuple(self.rules),
-            documented=self.documented(),
+            documented=documented(self.text, self.code),
         )
-
-    def documented(self) -> frozenset[str]:
-        """Items with code in the documentation before them; an empty name for the file's own."""
-        found = {ANY_NAME} if _DOCUMENTED_OTHERWISE.search(self.text) else set()
-        for block in _DOCUMENTATION.finditer(self.text) if "//" in self.text else ():
-            if not _holds_code(block.group()):
-                continue
-            item = _DOCUMENTED.search(self.code, block.end())
-            found.add("" if block.group().lstrip().startswith("//!") or item is None else item[1])
-            part = _PART.match(self.code, block.end())  # of an enum or a struct
-            found.update([part[1]] if part else [])
-        return frozenset(found)
 
     def line(self, at: int) -> int:
         """Items are met in order, so lines are counted on from the last one requested."""
@@ -360,15 +326,14 @@ class _Scanner:
         said = read_attributes(attributes)
         name, cfgs = before[1], (*place.cfgs, *said.cfgs)
         if name == "include":
-            quoted = _QUOTED.findall(self.text[opened:close])
-            plain = re.fullmatch(r'\s*"[^"]*"\s*,?\s*', self.text[opened + 1 : close])
+            plain = re.fullmatch(r'\s*"([^"]*)"\s*,?\s*', self.text[opened + 1 : close])
             self.modules.append(
                 ModuleItem(
                     parts=place.parts,
                     name="",
                     line=self.line(match.start()),
                     cfgs=cfgs,
-                    paths=(("true", quoted[0] if plain and quoted else ""),),
+                    paths=(("true", plain[1] if plain else ""),),
                     unsure=place.unsure,
                 )
             )
@@ -381,6 +346,7 @@ class _Scanner:
                 line=self.line(match.start()),
                 words=frozenset(words) if len(words) <= _MOST_WORDS else None,
                 cfgs=cfgs,
+                pastes=bool(_PASTED_TEST.search(self.code, opened, close)),
             )
         )
         self.items(opened + 1, close, _Place(place.parts, place.folders, cfgs, True))

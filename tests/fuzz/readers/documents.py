@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 
 from apr_falsify.commands.lanes import read_lanes
-from apr_falsify.contracts.baseline import read_baseline
+from apr_falsify.contracts.baseline import Extent, read_baseline
 from apr_falsify.contracts.claim import Pin
 from apr_falsify.contracts.promote import Move, PromotionPlan, plan_edit
 from apr_falsify.contracts.roots import Roots, SearchScope
@@ -124,8 +124,14 @@ def baseline(folder: Path) -> Maker:
     sound = trees.tree(
         {
             "schema": "apr-falsify/baseline/v1",
+            "paths": ["contracts"],
             "problems": [
-                {"fingerprint": "0" * 16, "shown": "x.yaml: says-not-yet"},
+                {
+                    "fingerprint": "0" * 16,
+                    "shown": "x.yaml: says-not-yet",
+                    "code": "says-not-yet",
+                    "key": "a[0]",
+                },
                 {"fingerprint": "1", "shown": "y"},
             ],
         }
@@ -136,6 +142,10 @@ def baseline(folder: Path) -> Maker:
         large = trees.maybe_large(json.dumps(sound.value).encode(), chance)
         data, words = large or trees.json_bytes(sound, chance)
         size = shown.show({"baseline.json": data})
-        return Input(read=lambda: read_baseline(folder / "baseline.json").mended(()), size=size, said=words)
+
+        def read() -> object:
+            return read_baseline(folder / "baseline.json").match((), Extent(paths=(".",)))
+
+        return Input(read=read, size=size, said=words)
 
     return make

@@ -47,7 +47,7 @@ def worst(trace: Trace, model: Model) -> dict[Key, float]:
     return {key: entry.fit.excess for key, entry in found.items() if entry.fit is not None}
 
 
-@pytest.mark.parametrize("recipe", ["qwen3_next", "lfm2", "llama4_text"])
+@pytest.mark.parametrize("recipe", ["qwen3_next", "lfm2", "llama4_text", "granitemoehybrid", "nemotron_h"])
 def test_a_run_with_a_cache_is_within_its_floor(recipe: str, models: dict[str, Model]) -> None:
     model, request = models[recipe], in_passes(models[recipe])
     oracle = capture(model, request, MemorySink(), dtype="f32")
@@ -58,8 +58,11 @@ def test_a_run_with_a_cache_is_within_its_floor(recipe: str, models: dict[str, M
         assert {key: excess for key, excess in found.items() if excess >= 1} == {}
 
 
-def test_passes_of_the_embedded_runtime_come_to_the_run_at_once(models: dict[str, Model]) -> None:
-    model, request = models["qwen3_next"], in_passes(models["qwen3_next"])
+@pytest.mark.parametrize("recipe", ["qwen3_next", "granitemoehybrid"])
+def test_passes_of_the_embedded_runtime_come_to_the_run_at_once(
+    recipe: str, models: dict[str, Model]
+) -> None:
+    model, request = models[recipe], in_passes(models[recipe])
     at_once = embedded.capture(model, replace(request, in_passes=None), MemorySink(), dtype="f64")
     passed = embedded.capture(model, request, MemorySink(), dtype="f64")
     for stage in ("conv_out", "scan_out"):
@@ -86,6 +89,22 @@ def test_a_state_that_is_lost_between_passes_is_named(models: dict[str, Model]) 
     assert source.cause is not None
     assert source.cause[0] == "state"
     assert "not carried from pass to pass" in source.cause[1]
+
+
+def test_transformers_computes_a_single_token_without_the_bounds_of_its_step(
+    models: dict[str, Model],
+) -> None:
+    model = models["granitemoehybrid-dense-biased-tied-rotated-bounded"]
+    request = in_passes(model)
+    oracle = capture(model, request, MemorySink())
+    own = embedded.capture(model, request, MemorySink())
+
+    suspect = {key.stage for key, excess in worst(oracle, model).items() if excess >= 1}
+    assert suspect == {"dt"}
+    assert max(worst(own, model).values()) < 1
+    theirs, ours = (trace.stages[Key(0, "dt")].data for trace in (oracle, own))
+    assert theirs[:11].min() >= np.float32(0.4) > theirs[11:].min()
+    assert ours.min() >= np.float32(0.4)
 
 
 def test_what_a_checkpoint_holds_beside_its_text_model_is_said(models: dict[str, Model]) -> None:

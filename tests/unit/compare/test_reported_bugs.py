@@ -28,6 +28,7 @@ from apr_falsify.subjects.kernel import RuntimeSite
 from apr_falsify.traces.capture import MemorySink
 from apr_falsify.traces.trace import Trace
 from tests.checkpoints import make_checkpoint
+from tests.unit.compare.reported_state_spaces import STATE_SPACES
 from tests.unit.oracle.requests import request_for
 
 Change = Callable[[Geometry], dict[str, Any]]
@@ -285,6 +286,7 @@ FORMULAS: Mapping[str, tuple[str, int, Formula, str, str, str]] = {
         "gate",
         "the gate of attention's output left out",
     ),
+    **STATE_SPACES,
 }
 """Bug -> recipe, layer, how the port computes a stage, that stage, the cause, some of its words."""
 

@@ -21,21 +21,25 @@ pytestmark = pytest.mark.bare
 TOLERANCE = 1e-6
 """transformers does norms, rotary angles and softmax in f32 whatever the model's number format."""
 
-WIDER = dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_moe"), 1e-5)
+_SCANS = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "granitemoehybrid", "nemotron_h")
+WIDER = dict.fromkeys(_SCANS, 1e-5)
 """Families of which it does the states of linear attention in f32 besides, which each layer adds to."""
 
 _ALL = ("router_logits", "moe_router", "router_weights")
-UPCAST_ROUTING = {
+_IN_F32 = ("decay",)
+UPCAST = {
     "mixtral": ("moe_router", "router_weights"),
     "granitemoe": ("router_logits",),
     "glm4_moe": _ALL,
     **dict.fromkeys(("dots1", "solar_open", "exaone_moe"), _ALL),
     "granitemoeshared": ("router_logits",),
+    "granitemoehybrid": ("router_logits", *_IN_F32),
+    "nemotron_h": ("lm_head", *_IN_F32),
     "minimax_m2": ("moe_router", "router_weights"),
     "ernie4_5_moe": ("router_logits",),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), _ALL),
 }
-"""What a family's router computes in f32 and leaves so."""
+"""What a family's router, or its scan, computes in f32 and leaves so."""
 
 
 def both(model: Model, tokens: int) -> tuple[Trace, Trace]:
@@ -73,7 +77,7 @@ def test_every_stage_agrees_with_the_embedded_runtime(
     dims = model.geometry.dims(tokens)
     for (_, stage), array in oracle.stages.items():
         upcast = (name, stage) == ("gpt2-by-layer-upcast", "attn_scores")  # as the config asks for
-        upcast |= stage == "moe_router_indices" or stage in UPCAST_ROUTING.get(model.geometry.family, ())
+        upcast |= stage == "moe_router_indices" or stage in UPCAST.get(model.geometry.family, ())
         assert array.data.dtype == (np.float32 if upcast else np.float64)
         assert array.data.shape == canonical_shape(stage, dims)
     allowed = WIDER.get(model.geometry.family, TOLERANCE)

@@ -14,7 +14,8 @@ from apr_falsify.model.stages import APR_STAGES, STAGES, Key, Layout
 from apr_falsify.numerics.quantise import hadamard
 from apr_falsify.subjects.interface import Target
 from apr_falsify.subjects.llama_cpp import open_llama_cpp
-from apr_falsify.subjects.llama_cpp.graph import nodes_of, stages_of_capture
+from apr_falsify.subjects.llama_cpp.graph import stages_of_capture
+from apr_falsify.subjects.llama_cpp.nodes import nodes_of
 from apr_falsify.subjects.llama_cpp.settings import PARAMETERS, parameters
 from apr_falsify.traces.capture import MemorySink, Request
 from tests.unit.helpers import model_directory, small_geometry

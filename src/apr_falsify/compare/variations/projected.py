@@ -25,6 +25,8 @@ WEIGHTED: Mapping[str, tuple[str, ...]] = {
     "k_post_rope": ("k_norm",),
     "scan_qkv": ("scan_qkv",),
     "scan_gate": ("scan_z",),
+    "scan_xbc": ("scan_xbc",),
+    "dt_logits": ("scan_dt",),
     "beta_logits": ("scan_b",),
     "decay_logits": ("scan_a",),
     "conv_proj": ("conv_proj",),

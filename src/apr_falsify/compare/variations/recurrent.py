@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from apr_falsify.compare.variations.case import F64, Case, Guess
+from apr_falsify.model.mixers import GatedDelta
 from apr_falsify.operators.choices import f64
 from apr_falsify.operators.feedforward import FUNCTIONS, silu
 from apr_falsify.operators.gated_delta import DeltaForm, scanned, sizes_of
@@ -47,13 +48,23 @@ def other_convolution(case: Case) -> Iterator[Guess]:
         yield guess("no activation after the convolution", plain, active=False)
     if bias is not None:
         yield guess("the convolution's bias left out", f64(convolved(x, kernel)))
-    for says, begins in _beginnings(case):
+    for says, begins in beginnings(case):
         parts = np.split(x, sorted(begins))
         made = [f64(convolved(part, kernel, bias)) for part in parts if len(part)]
         yield guess(f"a convolution {says}", np.concatenate(made), "state")
 
 
-def _beginnings(case: Case) -> Iterator[tuple[str, frozenset[int]]]:
+def is_delta_rule(case: Case) -> bool:
+    """Whether the model's layers without attention have a gated delta rule."""
+    return isinstance(case.geometry.mixer, GatedDelta)
+
+
+def is_gated(case: Case) -> bool:
+    """Whether a stage is multiplied with a gate in its last step."""
+    return case.span[-1].operator != "gate_then_norm"
+
+
+def beginnings(case: Case) -> Iterator[tuple[str, frozenset[int]]]:
     """Yield where a state may begin anew: with each pass, and at the first token that is wrong."""
     passes = case.replayer.trace.passes
     if len(passes.sizes) > 1:
@@ -121,13 +132,13 @@ def other_rule(case: Case) -> Iterator[Guess]:
         for says, form in _FORMS.items():
             yield guess(says, f64(scanned(x, beta, decay, sizes, form)))
         yield guess("beta left out", f64(scanned(x, np.ones_like(beta), decay, sizes)))
-        yield guess("states kept by g, not by exp(g),", f64(scanned(x, beta, _log_of(decay), sizes)))
-        for says, begins in _beginnings(case):
+        yield guess("states kept by g, not by exp(g),", f64(scanned(x, beta, log_of(decay), sizes)))
+        for says, begins in beginnings(case):
             made = f64(scanned(x, beta, decay, sizes, DeltaForm(begins=begins)))
             yield guess(f"a scan {says}", made, "state")
 
 
-def _log_of(decay: F64) -> F64:
+def log_of(decay: F64) -> F64:
     """Return what exp makes ``-g`` of: the decay of a port that multiplies with the size of g."""
     return np.asarray(np.log(np.maximum(-decay, np.finfo(np.float64).tiny)))
 

@@ -28,6 +28,7 @@ from apr_falsify.compare.variations import (
     routing,
     sinks,
     solved_rotary,
+    state_space,
     stored,
     table_rows,
     turning,
@@ -88,7 +89,11 @@ TABLE: tuple[Variation, ...] = (
     _of_experts("shared-expert", experts.other_shared, where=experts.has_shared),
     _of_experts("expert-form", experts.other_form, where=experts.has_own_form),
     _of_router("routed-scale", routing.WEIGHED, experts.measured_scale, where=experts.has_scale),
-    Variation(name="decay", stages=("decay",), guesses=recurrent.other_decay),
+    Variation(name="decay", stages=("decay",), where=recurrent.is_delta_rule, guesses=recurrent.other_decay),
+    Variation(
+        name="decay", stages=("decay",), where=state_space.is_state_space, guesses=state_space.other_decay
+    ),
+    Variation(name="step", stages=("dt",), guesses=state_space.other_step),
     Variation(name="factor", guesses=common.named_factor),
     Variation(name="rope-applied", stages=turning.ROTATED, guesses=rotary.applied),
     Variation(name="rope-base", stages=turning.ROTATED, guesses=rotary.other_base),
@@ -138,8 +143,19 @@ TABLE: tuple[Variation, ...] = (
     Variation(name="residual-source", stages=_RESIDUALS, guesses=residual.other_stream),
     Variation(name="convolution", stages=("conv_out",), guesses=recurrent.other_convolution),
     Variation(name="beta", stages=("beta",), guesses=recurrent.other_beta),
-    Variation(name="delta-rule", stages=("scan_out",), guesses=recurrent.other_rule),
-    Variation(name="gate", stages=recurrent.GATED, guesses=recurrent.other_gate),
+    Variation(
+        name="delta-rule", stages=("scan_out",), where=recurrent.is_delta_rule, guesses=recurrent.other_rule
+    ),
+    Variation(
+        name="scan", stages=("scan_out",), where=state_space.is_state_space, guesses=state_space.other_scan
+    ),
+    Variation(name="gate", stages=recurrent.GATED, where=recurrent.is_gated, guesses=recurrent.other_gate),
+    Variation(
+        name="gate-and-norm",
+        stages=("scan_norm",),
+        where=state_space.is_state_space,
+        guesses=state_space.other_norm,
+    ),
     Variation(name="epsilon", where=norms.is_norm, guesses=norms.usual_epsilon),
     Variation(name="norm-form", where=norms.is_norm, guesses=norms.wrong_form),
     Variation(name="norm-input", where=norms.is_norm, guesses=norms.wrong_input),

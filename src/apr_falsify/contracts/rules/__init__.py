@@ -33,8 +33,7 @@ def _rules(*rows: tuple[str, str, str]) -> dict[str, ContractRule]:
     }
 
 
-RULES = _rules(
-    # reading
+READING = _rules(
     ("unreadable-file", ERROR, "a contract that cannot be read promises nothing"),
     ("file-too-large", ERROR, "a contract is written and read by people; 2 MiB is no contract"),
     ("not-utf8", ERROR, "YAML is UTF-8; other bytes are read differently by every tool"),
@@ -48,6 +47,8 @@ RULES = _rules(
     ("byte-order-mark", NOTICE, "some readers are one character off behind it"),
     ("empty-document", NOTICE, "a file of comments only is no contract"),
     ("not-a-mapping", NOTICE, "a list or scalar at the top is no contract"),
+)
+_OF_ONE_CONTRACT = _rules(
     # shape
     ("schema-violation", ERROR, "a value of the wrong shape is skipped by readers, so it checks nothing"),
     ("metadata-missing", ERROR, "falsifiers without id and version cannot be cited"),
@@ -100,7 +101,8 @@ RULES = _rules(
     ("under-claimed", NOTICE, "a status that says 'to come' of what is there hides it"),
     ("binding-without-function", NOTICE, "a binding that names no function claims what nobody can look up"),
     ("unresolved-name", WARNING, "a name of another tree is neither right nor wrong until the tree is given"),
-    # across contracts
+)
+ACROSS_CONTRACTS = _rules(  # among few of the contracts these may find less, or more
     ("duplicate-falsifier-id", ERROR, "an id names one falsifier"),
     ("duplicate-contract-id", ERROR, "an id names one contract"),
     ("id-not-registered", WARNING, "a falsifier that is cited and registered nowhere was checked by nobody"),
@@ -114,19 +116,29 @@ RULES = _rules(
     ("sibling-status", ERROR, "a sibling is at least at the status it is cited at"),
     ("reference-missing", WARNING, "a contract that is referred to exists"),
     ("unresolved-sibling", WARNING, "a contract of another tree is not judged"),
-    # history
+)
+OF_HISTORY = _rules(  # these compare with a commit
     ("version-not-bumped", ERROR, "content that changed under one version is two contracts of one name"),
     ("status-raised-without-bundle", ERROR, "a rung is earned by evidence"),
     ("evidence-changed-without-minor", ERROR, "other evidence is another claim: at least a MINOR version"),
     ("evidence-changed-without-changelog", ERROR, "other evidence is named in the changelog"),
     ("falsifier-removed", ERROR, "a falsifier that goes takes its claim along, unseen"),
-    # evidence
+)
+_OF_EVIDENCE = _rules(
     # an error where the project keeps its evidence, and with --strict everywhere
     ("functional-without-bundle", WARNING, "FUNCTIONAL rests on a bundle that verifies"),
     ("evidence-does-not-verify", ERROR, "a bundle that does not verify carries no status"),
     ("evidence-stale", WARNING, "what the bundle bound has changed since"),
     ("bundle-not-named", NOTICE, "evidence that no contract names carries no status"),
 )
+
+RULES = READING | _OF_ONE_CONTRACT | ACROSS_CONTRACTS | OF_HISTORY | _OF_EVIDENCE
+
+NOT_READ = READING.keys() - {"duplicate-key", "byte-order-mark"}
+"""Where one of these is reported, little else of the file can be."""
+
+HIDING = frozenset(("unresolved-name", "unresolved-sibling", "crate-not-readable", "test-not-checkable"))
+"""Where one of these is reported of a name, nothing else can be found out about it."""
 
 
 Check = Callable[["Contract"], Iterator["Problem"]]

@@ -25,6 +25,7 @@ from apr_falsify.model.families.gpt2 import GPT2
 from apr_falsify.model.families.gpt_neox import GPT_NEOX
 from apr_falsify.model.families.gpt_oss import GPT_OSS
 from apr_falsify.model.families.granite import GRANITE
+from apr_falsify.model.families.granite_hybrid import GRANITE_HYBRID
 from apr_falsify.model.families.granitemoe import GRANITE_MOE, GRANITE_MOE_SHARED
 from apr_falsify.model.families.helium import ERNIE4_5, HELIUM
 from apr_falsify.model.families.internlm import INTERNLM3, IQUESTCODER
@@ -35,6 +36,7 @@ from apr_falsify.model.families.minimax import MINIMAX_M2
 from apr_falsify.model.families.ministral import MINISTRAL
 from apr_falsify.model.families.mixtral import MIXTRAL, OLMOE
 from apr_falsify.model.families.nemotron import JAIS2, NEMOTRON
+from apr_falsify.model.families.nemotron_h import NEMOTRON_H
 from apr_falsify.model.families.of_users import FamilyFile, families_of_users, file_of, files_but, keep
 from apr_falsify.model.families.olmo import OLMO2, OLMO3
 from apr_falsify.model.families.phi import PHI3
@@ -111,6 +113,8 @@ FAMILIES: tuple[Family, ...] = (
     QWEN3_5_MOE,
     LFM2,
     LFM2_MOE,
+    GRANITE_HYBRID,
+    NEMOTRON_H,
     QWEN2_5_VL,
     QWEN3_VL,
     QWEN3_VL_MOE,
@@ -212,12 +216,18 @@ def family_of_gguf(
 
     """
     named = [each for each in known_families() if architecture in each.gguf_architectures]
-    with_key = [each for each in named if each.gguf_key and (values or {}).get(each.gguf_key)]
+    with_key = [each for each in named if each.gguf_key and _has_key(each.gguf_key, values or {})]
+    with_key.sort(key=lambda each: "=" not in each.gguf_key)
     plain = [each for each in named if not each.gguf_key]
     known = {value: each for each in known_families() for value in each.gguf_architectures}
     if named:
         known[architecture] = (with_key or plain or named)[0]
     return _lookup(architecture, known, "general.architecture", where)
+
+
+def _has_key(key: str, values: Mapping[str, object]) -> bool:
+    name, stated, value = key.partition("=")
+    return str(values.get(name)) == value if stated else bool(values.get(name))
 
 
 def _lookup(name: str, known: Mapping[str, Family], key: str, where: object = None) -> Family:

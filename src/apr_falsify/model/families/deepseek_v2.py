@@ -8,8 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apr_falsify.model import gguf_settings
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_LATENT_DECODER, HF_MIXTURE, HF_SHARED_EXPERTS, LATENT_FUSED
+from apr_falsify.model.gguf_settings import Gguf
+from apr_falsify.model.names import (
+    GGUF_LATENT_BIASES,
+    HF_LATENT_DECODER,
+    HF_MIXTURE,
+    HF_SHARED_EXPERTS,
+    LATENT_FUSED,
+    gguf_names,
+    without,
+)
 from apr_falsify.model.settings import Config, latent_attention, refuse_others, routed_and_shared
 
 
@@ -27,11 +37,30 @@ def _settings(config: Config) -> Mapping[str, Any]:
     }
 
 
+_NAMES: Mapping[str, str] = {**HF_LATENT_DECODER, **HF_MIXTURE, **HF_SHARED_EXPERTS}
+
+
+def _of_gguf(gguf: Gguf) -> Mapping[str, Any]:
+    gguf.get("expert_gating_func")
+    return {
+        **gguf_settings.latent_attention(gguf),
+        **gguf_settings.routed_and_shared(gguf),
+        "norm_topk_prob": False,
+        "expert_groups": gguf.whole("expert_group_count", 1) or 1,
+        "expert_groups_chosen": gguf.whole("expert_group_used_count", 1) or 1,
+    }
+
+
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",
     title="DeepSeek-V2",
     model_types=("deepseek_v2",),
-    weights={**HF_LATENT_DECODER, **HF_MIXTURE, **HF_SHARED_EXPERTS},
+    gguf_architectures=("deepseek2",),
+    gguf_key="expert_count",
+    weights=_NAMES,
+    gguf_weights=gguf_names(without(_NAMES, *GGUF_LATENT_BIASES)),
+    gguf_settings=_of_gguf,
+    gguf_interleaved=True,
     settings=_settings,
     published_code=("modeling_deepseek.DeepseekV2ForCausalLM",),
     interleaved=True,

@@ -5,15 +5,33 @@ Kimi K2 is of this form. GLM-4.7-Flash (Z.ai 2026) has the same, with heads of o
 
 from __future__ import annotations
 
+from apr_falsify.model import gguf_settings
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_CORRECTED_MIXTURE, HF_LATENT_DECODER, LATENT_FUSED
+from apr_falsify.model.names import (
+    GGUF_LATENT_BIASES,
+    HF_CORRECTED_MIXTURE,
+    HF_LATENT_DECODER,
+    LATENT_FUSED,
+    gguf_names,
+    without,
+)
 from apr_falsify.model.settings import corrected_experts, latent_attention, listed_mixtures
+
+_NAMES = {**HF_LATENT_DECODER, **HF_CORRECTED_MIXTURE}
 
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     title="DeepSeek-V3",
     model_types=("deepseek_v3",),
-    weights={**HF_LATENT_DECODER, **HF_CORRECTED_MIXTURE},
+    gguf_architectures=("deepseek2",),
+    gguf_key="expert_gating_func=2",
+    weights=_NAMES,
+    gguf_weights=gguf_names(without(_NAMES, *GGUF_LATENT_BIASES)),
+    gguf_settings=lambda gguf: {
+        **gguf_settings.latent_attention(gguf),
+        **gguf_settings.corrected_experts(gguf),
+    },
+    gguf_interleaved=True,
     published_code=("modeling_deepseek.DeepseekV3ForCausalLM",),
     settings=lambda config: {**latent_attention(config), **corrected_experts(config)},
     interleaved=True,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from apr_falsify.model import gguf_settings
 from apr_falsify.model.blocks import HEAD, decoder_layer
 from apr_falsify.model.family import Family
 from apr_falsify.model.gguf_settings import Gguf, windows
@@ -54,16 +55,29 @@ def _of_mixtures(config: Config) -> Mapping[str, Any]:
     return {**_settings(config), **corrected_experts(config), **listed_mixtures(config)}
 
 
+_NAMES_OF_MIXTURE: Mapping[str, str] = {
+    **without(HF_DECODER, *(r for r in HF_DECODER if r.endswith("_bias"))),
+    **HF_QK_NORM,
+    **HF_CORRECTED_MIXTURE,
+    "router_correction": "model.layers.{n}.mlp.e_score_correction_bias",
+}
+
+
+def _mixtures_of_gguf(gguf: Gguf) -> Mapping[str, Any]:
+    found = {**gguf_settings.corrected_experts(gguf), **_of_gguf(gguf)}
+    shared = gguf.whole("expert_shared_feed_forward_length", found["shared_intermediate"])
+    cut = {name: found[name][: found["layers"]] for name in ("windows", "rotated")}
+    return {**found, **cut, "shared_intermediate": shared}
+
+
 EXAONE_MOE = Family(
     name="exaone_moe",
     title="K-EXAONE",
     model_types=("exaone_moe",),
-    weights={
-        **without(HF_DECODER, *(r for r in HF_DECODER if r.endswith("_bias"))),
-        **HF_QK_NORM,
-        **HF_CORRECTED_MIXTURE,
-        "router_correction": "model.layers.{n}.mlp.e_score_correction_bias",
-    },
+    gguf_architectures=("exaone-moe",),
+    weights=_NAMES_OF_MIXTURE,
+    gguf_weights=gguf_names(_NAMES_OF_MIXTURE),
+    gguf_settings=_mixtures_of_gguf,
     layer=partial(decoder_layer, qk_norm=HEAD, qk_norm_at=Pick.HEADS),
     settings=_of_mixtures,
     kept_in_f32=("router_correction",),

@@ -6,10 +6,13 @@ Its published checkpoints hold the experts in MXFP4 blocks (``formats/quantised/
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_DECODER, MLP_BIASES, without
+from apr_falsify.model.gguf_settings import Gguf, windows
+from apr_falsify.model.gguf_settings import experts as experts_of_gguf
+from apr_falsify.model.names import HF_DECODER, MLP_BIASES, gguf_names, without
 from apr_falsify.model.settings import Config, attention_bias, experts, window_by_pattern
 
 _MIXTURE = "model.layers.{n}.mlp."
@@ -39,22 +42,45 @@ def _settings(config: Config) -> Mapping[str, Any]:
     }
 
 
+_NAMES: Mapping[str, str] = {
+    **without(HF_DECODER, "gate", "up", "down", *MLP_BIASES),
+    "sinks": "model.layers.{n}.self_attn.sinks",
+    "router": _MIXTURE + "router.weight",
+    "router_bias": _MIXTURE + "router.bias",
+    "expert_gate": _MIXTURE + "experts.gate_up_proj",
+    "expert_gate_bias": _MIXTURE + "experts.gate_up_proj_bias",
+    "expert_up": _MIXTURE + "experts.gate_up_proj",
+    "expert_up_bias": _MIXTURE + "experts.gate_up_proj_bias",
+    "expert_down": _MIXTURE + "experts.down_proj",
+    "expert_down_bias": _MIXTURE + "experts.down_proj_bias",
+}
+
+
+def _of_gguf(gguf: Gguf) -> Mapping[str, Any]:
+    """Read what a file says; the clamp of the activation stands in llama.cpp's code."""
+    rope = gguf.rope(partial=False)
+    whole_ramp = {**rope.parameters, "truncate": 0.0} if rope.kind == "yarn" else rope.parameters
+    return {
+        **experts_of_gguf(gguf, normed=True),
+        "norm_topk_prob": True,
+        "rope": replace(rope, parameters=whole_ramp),
+        "windows": windows(gguf, 2),
+        "sinks": True,
+        "expert_bias": True,
+        "expert_limit": 7.0,
+        "expert_alpha": 1.702,
+        "expert_shift": 1.0,
+    }
+
+
 GPT_OSS = Family(
     name="gpt_oss",
     title="gpt-oss",
     model_types=("gpt_oss",),
-    weights={
-        **without(HF_DECODER, "gate", "up", "down", *MLP_BIASES),
-        "sinks": "model.layers.{n}.self_attn.sinks",
-        "router": _MIXTURE + "router.weight",
-        "router_bias": _MIXTURE + "router.bias",
-        "expert_gate": _MIXTURE + "experts.gate_up_proj",
-        "expert_gate_bias": _MIXTURE + "experts.gate_up_proj_bias",
-        "expert_up": _MIXTURE + "experts.gate_up_proj",
-        "expert_up_bias": _MIXTURE + "experts.gate_up_proj_bias",
-        "expert_down": _MIXTURE + "experts.down_proj",
-        "expert_down_bias": _MIXTURE + "experts.down_proj_bias",
-    },
+    gguf_architectures=("gpt-oss",),
+    weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES, {"ffn_norm": "post_attention_norm"}),
+    gguf_settings=_of_gguf,
     settings=_settings,
     softmax_upcast=False,
     expert_columns={

@@ -8,13 +8,14 @@ from typing import Any
 
 from apr_falsify.model.blocks import HEAD, decoder_layer
 from apr_falsify.model.family import Family
+from apr_falsify.model.gguf_settings import Gguf, corrected_experts
 from apr_falsify.model.graph import ModulePlace, Node, Nodes, Tap
 from apr_falsify.model.mixers import ShortConv
 from apr_falsify.model.mixing import conv_block, instead_of_attention
-from apr_falsify.model.names import HF_DECODER, MLP_BIASES, without
+from apr_falsify.model.names import HF_DECODER, MLP_BIASES, gguf_names, without
 from apr_falsify.model.settings import Config, layers_of
 from apr_falsify.model.shape import Geometry
-from apr_falsify.reading import items
+from apr_falsify.reading import items, whole
 
 _L = "model.layers.{n}."
 _PLACES: Mapping[str, Tap] = {
@@ -73,6 +74,26 @@ def _mixture(config: Config) -> Mapping[str, Any]:
     }
 
 
+def _dense_of_gguf(gguf: Gguf) -> Mapping[str, Any]:
+    """Read which layers have attention: those with heads of k and v."""
+    stated = gguf["attention.head_count_kv"]
+    heads = [whole(each, "heads of k and v") for each in items(stated, "attention.head_count_kv")]
+    return {
+        "kv_heads": max(heads, default=0),
+        "attends": tuple(count > 0 for count in heads),
+        "mixer": ShortConv(kernel=gguf.whole("shortconv.l_cache")),
+    }
+
+
+def _mixture_of_gguf(gguf: Gguf) -> Mapping[str, Any]:
+    return {
+        **corrected_experts(gguf),
+        **_dense_of_gguf(gguf),
+        "norm_topk_prob": True,
+        "routed_sum_eps": 1e-6,
+    }
+
+
 _DEFAULTS: Mapping[str, Any] = {
     "num_key_value_heads": 8,
     "norm_eps": 1e-5,
@@ -82,29 +103,49 @@ _DEFAULTS: Mapping[str, Any] = {
     "rope_theta": 1e6,
 }
 
+_NAMES: Mapping[str, str] = {
+    **without(HF_DECODER, "q_bias", "k_bias", "v_bias", "o_bias", *MLP_BIASES),
+    "attn_norm": _L + "operator_norm.weight",
+    "ffn_norm": _L + "ffn_norm.weight",
+    "q_norm": _L + "self_attn.q_layernorm.weight",
+    "k_norm": _L + "self_attn.k_layernorm.weight",
+    "o": _L + "self_attn.out_proj.weight",
+    **{
+        role: f"{_L}feed_forward.{name}.weight"
+        for role, name in zip(("gate", "down", "up"), ("w1", "w2", "w3"), strict=True)
+    },
+    "conv": _L + "conv.conv.weight",
+    "conv_bias": _L + "conv.conv.bias",
+    "conv_proj": _L + "conv.in_proj.weight",
+    "conv_proj_bias": _L + "conv.in_proj.bias",
+    "conv_o": _L + "conv.out_proj.weight",
+    "conv_o_bias": _L + "conv.out_proj.bias",
+    "final_norm": "model.embedding_norm.weight",
+}
+_MIXED: Mapping[str, str] = {
+    **_NAMES,
+    "router": _L + "feed_forward.gate.weight",
+    "router_correction": _L + "feed_forward.expert_bias",
+    "expert_gate": _L + "feed_forward.experts.{e}.w1.weight",
+    "expert_up": _L + "feed_forward.experts.{e}.w3.weight",
+    "expert_down": _L + "feed_forward.experts.{e}.w2.weight",
+}
+
+
+def _of_llama_cpp(names: Mapping[str, str]) -> Mapping[str, str]:
+    """Return llama.cpp's names; it knows no biases, and calls the last norm as the checkpoint does."""
+    plain = without(names, *(role for role in names if role.startswith("conv") and role.endswith("_bias")))
+    return {**gguf_names(plain), "final_norm": "token_embd_norm.weight"}
+
+
 LFM2 = Family(
     name="lfm2",
     title="LFM2",
     model_types=("lfm2",),
-    weights={
-        **without(HF_DECODER, "q_bias", "k_bias", "v_bias", "o_bias", *MLP_BIASES),
-        "attn_norm": _L + "operator_norm.weight",
-        "ffn_norm": _L + "ffn_norm.weight",
-        "q_norm": _L + "self_attn.q_layernorm.weight",
-        "k_norm": _L + "self_attn.k_layernorm.weight",
-        "o": _L + "self_attn.out_proj.weight",
-        **{
-            role: f"{_L}feed_forward.{name}.weight"
-            for role, name in zip(("gate", "down", "up"), ("w1", "w2", "w3"), strict=True)
-        },
-        "conv": _L + "conv.conv.weight",
-        "conv_bias": _L + "conv.conv.bias",
-        "conv_proj": _L + "conv.in_proj.weight",
-        "conv_proj_bias": _L + "conv.in_proj.bias",
-        "conv_o": _L + "conv.out_proj.weight",
-        "conv_o_bias": _L + "conv.out_proj.bias",
-        "final_norm": "model.embedding_norm.weight",
-    },
+    gguf_architectures=("lfm2",),
+    weights=_NAMES,
+    gguf_weights=_of_llama_cpp(_NAMES),
+    gguf_settings=_dense_of_gguf,
     layer=_layer,
     settings=_dense,
     config_keys={
@@ -125,14 +166,10 @@ LFM2_MOE = replace(
     name="lfm2_moe",
     title="LFM2 MoE",
     model_types=("lfm2_moe",),
-    weights={
-        **LFM2.weights,
-        "router": _L + "feed_forward.gate.weight",
-        "router_correction": _L + "feed_forward.expert_bias",
-        "expert_gate": _L + "feed_forward.experts.{e}.w1.weight",
-        "expert_up": _L + "feed_forward.experts.{e}.w3.weight",
-        "expert_down": _L + "feed_forward.experts.{e}.w2.weight",
-    },
+    gguf_architectures=("lfm2moe",),
+    weights=_MIXED,
+    gguf_weights=_of_llama_cpp(_MIXED),
+    gguf_settings=_mixture_of_gguf,
     settings=_mixture,
     kept_in_f32=("router_correction",),
     config_defaults={

@@ -7,8 +7,9 @@ from typing import Any
 
 from apr_falsify.model.blocks import decoder_layer
 from apr_falsify.model.family import Family
+from apr_falsify.model.gguf_settings import Gguf, experts
 from apr_falsify.model.graph import Node, Nodes, Pick, Tap
-from apr_falsify.model.names import HF_DECODER, MLP_BIASES, without
+from apr_falsify.model.names import HF_DECODER, MLP_BIASES, gguf_names, without
 from apr_falsify.model.rewired import followed
 from apr_falsify.model.settings import Config, attention_bias, is_kind, rotated_layers
 from apr_falsify.model.shape import Geometry
@@ -59,20 +60,45 @@ def _settings(config: Config) -> Mapping[str, Any]:
     }
 
 
+def _of_gguf(gguf: Gguf) -> Mapping[str, Any]:
+    """Read what a file says; chunks, temperature and the layers without RoPE stand in llama.cpp's code."""
+    step, layers = gguf.whole("interleave_moe_layer_step"), range(gguf.layers)
+    mixed = gguf.get("attention.sliding_window") != 0
+    rotated = tuple(not mixed or (n + 1) % 4 != 0 for n in layers)
+    return {
+        **experts(gguf, normed=False),
+        "rotated": rotated,
+        "chunks": tuple(8192 if mixed and turned else None for turned in rotated),
+        "qk_normed": gguf["expert_count"] != 128,
+        "temperature_scale": 0.1 if mixed else 0.0,
+        "temperature_floor": 8192.0,
+        "shared_intermediate": gguf["expert_feed_forward_length"],
+        "router_scoring": "sigmoid",
+        "weighted_input": True,
+        "mixtures": tuple(step > 0 and (n + 1) % step == 0 for n in layers),
+    }
+
+
+_NAMES: Mapping[str, str] = {
+    **without(HF_DECODER, *MLP_BIASES),
+    **{role: f"{_MLP}{role}_proj.weight" for role in ("gate", "up", "down")},
+    **{f"shared_{role}": f"{_MLP}shared_expert.{role}_proj.weight" for role in ("gate", "up", "down")},
+    "router": _MLP + "router.weight",
+    "expert_gate": _MLP + "experts.gate_up_proj",
+    "expert_up": _MLP + "experts.gate_up_proj",
+    "expert_down": _MLP + "experts.down_proj",
+}
+
 LLAMA4 = Family(
     name="llama4",
     title="Llama 4 (text)",
     model_types=("llama4_text",),
     part_of=("llama4",),
-    weights={
-        **without(HF_DECODER, *MLP_BIASES),
-        **{role: f"{_MLP}{role}_proj.weight" for role in ("gate", "up", "down")},
-        **{f"shared_{role}": f"{_MLP}shared_expert.{role}_proj.weight" for role in ("gate", "up", "down")},
-        "router": _MLP + "router.weight",
-        "expert_gate": _MLP + "experts.gate_up_proj",
-        "expert_up": _MLP + "experts.gate_up_proj",
-        "expert_down": _MLP + "experts.down_proj",
-    },
+    gguf_architectures=("llama4",),
+    weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES),
+    gguf_settings=_of_gguf,
+    gguf_interleaved=True,
     layer=_layer,
     settings=_settings,
     interleaved=True,

@@ -9,7 +9,8 @@ from typing import Any
 from apr_falsify.model.blocks import WHOLE, decoder_layer
 from apr_falsify.model.families.mixtral import MIXTRAL
 from apr_falsify.model.family import Family
-from apr_falsify.model.names import HF_QK_NORM
+from apr_falsify.model.gguf_settings import Gguf, scored_experts
+from apr_falsify.model.names import HF_QK_NORM, gguf_names
 from apr_falsify.model.rope import rope_of_config
 from apr_falsify.model.settings import Config, experts
 
@@ -32,15 +33,25 @@ def _rotated_in_part(config: Config) -> Mapping[str, Any]:
     return {"rope": rope_of_config({**share, **config.values})}
 
 
+_NAMES: Mapping[str, str] = {
+    **MIXTRAL.weights,
+    **HF_QK_NORM,
+    "router_correction": "model.layers.{n}.block_sparse_moe.e_score_correction_bias",
+}
+
+
+def _of_gguf(gguf: Gguf) -> Mapping[str, Any]:
+    return {**scored_experts(gguf, "sigmoid"), "norm_topk_prob": True, "router_corrected": True}
+
+
 MINIMAX_M2 = Family(
     name="minimax_m2",
     title="MiniMax-M2",
     model_types=("minimax_m2",),
-    weights={
-        **MIXTRAL.weights,
-        **HF_QK_NORM,
-        "router_correction": "model.layers.{n}.block_sparse_moe.e_score_correction_bias",
-    },
+    gguf_architectures=("minimax-m2",),
+    weights=_NAMES,
+    gguf_weights=gguf_names(_NAMES),
+    gguf_settings=_of_gguf,
     modules=MIXTRAL.modules,
     layer=partial(decoder_layer, qk_norm=WHOLE),
     settings=_settings,

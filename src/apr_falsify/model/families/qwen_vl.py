@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from apr_falsify.model.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from apr_falsify.model.gguf_settings import sections
 from apr_falsify.model.settings import window_by_layer
 
 _ALIASES = {"mrope": "default"}
@@ -19,8 +20,8 @@ QWEN2_5_VL = replace(
     title="Qwen2.5-VL (text)",
     model_types=("qwen2_5_vl_text",),
     part_of=("qwen2_5_vl",),
-    gguf_architectures=(),
-    gguf_weights={},
+    gguf_architectures=("qwen2vl",),
+    gguf_settings=lambda gguf: {**QWEN2.gguf_settings(gguf), **sections(gguf)},
     in_apr=False,
     rope_aliases=_ALIASES,
     settings=lambda config: {"qkv_bias": True, "windows": window_by_layer(config)},
@@ -38,8 +39,8 @@ QWEN3_VL = replace(
     title="Qwen3-VL (text)",
     model_types=("qwen3_vl_text",),
     part_of=("qwen3_vl",),
-    gguf_architectures=(),
-    gguf_weights={},
+    gguf_architectures=("qwen3vl",),
+    gguf_settings=sections,
     in_apr=False,
     rope_aliases=_ALIASES,
 )
@@ -50,8 +51,8 @@ QWEN3_VL_MOE = replace(
     title="Qwen3-VL MoE (text)",
     model_types=("qwen3_vl_moe_text",),
     part_of=("qwen3_vl_moe",),
-    gguf_architectures=(),
-    gguf_weights={},
+    gguf_architectures=("qwen3vlmoe",),
+    gguf_settings=lambda gguf: {**QWEN3_MOE.gguf_settings(gguf), **sections(gguf)},
     rope_aliases=_ALIASES,
     weights={
         **QWEN3_MOE.weights,

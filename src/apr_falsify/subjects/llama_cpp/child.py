@@ -147,6 +147,7 @@ class Recorder:
     def __init__(self, library: Library, archive: zipfile.ZipFile, wanted: set[str]) -> None:
         self._library, self._archive, self._wanted = library, archive, wanted
         self._seen: Counter[str] = Counter()
+        self._rotated: dict[str, list[int]] = {}
         self.error: Exception | None = None
 
     def __call__(self, address: int, asking: bool, _: Any) -> bool:
@@ -190,7 +191,14 @@ class Recorder:
         if values.nbytes:
             self._library.read(address, values.ctypes.data, 0, values.nbytes)
         self._seen[name] += 1
+        if self._library.operation(address) == b"ROPE":
+            self._rotated.setdefault(name, []).append(self._seen[name])
         self.write(name if self._seen[name] == 1 else f"{name}#{self._seen[name]}", values)
+
+    def write_which_are_rotated(self) -> None:
+        """Write, for each name, which of its occurrences RoPE made, counted from 1."""
+        for name, which in self._rotated.items():
+            self.write(f"{name}@rotated", np.asarray(which, np.int64))
 
     def write(self, name: str, values: Any) -> None:
         """Write one array."""
@@ -243,22 +251,34 @@ def capture(library: Library, request: Mapping[str, Any]) -> dict[str, Any]:
         context = llama.llama_init_from_model(model, params)
         if not context:
             raise FailedError("llama.cpp refused these settings")
-        _decode(llama, context, request["tokens"], recorder)
+        tokens = request["tokens"]
+        positions = request.get("positions") or [*range(len(tokens))]
+        parts = _parts(request.get("passes") or [len(tokens)], int(llama.llama_n_batch(context)))
+        _decode(llama, context, list(zip(tokens, positions, strict=True)), parts, recorder)
+        recorder.write_which_are_rotated()
         llama.llama_free(context)
     return {}
 
 
-def _decode(llama: Any, context: Any, tokens: list[int], recorder: Recorder) -> None:
-    """Run the tokens batch by batch; only the last one's logits are requested."""
-    size = int(llama.llama_n_batch(context))  # no more than the context holds
-    batch = llama.llama_batch_init(min(size, len(tokens)), 0, 1)
-    for start in range(0, len(tokens), size):
+def _parts(sizes: list[int], most: int) -> list[int]:
+    """Return how many tokens are run at once: a pass each, in several where the context holds fewer."""
+    return [min(most, size - start) for size in sizes for start in range(0, size, most)]
+
+
+def _decode(
+    llama: Any, context: Any, tokens: list[tuple[int, int]], parts: list[int], recorder: Recorder
+) -> None:
+    """Run the tokens, each with its position, part by part; only the last one's logits are requested."""
+    batch = llama.llama_batch_init(max(parts), 0, 1)
+    start = 0
+    for size in parts:
         part = tokens[start : start + size]
         batch.n_tokens = len(part)
-        for index, token in enumerate(part):
-            batch.token[index], batch.pos[index] = token, start + index
+        for index, (token, position) in enumerate(part):
+            batch.token[index], batch.pos[index] = token, position
             batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
             batch.logits[index] = start + index == len(tokens) - 1
+        start += size
         code = llama.llama_decode(context, batch)
         if recorder.error is not None:
             raise recorder.error

@@ -10,108 +10,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from apr_falsify.errors import TraceError
-from apr_falsify.model.families import family_of
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import STAGES, Key, Layout, Scope
+from apr_falsify.model.wiring import stages_of
 from apr_falsify.numerics.quantise import ROTATED_BLOCK, hadamard
+from apr_falsify.subjects.llama_cpp.nodes import NODES, NORMED, UNROTATED, StageNode
 from apr_falsify.traces.trace import StageArray
 
 Values = npt.NDArray[Any]
 Arrays = Mapping[str, Values]
 
-UNROTATED = "kqv_unrotated"
-"""The node in which a quantised V cache was rotated back, [tokens * blocks, block]; nameless in llama.cpp."""
-
-
-class StageNode(NamedTuple):
-    """Where llama.cpp's graph has a stage.
-
-    Attributes:
-        names: its node, and what other versions call it.
-        biased: its node where the model has such biases: the plain one is the product before it is added.
-        twice: which occurrence it is of a node that may occur twice in one evaluation.
-        layout: how it is stored.
-
-    """
-
-    names: tuple[str, ...]
-    biased: tuple[str, ...] = ()
-    twice: int | None = None
-    layout: tuple[Layout, ...] = ()
-
-
-NODES: Mapping[str, StageNode] = {
-    "embedding": StageNode(("embd", "inp_embd")),
-    "attn_norm": StageNode(("attn_norm-{n}",)),
-    # The scale is applied inside llama.cpp's softmax.
-    "attn_scores": StageNode(("kq-{n}",), layout=(Layout.UNSCALED, Layout.PADDED_KEYS)),
-    "attn_softmax": StageNode(("kq_soft_max-{n}", "kq_soft_max_ext-{n}"), layout=(Layout.PADDED_KEYS,)),
-    "attention": StageNode((f"{UNROTATED}-{{n}}", "kqv_out-{n}")),
-    "attn_out": StageNode(("attn_out-{n}",), twice=-1),  # the second is the sum of the first and its bias
-    "post_attn_residual": StageNode(("ffn_inp-{n}",)),
-    "ffn_norm": StageNode(("ffn_norm-{n}",)),
-    "ffn_gate": StageNode(("ffn_gate-{n}", "ffn_gate_b-{n}"), biased=("ffn_gate_b-{n}",)),
-    "ffn_up": StageNode(("ffn_up-{n}", "ffn_up_b-{n}"), biased=("ffn_up_b-{n}",)),
-    "ffn_silu": StageNode(("ffn_silu-{n}",)),
-    "ffn_swigl": StageNode(("ffn_swiglu-{n}", "ffn_gate_par-{n}")),
-    "ffn_out": StageNode(("ffn_out-{n}",), twice=0),  # the second is what a control vector is added to
-    "post_ffn_residual": StageNode(("l_out-{n}",)),
-    "final_norm": StageNode(("result_norm",)),
-    "lm_head": StageNode(("result_output",)),
-}
-"""Stage -> where the graph has it; q, k and v are read by :func:`_projected`."""
-
-STEPS: Mapping[str, tuple[str, ...]] = {
-    "qkv_matmul": ("Qcur-{n}", "Kcur-{n}", "Vcur-{n}"),
-    "qkv_bias": ("Qcur-{n}", "Kcur-{n}", "Vcur-{n}"),
-    "q_post_rope": ("Qcur-{n}",),
-    "k_post_rope": ("Kcur-{n}",),
-}
-"""Stage -> the nodes of which it is one occurrence."""
-
-FLASH_HIDES = ("attn_scores", "attn_softmax")
-"""Stages that flash attention computes within the one operation that gives ``attention``."""
-
-MEASURED: tuple[str, ...] = ("llama", "mistral", "qwen2", "qwen3")
-"""The families whose graph was looked at; the nodes of others may mean something else."""
-
 _LAYER_NODE = re.compile(r"[A-Za-z_]+-([0-9]{1,9})")
 
 FAR, NEAR = 0.5, 0.25
 """Relative L2 beyond which the first token's attention is not its V, and within which it is (4 bits: 0.1)."""
-
-
-def nodes_of(keys: Iterable[Key]) -> list[str]:
-    """Return the nodes that the stages ``keys`` are read from."""
-    found: dict[str, None] = {}
-    for layer, name in keys:
-        for node in (*(NODES[name].names if name in NODES else ()), *STEPS.get(name, ())):
-            found[node.format(n=layer)] = None
-    return list(found)
-
-
-def check_family(geometry: Geometry, where: Path) -> None:
-    """Refuse a family whose graph nobody looked at.
-
-    Raises:
-        TraceError: it is another family.
-
-    """
-    if family_of(geometry).name not in MEASURED:
-        raise TraceError(
-            f"llama.cpp's graph of {family_of(geometry).title} is not known here",
-            where=where,
-            expected="a model of the families " + ", ".join(MEASURED),
-        )
 
 
 def stages_of_capture(
@@ -138,20 +59,11 @@ def stages_of_capture(
         for name, values in _projected(reader, layer, runs).items():
             yield Key(layer, name), _checked(StageArray(data=values, layout=rotary), name, tokens, where)
     for name in NODES:
-        for place in _places(name, layers):
+        for place in reader.places(name):
             if (node := reader.node(name, place)) is not None:
                 found = _of_stage(reader, node, Key(place, name), runs)
                 if found is not None and not _last_query_alone(found, name, tokens):
                     yield Key(place, name), _checked(found, name, tokens, where)
-
-
-def _places(name: str, layers: Sequence[int]) -> list[int | None]:
-    places: Mapping[Scope, list[int | None]] = {
-        Scope.LAYER: [*layers],
-        Scope.FIRST_LAYER: [0],
-        Scope.MODEL: [None],
-    }
-    return places[STAGES[name].scope]
 
 
 def occurrences(arrays: Arrays, name: str) -> list[str]:
@@ -183,11 +95,28 @@ class Reader:
         found = {int(match[1]) for name in self.arrays if (match := _LAYER_NODE.fullmatch(name))}
         return tuple(sorted(found))
 
+    def places(self, name: str) -> list[int | None]:
+        """Return the layers in which this model has a stage; ``None`` for the whole model."""
+        layers = [n for n in self.layers if n < self.geometry.layers]
+        places: Mapping[Scope, list[int | None]] = {
+            Scope.LAYER: [*layers],
+            Scope.FIRST_LAYER: [0],
+            Scope.MODEL: [None],
+        }
+        return [place for place in places[STAGES[name].scope] if name in stages_of(self.geometry, place)]
+
     def node(self, name: str, place: int | None) -> str | None:
         """Return the node of a stage, ``None`` where it was not recorded."""
-        row = NODES[name]
-        patterns = (self.geometry.mlp_bias and row.biased) or row.names
+        row = self.row(name, place)
+        biased = self.geometry.mlp_bias or self.geometry.expert_bias
+        patterns = (biased and row.biased) or row.names
         return next((node for each in patterns if (node := each.format(n=place)) in self.arrays), None)
+
+    def row(self, name: str, place: int | None) -> StageNode:
+        """Return where the graph of this model has a stage."""
+        inner = {"attn_out": "attn_proj", "ffn_out": "ffn_proj"}.get(name)
+        normed = inner is not None and inner in stages_of(self.geometry, place)
+        return NORMED[name] if normed else NODES[name]
 
     def evaluations(self) -> int:
         """Return how many times the graph was evaluated: once for each batch that the prompt was run in.
@@ -215,7 +144,7 @@ class Reader:
         found = {
             (name, node): len(occurrences(self.arrays, node))
             for name in NODES
-            for place in _places(name, self.layers)
+            for place in self.places(name)
             if (node := self.node(name, place)) is not None
         }
         once = {node: count for (name, node), count in found.items() if NODES[name].twice is None}
@@ -282,7 +211,7 @@ def _of_stage(reader: Reader, node: str, key: Key, runs: int) -> StageArray | No
     """Join a node's evaluations along the tokens and drop ggml's leading axes of 1."""
     layer, name = key
     axes = STAGES[name].axes
-    steps = reader.steps(node, runs)[NODES[name].twice or 0]
+    steps = reader.steps(node, runs)[reader.row(name, layer).twice or 0]
     if layout := NODES[name].layout:
         return _square([reader.square(step) for step in steps], layout, runs)
     width = reader.geometry.dims(1)[axes[-1]]
@@ -346,11 +275,10 @@ def _projected(reader: Reader, layer: int, runs: int) -> dict[str, Values]:
     if len(rows) > 1:
         what = f"Qcur-{layer}, Kcur-{layer} and Vcur-{layer} were recorded for {rows} tokens"
         raise TraceError(what, where=reader.where, expected="the same tokens for all three")
-    unrotated = len(steps["V"]) or len(names) + 1
     rotated = {
-        f"{letter.lower()}_post_rope": joined[letter][-1][0]
+        f"{letter.lower()}_post_rope": values
         for letter in "QK"
-        if len(steps[letter]) > unrotated
+        if (values := _rotated_rows(reader, layer, letter, joined, sizes[letter], len(names))) is not None
     }
     stages = {
         name: np.concatenate([flat[letter][index] for letter in "QKV"], axis=-1)
@@ -358,6 +286,28 @@ def _projected(reader: Reader, layer: int, runs: int) -> dict[str, Values]:
         if all(len(flat[letter]) > index for letter in "QKV")
     }
     return {**stages, **rotated}
+
+
+def _rotated_rows(
+    reader: Reader,
+    layer: int,
+    letter: str,
+    joined: Mapping[str, list[tuple[Values, bool]]],
+    heads: int,
+    products: int,
+) -> Values | None:
+    """Return q or k after RoPE: where a live run says so, else by how often the nodes occur.
+
+    A layer that rotates nothing has no such node: what comes before it is what goes on.
+    """
+    node, width = f"{letter}cur-{layer}", heads * reader.geometry.head_dim
+    if (which := reader.arrays.get(f"{node}@rotated")) is not None:
+        names = [node if number == 1 else f"{node}#{number}" for number in which.tolist()]
+        return reader.rows(names, width)[0]
+    if reader.geometry.rope_at(layer).kind == "none" and joined[letter]:
+        return joined[letter][-1][0]
+    unrotated = len(joined["V"]) or products + 1
+    return joined[letter][-1][0] if len(joined[letter]) > unrotated else None
 
 
 def _products(steps: list[tuple[Values, bool]], count: int) -> list[Values]:

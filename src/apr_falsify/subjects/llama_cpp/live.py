@@ -17,11 +17,13 @@ import numpy as np
 from apr_falsify import __version__
 from apr_falsify.errors import MissingDependencyError, OutputError, ProcessError
 from apr_falsify.formats.weights import Model, open_model
+from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
 from apr_falsify.model.stages import Key
 from apr_falsify.subjects.adoption import verify_tokens
 from apr_falsify.subjects.interface import DEFAULT_SECONDS, Target
-from apr_falsify.subjects.llama_cpp.graph import FLASH_HIDES, check_family, nodes_of, stages_of_capture
+from apr_falsify.subjects.llama_cpp.graph import stages_of_capture
+from apr_falsify.subjects.llama_cpp.nodes import FLASH_HIDES, check_family, nodes_of
 from apr_falsify.subjects.llama_cpp.recording import embedding_rows, opened_capture
 from apr_falsify.subjects.llama_cpp.settings import FLASH, PARAMETERS, parameters
 from apr_falsify.subjects.logs import Log, keeping_log, scratch
@@ -58,6 +60,7 @@ class LlamaCppSubject:
     tokens: tuple[int, ...] | None = None
     prompt: str | None = None
     layers: tuple[int, ...] | None = None
+    passes: Passes | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -93,6 +96,8 @@ class LlamaCppSubject:
             out = folder / "graph.npz"
             wanted = {
                 "tokens": list(request.tokens),
+                "passes": list(request.passes.sizes),
+                "positions": list(request.passes.positions),
                 "nodes": nodes_of([Key(0, "embedding"), *keys]),
                 "out": str(out),
                 "compressed": raw is not None,
@@ -111,6 +116,7 @@ class LlamaCppSubject:
             ),
             geometry=self.geometry,
             tokens=request.tokens,
+            in_passes=request.in_passes,
         )
 
     def _run(self, verb: str, request: Mapping[str, Any], log: Path | None = None) -> dict[str, Any]:

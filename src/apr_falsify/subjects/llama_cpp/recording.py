@@ -28,16 +28,8 @@ from apr_falsify.subjects.foreign import (
     read_member,
 )
 from apr_falsify.subjects.interface import Target
-from apr_falsify.subjects.llama_cpp.graph import (
-    FLASH_HIDES,
-    NODES,
-    Arrays,
-    Reader,
-    check_family,
-    nodes_of,
-    occurrences,
-    stages_of_capture,
-)
+from apr_falsify.subjects.llama_cpp.graph import Arrays, Reader, occurrences, stages_of_capture
+from apr_falsify.subjects.llama_cpp.nodes import FLASH_HIDES, NODES, check_family, nodes_of
 from apr_falsify.subjects.recorded import RecordedSubject
 from apr_falsify.traces.provenance import Provenance, utc_now
 from apr_falsify.traces.trace import StageArray, Trace
