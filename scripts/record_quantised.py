@@ -1,8 +1,8 @@
-"""Record small linear layers as compressed-tensors and bitsandbytes quantise and dequantise them.
+"""Record small linear layers as libraries quantise and dequantise them.
 
-With both libraries importable: ``python scripts/record_quantised.py tests/data/quantised``. Each file holds
-one layer named ``layer`` as a checkpoint has it, the library's own dequantised weight as ``expected``, and
-its ``quantization_config`` in the header.
+With the libraries of some importable: ``python scripts/record_quantised.py tests/data/quantised ct,bnb``;
+``quanto`` and ``torchao`` are the others. Each file holds one layer named ``layer`` as a checkpoint has it,
+the library's own dequantised weight as ``expected``, and its ``quantization_config`` in the header.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 Recorded = tuple[str, Mapping[str, torch.Tensor], torch.Tensor, Mapping[str, Any]]
+"""Name of the file, the layer's tensors, what they stand for, and ``quantization_config``."""
 
 
 def weight(width: int = 64) -> torch.Tensor:
@@ -161,16 +163,97 @@ def bitsandbytes() -> Iterator[Recorded]:
     yield "bnb-int8", parts, made, {"quant_method": "bitsandbytes", "load_in_8bit": True}
 
 
-def main(folder: Path) -> None:
-    """Write every layer into ``folder``."""
+def of_quanto() -> Iterator[Recorded]:
+    """Yield layers of quanto: eight bits, and fewer with and without groups, whose size it chooses."""
+    from optimum.quanto import MaxOptimizer, freeze, qfloat8, qint2, qint4, qint8, quantize
+    from optimum.quanto.library.extensions import cpp
+
+    class Integers(MaxOptimizer):
+        """Chooses integers for zero points, which ``quantize`` has no word for."""
+
+        def __call__(self, *args: Any, **named: Any) -> Any:
+            """Return scales and zero points."""
+            return super().__call__(*args, **{**named, "zeropoint": True})
+
+    # Its kernel would be compiled at first use. That this does the same, the values below show.
+    cpp.ext._lib = SimpleNamespace(
+        unpack=lambda octets, bits: torch.cat(
+            [(octets >> at) & ((1 << bits) - 1) for at in range(0, 8, bits)]
+        )
+    )
+    for name, kind, width, integer in (
+        ("int8", qint8, 64, False),
+        ("fp8", qfloat8, 64, False),
+        ("int4-rows", qint4, 64, False),
+        ("int4", qint4, 256, False),
+        ("int4-zeros", qint4, 160, True),
+        ("int2", qint2, 160, False),
+    ):
+        values = weight(width)
+        model = _model(values.clone())
+        quantize(model, weights=kind, optimizer=Integers() if integer else None)
+        freeze(model)
+        state = {part.removeprefix("layer."): held for part, held in model.state_dict().items()}
+        made = model.layer.weight.dequantize()
+        assert (made - values).abs().max() <= 6 / 3  # half a step of the coarsest, whose largest value is 6
+        assert (made - values).norm() < 0.4 * values.norm()
+        yield f"quanto-{name}", state, made, {"quant_method": "quanto"}
+
+
+def _model(values: torch.Tensor) -> torch.nn.Module:
+    """Return a model whose one layer has ``values`` as its weight."""
+    model = torch.nn.Module()
+    model.layer = torch.nn.Linear(values.shape[1], values.shape[0], bias=False)
+    model.layer.weight.data = values
+    return model
+
+
+def of_torchao() -> Iterator[Recorded]:
+    """Yield layers of torchao, what they are in the keys of the header that it reads."""
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, MappingType, quantize_
+    from torchao.quantization.granularity import PerAxis, PerGroup, PerTensor
+
+    groups = {"weight_dtype": torch.int4, "granularity": PerGroup(32)}
+    rows = {"weight_dtype": torch.int8, "granularity": PerAxis(0)}
+    for name, config in (
+        ("int8", Int8WeightOnlyConfig()),
+        ("int8-tensor", Int8WeightOnlyConfig(granularity=PerTensor())),
+        ("intx8-asym", IntxWeightOnlyConfig(**rows, mapping_type=MappingType.ASYMMETRIC)),
+        ("intx4", IntxWeightOnlyConfig(**groups)),
+        ("intx4-asym", IntxWeightOnlyConfig(**groups, mapping_type=MappingType.ASYMMETRIC)),
+    ):
+        model = _model(weight())
+        quantize_(model, config)
+        state, said = flatten_tensor_state_dict(model.state_dict())
+        parts = {part.removeprefix("layer."): held for part, held in state.items()}
+        yield f"torchao-{name}", parts, model.layer.weight.dequantize(), {"quant_method": "torchao", **said}
+
+
+LIBRARIES = {
+    "ct": lambda: (layer for values in [weight()] for layer in (*integers(values), *floats(values))),
+    "bnb": bitsandbytes,
+    "quanto": of_quanto,
+    "torchao": of_torchao,
+}
+"""Word on the command line -> what records."""
+
+_SETTINGS = ("quant_method", "format", "config_groups", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type")
+
+
+def main(folder: Path, libraries: list[str]) -> None:
+    """Write every layer of some libraries into ``folder``."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
-    values = weight()
-    for name, parts, made, config in (*integers(values), *floats(values), *bitsandbytes()):
-        held = {f"layer.{part}": tensor.contiguous().clone() for part, tensor in parts.items()}
-        held["expected"] = made.to(torch.float32).contiguous().clone()
-        save_file(held, folder / f"{name}.safetensors", metadata={"config": json.dumps(config)})
+    for library in libraries:
+        for name, parts, made, config in LIBRARIES[library]():
+            held = {f"layer.{part}": tensor.contiguous().clone() for part, tensor in parts.items()}
+            held["expected"] = made.to(torch.float32).contiguous().clone()
+            said = {key: value for key, value in config.items() if key in _SETTINGS}
+            others = {key: value for key, value in config.items() if key not in _SETTINGS}
+            metadata = {"config": json.dumps(said), **others}
+            save_file(held, folder / f"{name}.safetensors", metadata=metadata)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2].split(","))

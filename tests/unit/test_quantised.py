@@ -34,13 +34,16 @@ ROUNDED = {
 """What a library's own rounding costs; all others compute the very product in f32."""
 
 
-def layer_of(path: Path, said: dict[str, Any] | None = None) -> dict[str, Tensor]:
-    """Read a recorded layer as a checkpoint of one layer."""
+def layer_of(path: Path, without: str = "") -> dict[str, Tensor]:
+    """Read a recorded layer as a checkpoint of one layer, perhaps without one of its parts."""
     with safe_open(path, framework="numpy") as file:
         config = json.loads(file.metadata()["config"])
-    tensors = {tensor.name: tensor for tensor in read_safetensors(path)}
-    config = {"quantization_config": {**config, **(said or {})}}
-    return dequantised(config, tensors, dict.fromkeys(tensors, path), path.parent)
+    tensors = {tensor.name: tensor for tensor in read_safetensors(path) if tensor.name != without}
+    shape = tensors["expected"].shape
+    files = dict.fromkeys(tensors, path)
+    return dequantised(
+        {"quantization_config": config}, tensors, files, path.parent, {"layer.weight": shape}.get
+    )
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
@@ -56,8 +59,84 @@ def test_every_value_is_the_librarys(path: Path) -> None:
 
 def test_all_libraries_have_a_recording_of_each_of_their_forms() -> None:
     names = {path.stem for path in RECORDED}
-    assert {name.split("-")[0] for name in names} == {"ct", "bnb"}
-    assert len(names) >= 18
+    assert {name.split("-")[0] for name in names} == {"ct", "bnb", "quanto", "torchao"}
+    assert len(names) >= 29
+
+
+def test_the_state_of_quanto_is_known_by_its_names() -> None:
+    path = DATA / "quantised" / "quanto-int4.safetensors"
+    tensors = {tensor.name: tensor for tensor in read_safetensors(path)}
+    files = dict.fromkeys(tensors, path)
+    assert set(dequantised({}, tensors, files, path.parent, lambda name: (24, 256))) == {
+        "layer.weight",
+        "expected",
+    }
+    # Of what the model's sizes say nothing, nothing is made.
+    assert "layer.weight" not in dequantised({}, tensors, files, path.parent)
+
+
+def test_int4_of_torchao_is_signed_scaled_and_shifted() -> None:
+    """As FBGEMM's ``int4_row_quantize_zp`` and ``pack_int4`` define it: q in -8..7, q * scale + zero.
+
+    Byte 0xD2 has the codes 2 and -3. Two groups of 32: 0.5 and 10, then 2 and -1.
+    """
+    said = {"_type": "Int4Tensor", "_data": {"block_size": [1, 32], "shape": [1, 64]}}
+    entry = json.dumps({**said, "_tensor_data_names": ["qdata", "scale", "zero_point"]})
+    parts = {
+        "m._weight_qdata": np.full((1, 32), 0xD2, np.uint8),
+        "m._weight_scale": np.array([[0.5], [2.0]], np.float32),
+        "m._weight_zero_point": np.array([[10.0], [-1.0]], np.float32),
+    }
+    tensor = of_torchao(parts, entry)["m.weight"]
+    assert (tensor.type, tensor.shape) == ("int4", (1, 64))
+    np.testing.assert_array_equal(whole(tensor), [[11.0, 8.5] * 16 + [3.0, -7.0] * 16])
+
+
+def of_torchao(parts: dict[str, Any], entry: str) -> dict[str, Tensor]:
+    """Return a layer ``m`` of torchao, written to a file and read."""
+    from tempfile import TemporaryDirectory
+
+    from safetensors.numpy import save_file
+
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "model.safetensors"
+        save_file(parts, path, metadata={"m.weight": entry, "tensor_names": '["m.weight"]'})
+        tensors = {tensor.name: tensor for tensor in read_safetensors(path)}
+        return dequantised({}, tensors, dict.fromkeys(tensors, path), path.parent)
+
+
+TORCHAO = {"_type": "Int8Tensor", "_data": {"block_size": [1, 64]}, "_tensor_data_names": ["qdata", "scale"]}
+REFUSED_OF_TORCHAO: dict[str, tuple[str, dict[str, Any]]] = {
+    "a tensor of a device's own": (
+        "m._weight_qdata belongs to torchao's Int4TilePackedTo4dTensor",
+        {"_type": "Int4TilePackedTo4dTensor"},
+    ),
+    "a block that does not divide": (
+        r"m._weight_qdata has the shape \[2, 64\][\s\S]*block_size, which is \[1, 48\]",
+        {"_data": {"block_size": [1, 48]}},
+    ),
+    "a part that is not there": (
+        "m._weight_zero_point is missing",
+        {"_tensor_data_names": ["zero_point"]},
+    ),
+    "no block": ("block_size", {"_data": {}}),
+    "no attributes": ("its metadata on m.weight", {"_data": 7}),
+    "a width that is none": (
+        "target_dtype is 'uint9'",
+        {
+            "_type": "IntxUnpackedToInt8Tensor",
+            "_data": {"block_size": [1, 64], "target_dtype": {"_data": "uint9"}},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_OF_TORCHAO)
+def test_a_broken_layer_of_torchao_is_refused_by_name(case: str) -> None:
+    says, said = REFUSED_OF_TORCHAO[case]
+    parts = {"m._weight_qdata": np.ones((2, 64), np.int8), "m._weight_scale": np.ones((2, 1), np.float32)}
+    with pytest.raises(ModelError, match=says):
+        of_torchao(parts, json.dumps({**TORCHAO, **said}))
 
 
 # --- tables of small floats -------------------------------------------------------------------------
@@ -266,18 +345,16 @@ def test_a_broken_checkpoint_is_refused_with_tensor_and_file(
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_every_recorded_layer_needs_each_of_its_parts(path: Path) -> None:
-    with safe_open(path, framework="numpy") as file:
-        config = json.loads(file.metadata()["config"])
-    tensors = {tensor.name: tensor for tensor in read_safetensors(path)}
     main = ("layer.weight", "layer.weight_packed")
-    spared = (*main, "expected", "layer.weight_format")
-    for part in (name for name in tensors if name not in spared):
-        rest = {name: tensor for name, tensor in tensors.items() if name != part}
+    spared = (*main, "expected", "layer.weight_format", "layer.input_scale", "layer.output_scale")
+    names = [tensor.name for tensor in read_safetensors(path)]
+    for part in (name for name in names if name not in spared):
         with pytest.raises(ModelError, match=r"is missing|has the shape|is of type"):
-            whole(dequantised({"quantization_config": config}, rest, {}, path.parent)["layer.weight"])
+            whole(layer_of(path, without=part)["layer.weight"])
 
 
 def test_a_scheme_has_one_row() -> None:
     assert set(SCHEMES) >= {"gptq", "awq", "compressed-tensors", "fp8", "mxfp4", "modelopt", "bitsandbytes"}
+    assert set(SCHEMES) >= {"quanto", "torchao"}
     empty = Quantised(config={"quant_algo": "FP8", "bits": 4}, tensors={}, files={}, where=Path("memory"))
     assert [dict(read(empty)[0]) for read in SCHEMES.values()] == [{}] * len(SCHEMES)

@@ -7,15 +7,20 @@ oracle that was captured without padding is compared with a padded row without i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from apr_falsify.compare.layout import canonical
 from apr_falsify.errors import TraceError
 from apr_falsify.model.passes import Passes
 from apr_falsify.model.stages import SQUARES, STAGES, Key, Layout
+from apr_falsify.operators.roundoff import Known
 from apr_falsify.traces.trace import Borrowed, StageArray, Trace
+
+F64 = npt.NDArray[np.float64]
 
 CACHED = ("k_post_rope", "qkv_bias", "qkv_matmul")
 """The stages of which a later pass reads what earlier passes left."""
@@ -48,6 +53,26 @@ def _borrowed(key: Key, subject: Trace, oracle: Trace) -> Borrowed:
     finite = apart[np.isfinite(apart)]
     off = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else np.inf
     return Borrowed(values=ours[: subject.passes.unseen], sigma=_MARGIN * off)
+
+
+def with_uncertain_steps(known: Known, held: Callable[[F64], F64]) -> Known:
+    """Return an operand with what its uncertainty becomes where it is held in few bits.
+
+    A value near an edge between two steps, which may lie on either side of it, is uncertain by a whole step,
+    however little it is uncertain itself.
+
+    Args:
+        known: the operand, [tokens, channels], as it was taken.
+        held: what is left of it.
+
+    """
+    if known.sigma is None or not np.any(known.sigma):
+        return known
+    sigma = np.broadcast_to(known.sigma, known.value.shape)
+    with np.errstate(invalid="ignore", over="ignore"):
+        middle = held(known.value)
+        steps = [np.abs(held(known.value + side * sigma) - middle) for side in (-1, 1)]
+    return Known(value=known.value, sigma=np.fmax(sigma, np.fmax(*steps)))
 
 
 def without_padding(trace: Trace) -> Trace:

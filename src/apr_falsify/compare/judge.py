@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
+from apr_falsify.compare.borrowed import with_uncertain_steps
 from apr_falsify.compare.doubt import doubt
 from apr_falsify.compare.fit import Fit, fit_of
 from apr_falsify.compare.layout import factor_of, of_data, only_data
@@ -41,6 +42,7 @@ from apr_falsify.numerics.operand_rules import (
     beside,
     stated_rules,
 )
+from apr_falsify.operators.attention import OPERANDS
 from apr_falsify.operators.roundoff import LIMIT, UNIT, smallest_rounding
 from apr_falsify.traces.trace import Trace
 
@@ -244,7 +246,8 @@ def fits_of(
     """Return how well each of ``rules`` explains ``subject``, a captured stage."""
     fits = []
     for index, (rule, values) in enumerate(zip(rules, found.values, strict=True)):
-        expected, sigma = comparable(replayer.trace, key, subject, values, found.sigma_under(index))
+        noise = _noise(replayer, key, rule, found.sigma_under(index))
+        expected, sigma = comparable(replayer.trace, key, subject, values, noise)
         if found.skipped is not None:
             # A loop over the visible keys alone never meets what a matrix product turns into NaN.
             expected = np.where(np.isfinite(subject) & ~np.isfinite(expected), found.skipped, expected)
@@ -255,6 +258,31 @@ def fits_of(
             fit = attempts.trying("values on an edge", key).made(across, fit)
         fits.append(fit)
     return tuple(fits)
+
+
+def _noise(replayer: Replayer, key: Key, rule: Rule, sigma: F64) -> F64:
+    """Return ``sigma`` of a replay with what borrowed keys and values may be, as the rule holds them."""
+    parts = _CACHED_OPERANDS.get(replayer.operation(key), ())
+    if not replayer.trace.borrowed or rule is PLAIN or not parts:
+        return sigma
+    geometry, inputs, rule = replayer.trace.geometry, replayer.inputs(key), replayer.by_pass(rule)
+    for part in parts:
+        role = OPERANDS[part][1]
+        if role not in inputs:
+            continue
+        size = geometry.head_dim if part is Operation.SCORES else geometry.value_dim
+        of_part = rule if len(parts) == 1 else rule.of(part)
+        held = partial(of_part.held_right, kv_heads=geometry.kv_heads, head_dim=size)
+        inputs[role] = with_uncertain_steps(inputs[role], held)
+    return replayer.evaluate(key, inputs, (rule,)).sigma
+
+
+_CACHED_OPERANDS: Mapping[Operation, tuple[Operation, ...]] = {
+    Operation.SCORES: (Operation.SCORES,),
+    Operation.MIX: (Operation.MIX,),
+    Operation.ATTENTION: (Operation.SCORES, Operation.MIX),
+}
+"""Operation -> its parts of which the second operand comes from a cache."""
 
 
 def _with_edges(replayer: Replayer, key: Key, fit: Fit, subject: Stored, expected: F64, sigma: F64) -> Fit:

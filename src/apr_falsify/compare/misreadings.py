@@ -78,21 +78,33 @@ def _changed(tensor: GridTensor, change: Change) -> GridTensor:
 
     def read(start: int, stop: int) -> Grid:
         grid = whole()
-        zeros = None if grid.zeros is None else grid.zeros[start:stop]
-        return replace(grid, codes=grid.codes[start:stop], scales=grid.scales[start:stop], zeros=zeros)
+        kept = _beside(grid, lambda each: each[start:stop])
+        return replace(kept, codes=grid.codes[start:stop], scales=grid.scales[start:stop])
 
     return replace(tensor, read=read)
+
+
+def _beside(grid: Grid, change: Callable[[F32], F32]) -> Grid:
+    """Return ``grid`` with what it has beside its scales changed: zero points, or what is added instead."""
+    return replace(
+        grid,
+        zeros=None if grid.zeros is None else change(grid.zeros),
+        shifts=None if grid.shifts is None else change(grid.shifts),
+    )
 
 
 def _changes(tensor: GridTensor) -> Iterator[tuple[str, str, Change, str]]:
     first = tensor.read(0, 1)
     levels = _levels(tensor.type)
-    if first.zeros is not None or levels:
+    has_zeros = first.zeros is not None or first.shifts is not None
+    if has_zeros or levels:
         yield ZERO_POINT, "zero points that are one larger", _zeros_moved(1), _STORED_LESS_ONE
         yield ZERO_POINT, "zero points that are one smaller", _zeros_moved(-1), _STORED_LESS_ONE
-    if first.zeros is not None:
-        yield ZERO_POINT, "no zero points", lambda grid: replace(grid, zeros=None), ""
-    if first.zeros is not None and levels:
+    if has_zeros:
+        yield ZERO_POINT, "no zero points", lambda grid: replace(grid, zeros=None, shifts=None), ""
+    if levels and (first.codes < 0).any():
+        yield SIGN, "codes read without their sign", _unsigned(levels), ""
+    elif has_zeros and levels:
         middle = levels / 2
         yield ZERO_POINT, f"{middle:g} for every zero point", _zeros_of(middle), ""
         yield SIGN, "codes read as two's complement", _signed(levels), ""
@@ -102,7 +114,7 @@ def _changes(tensor: GridTensor) -> Iterator[tuple[str, str, Change, str]]:
         for step, which in ((1, "before"), (-1, "after")):
             yield GROUPS, f"scales and zero points of the group {which}", _rolled(step), ""
             yield GROUPS, f"scales of the group {which}", _rolled(step, zeros=False), ""
-            if first.zeros is not None:
+            if has_zeros:
                 yield GROUPS, f"zero points of the group {which}", _rolled(step, scales=False), ""
         yield GROUPS, "scales and zero points stored [groups, out] and read as [out, groups]", _transposed, ""
         yield (
@@ -134,15 +146,21 @@ def _zeros_moved(step: int) -> Change:
 
 
 def _zeros_of(value: float) -> Change:
-    return lambda grid: replace(grid, zeros=np.full_like(grid.scales, value))
+    return lambda grid: replace(grid, zeros=np.full_like(grid.scales, value), shifts=None)
 
 
 def _signed(levels: int, zeros: bool = True) -> Change:
     def change(grid: Grid) -> Grid:
         codes = np.where(grid.codes >= levels / 2, grid.codes - levels, grid.codes).astype(np.float32)
-        return replace(grid, codes=codes, zeros=grid.zeros if zeros else None)
+        return replace(grid, codes=codes) if zeros else replace(grid, codes=codes, zeros=None, shifts=None)
 
     return change
+
+
+def _unsigned(levels: int) -> Change:
+    return lambda grid: replace(
+        grid, codes=np.where(grid.codes < 0, grid.codes + levels, grid.codes).astype(np.float32)
+    )
 
 
 def _reciprocal(grid: Grid) -> Grid:
@@ -152,24 +170,20 @@ def _reciprocal(grid: Grid) -> Grid:
 
 def _rolled(step: int, *, scales: bool = True, zeros: bool = True) -> Change:
     def change(grid: Grid) -> Grid:
-        own = grid.zeros
-        moved = own if own is None or not zeros else np.roll(own, step, axis=1)
-        return replace(
-            grid, scales=np.roll(grid.scales, step, axis=1) if scales else grid.scales, zeros=moved
-        )
+        moved = _beside(grid, lambda each: np.roll(each, step, axis=1)) if zeros else grid
+        return replace(moved, scales=np.roll(grid.scales, step, axis=1)) if scales else moved
 
     return change
 
 
 def _transposed(grid: Grid) -> Grid:
-    zeros = None if grid.zeros is None else grid.zeros.T.reshape(grid.zeros.shape)
-    return replace(grid, scales=grid.scales.T.reshape(grid.scales.shape), zeros=zeros)
+    turned = _beside(grid, lambda each: each.T.reshape(each.shape))
+    return replace(turned, scales=grid.scales.T.reshape(grid.scales.shape))
 
 
 def _retransposed(grid: Grid) -> Grid:
-    turned = grid.scales.shape[::-1]
-    zeros = None if grid.zeros is None else grid.zeros.reshape(turned).T
-    return replace(grid, scales=grid.scales.reshape(turned).T, zeros=zeros)
+    shape = grid.scales.shape[::-1]
+    return replace(_beside(grid, lambda each: each.reshape(shape).T), scales=grid.scales.reshape(shape).T)
 
 
 _TURNED_BLOCKS: Mapping[str, Callable[[F32], F32]] = {
@@ -209,12 +223,17 @@ _WORD_ORDERS: Mapping[str, tuple[int, ...]] = {
     "the two codes of each byte exchanged": (1, 0, 3, 2, 5, 4, 7, 6),
     "codes taken from the highest bits down": (7, 6, 5, 4, 3, 2, 1, 0),
     "codes taken in the order of AWQ": (0, 4, 1, 5, 2, 6, 3, 7),
+    "codes taken in the order of AWQ the wrong way round": (0, 2, 4, 6, 1, 3, 5, 7),
 }
 """Name of an order -> at which place of a word of eight codes each of eight neighbours is."""
 
 
 def _packings(packing: PackedOrder) -> Iterator[tuple[str, str, Change, str]]:
     places = packing.order
+    if packing.axis == "parts":
+        yield NIBBLES, "codes of a byte taken from the highest bits down", _other_parts(len(places)), ""
+        yield NIBBLES, "codes of a byte taken for neighbours", _parts_as_neighbours(len(places)), ""
+        return
     for says, order in _WORD_ORDERS.items():
         usual = order if len(places) == len(order) else order[: len(places)]
         if usual == places or sorted(usual) != sorted(places):
@@ -224,13 +243,28 @@ def _packings(packing: PackedOrder) -> Iterator[tuple[str, str, Change, str]]:
         yield NIBBLES, says, _repacked(packing.axis, taken), ""
 
 
+def _other_parts(count: int) -> Change:
+    return lambda grid: _reordered(grid, count, lambda parts: parts[::-1])
+
+
+def _parts_as_neighbours(count: int) -> Change:
+    return lambda grid: _reordered(grid, count, lambda parts: parts.transpose(1, 2, 0))
+
+
+def _reordered(grid: Grid, count: int, order: Callable[[F32], F32]) -> Grid:
+    """Return ``grid`` with its codes, [parts, rows of groups, in of a group], in another order."""
+    size = grid.codes.shape[1] // grid.scales.shape[1]
+    if grid.codes.size % (count * size):  # the last byte row is not full: its codes are not all there
+        return grid
+    return replace(grid, codes=order(grid.codes.reshape(count, -1, size)).reshape(grid.codes.shape))
+
+
 def _repacked(axis: str, taken: Indices) -> Change:
     def change(grid: Grid) -> Grid:
         if axis == "in":
             return replace(grid, codes=grid.codes[:, _within_words(grid.codes.shape[1], taken)])
         rows = _within_words(len(grid.codes), taken)
-        zeros = None if grid.zeros is None else grid.zeros[rows]
-        return replace(grid, codes=grid.codes[rows], zeros=zeros)
+        return replace(_beside(grid, lambda each: each[rows]), codes=grid.codes[rows])
 
     return change
 

@@ -124,6 +124,14 @@ def read_header(path: Path) -> tuple[dict[str, Mapping[str, Any]], int]:
     return tensors, 8 + length
 
 
+def file_metadata(path: Path) -> dict[str, str]:
+    """Return what the writer of a safetensors file, read by :func:`read_header` before, says of it."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return dict(file.metadata() or {})
+
+
 _BYTES_OF_A_TENSOR = 1400  # that an entry takes in memory, here and in the library
 _SPARE = 48 << 20
 

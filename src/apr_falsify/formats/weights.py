@@ -7,8 +7,10 @@ as it is multiplied with, whatever the file holds. Expert e's weights are in the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -259,7 +261,9 @@ def _open_hf_dir(directory: Path) -> Model:
             if tensor.name in held:
                 raise ModelError(f"tensor {tensor.name} is there twice", where=file)
             held[tensor.name], places[tensor.name] = tensor, file
-    tensors = dequantised(read_config(directory), held, places, directory)
+    names = names_in(held, family_of(geometry).weights)
+    shape_of = partial(_shape_of, geometry, names)
+    tensors = dequantised(read_config(directory), held, places, directory, shape_of)
     weights = Weights(
         geometry=geometry,
         names=names_in(tensors, family_of(geometry).weights),
@@ -268,6 +272,15 @@ def _open_hf_dir(directory: Path) -> Model:
         where=directory,
     )
     return Model(path=directory, format="safetensors", geometry=geometry, weights=weights, files=files)
+
+
+def _shape_of(geometry: Geometry, names: Mapping[str, str], name: str) -> tuple[int, ...] | None:
+    """Return the shape of the weight that a checkpoint calls ``name``, ``None`` where it is none of ours."""
+    for role, template in names.items():
+        pattern = re.escape(template).replace(r"\{n\}", r"\d+").replace(r"\{e\}", r"\d+")
+        if re.fullmatch(pattern, name):
+            return shape_of_role(role, geometry)
+    return None
 
 
 _APR_BLOCKS: Mapping[str, type[AprBlockTensor | QuantisedTensor]] = {

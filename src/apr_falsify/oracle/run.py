@@ -14,6 +14,7 @@ from apr_falsify.model.passes import Passes
 from apr_falsify.model.stages import SCORES, SQUARES, Key, Layout
 from apr_falsify.oracle.libraries import device_named, dtype_named, torch, transformers
 from apr_falsify.oracle.loading import load_module
+from apr_falsify.oracle.parts import Parts
 from apr_falsify.oracle.probe import probed
 from apr_falsify.oracle.tokenizer import decode
 from apr_falsify.traces.capture import Request, Sink, laid_end_to_end, source_commit
@@ -144,7 +145,7 @@ class Oracle:
         geometry = self.model.geometry
         request.check(geometry)
         logits: list[FloatArray] = []
-        parts: dict[Key, list[FloatArray]] = {}
+        parts = Parts()
 
         def emit(key: Key, values: torch.Tensor) -> None:
             array = to_numpy(values)
@@ -153,18 +154,20 @@ class Oracle:
             if request.passes.plain:
                 sink.add(key, array)
             else:
-                parts.setdefault(key, []).append(array)
+                own = request.passes.sizes[parts.count(key)] if key.stage in FROM_CACHE else len(array)
+                parts.add(key, array[-own:])
 
         wanted = [
             key for key in request.keys(geometry) if self.attention == "eager" or key.stage not in SQUARES
         ]
-        with probed(self.module, wanted, emit, geometry, self.attention):
-            if request.passes.plain:
-                self.run(request.tokens)
-            else:
-                self.run_passes(request.tokens, request.passes)
-        for key, each in parts.items():
-            sink.add(key, *joined_passes(key, each, request.passes))
+        with parts:
+            with probed(self.module, wanted, emit, geometry, self.attention):
+                if request.passes.plain:
+                    self.run(request.tokens)
+                else:
+                    self.run_passes(request.tokens, request.passes)
+            for key in parts.shown:
+                sink.add(key, *joined_passes(key, parts.of(key), request.passes))
         return sink.finish(
             provenance=self._provenance(request, logits[-1] if logits else None),
             geometry=geometry,
@@ -205,8 +208,6 @@ def joined_passes(key: Key, parts: list[FloatArray], passes: Passes) -> tuple[Fl
     """
     ends = [start + size for start, size in zip(passes.starts, passes.sizes, strict=True)]
     forgotten = False
-    if key.stage in FROM_CACHE:
-        parts = [part[-size:] for part, size in zip(parts, passes.sizes, strict=True)]
     if key.stage in SQUARES:
         forgotten = any(part.shape[-1] < end for part, end in zip(parts, ends, strict=True))
         parts = [

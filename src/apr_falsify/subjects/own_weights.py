@@ -84,7 +84,12 @@ def open_own(
 
     """
     path = where.parent / said.path
-    if path.is_dir() or path.suffix in (".gguf", ".apr"):
+    try:
+        folder = path.is_dir()
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or str(error)
+        raise TraceError(f"weights: {path.name:.80} cannot be read: {what}", where=where) from error
+    if folder or path.suffix in (".gguf", ".apr"):
         model = open_model(path)
         _check_sizes(model.geometry, geometry, where, path)
         if said.names:

@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fuzz.readers import bundles, documents, models, proposals, recordings, stages, tokenizers
+from tests.fuzz.readers import (
+    bundles,
+    documents,
+    models,
+    proposals,
+    quantised,
+    recordings,
+    stages,
+    tokenizers,
+)
 from tests.fuzz.readers.inputs import Maker
 
 
@@ -32,11 +41,13 @@ READERS: Mapping[str, Row] = {
     "gguf-tokenizer": Row(prepare=tokenizers.gguf_tokenizer, share=20),
     "apr": Row(prepare=models.apr, share=80),
     "safetensors": Row(prepare=models.safetensors, share=70),
+    "quantised": Row(prepare=quantised.checkpoint, share=40),
     "config": Row(prepare=models.config, share=130),
     "npz": Row(prepare=recordings.npz, share=50),
     "npy": Row(prepare=recordings.npy, share=50),
     "recorded-safetensors": Row(prepare=recordings.safetensors, share=40),
     "mapping": Row(prepare=recordings.mapping, share=40),
+    "own-weights": Row(prepare=quantised.own_weights, share=30),
     "print-mapping": Row(prepare=proposals.proposal, share=4),
     "llama-cpp": Row(prepare=recordings.llama_cpp, share=40),
     "contract": Row(prepare=documents.contract, share=40),

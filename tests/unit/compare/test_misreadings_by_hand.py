@@ -17,6 +17,7 @@ ORDERS = {
     "the two codes of each byte exchanged": (1, 0, 3, 2, 5, 4, 7, 6),
     "codes taken from the highest bits down": (7, 6, 5, 4, 3, 2, 1, 0),
     "codes taken in the order of AWQ": (0, 4, 1, 5, 2, 6, 3, 7),
+    "codes taken in the order of AWQ the wrong way round": (0, 2, 4, 6, 1, 3, 5, 7),
 }
 
 
@@ -129,3 +130,42 @@ def test_codes_of_a_word_are_taken_in_every_other_order(right: str) -> None:
                 word = sum(int(codes[row, first + i]) << 4 * order[i] for i in range(8))
                 taken = [(word >> 4 * at) & 15 for at in ORDERS[says]]
                 assert values[row, first : first + 8].tolist() == taken
+
+
+def test_codes_that_lie_a_part_away_are_taken_otherwise() -> None:
+    """quanto: byte row r of four has row r of eight in its lower half, and row r + 4 in the upper one."""
+    codes = some_codes(4, 8)  # eight rows of groups, of four columns
+    groups = codes.reshape(8, 4)
+    found = {
+        one.says: one.tensor.rows(0, 4).reshape(8, 4)
+        for one in misreadings(made(codes, packing=PackedOrder(axis="parts", order=(0, 1))))
+        if one.name == "nibble-order"
+    }
+    low, high = groups[:4], groups[4:]
+    np.testing.assert_array_equal(
+        found.pop("codes of a byte taken from the highest bits down"), np.concatenate((high, low))
+    )
+    pairs = [value for at in range(16) for value in (low.reshape(-1)[at], high.reshape(-1)[at])]
+    neighbours = found.pop("codes of a byte taken for neighbours")
+    np.testing.assert_array_equal(neighbours.reshape(-1), pairs)
+    assert not found
+
+
+def test_what_is_added_to_products_is_mistaken_as_zero_points_are() -> None:
+    codes = some_codes(3) - 8
+    added = np.arange(30, dtype=np.float32).reshape(3, 10)
+    grid = Grid(
+        codes=codes, scales=np.full((3, 10), 2.0, np.float32), shifts=added, groups=even_groups(40, 4)
+    )
+    np.testing.assert_array_equal(grid.values, 2 * codes + np.repeat(added, 4, axis=1))
+    tensor = GridTensor(name="w", type="int4", shape=(3, 40), read=lambda start, stop: grid)
+    found = {one.says: one.tensor.rows(0, 3) for one in misreadings(tensor)}
+    np.testing.assert_array_equal(found["no zero points"], 2 * codes)
+    rolled = np.repeat(np.roll(added, 1, axis=1), 4, axis=1)
+    np.testing.assert_array_equal(found["zero points of the group before"], 2 * codes + rolled)
+    unsigned = np.where(codes < 0, codes + 16, codes)
+    np.testing.assert_array_equal(
+        found["codes read without their sign"] - np.repeat(added, 4, axis=1), 2 * unsigned
+    )
+    fits = "zero points that are one larger"
+    np.testing.assert_array_equal(found[fits], grid.values - 2)

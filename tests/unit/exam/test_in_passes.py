@@ -17,7 +17,7 @@ from apr_falsify.exam.kernels import KERNELS
 from apr_falsify.exam.material import EVERY_SETTING, Material
 from apr_falsify.exam.phases import AT_ONCE, PHASES, SHORTEST
 from apr_falsify.exam.plan import ExamPlan
-from apr_falsify.exam.plan_in_passes import PASSES_HOST, further_cases
+from apr_falsify.exam.plan_in_passes import CORRECT_TEXTS, PASSES_HOST, SEEDS, further_cases
 from apr_falsify.exam.quantised import SCHEMES, nearest
 from apr_falsify.exam.recipes import case_of, key_of, recipe_of
 from apr_falsify.exam.store import Store
@@ -88,6 +88,25 @@ def test_there_are_five_hundred_correct_runs_none_twice(planned: list[ExamCase])
     assert {case.host for case in correct} == {PASSES_HOST, "torch", FILES}
 
 
+def test_every_text_meets_every_seed_phase_length_and_kernel_in_correct_runs(
+    planned: list[ExamCase],
+) -> None:
+    correct = of_so_many(planned, 0)
+    texts = {case.text for case in correct}
+    assert texts == set(CORRECT_TEXTS)
+    for of in (
+        lambda case: case.material.seed,
+        lambda case: case.phase,
+        lambda case: len(case.tokens),
+        lambda case: case.kernel,
+        lambda case: case.host,
+    ):
+        values = {of(case) for case in correct}
+        met = {(of(case), case.text) for case in correct}
+        assert met == {(value, text) for value in values for text in texts}
+    assert {case.material.seed for case in correct} == set(range(SEEDS))
+
+
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("tokens", [SHORTEST, 12, 33])
 def test_a_phase_lays_out_all_tokens(phase: str, tokens: int) -> None:
@@ -137,6 +156,28 @@ def test_a_scale_that_spans_tokens_is_of_one_pass() -> None:
     np.testing.assert_allclose(rule.held_right(heads, 1, 1)[:, 0], [0, 50, -128, 0, 254], rtol=1e-6)
     plain = next(rule for rule in RULES[Operation.SCORES] if rule.name == "f16 k")
     assert by_pass(plain, (3, 2)) is plain
+
+
+def test_a_decode_step_alone_with_a_cache_in_8_bits_is_not_accused(examiner: Examiner) -> None:
+    """Keys of earlier passes are the oracle's: one beside an edge between two steps is held on either side.
+
+    The run of which the exam once accused two stages.
+    """
+    recipe = {
+        "host": PASSES_HOST,
+        "model": "tiny-qwen2",
+        "seed": 1,
+        "kind": "",
+        "rows": "",
+        "setting": "int8 cache, a scale per head",
+        "kernel": "own",
+        "text": "one token repeated",
+        "phase": "the last step alone",
+        "tokens": [91] * 17,
+        "faults": [],
+    }
+    outcome = examiner.trial(case_of(recipe))
+    assert (outcome.grade, outcome.found) == (Grade.LOCATED, ())
 
 
 def test_a_sample_of_the_faults_is_located_and_of_the_correct_runs_acquitted(

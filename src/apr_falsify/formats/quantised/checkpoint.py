@@ -14,6 +14,13 @@ from apr_falsify.errors import ModelError
 from apr_falsify.formats.tensors import PlainTensor, Tensor, UnreadableTensor
 from apr_falsify.reading import whole
 
+ShapeOf = Callable[[str], tuple[int, ...] | None]
+
+
+def no_shape(name: str) -> tuple[int, ...] | None:
+    """Return that nothing is known of the weight ``name``."""
+    return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantised:
@@ -24,6 +31,7 @@ class Quantised:
         tensors: name -> tensor, as the files hold them.
         files: name -> the file that holds the tensor.
         where: the directory.
+        shape_of: gives the shape that the model's sizes say a weight has, ``None`` where they say none.
 
     """
 
@@ -31,6 +39,7 @@ class Quantised:
     tensors: Mapping[str, Tensor]
     files: Mapping[str, Path]
     where: Path
+    shape_of: ShapeOf = no_shape
 
     def modules(self, part: str) -> list[str]:
         """Return the modules of which the files hold ``part``, e.g. ``qweight``."""
@@ -44,7 +53,7 @@ class Quantised:
             ModelError: it is not there, or of no type in ``types``.
 
         """
-        tensor = self._tensor(name, needed_by)
+        tensor = self.needed(name, needed_by)
         if not isinstance(tensor, UnreadableTensor) or tensor.bits is None or tensor.type not in types:
             raise self.refusal(name, f"is of type {tensor.type}", expected=" or ".join(types))
         return tensor.bits
@@ -70,12 +79,18 @@ class Quantised:
             ModelError: it is not there, or does not hold plain numbers.
 
         """
-        tensor = self._tensor(name, needed_by)
+        tensor = self.needed(name, needed_by)
         if not isinstance(tensor, PlainTensor):
             raise self.refusal(name, f"is of type {tensor.type}", expected="f16, bf16 or f32")
         return tensor
 
-    def _tensor(self, name: str, needed_by: str) -> Tensor:
+    def needed(self, name: str, needed_by: str) -> Tensor:
+        """Return a tensor without which another one cannot be read.
+
+        Raises:
+            ModelError: it is not there.
+
+        """
         if name not in self.tensors:
             raise ModelError(
                 f"tensor {name} is missing, without which {needed_by} cannot be read",

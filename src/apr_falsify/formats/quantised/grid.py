@@ -1,7 +1,8 @@
 """A quantised matrix: codes, of which groups share a scale and perhaps a zero point.
 
-Whatever the scheme, a value is (code - zero) * scale. The code is an integer, or what a table says of a small
-float's bits; a group is some columns of a row, a whole row, or a block of rows and columns.
+Whatever the scheme, a value is (code - zero) * scale, to which some add a shift. The code is an integer, or
+what a table says of a small float's bits; a group is some columns of a row, a whole row, or a block of rows
+and columns.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Grid:
         scales: the scale of each group, [rows, groups].
         zeros: the code that stands for 0 in each group, [rows, groups]; ``None`` where that is code 0.
         groups: the group of each column, [in].
+        shifts: what is added to each product of a group, [rows, groups]; ``None`` where nothing is.
 
     """
 
@@ -33,13 +35,15 @@ class Grid:
     scales: F32
     groups: Indices
     zeros: F32 | None = None
+    shifts: F32 | None = None
 
     @property
     def values(self) -> F32:
         """The weights, [rows, in], each product rounded to f32."""
         codes = self.codes if self.zeros is None else self.codes - self.zeros[:, self.groups]
         with np.errstate(over="ignore", invalid="ignore"):  # scales that are no numbers are what they are
-            return np.asarray(codes * self.scales[:, self.groups], dtype=np.float32)
+            values = np.asarray(codes * self.scales[:, self.groups], dtype=np.float32)
+            return values if self.shifts is None else values + self.shifts[:, self.groups]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +51,8 @@ class PackedOrder:
     """How several codes lie in one word.
 
     Attributes:
-        axis: along which axis neighbours share a word: ``"in"`` or ``"out"``.
+        axis: along which axis neighbours share a word: ``"in"`` or ``"out"``; ``"parts"`` where codes that
+            share one are a part of all groups away from each other.
         order: at which place of its word each of these neighbours is, the lowest bits first.
 
     """
