@@ -350,6 +350,16 @@ def test_every_file_is_under_400_lines(tree: str) -> None:
     assert {path: count for path, count in lengths.items() if count > MAX_LINES} == {}
 
 
+def test_a_name_of_a_class_means_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path))
+    assert len(places) > 300
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def names_of(rooms_left_out: tuple[str, ...]) -> list[str]:
     return [
         f"{OURS}.{module}".rstrip(".")

@@ -141,7 +141,7 @@ def _loaded_libraries() -> set[Path]:
     return {file for file in files if re.match(r"lib(llama|ggml)", file.name)}
 
 
-class Recorder:
+class NodeRecorder:
     """Copies nodes of the graph into an ``.npz``, each as soon as it is computed."""
 
     def __init__(self, library: Library, archive: zipfile.ZipFile, wanted: set[str]) -> None:
@@ -242,7 +242,7 @@ def capture(library: Library, request: Mapping[str, Any]) -> dict[str, Any]:
     model = _model(library, request)
     kind = zipfile.ZIP_DEFLATED if request["compressed"] else zipfile.ZIP_STORED
     with zipfile.ZipFile(request["out"], "w", kind) as archive:
-        recorder = Recorder(library, archive, set(request["nodes"]))
+        recorder = NodeRecorder(library, archive, set(request["nodes"]))
         recorder.write("token_ids", np.asarray(request["tokens"], np.int64))
         params = _set(llama.llama_context_default_params(), request["context_params"])
         # Named, so that it lives as long as the context that calls it.
@@ -266,7 +266,7 @@ def _parts(sizes: list[int], most: int) -> list[int]:
 
 
 def _decode(
-    llama: Any, context: Any, tokens: list[tuple[int, int]], parts: list[int], recorder: Recorder
+    llama: Any, context: Any, tokens: list[tuple[int, int]], parts: list[int], recorder: NodeRecorder
 ) -> None:
     """Run the tokens, each with its position, part by part; only the last one's logits are requested."""
     batch = llama.llama_batch_init(max(parts), 0, 1)
