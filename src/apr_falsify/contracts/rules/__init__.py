@@ -143,6 +143,18 @@ HIDING = frozenset(
 )
 """Where one of these is reported of a name, nothing else can be found out about it."""
 
+NAMED_IN_WORDS = frozenset(
+    (
+        "file-not-found",
+        "symbol-not-found",
+        "symbol-not-in-file",
+        "test-not-found",
+        "test-not-collected",
+        "test-ignored",
+    )
+)
+"""Their subject may be the name of a test or a symbol alone: only the words say of which file."""
+
 
 Check = Callable[["Contract"], Iterator["Problem"]]
 
