@@ -33,6 +33,7 @@ from apr_falsify.errors import (
     TokensError,
     UsageError,
 )
+from apr_falsify.folders import partial_name
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
@@ -366,15 +367,19 @@ def _captured(run: Path | None, name: str, request: Request, geometry: Geometry,
 
 def _renewed(directory: Path, count: int, request: Request, side: _Capturable) -> Trace:
     """Capture a side again whose earlier trace stays until the new one is whole."""
-    new, old = (directory.with_name(f"{directory.name}.{word}") for word in ("new", "old"))
+    new, old = (directory.with_name(partial_name(directory) + word) for word in ("new", "old"))
     with TraceWriter(new) as writer, counted(writer, f"capturing {directory.name}", count) as sink:
         side.capture(request, sink)
     try:
         directory.rename(old)
         new.rename(directory)
     except OSError as error:
+        with suppress(OSError):
+            old.rename(directory)
         raise OutputError(f"cannot be replaced: {error.strerror}", where=directory) from error
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
     return read_trace(directory)
 
 
