@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import apr_falsify as af
-from apr_falsify.commands.torch_subject import TorchRun
+from apr_falsify.commands.torch_subject import TorchRun, device_of
 from apr_falsify.errors import OutputError, TokensError, TraceError, UndecidedError, UsageError
 from apr_falsify.subjects.recording_json import RECORDING_JSON
 from tests.acceptance.programs import TINY, run
@@ -141,3 +142,9 @@ def test_a_module_of_another_model_is_refused_by_its_own_name(tmp_path: Path) ->
     assert caught.value.where == f"torch:{file}:build"
     assert "apr-falsify-torch-" not in str(caught.value)
     assert "apr_falsify.record(" in caught.value.remedy
+
+
+def test_the_device_is_that_of_the_weights() -> None:
+    assert device_of(torch.nn.Linear(1, 1)) == "cpu"
+    assert device_of(torch.nn.Linear(1, 1, device="meta")) == "unknown"
+    assert device_of(torch.nn.ReLU()) == "cpu"
