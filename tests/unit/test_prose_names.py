@@ -13,7 +13,7 @@ from tests.unit.helpers import PACKAGE
 
 FOREIGN = frozenset(
     {
-        *("PyYAML", "OpenBLAS", "GitHub"),
+        *("PyYAML", "OpenBLAS", "GitHub", "PyTorch", "TorchFunctionMode", "TensorProto"),
         *("ByteDance", "DeepSeek", "MiniMax", "SmolLM", "ChatGLM", "OpenAI"),  # models, and who made them
         *(
             "AutoAWQ",

@@ -64,12 +64,13 @@ def follows(trace: Trace, layer: int) -> dict[str, tuple[np.ndarray, np.ndarray]
         whole = s["post_ffn_residual"]
         pairs = {"post_ffn_residual": (whole, np.where(whole == added, added, either))}
     else:
-        attended = entered + s["attn_out"] * scale
-        fed = s["post_attn_residual"] + s["ffn_out"] * scale
-        pairs = {
-            "post_attn_residual": (s["post_attn_residual"], attended),
-            "post_ffn_residual": (s["post_ffn_residual"], fed),
-        }
+        pairs = {}
+        if "post_attn_residual" in s:  # a layer of Nemotron-H mixes tokens, or has a feed-forward block
+            attended = entered + s["attn_out"] * scale
+            pairs["post_attn_residual"] = (s["post_attn_residual"], attended)
+        last = s["ffn_out" if "ffn_out" in s else "attn_out"]
+        fed = s.get("post_attn_residual", entered) + last * scale
+        pairs["post_ffn_residual"] = (s["post_ffn_residual"], fed)
     if "ffn_swigl" in s:
         pairs["ffn_swigl"] = (s["ffn_swigl"], s["ffn_silu"] * s["ffn_up"])
     if "moe_ffn_out" in s:

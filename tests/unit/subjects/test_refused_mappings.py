@@ -230,7 +230,7 @@ BROKEN: Mapping[str, tuple[str, Callable[[Path], object], str]] = {
     "npy-with-more": ("npy", longer, "announces"),
     "npy-pickled": ("npy", pickled, "pickled"),
     "npy-link-out": ("npy", linked_out, "leads out"),
-    "npy-none": ("npy", emptied, "files of torch.save are not read"),
+    "npy-none": ("npy", emptied, "at least one .npy, .pt or .pb file"),
     "npy-complex": ("npy", other_kind, "'L0.ffn_up' holds complex64"),
     "npy-beyond-f32": ("npy", beyond_f32, "beyond the range of f32"),
     "npy-whole-numbers": ("npy", half_numbers, "dtype: bf16, where these are its bits"),
@@ -259,9 +259,9 @@ def test_a_broken_recording_is_refused(sound: Path, tmp_path: Path, defect: str)
 
 def test_a_format_that_is_not_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "MAPPING.yaml").write_text("schema: x\n")
-    (tmp_path / "dump.pt").write_bytes(pickle.dumps({}))
+    (tmp_path / "dump.h5").write_bytes(pickle.dumps({}))
     with pytest.raises(TraceError, match="not a file of arrays") as raised:
-        open_recorded(target(tmp_path / "dump.pt"))
+        open_recorded(target(tmp_path / "dump.h5"))
     assert ".safetensors" in raised.value.expected
 
 
