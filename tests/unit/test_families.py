@@ -140,8 +140,12 @@ def test_the_refusal_of_an_unknown_family_names_the_file() -> None:
         ("granitemoehybrid", "mamba_d_head", 7),
         ("granitemoehybrid", "mamba_n_groups", 3),
         ("granitemoehybrid", "time_step_limit", [0.5, 0.1]),
-        ("nemotron_h", "hybrid_override_pattern", "ME"),
-        ("nemotron_h", "hybrid_override_pattern", "M"),
+        ("granitemoehybrid", "layer_types", ["linear_attention"] * 3),
+        ("qwen3_next", "layer_types", ["linear_attention"] * 3),
+        ("nemotron_h", "layers_block_type", ["linear_attention", "moe"]),
+        ("nemotron_h", "layers_block_type", ["linear_attention", "mlp", "full_attention"]),
+        ("nemotron_h", "layers_block_type", ["linear_attention"]),
+        ("nemotron_h", "layers_block_type", None),
         ("nemotron_h", "tie_word_embeddings", True),
         ("nemotron_h", "attention_bias", True),
     ],
@@ -150,6 +154,34 @@ def test_what_a_family_has_no_formula_for_is_refused_by_its_key(
     family_name: str, key: str, value: object
 ) -> None:
     sound = {**CONFIG, "model_type": family_name, "hidden_size": 64, "head_dim": 16}
+    if family_name == "nemotron_h":
+        sound["layers_block_type"] = ["linear_attention", "mlp"]
     geometry_of_config(sound)
     with pytest.raises(GeometryError):
         geometry_of_config({**sound, key: value})
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"hybrid_override_pattern": "M*-"},
+        {"layers_block_type": ["mamba", "attention", "mlp"]},
+        {"layer_types": ["linear_attention", "full_attention", "mlp"]},
+        {"layer_types": ["linear_attention", "full_attention", "mlp"], "hybrid_override_pattern": "M-"},
+    ],
+)
+def test_the_layer_kinds_of_nemotron_h_are_its_layers(stated: dict[str, object]) -> None:
+    """As transformers reads them, with their number or without."""
+    sound = {**CONFIG, "model_type": "nemotron_h", "hidden_size": 64, "head_dim": 16, **stated}
+    theirs = transformers.NemotronHConfig(**stated)
+    for counted in ({"num_hidden_layers": 3}, {}):
+        uncounted = {key: value for key, value in sound.items() if key != "num_hidden_layers"}
+        geometry = geometry_of_config({**uncounted, **counted})
+        assert geometry.layers == theirs.num_hidden_layers == 3
+        assert [geometry.attends[n] for n in range(3)] == [
+            kind == "full_attention" for kind in theirs.layer_types
+        ]
+        assert [geometry.feeds[n] for n in range(3)] == [kind == "mlp" for kind in theirs.layer_types]
+    for pattern in ("ME", "M"):
+        with pytest.raises(GeometryError):
+            geometry_of_config({**sound, "num_hidden_layers": 2, "hybrid_override_pattern": pattern})

@@ -183,6 +183,8 @@ def test_a_setting_that_conversion_got_wrong_is_a_finding(
         ("qwen3_moe", "expert_shared_count", 1),
         ("qwen3_moe", "expert_weights_scale", 2.5),
         ("dots1", "expert_gating_func", 1),
+        ("deepseek_v2", "expert_gating_func", 3),
+        ("deepseek_v2", "expert_weights_norm", True),
         ("mixtral", "attention__sliding_window", 5),
         ("ernie4_5", "rope__dimension_sections", [4, 4, 4, 0]),
         ("ernie4_5", "attention__causal", False),

@@ -119,6 +119,14 @@ REFUSED_OF_TORCHAO: dict[str, tuple[str, dict[str, Any]]] = {
         "m._weight_zero_point is missing",
         {"_tensor_data_names": ["zero_point"]},
     ),
+    "inputs that are quantised too": (
+        "m._weight_qdata says .*activation_quantization is 'int8_asym_per_token'[\\s\\S]*weights alone",
+        {"_data": {"block_size": [1, 64], "activation_quantization": "int8_asym_per_token"}},
+    ),
+    "inputs that are quantised by settings of their own": (
+        "m._weight_qdata says .*act_quant_kwargs is",
+        {"_data": {"block_size": [1, 64], "act_quant_kwargs": {"_type": "QuantizeTensorToInt8Kwargs"}}},
+    ),
     "no block": ("block_size", {"_data": {}}),
     "no attributes": ("its metadata on m.weight", {"_data": 7}),
     "a width that is none": (
@@ -137,6 +145,31 @@ def test_a_broken_layer_of_torchao_is_refused_by_name(case: str) -> None:
     parts = {"m._weight_qdata": np.ones((2, 64), np.int8), "m._weight_scale": np.ones((2, 1), np.float32)}
     with pytest.raises(ModelError, match=says):
         of_torchao(parts, json.dumps({**TORCHAO, **said}))
+
+
+def of_quanto(scale: torch.Tensor) -> Tensor:
+    """Return a layer ``m`` of quanto, eight bits of [3, 4], read."""
+    codes = np.arange(12, dtype=np.int8).reshape(3, 4)
+    held: dict[str, Tensor] = {
+        "m.weight._data": UnreadableTensor(name="m.weight._data", type="I8", shape=(3, 4), bits=codes),
+        **plain_of("m.weight._scale", scale),
+    }
+    return dequantised({"quantization_config": {"quant_method": "quanto"}}, held, {}, Path("memory"))[
+        "m.weight"
+    ]
+
+
+def test_a_scale_of_quanto_is_one_for_each_row_or_one_number() -> None:
+    codes = np.arange(12.0).reshape(3, 4)
+    rows = torch.tensor([1.0, 2.0, 4.0])
+    np.testing.assert_array_equal(whole(of_quanto(rows[:, None])), codes * [[1.0], [2.0], [4.0]])
+    for one in (torch.tensor(2.0), torch.tensor([2.0]), torch.tensor([[2.0]])):
+        np.testing.assert_array_equal(whole(of_quanto(one)), codes * 2)
+    for other in (rows, rows[None]):
+        with pytest.raises(
+            ModelError, match=r"m.weight._scale has the shape[\s\S]*\[3, 1\], one for each row"
+        ):
+            of_quanto(other)
 
 
 # --- tables of small floats -------------------------------------------------------------------------

@@ -7,7 +7,7 @@ oracle that was captured without padding is compared with a padded row without i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -59,7 +59,7 @@ def with_uncertain_steps(known: Known, held: Callable[[F64], F64]) -> Known:
     """Return an operand with what its uncertainty becomes where it is held in few bits.
 
     A value near an edge between two steps, which may lie on either side of it, is uncertain by a whole step,
-    however little it is uncertain itself.
+    however little it is uncertain itself. A step to infinity, beyond what the format holds, is none.
 
     Args:
         known: the operand, [tokens, channels], as it was taken.
@@ -71,8 +71,21 @@ def with_uncertain_steps(known: Known, held: Callable[[F64], F64]) -> Known:
     sigma = np.broadcast_to(known.sigma, known.value.shape)
     with np.errstate(invalid="ignore", over="ignore"):
         middle = held(known.value)
-        steps = [np.abs(held(known.value + side * sigma) - middle) for side in (-1, 1)]
-    return Known(value=known.value, sigma=np.fmax(sigma, np.fmax(*steps)))
+        found = sigma
+        for side in _directions(known.value.shape[-1]):
+            step = np.abs(held(known.value + side * sigma) - middle)
+            found = np.where(np.isfinite(step), np.fmax(found, step), found)
+    return Known(value=known.value, sigma=found)
+
+
+def _directions(channels: int) -> Iterator[F64]:
+    """Yield directions in which channels may be off: all alike, and any two of 32 neighbours apart.
+
+    A value that moves as the largest of its block does keeps its step.
+    """
+    for size in (0, 1, 2, 4, 8, 16):
+        side = np.where(np.arange(channels) & size, -1.0, 1.0)
+        yield from (side, -side)
 
 
 def without_padding(trace: Trace) -> Trace:

@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from apr_falsify.compare.attempts import LOUD, Attempts
 from apr_falsify.compare.axes import axes_of
-from apr_falsify.compare.borrowed import with_uncertain_steps
 from apr_falsify.compare.doubt import doubt
 from apr_falsify.compare.fit import Fit, fit_of
 from apr_falsify.compare.layout import factor_of, of_data, only_data
@@ -265,15 +264,13 @@ def _noise(replayer: Replayer, key: Key, rule: Rule, sigma: F64) -> F64:
     parts = _CACHED_OPERANDS.get(replayer.operation(key), ())
     if not replayer.trace.borrowed or rule is PLAIN or not parts:
         return sigma
-    geometry, inputs, rule = replayer.trace.geometry, replayer.inputs(key), replayer.by_pass(rule)
+    operands, inputs, rule = replayer.operands(key.layer), replayer.inputs(key), replayer.by_pass(rule)
     for part in parts:
         role = OPERANDS[part][1]
         if role not in inputs:
             continue
-        size = geometry.head_dim if part is Operation.SCORES else geometry.value_dim
         of_part = rule if len(parts) == 1 else rule.of(part)
-        held = partial(of_part.held_right, kv_heads=geometry.kv_heads, head_dim=size)
-        inputs[role] = with_uncertain_steps(inputs[role], held)
+        inputs[role] = operands.with_uncertain_steps(part, inputs[role], of_part)
     return replayer.evaluate(key, inputs, (rule,)).sigma
 
 

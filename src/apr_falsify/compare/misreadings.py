@@ -70,11 +70,10 @@ def misreadings(tensor: Tensor) -> Iterator[Misreading]:
 
 def _changed(tensor: GridTensor, change: Change) -> GridTensor:
     """Return ``tensor`` with its whole grid changed: some changes exchange rows."""
-    height = tensor.shape[0] * (tensor.shape[1] if len(tensor.shape) == 3 else 1)
 
     @cache
     def whole() -> Grid:
-        return change(tensor.read(0, height))
+        return change(tensor.read(0, _height(tensor)))
 
     def read(start: int, stop: int) -> Grid:
         grid = whole()
@@ -98,11 +97,12 @@ def _changes(tensor: GridTensor) -> Iterator[tuple[str, str, Change, str]]:
     levels = _levels(tensor.type)
     has_zeros = first.zeros is not None or first.shifts is not None
     if has_zeros or levels:
-        yield ZERO_POINT, "zero points that are one larger", _zeros_moved(1), _STORED_LESS_ONE
-        yield ZERO_POINT, "zero points that are one smaller", _zeros_moved(-1), _STORED_LESS_ONE
+        instead = _STORED_LESS_ONE if tensor.zeros_less_one else ""
+        yield ZERO_POINT, "zero points that are one larger", _zeros_moved(1), instead
+        yield ZERO_POINT, "zero points that are one smaller", _zeros_moved(-1), instead
     if has_zeros:
         yield ZERO_POINT, "no zero points", lambda grid: replace(grid, zeros=None, shifts=None), ""
-    if levels and (first.codes < 0).any():
+    if levels and _is_signed(tensor):
         yield SIGN, "codes read without their sign", _unsigned(levels), ""
     elif has_zeros and levels:
         middle = levels / 2
@@ -130,6 +130,21 @@ def _changes(tensor: GridTensor) -> Iterator[tuple[str, str, Change, str]]:
         yield from _act_orders(first.groups)
     if tensor.packing is not None:
         yield from _packings(tensor.packing)
+
+
+def _is_signed(tensor: GridTensor) -> bool:
+    """Whether any code is below 0: of a single row all may be above it."""
+    starts = range(0, _height(tensor), _AT_ONCE)
+    return any((tensor.read(at, min(at + _AT_ONCE, _height(tensor))).codes < 0).any() for at in starts)
+
+
+_AT_ONCE = 64
+"""So many rows are looked through at once."""
+
+
+def _height(tensor: GridTensor) -> int:
+    """Return how many rows a weight has, those of all experts."""
+    return tensor.shape[0] * (tensor.shape[1] if len(tensor.shape) == 3 else 1)
 
 
 def _levels(kind: str) -> int:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from apr_falsify.compare.borrowed import with_uncertain_steps
 from apr_falsify.compare.products import block_sum_scores, turning_noise
 from apr_falsify.model.shape import Geometry
 from apr_falsify.numerics import quantise
 from apr_falsify.numerics.operand_rules import PLAIN, Operation, Rule
 from apr_falsify.operators.attention import OPERANDS
+from apr_falsify.operators.roundoff import Known
 from apr_falsify.operators.softcap import softcap
 
 F64 = npt.NDArray[np.float64]
@@ -61,6 +64,33 @@ class Operands:
         halves = x.reshape(len(x), -1, 2, self.geometry.head_dim // 2)
         return halves.swapaxes(-1, -2).reshape(x.shape)
 
+    def with_uncertain_steps(self, part: Operation, known: Known, rule: Rule) -> Known:
+        """Return the second operand of a part with the uncertainty that holding it in few bits brings.
+
+        Steps are where the runtime has them: in its order of channels, and turned. The uncertainty of what is
+        turned is that of its whole block, in both directions: each value is a sum or difference of all.
+        """
+        if known.sigma is None or not np.any(known.sigma):
+            return known
+        ordered = self.interleaved and part is Operation.SCORES
+        size = self.geometry.head_dim if part is Operation.SCORES else self.geometry.value_dim
+        turned = quantise.rotation_size(size) if part is Operation.SCORES else quantise.ROTATED_BLOCK
+        value, sigma = known.value, np.broadcast_to(known.sigma, known.value.shape)
+        if ordered:
+            value, sigma = self._side_by_side(value), self._side_by_side(sigma)
+        if rule.rotated:
+            value, sigma = quantise.hadamard_rotated(value, turned), _spread(sigma, turned)
+        held = rule.kept or partial(rule.held_right, kv_heads=self.geometry.kv_heads, head_dim=size)
+        found = with_uncertain_steps(Known(value=value, sigma=sigma), held).sigma
+        assert found is not None
+        if rule.rotated:
+            found = _spread(found, turned)
+        return Known(value=known.value, sigma=np.fmax(known.sigma, self._halves(found) if ordered else found))
+
+    def _halves(self, x: F64) -> F64:
+        pairs = x.reshape(len(x), -1, self.geometry.head_dim // 2, 2)
+        return pairs.swapaxes(-1, -2).reshape(x.shape)
+
     def block_sums(self, inputs: Mapping[str, F64], rule: Rule) -> tuple[F64, F64]:
         """Return what block sums add to the scores, see :func:`block_sum_scores`."""
         return block_sum_scores(*self.rotated(inputs, rule), rule, self.geometry, self.layer)
@@ -84,3 +114,11 @@ class Operands:
         if operation is Operation.MIX and rule.rotated:
             noise = turning_noise(values)
         return noise
+
+
+def _spread(sigma: F64, size: int) -> F64:
+    """Return the sigma of sums and differences of ``size`` values, divided by the root of ``size``."""
+    blocks = sigma.reshape(len(sigma), -1, size)
+    return np.broadcast_to(np.sqrt(np.mean(np.square(blocks), axis=-1, keepdims=True)), blocks.shape).reshape(
+        sigma.shape
+    )

@@ -156,8 +156,7 @@ class Replayer:
         composed: list[str] = []
         try:
             inputs = self._inputs(key, composed, self._rows(key))
-            composed += self._steps_within(key)
-            found = self._evaluated(key, inputs, rules, tuple(composed))
+            found = self._evaluated(key, inputs, rules, (*composed, *self._steps_within(key)))
         except WeightsNeeded:
             return Missing(what="the weights", remedy="--oracle MODEL (bisect), --weights MODEL (compare)")
         except NotCaptured as missing:
@@ -310,11 +309,11 @@ class Replayer:
     ) -> Replay:
         site = self._site(key, inputs, tuple(self.by_pass(rule) for rule in rules))
         span = span_from(key.stage, self.trace.geometry, key.layer, inputs)
-        operation = operation_of(span)
-        operator = operator_of(span[-1])
+        operation, operator = operation_of(span), operator_of(span[-1])
         apart: Sequence[F64] = ()
-        if isinstance(operator, MixtureOperator):
+        if isinstance(operator, MixtureOperator) or span[-1].constants.get("bias_before"):
             site.captured = self.captured(key)
+        if isinstance(operator, MixtureOperator):
             if key.stage == "moe_router_indices":  # read where it is used: a guess may have fewer experts
                 site.last_weights = self.captured(Key(key.layer, "moe_router"))
             values, sigma = replay_mixture(operator, inputs, site, rules, self.store)

@@ -113,7 +113,8 @@ def _geometry_of_config(family: Family, config: Config) -> Geometry:
 def _usual_names(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``config`` with the family's defaults, its own keys under their usual names too."""
     values = {**family.config_defaults, **config}
-    kinds = config.get("layers_block_type", config.get("hybrid_override_pattern"))
+    stated = (config.get(key) for key in ("layer_types", "layers_block_type", "hybrid_override_pattern"))
+    kinds = next((each for each in stated if each), None)
     if isinstance(kinds, (list, str)):
         values.setdefault("num_hidden_layers", len(kinds))
     values.update({usual: values[own] for usual, own in family.config_keys.items() if own in values})

@@ -174,10 +174,10 @@ def experts(gguf: Gguf, *, normed: bool, width: str = "expert_feed_forward_lengt
     }
 
 
-_SIGMOID = 2
-"""The value of ``expert_gating_func`` for a sigmoid."""
+SOFTMAX, _SIGMOID = 1, 2
+"""The values of ``expert_gating_func`` for a softmax and a sigmoid."""
 
-_SCORING: Mapping[str, int] = {"softmax": 1, "sigmoid": _SIGMOID}
+_SCORING: Mapping[str, int] = {"softmax": SOFTMAX, "sigmoid": _SIGMOID}
 
 
 def scored_experts(gguf: Gguf, scoring: str) -> Mapping[str, Any]:

@@ -88,7 +88,10 @@ def state_space_block(geometry: Geometry) -> Nodes:
             operator="short_conv",
             inputs={"conv_in": "scan_xbc"},
             roles=("conv", *(("conv_bias",) if sizes.conv_bias else ())),
-            constants={"activation": sizes.activation},
+            constants={
+                "activation": sizes.activation,
+                "bias_before": "scan_xbc_bias" if sizes.bias else "",
+            },
             tap=_WITHIN,
         ),
         Node(
@@ -130,7 +133,7 @@ def conv_block(geometry: Geometry) -> Nodes:
             operator="short_conv",
             inputs={"conv_in": "conv_in"},
             roles=("conv", *(("conv_bias",) if bias else ())),
-            constants={"activation": ""},
+            constants={"activation": "", "bias_before": "conv_proj_bias" if bias else ""},
             tap=_WITHIN,
         ),
         Node(

@@ -7,7 +7,7 @@ A family's ``settings`` takes a :class:`Config` and returns what it says beyond 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -321,37 +321,51 @@ def layers_of(config: Config, kind: str, other: str, every: int) -> tuple[bool, 
     """Return which layers ``layer_types`` calls ``kind``, not ``other``; without it each ``every``-th.
 
     Raises:
-        GeometryError: a layer type of another name.
+        GeometryError: a layer type of another name, or another number of them than of layers.
 
     """
     kinds = config.get("layer_types")
     if kinds is None:
         every = _interval(config, "full_attention_interval", every)
         return tuple((n + 1) % every == 0 for n in range(config.layers))
-    return tuple(is_kind(each, kind, other) for each in items(kinds, "layer_types")[: config.layers])
+    return tuple(is_kind(each, kind, other) for each in _one_a_layer(items(kinds, "layer_types"), config))
+
+
+def _one_a_layer(kinds: Sequence[Any], config: Config) -> Sequence[Any]:
+    if len(kinds) != config.layers:
+        raise GeometryError(
+            f"{len(kinds)} layer kinds for {config.layers} layers",
+            expected="one a layer: num_hidden_layers or the list of kinds is wrong",
+        )
+    return kinds
 
 
 _KINDS: Mapping[str, str] = {"mamba": "linear_attention", "attention": "full_attention"}
 """What configs called layer kinds before transformers 5 -> what they call them now."""
 
 
-def layer_kinds(config: Config, known: tuple[str, ...], usual: str) -> tuple[str, ...]:
+def layer_kinds(config: Config, known: tuple[str, ...], usual: str | None = None) -> tuple[str, ...]:
     """Return each layer's kind by ``layer_types`` or ``layers_block_type``; without them all are ``usual``.
 
     Raises:
-        GeometryError: a kind that is not ``known``, or another number of them than of layers.
+        GeometryError: a kind that is not ``known``, another number of them than of layers, or none stated
+            where no kind is ``usual``.
 
     """
-    stated = config.get("layer_types") or config.get("layers_block_type") or [usual] * config.layers
+    stated = config.get("layer_types") or config.get("layers_block_type")
+    if stated is None:
+        if usual is None:
+            raise GeometryError(
+                "config.json has no layers_block_type", expected=f"a list of {' or '.join(known)}"
+            )
+        stated = [usual] * config.layers
     kinds = tuple(
         _KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in items(stated, "layer_types")
     )
     for kind in kinds:
         if kind not in known:
             raise GeometryError(f"the layer kind {kind!r} has no formula here", expected=" or ".join(known))
-    if len(kinds) < config.layers:
-        raise GeometryError(f"{len(kinds)} layer kinds for {config.layers} layers")
-    return kinds[: config.layers]
+    return tuple(_one_a_layer(kinds, config))
 
 
 def step_limits(config: Config, key: str) -> tuple[float, float | None]:

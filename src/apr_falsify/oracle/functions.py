@@ -36,7 +36,7 @@ def _of_scan(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
 
 def _of_state_space(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
     whole = output[0] if isinstance(output, tuple) else output  # beside it the states, for a cache
-    yield "scan_out", (whole[0] if whole.ndim == 4 else whole).flatten(1)
+    yield "scan_out", whole[0].flatten(1) if whole.ndim == 4 else whole[:1].flatten(1)
 
 
 def _of_chunk_step(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
@@ -49,11 +49,11 @@ def _of_chunk(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
 
 
 def _of_token_step(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
-    yield "dt", output[..., 0]
+    yield "dt", output[:1, :, 0]
 
 
 def _of_token(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:
-    yield "decay", args[0][..., 0, 0]
+    yield "decay", args[0][:1, :, 0, 0]
 
 
 def _of_activation(args: Any, kwargs: Mapping[str, Any], output: Any) -> _Shown:

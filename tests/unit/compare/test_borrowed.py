@@ -23,3 +23,10 @@ def test_what_was_recorded_is_no_less_certain_than_before() -> None:
     assert with_uncertain_steps(certain, np.rint) is certain
     rows = with_uncertain_steps(Known(value=value, sigma=np.array([[0.0], [0.01]])), np.rint)
     np.testing.assert_array_equal(rows.sigma, [[0.0], [1.0]])
+
+
+def test_a_step_to_infinity_leaves_a_value_as_uncertain_as_it_is() -> None:
+    """f16 ends at 65504, and what is nearer to 65536 is infinite."""
+    known = Known(value=np.array([[65500.0, 1.0]]), sigma=np.full((1, 2), 30.0))
+    found = with_uncertain_steps(known, lambda values: values.astype(np.float16).astype(np.float64))
+    np.testing.assert_array_equal(found.sigma, [[32.0, 30.0]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -169,3 +171,24 @@ def test_what_is_added_to_products_is_mistaken_as_zero_points_are() -> None:
     )
     fits = "zero points that are one larger"
     np.testing.assert_array_equal(found[fits], grid.values - 2)
+
+
+def test_codes_are_signed_where_any_row_has_one_below_zero() -> None:
+    """The first row alone, and all of the first 64, could be unsigned."""
+    codes = np.abs(some_codes(70))
+    codes[66, 3] = -2.0
+    found = {one.says: one.tensor.rows(0, 70) for one in misreadings(made(codes))}
+    assert found["codes read without their sign"][66, 3] == 14.0
+    assert "codes read without their sign" not in {one.says for one in misreadings(made(codes[:66]))}
+
+
+def test_only_of_gptq_is_it_said_how_its_files_store_zero_points() -> None:
+    tensor = made(some_codes(3))
+    for less_one in (False, True):
+        moved = [
+            one
+            for one in misreadings(replace(tensor, zeros_less_one=less_one))
+            if one.says.startswith("zero points that are")
+        ]
+        assert len(moved) == 2
+        assert all(("GPTQ" in one.instead) is less_one for one in moved)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from apr_falsify.commands.transformers_subject import TransformersSubject
@@ -65,6 +68,26 @@ def test_passes_of_transformers_and_of_the_embedded_runtime_are_never_accused(
     for oracle in (at_once, cached):
         found = bisect(oracle, embedded, weights=model.weights)
         assert (found.kind, told(found), found.breakdowns) == (Kind.CONSISTENT, [], ())
+
+
+@pytest.mark.parametrize("name", ["granitemoehybrid", "nemotron_h", "qwen3_next", "lfm2"])
+def test_single_tokens_of_a_batch_without_attention_are_those_of_its_first_row(
+    name: str, checkpoint: OpenCheckpoint
+) -> None:
+    model = checkpoint(name)
+    if any(model.geometry.mixtures):  # a batch of which is refused by name
+        model = checkpoint("granitemoehybrid-unbiased-convolution")
+    request = replace(request_of(model, Passes(sizes=(4, 1))), tokens=(7, 12, 17, 22, 27))
+    alone, batched = (
+        TransformersSubject(model=model, batch=rows).capture(request, MemorySink()) for rows in (1, 2)
+    )
+    assert alone.stages.keys() == batched.stages.keys()
+    for key, array in alone.stages.items():
+        np.testing.assert_allclose(
+            batched.stages[key].data, array.data, rtol=1e-3, atol=1e-4, err_msg=f"{key}"
+        )
+    found = bisect(alone, batched, weights=model.weights)
+    assert (found.kind, told(found)) == (Kind.CONSISTENT, [])
 
 
 REFUSED = ("gemma2",)

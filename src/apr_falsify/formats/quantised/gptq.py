@@ -68,7 +68,12 @@ def _weight(model: Quantised, module: str) -> GridTensor:
 
     packing = PackedOrder(axis="in", order=tuple(range(8))) if bits == 4 else None
     return GridTensor(
-        name=f"{module}.weight", type=f"int{bits}", shape=(out, width), read=read, packing=packing
+        name=f"{module}.weight",
+        type=f"int{bits}",
+        shape=(out, width),
+        read=read,
+        packing=packing,
+        zeros_less_one=True,
     )
 
 

@@ -72,6 +72,7 @@ class GridTensor:
         read: the grid of rows ``start`` to ``stop``, of all experts laid end to end.
         packing: how codes share a word, ``None`` where each has its own.
         block_rows: how many rows share their scales.
+        zeros_less_one: whether files of its scheme may store each zero point less one.
 
     """
 
@@ -81,6 +82,7 @@ class GridTensor:
     read: Callable[[int, int], Grid]
     packing: PackedOrder | None = None
     block_rows: int = 1
+    zeros_less_one: bool = False
 
     def rows(self, start: int, stop: int) -> F32:
         """Return rows ``start`` to ``stop``, multiplied out in f32."""

@@ -62,8 +62,8 @@ def _of_bytes(model: Quantised, name: str) -> GridTensor:
         return replace(fp8_weight(model, data, scale_name), name=name)
     codes = model.matrix(data, ("I8",), scale_name)
     scales = f32(model.numbers(scale_name, data))
-    if scales.size not in (1, len(codes)):
-        expected = f"[{len(codes)}, 1], one for each row of {data}"
+    if scales.shape not in ((), (1,), (1, 1), (len(codes), 1)):
+        expected = f"[{len(codes)}, 1], one for each row of {data}, or one number"
         raise model.refusal(scale_name, f"has the shape {list(scales.shape)}", expected=expected)
     grid, width = flat_vector(scales, len(codes)), codes.shape[1]
 

@@ -33,6 +33,7 @@ from apr_falsify.reading import items, mapping, parse_json, text, whole
 _DATA, _SCALE, _ZERO = "_weight_qdata", "_weight_scale", "_weight_zero_point"
 _PRE_SCALE = "_weight_act_pre_scale"
 _NAMES = "_tensor_data_names"
+_OF_ACTIVATIONS = ("activation_quantization", "act_quant_kwargs")
 _PARTS = (_DATA, _SCALE, _ZERO)
 _INTEGERS = ("I8", "U8", "I32", "I64")
 _INT4, _INT8, _INTX = "Int4Tensor", "Int8Tensor", "IntxUnpackedToInt8Tensor"
@@ -63,6 +64,13 @@ def _weight(model: Quantised, module: str, said: Mapping[Any, Mapping[str, str]]
         )
     if f"{module}.{_PRE_SCALE}" in model.tensors:
         raise model.refusal(f"{module}.{_PRE_SCALE}", "scales the inputs", expected="weights alone")
+    for key in _OF_ACTIVATIONS:
+        if attributes.get(key) is not None:
+            raise model.refusal(
+                data,
+                f"says in its file's metadata that inputs are quantised too: {key} is {attributes[key]!r}",
+                expected="weights alone: quantise the model without it",
+            )
     if kind == _INT4:
         return _int4(model, module, attributes)
     return _bytes(model, module, attributes, _bits(attributes) if kind == _INTX else 8)
@@ -83,9 +91,7 @@ def _described(model: Quantised, module: str, said: Mapping[str, str]) -> tuple[
     try:
         entry = mapping(parse_json(said[name]), f"what the metadata say of {name}")
         kind = text(entry.get("_type"), "_type")
-        parts = [
-            text(part, "a name") for part in items(entry.get("_tensor_data_names"), "_tensor_data_names")
-        ]
+        parts = [text(part, "a name") for part in items(entry.get(_NAMES), _NAMES)]
         attributes = mapping(entry.get("_data"), "_data")
     except ValueError as error:
         raise ModelError(

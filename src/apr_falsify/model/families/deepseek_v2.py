@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apr_falsify.errors import GeometryError
 from apr_falsify.model import gguf_settings
 from apr_falsify.model.family import Family
-from apr_falsify.model.gguf_settings import Gguf
+from apr_falsify.model.gguf_settings import SOFTMAX, Gguf
 from apr_falsify.model.names import (
     GGUF_LATENT_BIASES,
     HF_LATENT_DECODER,
@@ -41,7 +42,10 @@ _NAMES: Mapping[str, str] = {**HF_LATENT_DECODER, **HF_MIXTURE, **HF_SHARED_EXPE
 
 
 def _of_gguf(gguf: Gguf) -> Mapping[str, Any]:
-    gguf.get("expert_gating_func")
+    if gguf.flag("expert_weights_norm"):
+        raise GeometryError("expert_weights_norm is true, which has no formula here", expected="false")
+    if (function := gguf.whole("expert_gating_func", SOFTMAX)) != SOFTMAX:
+        raise GeometryError(f"expert_gating_func is {function}", expected=f"{SOFTMAX}, a softmax")
     return {
         **gguf_settings.latent_attention(gguf),
         **gguf_settings.routed_and_shared(gguf),

@@ -56,10 +56,10 @@ def _added(branch: str) -> Node:
 
 def _kinds(config: Config) -> tuple[str, ...]:
     pattern = config.get("hybrid_override_pattern")
-    if pattern is not None and not config.get("layers_block_type"):
+    if pattern is not None and not (config.get("layer_types") or config.get("layers_block_type")):
         listed = [_KINDS.get(sign, sign) for sign in text(pattern, "hybrid_override_pattern")]
         config = Config({**config.values, "layers_block_type": listed})
-    return layer_kinds(config, ("linear_attention", "full_attention", "mlp"), "linear_attention")
+    return layer_kinds(config, ("linear_attention", "full_attention", "mlp"))
 
 
 def _settings(config: Config) -> Mapping[str, Any]:
