@@ -202,7 +202,7 @@ class Watch:
                 expected="a plain call of the module",
                 remedy="call the module that was compiled, not what torch.compile made of it",
             )
-        if threading.get_ident() != self._thread:
+        if not self._sees():
             return
         if not path:
             self._begin()  # what an exception left open is closed
@@ -213,13 +213,17 @@ class Watch:
 
     def leave(self, path: str, module: torch.nn.Module, args: Any, output: Any) -> None:
         """Close a module's call, also after an exception, where there is no output."""
-        if threading.get_ident() != self._thread or all(path != opened for opened, _ in self._open):
+        if not self._sees() or all(path != opened for opened, _ in self._open):
             return
         opened = None
         while opened != path:
             opened, name = self._open.pop()
         if output is not None:
             self.shown(name or "output", output)
+
+    def _sees(self) -> bool:
+        """Whether this is the thread of the block, and no code that is just being compiled."""
+        return not torch.compiler.is_compiling() and threading.get_ident() == self._thread
 
     def _begin(self) -> None:
         if "" in self._calls:
@@ -263,7 +267,7 @@ class Watch:
 
     def call(self, word: str, pick: _Pick, function: Any, args: Any, kwargs: Any) -> Any:
         """Call a function of torch, and show what it is given and gives."""
-        here = self._open and not self._within and threading.get_ident() == self._thread
+        here = self._sees() and self._open and not self._within
         if not here or (word == "matmul" and _is_of_weights(args)):
             return function(*args, **kwargs)
         if word == "dropout":
