@@ -6,9 +6,9 @@ Plain and recording runs alternate, who goes first alternates too; the ratio is 
 ``bare hooks`` are hooks that do nothing. Times are the clock's, and the processor's of this process, which
 other work on the machine changes less; both are ratios in one run.
 
-Measured on two cores that other jobs shared: 1.28 to 1.38 times the processor's seconds in memory and
-1.54 to 1.74 to a folder (64 tokens, 548 arrays of 110 MB), so this claim does not hold yet. The wiring of 548
-arrays took 3.6 s of the processor (12.4 s by the clock) and 927 MiB above them.
+Measured on two cores (64 tokens, 548 arrays of 110 MB): 1.23 times plain in memory, and 1.32 to a folder
+without the writing, where bare hooks cost 1.03; so this claim does not hold yet. The wiring of 548 arrays
+took 3.9 s and 930 MiB.
 
     python benchmarks/bench_record.py [--pairs 15] [--tokens 64]
     python benchmarks/bench_record.py --wiring

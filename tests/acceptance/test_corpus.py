@@ -41,6 +41,11 @@ def make_too_large(root: Path) -> None:
         file.write("# padding\n" * 220_000)
 
 
+def make_a_source_too_large(root: Path) -> None:
+    with open(root / "src" / "parser.py", "a", encoding="utf-8") as file:
+        file.write("# padding\n" * 440_000)
+
+
 def make_a_loop(root: Path) -> None:
     (root / "contracts" / "loop-v1.yaml").symlink_to("loop-v1.yaml")
 
@@ -53,6 +58,7 @@ def leave_a_bundle(root: Path) -> None:
 
 BUILDERS: dict[str, Callable[[Path], None]] = {
     "file-too-large": make_too_large,
+    "source-not-read": make_a_source_too_large,
     "unreadable-file": make_a_loop,
     "bundle-not-named": leave_a_bundle,
 }
@@ -87,7 +93,7 @@ def check(root: Path, code: str, *, twin: bool) -> ValidationOutcome:
         state = Standing(state="fresh" if twin else EVIDENCE[code])
         evidence = Evidence(root=root, standings={"FALSIFY-PARSER-001": state})
         report = run([Path("contracts")], {}, cached=False, evidence=evidence)
-        return judge(report.problems, report.counts, Settings(), None, strict=False)
+        return judge(report.problems, report, Settings(), None, strict=False)
     against = "HEAD" if (case / "before").is_dir() else None
     return validate((Path("contracts"),), against=against, cached=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.acceptance.test_validate_contracts import CONTRACT, project
 WRONG = CONTRACT.replace("parse_stage_list", "parse_stages_list")
 OTHER = WRONG.replace("C-PARSER", "C-OTHER").replace("FALSIFY-PARSER", "FALSIFY-OTHER")
 KNOWN = Path("known.json")
+FALSIFIER = CONTRACT[CONTRACT.index("- id:") :]
+HEAD = CONTRACT.removesuffix(FALSIFIER)
 SOURCES = Path(__file__).parents[2] / "src/apr_falsify/contracts"
 
 
@@ -122,7 +125,7 @@ def test_a_baseline_is_the_same_from_each_folder_of_the_project(
 
 
 def test_a_known_problem_stays_known_where_a_falsifier_is_put_before_it(root: Path) -> None:
-    first = CONTRACT[CONTRACT.index("- id:") :].replace("PARSER-001", "PARSER-000")
+    first = FALSIFIER.replace("PARSER-001", "PARSER-000")
     two_wrong(root)
     note()
     path = root / "contracts/parser-v1.yaml"
@@ -132,6 +135,154 @@ def test_a_known_problem_stays_known_where_a_falsifier_is_put_before_it(root: Pa
     path.write_text(WRONG.replace("falsification_tests:\n", f"falsification_tests:\n{again}"))
     code, words = known()
     assert (code, words.count("error symbol-not-found"), "fixed" in words) == (1, 1, False)
+
+
+def falsifiers(root: Path, *tests: str) -> None:
+    """Write a contract with a falsifier for each test, whose id is of its words."""
+    text = HEAD
+    for test in tests:
+        one = FALSIFIER.replace("PARSER-001", f"{zlib.crc32(test.encode()):010}")
+        text += one.replace("tests/test_parser.py::test_two_names", test)
+    (root / "contracts/parser-v1.yaml").write_text(text)
+
+
+def there(root: Path, *names: str) -> None:
+    """Let files of one test be there, and no others of these."""
+    for name in "abc":
+        (root / f"tests/test_{name}.py").unlink(missing_ok=True)
+    for name in names:
+        (root / f"tests/test_{name}.py").write_text("def test_one():\n    assert 1 + 1 == 2\n")
+
+
+A, B, C = (f"tests/test_{name}.py::test_one" for name in "abc")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "present"),
+    [
+        ((A, B), (A, B), "a"),  # the first is mended, the second breaks
+        ((A,), (C,), ""),  # in the same place
+        ((A,), (C, A), "a"),  # put before it
+        ((f"{A} {B}",), (f"{A} {B}",), "a"),  # of one command
+    ],
+)
+def test_a_problem_of_the_same_name_in_another_file_is_new(
+    root: Path, before: tuple[str, ...], now: tuple[str, ...], present: str
+) -> None:
+    there(root, "b")
+    falsifiers(root, *before)
+    note()
+    assert known()[0] == 0
+    there(root, *present)
+    falsifiers(root, *now)
+    code, words = known()
+    assert (code, words.count("error file-not-found"), words.count("fixed:")) == (1, 1, 1)
+
+
+def test_of_two_names_in_one_command_each_is_known_by_itself(root: Path) -> None:
+    falsifiers(root, f"{A} {B}")
+    note()
+    falsifiers(root, B.replace("_b", "_parser"), f"{A} {B}")
+    assert known() == known("contracts")
+    assert known()[1].count("ignored: 2 x file-not-found: baseline") == 1
+    assert "test-not-found" in known()[1]
+
+
+def test_a_count_that_grows_with_its_list_is_known(root: Path) -> None:
+    path = root / "contracts/parser-v1.yaml"
+    total = "summary: {total_falsification_tests: 7}\n"
+    path.write_text(CONTRACT + total, encoding="utf-8")
+    note()
+    assert "count-disagrees" in KNOWN.read_text(encoding="utf-8")
+    path.write_text(CONTRACT + FALSIFIER.replace("PARSER-001", "PARSER-002") + total, encoding="utf-8")
+    assert known()[0] == 0
+
+
+def test_a_line_that_moves_in_a_source_makes_nothing_new(root: Path) -> None:
+    source = "def test_two_names():\n    assert 1 + 1 == 2\n\n\nclass test_two_names:\n    pass\n"
+    (root / "tests/test_parser.py").write_text(source)
+    note()
+    assert "test-not-collected" in KNOWN.read_text(encoding="utf-8")
+    two = "tests/test_parser.py::test_two_names"
+    falsifiers(root, two.replace("two_names", "other"), two)
+    (root / "tests/test_parser.py").write_text(source[:38].replace("two_names", "other") + "\n" + source)
+    assert known()[0] == 0
+
+
+@pytest.mark.parametrize("is_git", [True, False])
+@pytest.mark.parametrize("at", ["known.json", "ci/known.json"])
+def test_two_checkouts_in_one_run_stay_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, is_git: bool
+) -> None:
+    both = [project(tmp_path / name) for name in "ab"]
+    for root in both:
+        (root / (".git" if is_git else "x")).mkdir()
+    (both[0] / "ci").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (both[0] / "contracts/parser-v1.yaml").write_text(WRONG, encoding="utf-8")
+    asked = [f"{name}/contracts" for name in "ab"]
+    baseline = both[0] / at
+    assert check(*asked, baseline=baseline, write=True).exit_code == 0
+    assert json.loads(baseline.read_text(encoding="utf-8"))["paths"] == ["../b/contracts", "contracts"]
+    (both[0] / "contracts/parser-v1.yaml").write_text(CONTRACT, encoding="utf-8")
+    (both[1] / "contracts/parser-v1.yaml").write_text(WRONG, encoding="utf-8")
+    for asked_for, fixed in ((asked, 1), ([str(tmp_path)], 1), (asked[1:], 0)):
+        code, words = said(check(*asked_for, baseline=baseline))
+        assert (code, words.count("error symbol-not-found"), words.count("fixed:")) == (1, 1, fixed)
+    monkeypatch.chdir(both[1])
+    code, words = said(check("contracts", baseline=baseline))
+    assert (code, words.count("error symbol-not-found")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("contracts/parser-v1.yaml", "# nothing\n"),
+        ("contracts/parser-v1.yaml", "- a list\n"),
+        ("src/parser.py", "x = 1\n" * 1_400_000),
+    ],
+)
+def test_what_a_notice_hides_is_written_again(root: Path, file: str, text: str) -> None:
+    two_wrong(root)
+    note()
+    before = json.loads(KNOWN.read_text(encoding="utf-8"))
+    kept = (root / file).read_bytes()
+    (root / file).write_text(text, encoding="utf-8")
+    assert (known()[0], "fixed" in known()[1]) == (0, False)
+    note()
+    assert json.loads(KNOWN.read_text(encoding="utf-8")) == before
+    (root / file).write_bytes(kept)
+    assert known()[0] == 0
+
+
+def test_an_unresolved_name_hides_only_what_is_about_it(root: Path) -> None:
+    far = "lib:tests/test_far.py::test_far"
+    falsifiers(root, A, far)
+    (root / "lib").mkdir()
+    note(sources=("lib=lib",))
+    there(root, "a")
+    code, words = known()
+    assert (code, words.count("fixed:"), "unresolved-name" in words) == (1, 1, True)
+    falsifiers(root, B, A, far)
+    there(root, "a", "b")
+    code, words = known()
+    assert (code, words.count("fixed:")) == (1, 1)
+
+
+def test_a_crate_that_is_not_there_fixes_no_binding(root: Path) -> None:
+    for name, text in {
+        "lib/Cargo.toml": '[package]\nname = "lib"\nversion = "0.1.0"\nedition = "2021"\n',
+        "lib/src/lib.rs": "pub fn one() {}\n",
+        "contracts/binding.yaml": "version: 1.0.0\ntarget_crate: lib\nbindings:\n- {contract: parser-v1.yaml,"
+        " equation: e, module_path: lib, function: ones, status: implemented}\n",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    (root / "lib").rename(root.parent / "lib")  # beside the project, not in it
+    note(sources=("lib=../lib",))
+    assert "'ones' exists nowhere" in KNOWN.read_text(encoding="utf-8")
+    code, words = known()
+    assert (code, "fixed" in words, "unresolved-name" in words) == (0, False, True)
 
 
 def test_a_source_that_is_not_there_fixes_nothing(root: Path) -> None:

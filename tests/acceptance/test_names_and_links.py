@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from apr_falsify.commands.validate_contracts import validate
+from apr_falsify.contracts.names import parse_path, parse_symbols
 
 CRATE = '[package]\nname = "demo"\nversion = "0.1.0"\nedition = "2021"\n'
 CONTRACT = (
@@ -48,13 +49,30 @@ def test_a_keyword_as_a_name(tmp_path: Path, test: str, code: str) -> None:
     assert codes(tmp_path, test, {"Cargo.toml": CRATE, "src/lib.rs": source}) == ([code] if code else [])
 
 
+@pytest.mark.parametrize("name", ["analysis/plot.r#fit", "analysis/plot-r#fit", "analysis/r#fit"])
+def test_a_mark_in_a_file_is_no_keyword(name: str) -> None:
+    assert (parse_path(name), parse_symbols(name)) == (None, ())
+
+
 @pytest.mark.parametrize(
     ("macro", "code"),
     [
         ("paste::paste! { #[test] fn [<pasted_ one>]() { assert_eq!(2, 1 + 1); } }", "test-not-checkable"),
         ("paste! { #[tokio::test]\nasync fn [< a _one >]() {} }", "test-not-checkable"),
         ("seq!(N in 0..3 { #[test] fn numbered_~N() { assert_eq!(2, 1 + 1); } });", "test-not-checkable"),
+        ("paste! { #[test] #[should_panic] fn [<a _one>]() { panic!() } }", "test-not-checkable"),
+        ('paste! { #[test] #[should_panic(expected = "a]")] fn [<a _one>]() {} }', "test-not-checkable"),
+        ("paste! { #[test]\n/// says why\n#[ignore]\nfn [<a _one>]() {} }", "test-not-checkable"),
+        ("paste! { #[test] #[cfg_attr(a, b = [1])] fn [<a _one>]() {} }", "test-not-checkable"),
+        ("paste! { #[test] pub fn [<a _one>]() {} }", "test-not-checkable"),
+        ("paste! { #[test] pub(in crate::a) fn [<a _one>]() {} }", "test-not-checkable"),
+        ("paste! { #[tokio::test] pub(crate) async unsafe fn [<a _one>]() {} }", "test-not-checkable"),
+        ('paste! { #[test] extern "C" fn [<a _one>]() {} }', "test-not-checkable"),
+        ("seq!(N in 0..3 { #[test] #[ignore] pub fn numbered_~N() {} });", "test-not-checkable"),
         ("paste! { fn [<helper_ one>]() -> i32 { 1 } }", "test-not-found"),
+        ("paste! { #[cfg(test)] fn [<helper_ one>]() -> i32 { 1 } }", "test-not-found"),
+        ("paste! { #[inline] pub fn [<helper_ one>]() -> i32 { 1 } }", "test-not-found"),
+        ("paste! { #[test] fn one() {} #[inline] fn [<helper_ one>]() {} }", "test-not-found"),
         ("seq!(N in 0..3 { #[test] fn same() { assert_eq!(2, 1 + 1); } });", "test-not-found"),
     ],
 )

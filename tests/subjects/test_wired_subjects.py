@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import apr_falsify as af
+from apr_falsify.commands.live_wired import LiveWired
 from apr_falsify.compare.bisection import Kind
-from apr_falsify.errors import AprFalsifyError
+from apr_falsify.errors import AprFalsifyError, ModelError
+from apr_falsify.subjects.interface import Target
 from tests.acceptance.programs import TINY, assert_refused, run
 from tests.subjects.fake_apr import TOKENS
 from tests.subjects.ports import BUILT, onnx_port
@@ -70,5 +72,37 @@ def test_a_decoder_in_onnx_runtime_is_run_and_judged(tmp_path: Path) -> None:
     file = onnx_port(tmp_path / "wrong", right=False)
     assert sources(af.bisect(TINY, f"onnx:{file}", tokens=TOKENS, layers=LAYERS)) == SILU
     file.write_bytes(file.read_bytes()[:3000])
-    with pytest.raises(AprFalsifyError, match="does not run it"):
+    with pytest.raises(AprFalsifyError, match="no whole model of ONNX"):
         af.bisect(TINY, f"onnx:{file}", tokens=TOKENS)
+
+
+def test_a_decoder_of_onnx_is_the_files_that_it_names(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason="onnx and onnxruntime are not installed")
+    import onnx
+
+    from apr_falsify.commands.runtimes import open_side
+
+    file = tmp_path / "port [1].onnx"
+    model = onnx.load(str(onnx_port(tmp_path)))
+    inner = onnx.helper.make_tensor("inner", onnx.TensorProto.FLOAT, [1], b"1234", raw=True)
+    (tmp_path / "of the branch").write_bytes(inner.raw_data)
+    onnx.external_data_helper.set_external_data(inner, "of the branch")
+    inner.ClearField("raw_data")
+    branch = onnx.helper.make_graph([], "branch", [], [], [inner])
+    model.graph.node.append(onnx.helper.make_node("If", ["yes"], ["out"], then_branch=branch))
+    onnx.save(model, str(file), save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
+    wanted = {path for path in tmp_path.iterdir() if path.name != "port.onnx"}
+    file.with_name("port [1].onnx.bak").write_text("an older one")
+    file.with_name("port [1].onnx.d").mkdir()
+    target = Target(path=file, model=af.open_model(TINY), tokens=TOKENS)
+    subject = open_side("onnx", target)
+    assert isinstance(subject, LiveWired)
+    assert subject.files is not None
+    assert (subject.files[0], set(subject.files)) == (file, wanted)
+    assert len(wanted) > 10
+
+    (tmp_path / "of the branch").unlink()
+    with pytest.raises(ModelError, match="no such file") as caught:
+        open_side("onnx", target)
+    assert "which says that they lie there" in caught.value.expected

@@ -13,11 +13,12 @@ from typing import Protocol
 
 from apr_falsify import __version__
 from apr_falsify.commands.wired import open_wired
-from apr_falsify.errors import UsageError
+from apr_falsify.errors import TraceError, UndecidedError, UsageError
 from apr_falsify.folders import temporary_folder
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.shape import Geometry
 from apr_falsify.subjects.interface import Target
+from apr_falsify.subjects.recorded import RecordedSubject
 from apr_falsify.traces.capture import Request, Sink
 from apr_falsify.traces.identity import difference, model_sha256, name_of
 from apr_falsify.traces.provenance import Provenance, utc_now
@@ -27,8 +28,8 @@ from apr_falsify.traces.trace import Trace
 class RecordedRun(Protocol):
     """Runs a program on token ids and leaves a recording (``apr_falsify.record``) in a folder."""
 
-    def __call__(self, tokens: tuple[int, ...], folder: Path) -> None:
-        """Run it, once."""
+    def __call__(self, tokens: tuple[int, ...], folder: Path) -> str:
+        """Run it, once; return where: ``cpu``, ``cuda`` or ``unknown``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,11 @@ class LiveWired:
         runtime: its name in the registry.
         version: the version of what runs it.
         reference: the model that it should be.
-        files: what it is made from, for its identity.
+        path: what the user named.
+        files: all that it is made from, for its identity; ``None`` where that is not known: it is run anew
+            each time, and no digest stands for it.
         run: runs it.
+        made_from: what is known of that then, for a reader.
         settings: what the user set.
 
     """
@@ -48,8 +52,10 @@ class LiveWired:
     runtime: str
     version: str
     reference: Model
-    files: tuple[Path, ...]
+    path: Path
+    files: tuple[Path, ...] | None
     run: RecordedRun
+    made_from: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     model: Model | None = None
     tokens: tuple[int, ...] | None = None
@@ -64,7 +70,10 @@ class LiveWired:
     @property
     def notes(self) -> tuple[str, ...]:
         """What cannot be checked of it."""
-        return ("which array is which stage, by anyone but apr-falsify: they were wired by replay",)
+        wired = "which array is which stage, by anyone but apr-falsify: they were wired by replay"
+        if self.files is not None:
+            return (wired,)
+        return wired, f"which code and weights {self.path.name} imports and loads: it is run anew each time"
 
     def capture(self, request: Request, sink: Sink) -> Trace:
         """Run it and hand on the stages that were found.
@@ -76,13 +85,27 @@ class LiveWired:
         """
         folder = temporary_folder(self.runtime)
         try:
-            self.run(request.tokens, folder / "run")
-            wired = open_wired(Target(path=folder / "run", model=self.reference, tokens=request.tokens))
-            return self._handed_on(wired.trace, request, sink)
+            device = self.run(request.tokens, folder / "run")
+            wired = self._wired(Target(path=folder / "run", model=self.reference, tokens=request.tokens))
+            return self._handed_on(wired.trace, request, sink, device)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _handed_on(self, trace: Trace, request: Request, sink: Sink) -> Trace:
+    def _wired(self, target: Target) -> RecordedSubject:
+        """Wire a recording that is gone afterwards: an error names what the user can look at."""
+        try:
+            return open_wired(target)
+        except (TraceError, UndecidedError) as error:
+            raise type(error)(
+                error.what,
+                where=f"{self.runtime}:{self.path}",
+                expected=error.expected if isinstance(error, TraceError) else "one array that fits it",
+                remedy="look whether --oracle is the model that it should be; to name the arrays yourself, "
+                f"{_RECORDED[self.runtime]}, and write a mapping: apr-falsify capture recorded:run "
+                "--print-mapping --oracle MODEL > MAPPING.yaml",
+            ) from error
+
+    def _handed_on(self, trace: Trace, request: Request, sink: Sink, device: str) -> Trace:
         absent = {}
         for key in request.keys(self.geometry):
             array = trace.stages.get(key)
@@ -93,14 +116,14 @@ class LiveWired:
         provenance = Provenance(
             runtime=self.runtime,
             version=self.version,
-            binary_sha256=model_sha256(self.files),
+            binary_sha256=self._digest(),
             model_sha256=model_sha256(self.reference.files),
             settings=self.settings,
-            driver=f"apr-falsify {__version__} (wired by replay)",
+            driver="; ".join(filter(None, (f"apr-falsify {__version__} (wired by replay)", self._of()))),
             model=name_of(self.reference.path, self.reference.files),
             dtype=trace.provenance.dtype,
             saved_as=trace.provenance.saved_as,
-            device="cpu",
+            device=device,
             layers=(request.layers.start, request.layers.stop),
             stages=request.stages,
             prompt=request.prompt,
@@ -109,16 +132,29 @@ class LiveWired:
         )
         return sink.finish(provenance=provenance, geometry=self.geometry, tokens=request.tokens)
 
+    def _digest(self) -> str | None:
+        return None if self.files is None else model_sha256(self.files)
+
+    def _of(self) -> str:
+        return f"{self.made_from}, what it imports and loads not identified" if self.made_from else ""
+
     def differs(self, trace: Trace, request: Request) -> str | None:
         """Say how ``trace`` is not what :meth:`capture` would give."""
         wanted = {
             "runtime": self.runtime,
             "version": self.version,
-            "binary_sha256": model_sha256(self.files),
+            "binary_sha256": self._digest(),
             "model_sha256": model_sha256(self.reference.files),
             "settings": dict(self.settings),
         }
         return difference(trace, request, self.geometry, wanted)
+
+
+_RECORDED: Mapping[str, str] = {
+    "torch": "run the module within apr_falsify.record('run', model=module, tokens=ids)",
+    "onnx": "hand its arrays to rec(name, array) within apr_falsify.record('run', tokens=ids)",
+}
+"""Runtime -> how its arrays are kept where a user can look at them."""
 
 
 def reference_of(runtime: str, target: Target) -> Model:

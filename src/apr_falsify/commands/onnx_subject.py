@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ class OnnxRun:
 
     file: Path
 
-    def __call__(self, tokens: tuple[int, ...], folder: Path) -> None:
-        """Run it, once, on a batch of one row and with an empty cache.
+    def __call__(self, tokens: tuple[int, ...], folder: Path) -> str:
+        """Run it, once, on a batch of one row and with an empty cache, on the CPU.
 
         Raises:
             ModelError: ONNX Runtime refuses it, or it has an input that no decoder has.
@@ -60,6 +60,7 @@ class OnnxRun:
             for name, array in values.items():
                 if isinstance(array, np.ndarray) and array.dtype.name in _KEPT and array.size:
                     rec(name, array)
+        return "cpu"
 
     def _session(self, onnx: Any, runtime: Any, model: Any, folder: Path) -> Any:
         """Return a session of a model that was changed; weights beside the original are found from there."""
@@ -131,10 +132,45 @@ _OF_TOKENS: Mapping[str, Any] = {
 """Name of an input -> what it holds, as optimum and transformers name them."""
 
 
-def _files(file: Path) -> Iterator[Path]:
-    """Give the model and the files of weights beside it that are named after it."""
-    yield file
-    yield from sorted(beside for beside in file.parent.glob(f"{file.name}*") if beside != file)
+def _files(onnx: Any, file: Path) -> tuple[Path, ...]:
+    """Return the model and the files that its tensors say they lie in.
+
+    Raises:
+        ModelError: it is no whole model, or such a file is not there.
+
+    """
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+    except Exception as error:  # protobuf has error classes of its own
+        raise ModelError(
+            f"no whole model of ONNX: {error!s:.300}", where=file, expected="a decoder that takes input_ids"
+        ) from error
+    nodes = (model.graph, *model.functions)
+    places = {
+        entry.value for tensor in _tensors(nodes) for entry in tensor.external_data if entry.key == "location"
+    }
+    beside = [file.parent / place for place in sorted(places)]
+    for missing in (path for path in beside if not path.is_file()):
+        raise ModelError(
+            "no such file",
+            where=missing,
+            expected=f"weights of {file.name}, which says that they lie there",
+            remedy="put the model's files into one folder, under the names that they were exported with",
+        )
+    return file, *beside
+
+
+def _tensors(graphs: Iterable[Any]) -> Iterator[Any]:
+    """Give the tensors of graphs and functions: weights and constants, those of graphs within them too."""
+    for graph in graphs:
+        yield from getattr(graph, "initializer", ())
+        for sparse in getattr(graph, "sparse_initializer", ()):
+            yield from (sparse.values, sparse.indices)
+        for given in (attribute for node in graph.node for attribute in node.attribute):
+            yield from (given.t, *given.tensors)
+            for sparse in (given.sparse_tensor, *given.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            yield from _tensors((given.g, *given.graphs))
 
 
 def open_onnx(target: Target) -> LiveWired:
@@ -147,11 +183,12 @@ def open_onnx(target: Target) -> LiveWired:
     """
     if not target.path.is_file() or target.path.suffix != ".onnx":
         raise UsageError("no such file", where=target.path, expected="onnx:MODEL.onnx")
-    _, runtime = _libraries()
+    onnx, runtime = _libraries()
     return LiveWired(
         runtime=NAME,
         version=runtime.__version__,
         reference=reference_of(NAME, target),
-        files=tuple(_files(target.path)),
+        path=target.path,
+        files=_files(onnx, target.path),
         run=OnnxRun(file=target.path),
     )

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Protocol, Self, Unpack
 
 from apr_falsify.commands.live import started_subject
+from apr_falsify.commands.live_wired import LiveWired
 from apr_falsify.commands.options import Sides, naming_the_option
 from apr_falsify.commands.passes import AskedPasses
 from apr_falsify.commands.progress import counted
@@ -32,6 +33,7 @@ from apr_falsify.errors import (
     TokensError,
     UsageError,
 )
+from apr_falsify.folders import partial_name
 from apr_falsify.formats.weights import Model
 from apr_falsify.model.passes import Passes
 from apr_falsify.model.shape import Geometry
@@ -356,9 +358,29 @@ def _captured(run: Path | None, name: str, request: Request, geometry: Geometry,
             raise OutputError(
                 "exists already and is no trace", where=directory, remedy="choose another place with --out"
             )
-        return _reused(directory, request, side)
+        reused = _reused(directory, request, side)
+        anew = isinstance(side, LiveWired) and side.files is None
+        return _renewed(directory, count, request, side) if anew else reused
     with TraceWriter(directory) as writer, counted(writer, title, count) as sink:
         return side.capture(request, sink)
+
+
+def _renewed(directory: Path, count: int, request: Request, side: _Capturable) -> Trace:
+    """Capture a side again whose earlier trace stays until the new one is whole."""
+    new, old = (directory.with_name(partial_name(directory) + word) for word in ("new", "old"))
+    with TraceWriter(new) as writer, counted(writer, f"capturing {directory.name}", count) as sink:
+        side.capture(request, sink)
+    try:
+        directory.rename(old)
+        new.rename(directory)
+    except OSError as error:
+        with suppress(OSError):
+            old.rename(directory)
+        raise OutputError(f"cannot be replaced: {error.strerror}", where=directory) from error
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+    return read_trace(directory)
 
 
 def _reused(directory: Path, request: Request, side: _Capturable) -> Trace:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from apr_falsify.commands.live_wired import LiveWired, reference_of
 from apr_falsify.errors import AprFalsifyError, UsageError, nearest
 from apr_falsify.recording.recorder import record
 from apr_falsify.subjects.interface import Target
+from apr_falsify.traces.trace import sha256_of
 
 NAME = "torch"
 
@@ -32,21 +37,26 @@ class TorchRun:
     file: Path
     build: str
 
-    def __call__(self, tokens: tuple[int, ...], folder: Path) -> None:
-        """Run it, once, on a batch of one row, or as the file says.
+    def __call__(self, tokens: tuple[int, ...], folder: Path) -> str:
+        """Run it, once, on a batch of one row, or as the file says; return the device of its weights.
+
+        What the file prints goes to stderr: stdout is the answer's.
 
         Raises:
-            UsageError: the file has no such function, or it or the module raises.
+            UsageError: the file has no such function, or it or the module raises or exits.
 
         """
-        module, call = self._built()
-        with record(folder, model=module, tokens=tokens):
-            self._done("the module", lambda: call(list(tokens)))
+        with redirect_stdout(sys.stderr), _imported(self.file) as names:
+            module, call = self._built(names)
+            with record(folder, model=module, tokens=tokens):
+                self._done("the module", lambda: call(list(tokens)))
+            return device_of(module)
 
-    def _built(self) -> tuple[Any, Callable[[list[int]], Any]]:
+    def _built(self, module: ModuleType) -> tuple[Any, Callable[[list[int]], Any]]:
         from apr_falsify.oracle.watched import on_a_row
 
-        names = self._done("the file", lambda: _run(self.file))
+        names = vars(module)
+        self._done("the file", lambda: exec(compile(self.file.read_bytes(), str(self.file), "exec"), names))
         if not callable(names.get(self.build)):
             known = [name for name, value in names.items() if callable(value) and name[0] != "_"]
             raise UsageError(
@@ -66,7 +76,7 @@ class TorchRun:
             return do()
         except AprFalsifyError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an exit within the file would end the comparison unmade
             lines = []
             at = error.__traceback__
             while at is not None:
@@ -80,15 +90,48 @@ class TorchRun:
             ) from error
 
 
-def _run(file: Path) -> dict[str, Any]:
-    """Run a file as a module of its own, with its folder first on the path."""
-    names: dict[str, Any] = {"__name__": f"apr_falsify_subject_{file.stem}", "__file__": str(file)}
-    sys.path.insert(0, str(file.parent))
+@contextmanager
+def _imported(file: Path) -> Iterator[ModuleType]:
+    """Give an empty module for a file, which is known to ``import``, with its folder first on the path.
+
+    Afterwards what was imported from that folder, or from others that the file put on the path, is
+    forgotten: the next run reads it anew, and a file of another folder gets its own. No byte code is kept:
+    it would be taken for that of a file changed since.
+    """
+    folder, name = str(file.resolve().parent), f"apr_falsify_subject_{uuid.uuid4().hex}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None  # the suffix is .py
+    module = importlib.util.module_from_spec(spec)
+    known, path, writes_none = set(sys.modules), list(sys.path), sys.dont_write_bytecode
+    sys.modules[name] = module
+    sys.path.insert(0, folder)
+    sys.dont_write_bytecode = True
+    importlib.invalidate_caches()
     try:
-        exec(compile(file.read_bytes(), str(file), "exec"), names)
+        yield module
     finally:
-        sys.path.remove(str(file.parent))
-    return names
+        sys.dont_write_bytecode = writes_none
+        folders = {folder, *sys.path} - set(path)
+        sys.path[:] = path  # whatever the file did to it
+        for other in set(sys.modules) - known:
+            of_known = other.partition(".")[0] in known
+            if other == name or (not of_known and _is_of(sys.modules[other], folders)):
+                sys.modules.pop(other, None)
+
+
+def _is_of(module: object, folders: Iterable[str]) -> bool:
+    """Whether a module was read from one of the folders, and is none of an environment's installed there."""
+    found = getattr(module, "__file__", None)
+    if not isinstance(found, str) or {"site-packages", "dist-packages"} & set(Path(found).parts):
+        return False
+    return any(Path(found).is_relative_to(folder) for folder in folders)
+
+
+def device_of(module: Any) -> str:
+    """Return where the first weight of a module of torch lies: ``cpu``, ``cuda`` or ``unknown``."""
+    first = next(module.parameters(), None)
+    kind = "cpu" if first is None else first.device.type
+    return kind if kind in ("cpu", "cuda") else "unknown"
 
 
 def open_torch(target: Target) -> LiveWired:
@@ -108,6 +151,9 @@ def open_torch(target: Target) -> LiveWired:
         runtime=NAME,
         version=importlib.metadata.version("torch"),
         reference=reference_of(NAME, target),
-        files=(file,),
+        path=target.path,
+        files=None,
+        made_from=f"{file.name} {sha256_of(file)[:16]}",
+        settings={"built by": f"{file.name}:{build}"},
         run=TorchRun(file=file, build=build),
     )

@@ -123,10 +123,12 @@ def validate(
         from apr_falsify.contracts.history import history_problems
 
         problems.extend(history_problems(asked, against))
-    extent = Extent.of(asked, against)
-    if write and baseline is not None:
-        write_baseline(baseline, [one for one in problems if settings.counts(one)], extent)
-    known = read_baseline(baseline).match(problems, extent) if baseline else None
+    known = None
+    if baseline is not None:
+        extent = Extent.of(asked, against, baseline)
+        if write:
+            write_baseline(baseline, problems, extent, settings.counts)
+        known = read_baseline(baseline).match(problems, extent)
     problems.sort(key=lambda one: (one.path, one.line, one.column, one.code))
     released = _on_a_release(problems, settings)
 

@@ -29,8 +29,8 @@ _KEYWORDS = re.compile(
     r"^(?:(?:pub(?:\([^)]*\))?|async|unsafe|const|static|fn|def|class|struct|enum|trait|type|mod|macro|method|"
     r"function|func|variant|test|module|impl)\s+)+(?=[A-Za-z_])"
 )
-_RAW = re.compile(r"\br#(?=[A-Za-z_])")
-"""Rust's way to use a keyword as a name: ``r#type`` is called ``type``."""
+_RAW = re.compile(r"(?<![\w./~@+-])r#(?=[A-Za-z_])")
+"""Rust's way to use a keyword as a name: ``r#type`` is called ``type``. In ``plot.r#fit`` it is none."""
 _IDENTIFIER = re.compile(r"^(?:\.)?[A-Za-z_][\w*]*(?:(?:::|\.)[A-Za-z_*][\w*]*)*!?$")
 _REMARK = re.compile(
     r"\s+(?:\u2014|\u2013|-{1,2}|#|//|\[|->|→|=>?)(?:\s|$).*|[:;]\s.*|[:;,.]$|\s*->.*", re.DOTALL

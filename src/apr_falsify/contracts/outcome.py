@@ -79,7 +79,7 @@ def judge(
         ignore = next((one for one in settings.ignores if one.covers(problem)), None)
         if ignore:
             used.add(ignore)
-        known = baseline is not None and problem.fingerprint in baseline.known
+        known = baseline is not None and problem in baseline.known
         let_be = ignore.reason if ignore else ("baseline" if known else "")
         judged.append(JudgedProblem(problem=problem, severity=severity, let_be=let_be))
     return ValidationOutcome(

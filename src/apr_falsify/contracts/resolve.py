@@ -27,7 +27,7 @@ from apr_falsify.symbols.index import SymbolIndex
 from apr_falsify.symbols.listing import INDEXERS
 from apr_falsify.symbols.match import fits, has_foreign_base, is_inherited, is_reexported, lookup
 from apr_falsify.symbols.rust_project import rust_project
-from apr_falsify.symbols.tree import SourceTree
+from apr_falsify.symbols.tree import MOST_BYTES, SourceTree
 
 _MOST_FILES_OF_A_DIRECTORY = 400
 _EMPTY = SymbolIndex(language="")
@@ -84,10 +84,19 @@ def _in_files(name: str, files: list[FoundPath], scope: SearchScope) -> Resoluti
             return _compiled(name, found)
         checkable |= state is ResolutionState.MISSING
     if not checkable:
-        return UNCHECKED
+        return _not_read(name, files)
     trees = list(dict.fromkeys([*(found.tree for found in files), *scope.trees]))
     shown = ", ".join(found.shown for found in files[:3]) + (" ..." if len(files) > 3 else "")
     return _report_missing(name, shown, files, trees)
+
+
+def _not_read(name: str, files: list[FoundPath]) -> Resolution:
+    """Say so where it may stand in a file that is too large for a source file, or may not be read."""
+    shut = [one for one in files if not one.is_directory and one.tree.read_bytes(one.relative) is None]
+    if not shut:
+        return UNCHECKED
+    why = f"whether {name} exists is not known: {shut[0].shown} is over {MOST_BYTES >> 20} MiB, or unreadable"
+    return Resolution(state=ResolutionState.UNCHECKED, code="source-not-read", message=why)
 
 
 def _compiled(name: str, found: FoundPath) -> Resolution:

@@ -185,17 +185,12 @@ def project_of(folder: Path) -> Path:
     return _projects(folder)[0]
 
 
-def from_repository(path: Path) -> str:
-    """Return a path as seen from the root of its repository, else of its project; "." for the root."""
-    folder = path if path.is_dir() else path.parent
-    root = _outermost(os.path.realpath(folder))
-    there = os.path.join(os.path.realpath(folder), "" if folder is path else path.name)
-    return os.path.relpath(there, root).replace(os.sep, "/")
-
-
-@functools.cache
-def _outermost(folder: str) -> Path:
-    return _projects(Path(folder))[-1]
+def repository_around(folder: Path) -> Path:
+    """Return the git repository that a folder is in, else its project, else the folder itself."""
+    folder = folder.resolve()
+    ancestors = [folder, *folder.parents]
+    project = next((one for one in ancestors if _is_project(one)), folder)
+    return next((one for one in ancestors if (one / ".git").exists()), project)
 
 
 def _projects(folder: Path) -> list[Path]:

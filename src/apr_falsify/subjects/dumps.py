@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from apr_falsify.subjects.foreign import (
 )
 from apr_falsify.subjects.onnx_tensors import onnx_tensor
 from apr_falsify.subjects.recording_json import read_facts
-from apr_falsify.subjects.torch_files import arrays_of_pt
+from apr_falsify.subjects.torch_files import arrays_of_pt, unread_in_pt
 
 _FILES: Mapping[str, Callable[[Path], Iterable[ForeignArray]]] = {
     ".npz": arrays_of_npz,
@@ -65,13 +66,37 @@ def read_dump(path: Path) -> Dump:
         twice = next(name for name in found if sum(array.name == name for array in arrays) > 1)
         raise TraceError(f"the array {twice!r} is there twice", where=path, remedy="write it once")
     if not found:
+        unread = _unread(path)
         raise TraceError(
-            "no arrays",
+            f"no arrays that are read here: {unread}" if unread else "no arrays",
             where=path,
             expected="at least one .npy, .pt or .pb file" if path.is_dir() else "at least one named array",
-            remedy="save the run's arrays with NumPy",
+            remedy="save them as plain floats: tensor.float().contiguous()"
+            if unread
+            else "save the run's arrays with NumPy",
         )
+    for array in arrays:
+        _check_shape(path, array)
     return found
+
+
+def _check_shape(path: Path, array: ForeignArray) -> None:
+    """Refuse sizes that no array has; one of 0 beside them would let them through."""
+    values = math.prod(size for size in array.shape if size)
+    if len(array.shape) > _MOST_AXES or values > _MOST_VALUES:
+        said = f"{array.name!r} has the shape {list(array.shape)!r:.80}, which no array has"
+        raise broken(path, ValueError(said))
+
+
+_MOST_AXES, _MOST_VALUES = 32, 1 << 56
+
+
+def _unread(path: Path) -> str:
+    """Return what is passed over where nothing is read, empty where that is not known."""
+    files = sorted(path.rglob("*.pt")) if path.is_dir() else [path]
+    return next(
+        filter(None, map(unread_in_pt, (file for file in files if file.suffix in (".pt", ".pth")))), ""
+    )
 
 
 def holds_arrays(folder: Path) -> bool:

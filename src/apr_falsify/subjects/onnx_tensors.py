@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from apr_falsify.subjects.foreign import ForeignArray, Values
+from apr_falsify.subjects.foreign import ForeignArray, Values, broken
 
 _TYPES: Mapping[int, tuple[str, str]] = {
     1: ("f32", "<f4"),
@@ -31,6 +32,19 @@ _TYPES: Mapping[int, tuple[str, str]] = {
 _LISTS: Mapping[int, str] = {4: "<f4", 10: "<f8"}
 """Field of values that stand as they are -> NumPy's format of them."""
 
+_WIRES: Mapping[int, tuple[int, ...]] = {
+    1: (0, 2),
+    2: (0,),
+    4: (2, 5),
+    5: (0, 2),
+    7: (0, 2),
+    8: (2,),
+    9: (2,),
+    10: (1, 2),
+    14: (0,),
+}
+"""Field -> how protobuf may write it: 0 a whole number, 1 and 5 a float of 64 and 32 bits, 2 bytes."""
+
 _MOST = 1 << 31
 
 
@@ -42,6 +56,23 @@ def onnx_tensor(file: Path, name: str) -> ForeignArray:
         OSError: it cannot be read.
 
     """
+    own, kind, dims, _ = _parsed(file)
+    return ForeignArray(name=own or name, kind=kind, shape=dims, load=partial(_load, file, (kind, dims)))
+
+
+def _load(file: Path, announced: tuple[str, tuple[int, ...]]) -> Values:
+    """Read the values again: those of all files of a folder may not fit into memory at once."""
+    try:
+        _, kind, dims, values = _parsed(file)
+        if (kind, dims) != announced:
+            raise ValueError("it was changed while it was read")
+        return values
+    except (OSError, ValueError) as error:
+        raise broken(file, error) from error
+
+
+def _parsed(file: Path) -> tuple[str, str, tuple[int, ...], Values]:
+    """Return name, number format, shape and values of a file's tensor."""
     if file.stat().st_size > _MOST:
         raise ValueError("more than 2 GiB, which no message of ONNX has")
     fields: dict[int, list[Any]] = {}
@@ -53,11 +84,14 @@ def onnx_tensor(file: Path, name: str) -> ForeignArray:
         raise ValueError("its values lie in another file")
     if min(dims, default=0) < 0:
         raise ValueError("it has a size below 0")
-    values = _values(fields, dtype)
+    try:
+        values = _values(fields, dtype)
+    except OverflowError as error:
+        raise ValueError(f"it has values beyond its number format: {error}") from error
     if dtype != "V1" and values.size != math.prod(dims):
         raise ValueError(f"it has {values.size} values, its dims announce {math.prod(dims)}")
     own = fields[8][-1].decode("utf-8") if fields.get(8) else ""
-    return ForeignArray(name=own or name, kind=kind, shape=dims, load=lambda: values)
+    return own, kind, dims, values
 
 
 def _last(fields: Mapping[int, list[Any]], number: int) -> int:
@@ -70,6 +104,8 @@ def _values(fields: Mapping[int, list[Any]], dtype: str) -> Values:
         return np.frombuffer(raw[-1], dtype=dtype)
     for number, word in _LISTS.items():
         if number in fields:
+            if word != dtype and dtype != "V1":
+                raise ValueError("its values stand in the field of another number format")
             parts = [part if isinstance(part, bytes) else b"" for part in fields[number]]
             return np.frombuffer(b"".join(parts), dtype=word)
     listed = [part for number in (5, 7) for part in fields.get(number, [])]
@@ -85,6 +121,8 @@ def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
     while at < len(content):
         tag, at = _varint(content, at)
         number, wire = tag >> 3, tag & 7
+        if wire not in _WIRES.get(number, (0, 1, 2, 5)):
+            raise ValueError(f"field {number} is written in a way that no message of ONNX has")
         if wire == 0:
             value, at = _varint(content, at)
             yield number, value

@@ -9,7 +9,6 @@ bytes are in the file.
 
 from __future__ import annotations
 
-import collections
 import io
 import itertools
 import math
@@ -46,6 +45,10 @@ _STORAGES: Mapping[str, tuple[str, str]] = {
 }
 """torch's class of a storage -> our number format, and NumPy's of its values."""
 
+_QUANTISED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
+_QUANTISED_BY = ("per_tensor_affine", "per_channel_affine", "per_tensor_symmetric", "per_channel_symmetric")
+"""torch's names beside quantised tensors, which are passed over."""
+
 _LONGEST_PICKLE = 1 << 26
 _DEEPEST = 12
 
@@ -75,6 +78,8 @@ class _Unread(NamedTuple):
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _Tensor | _Unread:
     if not isinstance(storage, _Storage):
         return _Unread("a tensor without a plain storage")
+    if len(rest) > 2 and rest[2]:  # {"neg": True} or {"conj": True}: the storage holds other values
+        return _Unread("a negated or conjugated view, whose values are not those that are stored")
     numbers = (offset, *shape, *strides)
     if len(shape) != len(strides) or not all(type(number) is int and number >= 0 for number in numbers):
         raise pickle.UnpicklingError("a tensor with no whole sizes")
@@ -86,11 +91,25 @@ def _parameter(data: Any, *rest: Any) -> Any:
 
 
 def _other_tensor(*arguments: Any) -> _Unread:
-    return _Unread("a tensor of another kind: sparse, quantised, of 8-bit floats, or a subclass")
+    return _Unread(
+        "a tensor of another kind: sparse, quantised, of 8-bit floats, without values, or a subclass"
+    )
+
+
+def _ordered(pairs: Any = ()) -> dict[Any, Any]:
+    return {_checked_key(key): value for key, value in pairs}
+
+
+def _checked_key(key: Any) -> Any:
+    """Return a key that costs little to look up: tuples in tuples would be walked each time."""
+    parts = key if isinstance(key, tuple) else (key,)
+    if not all(part is None or isinstance(part, (str, bytes, int, float)) for part in parts):
+        raise pickle.UnpicklingError("a key that is neither text nor a number, nor a row of them")
+    return key
 
 
 _NAMED: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _ordered,
     ("torch", "Size"): tuple,
     ("torch", "device"): _Kind,
     ("torch._utils", "_rebuild_tensor"): _tensor,
@@ -99,21 +118,28 @@ _NAMED: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v3"): _other_tensor,
     ("torch._utils", "_rebuild_sparse_tensor"): _other_tensor,
     ("torch._utils", "_rebuild_qtensor"): _other_tensor,
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"): _other_tensor,
     ("torch.serialization", "_get_layout"): _Kind,
     ("torch.storage", "UntypedStorage"): _Kind("UntypedStorage"),
-    **{("torch", name): _Kind(name) for name in _STORAGES},
+    **{("torch", name): _Kind(name) for name in (*_STORAGES, *_QUANTISED, *_QUANTISED_BY)},
 }
 """What a pickle may name, and what stands for it here."""
 
 _FORMAT = re.compile(r"(b?float|u?int|complex)\d+(_e\dm\d\w*)?|bool")
 """torch's names of number formats, which stand beside tensors of 8-bit floats."""
 
+_HARMLESS = re.compile(
+    r"torch\._utils\._rebuild_\w+|torch\.return_types\.\w+|torch\.(nn\.parameter\.)?\w*(Tensor|Buffer|Parameter)"
+    r"|collections\.(defaultdict|deque|Counter)|numpy\.(dtype|ndarray)|numpy\._?core\.multiarray\.(scalar|_reconstruct)"
+)
+"""What a pickle of values may name without meaning harm, and is not read here all the same."""
+
 
 class _Structure(pickle._Unpickler):
     """Reads the structure alone; what it names is looked up in the table, never imported.
 
     It is the reader in Python, whose steps can be replaced: the state of an object is dropped, since setting
-    it would change what stands for the object here.
+    it would change what stands for the object here; and keys are looked at before they are looked up.
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
@@ -121,7 +147,26 @@ class _Structure(pickle._Unpickler):
     def _drop_state(self) -> None:
         self.stack.pop()  # type: ignore[attr-defined]  # typeshed lists no attribute of this class
 
+    def _fill_set(self) -> None:
+        raise pickle.UnpicklingError("a set, which holds no tensors")
+
+    def _fill_dict(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self.stack[-1].update(_ordered(zip(items[::2], items[1::2], strict=True)))  # type: ignore[attr-defined]
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
+        self.stack[-1].update({_checked_key(key): value})  # type: ignore[attr-defined]
+
+    def _make_dict(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self.append(_ordered(zip(items[::2], items[1::2], strict=True)))  # type: ignore[attr-defined]
+
     dispatch[pickle.BUILD[0]] = _drop_state
+    dispatch[pickle.ADDITEMS[0]] = dispatch[pickle.FROZENSET[0]] = _fill_set
+    dispatch[pickle.SETITEMS[0]] = _fill_dict
+    dispatch[pickle.SETITEM[0]] = _set_item
+    dispatch[pickle.DICT[0]] = _make_dict
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and _FORMAT.fullmatch(name):
@@ -133,7 +178,9 @@ class _Structure(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         match pid:
-            case ("storage", _Kind(name=kind), str() as key, str(), int() as count) if kind in _STORAGES:
+            case ("storage", _Kind(name=str() as kind), str() as key, str(), int() as count) if (
+                kind in _STORAGES
+            ):
                 return _Storage(*_STORAGES[kind], key, count)
             case ("storage", *_):
                 return _Unread("a storage without a number format")
@@ -163,6 +210,28 @@ def arrays_of_pt(path: Path, name: str = "") -> Iterator[ForeignArray]:
         OSError: it cannot be read.
 
     """
+    structure, stored = _opened(path)
+    found = _parts(structure, (name,) if name else (), itertools.count(), 0)
+    for key, part in found:
+        if isinstance(part, _Tensor):
+            yield _array(path, key, part, stored)
+
+
+def unread_in_pt(path: Path) -> str:
+    """Return what of a file is passed over and why, of the first such part; empty where nothing is.
+
+    Raises:
+        TraceError: as :func:`arrays_of_pt`.
+        ValueError: as :func:`arrays_of_pt`.
+        OSError: it cannot be read.
+
+    """
+    parts = _parts(_opened(path)[0], (), itertools.count(), 0)
+    return next((f"{name!r:.80} is {part.why}" for name, part in parts if isinstance(part, _Unread)), "")
+
+
+def _opened(path: Path) -> tuple[Any, Mapping[str, _Member]]:
+    """Return the structure of a file, and where its storages lie."""
     if not zipfile.is_zipfile(path):
         raise ValueError("no zip archive: torch wrote it before 1.6, or something else did; save it again")
     with opened_zip(path, MOST_ARRAYS) as archive:
@@ -180,16 +249,17 @@ def arrays_of_pt(path: Path, name: str = "") -> Iterator[ForeignArray]:
             for one, member in members.items()
             if one.startswith(f"{root}data/")
         }
-    for key, tensor in _tensors(structure, (name,) if name else (), itertools.count(), 0):
-        yield _array(path, key, tensor, stored)
+    return structure, stored
 
 
 def _structure(path: Path, content: bytes) -> Any:
     try:
         return _Structure(io.BytesIO(content)).load()
     except _NotPlainError as error:
+        harmless = _HARMLESS.fullmatch(str(error))
+        why = ", which is not read here" if harmless else ": loading it could run any code"
         raise TraceError(
-            f"its pickle names {error}: loading it could run any code; nothing of it was run",
+            f"its pickle names {error!s:.200}{why}; nothing of it was run",
             where=path,
             expected="tensors, and dicts and lists of tensors",
             remedy="save the tensors alone: torch.save({name: tensor, ...}, PATH)",
@@ -211,20 +281,20 @@ def _place(path: Path, member: zipfile.ZipInfo) -> _Member:
     return _Member(member.header_offset + 30 + name + extra, member.file_size)
 
 
-def _tensors(
+def _parts(
     value: Any, path: tuple[str, ...], seen: Iterator[int], depth: int
-) -> Iterator[tuple[str, _Tensor]]:
-    """Yield the tensors in a structure; what is in it several times counts as often."""
+) -> Iterator[tuple[str, _Tensor | _Unread]]:
+    """Yield the tensors in a structure, read or not; what is in it several times counts as often."""
     if next(seen) > 4 * MOST_ARRAYS:
         raise ValueError(f"it has more than {MOST_ARRAYS} arrays")
     if depth > _DEEPEST:
         raise ValueError(f"it is nested more than {_DEEPEST} deep")
-    if isinstance(value, _Tensor):
+    if isinstance(value, (_Tensor, _Unread)):
         yield ".".join(path) or "tensor", value
     elif isinstance(value, (dict, list)) or type(value) is tuple:
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in parts:
-            yield from _tensors(part, (*path, str(key)), seen, depth + 1)
+            yield from _parts(part, (*path, str(key)), seen, depth + 1)
 
 
 def _array(path: Path, name: str, tensor: _Tensor, stored: Mapping[str, _Member]) -> ForeignArray:
@@ -244,13 +314,15 @@ def _array(path: Path, name: str, tensor: _Tensor, stored: Mapping[str, _Member]
 
 def _load(path: Path, member: _Member, tensor: _Tensor) -> Values:
     dtype = np.dtype(tensor.storage.dtype)
-    if 0 in tensor.shape:
-        return np.zeros(tensor.shape, dtype)
     try:
+        if 0 in tensor.shape:
+            return np.zeros(tensor.shape, dtype)
         whole: Values = np.memmap(
             path, dtype=dtype, mode="r", offset=member.start, shape=(member.size // dtype.itemsize,)
         )
-    except (OSError, ValueError) as error:
+        strides = [step * dtype.itemsize for step in tensor.strides]
+        return np.ascontiguousarray(
+            as_strided(whole[tensor.offset :], tensor.shape, strides, writeable=False)
+        )
+    except (OSError, ValueError, OverflowError) as error:
         raise broken(path, error) from error
-    strides = [step * dtype.itemsize for step in tensor.strides]
-    return np.ascontiguousarray(as_strided(whole[tensor.offset :], tensor.shape, strides, writeable=False))

@@ -187,22 +187,20 @@ def _maker(
     module = "::".join((*here.parts, *call.parts))
     where = f"{here.file}:{call.line}"
     cfgs = (*here.cfgs, *call.cfgs)
+    made = _reach(call.name, rules)
+    pastes = made.makes_tests and (made.pastes or call.words is None)
+    if pastes or (call.pastes and call.name not in rules):
+        why = f"the macro {call.name}! at {where} puts the names of tests together"
+        return Maker(module=module, why=why, cfgs=cfgs)
     if call.name not in rules:
-        if call.pastes:
-            why = f"the macro {call.name}! at {where} puts the names of tests together"
-            return Maker(module=module, why=why, cfgs=cfgs)
         if call.name in _NO_TESTS or not _is_of_tests(target, cfgs):
             return None  # what stands in it was read with the file
         if call.name in _OF_FUNCTIONS and call.words is not None:
             return Maker(module=module, why=f"the macro {call.name}! at {where}", words=call.words, cfgs=cfgs)
         why = f"the macro {call.name}! at {where} is of another crate and may make tests"
         return Maker(module=module, why=why, cfgs=cfgs)
-    made = _reach(call.name, rules)
-    if not made.makes_tests:
+    if not made.makes_tests or call.words is None:
         return None
-    if made.pastes or call.words is None:
-        why = f"the macro {call.name}! at {where} puts the names of tests together"
-        return Maker(module=module, why=why, cfgs=cfgs)
     words = call.words | set(made.functions)
     if made.modules and (made.modules > 1 or len(words) > _MOST_NESTED):
         why = f"the macro {call.name}! at {where} makes modules of tests"

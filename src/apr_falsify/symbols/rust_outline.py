@@ -165,7 +165,12 @@ class _Place:
 
 
 _RULES_TEST = re.compile(r"#\s*\[[^\]]*(?:\btest|test\b|rstest|case)")
-_PASTED_TEST = re.compile(r"#\s*\[[^\]]*(?:\btest|test\b)[^\]]*\]\s*(?:async\s+)?fn\s+(?:\[\s*<|\w*~)")
+_PASTED_TEST = re.compile(
+    r"#\s*\[(?!\s*cfg\b)[^\]]*(?:\btest|test\b)[^\]]*\]"
+    r"(?:\s*#\s*\[(?:[^\[\]]|\[[^\[\]]*\])*\])*\s*"  # further attributes
+    r"(?:pub\s*\([^)]*\)\s*|(?:pub|async|unsafe|const)\s+|extern\s*(?:\"[^\"]*\"\s*)?)*"
+    r"fn\s+(?:\[\s*<|\w*~)"
+)
 _RULES_FUNCTION = re.compile(r"\b(?:fn|mod)\s+(\w+)")
 _RULES_MODULE = re.compile(r"\bmod\s+[\w$]+\s*\{")
 _CALL = re.compile(r"(\w+)\s*!\s*[({\[]")

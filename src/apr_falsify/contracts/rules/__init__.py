@@ -95,6 +95,7 @@ _OF_ONE_CONTRACT = _rules(
     ("test-file-not-discovered", NOTICE, "plain pytest does not look into the file"),
     ("file-of-comments-only", ERROR, "a proof or a test of comments only shows nothing"),
     ("source-does-not-parse", ERROR, "a named file that does not parse defines nothing"),
+    ("source-not-read", NOTICE, "a named file that is too large for a source file shows no names"),
     ("absent-as-stated", NOTICE, "a falsifier that says something is missing may name what is missing"),
     ("evidence-not-read", NOTICE, "evidence under a key that no table has is checked by nobody"),
     ("binding-elsewhere", NOTICE, "a reader looks for the function where the binding says it is"),
@@ -137,8 +138,22 @@ RULES = READING | _OF_ONE_CONTRACT | ACROSS_CONTRACTS | OF_HISTORY | _OF_EVIDENC
 NOT_READ = READING.keys() - {"duplicate-key", "byte-order-mark"}
 """Where one of these is reported, little else of the file can be."""
 
-HIDING = frozenset(("unresolved-name", "unresolved-sibling", "crate-not-readable", "test-not-checkable"))
+HIDING = frozenset(
+    ("unresolved-name", "unresolved-sibling", "crate-not-readable", "test-not-checkable", "source-not-read")
+)
 """Where one of these is reported of a name, nothing else can be found out about it."""
+
+NAMED_IN_WORDS = frozenset(
+    (
+        "file-not-found",
+        "symbol-not-found",
+        "symbol-not-in-file",
+        "test-not-found",
+        "test-not-collected",
+        "test-ignored",
+    )
+)
+"""Their subject may be the name of a test or a symbol alone: only the words say of which file."""
 
 
 Check = Callable[["Contract"], Iterator["Problem"]]

@@ -1,0 +1,2 @@
+def test_two_names():
+    assert "a,b".split(",") == ["a", "b"]
