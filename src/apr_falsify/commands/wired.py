@@ -69,7 +69,8 @@ def wired_mapping(
         TraceError: no array is of this model and these tokens.
 
     """
-    check_one_pass(dump, path)
+    if not path.is_dir() or read_facts(path) is None:  # record() writes one pass, under names of any kind
+        check_one_pass(dump, path)
     left_out = frozenset() if tokens_from is None else frozenset({tokens_from})
     with busy("wiring"), np.errstate(invalid="ignore"):
         wiring = wire(path, dump, weights, oracle.tokens, oracle=oracle, likeness=likeness, left_out=left_out)

@@ -26,6 +26,9 @@ _ROOM = 1 << 17
 LONGEST_NAME = 4096
 """Letters of a name."""
 
+METADATA = "__metadata__"
+"""The one name that no array can have: the format keeps it for remarks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainArray:
@@ -102,7 +105,8 @@ class _Shard:
 class SafetensorsWriter:
     """Writes arrays into ``arrays-0.safetensors`` and the next ones of a folder; closed, they are whole.
 
-    What it holds in memory are names and shapes alone.
+    What it holds in memory are names and shapes alone. Two threads do not add at the same time, nor after an
+    error of writing.
 
     Args:
         folder: an empty folder that is there.
@@ -118,7 +122,7 @@ class SafetensorsWriter:
         """Write one array.
 
         Args:
-            name: its name, at most ``LONGEST_NAME`` letters, which no other array has.
+            name: its name, at most ``LONGEST_NAME`` letters, which no other array has; not ``METADATA``.
             array: the array.
 
         Raises:

@@ -6,11 +6,14 @@ value that several modules are given is shown once, under the name of the one th
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -89,6 +92,7 @@ def _of_product(args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Shown:
 
 
 _FUNCTIONAL = torch.nn.functional
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 _Pick = Callable[[Sequence[Any], Mapping[str, Any]], _Shown]
 _WATCHED: Mapping[tuple[Any, str], tuple[str, _Pick]] = {
     (_FUNCTIONAL, "scaled_dot_product_attention"): ("sdpa", _of_sdpa),
@@ -100,6 +104,7 @@ _WATCHED: Mapping[tuple[Any, str], tuple[str, _Pick]] = {
     },
     (torch.Tensor, "__matmul__"): ("matmul", _of_product),
     (_FUNCTIONAL, "embedding"): ("", _of_softmax),
+    **{(_FUNCTIONAL, name): ("dropout", _of_softmax) for name in _DROPOUTS},
 }
 """Where a function stands -> its name in a recording, and what of its arguments is shown."""
 
@@ -109,8 +114,19 @@ def _is_of_weights(args: Sequence[Any]) -> bool:
     return any(isinstance(arg, torch.nn.Parameter) or getattr(arg, "ndim", 0) < 3 for arg in args[:2])
 
 
+_ONE_WATCH = threading.Lock()
+"""Held while a module is watched: torch's functions are replaced for the whole process."""
+
+
+def _drops(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of dropout sets values to zero by chance."""
+    given = inspect.signature(function).bind(*args, **kwargs)
+    given.apply_defaults()
+    return bool(given.arguments["training"]) and given.arguments["p"] > 0
+
+
 @contextmanager
-def watched(module: torch.nn.Module, show: Show, tokens: tuple[int, ...]) -> Iterator[None]:
+def watched(module: torch.nn.Module, show: Show, tokens: tuple[int, ...]) -> Iterator[Watch]:
     """Show what ``module`` computes while the block runs it once.
 
     Args:
@@ -119,18 +135,31 @@ def watched(module: torch.nn.Module, show: Show, tokens: tuple[int, ...]) -> Ite
         tokens: the ids that it shall run.
 
     Raises:
-        UsageError: it holds compiled or scripted code, into which hooks do not see.
+        UsageError: it holds compiled or scripted code, into which hooks do not see; or another one is
+            watched.
 
     """
     _check_plain(module)
-    watch = _Watch(show, tokens)
+    watch = Watch(show, tokens)
     with ExitStack() as undo:
+        _only_one(undo)
         for path, part in module.named_modules():
             undo.callback(part.register_forward_pre_hook(partial(watch.enter, path), with_kwargs=True).remove)
-            undo.callback(part.register_forward_hook(partial(watch.leave, path)).remove)
+            undo.callback(part.register_forward_hook(partial(watch.leave, path), always_call=True).remove)
         _watch_functions(undo, watch)
-        yield
+        yield watch
     watch.check_tokens()
+
+
+def _only_one(undo: ExitStack) -> None:
+    if not _ONE_WATCH.acquire(blocking=False):
+        raise UsageError(
+            "another recording of a module is open in this process",
+            where="record(model=...)",
+            expected="one block at a time",
+            remedy="leave the block of the other recording first, or record in two processes",
+        )
+    undo.callback(_ONE_WATCH.release)
 
 
 def _check_plain(module: torch.nn.Module) -> None:
@@ -147,37 +176,57 @@ def _check_plain(module: torch.nn.Module) -> None:
             )
 
 
-class _Watch:
-    """Names what one run of a module shows."""
+class Watch:
+    """Names what one run of a module shows.
+
+    Attributes:
+        dropout: whether dropout was active in it, so that another run gives other values.
+
+    """
 
     def __init__(self, show: Show, tokens: tuple[int, ...]) -> None:
         self._show, self._tokens = show, tokens
-        self._open: list[str] = []
+        self.dropout = False
+        self._open: list[tuple[str, str]] = []  # path of a module, name of this call of it
         self._calls: dict[str, int] = {}
         self._seen: dict[int, tuple[weakref.ref[torch.Tensor], Any]] = {}
-        self._embedded: list[list[int]] = []
+        self._embedded: list[tuple[Any, list[int]]] = []
         self._within, self._thread = False, threading.get_ident()
 
     def enter(self, path: str, module: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Open a module's call, and show what it is given if it has no modules of its own."""
         if torch.compiler.is_compiling():
             raise UsageError(
                 "it is run by compiled code, into which hooks do not see",
                 where="model",
                 expected="a plain call of the module",
+                remedy="call the module that was compiled, not what torch.compile made of it",
             )
+        if not self._sees():
+            return
         if not path:
             self._begin()  # what an exception left open is closed
-        self._open.append(self._counted(path) if path else path)
+        name = self._counted(path) if path else path
+        self._open.append((path, name))
         if path and not any(True for _ in module.children()):
-            self.shown(f"{self._open[-1]}.input", (*args, kwargs))
+            self.shown(f"{name}.input", (*args, kwargs))
 
     def leave(self, path: str, module: torch.nn.Module, args: Any, output: Any) -> None:
-        name = self._open.pop()
+        """Close a module's call, also after an exception, where there is no output."""
+        if not self._sees() or all(path != opened for opened, _ in self._open):
+            return
+        opened = None
+        while opened != path:
+            opened, name = self._open.pop()
         if output is not None:
             self.shown(name or "output", output)
 
+    def _sees(self) -> bool:
+        """Whether this is the thread of the block, and no code that is just being compiled."""
+        return not torch.compiler.is_compiling() and threading.get_ident() == self._thread
+
     def _begin(self) -> None:
-        if self._calls:
+        if "" in self._calls:
             raise UsageError(
                 "the module ran a second time within one recording",
                 where="model",
@@ -218,13 +267,16 @@ class _Watch:
 
     def call(self, word: str, pick: _Pick, function: Any, args: Any, kwargs: Any) -> Any:
         """Call a function of torch, and show what it is given and gives."""
-        here = self._open and not self._within and threading.get_ident() == self._thread
+        here = self._sees() and self._open and not self._within
         if not here or (word == "matmul" and _is_of_weights(args)):
             return function(*args, **kwargs)
-        if not word:
-            self._note_ids(args[0] if args else kwargs.get("input"))
+        if word == "dropout":
+            self.dropout = self.dropout or _drops(function, args, kwargs)
             return function(*args, **kwargs)
-        name = self._counted(f"{self._open[-1]}.{word}".lstrip("."))
+        if not word:
+            self._note_ids(*args[:2], **{key: kwargs[key] for key in ("input", "weight") if key in kwargs})
+            return function(*args, **kwargs)
+        name = self._counted(f"{self._open[-1][1]}.{word}".lstrip("."))
         for part, value in pick(args, kwargs):
             self.shown(f"{name}.{part}", value)
         self._within = True  # softmax of torch.nn.functional calls that of the tensor
@@ -235,24 +287,46 @@ class _Watch:
         self.shown(name, output)
         return output
 
-    def _note_ids(self, ids: Any) -> None:
-        if isinstance(ids, torch.Tensor) and ids.ndim and ids.numel():
-            self._embedded += ids.reshape(-1, ids.shape[-1]).tolist()
+    def _note_ids(self, input: Any = None, weight: Any = None) -> None:
+        if isinstance(input, torch.Tensor) and input.ndim and input.numel():
+            table = id(weight) if isinstance(weight, torch.nn.Parameter) else getattr(weight, "shape", None)
+            rows = input.reshape(-1, input.shape[-1]).tolist()
+            self._embedded += [(table, row) for row in rows]
 
     def check_tokens(self) -> None:
         """Refuse a run of other tokens than those that are said; what embeds none cannot be checked.
 
         Raises:
-            TokensError: none of the rows that were embedded are those tokens.
+            TokensError: none of the rows that were embedded are those tokens, or the table that holds them
+                embedded others too.
 
         """
-        if self._embedded and list(self._tokens) not in self._embedded:
+        strange = self._strange()
+        if strange:
             raise TokensError(
-                f"the module ran {_told(self._embedded)}",
+                f"the module ran {_told(strange)}",
                 where="tokens",
                 expected=f"a run of {list(self._tokens)!r:.120}, as `tokens` says",
-                remedy="run it on these tokens at once, or say which it runs",
+                remedy="run it on these tokens at once, one sequence alone, or say which it runs",
             )
+
+    def _strange(self) -> list[list[int]]:
+        """Return the rows that were embedded and are neither the tokens nor of another table."""
+        tokens = list(self._tokens)
+        tables = {table for table, row in self._embedded if row == tokens}
+        if not tables:
+            return [row for _, row in self._embedded]
+        if _are_positions(tokens):  # the table that embedded them may be that of the positions
+            tables |= {
+                table for table, row in self._embedded if len(row) == len(tokens) and not _are_positions(row)
+            }
+        return [row for table, row in self._embedded if table in tables and row != tokens]
+
+
+def _are_positions(row: Sequence[int]) -> bool:
+    """Whether a row counts up by one, or is one number again and again, as types of tokens are."""
+    steps = {after - before for before, after in pairwise(row)}
+    return steps in ({1}, {0}, set())
 
 
 def _told(rows: Sequence[Sequence[int]]) -> str:
@@ -260,20 +334,18 @@ def _told(rows: Sequence[Sequence[int]]) -> str:
     return "; ".join(f"{list(row)!r:.120}" for row in rows[:3])
 
 
-_SAMPLED = 64
-
-
 def _state_of(values: torch.Tensor) -> Any:
-    """Return what changes with a tensor's values, ``None`` where nothing cheap does."""
+    """Return what changes with a tensor's values, ``None`` where nothing does.
+
+    That is torch's count of changes, or a digest of all bytes where torch does not count (inference mode).
+    """
     if not values.is_inference():
         return values._version
-    if not values.is_contiguous() or not is_plain(values):
-        return None
-    flat = values.detach().view(-1)
-    return flat[:: max(1, len(flat) // _SAMPLED)].tolist()
+    plain = plain_of_tensor(values)
+    return None if plain is None else hashlib.blake2b(plain.data.data, digest_size=16).digest()
 
 
-def _watch_functions(undo: ExitStack, watch: _Watch) -> None:
+def _watch_functions(undo: ExitStack, watch: Watch) -> None:
     """Put functions in the place of torch's that call those, until ``undo``.
 
     torch's own way, a ``TorchFunctionMode``, is asked at each of the thousands of calls of a forward pass.

@@ -5,11 +5,12 @@ It is whole or absent: an exception within the block, or a run of other tokens, 
 
 from __future__ import annotations
 
-import operator
+import itertools
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,16 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from apr_falsify import __version__
-from apr_falsify.errors import TokensError, TraceError, UsageError
-from apr_falsify.formats.safetensors_writer import LONGEST_NAME, PlainArray, SafetensorsWriter
+from apr_falsify.errors import TraceError, UsageError
+from apr_falsify.formats.safetensors_writer import LONGEST_NAME, METADATA, PlainArray, SafetensorsWriter
 from apr_falsify.recording.frameworks import plain_array
+from apr_falsify.recording.token_ids import token_ids
 from apr_falsify.subjects.foreign import MOST_ARRAYS
 from apr_falsify.subjects.recording_json import RECORDING_JSON, RecordingFacts, facts_text
 from apr_falsify.traces.capture import WholeDirectory
 from apr_falsify.traces.provenance import utc_now
 
 if TYPE_CHECKING:
-    from apr_falsify.oracle.watched import TorchTensor
+    from apr_falsify.oracle.watched import TorchTensor, Watch
 
 
 def record(
@@ -54,30 +56,7 @@ def record(
         UsageError: ``model`` is no module of torch.
 
     """
-    return Recorder(None if out is None else Path(out), model, _ids(tokens))
-
-
-def _ids(tokens: Any) -> tuple[int, ...]:
-    if tokens is None:
-        raise TokensError(
-            "nothing says which tokens are run",
-            where="record(...)",
-            expected="tokens=[1, 2, 3], the ids that the model is given",
-        )
-    found = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
-    if len(found) == 1 and isinstance(found[0], list):
-        found = found[0]
-    try:
-        ids = tuple(operator.index(token) for token in found)
-    except TypeError as error:
-        raise TokensError(
-            f"not token ids: {tokens!r:.80}", where="tokens", expected="whole numbers, one sequence"
-        ) from error
-    if not ids or min(ids) < 0:
-        raise TokensError(
-            f"not token ids: {list(ids)!r:.80}", where="tokens", expected="at least one, none below 0"
-        )
-    return ids
+    return Recorder(None if out is None else Path(out), model, token_ids(tokens))
 
 
 class _Store(Protocol):
@@ -123,7 +102,7 @@ class _OnDisk:
 
 
 class _InMemory:
-    """Keeps tensors as they are, without a copy; one that was changed in place since is an error."""
+    """Keeps tensors as they are until the block ends; one that was changed in place by then is an error."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, npt.NDArray[Any]] = {}
@@ -154,7 +133,7 @@ class _InMemory:
                 )
             plain = plain_of_tensor(values)
             assert plain is not None
-            self.arrays[name] = _of_bytes(plain, copied=False)
+            self.arrays[name] = _of_bytes(plain, copied=version is not None)  # a clone is its own already
         self._tensors.clear()
 
     def close(self, error: BaseException | None) -> None:
@@ -187,6 +166,9 @@ class Recorder:
         self._names: set[str] = set()
         self._left_out: dict[str, str] = {}
         self._undo = ExitStack()
+        self._watch: Watch | None = None
+        self._lock = threading.Lock()  # rec(...) may be called by several threads
+        self._failed: BaseException | None = None
         if model is not None:
             _check_module(model)
 
@@ -215,9 +197,13 @@ class Recorder:
             OutputError: it cannot be written.
 
         """
-        store = self._open(name)
-        self._claim(name)
-        store.add(name, plain_array(name, array))
+        self._open(name)
+        plain = plain_array(name, array)
+        with self._lock:
+            store = self._open(name)
+            self._claim(name)
+            with self._writing():
+                store.add(name, plain)
 
     def _open(self, name: str) -> _Store:
         if self._store is None:
@@ -228,10 +214,21 @@ class Recorder:
             )
         return self._store
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Keep an error of writing: what is not whole is not finished, also where a caller catches it."""
+        try:
+            yield
+        except BaseException as error:
+            self._failed = error
+            raise
+
     def _claim(self, name: str) -> None:
-        if not isinstance(name, str) or not name or len(name) > LONGEST_NAME:
+        if not isinstance(name, str) or not name or len(name) > LONGEST_NAME or name == METADATA:
             raise UsageError(
-                f"no name for an array: {name!r:.80}", where="rec(name, array)", expected="a text"
+                f"no name for an array: {name!r:.80}",
+                where="rec(name, array)",
+                expected=f"a text of at most {LONGEST_NAME} letters other than {METADATA}",
             )
         if name in self._names:
             raise UsageError(
@@ -250,11 +247,22 @@ class Recorder:
         self._names.add(name)
 
     def _show(self, name: str, values: TorchTensor) -> None:
-        assert self._store is not None
-        self._claim(name)
-        if not self._store.add_tensor(name, values):
-            self._names.discard(name)
-            self._left_out[name] = f"a tensor of {values.dtype}, {values.layout}, on {values.device}"
+        with self._lock:
+            store = self._open(name)
+            name = self._free(name)
+            self._claim(name)
+            with self._writing():
+                kept = store.add_tensor(name, values)
+            if not kept:
+                self._names.discard(name)
+                self._left_out[name] = f"a tensor of {values.dtype}, {values.layout}, on {values.device}"
+
+    def _free(self, name: str) -> str:
+        """Return a name that the watch made, with a number where it is taken: nobody chose it."""
+        numbered = (f"{name}#{number}" for number in itertools.count(2))
+        taken = ({METADATA}, self._left_out, self._names)
+        tried = itertools.chain((name,), numbered)
+        return next(one for one in tried if not any(one in names for names in taken))
 
     def __enter__(self) -> Self:
         if self._names or self._store is not None:
@@ -264,16 +272,18 @@ class Recorder:
             from apr_falsify.oracle.watched import watched
 
             try:
-                self._undo.enter_context(watched(self._model, self._show, self._tokens))
+                self._watch = self._undo.enter_context(watched(self._model, self._show, self._tokens))
             except BaseException as error:
                 self._store.close(error)
+                self._store = None
                 raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        store, self._store = self._store, None
+        with self._lock:
+            store, self._store = self._store, None
         assert store is not None
         try:
             self._undo.__exit__(kind, error, traceback)
@@ -286,12 +296,11 @@ class Recorder:
             store.close(error)
 
     def _finish(self, store: _Store) -> None:
+        if self._failed is not None:
+            raise self._failed
         if not self._names:
-            raise TraceError(
-                "nothing was recorded",
-                where="record(...)" if self._out is None else self._out,
-                expected="a run of the model within the block, or rec(name, array)",
-            )
+            raise self._nothing()
+        dropout = self._watch is not None and self._watch.dropout
         runtime, version = _runtime(self._model)
         store.finish(
             RecordingFacts(
@@ -301,10 +310,41 @@ class Recorder:
                 version=version,
                 left_out=self._left_out,
                 created=utc_now(),
+                training=dropout,
             )
         )
+        if dropout:
+            print(_DROPOUT, file=sys.stderr)
         if isinstance(store, _InMemory):
             self._kept = store.arrays
+
+    def _nothing(self) -> TraceError:
+        """Return the error of a recording without arrays, with what is known of the reason."""
+        where = "record(...)" if self._out is None else self._out
+        if self._left_out:
+            first = "; ".join(f"{name}: {why}" for name, why in itertools.islice(self._left_out.items(), 3))
+            return TraceError(
+                f"nothing was recorded: {len(self._left_out)} values could not be kept ({first})",
+                where=where,
+                expected="dense tensors of plain numbers",
+                remedy="bring the values to plain tensors of f32 and hand them to rec(name, array)",
+            )
+        if self._model is not None:
+            return TraceError(
+                "nothing was recorded: the module did not run in this thread within the block, or compiled "
+                "code ran in its place, into which hooks do not see",
+                where=where,
+                expected="a plain call of the module within the block",
+                remedy="call the module itself, not what torch.compile or torch.jit made of it; let compiled "
+                "code return its values and hand them to rec(name, array)",
+            )
+        return TraceError("nothing was recorded", where=where, expected="rec(name, array) within the block")
+
+
+_DROPOUT = (
+    "apr-falsify: dropout was active in the run that was recorded: its values differ from those of any other "
+    "run; call model.eval() first"
+)
 
 
 def _check_module(model: Any) -> None:

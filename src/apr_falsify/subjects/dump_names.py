@@ -18,8 +18,11 @@ from pathlib import Path
 
 from apr_falsify.errors import UndecidedError
 
-_PASS = re.compile(r"(?:^|[/_])(?:step_?|Pass_?|forward_pass_id=|pass_?)(\d+)(?=[/_.]|$)")
-_RANK = re.compile(r"(?:^|[/_])(?:[Rr]ank[_=]?|cuda_|npu_)(\d+)(?=[/_.]|$)")
+_AT, _END = r"(?:^|/|___)", r"(\d+)(?=[/_.]|$)"
+_PASS = re.compile(rf"{_AT}(?:step_?|Pass_?|forward_pass_id=|pass_?){_END}")
+_RANK = re.compile(
+    rf"{_AT}(?:(?:[A-Z]+\d+_)*[Rr]ank[_=]?|(?:(?:inputs|outputs)_(?:\d+_)*)?(?:cuda|npu)_){_END}"
+)
 
 
 def check_one_pass(names: Iterable[str], where: Path) -> None:

@@ -26,6 +26,7 @@ class RecordingFacts:
         files: the files of arrays in its folder.
         left_out: name -> why a value was not kept.
         created: UTC time, ISO 8601.
+        training: whether dropout was active: the values are then none that another run repeats.
 
     """
 
@@ -36,6 +37,7 @@ class RecordingFacts:
     files: tuple[str, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    training: bool = False
 
 
 def facts_text(facts: RecordingFacts) -> str:
@@ -66,6 +68,7 @@ def read_facts(path: Path) -> RecordingFacts | None:
             files=tuple(_own(text(name, "a file")) for name in items(said["files"], "files")),
             left_out={name: text(why, name) for name, why in mapping(said["left_out"], "left_out").items()},
             created=text(said["created"], "created"),
+            training=said.get("training", False) is True,
         )
     except (OSError, ValueError, KeyError) as error:
         raise TraceError(
