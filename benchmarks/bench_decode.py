@@ -85,9 +85,9 @@ def compare(model: str, runtime: str, layers: int, tokens: int, steps: int) -> d
     arguments += ["--tokens", ",".join(map(str, ids)), *(["--decode", str(steps)] if steps else [])]
     sys.argv = ["apr-falsify", *arguments]
     start = time.perf_counter()
-    code = None
+    code: int | str | None = None
     try:
-        code = main()
+        main()
     except SystemExit as ended:
         code = ended.code
     return {"seconds": time.perf_counter() - start, "peak": memory()["VmHWM"], "code": float(code or 0)}

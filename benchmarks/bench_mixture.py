@@ -159,7 +159,7 @@ def warm(way: str) -> int:
 def one_layer(way: str, folder: Path) -> dict[str, float]:
     """Run layer 0 and return seconds, bytes of memory, and what was read of the files."""
     from apr_falsify.formats.weights import open_model
-    from apr_falsify.model.stages import STAGES
+    from apr_falsify.model.stages import STAGES, Key
     from apr_falsify.oracle.capture import capture
     from apr_falsify.subjects import embedded
     from apr_falsify.traces.capture import MemorySink, Request
@@ -170,7 +170,7 @@ def one_layer(way: str, folder: Path) -> dict[str, float]:
     run = capture if way == "oracle" else embedded.capture
     trace = run(model, request, MemorySink(), dtype="f16")
     taken = time.perf_counter() - start
-    weights = trace.stages[0, "router_weights"].data
+    weights = trace.stages[Key(0, "router_weights")].data
     return {
         "seconds": taken,
         "processor": time.process_time() - began,

@@ -214,7 +214,10 @@ def of_torchao() -> Iterator[Recorded]:
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, MappingType, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup, PerTensor
 
-    groups = {"weight_dtype": torch.int4, "granularity": PerGroup(32)}
+    groups = {
+        "weight_dtype": torch.int4,  # type: ignore[attr-defined] # its stubs lack it
+        "granularity": PerGroup(32),
+    }
     rows = {"weight_dtype": torch.int8, "granularity": PerAxis(0)}
     for name, config in (
         ("int8", Int8WeightOnlyConfig()),
