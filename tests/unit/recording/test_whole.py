@@ -146,7 +146,7 @@ def test_names_of_a_recording_are_free_and_those_of_a_dump_are_read(tmp_path: Pa
 @pytest.mark.parametrize(
     "tokens",
     [5, np.int64(3), torch.tensor(5), 2.5, [True], np.array([True]), [torch.tensor(True)], [2**70], [2**31],
-     "12", b"ab", ["12"], torch.ones(2, device="meta"), [[[1, 2]]], [[]], object()],
+     "12", b"ab", ["12"], torch.ones(2, device="meta"), [[[1, 2]]], [[]], NotImplemented],
     ids=str,
 )  # fmt: skip
 def test_what_is_no_sequence_of_ids_is_a_typed_error(tokens: Any) -> None:
