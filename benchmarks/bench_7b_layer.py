@@ -13,7 +13,6 @@ it had run a model of 64 channels. The file's pages count: they are mapped, not 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import in_own_process, memory, peak_since
+from common import in_own_process, memory, options_of_rounds, peak_since
 
 GIB = 1 << 30
 SECONDS, MEMORY, LAYERS, VOCAB = 3.0, 0.7, 28, 152_064
@@ -117,11 +116,7 @@ def plain(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", help="where the checkpoints are made and removed")
-    parser.add_argument("--run", nargs=2, metavar=("WAY", "CHECKPOINT"), help="one run, as JSON")
-    options = parser.parse_args()
+    options = options_of_rounds(__doc__)
     if options.run:
         way, checkpoint = options.run
         print(json.dumps({"ours": ours, "plain": plain}[way](Path(checkpoint))))

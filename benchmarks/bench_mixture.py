@@ -17,7 +17,6 @@ the time counts it. The processor's time is printed too: on a busy machine it al
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import in_own_process, memory, peak_since
+from common import in_own_process, memory, options_of_rounds, peak_since
 
 GIB = 1 << 30
 SECONDS, MEMORY, OPENING = 3.0, 1.5, 1.0
@@ -146,7 +145,7 @@ def warm(way: str) -> int:
         import torch
         import transformers
 
-        import apr_falsify.oracle.run  # noqa: F401
+        import apr_falsify.oracle.run  # noqa: F401  # its import is not what is measured
 
         sizes = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 64}
         small = transformers.Qwen3MoeForCausalLM(
@@ -200,11 +199,7 @@ def opening(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", help="where the checkpoints are made and removed")
-    parser.add_argument("--run", nargs=2, metavar=("WAY", "CHECKPOINT"), help="one run, as JSON")
-    options = parser.parse_args()
+    options = options_of_rounds(__doc__)
     if options.run:
         way, checkpoint = options.run
         found = opening(Path(checkpoint)) if way == "opening" else one_layer(way, Path(checkpoint))

@@ -102,7 +102,7 @@ def overhead(options: argparse.Namespace, folder: Path) -> None:
                 undo.callback(part.register_forward_hook(lambda *given: None).remove)
             return plain()
 
-    def in_memory() -> object:
+    def in_memory() -> apr_falsify.Recorder:
         with apr_falsify.record(model=model, tokens=ids) as rec:
             plain()
         return rec
@@ -114,7 +114,7 @@ def overhead(options: argparse.Namespace, folder: Path) -> None:
             plain()
         return None
 
-    arrays = list(in_memory().arrays.values())  # type: ignore[attr-defined]
+    arrays = list(in_memory().arrays.values())
 
     def writing() -> object:
         with next(fresh).open("wb") as file:

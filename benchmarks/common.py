@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the fetch of the real mode
 
 from tests.real_model import smollm2
 
-__all__ = ["in_own_process", "memory", "peak_since", "smollm2"]
+__all__ = ["in_own_process", "memory", "options_of_rounds", "peak_since", "smollm2"]
 
 
 def memory() -> dict[str, int]:
@@ -36,3 +37,12 @@ def in_own_process(script: str, *arguments: str) -> dict[str, Any]:
         sys.exit(done.stderr)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def options_of_rounds(description: str | None) -> argparse.Namespace:
+    """Return the options of a benchmark that makes checkpoints and runs each way in a process of its own."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", help="where the checkpoints are made and removed")
+    parser.add_argument("--run", nargs=2, metavar=("WAY", "CHECKPOINT"), help="one run, as JSON")
+    return parser.parse_args()

@@ -44,6 +44,7 @@ class LiveWired:
         files: all that it is made from, for its identity; ``None`` where that is not known: it is run anew
             each time, and no digest stands for it.
         run: runs it.
+        by_hand: how a user records the same run where its arrays can be looked at.
         made_from: what is known of that then, for a reader.
         settings: what the user set.
 
@@ -55,6 +56,7 @@ class LiveWired:
     path: Path
     files: tuple[Path, ...] | None
     run: RecordedRun
+    by_hand: str
     made_from: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     model: Model | None = None
@@ -101,7 +103,7 @@ class LiveWired:
                 where=f"{self.runtime}:{self.path}",
                 expected=error.expected if isinstance(error, TraceError) else "one array that fits it",
                 remedy="look whether --oracle is the model that it should be; to name the arrays yourself, "
-                f"{_RECORDED[self.runtime]}, and write a mapping: apr-falsify capture recorded:run "
+                f"{self.by_hand}, and write a mapping: apr-falsify capture recorded:run "
                 "--print-mapping --oracle MODEL > MAPPING.yaml",
             ) from error
 
@@ -148,13 +150,6 @@ class LiveWired:
             "settings": dict(self.settings),
         }
         return difference(trace, request, self.geometry, wanted)
-
-
-_RECORDED: Mapping[str, str] = {
-    "torch": "run the module within apr_falsify.record('run', model=module, tokens=ids)",
-    "onnx": "hand its arrays to rec(name, array) within apr_falsify.record('run', tokens=ids)",
-}
-"""Runtime -> how its arrays are kept where a user can look at them."""
 
 
 def reference_of(runtime: str, target: Target) -> Model:

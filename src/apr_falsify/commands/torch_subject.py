@@ -156,4 +156,5 @@ def open_torch(target: Target) -> LiveWired:
         made_from=f"{file.name} {sha256_of(file)[:16]}",
         settings={"built by": f"{file.name}:{build}"},
         run=TorchRun(file=file, build=build),
+        by_hand="run the module within apr_falsify.record('run', model=module, tokens=ids)",
     )

@@ -16,7 +16,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -143,24 +143,27 @@ class _Structure(pickle._Unpickler):
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]  # these three are of the class itself; typeshed lists none of them
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
 
     def _drop_state(self) -> None:
-        self.stack.pop()  # type: ignore[attr-defined]  # typeshed lists no attribute of this class
+        self.stack.pop()
 
     def _fill_set(self) -> None:
         raise pickle.UnpicklingError("a set, which holds no tensors")
 
     def _fill_dict(self) -> None:
-        items = self.pop_mark()  # type: ignore[attr-defined]
-        self.stack[-1].update(_ordered(zip(items[::2], items[1::2], strict=True)))  # type: ignore[attr-defined]
+        items = self.pop_mark()
+        self.stack[-1].update(_ordered(zip(items[::2], items[1::2], strict=True)))
 
     def _set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
-        self.stack[-1].update({_checked_key(key): value})  # type: ignore[attr-defined]
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1].update({_checked_key(key): value})
 
     def _make_dict(self) -> None:
-        items = self.pop_mark()  # type: ignore[attr-defined]
-        self.append(_ordered(zip(items[::2], items[1::2], strict=True)))  # type: ignore[attr-defined]
+        items = self.pop_mark()
+        self.append(_ordered(zip(items[::2], items[1::2], strict=True)))
 
     dispatch[pickle.BUILD[0]] = _drop_state
     dispatch[pickle.ADDITEMS[0]] = dispatch[pickle.FROZENSET[0]] = _fill_set

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -119,14 +120,18 @@ _FORMS: Mapping[str, DeltaForm] = {
 """A wrong rule -> its form."""
 
 
+def last_rows(case: Case, says: str, made: F64, name: str = "") -> Guess:
+    """Return a guess of what was computed from all tokens, of which the stage has the last ones."""
+    return Guess(says=says, values=f64(made)[-len(case.expected) :], sigma=case.sigma, name=name)
+
+
 def other_rule(case: Case) -> Iterator[Guess]:
     """Yield what is read from states by other rules."""
     sizes, passes = sizes_of(case.geometry), case.replayer.trace.passes
     x = without_padding(case.inputs["conv_out"], passes)
-    beta, decay, rows = case.inputs["beta"], case.inputs["decay"], len(case.expected)
+    beta, decay = case.inputs["beta"], case.inputs["decay"]
 
-    def guess(says: str, made: F64, name: str = "") -> Guess:
-        return Guess(says=says, values=made[-rows:], sigma=case.sigma, name=name)
+    guess = partial(last_rows, case)
 
     with np.errstate(over="ignore", invalid="ignore"):
         for says, form in _FORMS.items():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
 from apr_falsify.compare.variations.case import F64, Case, Guess
-from apr_falsify.compare.variations.recurrent import beginnings, log_of
+from apr_falsify.compare.variations.recurrent import beginnings, last_rows, log_of
 from apr_falsify.model.mixers import StateSpace
 from apr_falsify.operators.choices import f64
 from apr_falsify.operators.decay import softplus
@@ -82,8 +83,7 @@ def other_scan(case: Case) -> Iterator[Guess]:
     rows = len(case.expected)
     x = values[-rows:, : sizes.channels].reshape(rows, sizes.heads, -1)
 
-    def guess(says: str, made: F64, name: str = "") -> Guess:
-        return Guess(says=says, values=f64(made)[-rows:], sigma=case.sigma, name=name)
+    guess = partial(last_rows, case)
 
     def added(factor: F64) -> F64:
         """Return the scan with D x times a further factor [S, H] or [H]."""
